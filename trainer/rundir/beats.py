@@ -1,0 +1,157 @@
+"""Beats: passive memory in which each rank leaves its pid, step and phase for the supervisor to read.
+
+One mmapped file an attempt: a header record, then one 64-byte record a rank, each of eight int64 words.
+Every word is written whole (aligned, 8 bytes), so a reader sees an old or a new value, never half of one; words are
+not consistent with each other, and nothing depends on that. A beat costs no system call, lock, thread or socket.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_WORDS = 8
+_RECORD = _WORDS * 8
+_MAGIC = 0x5355504552563031  # "SUPERV01": the last two characters are the layout's version
+_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST = range(7)
+_H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
+
+
+class Phase(enum.IntEnum):
+    """What a rank is doing. Each phase has its own limit for being silent."""
+
+    NONE = 0
+    STARTUP = 1
+    FIRST_STEP = 2
+    TRAIN = 3
+    SAVE = 4
+    EVAL = 5
+    TEARDOWN = 6
+
+
+class Source(enum.IntEnum):
+    """Who writes the steps: nobody yet, the optimizer hook (any script), or a loop that says its phases."""
+
+    NONE = 0
+    HOOK = 1
+    LOOP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One rank's record as read. `at` is CLOCK_MONOTONIC seconds, one clock for every process of the machine."""
+
+    rank: int
+    pid: int
+    step: int
+    phase: Phase
+    at: float
+    source: Source
+    saves: int
+    """Calls of torch.save that returned, by a script that has no Checkpointer: a sign that it keeps its progress."""
+    first_step: int
+    """The step that this rank went on from (-1 before it is known)."""
+
+
+def create_beats(path: Path, world_size: int) -> None:
+    """`path` is a beats file for `world_size` ranks, all silent, its blocks allocated so that no write can fail later."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # A full disk must be an OSError here, not a SIGBUS in the middle of training.
+        os.posix_fallocate(fd, 0, _RECORD * (world_size + 1))
+        with mmap.mmap(fd, 0) as memory, memoryview(memory) as raw, raw.cast("q") as words:
+            words[_H_WORLD] = world_size
+            for rank in range(world_size):
+                words[(rank + 1) * _WORDS + _LOWEST] = -1
+            words[_H_MAGIC] = _MAGIC
+    finally:
+        os.close(fd)
+
+
+class _Mapped:
+    def __init__(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._memory = mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+        self._words = memoryview(self._memory).cast("q")
+        if self._words[_H_MAGIC] != _MAGIC:
+            self.close()
+            raise ValueError(f"{path} is not a beats file of this version")
+
+    def close(self) -> None:
+        self._words.release()
+        self._memory.close()
+
+
+class BeatWriter(_Mapped):
+    """A rank's own record, in the rank."""
+
+    def __init__(self, path: Path, rank: int, pid: int) -> None:
+        super().__init__(path)
+        self._base = (rank + 1) * _WORDS
+        self._put(_PHASE, Phase.STARTUP)
+        self._put(_NS, time.monotonic_ns())
+        self._put(_PID, pid)
+
+    def _put(self, word: int, value: int) -> None:
+        self._words[self._base + word] = value
+
+    def step(self, done: int, source: Source = Source.LOOP) -> None:
+        """The supervisor can read that this rank has finished `done` steps and trains on."""
+        words, base = self._words, self._base
+        words[base + _STEP] = done
+        words[base + _PHASE] = Phase.TRAIN
+        words[base + _SOURCE] = source
+        words[base + _NS] = time.monotonic_ns()
+
+    def phase(self, phase: Phase) -> None:
+        """The supervisor can read that this rank is in `phase` since now."""
+        self._put(_PHASE, phase)
+        self._put(_NS, time.monotonic_ns())
+
+    def resume_at(self, step: int) -> None:
+        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone."""
+        self._put(_STEP, step)
+        self._put(_LOWEST, step)
+
+    def saved(self) -> None:
+        """One more torch.save of the script's own has returned."""
+        self._words[self._base + _SAVES] += 1
+
+    def faults_asked(self) -> int:
+        """How often the supervisor has said that a fault was added: when it changes, read the faults folder again."""
+        return self._words[_H_FAULTS]
+
+
+class BeatReader(_Mapped):
+    """All records of an attempt, in the supervisor."""
+
+    def read(self) -> list[Beat]:
+        """The beats of the ranks that have registered, by rank."""
+        found = []
+        for rank in range(self._words[_H_WORLD]):
+            record = self._words[(rank + 1) * _WORDS : (rank + 2) * _WORDS].tolist()
+            if record[_PID]:
+                found.append(
+                    Beat(
+                        rank=rank,
+                        pid=record[_PID],
+                        step=record[_STEP],
+                        phase=Phase(record[_PHASE]),
+                        at=record[_NS] / 1e9,
+                        source=Source(record[_SOURCE]),
+                        saves=record[_SAVES],
+                        first_step=record[_LOWEST],
+                    )
+                )
+        return found
+
+    def ask_faults(self) -> None:
+        """Every rank looks into the faults folder at its next step."""
+        self._words[_H_FAULTS] += 1

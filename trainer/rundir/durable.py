@@ -1,0 +1,118 @@
+"""Files that are old or new, never between.
+
+Failure model: a process may die between any two calls here, and a power cut may lose, keep or cut short any write
+that was not fsynced, and any rename, creation or removal whose folder was not fsynced. Under both, a reader sees the
+old content or the new.
+
+    replace_file:  write tmp -> fsync tmp -> rename over path -> fsync folder
+    publish_dir:   (files written and fsynced) -> fsync folder -> rename to its name = COMMIT -> fsync parent
+
+Every call goes through `Disk`, the one seam at which tests cut the power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
+
+_serial = itertools.count()
+
+
+class Disk:
+    """The real file system. Tests derive from it to fail, to stop, or to lose what was not synced."""
+
+    def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
+        """`path` holds exactly `chunks`, synced. It did not exist before (FileExistsError). OSError as the system says."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for chunk in chunks:
+                self.write(fd, path, chunk)
+            self.fsync(fd, path)
+        finally:
+            os.close(fd)
+
+    def write(self, fd: int, path: Path, chunk: Buffer) -> None:
+        view = memoryview(chunk).cast("B")
+        while view:
+            # Linux writes at most 2 GiB a call, and a full disk shows first as a short write.
+            view = view[os.write(fd, view) :]
+
+    def fsync(self, fd: int, path: Path) -> None:
+        os.fsync(fd)
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def sync_dir(self, path: Path) -> None:
+        """Creations, renames and removals made in `path` before this call survive a power cut."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+DISK = Disk()
+
+
+def replace_file(path: Path, data: Buffer, disk: Disk = DISK) -> None:
+    """`path` holds `data`, durably; at every instant before, it held its old content. On error the old one stays."""
+    # A name of its own for each writer: two processes replacing one file must not share a temporary.
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
+    try:
+        disk.create(temporary, [data])
+        disk.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
+    disk.sync_dir(path.parent)
+
+
+def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
+    """The finished folder `temporary` is known as `final`, durably; OSError if `final` exists and is not empty."""
+    disk.sync_dir(temporary)
+    disk.rename(temporary, final)
+    disk.sync_dir(final.parent)
+
+
+def append_line(fd: int, line: bytes) -> None:
+    """`line` and a newline are appended to `fd` (opened O_APPEND) in one write, or OSError if that was cut short."""
+    data = line + b"\n"
+    if os.write(fd, data) != len(data):
+        raise OSError(28, "short write: no space left on device")
+
+
+def mend_tail(path: Path) -> int:
+    """`path` ends with a newline or is empty: a torn last line is cut off. Returns the bytes cut; 0 if there is no file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = end = os.fstat(fd).st_size
+        while end > 0:
+            start = max(0, end - 65536)
+            block = os.pread(fd, end - start, start)
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(fd, end)
+            os.fsync(fd)
+        return size - end
+    finally:
+        os.close(fd)

@@ -1,0 +1,16 @@
+"""Durations as people write them: 250ms 30s 5m 2h 1d, or plain seconds."""
+
+from __future__ import annotations
+
+import re
+
+_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d|)$")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, zero or more. ValueError says what is accepted."""
+    match = _DURATION.match(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write one like 30s, 5m or 2h")
+    return float(match[1]) * _UNIT[match[2]]

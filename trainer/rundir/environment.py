@@ -1,0 +1,51 @@
+"""The environment that the supervisor gives to every rank, and how a rank reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.rundir.layout import AttemptDir, RunDir
+
+MARK = "SUPERVISE_MARK"
+"""Carried by every process of a run, whoever its parent is now: <mark of the run>.<attempt>."""
+RUN_ID = "SUPERVISE_RUN_ID"
+RUN_DIR = "SUPERVISE_RUN_DIR"
+ATTEMPT = "SUPERVISE_ATTEMPT"
+SUPERVISOR_PID = "SUPERVISE_SUPERVISOR_PID"
+RESUME = "SUPERVISE_RESUME"
+"""auto, never or must: whether this attempt restores a checkpoint."""
+RESUME_STEP = "SUPERVISE_RESUME_STEP"
+"""The newest committed step when the attempt was launched, or -1."""
+RESUME_FROM = "SUPERVISE_RESUME_FROM"
+"""That checkpoint's path, or empty."""
+
+PREEMPTED = 75
+"""EX_TEMPFAIL: a worker exits with it after a checkpoint that it was asked for; safe to launch again."""
+NEVER_RESTART = 78
+"""EX_CONFIG: a worker exits with it when no restart can help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """The place of a rank under a supervisor."""
+
+    run: RunDir
+    attempt_number: int
+    attempt: AttemptDir
+    resume: str
+    supervisor_pid: int
+
+
+def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
+    """Who supervises this process, or None when nobody does."""
+    run_dir, attempt = environ.get(RUN_DIR), environ.get(ATTEMPT)
+    if not run_dir or attempt is None or MARK not in environ:
+        return None
+    run = RunDir(Path(run_dir))
+    number = int(attempt)
+    return Supervised(
+        run, number, run.attempt(number), environ.get(RESUME, "auto"), int(environ.get(SUPERVISOR_PID, "0"))
+    )

@@ -1,0 +1,200 @@
+"""Faults asked for on purpose: what they are, when they are due, and that each fires once a run.
+
+A spec reads `KIND[:key=value,...][@trigger=value]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`,
+`corrupt:checkpoint=latest`. A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates
+`faults/0001.rank1.fired` exclusively and syncs it. So it fires once a run, whatever dies in between.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.rundir.beats import Phase
+from trainer.rundir.duration import parse_duration
+
+SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
+"""Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
+IN_RANK = ("exc", "exit", "oom", "gil", "hang", "slow", "nan", "enospc")
+ON_CHECKPOINT = ("torn", "corrupt")
+ON_SUPERVISION = ("kill-launcher", "kill-supervisor")
+KINDS = (*SIGNALS, *IN_RANK, *ON_CHECKPOINT, *ON_SUPERVISION)
+
+_PARAMETERS = {
+    "rank": "a rank or 'all'",
+    "checkpoint": "a step or 'latest'",
+    "code": "an exit code",
+    "seconds": "a duration",
+}
+_TRIGGERS = ("step", "after", "phase")
+
+
+class FaultSpecError(ValueError):
+    """A spec that cannot be read; the text says what is wrong and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. `rank` None means every rank; `step`, `after`, `phase` all None means as soon as possible."""
+
+    kind: str
+    rank: int | None = 0
+    checkpoint: int | None = None
+    """The step whose checkpoint is damaged; None for the newest."""
+    code: int = 1
+    seconds: float = 2.0
+    """How long `slow` sleeps once."""
+    step: int | None = None
+    after: float | None = None
+    phase: Phase | None = None
+    text: str = ""
+    number: int = 0
+    armed: float = 0.0
+    """CLOCK_MONOTONIC seconds at which it was asked for."""
+
+    def on(self, rank: int) -> bool:
+        return self.rank is None or self.rank == rank
+
+    def due(self, step: int, now: float, phase: Phase | None = None) -> bool:
+        """Whether its trigger has come, at a moment when `step` steps are done (and `phase` is entered)."""
+        if self.phase is not None:
+            return phase == self.phase
+        if self.step is not None:
+            return step >= self.step
+        if self.after is not None:
+            return now >= self.armed + self.after
+        return True
+
+
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {' '.join(known)}"
+
+
+def _pairs(text: str, known: tuple[str, ...], what: str, spec: str) -> dict[str, str]:
+    found = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in known:
+            raise FaultSpecError(f"fault {spec!r}: unknown {what} {key!r}{_nearest(key, known)}")
+        if not equals or not value:
+            raise FaultSpecError(f"fault {spec!r}: {key} needs a value, as in {key}=1")
+        found[key] = value
+    return found
+
+
+def _whole(value: str, key: str, spec: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", value):
+        raise FaultSpecError(f"fault {spec!r}: {key} must be a whole number, not {value!r}")
+    return int(value)
+
+
+def _seconds(value: str, key: str, spec: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise FaultSpecError(f"fault {spec!r}: {key}: {error}") from None
+
+
+def parse_fault(spec: str) -> Fault:
+    """The fault that `spec` asks for, or FaultSpecError."""
+    head, at, trigger = spec.strip().partition("@")
+    kind, _, parameters = head.partition(":")
+    if kind not in KINDS:
+        raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}{_nearest(kind, KINDS)}")
+    given = _pairs(parameters, tuple(_PARAMETERS), "parameter", spec)
+    when = _pairs(trigger, _TRIGGERS, "trigger", spec)
+    if at and len(when) != 1:
+        raise FaultSpecError(f"fault {spec!r}: after '@' comes one of step=N, after=DURATION, phase=NAME")
+    phase = when.get("phase")
+    names = tuple(p.name.lower() for p in Phase if p is not Phase.NONE)
+    if phase is not None and phase not in names:
+        raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}{_nearest(phase, names)}")
+    rank, checkpoint = given.get("rank", "0"), given.get("checkpoint", "latest")
+    return Fault(
+        kind=kind,
+        rank=None if rank == "all" else _whole(rank, "rank", spec),
+        checkpoint=None if checkpoint == "latest" else _whole(checkpoint, "checkpoint", spec),
+        code=_whole(given["code"], "code", spec) % 256 if "code" in given else 1,
+        seconds=_seconds(given["seconds"], "seconds", spec) if "seconds" in given else 2.0,
+        step=_whole(when["step"], "step", spec) if "step" in when else None,
+        after=_seconds(when["after"], "after", spec) if "after" in when else None,
+        phase=Phase[phase.upper()] if phase else None,
+        text=spec.strip(),
+    )
+
+
+def arm(folder: Path, fault: Fault) -> int:
+    """The fault has a file and a number of its own in `folder`; it waits there until its trigger comes."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    body = json.dumps({"spec": fault.text, "armed": time.monotonic(), "time": time.time()}).encode()
+    number = 1 + max((int(p.name[:4]) for p in folder.glob("[0-9][0-9][0-9][0-9].*")), default=0)
+    while True:
+        # Written aside first and linked to its number, so that a reader never sees half a spec.
+        temporary = folder / f".spec-{os.getpid()}"
+        temporary.write_bytes(body)
+        try:
+            os.link(temporary, folder / f"{number:04d}.spec")
+            return number
+        except FileExistsError:
+            number += 1
+        finally:
+            temporary.unlink()
+
+
+def armed(folder: Path) -> list[Fault]:
+    """Every fault of the run, fired or not, by number; a file that is not a spec is passed over."""
+    faults = []
+    for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].spec")):
+        try:
+            body = json.loads(path.read_bytes())
+            fault = parse_fault(body["spec"])
+            since = float(body["armed"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        values = {name: getattr(fault, name) for name in Fault.__slots__}
+        faults.append(Fault(**{**values, "number": int(path.name[:4]), "armed": since}))
+    return faults
+
+
+def _mark(folder: Path, fault: Fault, rank: int | None) -> Path:
+    return folder / (f"{fault.number:04d}.fired" if rank is None else f"{fault.number:04d}.rank{rank}.fired")
+
+
+def has_fired(folder: Path, fault: Fault, rank: int | None) -> bool:
+    return _mark(folder, fault, rank).exists()
+
+
+def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int) -> bool:
+    """True once a run for each fault and rank, and then it is on disk that the fault fires: now fire it."""
+    body = {"spec": fault.text, "rank": rank, "attempt": attempt, "step": step, "mono": time.monotonic()}
+    path = _mark(folder, fault, rank)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        os.write(fd, json.dumps(body).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def fired(folder: Path) -> dict[str, dict[str, Any]]:
+    """What has fired, by file name: spec, rank, attempt, step, mono."""
+    found = {}
+    for path in sorted(folder.glob("*.fired")):
+        try:
+            body = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(body, dict):
+            found[path.name] = body
+    return found

@@ -1,0 +1,118 @@
+"""Every path name inside a run directory, once.
+
+    run.json  events.jsonl  lock  metrics.jsonl  supervisor.log
+    attempts/0003/    beats  launcher.log  launcher.json  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
+    checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
+    faults/           0001.spec  0001.fired
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_STEP = re.compile(r"^step-(\d{8,})$")
+_ATTEMPT = re.compile(r"^\d{4,}$")
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDir:
+    """The folder of one attempt; it is never deleted or reused."""
+
+    path: Path
+
+    @property
+    def beats(self) -> Path:
+        return self.path / "beats"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.path / "launcher.log"
+
+    @property
+    def launcher_report(self) -> Path:
+        return self.path / "launcher.json"
+
+    @property
+    def stacks(self) -> Path:
+        return self.path / "stacks"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        return self.path / f"error.rank{rank}.json"
+
+    def notes(self, rank: int) -> Path:
+        return self.path / f"notes.rank{rank}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's folder: one request, many attempts."""
+
+    path: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def holder(self) -> Path:
+        """Who holds the lock, for people to read; the flock on `lock` is what counts."""
+        return self.path / "lock.json"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.path / "supervisor.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def faults(self) -> Path:
+        return self.path / "faults"
+
+    def attempt(self, number: int) -> AttemptDir:
+        return AttemptDir(self.path / "attempts" / f"{number:04d}")
+
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts that have a folder, oldest first."""
+        folder = self.path / "attempts"
+        if not folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in folder.iterdir() if _ATTEMPT.match(p.name))
+
+
+def step_name(step: int) -> str:
+    """The folder name of the checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a committed checkpoint's folder name carries, or None for any other name."""
+    match = _STEP.match(name)
+    return int(match[1]) if match else None
+
+
+def committed_steps(checkpoints: Path) -> list[int]:
+    """Steps with a committed checkpoint folder, oldest first; says nothing of whether they verify."""
+    try:
+        names = [p.name for p in checkpoints.iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(step for step in map(step_of, names) if step is not None)

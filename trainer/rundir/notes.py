@@ -1,0 +1,64 @@
+"""Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of them.
+
+Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error},
+`checkpoint_bad` {path, reason, moved_to}, `fault` {spec}, `warning` {text}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.rundir.durable import append_line
+
+
+class NoteWriter:
+    """A rank's own notes file, made with its first note. It never raises: a note is not worth a training run."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        """The note is in the file, whole, unless the disk refused it."""
+        if self._path is None:
+            return
+        line = json.dumps({"kind": kind, "mono": time.monotonic(), **fields}, default=str)
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                append_line(fd, line.encode())
+            finally:
+                os.close(fd)
+        except OSError:
+            pass
+
+
+class NoteReader:
+    """Follows one notes file; whole lines only, what is not a note is passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The notes that were added since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        notes = []
+        for line in whole.splitlines():
+            try:
+                note = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(note, dict) and isinstance(note.get("kind"), str):
+                notes.append(note)
+        return notes
