@@ -1,0 +1,1 @@
+"""Launches torchrun jobs, watches them, relaunches them with resume. Never imports torch."""
