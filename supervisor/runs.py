@@ -66,7 +66,7 @@ def find(name: str | None, root: Path = RUNS) -> Known:
         return known
     runs = all_runs(root)
     if name is None:
-        if here := load(Path(".")):
+        if here := load(Path()):
             return here
         if not runs:
             raise NoSuchRun(f"no run in {root}/; start one with: supervise launch")

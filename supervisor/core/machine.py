@@ -1,0 +1,237 @@
+"""The state machine: (policy, state, observation) to (state, actions). Everything a run can do is drawn here.
+
+                    verdict or stop                    group gone: decide
+    RUNNING ────────────────────────────> STOPPING ──────────────────────> BACKOFF ── delay over ──> RUNNING
+       ^                                     │  │                             │                  (attempt + 1)
+    start                                    │  └── still alive 20 s after KILL ──> ENDED 106
+                                             └── decided to end, or stop ─────────> ENDED <── stop
+
+Every verdict passes through STOPPING, a finished run's too, so that "nothing of the old attempt is alive" is checked
+in one place, and the decision is taken when the newest checkpoint is known.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+
+from supervisor.core.diagnose import diagnose
+from supervisor.core.hang import Hang, look
+from supervisor.core.model import (
+    Action,
+    Cause,
+    DumpStacks,
+    Emit,
+    End,
+    History,
+    Launch,
+    Observation,
+    Policy,
+    Reach,
+    Send,
+    StopKind,
+    Verdict,
+)
+from supervisor.core.policy import STUCK, decide, learn
+
+LINGER = 2.0
+"""Seconds that what a finished script leaves behind (an uploader, say) may take to end by itself."""
+LINGER_TERM = 5.0
+"""Seconds that it then has after a TERM."""
+
+
+class Mode(enum.Enum):
+    RUNNING = "running"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the machine remembers. `attempt` is the number of the attempt that runs or ran last."""
+
+    mode: Mode = Mode.BACKOFF
+    attempt: int = -1
+    history: History = field(default_factory=History)
+    hang: Hang = field(default_factory=Hang)
+    verdict: Verdict | None = None
+    stepped: bool = False
+    step: int = -1
+    saves: int = 0
+    term_at: float | None = None
+    kill_at: float | None = None
+    killed_at: float | None = None
+    next_at: float = 0.0
+    """When BACKOFF is over."""
+
+
+def begin(last_attempt: int, history: History) -> State:
+    """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none)."""
+    return State(attempt=last_attempt, history=history)
+
+
+def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -> tuple[State, list[Action]]:
+    """The next state, and what to do now."""
+    match state.mode:
+        case Mode.RUNNING:
+            return _running(policy, state, seen)
+        case Mode.STOPPING:
+            return _stopping(policy, state, seen, jitter)
+        case Mode.BACKOFF:
+            return _backoff(state, seen)
+        case Mode.ENDED:
+            return state, []
+
+
+def deadline(state: State) -> float | None:
+    """The next moment at which step() could act without anything new to see."""
+    match state.mode:
+        case Mode.BACKOFF:
+            return state.next_at
+        case Mode.STOPPING:
+            times = [t for t in (state.term_at, state.kill_at) if t is not None]
+            return min(times, default=None)
+        case _:
+            return None
+
+
+def _backoff(state: State, seen: Observation) -> tuple[State, list[Action]]:
+    if seen.stop is not None:
+        return _end_stopped(state, seen.stop)
+    if seen.now < state.next_at:
+        return state, []
+    attempt = state.attempt + 1
+    started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt())
+    return started, [Launch(attempt)]
+
+
+def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, list[Action]]:
+    state = _note_progress(state, seen)
+    hang, silence = look(state.hang, policy, seen)
+    state = replace(state, hang=hang)
+    verdict = diagnose(seen, state.stepped, state.step)
+    if verdict is None and seen.stop is not None:
+        return _ask(policy, state, seen, seen.stop)
+    if verdict is None and silence is not None:
+        cause = Cause.STOPPED if silence.stopped else Cause.HANG
+        verdict = Verdict(
+            cause, silence.reason, seen.now, silence.rank, step=state.step, failed_at=silence.since
+        )
+    if verdict is None:
+        return state, []
+    return _conclude(state, seen, verdict)
+
+
+def _note_progress(state: State, seen: Observation) -> State:
+    trained = [r.step for r in seen.ranks if r.phase in ("train", "save", "eval", "teardown") and r.step >= 0]
+    return replace(
+        state,
+        stepped=state.stepped or bool(trained),
+        step=max([state.step, *trained]),
+        saves=max(state.saves, seen.saves),
+    )
+
+
+def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State, list[Action]]:
+    """STOPPING after a verdict: what is left of a failed attempt is of no use to anyone, and is killed at once."""
+    actions: list[Action] = [_verdict_event(verdict, seen.now)]
+    state = replace(state, mode=Mode.STOPPING, verdict=verdict)
+    if verdict.cause is Cause.FINISHED:
+        return replace(state, term_at=seen.now + LINGER, kill_at=seen.now + LINGER + LINGER_TERM), actions
+    if verdict.cause in (Cause.HANG, Cause.STOPPED):
+        actions.append(DumpStacks())
+    return replace(state, killed_at=seen.now), [*actions, Send("KILL", Reach.ALL)]
+
+
+def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tuple[State, list[Action]]:
+    """STOPPING because somebody asked: a TERM to each rank, once, and the whole grace for a last checkpoint."""
+    cause = Cause.STOPPED_BY_USER if stop is StopKind.USER else Cause.PREEMPTED
+    reason = "stopped by the user" if stop is StopKind.USER else "asked to stop by a signal (preemption)"
+    verdict = Verdict(cause, reason, seen.now, step=state.step, failed_at=seen.now)
+    event = Emit("stop_requested", fields={"by": stop.value, "step": state.step, "now": seen.stop_now})
+    state = replace(state, mode=Mode.STOPPING, verdict=verdict)
+    if seen.stop_now:
+        return replace(state, killed_at=seen.now), [event, Send("KILL", Reach.ALL)]
+    return replace(state, kill_at=seen.now + policy.grace), [event, Send("TERM", Reach.RANKS)]
+
+
+def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) -> tuple[State, list[Action]]:
+    state = _note_progress(state, seen)
+    if seen.alive == 0:
+        return _gone(policy, state, seen, jitter)
+    if state.killed_at is not None:
+        if seen.now >= state.killed_at + policy.stuck_after:
+            return _stuck(state, seen)
+        return state, [Send("KILL", Reach.ALL)]
+    ranks_gone = not seen.ranks and state.verdict is not None and state.verdict.cause is not Cause.FINISHED
+    if ranks_gone and any(e.rank is not None for e in seen.exits):
+        # The ranks have done what they were asked; the rest gets the time of a finished run, not the whole grace.
+        state = replace(state, kill_at=min(state.kill_at or seen.now, seen.now + LINGER))
+    if seen.stop_now or (state.kill_at is not None and seen.now >= state.kill_at):
+        return replace(state, killed_at=seen.now, term_at=None), [Send("KILL", Reach.ALL)]
+    if state.term_at is not None and seen.now >= state.term_at:
+        return replace(state, term_at=None), [Send("TERM", Reach.ALL)]
+    return state, []
+
+
+def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tuple[State, list[Action]]:
+    verdict = state.verdict
+    assert verdict is not None
+    after = learn(state.history, verdict, state.stepped, seen.checkpoint_step, state.saves)
+    gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step})
+    if seen.stop is not None and verdict.cause is not Cause.FINISHED:
+        state, actions = _end_stopped(replace(state, history=after), seen.stop)
+        return state, [gone, *actions]
+    decision, after = decide(policy, verdict, state.history, after, seen.now, jitter)
+    state = replace(state, history=after)
+    if decision.delay is None:
+        end = End(decision.exit_code, decision.state, decision.reason)
+        return replace(state, mode=Mode.ENDED), [gone, end]
+    fields = {
+        "delay_s": round(decision.delay, 3),
+        "counted": verdict.cause is not Cause.PREEMPTED,
+        "checkpoint_step": seen.checkpoint_step,
+        "lost_steps": max(0, state.step - max(seen.checkpoint_step, 0)) if state.stepped else 0,
+        "best_step": after.best_step,
+        "barren": after.barren,
+        "startup_failures": after.startup_failures,
+        "signature": [str(part) for part in verdict.signature],
+        "reason": decision.reason,
+    }
+    waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay)
+    return waiting, [gone, Emit("relaunch_scheduled", "warning", fields)]
+
+
+def _end_stopped(state: State, stop: StopKind) -> tuple[State, list[Action]]:
+    if stop is StopKind.USER:
+        end = End(103, "stopped", f"stopped by the user at step {state.step}")
+    else:
+        end = End(75, "preempted", f"preempted at step {state.step}; safe to launch again")
+    return replace(state, mode=Mode.ENDED), [end]
+
+
+def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
+    reason = (
+        f"{seen.alive} processes are alive {seen.now - (state.killed_at or seen.now):.0f} s after SIGKILL"
+    )
+    return replace(state, mode=Mode.ENDED), [End(STUCK, "stuck", reason)]
+
+
+def _verdict_event(verdict: Verdict, now: float) -> Emit:
+    finished = verdict.cause is Cause.FINISHED
+    return Emit(
+        "verdict",
+        "info" if finished else "error",
+        {
+            "cause": verdict.cause.value,
+            "rank": verdict.rank,
+            "signal": verdict.signal,
+            "exit_code": verdict.exit_code,
+            "step": verdict.step,
+            "collateral": list(verdict.collateral),
+            "detect_s": round(now - verdict.failed_at, 4),
+            "failed_mono": verdict.failed_at,
+            "reason": verdict.reason,
+        },
+    )

@@ -1,0 +1,198 @@
+"""What the core sees, concludes and asks for. Frozen values only; every time is in seconds of one monotonic clock."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Cause(enum.Enum):
+    """Why an attempt is over."""
+
+    FINISHED = "finished"
+    USER_ERROR = "user_error"
+    STARTUP_ERROR = "startup_error"
+    EXCEPTION = "exception"
+    KILLED = "killed"
+    SEGFAULT = "segfault"
+    ABORT = "abort"
+    HANG = "hang"
+    STOPPED = "stopped"
+    PREEMPTED = "preempted"
+    STOPPED_BY_USER = "stopped_by_user"
+    LAUNCHER_DIED = "launcher_died"
+
+
+class StopKind(enum.Enum):
+    """Who wants the run to stop, which settles the exit code: a person (103) or the machine's owner (75)."""
+
+    USER = "user"
+    PREEMPTION = "preemption"
+
+
+class Reach(enum.Enum):
+    """Whom a signal of the stop ladder goes to."""
+
+    RANKS = "ranks"
+    """The ranks themselves, once each: not their children, and not the launcher, which would repeat it to them."""
+    ALL = "all"
+    """Every process of the attempt, by pidfd, until none is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of one run, as asked for."""
+
+    max_restarts: int = 3
+    window: float = 3600.0
+    no_progress_limit: int = 3
+    backoff_min: float = 1.0
+    backoff_max: float = 300.0
+    grace: float = 45.0
+    hang_timeout: float | None = None
+    """Seconds without a step in the train phase; None learns it from the steps seen; infinity never fires."""
+    startup_timeout: float = 1800.0
+    stuck_after: float = 20.0
+    """Seconds that a process may outlive its SIGKILL before the run ends with 106."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process of the attempt that is gone. `rank` None is the launcher. `status`: exit code, or minus the signal;
+    None where the system did not tell."""
+
+    rank: int | None
+    status: int | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An exception that ended a rank's script, recorded by the rank before it began to exit."""
+
+    rank: int
+    type: str
+    message: str
+    frame: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """A living rank as seen by its beats and by the kernel."""
+
+    rank: int
+    step: int
+    phase: str
+    beat_at: float
+    announces: bool
+    """Whether its loop says its phases itself; otherwise only optimizer steps are known."""
+    stopped: bool = False
+    """State T: a signal or a debugger has stopped it."""
+    cpu: float = 0.0
+    """Seconds of CPU it has used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at the world saw."""
+
+    now: float
+    ranks: tuple[RankView, ...] = ()
+    exits: tuple[Exit, ...] = ()
+    raised: tuple[Raised, ...] = ()
+    alive: int = 0
+    """Processes of the attempt that are not yet gone, whoever their parent is."""
+    checkpoint_step: int = -1
+    """Newest committed checkpoint, or -1."""
+    saves: int = 0
+    """Checkpoints that the script wrote in its own format in this attempt."""
+    log_grew_at: float = 0.0
+    stop: StopKind | None = None
+    stop_now: bool = False
+    """The stop was asked for a second time, or with --now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happened, with the evidence in one sentence."""
+
+    cause: Cause
+    reason: str
+    at: float
+    rank: int | None = None
+    signal: int | None = None
+    exit_code: int | None = None
+    step: int = -1
+    frame: str = ""
+    failed_at: float = 0.0
+    """The earliest moment at which the failure can be placed."""
+    collateral: tuple[int, ...] = ()
+    """Ranks that failed because another one had."""
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Two failures with the same signature are taken for the same bug."""
+        return (self.cause, self.frame, self.step, self.exit_code, self.signal)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the attempts so far say about the next one."""
+
+    restarts: tuple[float, ...] = ()
+    """When a counted restart was decided, since the last progress."""
+    barren: int = 0
+    """Attempts in a row that left no new checkpoint."""
+    startup_failures: int = 0
+    """Attempts in a row that failed by themselves before their first step."""
+    best_step: int = -1
+    """Highest checkpoint seen."""
+    signature: tuple[Any, ...] | None = None
+    """Of the last failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What we do: launch again after `delay` seconds, or end the run with `exit_code`."""
+
+    reason: str
+    delay: float | None = None
+    exit_code: int = 0
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `signal` (TERM or KILL); KILL is preceded by nothing and repeated until the tree is empty."""
+
+    signal: str
+    reach: Reach
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """Keep the stacks of all ranks in the attempt's folder, within a bounded time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    event: str
+    level: str = "info"
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    exit_code: int
+    state: str
+    reason: str
+
+
+Action = Launch | Send | DumpStacks | Emit | End

@@ -1,0 +1,144 @@
+"""Lines out of the bytes of a log, whatever the pieces in which they arrive.
+
+    bytes ── feed ──▶ pending ──▶ Line(NEWLINE)    a newline came
+                             ├──▶ Line(CUT)        longer than CAP; it goes on in the next piece
+                             └──▶ Line(OPEN)       flush: shown before its newline came
+
+What is pending is never more than CAP bytes, and the same bytes give the same lines in any chunking.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+CAP = 65536
+
+
+class End(enum.Enum):
+    """Why a line ends where it does."""
+
+    NEWLINE = "newline"
+    CUT = "cut"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line as it is to be shown; its bytes are not yet fit for a terminal."""
+
+    data: bytes
+    end: End = End.NEWLINE
+
+
+class Splitter(Protocol):
+    """What makes lines of bytes."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether flush() would give something."""
+
+    @property
+    def bar(self) -> bool:
+        """Whether the line so far is a progress bar, which replaces itself by carriage returns."""
+
+    def feed(self, data: bytes) -> list[Line]:
+        """The lines that `data` completes."""
+
+    def flush(self) -> list[Line]:
+        """What is pending, as an OPEN line; its bytes are not given again."""
+
+
+class LineSplitter:
+    """Lines without their ends. Of states separated by carriage returns only the last is kept, as a terminal would."""
+
+    def __init__(self) -> None:
+        self._state = bytearray()
+        self._before = b""
+        self._given = False
+        self.bar = False
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._state or self._before)
+
+    def feed(self, data: bytes) -> list[Line]:
+        lines: list[Line] = []
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            self._extend(part, lines)
+            self._end(lines)
+        self._extend(rest, lines)
+        return lines
+
+    def flush(self) -> list[Line]:
+        data = bytes(self._state) or self._before
+        self._state.clear()
+        self._before = b""
+        if not data:
+            return []
+        self._given = True
+        return [Line(data, End.OPEN)]
+
+    def _extend(self, part: bytes, lines: list[Line]) -> None:
+        first, *states = part.split(b"\r")
+        self._append(first, lines)
+        for state in states:
+            self.bar = True
+            if self._state:
+                self._before = bytes(self._state)
+                self._state.clear()
+            self._append(state, lines)
+
+    def _append(self, data: bytes, lines: list[Line]) -> None:
+        self._state += data
+        while len(self._state) >= CAP:
+            lines.append(Line(bytes(self._state[:CAP]), End.CUT))
+            del self._state[:CAP]
+            self._before, self._given = b"", True
+
+    def _end(self, lines: list[Line]) -> None:
+        data = bytes(self._state) or self._before
+        # The newline of what was cut or flushed already is not one more, empty, line.
+        if data or not self._given:
+            lines.append(Line(data))
+        self._state.clear()
+        self._before, self._given, self.bar = b"", False, False
+
+
+class RawSplitter:
+    """Lines with their ends, carriage returns and all: joined, they are the bytes that came in."""
+
+    def __init__(self) -> None:
+        self._state = bytearray()
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._state)
+
+    @property
+    def bar(self) -> bool:
+        return b"\r" in self._state
+
+    def feed(self, data: bytes) -> list[Line]:
+        lines: list[Line] = []
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            self._append(part, lines)
+            self._state += b"\n"
+            lines.append(Line(bytes(self._state)))
+            self._state.clear()
+        self._append(rest, lines)
+        return lines
+
+    def flush(self) -> list[Line]:
+        data = bytes(self._state)
+        self._state.clear()
+        return [Line(data, End.OPEN)] if data else []
+
+    def _append(self, part: bytes, lines: list[Line]) -> None:
+        self._state += part
+        while len(self._state) >= CAP:
+            lines.append(Line(bytes(self._state[:CAP]), End.CUT))
+            del self._state[:CAP]

@@ -1,0 +1,37 @@
+"""Log text that cannot drive the terminal it is shown on."""
+
+from __future__ import annotations
+
+import re
+
+# The introducers of a sequence are ESC and a letter, or one C1 character; OSC and its kind run to BEL or ST.
+_SEQUENCE = re.compile(
+    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
+    "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\\\|\x9c)"
+    "|\x1b[ -/]+[0-~]"
+    "|\x1b[0-OQ-WYZ\\\\`-~]"
+)
+_HOLE = re.compile("\0{8,}")
+# C0 but tab, DEL, C1; line and paragraph separators; bidirectional marks, embeddings, overrides and isolates;
+# surrogates, which no output encoding takes.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def plain(text: str) -> str:
+    """`text` without escape sequences, and with every other control character but tab written out, as in \\x07."""
+    if not _CONTROL.search(text):
+        return text
+    text = _HOLE.sub(lambda match: f"[{len(match[0])} NUL bytes]", text)
+    return _CONTROL.sub(_visible, _SEQUENCE.sub("", text))
+
+
+def decode(data: bytes) -> str:
+    """One line of a log as text for any terminal; bytes that are not UTF-8 are written out, as in \\xff."""
+    return plain(data.decode("utf-8", "backslashreplace"))

@@ -1,0 +1,143 @@
+"""Every process of an attempt, whoever its parent is now: found, signalled by pidfd, reaped, and verified gone.
+
+torchrun gives each rank a session of its own, so killing its group misses them, and when it is killed they live on. Two
+facts hold them: the supervisor is a subreaper, so orphans become its children; and a mark in the environment names the
+run, so that even the orphans of a killed supervisor are found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+from collections.abc import Iterator
+
+import psutil
+
+from trainer.rundir.environment import MARK
+
+_PR_SET_CHILD_SUBREAPER = 36
+# ioctl PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15), and the bit that asks for the status.
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+_ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def become_subreaper() -> bool:
+    """Orphans among our descendants become our children (prctl(2)); False where the system refuses."""
+    return ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def decode(status: int) -> int:
+    """A wait status as an exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(status)
+
+
+class Process:
+    """One process, held by pidfd, so that a reused pid is never meant."""
+
+    def __init__(self, pid: int) -> None:
+        """ProcessLookupError if it is gone."""
+        self.pid = pid
+        self.fd = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def send(self, number: signal.Signals) -> bool:
+        """False if it was gone."""
+        try:
+            signal.pidfd_send_signal(self.fd, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def exit_status(self, reaped: dict[int, int]) -> int | None:
+        """How it ended, once its pidfd is readable; None where nobody can tell."""
+        if self.pid in reaped:
+            return decode(reaped[self.pid])
+        # Until its parent has reaped it, it is in /proc as a zombie, status and all; after that the kernel keeps it with
+        # the pidfd. Its parent may reap it between the two looks, not the other way round.
+        status = _zombie_status(self.pid)
+        if status is None:
+            status = _pidfd_status(self.fd)
+        return None if status is None else decode(status)
+
+
+def _zombie_status(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None
+
+
+def _pidfd_status(fd: int) -> int | None:
+    buffer = bytearray(struct.pack("QQ", _PIDFD_INFO_EXIT, 0) + bytes(48))
+    try:
+        fcntl.ioctl(fd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    mask: int = struct.unpack_from("Q", buffer)[0]
+    status: int = struct.unpack_from("i", buffer, 60)[0]
+    return status if mask & _PIDFD_INFO_EXIT else None
+
+
+def reap(reaped: dict[int, int]) -> None:
+    """Every child of ours that has ended is reaped, its wait status in `reaped` by pid."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        reaped[pid] = status
+
+
+def _living(processes: Iterator[psutil.Process] | list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.status() not in _ZOMBIE:
+                found.append(process)
+    return found
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes of this machine whose environment carries `mark` (of a run, or of one attempt of it)."""
+    me = os.getpid()
+    found = []
+    for process in psutil.process_iter():
+        if process.pid == me:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            value = process.environ().get(MARK, "")
+            if value == mark or value.startswith(mark + "."):
+                found.append(process)
+    return _living(found)
+
+
+def members(mark: str) -> list[psutil.Process]:
+    """Living processes of the run: our descendants, and once there are none, whoever carries the mark."""
+    # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
+    return _living(psutil.Process().children(recursive=True)) or marked(mark)
+
+
+def send_all(processes: list[psutil.Process], number: signal.Signals) -> int:
+    """`number` went to each of `processes` that still is the one that was found; returns how many."""
+    sent = 0
+    for known in processes:
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            process = Process(known.pid)
+            try:
+                # The pidfd is open, so the pid cannot be reused from here on; before, it may have been.
+                if known.is_running() and process.send(number):
+                    sent += 1
+            finally:
+                process.close()
+    return sent

@@ -1,0 +1,83 @@
+"""What a run was asked to be: the options as resolved, and how run.json keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from supervisor.core.model import Policy
+from supervisor.errors import Refusal
+from supervisor.runs import SCHEMA
+from trainer.rundir.durable import replace_file
+from trainer.rundir.layout import RunDir
+
+HANG_OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One run as requested. Durations in seconds; `hang_timeout` None is `auto`, infinity is `off`."""
+
+    run: str
+    mark: str
+    command: tuple[str, ...]
+    module: bool
+    nproc: int
+    cwd: str
+    resume: str = "auto"
+    resume_args: str = ""
+    max_restarts: int = 3
+    window: float = 3600.0
+    no_progress_limit: int = 3
+    backoff: tuple[float, float] = (1.0, 300.0)
+    grace: float = 45.0
+    hang_timeout: float | None = None
+    startup_timeout: float = 1800.0
+    standby: bool = True
+    inject: tuple[str, ...] = ()
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            max_restarts=self.max_restarts,
+            window=self.window,
+            no_progress_limit=self.no_progress_limit,
+            backoff_min=self.backoff[0],
+            backoff_max=self.backoff[1],
+            grace=self.grace,
+            hang_timeout=self.hang_timeout,
+            startup_timeout=self.startup_timeout,
+        )
+
+
+def save(run: RunDir, spec: Spec) -> None:
+    """run.json holds `spec`; it was the old one until then."""
+    body = dataclasses.asdict(spec)
+    # JSON has no infinity that every reader takes.
+    body["hang_timeout"] = HANG_OFF if spec.hang_timeout == float("inf") else spec.hang_timeout
+    body = {"schema": SCHEMA, **body, "versions": {"python": platform.python_version(), "executable": sys.executable}}
+    try:
+        replace_file(run.run_json, json.dumps(body, indent=1).encode())
+    except OSError as error:
+        raise Refusal(f"{run.run_json} cannot be written: {error.strerror or error}") from None
+
+
+def restore(body: dict[str, Any]) -> Spec:
+    """The Spec that run.json's `body` keeps; Refusal if a field is missing or of another type."""
+    known = {f.name for f in dataclasses.fields(Spec)}
+    values = {key: value for key, value in body.items() if key in known}
+    try:
+        values["command"] = tuple(str(part) for part in values["command"])
+        values["backoff"] = (float(values["backoff"][0]), float(values["backoff"][1]))
+        values["inject"] = tuple(values.get("inject", ()))
+        if values.get("hang_timeout") == HANG_OFF:
+            values["hang_timeout"] = float("inf")
+        return Spec(**values)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise Refusal(f"run.json lacks or garbles {error}; launch the run again in full") from None

@@ -1,0 +1,118 @@
+"""How a rank does to itself what a fault asks for. Each of these is the real thing: the supervisor gets no hint."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.rundir import faults
+from trainer.rundir.durable import DISK, Buffer, Disk
+from trainer.rundir.layout import committed_steps, step_name
+
+if TYPE_CHECKING:
+    from trainer.progress import Progress
+
+
+class InjectedFault(Exception):
+    """Raised by the `exc` fault: a type of its own, so that a real bug is never mistaken for it."""
+
+
+class FullDisk(Disk):
+    """A disk that is full from now on: half of the first write gets through."""
+
+    def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
+        for chunk in chunks:
+            with path.open("xb") as file:
+                file.write(memoryview(chunk).cast("B")[: len(chunk) // 2])
+            break
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def inflict(fault: faults.Fault, progress: Progress, optimizer: Any = None) -> None:
+    """`fault` has happened to this process. Most kinds do not return."""
+    if fault.kind in faults.SIGNALS:
+        os.kill(os.getpid(), faults.SIGNALS[fault.kind])
+        return
+    match fault.kind:
+        case "exc":
+            raise InjectedFault(f"injected: {fault.text}")
+        case "exit":
+            os._exit(fault.code)
+        case "oom":
+            _run_out_of_memory()
+        case "gil":
+            _hold_the_gil()
+        case "hang":
+            _hang()
+        case "slow":
+            time.sleep(fault.seconds)
+        case "nan":
+            _poison(optimizer)
+        case "enospc":
+            progress.disk = FullDisk()
+        case "torn" | "corrupt":
+            damage(progress_checkpoints(progress), fault)
+
+
+def progress_checkpoints(progress: Any) -> Path:
+    path: Path = progress.place.run.checkpoints
+    return path
+
+
+def damage(checkpoints: Path, fault: faults.Fault) -> bool:
+    """A file of a committed checkpoint is cut in half (`torn`) or has flipped bits (`corrupt`); False if there is none."""
+    steps = committed_steps(checkpoints)
+    step = fault.checkpoint if fault.checkpoint is not None else (steps[-1] if steps else None)
+    if step is None or step not in steps:
+        return False
+    folder = checkpoints / step_name(step)
+    victim = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size, default=None)
+    if victim is None:
+        return False
+    size = victim.stat().st_size
+    if fault.kind == "torn":
+        os.truncate(victim, size // 2)
+        return True
+    with victim.open("r+b") as file:
+        file.seek(size // 2)
+        byte = file.read(1)
+        file.seek(size // 2)
+        file.write(bytes([byte[0] ^ 0xFF]))
+    return True
+
+
+def _run_out_of_memory() -> None:
+    """What the kernel's OOM killer does to this process, without taking the machine's memory from everybody else."""
+    raise_limit = 64 * 2**20
+    hoard = bytearray(raise_limit)
+    hoard[::4096] = b"x" * len(hoard[::4096])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hold_the_gil() -> None:
+    """A regular expression that backtracks for ever, inside C code that never lets go of the GIL."""
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def _hang() -> None:
+    """Alive, idle and deaf: a deadlock. TERM does not end it, as a blocked collective with a handler would not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(3600)
+
+
+def _poison(optimizer: Any) -> None:
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data.view(-1)[0] = float("nan")
+                return
+
+
+__all__ = ["DISK", "FullDisk", "InjectedFault", "damage", "inflict"]

@@ -1,0 +1,157 @@
+"""What a supervised rank tells the supervisor: beats, notes, the exception that ended it; and the faults it is due."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.injury import inflict
+from trainer.progress import Progress
+from trainer.rundir import faults
+from trainer.rundir.beats import BeatWriter, Phase, Source
+from trainer.rundir.durable import replace_file
+from trainer.rundir.environment import Supervised
+from trainer.rundir.notes import NoteWriter
+
+STACKS_SIGNAL = signal.SIGRTMIN + 5
+"""Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
+_PR_SET_PTRACER = 0x59616D61
+
+
+class Reporter(Progress):
+    """The Progress of a rank under a supervisor."""
+
+    def __init__(self, place: Supervised, rank: int) -> None:
+        super().__init__()
+        self.place = place
+        self.rank = rank
+        self.note = NoteWriter(place.attempt.notes(rank))
+        self._beats = BeatWriter(place.attempt.beats, rank, os.getpid())
+        self._done = 0
+        self._announced = False
+        self._asked = -1
+        self._pending: list[faults.Fault] = []
+        _allow_stacks(place, rank)
+        self._fire(Phase.STARTUP)
+
+    def step(self, done: int, optimizer: Any = None) -> None:
+        self._announced = True
+        self._done = done
+        self._beats.step(done, Source.LOOP)
+        self._fire(None, optimizer)
+
+    def hooked(self, done: int, optimizer: Any) -> None:
+        """An optimizer has stepped. It counts unless the loop says its steps itself."""
+        if not self._announced:
+            self._done = done
+            self._beats.step(done, Source.HOOK)
+            self._fire(None, optimizer)
+
+    def hooked_save(self) -> None:
+        """The script's own torch.save has returned."""
+        self._beats.saved()
+
+    def phase(self, phase: Phase) -> None:
+        self._beats.phase(phase)
+        self._fire(phase)
+
+    def resume_at(self, step: int) -> None:
+        self._done = step
+        self._beats.resume_at(step)
+        self.note("resumed", step=step)
+
+    @contextlib.contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        self.phase(phase)
+        try:
+            yield
+        finally:
+            self._beats.phase(Phase.TRAIN)
+
+    def _fire(self, phase: Phase | None, optimizer: Any = None) -> None:
+        asked = self._beats.faults_asked()
+        if asked != self._asked:
+            self._asked = asked
+            self._pending = [f for f in faults.armed(self.place.run.faults) if self._mine(f)]
+        if not self._pending:
+            return
+        now = time.monotonic()
+        for fault in [f for f in self._pending if f.due(self._done, now, phase)]:
+            if fault.phase is None and phase is not None:
+                continue
+            self._pending.remove(fault)
+            if faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
+                self.note("fault", spec=fault.text, step=self._done)
+                inflict(fault, self, optimizer)
+
+    def _mine(self, fault: faults.Fault) -> bool:
+        if fault.kind in faults.ON_SUPERVISION or not fault.on(self.rank):
+            return False
+        if fault.after is not None and fault.kind in faults.SIGNALS:
+            return False
+        if fault.kind in faults.ON_CHECKPOINT and fault.step is None and fault.phase is None:
+            return False
+        return not faults.has_fired(self.place.run.faults, fault, self.rank)
+
+
+def _allow_stacks(place: Supervised, rank: int) -> None:
+    """The supervisor can have the stacks of all threads: by ptrace where Yama asks for consent, or by a signal."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, place.supervisor_pid, 0, 0, 0)
+        place.attempt.stacks.mkdir(mode=0o700, exist_ok=True)
+        # Kept open for the life of the process: in a signal handler it is too late to open a file.
+        file = (place.attempt.stacks / f"rank{rank}.faulthandler.txt").open("w")
+        faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
+
+
+@contextlib.contextmanager
+def record_exception(path: Path, reporter: Reporter) -> Iterator[None]:
+    """An exception that leaves the block is in `path` with its time, before the process begins to exit.
+
+    Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            _write(path, error, reporter)
+        raise
+    except BaseException as error:
+        _write(path, error, reporter)
+        raise
+    else:
+        reporter.phase(Phase.TEARDOWN)
+
+
+def _write(path: Path, error: BaseException, reporter: Reporter) -> None:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
+    last = frames[-1] if frames else None
+    text = "".join(traceback.format_exception(error))
+    record = {
+        "rank": reporter.rank,
+        "type": type(error).__name__,
+        "message": str(error)[:2000],
+        "frame": f"{last.filename}:{last.lineno} {last.name}" if last else "",
+        "traceback": text[-20_000:],
+        "exit_code": error.code if isinstance(error, SystemExit) else 1,
+        "mono": time.monotonic(),
+        "time": time.time(),
+    }
+    with contextlib.suppress(OSError):
+        replace_file(path, json.dumps(record, default=str).encode())
+    sys.stderr.flush()
+
+
+def _ours(filename: str) -> bool:
+    return filename.startswith("<frozen") or Path(filename).name in ("worker.py", "reporter.py", "runpy.py")
