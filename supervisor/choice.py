@@ -1,0 +1,70 @@
+"""What of a run a reader wants to see."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+
+from supervisor.events_file import Event
+from supervisor.wording import event_text
+from trainer.rundir.duration import parse_duration
+
+LEVELS = ("info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The filters of tail and events; every one of them must let a record through."""
+
+    attempt: int | None = None
+    """Negative ones count from the last attempt."""
+    rank: int | None = None
+    """Only this rank's log, and no event about another rank."""
+    level: str = "info"
+    names: frozenset[str] = frozenset()
+    """Only these events; none means all."""
+    grep: re.Pattern[str] | None = None
+    since: float | None = None
+    """Seconds since the epoch."""
+    logs: bool = True
+    events: bool = True
+
+    def event(self, event: Event) -> bool:
+        """Whether the event is wanted. One whose `ts` is no time is never too old."""
+        fields, time = event.fields, event.time if self.since is not None else None
+        return (
+            self.events
+            and (not self.names or event.name in self.names)
+            and _severity(fields.get("level")) >= _severity(self.level)
+            and (self.rank is None or fields.get("rank") in (None, self.rank))
+            and (self.since is None or time is None or time >= self.since)
+            and self.text(event_text(event) if self.grep else "")
+        )
+
+    def text(self, shown: str) -> bool:
+        return self.grep is None or self.grep.search(shown) is not None
+
+
+EVERYTHING = Choice()
+
+
+def _severity(level: object) -> int:
+    return LEVELS.index(level) if level in LEVELS else 0
+
+
+def parse_since(text: str, now: float) -> float:
+    """Seconds since the epoch of `3h` or `-3h` before `now`, or of an ISO time (local unless it names a zone).
+
+    ValueError says what is accepted.
+    """
+    try:
+        return now - parse_duration(text.strip().removeprefix("-"))
+    except ValueError:
+        pass
+    try:
+        return datetime.datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(
+            f"{text!r} is no moment; write how long ago, like 30m or 3h, or a time like 2026-11-24T02:26"
+        ) from None

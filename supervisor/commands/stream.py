@@ -1,0 +1,59 @@
+"""stdout as the end of a stream: batches, a reader that goes away, and Ctrl-C, which ends the reading and no more."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+
+import click
+
+from supervisor.follow import Record, RunFollower, pump
+from supervisor.render import Renderer
+
+
+def colours() -> bool:
+    """Whether stdout is a terminal that takes colours, and nobody has said NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
+    """Every record was written to stdout; what is to be said about the stream itself is on stderr."""
+    out = click.get_binary_stream("stdout")
+
+    def write(record: Record) -> None:
+        out.write(renderer(record))
+
+    try:
+        pump(follower, write, _waiter(out.flush), follow)
+        out.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            click.echo("\x1b[0m" if colours() else "")
+        click.echo("stopped reading; the run goes on (to stop it: supervise stop)", err=True)
+        return
+    if follower.skipped:
+        click.echo(f"{follower.skipped} lines of events.jsonl are no events and were passed over", err=True)
+    if follow and follower.lost:
+        click.echo("nobody holds this run: its supervisor is gone; go on with: supervise resume", err=True)
+
+
+def _waiter(flush: Callable[[], None]) -> Callable[[float], None]:
+    """Waiting flushes first, and ends with BrokenPipeError as soon as stdout has no reader any more."""
+    poller = select.poll()
+    try:
+        poller.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # no file behind stdout, or one that cannot be polled
+        poller = select.poll()
+
+    def wait(seconds: float) -> None:
+        flush()
+        if any(state & select.POLLERR for _, state in poller.poll(seconds * 1000)):
+            raise BrokenPipeError
+
+    return wait

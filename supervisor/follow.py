@@ -1,0 +1,237 @@
+"""Follows a run, not a file: its events and the logs of all ranks, over all its attempts, until it is over.
+
+    poll ─┬─ first ──▶ the past: attempt by attempt, the lines of a log where its file was last written
+          └─ later ──▶ known logs ─▶ events ─▶ logs that are new ─▶ over? then everything to its end
+
+Lines of one file keep their order. Logs carry no times, so events and logs are merged by when they are seen.
+An attempt's logs are shown once it has started: a standby's wait with it. Nothing here blocks or sleeps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from supervisor.choice import EVERYTHING, Choice
+from supervisor.errors import Refusal
+from supervisor.events_file import Event, EventReader
+from supervisor.lines import Line, LineSplitter, RawSplitter, Splitter
+from supervisor.logfile import LogFollower
+from supervisor.past import LogFile, log_files, open_back
+from supervisor.plain import decode
+from supervisor.wording import Restarts
+from trainer.rundir.layout import RunDir
+
+POLL = 0.15
+"""Seconds between two polls."""
+RETIRE = 2.0
+"""Seconds into an attempt after which the logs of the one before are taken for complete."""
+LOOK = 1.0
+"""Seconds between two looks at who holds the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A line of a log. `rank` None is the launcher; `seen` in seconds since the epoch, None for one of the past."""
+
+    attempt: int
+    rank: int | None
+    line: Line
+    seen: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An event, with the newest attempt known when it was written."""
+
+    attempt: int
+    event: Event
+
+
+Record = LogRecord | EventRecord
+
+
+class RunFollower:
+    """Each poll gives what is new. `held` says whether a supervisor lives, `back` how many past lines of each source."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        held: Callable[[], bool],
+        choice: Choice = EVERYTHING,
+        *,
+        back: int | None = None,
+        raw: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.restarts = Restarts()
+        self.over = False
+        """The run has ended, or its supervisor is gone, and everything was given."""
+        self.lost = False
+        """It is over because nobody holds it, without a word of its end."""
+        self._run, self._held, self._choice, self._back = run, held, choice, back
+        self._splitter: Callable[[], Splitter] = RawSplitter if raw else LineSplitter
+        self._clock, self._wall = clock, wall
+        self._reader = EventReader(run.events)
+        self._files: dict[LogFile, LogFollower] = {}
+        self._begun = self._ended = self._any_event = False
+        self._attempt = 0
+        self._started = -1
+        self._started_at: float | None = None
+        self._live_from = 0
+        self._looked, self._quiet, self._free = -LOOK, False, False
+
+    @property
+    def skipped(self) -> int:
+        """Lines of events.jsonl that are no events."""
+        return self._reader.skipped
+
+    @property
+    def behind(self) -> bool:
+        """Whether another poll right now would give more."""
+        return any(follower.behind for follower in self._files.values())
+
+    def poll(self) -> Iterator[Record]:
+        """What came since the last poll, of each log about 1 MiB at most; the first gives the past, however long.
+
+        Refusal if the attempt asked for is not there.
+        """
+        if not self._begun:
+            self._begun = True
+            yield from self._past()
+        for record in self._poll(self._clock(), self._wall()):
+            self._quiet = False
+            yield record
+
+    def finish(self) -> Iterator[Record]:
+        """Lines that never got their newline; every file is closed."""
+        for file in list(self._files):
+            yield from self._records(file, self._files.pop(file).finish(), self._wall())
+
+    def _past(self) -> Iterator[Record]:
+        events = list(self._events())
+        attempts = self._attempts()
+        self._choice = choice = replace(self._choice, attempt=_resolve(self._choice.attempt, attempts))
+        waiting = deque((e for e in events if choice.attempt in (None, e.attempt)), maxlen=self._back)
+        del events
+        self._live_from = max(attempts, default=0)
+        newest = self._live_from if choice.attempt is None else choice.attempt
+        files = [f for attempt in attempts for f in log_files(self._run, attempt, choice)]
+        files.sort(key=lambda file: (file.attempt, file.written))
+        for one in open_back(files, self._back, newest, self._splitter, choice, self._wanted):
+            while waiting and _before(waiting[0], one.file):
+                yield waiting.popleft()
+            for line in one.lines:
+                yield LogRecord(one.file.attempt, one.file.rank, line)
+            self._files[one.file] = one.follower
+            if one.file.attempt < newest:
+                yield from self._retire(one.file, None)
+        yield from waiting
+
+    def _poll(self, now: float, seen: float) -> Iterator[Record]:
+        yield from self._read(list(self._files), now, seen)
+        yield from self._events()
+        yield from self._read(self._discover(), now, seen)
+        if self._started_at is not None and now - self._started_at > RETIRE:
+            for file in [f for f in self._files if f.attempt < self._started and not self._files[f].behind]:
+                yield from self._retire(file, seen)
+            self._live_from = max(self._live_from, self._started)
+        if self._is_over(now):
+            yield from self._read(list(self._files), now, seen)
+            self.over = not self.behind
+
+    def _events(self) -> Iterator[EventRecord]:
+        for event in self._reader.read():
+            self.restarts.see(event)
+            self._any_event, self._quiet = True, False
+            self._attempt = max(self._attempt, event.attempt)
+            match event.name:
+                case "run_ended":
+                    self._ended = True
+                case "run_started":
+                    self._ended = False
+                case "attempt_started":
+                    self._ended = False
+                    self._started = max(self._started, event.attempt)
+                    self._started_at = self._clock()
+            if (
+                self._choice.event(event) and (self._choice.attempt or 0) <= 0
+            ) or self._choice.attempt == self._attempt:
+                yield EventRecord(self._attempt, event)
+
+    def _attempts(self) -> list[int]:
+        """The attempts whose logs are shown: those that started, or all where no event tells."""
+        return [n for n in self._run.attempts() if n <= self._started or not self._any_event]
+
+    def _discover(self) -> list[LogFile]:
+        fresh = [
+            file
+            for attempt in self._attempts()
+            if attempt >= self._live_from
+            for file in log_files(self._run, attempt, self._choice)
+            if file not in self._files
+        ]
+        for file in fresh:
+            self._files[file] = LogFollower(file.path, self._splitter())
+        return fresh
+
+    def _read(self, files: list[LogFile], now: float, seen: float) -> Iterator[Record]:
+        for file in files:
+            yield from self._records(file, self._files[file].poll(now), seen)
+
+    def _retire(self, file: LogFile, seen: float | None) -> Iterator[Record]:
+        yield from self._records(file, self._files.pop(file).finish(), seen)
+
+    def _records(self, file: LogFile, lines: list[Line], seen: float | None) -> Iterator[Record]:
+        for line in lines:
+            if self._wanted(line):
+                yield LogRecord(file.attempt, file.rank, line, seen)
+
+    def _wanted(self, line: Line) -> bool:
+        return self._choice.grep is None or self._choice.text(decode(line.data))
+
+    def _is_over(self, now: float) -> bool:
+        attempt = self._choice.attempt
+        self.lost = not self._ended and self._is_free(now)
+        return self._ended or self.lost or (attempt is not None and attempt < self._started)
+
+    def _is_free(self, now: float) -> bool:
+        """Nobody holds the run, at two looks a second apart between which nothing came: one may be just starting."""
+        if now - self._looked < LOOK:
+            return self.lost
+        free, self._looked = not self._held(), now
+        gone = free and self._free and self._quiet
+        self._free, self._quiet = free, True
+        return gone
+
+
+def _before(record: EventRecord, log: LogFile) -> bool:
+    """Whether an event of the past stands before the lines of `log`: they are as old as the file's last write."""
+    time = record.event.time
+    return record.attempt < log.attempt or (record.attempt == log.attempt and time is not None and time <= log.written)
+
+
+def _resolve(attempt: int | None, attempts: list[int]) -> int | None:
+    if attempt is None or attempt in attempts:
+        return attempt
+    if attempt < 0 and -attempt <= len(attempts):
+        return attempts[attempt]
+    there = f"there are {attempts[0]} to {attempts[-1]}" if attempts else "none has started"
+    raise Refusal(f"no attempt {attempt}; {there}")
+
+
+def pump(
+    follower: RunFollower, write: Callable[[Record], None], wait: Callable[[float], None], follow: bool = True
+) -> None:
+    """Every record was written, in order; with `follow`, until the run is over. `wait` gets seconds, 0 if more waits."""
+    while True:
+        for record in follower.poll():
+            write(record)
+        if follower.over or not follow:
+            for record in follower.finish():
+                write(record)
+            return
+        wait(0.0 if follower.behind else POLL)

@@ -1,0 +1,98 @@
+"""The logs of a run's attempts, and what of them is shown before following begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor.choice import Choice
+from supervisor.lines import Line, Splitter
+from supervisor.logfile import LogFollower, drain, last_lines, last_matching
+from trainer.rundir.layout import RunDir
+
+_RANK_LOG = re.compile(r"^rank(\d+)\.log$")
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """One log of one attempt. `rank` None is the launcher's."""
+
+    attempt: int
+    rank: int | None
+    path: Path
+
+    @property
+    def written(self) -> float:
+        """When it last grew, in seconds since the epoch; 0 if it is not there."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+
+def log_files(run: RunDir, attempt: int, choice: Choice) -> list[LogFile]:
+    """The wanted logs that the attempt has by now, the launcher's first, then by rank."""
+    folder = run.attempt(attempt)
+    if not choice.logs or choice.attempt not in (None, attempt):
+        return []
+    try:
+        ranks = [int(found[1]) for path in folder.path.iterdir() if (found := _RANK_LOG.match(path.name))]
+    except OSError:
+        return []
+    files = [LogFile(attempt, rank, folder.rank_log(rank)) for rank in sorted(ranks) if choice.rank in (None, rank)]
+    if choice.rank is None and folder.launcher_log.exists():
+        files.insert(0, LogFile(attempt, None, folder.launcher_log))
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A log whose past lines are to be shown, and the follower that stands behind them once they were taken."""
+
+    file: LogFile
+    follower: LogFollower
+    lines: Iterable[Line]
+
+
+def open_back(
+    files: list[LogFile],
+    back: int | None,
+    newest: int,
+    splitter: Callable[[], Splitter],
+    choice: Choice,
+    accepts: Callable[[Line], bool],
+) -> list[Opened]:
+    """The logs in the order of `files`, oldest first, so that the last `back` lines of each rank are shown (None: all).
+
+    Logs of attempts before `newest` of which nothing is shown are not opened.
+    """
+    opened: list[Opened] = []
+    left: dict[int | None, int] = {}
+    for file in reversed(files):
+        room = left.get(file.rank, back)
+        if choice.since is not None and file.written < choice.since:
+            room = 0
+        if room == 0 and file.attempt < newest:
+            continue
+        found, one = _open(file, room, splitter, choice, accepts)
+        opened.append(one)
+        if room is not None:
+            left[file.rank] = room - found
+    return opened[::-1]
+
+
+def _open(
+    file: LogFile,
+    room: int | None,
+    splitter: Callable[[], Splitter],
+    choice: Choice,
+    accepts: Callable[[Line], bool],
+) -> tuple[int, Opened]:
+    if choice.grep is not None and room:
+        follower, kept = last_matching(file.path, room, splitter, accepts)
+        return len(kept), Opened(file, follower, kept)
+    offset, found = (0, 0) if room is None else last_lines(file.path, room)
+    follower = LogFollower(file.path, splitter(), offset)
+    return found, Opened(file, follower, (line for line in drain(follower) if accepts(line)))

@@ -1,0 +1,96 @@
+"""Records as bytes for stdout: text for people, JSON lines for programs, or a log's own bytes."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Protocol
+
+import orjson
+
+from supervisor.events_file import Event
+from supervisor.follow import EventRecord, LogRecord, Record
+from supervisor.lines import End
+from supervisor.plain import decode
+from supervisor.wording import Restarts, event_text
+
+_RANKS = ("36", "33", "35", "34", "32", "96", "95", "93")
+"""SGR colours that stay apart for the colour-blind when they stand next to each other."""
+_LEVELS = {"warning": "33", "error": "31"}
+_DIM = "2"
+
+
+class Renderer(Protocol):
+    def __call__(self, record: Record) -> bytes:
+        """What is written for `record`, its line end included."""
+
+
+class TextRenderer:
+    """`a1 r0 │ text`: attempt, then rank, L for the launcher or ● for an event; a separator before each restart."""
+
+    def __init__(self, restarts: Restarts, colour: bool = False, prefix: bool = True) -> None:
+        self._restarts, self._colour, self._prefix = restarts, colour, prefix
+        self._attempt = 0
+        self._width = len("a0 r0")
+
+    def __call__(self, record: Record) -> bytes:
+        text = ""
+        if record.attempt > self._attempt:
+            self._attempt = record.attempt
+            text = self._paint("1", self._restarts.separator(record.attempt)) + "\n"
+        match record:
+            case LogRecord(attempt, None, line):
+                text += self._line(attempt, "L", _DIM, decode(line.data) + _mark(line.end))
+            case LogRecord(attempt, int(rank), line):
+                text += self._line(attempt, f"r{rank}", _RANKS[rank % len(_RANKS)], decode(line.data) + _mark(line.end))
+            case EventRecord(attempt, event):
+                shown = self._paint(_LEVELS.get(str(event.fields.get("level")), "1"), event_text(event))
+                text += self._line(attempt, "●", "1", shown)
+        return text.encode("utf-8", "backslashreplace")
+
+    def _line(self, attempt: int, tag: str, colour: str, text: str) -> str:
+        if not self._prefix:
+            return text + "\n"
+        prefix = f"a{attempt} {tag}"
+        self._width = max(self._width, len(prefix))
+        return f"{self._paint(colour, f'{prefix:<{self._width}} │')} {text}\n"
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
+
+
+def _mark(end: End) -> str:
+    return " …" if end is End.CUT else ""
+
+
+def render_json(record: Record) -> bytes:
+    """One JSON object a line: an event as it stands, with `source`; or a log line.
+
+    That has `ts` (when it was seen, null for the past), `attempt`, `source`, `rank`, `text` (fit for a terminal) and,
+    where no newline ended it, `end`: cut or open.
+    """
+    if isinstance(record, EventRecord):
+        return orjson.dumps({**record.event.fields, "source": "event"}) + b"\n"
+    line: dict[str, Any] = {
+        "ts": None if record.seen is None else _iso(record.seen),
+        "attempt": record.attempt,
+        "source": "launcher" if record.rank is None else "rank",
+        "rank": record.rank,
+        "text": decode(record.line.data),
+    }
+    if record.line.end is not End.NEWLINE:
+        line["end"] = record.line.end.value
+    return orjson.dumps(line) + b"\n"
+
+
+def render_raw(record: Record) -> bytes:
+    """The bytes as they stand in the file. The follower must have been made with raw=True."""
+    return event_line(record.event) if isinstance(record, EventRecord) else record.line.data
+
+
+def event_line(event: Event) -> bytes:
+    return event.line + b"\n"
+
+
+def _iso(seconds: float) -> str:
+    time = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,90 @@
+"""Events in the words of people: one line each, and the line that stands between two attempts."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import orjson
+
+from supervisor.events_file import Event
+from supervisor.plain import plain
+
+_LONGEST = 200
+_SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text"})
+_FOR_MACHINES = frozenset({"failed_mono", "signature"})
+
+
+def event_text(event: Event) -> str:
+    """Time (UTC), name, the event's own fields, and last the sentence that gives the reason; fit for a terminal."""
+    fields = event.fields
+    clock = str(fields.get("ts", "")).partition("T")[2] or "--:--:--"
+    pairs = [
+        f"{key}={_value(key, value)}"
+        for key, value in fields.items()
+        if key not in _SHOWN_ELSEWHERE | _FOR_MACHINES and value is not None and value != []
+    ]
+    sentence = fields.get("reason") or fields.get("text")
+    return plain(" ".join([clock, event.name, *pairs, *(["·", str(sentence)] if sentence else [])]))
+
+
+def _value(key: str, value: Any) -> str:
+    if key == "signal":
+        return signal_name(value)
+    if isinstance(value, str):
+        text = value if value and " " not in value else orjson.dumps(value, default=str).decode()
+    else:
+        text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def signal_name(value: Any) -> str:
+    """SIGKILL for 9; what is no signal as it is."""
+    try:
+        return signal.Signals(value).name
+    except ValueError:
+        return str(value)
+
+
+class Restarts:
+    """Remembers from the events why each attempt began and where it went on."""
+
+    def __init__(self) -> None:
+        self._ended = ""
+        self._offer: int | None = None
+        self._why: dict[int, str] = {}
+        self._resumed: dict[int, str] = {}
+
+    def see(self, event: Event) -> None:
+        """The event is known to separator() from now on."""
+        fields = event.fields
+        match event.name:
+            case "verdict":
+                self._ended, self._offer = f"restart after {_cause(fields)}", None
+            case "relaunch_scheduled":
+                self._offer = fields.get("checkpoint_step")
+            case "run_ended":
+                self._ended, self._offer = f"taken up again after {fields.get('state', 'its end')}", None
+            case "attempt_started":
+                self._why[event.attempt] = self._ended
+                if isinstance(self._offer, int) and self._offer >= 0:
+                    self._resumed[event.attempt] = f"resumes from step {self._offer}"
+            case "resumed":
+                self._resumed[event.attempt] = f"resumed at step {fields.get('step')}"
+
+    def separator(self, attempt: int) -> str:
+        """`── attempt 1 · restart after killed (rank 1, SIGKILL) · resumed at step 40 ──`, as far as it is known."""
+        parts = [f"attempt {attempt}", self._why.get(attempt, ""), self._resumed.get(attempt, "")]
+        return plain(f"── {' · '.join(filter(None, parts))} ──")
+
+
+def _cause(fields: dict[str, Any]) -> str:
+    details = []
+    if fields.get("rank") is not None:
+        details.append(f"rank {fields['rank']}")
+    if fields.get("signal") is not None:
+        details.append(signal_name(fields["signal"]))
+    elif fields.get("exit_code"):
+        details.append(f"exit code {fields['exit_code']}")
+    cause = str(fields.get("cause", "an unknown cause"))
+    return f"{cause} ({', '.join(details)})" if details else cause
