@@ -157,9 +157,8 @@ class RunFollower:
                     self._ended = False
                     self._started = max(self._started, event.attempt)
                     self._started_at = self._clock()
-            if (
-                self._choice.event(event) and (self._choice.attempt or 0) <= 0
-            ) or self._choice.attempt == self._attempt:
+            only = self._choice.attempt
+            if (only is None or only < 0 or only == self._attempt) and self._choice.event(event):
                 yield EventRecord(self._attempt, event)
 
     def _attempts(self) -> list[int]:

@@ -20,7 +20,7 @@ def colours() -> bool:
 
 def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
     """Every record was written to stdout; what is to be said about the stream itself is on stderr."""
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
 
     def write(record: Record) -> None:
         out.write(renderer(record))
