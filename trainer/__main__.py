@@ -1,0 +1,48 @@
+"""`python -m trainer`: trains the built-in model, alone, under torchrun, or under supervise.
+
+Exit codes: 0 finished, 1 failed, 2 usage, 75 stopped after a checkpoint, 78 no restart can help (no usable checkpoint, or
+one of another model).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from trainer.checkpoint.errors import CheckpointError
+from trainer.config import parse, place
+from trainer.errors import UsageError
+from trainer.rundir.environment import PREEMPTED
+
+
+def main() -> int:
+    try:
+        config = parse(sys.argv[1:])
+        here = place()
+        from trainer.loop import train
+
+        train(config, here)
+    except (UsageError, CheckpointError) as error:
+        # Every rank has the same trouble; one of them says so.
+        if place().rank == 0:
+            print(f"trainer: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except SystemExit as end:
+        if end.code != PREEMPTED:
+            raise
+        _leave_group()
+        return PREEMPTED
+    _leave_group()
+    return 0
+
+
+def _leave_group() -> None:
+    # Only where all ranks have agreed to end. After an error on one of them the others may never come, and leaving
+    # politely would wait for them: the process just ends, and the launcher sees the first failure at once.
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

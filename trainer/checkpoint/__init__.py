@@ -1,0 +1,43 @@
+"""Checkpoints that cannot be torn. Listing, verifying and pruning them needs no torch, and importing this loads none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trainer.checkpoint.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    Damaged,
+    NoUsableCheckpoint,
+    StateError,
+    Unreadable,
+)
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.checkpointer import Checkpointer
+    from trainer.checkpoint.plain import load_checkpoint, save_checkpoint
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointMismatch",
+    "Checkpointer",
+    "Damaged",
+    "NoUsableCheckpoint",
+    "StateError",
+    "Unreadable",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The supervisor imports this package and must not pay for torch; whoever asks for these three has it anyway.
+    if name == "Checkpointer":
+        from trainer.checkpoint.checkpointer import Checkpointer
+
+        return Checkpointer
+    if name in ("save_checkpoint", "load_checkpoint"):
+        from trainer.checkpoint import plain
+
+        return getattr(plain, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

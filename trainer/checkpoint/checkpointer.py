@@ -1,0 +1,220 @@
+"""Checkpoints for any training loop, in five lines.
+
+    ckpt = Checkpointer(model=model, optimizer=optimizer, scaler=scaler)
+    for step in range(ckpt.restore(), steps):
+        ...
+        ckpt.step(step + 1)
+    ckpt.close()
+
+The signal to stop only sets a flag; ranks agree on it by a collective between two steps, so all save the same step.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from trainer.checkpoint import rng
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.group import ranks as this_group
+from trainer.checkpoint.interval import Interval
+from trainer.checkpoint.preemption import StopFlag
+from trainer.checkpoint.restore import MODES, Bad, Loaded, restore
+from trainer.checkpoint.save import Order, Outcome, save, tidy
+from trainer.checkpoint.state import Stateful, apply, bare, capture, capture_rank
+from trainer.progress import Phase, progress
+from trainer.rundir.environment import PREEMPTED, supervised
+
+Every = int | Literal["auto"] | None
+
+
+class Checkpointer:
+    """Saves and restores the parts it is given. Every rank makes one, after init_process_group if there is a group.
+
+    `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps, "auto" (see
+    Interval), or None: only when asked to stop and at the end. `extra` is a dict, or a function that gives one, of numbers,
+    text, tensors, dataclasses; what was stored is in `.extra` after restore(). `seed` is for the generators of ranks that
+    a checkpoint of fewer ranks knows nothing of. `seal` is called on rank 0 before each commit.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Stateful | None = None,
+        scaler: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        data: Stateful | None = None,
+        extra: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        directory: str | Path | None = None,
+        every: Every = "auto",
+        keep: int = 3,
+        resume: str | None = None,
+        seed: int = 0,
+        seal: Callable[[], None] = lambda: None,
+    ) -> None:
+        here = supervised()
+        parts: dict[str, Stateful | None] = {
+            "model": None if model is None else bare(model),
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "scaler": scaler,
+            "data": data,
+        }
+        self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
+        self.extra: dict[str, Any] = {}
+        self._parts = {name: part for name, part in parts.items() if part is not None}
+        self._extra = extra
+        self._every = _checked_every(every)
+        self._keep = _checked_keep(keep)
+        self._resume = _checked_resume(resume or (here.resume if here else "auto"))
+        self._seed = seed
+        self._seal = seal
+        self._run = here.run.path.name if here else None
+        self._attempt = here.attempt_number if here else None
+        self._ranks = this_group()
+        self._interval = Interval()
+        self._done = 0
+        self._saved = -1
+        self._stop = StopFlag(signal.SIGTERM)
+
+    def restore(self) -> int:
+        """The steps that are done: every part goes on from the newest good checkpoint, or from where it is at step 0.
+        NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
+        # What could not be saved is found now, not at the first save, hours later.
+        self._capture()
+        loaded = restore(self.directory, self._resume, self._ranks, progress().disk, self._on_bad)
+        if loaded is None:
+            self._done = 0
+        else:
+            where = f"checkpoint {self.directory / loaded.name}"
+            for sentence in apply(self._parts, loaded.shared, where):
+                self._say(sentence)
+            self._apply_own(loaded, where)
+            self.extra = loaded.shared.get("extra") or {}
+            self._done = self._saved = loaded.manifest.step
+        self._interval.since = time.monotonic()
+        progress().resume_at(self._done)
+        if self._ranks.rank == 0:
+            progress().note("resumed", step=self._done, source="disk" if loaded else "start")
+        return self._done
+
+    def wish(self) -> tuple[bool, bool]:
+        """(stop, save) as this rank alone sees it. A loop that has a collective of its own each step can let "any rank"
+        travel with it and hand the outcome to step(), which then needs none."""
+        due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
+        return self._stop.is_set, due
+
+    def step(self, done: int, *, stop: bool | None = None, save: bool | None = None) -> None:
+        """`done` steps are finished, and saved if that was due. If a stop was asked for on any rank: all have saved this
+        step, and SystemExit(75) is raised. A save that fails is noted and training goes on."""
+        self._done = done
+        progress().step(done, self._parts.get("optimizer"))
+        if stop is None:
+            stop, save = self._ranks.any(*self.wish())
+        if isinstance(self._every, int):
+            save = done % self._every == 0
+        if stop:
+            self._save_or_raise("asked to stop")
+            if self._ranks.rank == 0:
+                _print(f"asked to stop: step {done} is saved in {self.directory}")
+            raise SystemExit(PREEMPTED)
+        if save:
+            self.save()
+
+    def save(self) -> bool:
+        """Whether the state after the last step() is durable now. Every rank calls it at the same step."""
+        if self._saved == self._done:
+            return True
+        with progress().during(Phase.SAVE):
+            disk = progress().disk
+            shared, own = self._capture()
+            order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal)
+            outcome = save(order, self._ranks, disk)
+            if outcome.error is None and self._ranks.rank == 0:
+                problem = tidy(self.directory, self._done, self._keep, disk)
+                if problem:
+                    self._say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
+        self._report(outcome)
+        return outcome.error is None
+
+    def close(self) -> None:
+        """The state after the last step() is saved, whole and resumable; signals are handled as before. CheckpointError if
+        it could not be saved."""
+        try:
+            self._save_or_raise("at the end")
+        finally:
+            self._stop.close()
+
+    def _save_or_raise(self, when: str) -> None:
+        if not self.save():
+            raise CheckpointError(f"step {self._done} could not be saved {when}; older checkpoints are as they were")
+
+    def _capture(self) -> tuple[Any, Any]:
+        extra = self._extra() if callable(self._extra) else self._extra
+        return capture(self._parts, self._done, extra or {}), capture_rank(self._ranks.rank)
+
+    def _apply_own(self, loaded: Loaded, where: str) -> None:
+        if loaded.own is not None:
+            rng.apply(loaded.own["rng"])
+            return
+        rank = self._ranks.rank
+        rng.seed(self._seed, rank, loaded.manifest.step)
+        text = f"{where} is of {loaded.manifest.world_size} ranks: rank {rank} has freshly seeded generators"
+        progress().note("warning", text=text)
+
+    def _report(self, outcome: Outcome) -> None:
+        now = time.monotonic()
+        self._interval.saved(now, outcome.seconds)
+        if outcome.error is None:
+            self._saved = outcome.step
+        if self._ranks.rank != 0 or outcome.existed:
+            return
+        if outcome.error is None:
+            progress().note(
+                "checkpoint_saved", step=outcome.step, bytes=outcome.bytes, seconds=round(outcome.seconds, 6)
+            )
+        else:
+            progress().note("checkpoint_failed", step=outcome.step, error=outcome.error)
+            _print(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
+
+    def _on_bad(self, bad: Bad) -> None:
+        if self._ranks.rank != 0:
+            return
+        moved = str(bad.moved_to) if bad.moved_to else None
+        progress().note("checkpoint_bad", path=str(bad.path), reason=bad.reason, moved_to=moved)
+        fate = f"moved to {moved}" if moved else "left where it is"
+        _print(f"checkpoint {bad.path} cannot be used ({bad.reason}); {fate}, trying an older one")
+
+    def _say(self, text: str) -> None:
+        if self._ranks.rank == 0:
+            progress().note("warning", text=text)
+            _print(text)
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _checked_every(every: Every) -> Every:
+    if every is None or every == "auto" or (isinstance(every, int) and every >= 1):
+        return every
+    raise ValueError(f"every={every!r}: give a number of steps, 'auto' or None")
+
+
+def _checked_keep(keep: int) -> int:
+    if keep >= 2:
+        return keep
+    raise ValueError(f"keep={keep}: at least two, so that one damaged checkpoint costs no more than a few steps")
+
+
+def _checked_resume(resume: str) -> str:
+    if resume in MODES:
+        return resume
+    raise ValueError(f"resume={resume!r}: give one of {', '.join(MODES)}")

@@ -1,0 +1,39 @@
+"""What can be wrong with a checkpoint.
+
+CheckpointError
+  StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError
+  Damaged               what is on disk is not what was written: quarantined, an older one is tried
+  Unreadable            it may be whole, but not for this process (permission, newer format): left where it is
+  CheckpointMismatch    whole, but of another model or optimizer; nothing was changed     exit code 78
+  NoUsableCheckpoint    there were checkpoints and none can be used, or one was required  exit code 78
+"""
+
+from __future__ import annotations
+
+from trainer.rundir.environment import NEVER_RESTART
+
+
+class CheckpointError(Exception):
+    """The text is one line: what is wrong and, where there is one, what to do next."""
+
+    exit_code = 1
+
+
+class StateError(CheckpointError, TypeError):
+    pass
+
+
+class Damaged(CheckpointError):
+    pass
+
+
+class Unreadable(CheckpointError):
+    pass
+
+
+class CheckpointMismatch(CheckpointError):
+    exit_code = NEVER_RESTART
+
+
+class NoUsableCheckpoint(CheckpointError):
+    exit_code = NEVER_RESTART

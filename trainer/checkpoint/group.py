@@ -1,0 +1,91 @@
+"""How ranks agree: they exchange JSON over a gloo group of their own, and what only rank 0 may do, it does for all."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from trainer.checkpoint.errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
+
+T = TypeVar("T")
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""A save may take longer than the job's own process group waits, and must not kill the job for it."""
+
+_RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
+
+
+class Ranks:
+    """One process alone: rank 0 of 1. The base of those that talk."""
+
+    rank = 0
+    world_size = 1
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's `value` (JSON), by rank, on every rank."""
+        return [value]
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any rank has it set; the same answer on every rank."""
+        return flags
+
+    def lead(self, action: Callable[[], T]) -> T:
+        """What `action` (done by rank 0 only) returned, on every rank; what it raised of OSError and CheckpointError is
+        raised on every rank, as a CheckpointError."""
+        outcome: dict[str, Any] = {}
+        if self.rank == 0:
+            try:
+                outcome = {"value": action()}
+            except CheckpointError as error:
+                outcome = {"error": str(error), "kind": type(error).__name__}
+            except OSError as error:
+                outcome = {"error": str(error), "kind": "CheckpointError"}
+        outcome = self.exchange(outcome)[0]
+        if "error" in outcome:
+            raise _RAISED.get(outcome["kind"], CheckpointError)(outcome["error"])
+        value: T = outcome["value"]
+        return value
+
+
+class GlooRanks(Ranks):
+    """The ranks of this process's default group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def exchange(self, value: Any) -> list[Any]:
+        # JSON, not all_gather_object: that one unpickles what the others send.
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([text.numel()]), group=self._group)
+        room = max(int(size) for size in sizes)
+        padded = torch.zeros(room, dtype=torch.uint8)
+        padded[: text.numel()] = text
+        texts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(texts, padded, group=self._group)
+        return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, sizes, strict=True)]
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        seen = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._group)
+        return tuple(bool(flag) for flag in seen.tolist())
+
+
+def ranks() -> Ranks:
+    """Those of the default process group, or this process alone. CheckpointError if there should be a group and is none."""
+    if dist.is_available() and dist.is_initialized():
+        return GlooRanks() if dist.get_world_size() > 1 else Ranks()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CheckpointError(
+            "this is one of several ranks, but there is no process group yet: call "
+            "torch.distributed.init_process_group() before making a Checkpointer"
+        )
+    return Ranks()

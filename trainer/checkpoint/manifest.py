@@ -1,0 +1,136 @@
+"""The manifest: what a checkpoint consists of, and proof that none of it has changed.
+
+    {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{bytes,digest}},"digest":"…"}
+    '------------------------- the digest covers these bytes as they stand -------------------------'
+
+Each file's digest covers all its bytes and the manifest's own covers the rest of it, so one flipped bit anywhere shows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import xxhash
+
+from trainer.checkpoint.errors import Damaged, Unreadable
+from trainer.checkpoint.plan import ITEM_BYTES, Spec
+
+FORMAT = 1
+NAME = "manifest.json"
+
+_TAIL = re.compile(rb',"digest":"([0-9a-f]{32})"}\n\Z')
+_TAIL_BYTES = len(b',"digest":""}\n') + 32
+
+
+def shard_name(rank: int) -> str:
+    """The name of the file that `rank` writes."""
+    return f"rank{rank}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`count` elements from element `start` of a flattened tensor are in `file` under `key`."""
+
+    file: str
+    key: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    bytes: int
+    digest: str
+    """XXH3-128, 32 hex digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One checkpoint. `state` is the nested state as tree.encode() made it; `created` is UTC, ISO 8601."""
+
+    step: int
+    world_size: int
+    run: str | None
+    attempt: int | None
+    torch: str
+    created: str
+    save_seconds: float
+    bytes: int
+    state: Any
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, StoredFile]
+    digest: str = ""
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json."""
+    body = {"format": FORMAT, **asdict(manifest)}
+    del body["digest"]
+    raw = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return raw + b',"digest":"%s"}\n' % xxhash.xxh3_128_hexdigest(raw).encode()
+
+
+def decode(raw: bytes) -> Manifest:
+    """The manifest in `raw`. Damaged if a bit of it has changed; Unreadable if a newer version wrote it."""
+    tail = _TAIL.search(raw[-_TAIL_BYTES:])
+    if not tail:
+        raise Damaged(f"{NAME} is cut short or overwritten: it does not end with its digest")
+    if xxhash.xxh3_128_hexdigest(raw[:-_TAIL_BYTES]).encode() != tail[1]:
+        raise Damaged(f"{NAME} does not match its digest")
+    try:
+        body = json.loads(raw)
+        if body["format"] != FORMAT:
+            raise Unreadable(f"{NAME} has format {body['format']}; this version reads format {FORMAT}")
+        manifest = _build(body)
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{NAME} is not a manifest: {error!r}") from None
+    return manifest
+
+
+def _build(body: dict[str, Any]) -> Manifest:
+    fields = {key: body[key] for key in Manifest.__slots__}
+    tensors = {
+        str(name): StoredTensor(t["dtype"], tuple(t["shape"]), tuple(Piece(**piece) for piece in t["pieces"]))
+        for name, t in body["tensors"].items()
+    }
+    files = {str(name): StoredFile(**file) for name, file in body["files"].items()}
+    return Manifest(**{**fields, "tensors": tensors, "files": files})
+
+
+def _check(manifest: Manifest) -> None:
+    """ValueError unless files are those of ranks 0 to world_size - 1, and pieces cover each tensor once, in order."""
+    if manifest.world_size < 1 or manifest.step < 0:
+        raise ValueError("a world size or step that cannot be")
+    # Names are compared, never used as they stand: no text in a manifest can lead out of its folder.
+    if set(manifest.files) != {shard_name(rank) for rank in range(manifest.world_size)}:
+        raise ValueError(f"files are not those of {manifest.world_size} ranks")
+    room = sum(file.bytes for file in manifest.files.values())
+    for name, tensor in manifest.tensors.items():
+        if tensor.dtype not in ITEM_BYTES or any(type(n) is not int or n < 0 for n in tensor.shape):
+            raise ValueError(f"tensor {name!r} has no proper type or shape")
+        at = 0
+        for piece in tensor.pieces:
+            if piece.file not in manifest.files or piece.start != at or piece.count < 0:
+                raise ValueError(f"tensor {name!r} has a piece out of place")
+            at += piece.count
+        if at != tensor.spec.count or not tensor.pieces:
+            raise ValueError(f"tensor {name!r} is not covered by its pieces")
+        room -= tensor.spec.bytes
+    if room < 0:
+        raise ValueError("the tensors are larger than the files that should hold them")

@@ -1,0 +1,75 @@
+"""Who writes what: replicated tensors cut into pieces, and each rank given an equal run of the bytes.
+
+    tensors, by element size:   |---- a ----|-- b --|c|------ d ------|
+    pieces:                     |--a0--|-a1-|--b0---|c|--d0--|---d1---|
+    ranks:                      |------- 0 -------|-------- 1 --------|     cuts a piece where a share ends
+
+A pure function of the tensors' types and shapes, so every rank computes the same plan without asking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PIECE_BYTES = 32 << 20
+
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1,
+}  # fmt: skip
+"""Bytes per element of each type that can be stored, by its name in safetensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor's type and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.count * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`count` elements of the tensor `name`, flattened, from element `start`."""
+
+    name: str
+    start: int
+    count: int
+
+
+def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES) -> tuple[tuple[Share, ...], ...]:
+    """By rank, the shares that it writes. Every element is in exactly one; ranks differ by less than an element's bytes
+    per cut; no share is larger than `piece_bytes` (or one element)."""
+    # Wide elements first: then every offset in a file is a multiple of its element's size.
+    ordered = sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype])
+    total = sum(spec.bytes for _, spec in ordered)
+    shares: list[list[Share]] = [[] for _ in range(world_size)]
+    rank, done = 0, 0
+    for name, spec in ordered:
+        size = ITEM_BYTES[spec.dtype]
+        start = 0
+        while True:
+            while rank < world_size - 1 and done >= total * (rank + 1) // world_size:
+                rank += 1
+            room = total * (rank + 1) // world_size - done
+            most = max(1, min(piece_bytes // size, -(-room // size)))
+            count = min(most, spec.count - start)
+            shares[rank].append(Share(name, start, count))
+            start += count
+            done += count * size
+            if start >= spec.count:
+                break
+    return tuple(tuple(share) for share in shares)

@@ -1,0 +1,154 @@
+"""All that a run needs to go on: gathered from its parts as one nested dict, and put back into them.
+
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  step  extra
+    per rank:                         rng
+
+The order of putting back: everything is compared first, so that a mismatch changes nothing; then model, optimizer, scheduler,
+scaler, data; the generators last, because putting the others back may draw from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import rng, tensors, tree
+from trainer.checkpoint.errors import CheckpointMismatch
+from trainer.checkpoint.plan import Spec
+
+
+class Stateful(Protocol):
+    """Anything with the two methods that models, optimizers, schedulers and scalers have."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Nested state taken apart: `tree` is JSON that names tensors; `tensors` are the live ones, not copies, each once
+    however often it is named."""
+
+    tree: Any
+    tensors: Mapping[str, torch.Tensor]
+    specs: Mapping[str, Spec]
+
+
+def pack(state: Any, prefix: str = "") -> Packed:
+    """`state` taken apart. StateError names the path of what a checkpoint cannot hold."""
+    found: dict[str, torch.Tensor] = {}
+    specs: dict[str, Spec] = {}
+    names: dict[tuple[Any, ...], str] = {}
+
+    def name_of(value: Any, path: str) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        spec = tensors.spec_of(value, path)
+        # Tied weights are one tensor under two names. `found` keeps each alive, so an address means one tensor only.
+        identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
+        if spec.count and identity in names:
+            return names[identity]
+        name = base = path.replace("@", "%40")
+        while name in found:
+            name = f"{base}%{len(found)}"
+        names[identity], found[name], specs[name] = name, value.detach(), spec
+        return name
+
+    return Packed(tree.encode(state, prefix, name_of), found, specs)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of DDP and torch.compile: its keys are the same however it was run."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def capture(parts: Mapping[str, Stateful], step: int, extra: Any) -> Packed:
+    """The shared state of `parts` after `step` steps."""
+    state = {name: part.state_dict() for name, part in parts.items()}
+    return pack({**state, "step": step, "extra": extra})
+
+
+def capture_rank(rank: int) -> Packed:
+    """What is this rank's own."""
+    return pack({"rng": rng.capture()}, f"rank{rank}")
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def check_model(model: Stateful, stored: Any, where: str) -> None:
+    """CheckpointMismatch, naming the first tensor that differs, unless `stored` fits `model` name for name and shape for
+    shape."""
+    if not isinstance(stored, dict):
+        raise CheckpointMismatch(f"{where} holds no model")
+    live = model.state_dict()
+    for name, value in live.items():
+        if name not in stored:
+            raise CheckpointMismatch(f"{where} does not fit this model: it has no {name}, which the model has")
+        other = stored[name]
+        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
+            continue
+        if (value.shape, value.dtype) != (other.shape, other.dtype):
+            raise CheckpointMismatch(
+                f"{where} does not fit this model: {name} is {_shape(other)} in the checkpoint and {_shape(value)} in "
+                "the model"
+            )
+    for name in stored:
+        if name not in live:
+            raise CheckpointMismatch(f"{where} does not fit this model: it has {name}, which the model lacks")
+
+
+def check_optimizer(optimizer: Stateful, stored: Any, where: str) -> None:
+    """CheckpointMismatch unless `stored` has the same parameter groups as `optimizer`."""
+    try:
+        theirs = [len(group["params"]) for group in stored["param_groups"]]
+    except (KeyError, TypeError):
+        return  # not a torch optimizer; its own load_state_dict judges
+    ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
+    if ours != theirs:
+        raise CheckpointMismatch(
+            f"{where} does not fit this optimizer: its groups have {theirs} parameters, the optimizer's have {ours}"
+        )
+
+
+def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> list[str]:
+    """Every part goes on from `state`. Returns a sentence for each part that could not be restored because only one side
+    has it; CheckpointMismatch, and nothing was changed, if the state is of another model or optimizer."""
+    if "model" in parts:
+        check_model(parts["model"], state.get("model"), where)
+    if "optimizer" in parts:
+        if "optimizer" not in state:
+            raise CheckpointMismatch(f"{where} holds no optimizer state")
+        check_optimizer(parts["optimizer"], state["optimizer"], where)
+    missing = []
+    for name in ("model", "optimizer", "scheduler", "scaler", "data"):
+        ours, theirs = parts.get(name), state.get(name)
+        # A disabled GradScaler has the empty dict for its state, and a fresh one refuses it.
+        if ours is None or not theirs:
+            if ours is not None and ours.state_dict():
+                missing.append(f"{where} has no {name} state: it starts afresh")
+            elif theirs:
+                missing.append(f"{where} has {name} state that nothing here takes: it is left out")
+        else:
+            _load(ours, theirs, name, where)
+    return missing
+
+
+def _load(part: Stateful, stored: Any, name: str, where: str) -> None:
+    try:
+        part.load_state_dict(stored)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointMismatch(f"{where} does not fit this {name}: {first}") from error

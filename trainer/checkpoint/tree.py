@@ -1,0 +1,115 @@
+"""Nested plain values as JSON and back, exactly; tensors are left out and referred to by name.
+
+    None bool int float str list, dict with text keys    as JSON has them
+    tuple                     {"$tuple": [...]}
+    any other dict            {"$dict": [[key, value], ...]}
+    nan, inf, -inf            {"$float": "nan"}
+    int beyond 64 bits        {"$int": "0x1f..."}
+    tensor                    {"$tensor": name}
+    dataclass                 the dict of its fields; comes back as that dict
+
+Anything else is a StateError that names its path: what cannot come back exactly is not stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from trainer.checkpoint.errors import StateError
+
+MAX_DEPTH = 100
+
+Namer = Callable[[Any, str], "str | None"]
+"""(value, path) -> the name under which a tensor is stored, or None for what is not a tensor."""
+
+
+def _no_tensors(value: Any, path: str) -> None:
+    return None
+
+
+def _child(path: str, key: Any) -> str:
+    return f"{path}/{key}" if path else str(key)
+
+
+def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int = 0) -> Any:
+    """JSON values that decode() turns back into `value`, tuples, int keys and nan included."""
+    if depth > MAX_DEPTH:
+        raise StateError(f"{path}: nested more than {MAX_DEPTH} deep, or contains itself")
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str.__str__(value)
+        case int():
+            number = int(value)
+            return number if -(2**63) <= number < 2**63 else {"$int": hex(number)}
+        case float():
+            return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+        case list():
+            return [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]
+        case tuple():
+            return {"$tuple": [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]}
+        case dict():
+            return _encode_dict(value, path, name_of, depth)
+    if (name := name_of(value, path)) is not None:
+        return {"$tensor": name}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return _encode_dict(fields, path, name_of, depth)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise StateError(
+        f"{path or 'the state'} is a {kind}, which a checkpoint cannot hold; give tensors, numbers, text, None, "
+        "lists, tuples, dicts or dataclasses of them"
+    )
+
+
+def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -> Any:
+    plain = all(type(key) is str and not key.startswith("$") for key in value)
+    if plain:
+        return {key: encode(v, _child(path, key), name_of, depth + 1) for key, v in value.items()}
+    return {
+        "$dict": [
+            [encode(key, f"key of {path}", depth=depth + 1), encode(v, _child(path, key), name_of, depth + 1)]
+            for key, v in value.items()
+        ]
+    }
+
+
+def _no_tensor(name: str) -> Any:
+    raise ValueError(f"a tensor {name!r} where none can be")
+
+
+def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
+    """What encode() was given; `tensor` gives the tensor of a name. ValueError or KeyError if it was not made by encode()."""
+    match value:
+        case list():
+            return [decode(v, tensor) for v in value]
+        case {"$tuple": list(items)}:
+            return tuple(decode(v, tensor) for v in items)
+        case {"$dict": list(items)}:
+            return {decode(k): decode(v, tensor) for k, v in items}
+        case {"$float": str(text)}:
+            return float(text)
+        case {"$int": str(text)}:
+            return int(text, 16)
+        case {"$tensor": str(name)}:
+            return tensor(name)
+        case dict():
+            return {k: decode(v, tensor) for k, v in value.items()}
+    return value
+
+
+def plain(value: Any, path: str = "") -> Any:
+    """`value` with dataclasses as dicts, tensors as they are; StateError for what a checkpoint cannot hold."""
+    found: dict[str, Any] = {}
+
+    def name_of(leaf: Any, at: str) -> str | None:
+        if not hasattr(leaf, "data_ptr"):
+            return None
+        found[at] = leaf
+        return at
+
+    return decode(encode(value, path, name_of), found.__getitem__)
