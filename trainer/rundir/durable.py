@@ -62,6 +62,9 @@ class Disk:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
+
 
 DISK = Disk()
 

@@ -1,6 +1,6 @@
 """Every path name inside a run directory, once.
 
-    run.json  events.jsonl  lock  metrics.jsonl  supervisor.log
+    run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
     attempts/0003/    beats  launcher.log  launcher.json  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
     checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
     faults/           0001.spec  0001.fired
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_STEP = re.compile(r"^step-(\d{8,})$")
+_STEP = re.compile(r"\Astep-([0-9]{8,})\Z")
 _ATTEMPT = re.compile(r"^\d{4,}$")
 
 
@@ -84,6 +84,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def stop(self) -> Path:
+        """Asks the supervisor to stop: it holds `ask` or `now`, and is gone once it was read."""
+        return self.path / "stop"
+
+    @property
     def faults(self) -> Path:
         return self.path / "faults"
 
@@ -106,7 +111,8 @@ def step_name(step: int) -> str:
 def step_of(name: str) -> int | None:
     """The step that a committed checkpoint's folder name carries, or None for any other name."""
     match = _STEP.match(name)
-    return int(match[1]) if match else None
+    # A step has one name: "step-0000000040" would be a second one for step 40.
+    return int(match[1]) if match and step_name(int(match[1])) == name else None
 
 
 def committed_steps(checkpoints: Path) -> list[int]:
