@@ -21,6 +21,8 @@ class Choice:
     """Negative ones count from the last attempt."""
     rank: int | None = None
     """Only this rank's log, and no event about another rank."""
+    every_event: bool = False
+    """Events about other ranks too."""
     level: str = "info"
     names: frozenset[str] = frozenset()
     """Only these events; none means all."""
@@ -37,7 +39,7 @@ class Choice:
             self.events
             and (not self.names or event.name in self.names)
             and _severity(fields.get("level")) >= _severity(self.level)
-            and (self.rank is None or fields.get("rank") in (None, self.rank))
+            and (self.rank is None or self.every_event or fields.get("rank") in (None, self.rank))
             and (self.since is None or time is None or time >= self.since)
             and self.text(event_text(event) if self.grep else "")
         )

@@ -1,8 +1,8 @@
 """Errors that end a command with one line and an exit code.
 
-    Refusal                2    a bad request: usage, config, preflight; nothing was started
-      NoSuchRun          102
-      HeldByAnother      108
+Refusal                2    a bad request: usage, config, preflight; nothing was started
+  NoSuchRun          102
+  HeldByAnother      108
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import os
 import signal
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -28,7 +29,8 @@ _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 def become_subreaper() -> bool:
     """Orphans among our descendants become our children (prctl(2)); False where the system refuses."""
-    return ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    refused: int = ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return refused == 0
 
 
 def decode(status: int) -> int:
@@ -47,7 +49,7 @@ class Process:
     def close(self) -> None:
         os.close(self.fd)
 
-    def send(self, number: signal.Signals) -> bool:
+    def send(self, number: int) -> bool:
         """False if it was gone."""
         try:
             signal.pidfd_send_signal(self.fd, number)
@@ -69,8 +71,7 @@ class Process:
 
 def _zombie_status(pid: int) -> int | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
     return int(fields[49]) if fields[0] == b"Z" else None
@@ -128,7 +129,7 @@ def members(mark: str) -> list[psutil.Process]:
     return _living(psutil.Process().children(recursive=True)) or marked(mark)
 
 
-def send_all(processes: list[psutil.Process], number: signal.Signals) -> int:
+def send_all(processes: list[psutil.Process], number: int) -> int:
     """`number` went to each of `processes` that still is the one that was found; returns how many."""
     sent = 0
     for known in processes:

@@ -26,7 +26,7 @@ def main(report: Path, arguments: list[str]) -> int:
     # Ranks find their own modules; ours is found by the path of the file that runs.
     sys.path.pop(0)
     try:
-        run.run(run.parse_args(arguments))
+        run.run(run.parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         failures = [{"rank": rank, "pid": f.pid, "exit_code": f.exitcode} for rank, f in error.failures.items()]
         replace_file(report, json.dumps({"failures": failures}).encode())

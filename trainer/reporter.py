@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -19,11 +18,9 @@ from trainer.progress import Progress
 from trainer.rundir import faults
 from trainer.rundir.beats import BeatWriter, Phase, Source
 from trainer.rundir.durable import replace_file
-from trainer.rundir.environment import Supervised
+from trainer.rundir.environment import STACKS_SIGNAL, Supervised
 from trainer.rundir.notes import NoteWriter
 
-STACKS_SIGNAL = signal.SIGRTMIN + 5
-"""Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
 _PR_SET_PTRACER = 0x59616D61
 
 
@@ -38,6 +35,7 @@ class Reporter(Progress):
         self._beats = BeatWriter(place.attempt.beats, rank, os.getpid())
         self._done = 0
         self._announced = False
+        self._hooked = False
         self._asked = -1
         self._pending: list[faults.Fault] = []
         _allow_stacks(place, rank)
@@ -52,6 +50,9 @@ class Reporter(Progress):
     def hooked(self, done: int, optimizer: Any) -> None:
         """An optimizer has stepped. It counts unless the loop says its steps itself."""
         if not self._announced:
+            if not self._hooked:
+                self._hooked = True
+                self._beats.resume_at(done - 1)
             self._done = done
             self._beats.step(done, Source.HOOK)
             self._fire(None, optimizer)

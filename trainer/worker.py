@@ -14,10 +14,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 sys.path[0] = str(_PACKAGE.parent)
 
-from trainer import progress as _progress  # noqa: E402
-from trainer.hooks import watch_torch  # noqa: E402
-from trainer.reporter import Reporter, record_exception  # noqa: E402
-from trainer.rundir.environment import supervised  # noqa: E402
+from trainer import progress as _progress
+from trainer.hooks import watch_torch
+from trainer.reporter import Reporter, record_exception
+from trainer.rundir.environment import supervised
 
 
 def _redirect(log: Path) -> None:
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
     module = arguments[0] == "-m"
     target, *rest = arguments[1:] if module else arguments
     # As the interpreter does it: the script's folder is searched first, or the current one for -m.
-    folder = os.getcwd() if module else str(Path(target).resolve().parent)
+    folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
     sys.path[0] = folder
     sys.argv = [target, *rest]
     if module:

@@ -106,14 +106,10 @@ def _of_rank(
         name = _KILLERS.get(-status, f"signal {-status}")
         return verdict(Cause.KILLED, f"rank {rank} was killed by {name} {where}", signal=-status)
     if status == PREEMPTED:
-        return verdict(
-            Cause.PREEMPTED, f"rank {rank} exited with 75: it asks to be started again", code=status
-        )
+        return verdict(Cause.PREEMPTED, f"rank {rank} exited with 75: it asks to be started again", code=status)
     if status == NEVER_RESTART:
         why = f": {raised.message}" if raised and raised.message else ""
-        return verdict(
-            Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help{why}", code=status
-        )
+        return verdict(Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help{why}", code=status)
     if raised is None:
         cause = Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR
         if not stepped and status == 2:

@@ -111,13 +111,14 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     hang, silence = look(state.hang, policy, seen)
     state = replace(state, hang=hang)
     verdict = diagnose(seen, state.stepped, state.step)
+    if seen.launch_error:
+        reason = f"the attempt could not be launched: {seen.launch_error}"
+        verdict = Verdict(Cause.STARTUP_ERROR, reason, seen.now, failed_at=seen.now)
     if verdict is None and seen.stop is not None:
         return _ask(policy, state, seen, seen.stop)
     if verdict is None and silence is not None:
         cause = Cause.STOPPED if silence.stopped else Cause.HANG
-        verdict = Verdict(
-            cause, silence.reason, seen.now, silence.rank, step=state.step, failed_at=silence.since
-        )
+        verdict = Verdict(cause, silence.reason, seen.now, silence.rank, step=state.step, failed_at=silence.since)
     if verdict is None:
         return state, []
     return _conclude(state, seen, verdict)
@@ -192,11 +193,10 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
         "delay_s": round(decision.delay, 3),
         "counted": verdict.cause is not Cause.PREEMPTED,
         "checkpoint_step": seen.checkpoint_step,
-        "lost_steps": max(0, state.step - max(seen.checkpoint_step, 0)) if state.stepped else 0,
         "best_step": after.best_step,
         "barren": after.barren,
         "startup_failures": after.startup_failures,
-        "signature": [str(part) for part in verdict.signature],
+        "signature": list(verdict.signature),
         "reason": decision.reason,
     }
     waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay)
@@ -212,9 +212,7 @@ def _end_stopped(state: State, stop: StopKind) -> tuple[State, list[Action]]:
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
-    reason = (
-        f"{seen.alive} processes are alive {seen.now - (state.killed_at or seen.now):.0f} s after SIGKILL"
-    )
+    reason = f"{seen.alive} processes are alive {seen.now - (state.killed_at or seen.now):.0f} s after SIGKILL"
     return replace(state, mode=Mode.ENDED), [End(STUCK, "stuck", reason)]
 
 

@@ -109,6 +109,8 @@ class Observation:
     saves: int = 0
     """Checkpoints that the script wrote in its own format in this attempt."""
     log_grew_at: float = 0.0
+    launch_error: str = ""
+    """Why the launcher could not even be started."""
     stop: StopKind | None = None
     stop_now: bool = False
     """The stop was asked for a second time, or with --now."""
@@ -132,9 +134,10 @@ class Verdict:
     """Ranks that failed because another one had."""
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[str, ...]:
         """Two failures with the same signature are taken for the same bug."""
-        return (self.cause, self.frame, self.step, self.exit_code, self.signal)
+        parts = (self.cause.value, self.frame, self.step, self.exit_code, self.signal)
+        return tuple(str(part) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class History:
     """Attempts in a row that failed by themselves before their first step."""
     best_step: int = -1
     """Highest checkpoint seen."""
-    signature: tuple[Any, ...] | None = None
+    signature: tuple[str, ...] | None = None
     """Of the last failure."""
 
 

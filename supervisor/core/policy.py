@@ -11,6 +11,20 @@ FINISHED, PREEMPTED, BUDGET, STOPPED, POINTLESS, NO_PROGRESS, STUCK = 0, 75, 100
 FROM_OUTSIDE = frozenset({Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG})
 """Causes that say nothing about the script: the same one twice at one step is no proof of a bug in it."""
 
+RULES: tuple[tuple[str, str, int | None], ...] = (
+    ("every rank exited with 0 (finished)", "end", FINISHED),
+    ("a person asked to stop (stopped_by_user)", "end", STOPPED),
+    ("a signal asked to stop (preempted)", "end", PREEMPTED),
+    ("exit code 78, or SyntaxError or ImportError before the first step (user_error)", "stop", POINTLESS),
+    ("two failures of its own in a row before the first step (startup_error)", "stop", POINTLESS),
+    ("the same cause, frame, exit code and step twice in a row, not from outside", "stop", POINTLESS),
+    ("--max-restarts counted restarts in --window since the last new checkpoint", "stop", BUDGET),
+    ("--no-progress-limit attempts in a row without a new checkpoint", "stop", NO_PROGRESS),
+    ("exit code 75 (preempted)", "restart, not counted", None),
+    ("anything else: exception, killed, segfault, abort, hang, stopped, launcher_died", "restart", None),
+)
+"""What decide() does, in its order, for people. tests/test_policy.py holds the two against each other."""
+
 
 def learn(history: History, verdict: Verdict, stepped: bool, checkpoint_step: int, saves: int) -> History:
     """`history` with the attempt that just ended; a new durable checkpoint clears what counts against the run."""
@@ -53,9 +67,7 @@ def decide(
     counted = verdict.cause is not Cause.PREEMPTED
     used = spent(after, policy, now)
     if counted and used >= policy.max_restarts:
-        return _stop(
-            BUDGET, f"restart budget used up ({used} of {policy.max_restarts}): {verdict.reason}"
-        ), after
+        return _stop(BUDGET, f"restart budget used up ({used} of {policy.max_restarts}): {verdict.reason}"), after
     if after.barren >= policy.no_progress_limit:
         said = f"{after.barren} attempts in a row left no new checkpoint"
         return _stop(NO_PROGRESS, f"{said}: {verdict.reason}"), after

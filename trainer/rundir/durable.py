@@ -49,7 +49,7 @@ class Disk:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def rename(self, source: Path, target: Path) -> None:
-        os.rename(source, target)
+        source.rename(target)
 
     def sync_dir(self, path: Path) -> None:
         """Creations, renames and removals made in `path` before this call survive a power cut."""

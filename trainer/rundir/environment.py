@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ RESUME_STEP = "SUPERVISE_RESUME_STEP"
 """The newest committed step when the attempt was launched, or -1."""
 RESUME_FROM = "SUPERVISE_RESUME_FROM"
 """That checkpoint's path, or empty."""
+
+STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
+"""Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
 
 PREEMPTED = 75
 """EX_TEMPFAIL: a worker exits with it after a checkpoint that it was asked for; safe to launch again."""

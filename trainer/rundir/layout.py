@@ -1,9 +1,9 @@
 """Every path name inside a run directory, once.
 
-    run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
-    attempts/0003/    beats  launcher.log  launcher.json  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
-    checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
-    faults/           0001.spec  0001.fired
+run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
+attempts/0003/    beats  launcher.log  launcher.json  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
+checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
+faults/           0001.spec  0001.fired
 """
 
 from __future__ import annotations

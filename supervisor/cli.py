@@ -1,0 +1,105 @@
+"""The command line: names, and where each command is. A command's module is imported when it is called, not before."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from supervisor.errors import Refusal
+
+COMMANDS = {
+    "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
+    "resume": "Go on with a stopped, failed, preempted or lost run, as it was launched.",
+    "ls": "The runs here.",
+    "status": "How a run stands.",
+    "report": "What a run's time went into: failures, recoveries, the ledger.",
+    "events": "What happened in a run, event by event.",
+    "tail": "Follow a run's events and all its ranks' logs, over restarts.",
+    "stop": "Checkpoint, then stop a run.",
+    "inject": "Make a fault happen in a live run.",
+    "policy": "What is done about each cause.",
+    "ckpt": "List, verify, prune or export a run's checkpoints.",
+    "doctor": "What will bite you on this machine.",
+    "gc": "Find and remove what dead runs left behind.",
+}
+ALIASES = {"inject-failure": "inject"}
+
+EPILOG = """\b
+Start here:
+  supervise launch --nproc 2                      train the built-in GPT on this machine's Python sources
+  supervise launch --nproc 2 train.py --lr 1e-4   your own script, unchanged
+  supervise tail                                  follow the newest run
+  supervise launch --nproc 2 --inject kill:rank=1@step=40 -- --steps 80"""
+
+
+class Group(click.Group):
+    """Knows its commands by name, and loads one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        name = ALIASES.get(name, name)
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"supervisor.commands.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for its first line.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "see: supervise --help"
+            raise click.UsageError(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="supervise", prog_name="supervise")
+def supervise() -> None:
+    """Launch PyTorch training, go home, find it finished.
+
+    Restarts what crashes or hangs from its newest good checkpoint, and says what happened.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of the command. A user's mistake is one line on stderr, never a traceback."""
+    try:
+        result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
+    except Refusal as refusal:
+        return _say(str(refusal), refusal.exit_code)
+    except click.UsageError as error:
+        return _say(_usage(error), 2)
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); the interpreter must not complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.UsageError) -> str:
+    text = error.format_message().rstrip(".")
+    where = error.ctx.command_path if error.ctx else "supervise"
+    return f"{text}; see: {where} --help"
+
+
+def _say(text: str, exit_code: int) -> int:
+    print(f"supervise: {text}", file=sys.stderr)
+    return exit_code

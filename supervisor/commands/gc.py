@@ -1,0 +1,99 @@
+"""supervise gc: what dead runs left behind, listed, and removed when that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import click
+import orjson
+import psutil
+
+from supervisor.commands.columns import columns, human_bytes
+from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
+from supervisor.runs import Known, all_runs
+from supervisor.runs import find as find_run
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a leftover: `removed`, or not, with the `problem` if it was tried."""
+
+    leftover: Leftover
+    removed: bool = False
+    problem: str | None = None
+
+
+@click.command("gc")
+@click.argument("run", required=False)
+@click.option("--yes", is_flag=True, help="Remove what is found.")
+@click.option("--dry-run", is_flag=True, help="Only list (default).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """What dead runs left behind: processes, half-written folders and files, shared memory.
+
+    Of RUN, or of all runs here. A run that a supervisor holds is never touched. Without --yes nothing is removed.
+    """
+    if yes and dry_run:
+        raise click.UsageError("--yes and --dry-run exclude each other")
+    runs = [find_run(run)] if run is not None else all_runs()
+    processes = marks()
+    fates = [fate for known in runs for fate in _collect(known, processes.get(_mark(known), []), yes)]
+    if as_json:
+        click.echo(orjson.dumps({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
+    else:
+        _print(fates, yes)
+    if any(fate.problem for fate in fates):
+        click.get_current_context().exit(1)
+
+
+def _mark(known: Known) -> str:
+    return str(known.spec.get("mark", ""))
+
+
+def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[Fate]:
+    with claimed(known.run) as ours:
+        if not ours:
+            return []
+        found = find(known, processes)
+        if not yes:
+            return [Fate(leftover) for leftover in found]
+        return _remove(found, _mark(known))
+
+
+def _remove(found: list[Leftover], mark: str) -> list[Fate]:
+    fates: list[Fate] = []
+    alive = False
+    for leftover in found:
+        # A process that would not die may still be writing the rest.
+        problem = "a process of the run is alive" if alive else remove(leftover, mark)
+        alive = alive or (leftover.kind is Kind.PROCESS and problem is not None)
+        fates.append(Fate(leftover, problem is None, problem))
+    return fates
+
+
+def _json(fate: Fate) -> dict[str, object]:
+    body = asdict(fate.leftover)
+    return {**body, "kind": fate.leftover.kind.value, "removed": fate.removed, "problem": fate.problem}
+
+
+def _print(fates: list[Fate], yes: bool) -> None:
+    if not fates:
+        click.echo("dead runs left nothing here", err=True)
+        return
+    rows = [
+        (f.leftover.run, f.leftover.kind.value, human_bytes(f.leftover.bytes), _what(f)) for f in fates
+    ]
+    click.echo(columns(("RUN", "KIND", "SIZE", "WHAT"), rows))
+    total = human_bytes(sum(fate.leftover.bytes for fate in fates))
+    removed = sum(fate.removed for fate in fates)
+    if yes:
+        click.echo(f"{removed} of {len(fates)} removed", err=True)
+    else:
+        click.echo(f"{len(fates)} leftovers, {total}; nothing was removed: to do that, supervise gc --yes", err=True)
+
+
+def _what(fate: Fate) -> str:
+    what = f"{fate.leftover.place} {fate.leftover.about}".rstrip()
+    return f"{what}: {fate.problem}" if fate.problem else what

@@ -1,0 +1,29 @@
+"""`supervise inject`: a fault into a live run."""
+
+from __future__ import annotations
+
+import click
+
+from supervisor.errors import Refusal
+from supervisor.lock import is_held
+from supervisor.options import FaultSpec
+from supervisor.runs import find
+from trainer.rundir import faults
+
+
+@click.command()
+@click.argument("run")
+@click.argument("spec", type=FaultSpec())
+def command(run: str, spec: str) -> None:
+    """Make the fault SPEC happen in RUN, once.
+
+    \b
+    kill:rank=1             at once (rank 0 if omitted, all for every rank)
+    stop:rank=0@after=3s    after a while; @step=N, @phase=save as well
+    corrupt:checkpoint=latest
+    """
+    known = find(run)
+    if not is_held(known.run):
+        raise Refusal(f"{known.id} is not running; faults go into live runs, or into launch --inject")
+    number = faults.arm(known.run.faults, faults.parse_fault(spec))
+    click.echo(f"armed fault {number}: {spec}; follow with: supervise events -f {known.id}", err=True)

@@ -1,0 +1,185 @@
+"""`supervise launch`: from the command line to a run that is over."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from supervisor import spec as specs
+from supervisor.errors import Refusal
+from supervisor.lock import RunLock
+from supervisor.options import PREFIX, Duration, FaultSpec, Nproc, Range, nearest, read_config
+from supervisor.runs import RUNS, Known, load
+from supervisor.session import arm_faults, detach, drive
+from supervisor.spec import Spec
+from supervisor.status import story_of
+from trainer.rundir.layout import RunDir, committed_steps
+
+BUILT_IN = "trainer"
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
+
+
+def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """supervise.toml stands between the environment and the defaults, which is click's default_map."""
+    names = [p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name and p.name != "config"]
+    ctx.default_map = {**(ctx.default_map or {}), **read_config(value, names)}
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    long = next(n for n in names if n.startswith("--")).split("/")[0]
+    option: Callable[[Any], Any] = click.option(
+        *names, envvar=PREFIX + long[2:].replace("-", "_").upper(), show_default=True, **settings
+    )
+    return option
+
+
+@click.command(context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_configure,
+    envvar="SUPERVISE_CONFIG",
+    help="A TOML file with these options as keys.  [default: supervise.toml, if there]",
+)
+@_option("--nproc", type=Nproc(), default="1", help="Ranks on this machine; auto: one per GPU, else one per core.")
+@_option("--name", default=None, help="Names the run; its id begins with it.")
+@_option("--run-dir", type=click.Path(path_type=Path), default=None, help="Its folder.  [default: runs/<id>]")
+@_option("--resume", type=click.Choice(["auto", "never", "must"]), default="auto", help="From the newest checkpoint.")
+@_option("--resume-args", default="", help="Arguments to append to the script's on every relaunch.")
+@_option("--max-restarts", type=click.IntRange(0), default=3, help="Restarts without a new checkpoint, per window.")
+@_option("--window", type=Duration(), default="1h", help="The budget's sliding window.")
+@_option("--no-progress-limit", type=click.IntRange(1), default=3, help="Attempts in a row with no new checkpoint.")
+@_option("--backoff", type=Range(), default="1s:5m", help="Wait between restarts that bring no progress, MIN:MAX.")
+@_option("--grace", type=Duration(), default="45s", help="From a stop's TERM to KILL, for a last checkpoint.")
+@_option(
+    "--hang-timeout",
+    type=Duration({"auto": None, "off": float("inf")}),
+    default="auto",
+    help="Longest time without a step: auto (learned), a duration, or off.",
+)
+@_option("--startup-timeout", type=Duration(), default="30m", help="Longest time to the first step.")
+@_option("--standby/--no-standby", default=True, help="Keep the next attempt warm (not built yet: does nothing).")
+@_option(
+    "--inject",
+    "--inject-failure",
+    "inject",
+    type=FaultSpec(),
+    multiple=True,
+    help="A fault to fire once, as kill:rank=1@step=40. Repeatable.",
+)
+@click.option("-d", "--detach", "detached", is_flag=True, help="Run in the background; the terminal may close.")
+@click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-m", "--module", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
+@click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Train SCRIPT under supervision; without one, the built-in byte-level GPT.
+
+    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it.
+    """
+    _warn_unknown_environment(ctx)
+    spec, run = _resolve(ctx, given)
+    with RunLock(run):
+        known = load(run.path)
+        if known and _already_finished(known, spec):
+            click.echo(f"supervise: {known.id} has finished already; nothing to do", err=True)
+            return 0
+        if spec.resume == "must" and not committed_steps(run.checkpoints):
+            raise Refusal(f"--resume must, but there is no checkpoint in {run.checkpoints}; use --resume auto")
+        run.stop.unlink(missing_ok=True)
+        specs.save(run, spec)
+        arm_faults(run, spec)
+        if not detached:
+            return drive(run, spec, as_json=as_json, quiet=quiet)
+    return detach(run, spec, as_json=as_json, quiet=quiet)
+
+
+def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
+    """What is to be run, and its folder, which exists."""
+    folder = given.pop("run_dir")
+    name = given.pop("name")
+    if name is not None and not _NAME.match(name):
+        raise Refusal(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
+    known = load(folder) if folder is not None else None
+    arguments, module = list(given.pop("command_line")), given.pop("module")
+    options = {key: value for key, value in given.items() if key in Spec.__dataclass_fields__}
+    if known is not None:
+        old = specs.restore(known.spec)
+        values = {f: getattr(old, f) for f in Spec.__dataclass_fields__}
+        if arguments:
+            values |= options | _command(arguments, module)
+        else:
+            # Nothing but the folder: as it was launched, but for what is said anew.
+            values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
+        values["inject"] = tuple(given["inject"])
+        return Spec(**values), RunDir(folder.resolve())
+    run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
+    run = RunDir((folder or RUNS / run_id).resolve())
+    _make_folder(run)
+    return Spec(run=run_id, mark=secrets.token_hex(8), **options, **_command(arguments, module)), run
+
+
+def _stem(arguments: list[str]) -> str:
+    if not arguments or arguments[0].startswith("-"):
+        return "gpt"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(arguments[0]).stem) or "run"
+
+
+def _command(arguments: list[str], module: bool) -> dict[str, Any]:
+    """The script or module to run and its arguments; Refusal if there is no such thing."""
+    cwd = Path.cwd()
+    if not arguments or (arguments[0].startswith("-") and not module):
+        return {"command": (BUILT_IN, *arguments), "module": True, "cwd": str(cwd)}
+    target = arguments[0]
+    if module:
+        top = target.partition(".")[0]
+        if not target or PathFinder.find_spec(top, [str(cwd), *sys.path]) is None:
+            raise Refusal(f"no module named {top!r} here or on the Python path")
+    elif Path(target).is_dir():
+        raise Refusal(f"{target} is a folder, not a script")
+    elif not Path(target).is_file():
+        hint = f"; for a module write: -m {target}" if "/" not in target and not target.endswith(".py") else ""
+        raise Refusal(f"no script {target!r} in {cwd}{hint}")
+    return {"command": tuple(arguments), "module": module, "cwd": str(cwd)}
+
+
+def _make_folder(run: RunDir) -> None:
+    try:
+        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(path.name not in ("lock", "lock.json") for path in run.path.iterdir()):
+            raise Refusal(f"{run.path} is not empty and no run of supervise; use another --run-dir")
+    except FileExistsError:
+        raise Refusal(f"{run.path} is a file; --run-dir takes a folder") from None
+    except OSError as error:
+        raise Refusal(f"{run.path} cannot be used: {error.strerror or error}") from None
+
+
+def _already_finished(known: Known, spec: Spec) -> bool:
+    """Whether the very same command has run to its end here."""
+    old = specs.restore(known.spec)
+    same = (old.command, old.module) == (spec.command, spec.module)
+    return same and spec.resume != "never" and story_of(known.run).state == "finished"
+
+
+def _warn_unknown_environment(ctx: click.Context) -> None:
+    known = {p.envvar for p in ctx.command.params if isinstance(p, click.Option) and p.envvar}
+    ours = ("RUN_ID", "ATTEMPT", "MARK", "SUPERVISOR_PID", "RESUME_STEP", "RESUME_FROM", "CONFIG")
+    known |= {PREFIX + name for name in ours}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            names = [str(n)[len(PREFIX) :].lower() for n in known]
+            hint = nearest(name[len(PREFIX) :].lower(), names)
+            click.echo(f"supervise: the environment's {name} is no option of launch{hint}", err=True)

@@ -1,0 +1,44 @@
+"""`supervise ls`: the runs here, newest first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from supervisor.runs import SCHEMA, Known, all_runs
+from supervisor.status import status
+from supervisor.table import table
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(as_json: bool) -> None:
+    """The runs in ./runs, newest first."""
+    rows = [_row(known) for known in all_runs()]
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "runs": rows}))
+        return
+    if not rows:
+        click.echo("no runs here; start one with: supervise launch", err=True)
+        return
+    heads = ("run", "state", "attempt", "restarts", "step", "checkpoint", "created", "cause")
+    click.echo(table(heads, [[row[head] for head in heads] for row in rows]), nl=False)
+
+
+def _row(known: Known) -> dict[str, Any]:
+    now = status(known)
+    checkpoint, failure = now["checkpoint"], now["last_failure"]
+    return {
+        "run": known.id,
+        "run_dir": now["run_dir"],
+        "state": now["state"],
+        "exit_code": now["exit_code"],
+        "attempt": now["attempt"],
+        "restarts": now["restarts"],
+        "step": now["step"],
+        "checkpoint": checkpoint["step"] if checkpoint else None,
+        "created": str(known.spec.get("created", ""))[:19],
+        "cause": failure["cause"] if failure else None,
+    }

@@ -1,0 +1,47 @@
+"""`supervise report`: what a run's time went into."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from supervisor.console import attempt_lines
+from supervisor.core import ledger
+from supervisor.runs import SCHEMA, find
+from supervisor.status import story_of
+from supervisor.table import table
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(run: str | None, as_json: bool) -> None:
+    """Failures, recoveries and the ledger of RUN, from its events alone."""
+    known = find(run)
+    story = story_of(known.run)
+    now = story.last if story.state == "lost" else time.monotonic() + story.offset
+    body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now)}
+    if as_json:
+        click.echo(json.dumps(body))
+        return
+    click.echo(f"{known.id}  {body['state']}  {body['reason']}".rstrip())
+    for line in attempt_lines(story):
+        click.echo(f"  {line}")
+    click.echo(_ledger(body), nl=False)
+
+
+def _ledger(body: dict[str, Any]) -> str:
+    wall = body["wall_s"]
+    rows = [
+        (name.removesuffix("_s"), f"{seconds:.2f} s", f"{100 * seconds / wall if wall else 0:.1f} %")
+        for name, seconds in body["ledger"].items()
+    ]
+    rows.append(("wall", f"{wall:.2f} s", "100.0 %"))
+    text = table(("ledger", "time", "share"), rows)
+    recover = body["recover_s"]
+    if recover["p50"] is not None:
+        text += f"recover p50 {recover['p50']:.2f} s, p95 {recover['p95']:.2f} s, max {recover['max']:.2f} s\n"
+    return text + f"goodput {100 * body['goodput']:.1f} %, {body['lost_steps']} steps lost\n"

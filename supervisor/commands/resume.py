@@ -1,0 +1,37 @@
+"""`supervise resume`: go on with a run that is not running, as it was launched."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from supervisor import spec as specs
+from supervisor.errors import Refusal
+from supervisor.lock import RunLock
+from supervisor.runs import find
+from supervisor.session import detach, drive
+from supervisor.status import story_of
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("-d", "--detach", "detached", is_flag=True, help="Run in the background; the terminal may close.")
+@click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
+    """Go on with RUN from its newest checkpoint.
+
+    What a dead supervisor left running is ended first: two gangs never train at once.
+    """
+    known = find(run)
+    path = dataclasses.replace(known.run, path=known.run.path.resolve())
+    with RunLock(path):
+        if story_of(path).state == "finished":
+            raise Refusal(f"{known.id} has finished; to train on, launch on its folder with more steps")
+        spec = dataclasses.replace(specs.restore(known.spec), resume="auto")
+        path.stop.unlink(missing_ok=True)
+        specs.save(path, spec)
+        if not detached:
+            return drive(path, spec, as_json=as_json, quiet=quiet)
+    return detach(path, spec, as_json=as_json, quiet=quiet)

@@ -1,0 +1,50 @@
+"""`supervise status`: how a run stands."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from supervisor.runs import find
+from supervisor.status import status
+from supervisor.table import table
+
+_RUNNING = 101
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--exit-code", is_flag=True, help="Exit with the run's own code; 101 while it runs.")
+def command(run: str | None, as_json: bool, exit_code: bool) -> int:
+    """How RUN stands (an id, a unique prefix, a path; the newest if omitted)."""
+    now = status(find(run))
+    click.echo(json.dumps(now) if as_json else _text(now), nl=as_json)
+    if not exit_code:
+        return 0
+    return now["exit_code"] if now["exit_code"] is not None else (1 if now["state"] == "lost" else _RUNNING)
+
+
+def _text(now: dict[str, Any]) -> str:
+    budget, checkpoint, failure = now["budget"], now["checkpoint"], now["last_failure"]
+    lines = [f"{now['run']}  {now['state'].upper()}  attempt {now['attempt']}  step {now['step']}"]
+    if now["reason"]:
+        lines.append(f"  reason      {now['reason']}")
+    if checkpoint:
+        lines.append(f"  checkpoint  step {checkpoint['step']}, {checkpoint['age_s']:.0f} s ago")
+    lines.append(
+        f"  budget      {budget['used']} of {budget['max_restarts']} restarts used in {budget['window_s']:.0f} s, "
+        f"{budget['no_progress']} of {budget['no_progress_limit']} attempts without a new checkpoint"
+    )
+    if failure:
+        lines.append(f"  last fault  attempt {failure['attempt']}: {failure['reason']}")
+    lines.append(f"  folder      {now['run_dir']}")
+    if now["state"] == "lost":
+        lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
+    text = "\n".join(lines) + "\n"
+    if now["workers"]:
+        heads = ("rank", "pid", "step", "phase", "beat_age_s")
+        text += table(heads, [[worker[head] for head in heads] for worker in now["workers"]])
+    return text

@@ -1,0 +1,45 @@
+"""`supervise stop`: checkpoint, then stop; with --now, only stop."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from supervisor.errors import Refusal
+from supervisor.lock import is_held
+from supervisor.runs import find
+from supervisor.spec import restore
+from supervisor.status import OVER, story_of
+from trainer.rundir.durable import replace_file
+
+_SLACK = 60.0
+"""Seconds beyond the run's grace after which we stop waiting."""
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
+@click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
+def command(run: str | None, now: bool, no_wait: bool) -> int:
+    """Ask RUN's supervisor to stop it, and wait until nothing of it is alive."""
+    known = find(run)
+    if not is_held(known.run):
+        state = story_of(known.run).state
+        if state in OVER:
+            click.echo(f"{known.id} is {state} already", err=True)
+            return 0
+        raise Refusal(f"{known.id} has no supervisor (it is {state}); what is left of it: supervise gc")
+    # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
+    replace_file(known.run.stop, b"now" if now else b"ask")
+    if no_wait:
+        return 0
+    until = time.monotonic() + (0.0 if now else restore(known.spec).grace) + _SLACK
+    while is_held(known.run):
+        if time.monotonic() > until:
+            raise Refusal(f"{known.id} has not stopped; see: supervise status {known.id}")
+        time.sleep(0.05)
+    story = story_of(known.run)
+    known.run.stop.unlink(missing_ok=True)
+    click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
+    return story.exit_code if story.exit_code == 106 else 0

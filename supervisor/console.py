@@ -1,0 +1,141 @@
+"""What a foreground launch says on stderr: first words, events and rank 0's log as they come, and the account at the end.
+
+It follows the run's files from a thread of its own: a terminal that is paused must not pause supervision.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+from supervisor.choice import Choice
+from supervisor.core.ledger import lost_steps, recoveries
+from supervisor.core.model import End
+from supervisor.core.story import Story
+from supervisor.follow import Record, RunFollower, pump
+from supervisor.render import TextRenderer
+from supervisor.runs import RUNS
+from supervisor.spec import Spec
+from supervisor.status import story_of
+from supervisor.wording import signal_name
+from trainer.rundir.layout import RunDir
+
+_DRAIN = 2.0
+"""Seconds for the last lines to reach a slow terminal."""
+
+
+class Console:
+    """Prints while the block runs. A terminal that went away (ssh lost) silences it and nothing more."""
+
+    def __init__(self, run: RunDir, quiet: bool) -> None:
+        self._quiet = quiet
+        self._closing = False
+        choice = Choice(rank=0, every_event=True, since=time.time() - 0.5)
+        self._follower = RunFollower(run, lambda: True, choice, back=None)
+        colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._renderer = TextRenderer(self._follower.restarts, colour)
+        self._thread = threading.Thread(target=self._pump, name="console", daemon=True)
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    def __enter__(self) -> Console:
+        if not self._quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closing = True
+        if self._thread.is_alive():
+            self._thread.join(_DRAIN)
+
+    def _pump(self) -> None:
+        pump(self._follower, self._print, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        if self._closing and not self._follower.behind:
+            self._follower.over = True
+        time.sleep(seconds)
+
+    def _print(self, record: Record) -> None:
+        self._write(self._renderer(record))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+        except (OSError, ValueError):
+            self._quiet = True
+
+
+def name_of(run: RunDir, spec: Spec) -> str:
+    """What to call the run on a command line typed here."""
+    here = (RUNS.resolve() / spec.run) == run.path
+    return spec.run if here else os.path.relpath(run.path)
+
+
+def opening_words(run: RunDir, spec: Spec) -> str:
+    """The run's name and the next commands."""
+    name = name_of(run, spec)
+    what = " ".join((["-m"] if spec.module else []) + list(spec.command))
+    return (
+        f"run {spec.run}: {spec.nproc} x {what}\n"
+        f"  folder   {os.path.relpath(run.path)}\n"
+        f"  follow   supervise tail {name}\n"
+        f"  look     supervise status {name}\n"
+        f"  stop     supervise stop {name}      (Ctrl-C here: checkpoint, then stop; twice: now)"
+    )
+
+
+def closing_words(run: RunDir, end: End) -> str:
+    """What happened: each attempt on a line, the end, and where to look next."""
+    story = story_of(run)
+    sign = "✔" if end.exit_code == 0 else "✘"
+    wall = _seconds((story.ended or story.last) - (story.started or story.last))
+    lines = [f"{sign} {end.state}: {end.reason}"]
+    lines.append(f"  {len(story.attempts)} attempts in {wall}, exit code {end.exit_code}")
+    lines += [f"  {line}" for line in attempt_lines(story)]
+    name = name_of(run, _spec_of(run))
+    lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
+    if end.exit_code not in (0, 2):
+        lines.append(f"  go on    supervise resume {name}")
+    return "\n".join(lines)
+
+
+def attempt_lines(story: Story) -> list[str]:
+    """One line for each attempt: its steps, why it ended, what that cost."""
+    lines = []
+    for attempt, recovered, lost in zip(story.attempts, recoveries(story), lost_steps(story), strict=True):
+        first = attempt.from_step if attempt.from_step is not None else 0
+        steps = f"{first}→{attempt.to_step}" if attempt.to_step >= 0 else "no step"
+        cause = attempt.cause or "running"
+        if attempt.signal:
+            cause += f" ({signal_name(attempt.signal)})"
+        if attempt.rank is not None:
+            cause += f" rank {attempt.rank}"
+        cost = [f"lost {lost} steps"] if lost is not None else []
+        cost += [f"detected in {attempt.detect_s:.3f} s"] if attempt.detect_s and recovered is not None else []
+        cost += [f"back in {recovered:.2f} s"] if recovered is not None else []
+        lines.append(f"#{attempt.number} {steps:<10} {cause:<28} {', '.join(cost)}".rstrip())
+    return lines
+
+
+def _spec_of(run: RunDir) -> Spec:
+    from supervisor.runs import load
+    from supervisor.spec import restore
+
+    known = load(run.path)
+    assert known is not None
+    return restore(known.spec)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m{rest:02d}s" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,257 @@
+"""A run told from its events alone: state, attempts, and what the next supervisor must know. Pure; takes any garbage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from supervisor.core.model import History
+
+Event = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class AttemptStory:
+    """One attempt. Times are CLOCK_MONOTONIC seconds; None for what has not happened."""
+
+    number: int
+    started: float
+    ready: float | None = None
+    resumed: float | None = None
+    first_step: float | None = None
+    caught_up: float | None = None
+    failed: float | None = None
+    """When it went wrong, as early as that can be placed."""
+    verdict: float | None = None
+    gone: float | None = None
+    from_step: int | None = None
+    to_step: int = -1
+    cause: str | None = None
+    rank: int | None = None
+    signal: int | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    detect_s: float | None = None
+    stall_s: float = 0.0
+    """Time that saves held up training."""
+
+
+@dataclass(slots=True)
+class Story:
+    """The run so far."""
+
+    state: str = "starting"
+    exit_code: int | None = None
+    reason: str = ""
+    attempts: list[AttemptStory] = field(default_factory=list)
+    started: float | None = None
+    started_wall: str = ""
+    ended: float | None = None
+    last: float = 0.0
+    """Of the last event."""
+    checkpoint_step: int = -1
+    high_step: int = -1
+    history: History = field(default_factory=History)
+    restarts: int = 0
+    offset: float = 0.0
+    """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
+
+    @property
+    def attempt(self) -> AttemptStory | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def failures(self) -> list[AttemptStory]:
+        """Attempts that ended otherwise than by finishing or by request."""
+        fine = ("finished", "stopped_by_user", "preempted")
+        return [a for a in self.attempts if a.cause is not None and a.cause not in fine]
+
+
+def tell(events: Iterable[Event]) -> Story:
+    """The story that `events` tell, in their order; events and fields it does not know are passed over."""
+    story = Story()
+    for event in _one_line(story, events):
+        teller = _TELLERS.get(str(event.get("msg")))
+        if teller is not None:
+            teller(story, event, event["mono"])
+        story.last = event["mono"]
+    return story
+
+
+def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """`events` with their times on one line: the monotonic clock begins anew with each boot, the wall clock spans it."""
+    before: Event | None = None
+    for event in events:
+        mono = event.get("mono")
+        if not isinstance(mono, int | float):
+            continue
+        if before is not None and mono < before["mono"]:
+            story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
+        before = event
+        moved = dict(event)
+        for key in ("mono", "at_mono", "failed_mono"):
+            if isinstance(moved.get(key), int | float):
+                moved[key] = float(moved[key]) + story.offset
+        yield moved
+
+
+def _wall(event: Event) -> float:
+    try:
+        return datetime.fromisoformat(str(event.get("ts")).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _whole(event: Event, key: str, default: int = -1) -> int:
+    value = event.get(key)
+    return value if isinstance(value, int) else default
+
+
+def _number(event: Event, key: str, default: float) -> float:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _optional(event: Event, key: str) -> int | None:
+    value = event.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _run_started(story: Story, event: Event, mono: float) -> None:
+    if story.started is None:
+        story.started = mono
+        story.started_wall = str(event.get("ts", ""))
+    attempt = story.attempt
+    if attempt is not None and attempt.gone is None:
+        # Its supervisor died and saw nothing more; the last thing it said is where our knowledge ends.
+        attempt.cause = attempt.cause or "lost"
+        attempt.reason = attempt.reason or "the supervisor died"
+        attempt.failed = attempt.failed or story.last
+        attempt.verdict = attempt.verdict or story.last
+        attempt.gone = story.last
+    story.state, story.exit_code, story.ended = "starting", None, None
+    if event.get("fresh_budget"):
+        story.history = History(best_step=story.history.best_step)
+
+
+def _takeover(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+        story.high_step = max(story.high_step, story.attempt.to_step)
+
+
+def _attempt_started(story: Story, event: Event, mono: float) -> None:
+    number = _whole(event, "attempt", len(story.attempts))
+    story.attempts.append(AttemptStory(number, mono))
+    story.state = "recovering" if number > 0 else "starting"
+
+
+def _group_ready(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.ready = mono
+
+
+def _resumed(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.resumed = mono
+        story.attempt.from_step = _whole(event, "step", 0)
+
+
+def _first_step(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.first_step = _number(event, "at_mono", mono)
+        story.attempt.to_step = _whole(event, "step")
+        story.attempt.from_step = _whole(event, "from_step", story.attempt.from_step or 0)
+    story.state = "running"
+
+
+def _caught_up(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.caught_up = mono
+
+
+def _committed(story: Story, event: Event, mono: float) -> None:
+    step = _whole(event, "step")
+    story.checkpoint_step = max(story.checkpoint_step, step)
+    if story.attempt:
+        story.attempt.to_step = max(story.attempt.to_step, step)
+        story.attempt.stall_s += _number(event, "seconds", 0.0)
+
+
+def _quarantined(story: Story, event: Event, mono: float) -> None:
+    story.checkpoint_step = min(story.checkpoint_step, _whole(event, "newest_good", story.checkpoint_step))
+
+
+def _stop_requested(story: Story, event: Event, mono: float) -> None:
+    story.state = "stopping"
+    if story.attempt:
+        cause = "stopped_by_user" if event.get("by") == "user" else "preempted"
+        story.attempt.cause, story.attempt.verdict, story.attempt.failed = cause, mono, mono
+        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+
+
+def _verdict(story: Story, event: Event, mono: float) -> None:
+    if attempt := story.attempt:
+        attempt.verdict = mono
+        attempt.failed = _number(event, "failed_mono", mono)
+        attempt.detect_s = _number(event, "detect_s", 0.0)
+        attempt.cause = str(event.get("cause"))
+        attempt.rank = _optional(event, "rank")
+        attempt.signal = _optional(event, "signal")
+        attempt.exit_code = _optional(event, "exit_code")
+        attempt.reason = str(event.get("reason", ""))
+        attempt.to_step = max(attempt.to_step, _whole(event, "step"))
+        story.high_step = max(story.high_step, attempt.to_step)
+    story.state = "running" if event.get("cause") == "finished" else "recovering"
+
+
+def _group_gone(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.gone = mono
+        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+        story.high_step = max(story.high_step, story.attempt.to_step)
+
+
+def _relaunch(story: Story, event: Event, mono: float) -> None:
+    before = story.history
+    best = max(before.best_step, _whole(event, "best_step"))
+    restarts = () if best > before.best_step else before.restarts
+    signature = event.get("signature")
+    story.history = History(
+        restarts=(*restarts, mono) if event.get("counted") else restarts,
+        barren=_whole(event, "barren", 0),
+        startup_failures=_whole(event, "startup_failures", 0),
+        best_step=best,
+        signature=tuple(str(part) for part in signature) if isinstance(signature, list) else None,
+    )
+    story.restarts += 1
+    story.state = "backoff" if _number(event, "delay_s", 0.0) > 0 else "recovering"
+
+
+def _run_ended(story: Story, event: Event, mono: float) -> None:
+    story.ended = mono
+    story.state = str(event.get("state"))
+    story.exit_code = _optional(event, "exit_code")
+    story.reason = str(event.get("reason", ""))
+    story.high_step = max(story.high_step, _whole(event, "step"))
+    if story.attempt and story.attempt.gone is None:
+        story.attempt.gone = mono
+
+
+_TELLERS = {
+    "run_started": _run_started,
+    "takeover": _takeover,
+    "attempt_started": _attempt_started,
+    "group_ready": _group_ready,
+    "resumed": _resumed,
+    "first_step": _first_step,
+    "caught_up": _caught_up,
+    "checkpoint_committed": _committed,
+    "checkpoint_quarantined": _quarantined,
+    "stop_requested": _stop_requested,
+    "verdict": _verdict,
+    "group_gone": _group_gone,
+    "relaunch_scheduled": _relaunch,
+    "run_ended": _run_ended,
+}

@@ -1,0 +1,36 @@
+"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume -d`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+# Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from supervisor import spec as specs
+from supervisor.errors import Refusal
+from supervisor.lock import RunLock
+from supervisor.runs import load
+from supervisor.session import drive
+from trainer.rundir.layout import RunDir
+
+
+def main(path: Path) -> int:
+    run = RunDir(path)
+    try:
+        with RunLock(run):
+            known = load(path)
+            if known is None:
+                raise Refusal(f"no run in {path}")
+            return drive(run, specs.restore(known.spec), quiet=True)
+    except Refusal as refusal:
+        print(f"supervise: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+
+
+if __name__ == "__main__":
+    # The terminal that launched it may close.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,78 @@
+"""The faults that the supervisor fires: signals by the clock, damage on disk, the death of the launcher or of itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from supervisor.proctree import Process
+from trainer.injury import damage
+from trainer.rundir import faults
+from trainer.rundir.beats import Beat
+
+
+class Saboteur:
+    """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
+
+    def __init__(self, folder: Path, checkpoints: Path) -> None:
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._armed: list[faults.Fault] = []
+        self._told: set[str] = set(faults.fired(folder))
+        self._stamp = -1
+
+    def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
+        """Faults armed and faults fired since the last call; one stat when there is nothing new."""
+        try:
+            stamp = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return [], []
+        if stamp == self._stamp:
+            return [], []
+        self._stamp = stamp
+        known = {f.number for f in self._armed}
+        self._armed = faults.armed(self._folder)
+        fired = faults.fired(self._folder)
+        new = [body for name, body in fired.items() if name not in self._told]
+        self._told |= set(fired)
+        return [f for f in self._armed if f.number not in known], new
+
+    def fire(self, beats: list[Beat], ranks: dict[int, Process], launcher: Process | None, attempt: int) -> None:
+        """Whatever is due and ours has fired; each fault is on disk as fired before that."""
+        step = max((b.step for b in beats), default=0)
+        stepped = max((b.step for b in beats if b.phase >= 3), default=0)
+        now = time.monotonic()
+        for fault in self._armed:
+            if fault.kind in faults.ON_SUPERVISION:
+                due = fault.due(stepped, now, max((b.phase for b in beats), default=None))
+                if launcher is not None and due and self._claim(fault, None, attempt, step):
+                    self._strike(fault, launcher)
+            elif fault.kind in faults.SIGNALS and fault.after is not None:
+                self._signal(fault, ranks, attempt, step, now)
+            elif fault.kind in faults.ON_CHECKPOINT and fault.step is None and fault.phase is None:
+                self._damage(fault, attempt, step, now)
+
+    def _claim(self, fault: faults.Fault, rank: int | None, attempt: int, step: int) -> bool:
+        if faults.has_fired(self._folder, fault, rank):
+            return False
+        return faults.claim(self._folder, fault, rank, attempt, step)
+
+    def _strike(self, fault: faults.Fault, launcher: Process) -> None:
+        if fault.kind == "kill-launcher":
+            launcher.send(signal.SIGKILL)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _signal(self, fault: faults.Fault, ranks: dict[int, Process], attempt: int, step: int, now: float) -> None:
+        for rank, process in ranks.items():
+            if fault.on(rank) and fault.due(step, now) and self._claim(fault, rank, attempt, step):
+                process.send(signal.Signals(faults.SIGNALS[fault.kind]))
+
+    def _damage(self, fault: faults.Fault, attempt: int, step: int, now: float) -> None:
+        exists: Callable[[], bool] = lambda: any(self._checkpoints.glob("step-*/*.safetensors"))  # noqa: E731
+        if fault.due(step, now) and exists() and self._claim(fault, None, attempt, step):
+            damage(self._checkpoints, fault)

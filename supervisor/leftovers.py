@@ -1,0 +1,167 @@
+"""What a run that nobody holds has left on the machine: processes, half-written folders and files, shared memory.
+
+    lock free? ── take it ──▶ kill processes, by pidfd ──▶ all gone? ──▶ remove folders, files, memory ──▶ give it back
+
+A run whose lock is held is never touched, and nobody can take up a run while it is being cleaned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import re
+import select
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from supervisor.proctree import Process
+from supervisor.runs import Known
+from trainer.rundir.environment import MARK
+from trainer.rundir.layout import RunDir
+
+SHM = Path("/dev/shm")
+PATIENCE = 5.0
+"""Seconds that a process may take to be gone after its SIGKILL."""
+_FOLDER = re.compile(r"\A\.step-\d{8,}\.tmp-")
+_FILE = re.compile(r"\A\..+\.tmp-\d+-\d+\Z|\A\.spec-\d+\Z")
+
+
+class Kind(enum.Enum):
+    PROCESS = "process"
+    FOLDER = "folder"
+    FILE = "file"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that a dead run left. `place` is a path, or the pid of a process."""
+
+    run: str
+    kind: Kind
+    place: str
+    bytes: int
+    about: str = ""
+
+
+@contextlib.contextmanager
+def claimed(run: RunDir) -> Iterator[bool]:
+    """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
+    try:
+        fd = os.open(run.lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True
+        return
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def marks() -> dict[str, list[psutil.Process]]:
+    """The living processes of this user that carry a run's mark, by mark; neither this one nor those it descends from."""
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            mark, dot, _ = process.environ().get(MARK, "").rpartition(".")
+            mine = process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+            if dot and mine and process.pid not in spared:
+                found.setdefault(mark, []).append(process)
+    return found
+
+
+def find(known: Known, processes: list[psutil.Process], shm: Path = SHM) -> list[Leftover]:
+    """What there is of the run, processes first. Says nothing of whether the run is held."""
+    return [*_processes(known, processes), *_files(known), *_memory(known, shm)]
+
+
+def _processes(known: Known, processes: list[psutil.Process]) -> Iterator[Leftover]:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            size = process.memory_info().rss
+            yield Leftover(known.id, Kind.PROCESS, str(process.pid), size, " ".join(process.cmdline())[:120])
+
+
+def _files(known: Known) -> Iterator[Leftover]:
+    run = known.run
+    attempts = [run.attempt(number).path for number in run.attempts()]
+    for folder in [run.path, run.checkpoints, run.checkpoints / "quarantine", run.faults, *attempts]:
+        with contextlib.suppress(OSError):
+            for path in sorted(folder.iterdir()):
+                if path.is_symlink():
+                    continue
+                if folder == run.checkpoints and _FOLDER.match(path.name) and path.is_dir():
+                    yield Leftover(known.id, Kind.FOLDER, str(path), _size(path))
+                elif _FILE.match(path.name) and path.is_file():
+                    yield Leftover(known.id, Kind.FILE, str(path), _size(path))
+
+
+def _memory(known: Known, shm: Path) -> Iterator[Leftover]:
+    mark = known.spec.get("mark")
+    if not isinstance(mark, str) or not mark:
+        return
+    name = re.compile(rf"\Asupervise-{re.escape(mark)}(?:[.-].*)?\Z")
+    with contextlib.suppress(OSError):
+        for path in sorted(shm.iterdir()):
+            if name.match(path.name) and not path.is_symlink() and path.lstat().st_uid == os.getuid():
+                yield Leftover(known.id, Kind.MEMORY, str(path), _size(path))
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            total += each.lstat().st_blocks * 512
+    return total
+
+
+def remove(leftover: Leftover, mark: str) -> str | None:
+    """It is gone (None), or why not. `mark` is the run's: a process that does not carry it now is not the one meant."""
+    if leftover.kind is Kind.PROCESS:
+        return _kill(int(leftover.place), mark)
+    path = Path(leftover.place)
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _kill(pid: int, mark: str) -> str | None:
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        # The pidfd is open, so what the pid names from here on is what will be killed.
+        carried = psutil.Process(pid).environ().get(MARK, "")
+        if carried.rpartition(".")[0] != mark:
+            return None
+        process.send(signal.SIGKILL)
+        poller = select.poll()
+        poller.register(process.fd, select.POLLIN)
+        return None if poller.poll(PATIENCE * 1000) else f"alive {PATIENCE:.0f} s after SIGKILL"
+    except psutil.NoSuchProcess:
+        return None
+    except (psutil.Error, OSError) as error:
+        return str(error)
+    finally:
+        process.close()

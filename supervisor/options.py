@@ -1,0 +1,142 @@
+"""Types of the command line's values, and where a value may come from: flag, SUPERVISE_*, supervise.toml, default."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from supervisor.errors import Refusal
+from trainer.rundir.duration import parse_duration
+from trainer.rundir.faults import FaultSpecError, parse_fault
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "SUPERVISE_"
+
+
+class Duration(click.ParamType[Any]):
+    """Seconds, from 30s 5m 2h; `words` are accepted as they stand."""
+
+    name = "duration"
+
+    def __init__(self, words: dict[str, Any] | None = None) -> None:
+        self._words = words or {}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value is None or isinstance(value, int | float):
+            return value
+        if value in self._words:
+            return self._words[value]
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            words = f" (or {', '.join(self._words)})" if self._words else ""
+            self.fail(f"{error}{words}", param, ctx)
+
+
+class Range(click.ParamType[Any]):
+    """Two durations, MIN:MAX."""
+
+    name = "min:max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        low, colon, high = str(value).partition(":")
+        try:
+            pair = parse_duration(low), parse_duration(high if colon else low)
+        except ValueError as error:
+            self.fail(f"{error}; write MIN:MAX, as in 1s:5m", param, ctx)
+        if pair[0] > pair[1]:
+            self.fail(f"{value!r}: the minimum is above the maximum", param, ctx)
+        return pair
+
+
+class Nproc(click.ParamType[Any]):
+    """Ranks to start: a number, or `auto` for one per GPU (without a GPU, one per core)."""
+
+    name = "n|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        cores = os.cpu_count() or 1
+        if value == "auto":
+            return count_gpus() or cores
+        if not re.fullmatch(r"-?\d+", str(value)):
+            self.fail(f"{value!r} is neither a number nor 'auto'", param, ctx)
+        count = int(value)
+        most = max(16, 8 * cores, 2 * count_gpus() if count > 16 else 0)
+        if count < 1:
+            self.fail(f"{count} ranks cannot train; ask for at least 1", param, ctx)
+        if count > most:
+            self.fail(f"{count} ranks on {cores} cores is by far too many; ask for at most {most}", param, ctx)
+        return count
+
+
+class FaultSpec(click.ParamType[Any]):
+    """A fault, as trainer.rundir.faults reads it."""
+
+    name = "spec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return parse_fault(value).text
+        except FaultSpecError as error:
+            self.fail(str(error), param, ctx)
+
+
+def count_gpus() -> int:
+    """GPUs of this machine as nvidia-smi lists them; 0 without it."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
+    """The settings of `path` (or of ./supervise.toml if it is there), by option name.
+
+    Refusal for a file that cannot be read, or a key that is none of `known`; it names the nearest.
+    """
+    chosen = path or Path("supervise.toml")
+    try:
+        body = tomllib.loads(chosen.read_text())
+    except FileNotFoundError:
+        if path is None:
+            return {}
+        raise Refusal(f"no config file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{chosen} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise Refusal(f"{chosen} is not TOML: {error}") from None
+    names = {name.replace("-", "_"): name for name in known}
+    settings = {}
+    for key, value in body.items():
+        plain = key.replace("-", "_")
+        if plain not in names:
+            raise Refusal(f"{chosen}: unknown key {key!r}{nearest(plain, names)}")
+        if isinstance(value, dict):
+            raise Refusal(f"{chosen}: {key!r} is a table; write it as a key of its own: {key} = …")
+        settings[plain] = value
+    return settings
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?`, or what there is."""
+    names = [name.replace("_", "-") for name in known]
+    close = difflib.get_close_matches(word.replace("_", "-"), names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {' '.join(sorted(names))}"

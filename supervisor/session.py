@@ -1,0 +1,97 @@
+"""A supervisor's session with one run: from the lock to the last word, in the foreground or detached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor import status as statuses
+from supervisor.console import Console, closing_words, opening_words
+from supervisor.driver import Driver
+from supervisor.errors import Refusal
+from supervisor.events import EventLog
+from supervisor.lock import is_held
+from supervisor.runs import load
+from supervisor.spec import Spec
+from trainer.rundir import faults
+from trainer.rundir.layout import RunDir
+
+_CONTINUES = ("preempted", "lost")
+"""States after which a new supervisor goes on with the old budget; after the others a person has decided anew."""
+
+
+def arm_faults(run: RunDir, spec: Spec) -> None:
+    """Every fault asked for with --inject is armed, once a run: asking again in the same words is the same fault."""
+    known = {fault.text for fault in faults.armed(run.faults)}
+    for text in dict.fromkeys(spec.inject):
+        if text not in known:
+            faults.arm(run.faults, faults.parse_fault(text))
+
+
+def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
+    """The run is over; returns the exit code of `launch`. The caller holds the lock."""
+    before = statuses.story_of(run)
+    try:
+        log = EventLog(run, spec.run)
+    except OSError as error:
+        raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
+    lost = before.started is not None and before.state not in statuses.OVER
+    goes_on = lost or before.state in _CONTINUES
+    attempts = [*run.attempts(), *(a.number for a in before.attempts)]
+    log.attempt = max(attempts, default=-1)
+    log.emit("run_started", command=list(spec.command), nproc=spec.nproc, pid=os.getpid(), fresh_budget=not goes_on)
+    after = statuses.story_of(run)
+    driver = Driver(
+        run,
+        spec,
+        log,
+        dict(os.environ),
+        last_attempt=max(attempts, default=-1),
+        history=after.history,
+        high_step=after.high_step,
+        unfinished=lost,
+    )
+    console = Console(run, quiet)
+    console.say(opening_words(run, spec))
+    with console:
+        end = driver.drive()
+    log.close()
+    console.say(closing_words(run, end))
+    if as_json:
+        print_status(run)
+    return end.exit_code
+
+
+def print_status(run: RunDir, **more: Any) -> None:
+    """The run's `status --json` is on stdout."""
+    known = load(run.path)
+    assert known is not None
+    print(json.dumps({**statuses.status(known), **more}))
+
+
+def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
+    """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
+    with run.supervisor_log.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    until = time.monotonic() + 30.0
+    while time.monotonic() < until and child.poll() is None and not is_held(run):
+        time.sleep(0.02)
+    if child.poll() not in (None, 0) and not is_held(run):
+        raise Refusal(f"the supervisor did not start; see {run.supervisor_log}")
+    child.returncode = 0
+    if not quiet:
+        print(opening_words(run, spec), file=sys.stderr)
+    if as_json:
+        print_status(run, supervisor_pid=child.pid)
+    return 0

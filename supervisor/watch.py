@@ -1,0 +1,176 @@
+"""Looks at one attempt: its launcher and ranks by pidfd, its beats, notes and error records; reports what it saw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from supervisor.core.model import Exit, Raised, RankView
+from supervisor.proctree import Process
+from trainer.rundir.beats import Beat, BeatReader, Phase, Source
+from trainer.rundir.layout import AttemptDir, committed_steps
+from trainer.rundir.notes import NoteReader
+
+_KERNEL_EVERY = 0.25
+"""Seconds between two looks at the state and CPU time of the ranks."""
+_FILES_EVERY = 0.1
+
+
+class Watch:
+    """One attempt under observation. Makes no decision; sends nothing."""
+
+    def __init__(self, folder: AttemptDir, launcher_pid: int, nproc: int, reaped: dict[int, int]) -> None:
+        self.folder = folder
+        self.nproc = nproc
+        self.beats: list[Beat] = []
+        self.ranks: dict[int, Process] = {}
+        """Living ranks that have registered."""
+        self.seen_ranks: dict[int, int] = {}
+        """pid of every rank that ever registered."""
+        self.launcher: Process | None = Process(launcher_pid)
+        self.exits: list[Exit] = []
+        self.raised: list[Raised] = []
+        self._reaped = reaped
+        self._reader = BeatReader(folder.beats)
+        self._notes = [NoteReader(folder.notes(rank)) for rank in range(nproc)]
+        self._kernel: dict[int, tuple[bool, float]] = {}
+        self._kernel_at = self._files_at = float("-inf")
+        self.log_grew_at = 0.0
+        self._log_bytes = 0
+
+    def fds(self) -> list[int]:
+        """The pidfds that become readable when a process of the attempt ends."""
+        launcher = [self.launcher.fd] if self.launcher else []
+        return launcher + [process.fd for process in self.ranks.values()]
+
+    def ask_faults(self) -> None:
+        """Every rank looks for new faults at its next step."""
+        self._reader.ask_faults()
+
+    def close(self) -> None:
+        for process in [*self.ranks.values(), *([self.launcher] if self.launcher else [])]:
+            process.close()
+        self.ranks, self.launcher = {}, None
+        self._reader.close()
+
+    def look(self, now: float, ended: set[int]) -> None:
+        """Everything is up to date as of `now`; `ended` are the pidfds that were readable."""
+        self.beats = self._reader.read()
+        self._register(now)
+        if ended:
+            self._collect_exits(now, ended)
+        if ended or now >= self._files_at + _FILES_EVERY:
+            self._files_at = now
+            self._collect_raised()
+            self._measure_logs(now)
+        if now >= self._kernel_at + _KERNEL_EVERY:
+            self._kernel_at = now
+            self._kernel = {rank: _kernel_view(process.pid) for rank, process in self.ranks.items()}
+
+    def views(self) -> tuple[RankView, ...]:
+        """The living ranks."""
+        return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
+
+    def notes(self) -> list[tuple[int, dict[str, Any]]]:
+        """What the ranks have noted since the last call, with the rank."""
+        return [(rank, note) for rank, reader in enumerate(self._notes) for note in reader.read()]
+
+    def saves(self) -> int:
+        return max((beat.saves for beat in self.beats), default=0)
+
+    def _view(self, beat: Beat) -> RankView:
+        stopped, cpu = self._kernel.get(beat.rank, (False, 0.0))
+        announces = beat.source is Source.LOOP or beat.phase is not Phase.STARTUP
+        return RankView(
+            rank=beat.rank,
+            step=beat.step,
+            phase=beat.phase.name.lower(),
+            beat_at=beat.at,
+            announces=announces and beat.source is not Source.HOOK,
+            stopped=stopped,
+            cpu=cpu,
+        )
+
+    def _register(self, now: float) -> None:
+        for beat in self.beats:
+            if beat.rank in self.seen_ranks:
+                continue
+            self.seen_ranks[beat.rank] = beat.pid
+            try:
+                self.ranks[beat.rank] = Process(beat.pid)
+            except ProcessLookupError:
+                self.exits.append(Exit(beat.rank, None, now))
+
+    def _collect_exits(self, now: float, ended: set[int]) -> None:
+        for rank, process in list(self.ranks.items()):
+            if process.fd in ended:
+                self.exits.append(Exit(rank, process.exit_status(self._reaped), now))
+                process.close()
+                del self.ranks[rank]
+        if self.launcher is not None and self.launcher.fd in ended:
+            self.exits.append(Exit(None, self.launcher.exit_status(self._reaped), now))
+            self.launcher.close()
+            self.launcher = None
+            self._read_report(now)
+
+    def _read_report(self, now: float) -> None:
+        """What the launcher knows better: ranks that died before they registered, or whose status nobody told us."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for failure in json.loads(self.folder.launcher_report.read_bytes())["failures"]:
+                rank, status = int(failure["rank"]), int(failure["exit_code"])
+                known = next((e for e in self.exits if e.rank == rank), None)
+                if known is None or known.status is None:
+                    self.exits = [e for e in self.exits if e.rank != rank]
+                    self.exits.append(Exit(rank, status, known.at if known else now))
+
+    def _collect_raised(self) -> None:
+        known = {raised.rank for raised in self.raised}
+        for rank in range(self.nproc):
+            if rank not in known and (record := _read_record(self.folder.error(rank))):
+                self.raised.append(record)
+
+    def _measure_logs(self, now: float) -> None:
+        size = 0
+        for rank in self.seen_ranks:
+            with contextlib.suppress(OSError):
+                size += self.folder.rank_log(rank).stat().st_size
+        if size != self._log_bytes:
+            self._log_bytes, self.log_grew_at = size, now
+
+
+def _kernel_view(pid: int) -> tuple[bool, float]:
+    """Whether the process is stopped (state T or t), and its CPU seconds."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            stopped = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+            return stopped, times.user + times.system
+    except psutil.Error:
+        return False, 0.0
+
+
+def _read_record(path: Path) -> Raised | None:
+    try:
+        body = json.loads(path.read_bytes())
+        if body["type"] == "SystemExit":
+            # Its status says more than its name, and comes from the kernel.
+            return None
+        return Raised(int(body["rank"]), str(body["type"]), _first_line(body["message"]), body["frame"], body["mono"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _first_line(text: str) -> str:
+    lines = str(text).strip().splitlines()
+    return lines[0][:300] if lines else ""
+
+
+def newest_checkpoint(checkpoints: Path) -> int:
+    """The newest committed step, or -1."""
+    steps = committed_steps(checkpoints)
+    return steps[-1] if steps else -1
