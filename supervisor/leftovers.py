@@ -85,9 +85,9 @@ def marks() -> dict[str, list[psutil.Process]]:
     return found
 
 
-def find(known: Known, processes: list[psutil.Process], shm: Path = SHM) -> list[Leftover]:
+def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
     """What there is of the run, processes first. Says nothing of whether the run is held."""
-    return [*_processes(known, processes), *_files(known), *_memory(known, shm)]
+    return [*_processes(known, processes), *_files(known), *_memory(known)]
 
 
 def _processes(known: Known, processes: list[psutil.Process]) -> Iterator[Leftover]:
@@ -111,13 +111,13 @@ def _files(known: Known) -> Iterator[Leftover]:
                     yield Leftover(known.id, Kind.FILE, str(path), _size(path))
 
 
-def _memory(known: Known, shm: Path) -> Iterator[Leftover]:
+def _memory(known: Known) -> Iterator[Leftover]:
     mark = known.spec.get("mark")
     if not isinstance(mark, str) or not mark:
         return
     name = re.compile(rf"\Asupervise-{re.escape(mark)}(?:[.-].*)?\Z")
     with contextlib.suppress(OSError):
-        for path in sorted(shm.iterdir()):
+        for path in sorted(SHM.iterdir()):
             if name.match(path.name) and not path.is_symlink() and path.lstat().st_uid == os.getuid():
                 yield Leftover(known.id, Kind.MEMORY, str(path), _size(path))
 

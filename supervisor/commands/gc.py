@@ -82,9 +82,7 @@ def _print(fates: list[Fate], yes: bool) -> None:
     if not fates:
         click.echo("dead runs left nothing here", err=True)
         return
-    rows = [
-        (f.leftover.run, f.leftover.kind.value, human_bytes(f.leftover.bytes), _what(f)) for f in fates
-    ]
+    rows = [(f.leftover.run, f.leftover.kind.value, human_bytes(f.leftover.bytes), _what(f)) for f in fates]
     click.echo(columns(("RUN", "KIND", "SIZE", "WHAT"), rows))
     total = human_bytes(sum(fate.leftover.bytes for fate in fates))
     removed = sum(fate.removed for fate in fates)
