@@ -35,7 +35,7 @@ def status(known: Known) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": known.id,
-        "run_dir": str(run.path),
+        "run_dir": str(run.path.resolve()),
         "state": story.state,
         "exit_code": story.exit_code,
         "reason": story.reason,

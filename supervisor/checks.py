@@ -1,0 +1,127 @@
+"""What of this machine will bite a training run: a check looks at one thing and says what to do about it."""
+
+from __future__ import annotations
+
+import enum
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.rundir import environment
+
+_STALE = ("PET_", "MASTER_", "TORCHELASTIC_", "SUPERVISE_")
+_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+
+
+class Verdict(enum.Enum):
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `next` is what to do about it, empty where nothing is to be done."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the checks look."""
+
+    run_dir: Path
+    nproc: int | None = None
+    proc: Path = Path("/proc")
+    cgroup: Path = Path("/sys/fs/cgroup")
+    shm: Path = Path("/dev/shm")
+    systemd: Path = Path("/run/systemd/system")
+    linger: Path = Path("/var/lib/systemd/linger")
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    now: float = field(default_factory=time.time)
+
+    @property
+    def nearest(self) -> Path:
+        """The run directory, or the first folder above it that is there."""
+        path = self.run_dir.absolute()
+        return next(p for p in [path, *path.parents] if p.is_dir())
+
+
+def read(path: Path) -> str:
+    """What the file holds; nothing if it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def cores(host: Host) -> Check:
+    usable, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    quota, period = (read(host.cgroup / "cpu.max").split() or ["max", "100000"])[:2]
+    allowed = float(usable) if quota == "max" else min(usable, int(quota) / int(period))
+    text = f"{allowed:g} of {there} cores are ours"
+    if host.nproc is not None and host.nproc > allowed:
+        hint = f"--nproc {max(1, int(allowed))}, or OMP_NUM_THREADS=1"
+        return Check("cores", Verdict.WARN, f"{text}, for {host.nproc} ranks that compute on the CPU", hint)
+    if allowed < there:
+        return Check(
+            "cores", Verdict.WARN, f"{text}: a library that counts {there} starts too many threads", "OMP_NUM_THREADS=1"
+        )
+    return Check("cores", Verdict.OK, text)
+
+
+def limits(host: Host) -> Check:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    core = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    if 0 <= files < 1024:
+        return Check(
+            "limits",
+            Verdict.WARN,
+            f"{files} open files a process: DataLoader workers run out of them",
+            "ulimit -n 65536",
+        )
+    if core != 0 and not read(host.proc / "sys/kernel/core_pattern").startswith("|"):
+        text = "core dumps are on: a rank that aborts writes all its memory to disk before it can be replaced"
+        return Check("limits", Verdict.WARN, text, "ulimit -c 0")
+    return Check("limits", Verdict.OK, f"{'unlimited' if files < 0 else files} open files, no core files")
+
+
+def clock(host: Host) -> Check:
+    ours = Path(__file__).stat().st_mtime
+    if host.now < ours - 86400:
+        day = time.strftime("%Y-%m-%d", time.gmtime(host.now))
+        return Check(
+            "clock", Verdict.WARN, f"it is {day} here, before this program was installed", "set the clock, or start NTP"
+        )
+    return Check("clock", Verdict.OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(host.now)))
+
+
+def variables(host: Host) -> Check:
+    if environment.MARK in host.environ:
+        return Check(
+            "environment",
+            Verdict.WARN,
+            "this is inside a run: what is launched here counts as part of it",
+            "use another shell",
+        )
+    stale = sorted(n for n in host.environ if n.startswith(_STALE) or n in _RANK)
+    if stale:
+        text = f"{' '.join(stale)} set: left over from a launcher, or meant for this one"
+        return Check("environment", Verdict.WARN, text, f"unset {' '.join(stale)}")
+    return Check("environment", Verdict.OK, "nothing of another launcher is set")
+
+
+def linger(host: Host) -> Check:
+    user = host.environ.get("USER") or host.environ.get("LOGNAME") or str(os.getuid())
+    if not host.systemd.is_dir() or os.getuid() == 0:
+        return Check("linger", Verdict.OK, "no logout ends a detached run")
+    if (host.linger / user).exists():
+        return Check("linger", Verdict.OK, f"{user}'s processes outlive a logout")
+    text = "where logind has KillUserProcesses=yes, a logout ends runs launched with -d"
+    return Check("linger", Verdict.WARN, text, "loginctl enable-linger")

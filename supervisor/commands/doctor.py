@@ -1,0 +1,61 @@
+"""supervise doctor: what will bite a run on this machine, before it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import orjson
+
+from supervisor import checks, probes, space
+from supervisor.checks import Check, Host, Verdict
+from supervisor.commands.columns import columns
+from supervisor.runs import RUNS
+
+SCHEMA = 1
+LOOKS = (
+    checks.cores,
+    space.memory,
+    space.shm,
+    space.disk,
+    space.filesystem,
+    checks.limits,
+    checks.clock,
+    checks.variables,
+    checks.linger,
+)
+_MARK = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.BAD: "BAD"}
+
+
+@click.command("doctor")
+@click.option("--run-dir", type=click.Path(path_type=Path), default=RUNS, help="Where runs are to be kept.")
+@click.option("--nproc", type=click.IntRange(1), help="Ranks that are to run here.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
+    """What will bite you here: torch, GPUs, memory, disk, limits, leftovers in the environment.
+
+    Exit code 2 if something is bad: a run would not start, or could not be kept alive.
+    """
+    found = examine(Host(run_dir=run_dir, nproc=nproc))
+    bad = any(check.verdict is Verdict.BAD for check in found)
+    if as_json:
+        click.echo(orjson.dumps({"schema": SCHEMA, "ok": not bad, "checks": list(map(_json, found))}))
+    else:
+        click.echo(columns(("CHECK", "", "WHAT"), [(c.name, _MARK[c.verdict], _text(c)) for c in found]))
+    if bad:
+        click.get_current_context().exit(2)
+
+
+def examine(host: Host) -> list[Check]:
+    """Every check's finding. Takes as long as torch takes to import."""
+    answer = probes.ask_torch()
+    tried = [probes.python(), probes.torch(answer), probes.cuda(answer), probes.processes(), probes.stacks()]
+    return [*tried, *(look(host) for look in LOOKS)]
+
+
+def _json(check: Check) -> dict[str, str]:
+    return {"name": check.name, "verdict": check.verdict.value, "text": check.text, "next": check.next}
+
+
+def _text(check: Check) -> str:
+    return f"{check.text}; next: {check.next}" if check.next else check.text

@@ -1,0 +1,108 @@
+"""Checks that have to try something: import torch in a child, trace a child, hold a child by pidfd."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from supervisor.checks import Check, Verdict
+from supervisor.proctree import Process, become_subreaper
+from supervisor.stacks import pyspy
+
+PATIENCE = 60.0
+"""Seconds that torch may take to import: a cold network disk is slow."""
+_ASK_TORCH = """
+import json, time
+began = time.monotonic()
+import torch, torch.distributed as dist
+print(json.dumps({
+    "version": torch.__version__, "seconds": time.monotonic() - began, "distributed": dist.is_available(),
+    "cuda": torch.version.cuda, "devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+}))
+"""
+_OLDEST = (2, 6)
+_PTRACE_SEIZE = 0x4206
+
+
+def python() -> Check:
+    return Check("python", Verdict.OK, f"Python {'.'.join(map(str, sys.version_info[:3]))} at {sys.executable}")
+
+
+def ask_torch(program: str = _ASK_TORCH, patience: float = PATIENCE) -> dict[str, Any] | str:
+    """What torch says of itself, or why it does not, in one line."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=patience, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"import torch took longer than {patience:.0f} s"
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return answer
+
+
+def torch(answer: dict[str, Any] | str) -> Check:
+    if isinstance(answer, str):
+        return Check(
+            "torch", Verdict.BAD, f"torch cannot be imported: {answer}", f"{sys.executable} -m pip install torch"
+        )
+    text = f"torch {answer['version']}, imported in {answer['seconds']:.1f} s"
+    if not answer["distributed"]:
+        return Check(
+            "torch", Verdict.BAD, f"{text}, was built without torch.distributed", "install another build of torch"
+        )
+    if tuple(int(part) for part in answer["version"].split("+")[0].split(".")[:2]) < _OLDEST:
+        return Check("torch", Verdict.WARN, f"{text}, is older than 2.6", f"{sys.executable} -m pip install -U torch")
+    return Check("torch", Verdict.OK, text)
+
+
+def cuda(answer: dict[str, Any] | str, dev: Path = Path("/dev")) -> Check:
+    nodes = sorted(p.name for p in dev.glob("nvidia[0-9]*"))
+    devices = 0 if isinstance(answer, str) else answer["devices"]
+    if devices:
+        return Check("cuda", Verdict.OK, f"{devices} GPUs")
+    if nodes:
+        text = f"{len(nodes)} NVIDIA devices are in {dev}, and torch sees none"
+        return Check(
+            "cuda", Verdict.WARN, text, "compare nvidia-smi with torch.version.cuda; look at CUDA_VISIBLE_DEVICES"
+        )
+    return Check("cuda", Verdict.OK, "no GPU here: ranks run on the CPU, with gloo")
+
+
+def stacks() -> Check:
+    if pyspy() is None:
+        text = "py-spy is not installed: the stacks of a rank that hangs inside C code cannot be kept"
+        return Check("stacks", Verdict.WARN, text, f"{sys.executable} -m pip install py-spy")
+    if not _can_trace():
+        text = "ptrace is refused here: py-spy cannot look into a hung rank"
+        return Check(
+            "stacks", Verdict.WARN, text, "docker run --cap-add SYS_PTRACE, or sysctl kernel.yama.ptrace_scope=1"
+        )
+    return Check("stacks", Verdict.OK, "py-spy can keep the stacks of a hung rank")
+
+
+def _can_trace() -> bool:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        answer: int = ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, child.pid, None, None)
+        return answer == 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def processes() -> Check:
+    try:
+        Process(os.getpid()).close()
+    except (OSError, AttributeError):
+        return Check("processes", Verdict.BAD, "no pidfd: a rank cannot be killed safely", "use Linux 5.3 or newer")
+    if not become_subreaper():
+        return Check("processes", Verdict.BAD, "no subreaper: orphans of a launcher are lost", "use Linux 3.4 or newer")
+    return Check("processes", Verdict.OK, "every process of a run can be held and killed")

@@ -1,0 +1,208 @@
+"""Random lives of a run under a fake clock: whatever happens, the promises of the state machine hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from supervisor.core import machine
+from supervisor.core.machine import Mode
+from supervisor.core.model import (
+    Action,
+    DumpStacks,
+    End,
+    Exit,
+    History,
+    Launch,
+    Observation,
+    Policy,
+    Raised,
+    RankView,
+    Reach,
+    Send,
+    StopKind,
+)
+
+RANKS = 2
+
+
+class World(RuleBasedStateMachine):
+    """A fake process table, clock and disk around the real state machine."""
+
+    @initialize(
+        budget=st.integers(0, 3), limit=st.integers(1, 4), grace=st.sampled_from([0.0, 5.0, 45.0]), last=st.integers(-1, 3)
+    )
+    def begin(self, budget: int, limit: int, grace: float, last: int) -> None:
+        self.policy = Policy(max_restarts=budget, no_progress_limit=limit, grace=grace, window=50.0)
+        self.state = machine.begin(last, History())
+        self.first = last + 1
+        self.now = 1000.0
+        self.ranks: dict[int, RankView] = {}
+        self.launcher = False
+        self.helpers = 0
+        self.immortal = False
+        self.exits: list[Exit] = []
+        self.raised: list[Raised] = []
+        self.checkpoint = -1
+        self.stop: StopKind | None = None
+        self.stop_now = False
+        self.log: list[tuple[float, Action]] = []
+        self.launches: list[int] = []
+        self.counted: list[float] = []
+        self.best = -1
+        self.look()
+
+    def look(self) -> None:
+        seen = Observation(
+            now=self.now,
+            ranks=tuple(self.ranks.values()),
+            exits=tuple(self.exits),
+            raised=tuple(self.raised),
+            alive=len(self.ranks) + self.launcher + self.helpers,
+            checkpoint_step=self.checkpoint,
+            stop=self.stop,
+            stop_now=self.stop_now,
+        )
+        alive, before = seen.alive, self.state
+        self.state, actions = machine.step(self.policy, self.state, seen)
+        for action in actions:
+            self.log.append((self.now, action))
+            if isinstance(action, Launch):
+                assert alive == 0, "two attempts at once"
+                assert self.stop is None, "a launch after a stop"
+                assert before.mode is Mode.BACKOFF
+                self.launches.append(action.attempt)
+                self.exits, self.raised = [], []
+                self.launcher, self.helpers = True, 0
+                self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
+            if isinstance(action, Send) and action.signal == "KILL" and not self.immortal:
+                self.kill_everything()
+
+    def kill_everything(self) -> None:
+        self.exits += [Exit(rank, -9, self.now) for rank in self.ranks]
+        self.ranks, self.launcher, self.helpers = {}, False, 0
+
+    @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 10.0, 60.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.look()
+
+    @rule(steps=st.integers(1, 5))
+    def train(self, steps: int) -> None:
+        for rank, view in self.ranks.items():
+            if not view.stopped:
+                self.ranks[rank] = replace(view, step=max(view.step, 0) + steps, phase="train", beat_at=self.now)
+        self.look()
+
+    @precondition(lambda self: any(v.phase == "train" for v in self.ranks.values()))
+    @rule()
+    def save(self) -> None:
+        self.checkpoint = max(self.checkpoint, max(v.step for v in self.ranks.values()))
+        self.look()
+
+    @precondition(lambda self: self.ranks)
+    @rule(rank=st.integers(0, RANKS - 1), status=st.sampled_from([0, 1, 2, 75, 78, -9, -11, -15, None]))
+    def rank_exits(self, rank: int, status: int | None) -> None:
+        if self.ranks.pop(rank, None) is not None:
+            self.exits.append(Exit(rank, status, self.now))
+        self.look()
+
+    @precondition(lambda self: self.ranks)
+    @rule(rank=st.integers(0, RANKS - 1), message=st.sampled_from(["bad", "Connection closed by peer"]))
+    def rank_raises(self, rank: int, message: str) -> None:
+        if rank in self.ranks and all(r.rank != rank for r in self.raised):
+            self.raised.append(Raised(rank, "RuntimeError", message, "t.py:1 f", self.now))
+        self.look()
+
+    @precondition(lambda self: self.ranks)
+    @rule(rank=st.integers(0, RANKS - 1))
+    def rank_is_stopped(self, rank: int) -> None:
+        if rank in self.ranks:
+            self.ranks[rank] = replace(self.ranks[rank], stopped=True)
+        self.look()
+
+    @precondition(lambda self: self.launcher)
+    @rule(status=st.sampled_from([0, 1, -9]))
+    def launcher_exits(self, status: int) -> None:
+        if status == 0:
+            self.exits += [Exit(rank, 0, self.now) for rank in self.ranks]
+            self.ranks = {}
+        self.launcher = False
+        self.exits.append(Exit(None, status, self.now))
+        self.look()
+
+    @precondition(lambda self: self.launcher)
+    @rule()
+    def a_grandchild_appears(self) -> None:
+        self.helpers += 1
+        self.look()
+
+    @rule(unkillable=st.booleans())
+    def the_kernel_misbehaves(self, unkillable: bool) -> None:
+        self.immortal = unkillable
+        self.look()
+
+    @rule(kind=st.sampled_from(list(StopKind)), now=st.booleans())
+    def somebody_stops_it(self, kind: StopKind, now: bool) -> None:
+        self.stop_now = self.stop_now or now or self.stop is not None
+        self.stop = self.stop or kind
+        self.look()
+
+    @invariant()
+    def attempts_count_up_by_one(self) -> None:
+        if hasattr(self, "launches"):
+            assert self.launches == list(range(self.first, self.first + len(self.launches)))
+
+    @invariant()
+    def the_budget_is_kept(self) -> None:
+        """Between two new checkpoints, never more counted restarts in a window than allowed."""
+        if hasattr(self, "state"):
+            history = self.state.history
+            for at in history.restarts:
+                within = [t for t in history.restarts if at - self.policy.window < t <= at]
+                assert len(within) <= self.policy.max_restarts
+
+    @invariant()
+    def the_end_is_the_end(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        ends = [i for i, (_, action) in enumerate(self.log) if isinstance(action, End)]
+        assert len(ends) <= 1
+        if ends:
+            assert self.state.mode is Mode.ENDED
+            assert ends[0] == len(self.log) - 1
+            end = self.log[-1][1]
+            assert isinstance(end, End)
+            assert end.exit_code in (0, 75, 100, 103, 104, 105, 106)
+            assert end.reason and end.state
+            if end.exit_code != 106:
+                assert not self.ranks and not self.launcher and not self.helpers, "something is left behind"
+
+    @invariant()
+    def a_stop_gives_the_whole_grace(self) -> None:
+        """After a polite TERM, no KILL comes before the grace is over, unless asked for or the ranks are gone."""
+        if not hasattr(self, "log"):
+            return
+        asked = None
+        for at, action in self.log:
+            if isinstance(action, Launch):
+                asked = None
+            if isinstance(action, Send) and action.reach is Reach.RANKS:
+                asked = at
+            if isinstance(action, Send) and action.signal == "KILL" and asked is not None:
+                ranks_gone = any(e.rank is not None for e in self.exits)
+                assert at >= asked + self.policy.grace or self.stop_now or ranks_gone
+
+    @invariant()
+    def stacks_before_the_kill(self) -> None:
+        if hasattr(self, "log"):
+            for (_, action), (_, following) in zip(self.log, self.log[1:], strict=False):
+                if isinstance(action, DumpStacks):
+                    assert isinstance(following, Send) and following.signal == "KILL"
+
+
+World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+test_random_lives = World.TestCase
