@@ -33,7 +33,10 @@ class World(RuleBasedStateMachine):
     """A fake process table, clock and disk around the real state machine."""
 
     @initialize(
-        budget=st.integers(0, 3), limit=st.integers(1, 4), grace=st.sampled_from([0.0, 5.0, 45.0]), last=st.integers(-1, 3)
+        budget=st.integers(0, 3),
+        limit=st.integers(1, 4),
+        grace=st.sampled_from([0.0, 5.0, 45.0]),
+        last=st.integers(-1, 3),
     )
     def begin(self, budget: int, limit: int, grace: float, last: int) -> None:
         self.policy = Policy(max_restarts=budget, no_progress_limit=limit, grace=grace, window=50.0)
@@ -51,8 +54,7 @@ class World(RuleBasedStateMachine):
         self.stop_now = False
         self.log: list[tuple[float, Action]] = []
         self.launches: list[int] = []
-        self.counted: list[float] = []
-        self.best = -1
+        self.asked: float | None = None
         self.look()
 
     def look(self) -> None:
@@ -70,6 +72,7 @@ class World(RuleBasedStateMachine):
         self.state, actions = machine.step(self.policy, self.state, seen)
         for action in actions:
             self.log.append((self.now, action))
+            self.check_grace(action)
             if isinstance(action, Launch):
                 assert alive == 0, "two attempts at once"
                 assert self.stop is None, "a launch after a stop"
@@ -80,6 +83,15 @@ class World(RuleBasedStateMachine):
                 self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
             if isinstance(action, Send) and action.signal == "KILL" and not self.immortal:
                 self.kill_everything()
+
+    def check_grace(self, action: Action) -> None:
+        """After a polite TERM, no KILL comes before the grace is over, unless asked for or the ranks are gone."""
+        if isinstance(action, Launch):
+            self.asked = None
+        if isinstance(action, Send) and action.reach is Reach.RANKS:
+            self.asked = self.now
+        if isinstance(action, Send) and action.signal == "KILL" and self.asked is not None and self.ranks:
+            assert self.now >= self.asked + self.policy.grace or self.stop_now, "a KILL within the grace"
 
     def kill_everything(self) -> None:
         self.exits += [Exit(rank, -9, self.now) for rank in self.ranks]
@@ -180,21 +192,6 @@ class World(RuleBasedStateMachine):
             assert end.reason and end.state
             if end.exit_code != 106:
                 assert not self.ranks and not self.launcher and not self.helpers, "something is left behind"
-
-    @invariant()
-    def a_stop_gives_the_whole_grace(self) -> None:
-        """After a polite TERM, no KILL comes before the grace is over, unless asked for or the ranks are gone."""
-        if not hasattr(self, "log"):
-            return
-        asked = None
-        for at, action in self.log:
-            if isinstance(action, Launch):
-                asked = None
-            if isinstance(action, Send) and action.reach is Reach.RANKS:
-                asked = at
-            if isinstance(action, Send) and action.signal == "KILL" and asked is not None:
-                ranks_gone = any(e.rank is not None for e in self.exits)
-                assert at >= asked + self.policy.grace or self.stop_now or ranks_gone
 
     @invariant()
     def stacks_before_the_kill(self) -> None:

@@ -13,6 +13,8 @@ import math
 import os
 from pathlib import Path
 
+from trainer.rundir.durable import DISK
+
 
 def _step_of(line: bytes) -> int | None:
     try:
@@ -50,6 +52,14 @@ class Metrics:
         os.ftruncate(self._fd, end)
         os.lseek(self._fd, end, os.SEEK_SET)
         os.fsync(self._fd)
+
+    def start_over(self) -> None:
+        """The file is empty; what it held is beside it under a name of its own."""
+        number = 1
+        while (aside := self.path.with_name(f"metrics-superseded-{number}.jsonl")).exists():
+            number += 1
+        DISK.create(aside, [self.path.read_bytes()])
+        self.resume_at(0)
 
     def write(self, **fields: int | float) -> None:
         """A line with `fields` is in the file, or will be once the disk has room; what is not finite is null."""

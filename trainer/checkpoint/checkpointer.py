@@ -73,7 +73,7 @@ class Checkpointer:
         self._extra = extra
         self._every = _checked_every(every)
         self._keep = _checked_keep(keep)
-        self._resume = _checked_resume(resume or (here.resume if here else "auto"))
+        self.resume = _checked_resume(resume or (here.resume if here else "auto"))
         self._seed = seed
         self._seal = seal
         self._run = here.run.path.name if here else None
@@ -89,7 +89,7 @@ class Checkpointer:
         NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
         # What could not be saved is found now, not at the first save, hours later.
         self._capture()
-        loaded = restore(self.directory, self._resume, self._ranks, progress().disk, self._on_bad)
+        loaded = restore(self.directory, self.resume, self._ranks, progress().disk, self._on_bad)
         if loaded is None:
             self._done = 0
         else:
