@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,19 +112,17 @@ def _pass_over(fd: int, count: int, scratch: memoryview, digest: Digest) -> None
 def read_shard(fd: int, sink: Sink) -> tuple[Digest, dict[str, str]]:
     """The digest of the whole file and its metadata, the entries' bytes in what `sink` gave for them.
     Damaged if it is not a file of this format, OSError if it cannot be read; neither proves that it is unchanged."""
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise Damaged("it is not a regular file")
+    size = os.fstat(fd).st_size
     digest = Digest()
     prefix = bytearray(8)
     _fill(fd, memoryview(prefix), digest)
     length = int.from_bytes(prefix, "little")
-    if length > min(_MAX_HEADER, info.st_size - 8):
+    if length > min(_MAX_HEADER, size - 8):
         raise Damaged("its header is not one")
     text = bytearray(length)
     _fill(fd, memoryview(text), digest)
     try:
-        entries, metadata = _parse_header(bytes(text), info.st_size - 8 - length)
+        entries, metadata = _parse_header(bytes(text), size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise Damaged(f"its header is not one: {error}") from None
     scratch = memoryview(bytearray(CHUNK))

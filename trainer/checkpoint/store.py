@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def opened(path: Path, name: str) -> Iterator[int]:
             raise Damaged(f"{name} or its folder is a link, not the thing itself") from None
         raise Unreadable(f"{name} cannot be opened: {error.strerror}") from None
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Damaged(f"{name} is not a regular file")
         yield fd
     except OSError as error:
         raise Unreadable(f"{name} cannot be read: {error.strerror}") from None
@@ -60,10 +63,7 @@ def opened(path: Path, name: str) -> Iterator[int]:
 def load_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`, unchanged since it was written; else Damaged or Unreadable."""
     with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-        try:
-            manifest = manifests.decode(file.read())
-        except IsADirectoryError:
-            raise Damaged(f"{manifests.NAME} is a folder") from None
+        manifest = manifests.decode(file.read())
     if step_name(manifest.step) != path.name:
         raise Damaged(f"{manifests.NAME} is that of step {manifest.step}")
     return manifest
