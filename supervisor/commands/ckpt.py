@@ -1,0 +1,138 @@
+"""supervise ckpt: list, verify, prune and export the checkpoints of a run, or of any folder of checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from supervisor.checkpoints import (
+    age_of,
+    described,
+    folder_of,
+    ranks_of,
+    size_of,
+    state_of,
+    steps_of,
+    to_export,
+    verified,
+)
+from supervisor.commands.columns import columns, human_bytes
+from supervisor.errors import HeldByAnother, Refusal
+from supervisor.leftovers import claimed
+from trainer.checkpoint import retention, store
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.export import export_safetensors
+from trainer.rundir.durable import DISK
+from trainer.rundir.layout import RunDir, step_name
+
+SCHEMA = 1
+BAD = 3
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+run_argument = click.argument("run", required=False)
+
+
+@click.group("ckpt")
+def command() -> None:
+    """Checkpoints of RUN: an id, a prefix of one, a path (of a run, or of any folder of checkpoints), or the newest."""
+
+
+@command.command("ls")
+@run_argument
+@as_json_option
+def ls(run: str | None, as_json: bool) -> None:
+    """Every checkpoint, oldest first; files are looked for and measured, not read."""
+    _, folder = folder_of(run)
+    found, latest = store.listing(folder), store.read_latest(folder)
+    if as_json:
+        _dump(folder, [{**described(one), "latest": one.step == latest} for one in found])
+        return
+    rows = [(one.step, size_of(one), age_of(one), ranks_of(one), state_of(one, latest)) for one in found]
+    click.echo(columns(("STEP", "SIZE", "AGE", "RANKS", "STATE"), rows))
+    if any(one.problem for one in found):
+        click.echo("a bad one is never resumed from: the next attempt moves it to quarantine/", err=True)
+
+
+@command.command("verify")
+@run_argument
+@click.option("--step", type=click.IntRange(0), help="Only this one.")
+@as_json_option
+def verify(run: str | None, step: int | None, as_json: bool) -> None:
+    """Read every byte and compare it with what was written. Exit code 3 if one is bad, and it says which file and why."""
+    _, folder = folder_of(run)
+    found = []
+    for one in verified(folder, steps_of(folder, step)):
+        found.append(one)
+        if not as_json:
+            click.echo(f"{step_name(one.step)}  {f'BAD  {one.problem}' if one.problem else f'ok  {size_of(one)}'}")
+    if as_json:
+        _dump(folder, list(map(described, found)))
+    if any(one.problem for one in found):
+        click.get_current_context().exit(BAD)
+
+
+@command.command("prune")
+@run_argument
+@click.option("--keep", type=click.IntRange(2), required=True, help="How many of the newest stay, at least two.")
+@as_json_option
+def prune(run: str | None, keep: int, as_json: bool) -> None:
+    """Remove all but the newest checkpoints, after those that stay were read and found good."""
+    here, folder = folder_of(run)
+    with claimed(here or RunDir(folder)) as ours:
+        if not ours:
+            raise HeldByAnother("a supervisor holds this run, and its trainer prunes by itself; stop it first")
+        staying = [one.step for one in store.listing(folder) if one.problem is None][-keep:]
+        for one in verified(folder, staying):
+            if one.problem:
+                click.echo(f"{step_name(one.step)} is bad ({one.problem}): nothing was removed", err=True)
+                click.get_current_context().exit(BAD)
+        try:
+            removed = retention.prune(folder, keep, DISK)
+        except OSError as error:
+            raise Refusal(f"{folder} cannot be pruned: {error}") from None
+    if as_json:
+        click.echo(orjson.dumps({"schema": SCHEMA, "folder": str(folder), "kept": staying, "removed": removed}))
+    else:
+        click.echo("".join(f"{step_name(step)} removed\n" for step in removed), nl=False)
+
+
+@command.command("export")
+@run_argument
+@click.option("--format", "form", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--step", type=click.IntRange(0), help="Of this checkpoint; default: the newest good one.")
+@as_json_option
+def export(run: str | None, form: str, output: Path, step: int | None, as_json: bool) -> None:
+    """The model alone, verified, as one file that other programs read."""
+    _, folder = folder_of(run)
+    if output.exists():
+        raise Refusal(f"{output} exists; give another -o, or remove it")
+    path = to_export(folder, step)
+    try:
+        others = export_safetensors(path, output) if form == "safetensors" else _export_torch(path, output)
+    except (CheckpointError, OSError) as error:
+        raise Refusal(f"{path.name} cannot be exported: {error}") from None
+    if others:
+        click.echo(f"left out, being no tensors: {' '.join(others)}", err=True)
+    size = output.stat().st_size
+    if as_json:
+        body = {"schema": SCHEMA, "checkpoint": str(path), "file": str(output), "format": form, "bytes": size}
+        click.echo(orjson.dumps(body))
+    else:
+        click.echo(f"{output}  {human_bytes(size)}  from {path.name}")
+
+
+def _export_torch(path: Path, output: Path) -> list[str]:
+    child = [sys.executable, "-m", "trainer.checkpoint.export_torch", str(path), str(output)]
+    done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise Refusal(f"{path.name} cannot be exported: {(done.stderr.strip().splitlines() or ['torch failed'])[-1]}")
+    return []
+
+
+def _dump(folder: Path, checkpoints: list[dict[str, Any]]) -> None:
+    click.echo(orjson.dumps({"schema": SCHEMA, "folder": str(folder), "checkpoints": checkpoints}))
