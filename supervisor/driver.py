@@ -255,9 +255,8 @@ class Driver:
                 self._ended = action
 
     def _launch(self, attempt: int) -> None:
-        if self._watch is not None:
-            self._watch.close()
-        self._watch, self._launch_error, self._dumped = None, "", False
+        self._leave_attempt()
+        self._launch_error, self._dumped = "", False
         self._said = {said for said in self._said if said.startswith("fault")}
         self.log.attempt = attempt
         # `never` is about what was there at the launch; what this run has saved since is its own.
@@ -270,6 +269,16 @@ class Driver:
             self._launch_error = str(error)
             return
         self.log.emit("attempt_started", launcher_pid=pid, nproc=self.spec.nproc, checkpoint_step=self._checkpoint)
+
+    def _leave_attempt(self) -> None:
+        """Nothing of the attempt is open, and what its processes were writing when they were killed is removed."""
+        if self._watch is None:
+            return
+        self._watch.close()
+        for folder in (self.run.path, self._watch.folder.path):
+            for unfinished in folder.glob(".*.tmp-*"):
+                unfinished.unlink(missing_ok=True)
+        self._watch = None
 
     def _send(self, name: str, reach: Reach) -> None:
         number = signal.SIGKILL if name == "KILL" else signal.SIGTERM
@@ -313,9 +322,7 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
-        if self._watch is not None:
-            self._watch.close()
-        self._watch = None
+        self._leave_attempt()
         level = "info" if end.exit_code == 0 else "error"
         self.log.emit(
             "run_ended",

@@ -67,6 +67,7 @@ def arguments(spec: Spec, run: RunDir, attempt: int, relaunch: bool) -> list[str
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{attempt}",
         f"--log-dir={folder.path / 'torchelastic'}",
+        "--",
         str(_TRAINER / "worker.py"),
         *(["-m"] if spec.module else []),
         *script,

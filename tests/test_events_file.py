@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.events_file import EventReader, read_events
@@ -24,6 +24,7 @@ def line(event: dict[str, object]) -> bytes:
     return json.dumps(event).encode()
 
 
+@settings(deadline=None)
 @given(st.lists(EVENT.map(lambda e: (True, e)) | FOREIGN.map(lambda f: (False, f))), st.booleans())
 def test_events_are_read_and_the_rest_is_counted(
     tmp_path_factory: pytest.TempPathFactory, items: list[tuple[bool, object]], torn: bool
@@ -39,6 +40,7 @@ def test_events_are_read_and_the_rest_is_counted(
     assert (followed, reader.skipped) == (events, len(items) - len(events))
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_no_bytes_make_a_reader_fail(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Whatever is in the file, reading it ends."""

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import logfile
@@ -25,6 +25,7 @@ def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
 
 
+@settings(deadline=None)
 @given(
     STREAM,
     st.lists(st.integers(min_value=0, max_value=10**6), max_size=20),
@@ -38,6 +39,7 @@ def test_any_chunking_gives_the_same_lines(data: bytes, cuts: list[int], kind: t
     assert actual == expected
 
 
+@settings(deadline=None)
 @given(STREAM)
 def test_raw_lines_joined_are_the_bytes(data: bytes) -> None:
     """Raw output changes no byte, and no piece of it is longer than the cap and a newline."""
@@ -47,6 +49,7 @@ def test_raw_lines_joined_are_the_bytes(data: bytes) -> None:
     assert all(len(line.data) <= CAP for line in lines)
 
 
+@settings(deadline=None)
 @given(STREAM)
 def test_lines_hold_no_line_end_and_are_capped(data: bytes) -> None:
     """A line is one line, and an endless one is cut into marked pieces."""
@@ -77,6 +80,7 @@ def test_the_newline_of_a_flushed_line_is_no_second_line() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=[]))
     | st.text(st.sampled_from("\x1b[]0;m\x07\x9b\x9d\x85\u202e\u2028a\t\0\ud800"))
@@ -89,6 +93,7 @@ def test_no_control_character_survives(text: str) -> None:
     shown.encode()
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_any_bytes_can_be_shown(data: bytes) -> None:
     """Bytes that are no text are written out."""
@@ -113,6 +118,7 @@ def test_escapes_go_and_the_rest_is_written_out(data: bytes, expected: str) -> N
     assert decode(data) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"", b"x", b"step 1", b"long" * 200]), max_size=40), st.integers(0, 50), st.booleans())
 def test_last_lines_are_the_last_lines(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], count: int, ended: bool

@@ -80,7 +80,7 @@ def _of_rank(
     now: float, first: Exit, raised: Raised | None, others: tuple[int, ...], stepped: bool, step: int
 ) -> Verdict:
     rank, status = first.rank, first.status or 0
-    where = f"at step {step}" if stepped else "before the first step"
+    where = f"at step {step}" if step >= 0 else ("at an unknown step" if stepped else "before the first step")
     failed_at = min(first.at, raised.at) if raised else first.at
 
     def verdict(cause: Cause, reason: str, signal: int | None = None, code: int | None = None) -> Verdict:

@@ -11,6 +11,7 @@ redone the second, so the work in hand when a rank died is counted once as what 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,16 @@ def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, foll
     return mark
 
 
+def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
+    """Each attempt with the one that followed it."""
+    attempts: list[AttemptStory | None] = [*story.attempts[1:], None]
+    return list(zip(story.attempts, attempts, strict=False))
+
+
 def recoveries(story: Story) -> list[float | None]:
     """For each attempt, seconds from its failure to the first new step of the next; None where there was none."""
     found: list[float | None] = []
-    for attempt, following in zip(story.attempts, [*story.attempts[1:], None], strict=True):
+    for attempt, following in _with_next(story):
         known = following is not None and following.first_step is not None and attempt.failed is not None
         found.append(following.first_step - attempt.failed if known else None)  # type: ignore[union-attr,operator]
     return found
@@ -92,7 +99,7 @@ def recoveries(story: Story) -> list[float | None]:
 def lost_steps(story: Story) -> list[int | None]:
     """For each attempt, the finished steps of it that the next one had to do again; None where that is not known."""
     found: list[int | None] = []
-    for attempt, following in zip(story.attempts, [*story.attempts[1:], None], strict=True):
+    for attempt, following in _with_next(story):
         if following is None or following.from_step is None or attempt.to_step < 0:
             found.append(None)
         else:
@@ -104,8 +111,7 @@ def percentile(values: list[float], share: float) -> float | None:
     """The nearest-rank percentile, or None of nothing."""
     if not values:
         return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 100) * len(ordered) // 100) - 1))]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def report(story: Story, now: float) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from supervisor.core.model import (
 )
 from supervisor.core.policy import STUCK, decide, learn
 
+STARTED_AFTER = 600.0
+"""Seconds after which an attempt without a known step is past its start: its script steps in a way we cannot see."""
 LINGER = 2.0
 """Seconds that what a finished script leaves behind (an uploader, say) may take to end by itself."""
 LINGER_TERM = 5.0
@@ -57,6 +59,7 @@ class State:
     hang: Hang = field(default_factory=Hang)
     verdict: Verdict | None = None
     stepped: bool = False
+    launched_at: float = 0.0
     step: int = -1
     saves: int = 0
     term_at: float | None = None
@@ -102,7 +105,7 @@ def _backoff(state: State, seen: Observation) -> tuple[State, list[Action]]:
     if seen.now < state.next_at:
         return state, []
     attempt = state.attempt + 1
-    started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt())
+    started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
     return started, [Launch(attempt)]
 
 
@@ -128,7 +131,7 @@ def _note_progress(state: State, seen: Observation) -> State:
     trained = [r.step for r in seen.ranks if r.phase in ("train", "save", "eval", "teardown") and r.step >= 0]
     return replace(
         state,
-        stepped=state.stepped or bool(trained),
+        stepped=state.stepped or bool(trained) or seen.saves > 0 or seen.now > state.launched_at + STARTED_AFTER,
         step=max([state.step, *trained]),
         saves=max(state.saves, seen.saves),
     )

@@ -62,7 +62,7 @@ def decide(
             pass
     if after.startup_failures >= 2:
         return _stop(POINTLESS, f"failed twice before the first step: {verdict.reason}"), after
-    if verdict.cause not in FROM_OUTSIDE and before.signature == verdict.signature:
+    if verdict.step >= 0 and verdict.cause not in FROM_OUTSIDE and before.signature == verdict.signature:
         return _stop(POINTLESS, f"the same failure twice in a row: {verdict.reason}"), after
     counted = verdict.cause is not Cause.PREEMPTED
     used = spent(after, policy, now)

@@ -11,6 +11,9 @@ from supervisor.core.model import History
 
 Event = Mapping[str, Any]
 
+_FATAL = ("kill", "term", "stop", "segv", "abort", "exc", "exit", "oom", "gil", "hang", "kill-launcher")
+"""Faults from whose moment a failure counts."""
+
 
 @dataclass(slots=True)
 class AttemptStory:
@@ -22,6 +25,8 @@ class AttemptStory:
     resumed: float | None = None
     first_step: float | None = None
     caught_up: float | None = None
+    injured: float | None = None
+    """When a fatal fault that was asked for struck it."""
     failed: float | None = None
     """When it went wrong, as early as that can be placed."""
     verdict: float | None = None
@@ -90,7 +95,7 @@ def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]
             story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
         before = event
         moved = dict(event)
-        for key in ("mono", "at_mono", "failed_mono"):
+        for key in ("mono", "at_mono", "failed_mono", "fired_mono"):
             if isinstance(moved.get(key), int | float):
                 moved[key] = float(moved[key]) + story.offset
         yield moved
@@ -183,6 +188,12 @@ def _quarantined(story: Story, event: Event, mono: float) -> None:
     story.checkpoint_step = min(story.checkpoint_step, _whole(event, "newest_good", story.checkpoint_step))
 
 
+def _fault(story: Story, event: Event, mono: float) -> None:
+    kind = str(event.get("spec")).partition(":")[0].partition("@")[0]
+    if kind in _FATAL and story.attempt:
+        story.attempt.injured = _number(event, "fired_mono", mono)
+
+
 def _stop_requested(story: Story, event: Event, mono: float) -> None:
     story.state = "stopping"
     if story.attempt:
@@ -195,7 +206,10 @@ def _verdict(story: Story, event: Event, mono: float) -> None:
     if attempt := story.attempt:
         attempt.verdict = mono
         attempt.failed = _number(event, "failed_mono", mono)
-        attempt.detect_s = _number(event, "detect_s", 0.0)
+        if attempt.injured is not None and attempt.started <= attempt.injured < attempt.failed:
+            # Nobody but the fault itself knows when it struck.
+            attempt.failed = attempt.injured
+        attempt.detect_s = round(mono - attempt.failed, 6)
         attempt.cause = str(event.get("cause"))
         attempt.rank = _optional(event, "rank")
         attempt.signal = _optional(event, "signal")
@@ -249,6 +263,7 @@ _TELLERS = {
     "caught_up": _caught_up,
     "checkpoint_committed": _committed,
     "checkpoint_quarantined": _quarantined,
+    "fault_injected": _fault,
     "stop_requested": _stop_requested,
     "verdict": _verdict,
     "group_gone": _group_gone,

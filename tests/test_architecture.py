@@ -1,0 +1,119 @@
+"""The house: who may import whom, which seams there are, and how large things may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "typing", "supervisor"}
+LEAF = {"torch", "numpy", "psutil", "structlog", "supervisor"}
+TORCH_FREE = ("trainer.rundir", "trainer.checkpoint", "trainer.injury")
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("path", modules("supervisor/core"), ids=lambda p: p.stem)
+def test_core_is_pure(path: Path) -> None:
+    """The core imports nothing that could read a clock, a file or a process."""
+    names = {name.partition(".")[0] for name in imports(path)}
+
+    assert names <= CORE
+    assert all(n == "supervisor" or n.startswith("supervisor.core") for n in imports(path) if n.startswith("supervisor"))
+    assert not any(call.endswith((".now", ".today")) for call in calls(path))
+
+
+@pytest.mark.parametrize("path", modules("supervisor"), ids=lambda p: p.stem)
+def test_supervisor_knows_of_the_trainer_only_the_shared_parts(path: Path) -> None:
+    """The supervisor imports no torch, and of the trainer what is shared and free of torch."""
+    for name in imports(path):
+        assert name.partition(".")[0] != "torch"
+        if name.startswith("trainer."):
+            assert name.startswith(TORCH_FREE)
+
+
+@pytest.mark.parametrize("path", modules("trainer"), ids=lambda p: p.stem)
+def test_trainer_never_imports_supervisor(path: Path) -> None:
+    """The trainer is useful alone."""
+    assert not any(name.partition(".")[0] in ("supervisor", "psutil", "structlog", "click") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", modules("trainer/rundir"), ids=lambda p: p.stem)
+def test_rundir_is_a_leaf(path: Path) -> None:
+    """What both sides share needs the standard library alone."""
+    names = list(imports(path))
+
+    assert not {name.partition(".")[0] for name in names} & LEAF
+    assert all(name.startswith("trainer.rundir") for name in names if name.startswith("trainer"))
+
+
+@pytest.mark.parametrize("module", ["trainer.rundir.layout", "trainer.checkpoint.store", "supervisor.session"])
+def test_torch_is_not_loaded(module: str) -> None:
+    """Neither the shared parts nor the whole supervisor load torch."""
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_renames_and_syncs_have_one_home() -> None:
+    """Whoever wants a file to survive goes through trainer.rundir.durable, where the power is cut in tests."""
+    allowed = {"durable.py", "events.py", "faults.py"}
+    for path in [*modules("supervisor"), *modules("trainer")]:
+        if path.name not in allowed:
+            assert not {"os.rename", "os.replace", "os.fsync"} & set(calls(path)), path
+
+
+def test_processes_are_signalled_in_one_place() -> None:
+    """In the supervisor, signals go out by pidfd, from proctree."""
+    for path in modules("supervisor"):
+        names = set(calls(path))
+        assert "os.killpg" not in names, path
+        if path.name != "proctree.py":
+            assert "signal.pidfd_send_signal" not in names, path
+        if path.name not in ("proctree.py", "faults.py"):
+            assert "os.kill" not in names, path
+
+
+def test_nothing_unpickles() -> None:
+    """No module reads a pickle: torch.load is called with weights_only=True, and nothing else of the kind is used."""
+    for path in [*modules("supervisor"), *modules("trainer")]:
+        assert not {"dill", "cloudpickle", "shelve"} & {n.partition(".")[0] for n in imports(path)}, path
+        assert not {"pickle.load", "pickle.loads", "pickle.Unpickler"} & set(calls(path)), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True", path
+
+
+@pytest.mark.parametrize("path", [*modules("supervisor"), *modules("trainer")], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_sizes(path: Path) -> None:
+    """A module is one noun of at most 350 lines, a function is read at once, and every module says what it is for."""
+    tree = ast.parse(path.read_text())
+
+    assert len(path.read_text().splitlines()) <= 350
+    assert ast.get_docstring(tree), path
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}: {node.name}"

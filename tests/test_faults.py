@@ -1,0 +1,118 @@
+"""Faults asked for: every spec is understood or refused in one clear line, and each fires once a run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.rundir import faults
+from trainer.rundir.beats import Phase
+from trainer.rundir.duration import parse_duration
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "rank", "step", "after"),
+    [
+        ("kill:rank=1@step=40", "kill", 1, 40, None),
+        ("stop:rank=0@after=3s", "stop", 0, None, 3.0),
+        ("corrupt:checkpoint=latest", "corrupt", 0, None, None),
+        ("exit:code=7,rank=all@step=1", "exit", None, 1, None),
+        ("kill-supervisor", "kill-supervisor", 0, None, None),
+    ],
+)
+def test_specs_of_the_contract(spec: str, kind: str, rank: int | None, step: int | None, after: float | None) -> None:
+    """The documented spellings mean what they say."""
+    fault = faults.parse_fault(spec)
+
+    assert (fault.kind, fault.rank, fault.step, fault.after, fault.text) == (kind, rank, step, after, spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("kil:rank=1", "did you mean 'kill'"),
+        ("kill:rnk=1", "did you mean 'rank'"),
+        ("kill:rank=one", "whole number"),
+        ("kill:rank", "needs a value"),
+        ("kill@stp=4", "did you mean 'step'"),
+        ("kill@step=4,after=2s", "one of step=N"),
+        ("kill@", "one of step=N"),
+        ("stop@after=soon", "not a duration"),
+        ("stop@phase=sav", "did you mean 'save'"),
+        ("", "unknown fault"),
+    ],
+)
+def test_bad_specs_say_what_is_wrong(spec: str, says: str) -> None:
+    """A misspelt word names the nearest; a bad value says what it should be."""
+    with pytest.raises(faults.FaultSpecError, match=re.escape(says)):
+        faults.parse_fault(spec)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """No text crashes the parser."""
+    try:
+        fault = faults.parse_fault(text)
+    except faults.FaultSpecError as error:
+        assert str(error).startswith("fault ")
+    else:
+        assert fault.kind in faults.KINDS
+
+
+@given(st.text())
+def test_any_duration_is_read_or_refused(text: str) -> None:
+    """No text crashes the parser of durations."""
+    try:
+        assert parse_duration(text) >= 0.0
+    except ValueError as error:
+        assert "duration" in str(error)
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.floats(0, 100), st.floats(0, 100))
+def test_due(step: int, at: int, armed: float, waited: float) -> None:
+    """A fault is due from its step on, or its time after it was armed, or in its phase, or at once."""
+    by_step = faults.Fault("kill", step=at)
+    by_time = faults.Fault("kill", after=5.0, armed=armed)
+
+    assert by_step.due(step, 0.0) == (step >= at)
+    assert by_time.due(step, armed + waited) == (armed + waited >= armed + 5.0)
+    assert faults.Fault("kill").due(step, 0.0)
+    assert faults.Fault("kill", phase=Phase.SAVE).due(step, 0.0, Phase.SAVE)
+    assert not faults.Fault("kill", phase=Phase.SAVE).due(step, 0.0, Phase.TRAIN)
+
+
+def _try_to_claim(folder: Path, wins: str) -> None:
+    fault = faults.armed(folder)[0]
+    if faults.claim(folder, fault, 1, attempt=0, step=3):
+        with (folder / wins).open("a") as file:
+            file.write("x")
+
+
+def test_fires_once_among_many(tmp_path: Path) -> None:
+    """However many processes find the fault due, one fires it, and it is on record with its place."""
+    faults.arm(tmp_path, faults.parse_fault("kill:rank=1@step=3"))
+    context = multiprocessing.get_context("spawn")
+    racers = [context.Process(target=_try_to_claim, args=(tmp_path, "wins")) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+
+    assert (tmp_path / "wins").read_text() == "x"
+    (record,) = faults.fired(tmp_path).values()
+    assert (record["spec"], record["rank"], record["step"]) == ("kill:rank=1@step=3", 1, 3)
+
+
+def test_armed_passes_over_what_is_no_spec(tmp_path: Path) -> None:
+    """Torn, empty and foreign files in the folder hurt nobody; numbers are never reused."""
+    faults.arm(tmp_path, faults.parse_fault("kill"))
+    for name, body in [("0002.spec", b""), ("0003.spec", b'{"spec": "nonsense", "armed": 1}'), ("0004.spec", b"\xff\x00"), ("notes", b"")]:
+        (tmp_path / name).write_bytes(body)
+
+    assert faults.arm(tmp_path, faults.parse_fault("term")) == 5
+    assert [(f.number, f.kind) for f in faults.armed(tmp_path)] == [(1, "kill"), (5, "term")]

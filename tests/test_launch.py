@@ -1,0 +1,350 @@
+"""`supervise launch` on scripts that know nothing of it: each way to end has its exit code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supervisor.lock import is_held
+from tests.supervised import Run, until
+from trainer.rundir import environment as names
+
+QUICK = "print('hello from', __name__)"
+FOREVER = "import time\nopen('up', 'a').write('x')\nwhile True: time.sleep(0.05)"
+STEPS = """
+import os, sys, time, torch
+steps, pause = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(steps):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    time.sleep(pause)
+"""
+
+
+def test_finished_is_0(run: Run) -> None:
+    """A script that ends with 0 on every rank finishes the run, in one attempt, its output in a log a rank."""
+    assert run.launch("--nproc", "2", run.script(QUICK)) == 0
+
+    assert [e["state"] for e in run.events("run_ended")] == ["finished"]
+    assert run.dir.attempts() == [0]
+    for rank in range(2):
+        assert run.dir.attempt(0).rank_log(rank).read_text() == "hello from __main__\n"
+    assert not is_held(run.dir)
+    # Launched again, there is nothing to do.
+    assert run.launch("--nproc", "2", "script.py") == 0
+    assert run.dir.attempts() == [0]
+
+
+def test_syntax_error_is_104_at_once(run: Run) -> None:
+    """A script that cannot be compiled is not tried twice, and the verdict quotes the error."""
+    assert run.launch(run.script("def broken(:")) == 104
+
+    assert run.dir.attempts() == [0]
+    assert run.verdicts() == [("user_error", 0)]
+    assert "SyntaxError" in run.events("verdict")[0]["reason"]
+
+
+def test_startup_failure_twice_is_104(run: Run) -> None:
+    """A failure before the first step gets one more try, then it is the script's own."""
+    assert run.launch("--nproc", "2", run.script("raise RuntimeError('no data')")) == 104
+
+    assert run.dir.attempts() == [0, 1]
+    assert [cause for cause, _ in run.verdicts()] == ["startup_error"] * 2
+    record = json.loads(run.dir.attempt(0).error(run.verdicts()[0][1] or 0).read_bytes())
+    assert (record["type"], record["message"]) == ("RuntimeError", "no data")
+    assert "script.py:1" in record["frame"] and "no data" in record["traceback"]
+
+
+def test_exit_78_is_104(run: Run) -> None:
+    """A script may say that no restart can help."""
+    assert run.launch(run.script("import sys; sys.exit(78)")) == 104
+
+    assert run.verdicts() == [("user_error", 0)]
+
+
+def test_budget_is_100(run: Run) -> None:
+    """Killed once more than the budget allows, the run ends with 100, after max_restarts + 1 attempts."""
+    script = run.script("import os; os.kill(os.getpid(), 9)")
+    assert run.launch("--max-restarts", "2", "--no-progress-limit", "9", script) == 100
+
+    assert run.dir.attempts() == [0, 1, 2]
+    assert run.verdicts() == [("killed", 0)] * 3
+    assert [e["signal"] for e in run.events("verdict")] == [9] * 3
+
+
+def test_no_progress_is_105(run: Run) -> None:
+    """Attempts that leave no checkpoint end the run with 105, whatever is left of the budget."""
+    script = run.script("import os; os.kill(os.getpid(), 9)")
+    assert run.launch("--max-restarts", "9", "--no-progress-limit", "2", script) == 105
+
+    assert run.dir.attempts() == [0, 1]
+
+
+def test_exit_75_restarts_for_free(run: Run) -> None:
+    """A script that asks to be started again is, and no budget is spent on it."""
+    text = "import os, sys\nif not os.path.exists('again'):\n    open('again', 'w')\n    sys.exit(75)"
+    assert run.launch("--max-restarts", "0", run.script(text)) == 0
+
+    assert run.verdicts() == [("preempted", 0), ("finished", None)]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGINT, 103, "stopped"), (signal.SIGTERM, 75, "preempted"), (signal.SIGHUP, 75, "preempted")]
+)
+def test_signals_stop_politely(run: Run, number: signal.Signals, code: int, state: str) -> None:
+    """Ctrl-C stops with 103, TERM and a lost terminal with 75; each rank gets one TERM and the time to act on it."""
+    text = (
+        "import os, signal, sys, time\n"
+        "rank = os.environ['RANK']\n"
+        "def stop(*_):\n    open('terms' + rank, 'a').write('x')\n    time.sleep(0.3)\n    open('saved' + rank, 'w')\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\nopen('up' + rank, 'w')\nwhile True: time.sleep(0.05)"
+    )
+    process = run.start("--nproc", "2", run.script(text))
+    until(lambda: all((run.folder / f"up{rank}").exists() for rank in range(2)))
+
+    process.send_signal(number)
+
+    assert run.wait() == code
+    assert [(e["state"], e["exit_code"]) for e in run.events("run_ended")] == [(state, code)]
+    for rank in range(2):
+        assert (run.folder / f"terms{rank}").read_text() == "x"
+        assert (run.folder / f"saved{rank}").exists()
+
+
+def test_second_ctrl_c_is_now(run: Run) -> None:
+    """A script that ignores TERM keeps its whole grace, unless the user insists."""
+    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\nwhile True: time.sleep(0.05)"
+    process = run.start("--grace", "10m", run.script(text))
+    until((run.folder / "up").exists)
+    process.send_signal(signal.SIGINT)
+    run.until_event("stop_requested")
+
+    process.send_signal(signal.SIGINT)
+
+    assert run.wait(30) == 103
+
+
+def test_stop_command(run: Run) -> None:
+    """`stop` waits until the run is over; --now does not wait for a script that ignores TERM."""
+    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\nwhile True: time.sleep(0.05)"
+    run.start("--grace", "10m", run.script(text))
+    until((run.folder / "up").exists)
+
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    run.cli("stop", "run")
+
+
+def test_second_launch_is_108(run: Run) -> None:
+    """A run that is held is refused, and the refusal says who holds it; the first one does not notice."""
+    process = run.start(run.script(FOREVER))
+    until((run.folder / "up").exists)
+
+    second = run.cli("launch", "--run-dir", "run", "script.py", check=108)
+
+    assert f"pid {process.pid}" in second.stderr
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert run.wait() == 103
+    assert run.dir.attempts() == [0]
+
+
+def test_grandchild_that_ignores_term_is_gone(run: Run) -> None:
+    """What a rank has started in a session of its own, deaf to TERM, ends with the attempt."""
+    text = (
+        "import os, subprocess, sys, time\n"
+        "code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(\"child\" + \"%d\", \"w\").write(\"x\"); time.sleep(600)'\n"
+        "n = int(os.environ['SUPERVISE_ATTEMPT'])\n"
+        "p = subprocess.Popen([sys.executable, '-c', code % n], start_new_session=True)\n"
+        "open('pid%d' % n, 'w').write(str(p.pid))\n"
+        "while not os.path.exists('child%d' % n): time.sleep(0.01)\n"
+        "if n == 0: os.kill(os.getpid(), 9)\n"
+    )
+    assert run.launch(run.script(text)) == 0
+
+    for attempt in range(2):
+        assert not psutil.pid_exists(int((run.folder / f"pid{attempt}").read_text()))
+
+
+def test_environment_of_the_ranks(run: Run) -> None:
+    """Ranks get the run's name for us and for trackers, and nothing stale from an outer launcher."""
+    text = "import json, os\njson.dump(dict(os.environ), open('env' + os.environ['RANK'] + '.json', 'w'))"
+    stale = {"PET_MAX_RESTARTS": "3", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "old", "RANK": "7", "SUPERVISE_ATTEMPT": "9"}
+    assert run.launch("--nproc", "2", run.script(text), **stale) == 0
+
+    spec = json.loads(run.dir.run_json.read_bytes())
+    for rank in range(2):
+        env = json.loads((run.folder / f"env{rank}.json").read_bytes())
+        assert env[names.RUN_ID] == env["WANDB_RUN_ID"] == spec["run"]
+        assert env["WANDB_RESUME"] == "allow"
+        assert env[names.ATTEMPT] == "0" and env[names.RUN_DIR] == str(run.dir.path)
+        assert (env["RANK"], env["WORLD_SIZE"]) == (str(rank), "2")
+        assert env["MASTER_PORT"] != "1" and env["TORCHELASTIC_RUN_ID"] != "old"
+        assert "PET_MAX_RESTARTS" not in env
+
+
+def test_arguments_and_resume_arguments(run: Run) -> None:
+    """The script gets its own flags untouched, and the resume arguments only when it is launched again."""
+    text = (
+        "import json, os, sys\n"
+        "n = os.environ['SUPERVISE_ATTEMPT']\njson.dump(sys.argv[1:], open('argv' + n, 'w'))\n"
+        "if n == '0': os.kill(os.getpid(), 9)"
+    )
+    own = ["--nproc", "9", "-m", "--flag=x", "--", "y z"]
+    assert run.launch("--resume-args", "--init_from=resume --n 1", run.script(text), *own) == 0
+
+    assert json.loads((run.folder / "argv0").read_text()) == own
+    assert json.loads((run.folder / "argv1").read_text()) == [*own, "--init_from=resume", "--n", "1"]
+
+
+def test_users_module_named_trainer(run: Run) -> None:
+    """A script's own modules are found, also those that are called like ours."""
+    run.script("where = 'the user\\'s'", "trainer.py")
+    run.script("where = 'the user\\'s too'", "supervisor.py")
+    text = "import trainer, supervisor\nopen('where', 'w').write(trainer.where + ', ' + supervisor.where)"
+    assert run.launch(run.script(text)) == 0
+
+    assert (run.folder / "where").read_text() == "the user's, the user's too"
+
+
+def test_steps_of_a_script_that_does_not_tell(run: Run) -> None:
+    """Steps are counted by the optimizer hook; an exception in the middle is told with rank and frame, and cured."""
+    text = STEPS + "    if step == 4 and os.environ['SUPERVISE_ATTEMPT'] == '0' and os.environ['RANK'] == '1': raise ValueError('bad batch')\n"
+    assert run.launch("--nproc", "2", run.script(text), "8", "0.02") == 0
+
+    assert run.verdicts() == [("exception", 1), ("finished", None)]
+    first, last = run.events("verdict")
+    assert first["step"] in (4, 5) and "ValueError: bad batch" in first["reason"]
+    assert last["step"] == 8
+
+
+def test_stopped_rank_is_found_with_stacks(run: Run) -> None:
+    """A rank that is stopped is found, its stacks and the others' are kept, and the run goes on."""
+    inject = "stop:rank=1@step=5"
+    assert run.launch("--nproc", "2", "--inject", inject, run.script(STEPS), "40", "0.05") == 0
+
+    assert run.verdicts() == [("stopped", 1), ("finished", None)]
+    stacks = run.dir.attempt(0).stacks
+    assert all("script.py" in (stacks / f"rank{rank}.txt").read_text() for rank in range(2))
+
+
+def test_hang_is_found(run: Run) -> None:
+    """A rank that is alive, idle and deaf to TERM is found by its silence and killed."""
+    inject = "hang:rank=0@step=5"
+    assert run.launch("--hang-timeout", "1s", "--inject", inject, run.script(STEPS), "8", "0.02") == 0
+
+    assert run.verdicts() == [("hang", 0), ("finished", None)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [("segv", "segfault"), ("abort", "abort"), ("exit:code=9", "exception"), ("exc", "exception"), ("oom", "killed"), ("term", "killed")],
+)
+def test_fault_has_its_cause(run: Run, fault: str, cause: str) -> None:
+    """Each fault that ends a process is diagnosed as what it is, fires once, and is on record."""
+    assert run.launch("--inject", f"{fault}@step=3", run.script(STEPS), "6") == 0
+
+    assert run.verdicts() == [(cause, 0), ("finished", None)]
+    assert [e["spec"] for e in run.events("fault_injected")] == [f"{fault}@step=3"]
+
+
+def test_gil_holder_is_found(run: Run) -> None:
+    """A rank stuck in C with the GIL held, deaf to every Python signal handler, is found and killed."""
+    assert run.launch("--hang-timeout", "1s", "--inject", "gil@step=3", run.script(STEPS), "6", "0.02") == 0
+
+    assert run.verdicts() == [("hang", 0), ("finished", None)]
+
+
+def test_launcher_killed(run: Run) -> None:
+    """When torchrun itself is killed its ranks live on; they are found and ended before the next attempt."""
+    assert run.launch("--nproc", "2", "--inject", "kill-launcher@step=3", run.script(STEPS), "40", "0.05") == 0
+
+    assert run.verdicts() == [("launcher_died", None), ("finished", None)]
+
+
+def test_killed_supervisor_is_taken_over(run: Run) -> None:
+    """After a SIGKILL of the supervisor the ranks live; the next launch ends them first, and counts attempts on."""
+    text = (
+        "import os, time, pathlib\n"
+        "n = os.environ['SUPERVISE_ATTEMPT']\n"
+        "others = [p for p in pathlib.Path('.').glob('alive*') if os.path.exists('/proc/' + p.read_text())]\n"
+        "open('overlap', 'a').write(str(others)) if others else None\n"
+        "open('alive' + n + os.environ['RANK'], 'w').write(str(os.getpid())) if n == '0' else None\n"
+        "while n == '0': time.sleep(0.05)"
+    )
+    process = run.start("--nproc", "2", run.script(text))
+    until(lambda: len(list(run.folder.glob("alive0*"))) == 2)
+    process.kill()
+    process.wait()
+    pids = [int(p.read_text()) for p in run.folder.glob("alive0*")]
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    assert json.loads(run.cli("status", "run", "--json").stdout)["state"] == "lost"
+
+    assert run.launch() == 0
+
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not (run.folder / "overlap").exists()
+    assert run.dir.attempts() == [0, 1]
+    assert run.events("takeover")[0]["killed"] >= 3
+
+
+def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
+    """Budget and attempt number survive the supervisor's death; its own death costs no restart."""
+    run.script(STEPS)
+    arguments = "--max-restarts", "5", "--inject", "kill:rank=0@step=2", "--inject", "kill-supervisor@step=4"
+    run.start(*arguments, "script.py", "400", "0.02")
+    assert run.process is not None and run.process.wait(60) == -signal.SIGKILL
+
+    run.start("--inject", "kill:rank=0@step=6")
+    run.until_event("relaunch_scheduled", 2)
+    status = json.loads(run.cli("status", "run", "--json").stdout)
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    assert status["budget"]["used"] == 2
+    assert run.dir.attempts() == [0, 1, 2, 3]
+
+
+def test_detached(run: Run) -> None:
+    """-d returns at once, its supervisor has no terminal, and `stop` ends it."""
+    done = run.cli("launch", "--run-dir", "run", "--json", "-d", run.script(FOREVER))
+    until((run.folder / "up").exists)
+    pid = json.loads(done.stdout)["supervisor_pid"]
+
+    assert os.getsid(pid) == pid
+    assert is_held(run.dir)
+    run.cli("stop", "run", "--now")
+    until(lambda: not is_held(run.dir))
+    run.assert_nothing_left()
+
+
+def test_live_injection(run: Run) -> None:
+    """A fault goes into a run that is under way, once; a rank may be hit by the clock as well as by the step."""
+    run.start("--nproc", "2", run.script(STEPS), "60", "0.05")
+    run.until_event("first_step")
+
+    run.cli("inject", "run", "kill:rank=1")
+    run.until_event("verdict")
+    run.until_event("first_step", 2)
+    run.cli("inject-failure", "run", "kill:rank=0@after=10ms")
+
+    assert run.wait() == 0
+    assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
+
+
+def test_disk_full_of_events_does_not_stop_training(run: Run, tmp_path: Path) -> None:
+    """A run directory on a disk that fills up: the run is refused in one line, or ends by its own account."""
+    blocker = tmp_path / "blocker"
+    blocker.write_text("a file where the run's folder should be")
+
+    done = run.cli("launch", "--run-dir", "blocker/run", run.script(QUICK), check=2)
+
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr

@@ -1,0 +1,137 @@
+"""The ledger: from events alone, every second in one bucket; and the story that status and report tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core.ledger import BUCKETS, ledger, percentile, report
+from supervisor.core.story import _TELLERS, tell
+
+
+def event(mono: float, msg: str, **fields: Any) -> dict[str, Any]:
+    return {"mono": mono, "ts": "2026-11-24T02:00:00Z", "msg": msg, **fields}
+
+
+RECOVERED = [
+    event(100.0, "run_started", fresh_budget=True),
+    event(100.5, "attempt_started", attempt=0),
+    event(102.0, "group_ready"),
+    event(103.0, "resumed", step=0),
+    event(103.6, "first_step", step=1, from_step=0, at_mono=103.5),
+    event(108.0, "checkpoint_committed", step=40, seconds=0.25),
+    event(110.1, "fault_injected", spec="kill:rank=1@step=50", fired_mono=110.0),
+    event(110.1, "verdict", cause="killed", rank=1, signal=9, step=50, failed_mono=110.1, detect_s=0.0, reason="killed"),
+    event(110.3, "group_gone", step=50),
+    event(110.3, "relaunch_scheduled", counted=True, delay_s=1.0, best_step=40, barren=0),
+    event(111.3, "attempt_started", attempt=1),
+    event(112.3, "group_ready"),
+    event(113.3, "resumed", step=40),
+    event(113.6, "first_step", step=41, from_step=40, at_mono=113.5),
+    event(115.5, "caught_up", step=50),
+    event(125.5, "verdict", cause="finished", step=150, failed_mono=125.5, detect_s=0.0, reason="all exited with 0"),
+    event(125.6, "group_gone", step=150),
+    event(125.6, "run_ended", exit_code=0, state="finished", step=150),
+]
+
+
+def test_every_stretch_has_its_bucket() -> None:
+    """A run with one kill, second by second."""
+    seconds = ledger(tell(RECOVERED), now=1e9).seconds
+
+    assert {name: pytest.approx(value) for name, value in seconds.items()} == {
+        "productive": 6.5 - 0.25 + 10.0,
+        "redone": 2.0,
+        "detect": 0.1,
+        "stop": 0.2,
+        "launch": 1.5 + 1.0,
+        "restore": 1.0 + 1.0,
+        "first_step": 0.5 + 0.2,
+        "stall": 0.25,
+        "backoff": 1.0,
+        "other": 0.5 + 0.1,
+    }
+
+
+def test_report_of_a_recovery() -> None:
+    """Detection counts from the blow, recovery to the first new step, lost steps to where the next attempt began."""
+    body = report(tell(RECOVERED), now=1e9)
+
+    first, second = body["attempts"]
+    assert (first["from_step"], first["to_step"], second["from_step"], second["to_step"]) == (0, 50, 40, 150)
+    assert (first["cause"], first["rank"], first["signal"], first["lost_steps"]) == ("killed", 1, 9, 10)
+    assert first["detect_s"] == pytest.approx(0.1)
+    assert first["recover_s"] == pytest.approx(3.5)
+    assert body["recover_s"]["p50"] == body["recover_s"]["max"] == pytest.approx(3.5)
+    assert body["lost_steps"] == 10 and body["state"] == "finished"
+
+
+def test_clock_that_began_anew() -> None:
+    """After a reboot the monotonic clock is small again; the run's time goes on by the wall clock."""
+    before = RECOVERED[:6]
+    after = [
+        {**event(5.0, "run_started"), "ts": "2026-11-24T03:00:00Z"},
+        {**event(6.0, "attempt_started", attempt=1), "ts": "2026-11-24T03:00:01Z"},
+        {**event(9.0, "first_step", step=41, from_step=40, at_mono=9.0), "ts": "2026-11-24T03:00:04Z"},
+    ]
+    story = tell([*before, *after])
+
+    assert story.attempts[0].cause == "lost"
+    assert story.attempts[1].first_step == pytest.approx(108.0 + 3600.0 + 4.0)
+    book = ledger(story, now=10.0 + story.offset)
+    assert book.wall == pytest.approx(8.0 + 3600.0 + 5.0)
+    assert sum(book.seconds.values()) == pytest.approx(book.wall)
+
+
+times = st.floats(0.0, 1e6, allow_nan=False)
+steps = st.one_of(st.integers(-5, 10**9), st.none(), st.text(max_size=3))
+random_events = st.lists(
+    st.builds(
+        lambda mono, msg, step, failed, cause, state: event(
+            mono, msg, step=step, from_step=step, attempt=step, failed_mono=failed, at_mono=failed, cause=cause, state=state,
+            seconds=failed, spec="kill", fired_mono=failed, counted=True, signature=["a"],
+        ),
+        times,
+        st.sampled_from(sorted(_TELLERS)),
+        steps,
+        st.one_of(times, st.none(), st.just("x")),
+        st.sampled_from(["finished", "killed", None, 3]),
+        st.sampled_from(["finished", "failed", None]),
+    ),
+    max_size=30,
+)  # fmt: skip
+
+
+@given(random_events, times)
+def test_buckets_add_up_to_the_wall_clock(events: list[dict[str, Any]], now: float) -> None:
+    """Whatever events a file holds, in whatever order, nothing is counted twice, left out or negative."""
+    events = [event(0.0, "run_started"), *sorted(events, key=lambda e: e["mono"])]
+    story = tell(events)
+
+    book = ledger(story, now + 1e6)
+
+    assert sum(book.seconds.values()) == pytest.approx(book.wall, abs=1e-6)
+    assert all(value >= -1e-9 for value in book.seconds.values())
+    assert 0.0 <= book.goodput <= 1.0 + 1e-9
+    assert set(report(story, now + 1e6)["ledger"]) == {f"{bucket}_s" for bucket in BUCKETS}
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.text(), st.floats()))))
+def test_any_garbage_has_a_story(events: list[dict[str, Any]]) -> None:
+    """Foreign lines in events.jsonl are passed over."""
+    story = tell(events)
+
+    assert report(story, story.last)["state"] == story.state
+
+
+@given(st.lists(st.floats(0, 100), min_size=1), st.sampled_from([0.5, 0.95, 1.0]))
+def test_percentile_is_a_value_seen(values: list[float], share: float) -> None:
+    """At least `share` of the values are at most the percentile, which is one of them."""
+    found = percentile(values, share)
+
+    assert found in values
+    assert sum(v <= found for v in values) >= share * len(values)
+    assert percentile([], share) is None
