@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from supervisor.commands.columns import human_bytes
 from supervisor.errors import Refusal
+from supervisor.plain import plain
 from supervisor.runs import find
+from supervisor.wording import human_bytes
 from trainer.checkpoint import store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.store import Listed
@@ -82,4 +83,4 @@ def age_of(one: Listed) -> str:
 
 
 def state_of(one: Listed, latest: int | None) -> str:
-    return f"BAD  {one.problem}" if one.problem else "ok, latest" if one.step == latest else "ok"
+    return plain(f"BAD  {one.problem}") if one.problem else "ok, latest" if one.step == latest else "ok"

@@ -67,8 +67,11 @@ class LineSplitter:
         lines: list[Line] = []
         *whole, rest = data.split(b"\n")
         for part in whole:
-            self._extend(part, lines)
-            self._end(lines)
+            if self._state or self._before or self._given or b"\r" in part or len(part) >= CAP:
+                self._extend(part, lines)
+                self._end(lines)
+            else:
+                lines.append(Line(part))
         self._extend(rest, lines)
         return lines
 

@@ -26,7 +26,7 @@ def _visible(match: re.Match[str]) -> str:
 
 def plain(text: str) -> str:
     """`text` without escape sequences, and with every other control character but tab written out, as in \\x07."""
-    if not _CONTROL.search(text):
+    if text.isprintable() or not _CONTROL.search(text):
         return text
     text = _HOLE.sub(lambda match: f"[{len(match[0])} NUL bytes]", text)
     return _CONTROL.sub(_visible, _SEQUENCE.sub("", text))

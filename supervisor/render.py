@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import orjson
 
 from supervisor.events_file import Event
-from supervisor.follow import EventRecord, LogRecord, Record
+from supervisor.follow import EventRecord, Record
 from supervisor.lines import End
 from supervisor.plain import decode
 from supervisor.wording import Restarts, event_text
@@ -37,29 +37,25 @@ class TextRenderer:
         if record.attempt > self._attempt:
             self._attempt = record.attempt
             text = self._paint("1", self._restarts.separator(record.attempt)) + "\n"
-        match record:
-            case LogRecord(attempt, None, line):
-                text += self._line(attempt, "L", _DIM, decode(line.data) + _mark(line.end))
-            case LogRecord(attempt, int(rank), line):
-                text += self._line(attempt, f"r{rank}", _RANKS[rank % len(_RANKS)], decode(line.data) + _mark(line.end))
-            case EventRecord(attempt, event):
-                shown = self._paint(_LEVELS.get(str(event.fields.get("level")), "1"), event_text(event))
-                text += self._line(attempt, "●", "1", shown)
+        if isinstance(record, EventRecord):
+            shown = self._paint(_LEVELS.get(str(record.event.fields.get("level")), "1"), event_text(record.event))
+            text += f"{self._before(record.attempt, '●', '1')}{shown}\n"
+        else:
+            rank = record.rank
+            tag, colour = ("L", _DIM) if rank is None else (f"r{rank}", _RANKS[rank % len(_RANKS)])
+            mark = " …" if record.line.end is End.CUT else ""
+            text += f"{self._before(record.attempt, tag, colour)}{decode(record.line.data)}{mark}\n"
         return text.encode("utf-8", "backslashreplace")
 
-    def _line(self, attempt: int, tag: str, colour: str, text: str) -> str:
+    def _before(self, attempt: int, tag: str, colour: str) -> str:
         if not self._prefix:
-            return text + "\n"
+            return ""
         prefix = f"a{attempt} {tag}"
         self._width = max(self._width, len(prefix))
-        return f"{self._paint(colour, f'{prefix:<{self._width}} │')} {text}\n"
+        return self._paint(colour, f"{prefix:<{self._width}} │") + " "
 
     def _paint(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
-
-
-def _mark(end: End) -> str:
-    return " …" if end is End.CUT else ""
 
 
 def render_json(record: Record) -> bytes:

@@ -21,9 +21,10 @@ from supervisor.checkpoints import (
     to_export,
     verified,
 )
-from supervisor.commands.columns import columns, human_bytes
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.leftovers import claimed
+from supervisor.table import table
+from supervisor.wording import human_bytes
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.export import export_safetensors
@@ -52,7 +53,7 @@ def ls(run: str | None, as_json: bool) -> None:
         _dump(folder, [{**described(one), "latest": one.step == latest} for one in found])
         return
     rows = [(one.step, size_of(one), age_of(one), ranks_of(one), state_of(one, latest)) for one in found]
-    click.echo(columns(("STEP", "SIZE", "AGE", "RANKS", "STATE"), rows))
+    click.echo(table(("step", "size", "age", "ranks", "state"), rows), nl=False)
     if any(one.problem for one in found):
         click.echo("a bad one is never resumed from: the next attempt moves it to quarantine/", err=True)
 

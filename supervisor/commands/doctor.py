@@ -9,8 +9,9 @@ import orjson
 
 from supervisor import checks, probes, space
 from supervisor.checks import Check, Host, Verdict
-from supervisor.commands.columns import columns
+from supervisor.plain import plain
 from supervisor.runs import RUNS
+from supervisor.table import table
 
 SCHEMA = 1
 LOOKS = (
@@ -41,7 +42,8 @@ def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps({"schema": SCHEMA, "ok": not bad, "checks": list(map(_json, found))}))
     else:
-        click.echo(columns(("CHECK", "", "WHAT"), [(c.name, _MARK[c.verdict], _text(c)) for c in found]))
+        rows = [(c.name, _MARK[c.verdict], _text(c)) for c in found]
+        click.echo(table(("check", "", "what"), rows), nl=False)
     if bad:
         click.get_current_context().exit(2)
 
@@ -58,4 +60,4 @@ def _json(check: Check) -> dict[str, str]:
 
 
 def _text(check: Check) -> str:
-    return f"{check.text}; next: {check.next}" if check.next else check.text
+    return plain(f"{check.text}; next: {check.next}" if check.next else check.text)

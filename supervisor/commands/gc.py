@@ -8,10 +8,12 @@ import click
 import orjson
 import psutil
 
-from supervisor.commands.columns import columns, human_bytes
 from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
+from supervisor.plain import plain
 from supervisor.runs import Known, all_runs
 from supervisor.runs import find as find_run
+from supervisor.table import table
+from supervisor.wording import human_bytes
 
 SCHEMA = 1
 
@@ -83,7 +85,7 @@ def _print(fates: list[Fate], yes: bool) -> None:
         click.echo("dead runs left nothing here", err=True)
         return
     rows = [(f.leftover.run, f.leftover.kind.value, human_bytes(f.leftover.bytes), _what(f)) for f in fates]
-    click.echo(columns(("RUN", "KIND", "SIZE", "WHAT"), rows))
+    click.echo(table(("run", "kind", "size", "what"), rows), nl=False)
     total = human_bytes(sum(fate.leftover.bytes for fate in fates))
     removed = sum(fate.removed for fate in fates)
     if yes:
@@ -94,4 +96,4 @@ def _print(fates: list[Fate], yes: bool) -> None:
 
 def _what(fate: Fate) -> str:
     what = f"{fate.leftover.place} {fate.leftover.about}".rstrip()
-    return f"{what}: {fate.problem}" if fate.problem else what
+    return plain(f"{what}: {fate.problem}" if fate.problem else what)

@@ -6,11 +6,14 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from typing import BinaryIO
 
 import click
 
 from supervisor.follow import Record, RunFollower, pump
 from supervisor.render import Renderer
+
+_BATCH = 65536
 
 
 def colours() -> bool:
@@ -20,7 +23,7 @@ def colours() -> bool:
 
 def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
     """Every record was written to stdout; what is to be said about the stream itself is on stderr."""
-    out = sys.stdout.buffer
+    out = _stdout()
 
     def write(record: Record) -> None:
         out.write(renderer(record))
@@ -41,6 +44,14 @@ def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
         click.echo(f"{follower.skipped} lines of events.jsonl are no events and were passed over", err=True)
     if follow and follower.lost:
         click.echo("nobody holds this run: its supervisor is gone; go on with: supervise resume", err=True)
+
+
+def _stdout() -> BinaryIO:
+    try:
+        # Of our own, because Python's may be unbuffered: then each line would be a system call, and might be cut short.
+        return open(sys.stdout.fileno(), "wb", buffering=_BATCH, closefd=False)
+    except (OSError, ValueError):  # no file behind stdout
+        return sys.stdout.buffer
 
 
 def _waiter(flush: Callable[[], None]) -> Callable[[float], None]:

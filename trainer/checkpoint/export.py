@@ -30,7 +30,7 @@ def written_aside(out: Path) -> Iterator[Path]:
         yield temporary
         fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            DISK.fsync(fd, temporary)
         finally:
             os.close(fd)
         DISK.rename(temporary, out)
