@@ -59,17 +59,17 @@ class TextRenderer:
 
 
 def render_json(record: Record) -> bytes:
-    """One JSON object a line: an event as it stands, with `source`; or a log line.
+    """One JSON object a line: an event as it stands, with `stream`; or a log line.
 
-    That has `ts` (when it was seen, null for the past), `attempt`, `source`, `rank`, `text` (fit for a terminal) and,
+    That has `ts` (when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (fit for a terminal) and,
     where no newline ended it, `end`: cut or open.
     """
     if isinstance(record, EventRecord):
-        return orjson.dumps({**record.event.fields, "source": "event"}) + b"\n"
+        return orjson.dumps({**record.event.fields, "stream": "event"}) + b"\n"
     line: dict[str, Any] = {
         "ts": None if record.seen is None else _iso(record.seen),
         "attempt": record.attempt,
-        "source": "launcher" if record.rank is None else "rank",
+        "stream": "launcher" if record.rank is None else "rank",
         "rank": record.rank,
         "text": decode(record.line.data),
     }

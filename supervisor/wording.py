@@ -11,8 +11,7 @@ from supervisor.events_file import Event
 from supervisor.plain import plain
 
 _LONGEST = 200
-_SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text"})
-_FOR_MACHINES = frozenset({"failed_mono", "signature"})
+_SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
 
 
 def event_text(event: Event) -> str:
@@ -22,7 +21,7 @@ def event_text(event: Event) -> str:
     pairs = [
         f"{key}={_value(key, value)}"
         for key, value in fields.items()
-        if key not in _SHOWN_ELSEWHERE | _FOR_MACHINES and value is not None and value != []
+        if key not in _SHOWN_ELSEWHERE and not key.endswith("_mono") and value is not None and value != []
     ]
     sentence = fields.get("reason") or fields.get("text")
     return plain(" ".join([clock, event.name, *pairs, *(["·", str(sentence)] if sentence else [])]))

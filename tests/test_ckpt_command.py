@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from torch import nn
 
+from supervisor.cli import run
 from supervisor.commands import ckpt
 from supervisor.errors import HeldByAnother, NoSuchRun, Refusal
 from tests.runs_on_disk import Writer
@@ -118,6 +119,12 @@ def test_verify_finds_one_flipped_bit(writer: Writer) -> None:
     ]
     assert call("verify", writer, "--step", "40").exit_code == 0
     assert "BAD  rank1.safetensors does not match its digest" in call("verify", writer, "--step", "30").stdout
+
+
+def test_the_command_line_gives_the_exit_code(writer: Writer) -> None:
+    """Through the whole program a bad checkpoint is 3, and no such run 102."""
+    damage(writer, 30)
+    assert [run(["ckpt", "verify", str(writer.run.path)]), run(["ckpt", "ls", "nowhere"])] == [3, 102]
 
 
 def test_prune_keeps_the_newest(writer: Writer) -> None:

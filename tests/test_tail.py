@@ -58,16 +58,16 @@ def test_colours_are_only_painted_when_asked_for() -> None:
 
 
 def test_json_is_one_object_a_line(tmp_path: Path) -> None:
-    """Events come as they stand with their source; log lines carry attempt, rank and text."""
+    """Events come as they stand, a field `source` of their own included; log lines carry attempt, rank and text."""
     writer = Writer(tmp_path / "run")
-    event = writer.event("attempt_started", at=-1)
+    event = writer.event("attempt_started", at=-1, source="memory")
     writer.log(b"one\n\xff\xc2\x9b2J\n")
     writer.log(b"two\n", rank=None)
     lines = [json.loads(line) for line in run_tail(writer, "-o", "json").stdout.splitlines()]
-    line = {"ts": None, "attempt": 0, "source": "rank", "rank": 0}
+    line = {"ts": None, "attempt": 0, "stream": "rank", "rank": 0}
     assert lines == [
-        {**event, "source": "event"},
-        {**line, "source": "launcher", "rank": None, "text": "two"},
+        {**event, "stream": "event"},
+        {**line, "stream": "launcher", "rank": None, "text": "two"},
         {**line, "text": "one"},
         {**line, "text": "\\xff"},
     ]

@@ -100,6 +100,8 @@ def command(
     Logs carry no times. While following, lines come as they are seen; lines of the past come attempt by attempt,
     file by file. --since shows events by their time, and a log as a whole if it was written since then.
 
+    With -o json, `stream` is event (as it stands in events.jsonl), rank or launcher (the line in `text`).
+
     A progress bar is shown as its last state, and control characters are taken out or written out; `-o raw` gives the
     bytes of the logs as they are, and events only with --event. Ctrl-C ends the reading, not the run.
     """
