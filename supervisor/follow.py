@@ -112,11 +112,12 @@ class RunFollower:
             yield from self._records(file, self._files.pop(file).finish(), self._wall())
 
     def _past(self) -> Iterator[Record]:
-        events = list(self._events())
+        # Which attempt -1 is, only the end of the events tells; else what is not shown need not be kept.
+        counts_back = self._choice.attempt is not None and self._choice.attempt < 0
+        events = deque(self._events(), maxlen=None if counts_back else self._back)
         attempts = self._attempts()
         self._choice = choice = replace(self._choice, attempt=_resolve(self._choice.attempt, attempts))
         waiting = deque((e for e in events if choice.attempt in (None, e.attempt)), maxlen=self._back)
-        del events
         self._live_from = max(attempts, default=0)
         newest = self._live_from if choice.attempt is None else choice.attempt
         files = [f for attempt in attempts for f in log_files(self._run, attempt, choice)]

@@ -49,6 +49,9 @@ class Splitter(Protocol):
     def flush(self) -> list[Line]:
         """What is pending, as an OPEN line; its bytes are not given again."""
 
+    def end(self) -> list[Line]:
+        """As flush(), and the next byte begins a new line: another file's."""
+
 
 class LineSplitter:
     """Lines without their ends. Of states separated by carriage returns only the last is kept, as a terminal would."""
@@ -83,6 +86,11 @@ class LineSplitter:
             return []
         self._given = True
         return [Line(data, End.OPEN)]
+
+    def end(self) -> list[Line]:
+        lines = self.flush()
+        self._given = self.bar = False
+        return lines
 
     def _extend(self, part: bytes, lines: list[Line]) -> None:
         first, *states = part.split(b"\r")
@@ -139,6 +147,9 @@ class RawSplitter:
         data = bytes(self._state)
         self._state.clear()
         return [Line(data, End.OPEN)] if data else []
+
+    def end(self) -> list[Line]:
+        return self.flush()
 
     def _append(self, part: bytes, lines: list[Line]) -> None:
         self._state += part

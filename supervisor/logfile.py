@@ -139,7 +139,7 @@ class LogFollower:
         elif here.st_size >= self._offset:
             return False
         self._offset, self._replaced = 0, False
-        lines += self._splitter.flush()
+        lines += self._splitter.end()
         return True
 
     def _close(self) -> None:

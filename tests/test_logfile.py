@@ -205,6 +205,28 @@ def test_rotation_by_rename_loses_nothing(tmp_path: Path) -> None:
     follower.finish()
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([b"one\n", b"two\nthr", b"ee\n", b"\r50%", b"\n", None]), max_size=30))
+def test_no_line_is_lost_or_repeated(tmp_path_factory: pytest.TempPathFactory, steps: list[bytes | None]) -> None:
+    """Whatever is appended between two polls, and however often the file is renamed away, each line comes once."""
+    folder = tmp_path_factory.mktemp("rotated")
+    path = folder / "rank0.log"
+    path.touch()
+    follower = LogFollower(path, LineSplitter())
+    files, seen = [b""], []
+    for number, step in enumerate(steps):
+        if step is None:
+            path.rename(folder / f"rank0.log.{number}")
+            files.append(b"")
+        with path.open("ab") as file:
+            file.write(step or b"")
+        files[-1] += step or b""
+        seen += every(follower)
+    seen += [line.data for line in follower.finish()]
+    splitters = [(LineSplitter(), data) for data in files]
+    assert seen == [line.data for one, data in splitters for line in one.feed(data) + one.flush()]
+
+
 def test_rotation_by_truncation_begins_again(tmp_path: Path) -> None:
     """After copytruncate the file is read from its start."""
     path = tmp_path / "rank0.log"
