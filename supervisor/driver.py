@@ -87,6 +87,8 @@ class Driver:
     high_step: int = -1
     unfinished: bool = False
     """Whether an earlier supervisor of this run died before it could end it."""
+    told_faults: set[str] = field(default_factory=set)
+    """Firings of faults that the events tell already."""
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
 
@@ -100,7 +102,7 @@ class Driver:
         self._scanned_at = float("-inf")
         self._said: set[str] = set()
         self._dumped = False
-        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints)
+        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, self.told_faults)
 
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
@@ -235,7 +237,7 @@ class Driver:
         if armed:
             watch.ask_faults()
         for body in fired:
-            fields = {key: body[key] for key in ("spec", "rank", "step") if key in body}
+            fields = {key: body[key] for key in ("spec", "fault", "rank", "step") if key in body}
             self.log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
         self._saboteur.fire(watch.beats, watch.ranks, watch.launcher, self.log.attempt)
 

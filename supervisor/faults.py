@@ -18,11 +18,12 @@ from trainer.rundir.beats import Beat
 class Saboteur:
     """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
 
-    def __init__(self, folder: Path, checkpoints: Path) -> None:
+    def __init__(self, folder: Path, checkpoints: Path, told: set[str]) -> None:
+        """`told` names the firings that the run's events tell already: what fired while nobody watched is news."""
         self._folder = folder
         self._checkpoints = checkpoints
         self._armed: list[faults.Fault] = []
-        self._told: set[str] = set(faults.fired(folder))
+        self._told = set(told)
         self._stamp = -1
 
     def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
@@ -37,7 +38,7 @@ class Saboteur:
         known = {f.number for f in self._armed}
         self._armed = faults.armed(self._folder)
         fired = faults.fired(self._folder)
-        new = [body for name, body in fired.items() if name not in self._told]
+        new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
         self._told |= set(fired)
         return [f for f in self._armed if f.number not in known], new
 

@@ -15,6 +15,7 @@ from supervisor.console import Console, closing_words, opening_words
 from supervisor.driver import Driver
 from supervisor.errors import Refusal
 from supervisor.events import EventLog
+from supervisor.events_file import read_events
 from supervisor.lock import is_held
 from supervisor.runs import load
 from supervisor.spec import Spec
@@ -55,6 +56,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
         history=after.history,
         high_step=after.high_step,
         unfinished=lost,
+        told_faults={str(e.get("fault")) for e in read_events(run.events)[0] if e.get("msg") == "fault_injected"},
     )
     console = Console(run, quiet)
     console.say(opening_words(run, spec))

@@ -24,17 +24,21 @@ class InjectedFault(Exception):
 
 
 class FullDisk(Disk):
-    """A disk that is full from now on: half of the first write gets through."""
+    """A disk that is full for one file: half of the first write gets through. Then somebody has made room."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
         for chunk in chunks:
             with path.open("xb") as file:
                 file.write(memoryview(chunk).cast("B")[: len(chunk) // 2])
             break
+        self._progress.disk = DISK
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def inflict(fault: faults.Fault, progress: Progress, optimizer: Any = None) -> None:
+def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimizer: Any = None) -> None:
     """`fault` has happened to this process. Most kinds do not return."""
     if fault.kind in faults.SIGNALS:
         os.kill(os.getpid(), faults.SIGNALS[fault.kind])
@@ -55,14 +59,9 @@ def inflict(fault: faults.Fault, progress: Progress, optimizer: Any = None) -> N
         case "nan":
             _poison(optimizer)
         case "enospc":
-            progress.disk = FullDisk()
+            progress.disk = FullDisk(progress)
         case "torn" | "corrupt":
-            damage(progress_checkpoints(progress), fault)
-
-
-def progress_checkpoints(progress: Any) -> Path:
-    path: Path = progress.place.run.checkpoints
-    return path
+            damage(checkpoints, fault)
 
 
 def damage(checkpoints: Path, fault: faults.Fault) -> bool:
@@ -113,6 +112,3 @@ def _poison(optimizer: Any) -> None:
             for parameter in group["params"]:
                 parameter.data.view(-1)[0] = float("nan")
                 return
-
-
-__all__ = ["DISK", "FullDisk", "InjectedFault", "damage", "inflict"]

@@ -92,7 +92,7 @@ class Reporter(Progress):
             self._pending.remove(fault)
             if faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
                 self.note("fault", spec=fault.text, step=self._done)
-                inflict(fault, self, optimizer)
+                inflict(fault, self, self.place.run.checkpoints, optimizer)
 
     def _mine(self, fault: faults.Fault) -> bool:
         if fault.kind in faults.ON_SUPERVISION or not fault.on(self.rank):
