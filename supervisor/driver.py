@@ -8,58 +8,25 @@ import random
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from supervisor import proctree, stacks
+from supervisor.chronicle import Chronicle
 from supervisor.core import machine
-from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Send, StopKind
+from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Send
 from supervisor.events import EventLog
 from supervisor.faults import Saboteur
 from supervisor.launch import start
 from supervisor.spec import Spec
-from supervisor.watch import Watch, newest_checkpoint
+from supervisor.stops import Stops, signals
+from supervisor.watch import Watch
 from trainer.rundir.beats import BeatReader, Phase
 from trainer.rundir.layout import RunDir
 
 _TICK = 0.1
 _TICK_EAGER = 0.01
 """While an attempt comes up or goes down, where every millisecond is one of recovery."""
-_SCAN_EVERY = 0.5
-
-
-@dataclass
-class Stops:
-    """What signals and the stop file have asked for; a second time means now."""
-
-    kind: StopKind | None = None
-    now: bool = False
-
-    def ask(self, kind: StopKind, now: bool = False) -> None:
-        self.now = self.now or now or self.kind is not None
-        self.kind = self.kind or kind
-
-
-@contextlib.contextmanager
-def signals(stops: Stops) -> Iterator[int]:
-    """SIGINT asks for a user's stop, SIGTERM and SIGHUP for a preemption's; the fd yielded is readable after each."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    kinds = {signal.SIGINT: StopKind.USER, signal.SIGTERM: StopKind.PREEMPTION, signal.SIGHUP: StopKind.PREEMPTION}
-    handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number, kind in kinds.items():
-        # A detached run ignores the terminal's hang-up; nohup asked for the same.
-        if not (number == signal.SIGHUP and handlers[number] == signal.SIG_IGN):
-            signal.signal(number, lambda _signal, _frame, kind=kind: stops.ask(kind))  # type: ignore[misc]
-    try:
-        yield read
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(before)
-        os.close(read)
-        os.close(write)
 
 
 def last_beat(run: RunDir, attempt: int) -> int:
@@ -98,9 +65,7 @@ class Driver:
         self._reaped: dict[int, int] = {}
         self._launch_error = ""
         self._ended: End | None = None
-        self._checkpoint = newest_checkpoint(self.run.checkpoints)
-        self._scanned_at = float("-inf")
-        self._said: set[str] = set()
+        self._chronicle = Chronicle(self.run, self.log, self.high_step)
         self._dumped = False
         self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, self.told_faults)
 
@@ -127,7 +92,7 @@ class Driver:
         leftovers = proctree.marked(self.spec.mark)
         if leftovers or self.unfinished:
             step = last_beat(self.run, self.last_attempt)
-            self.high_step = max(self.high_step, step)
+            self._chronicle.high_step = max(self.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
         until = self.clock() + self.spec.policy.stuck_after
         while leftovers and self.clock() < until:
@@ -142,98 +107,41 @@ class Driver:
     def _look(self, state: machine.State, ended: set[int]) -> Observation:
         now = self.clock()
         proctree.reap(self._reaped)
-        self._read_stop_file()
+        self.stops.read(self.run.stop)
         stopping = state.mode is machine.Mode.STOPPING
         alive = len(proctree.members(self.spec.mark)) if stopping else 1
-        if now >= self._scanned_at + _SCAN_EVERY or (stopping and alive == 0):
-            self._scanned_at = now
-            self._scan_checkpoints()
         watch = self._watch
+        if watch is not None:
+            watch.look(now, ended)
+            self._chronicle.tell(watch, self.spec.nproc)
+            self._meddle(watch)
+        self._chronicle.scan(now, final=stopping and alive == 0)
         if watch is None:
             return Observation(
                 now=now,
                 alive=alive,
-                checkpoint_step=self._checkpoint,
+                checkpoint_step=self._chronicle.checkpoint,
                 launch_error=self._launch_error,
                 stop=self.stops.kind,
                 stop_now=self.stops.now,
             )
-        watch.look(now, ended)
-        self._tell(watch)
-        self._meddle(watch)
         return Observation(
             now=now,
             ranks=watch.views(),
             exits=tuple(watch.exits),
             raised=tuple(watch.raised),
             alive=alive,
-            checkpoint_step=self._checkpoint,
+            checkpoint_step=self._chronicle.checkpoint,
             saves=watch.saves(),
             log_grew_at=watch.log_grew_at,
             stop=self.stops.kind,
             stop_now=self.stops.now,
         )
 
-    def _read_stop_file(self) -> None:
-        with contextlib.suppress(OSError):
-            asked = self.run.stop.read_text().strip()
-            self.run.stop.unlink()
-            self.stops.ask(StopKind.USER, now=asked == "now")
-
-    def _scan_checkpoints(self) -> None:
-        newest = newest_checkpoint(self.run.checkpoints)
-        if newest > self._checkpoint:
-            self.log.emit("checkpoint_committed", step=newest)
-        self._checkpoint = newest
-
-    def _tell(self, watch: Watch) -> None:
-        """Events for what is new in the attempt's beats and notes."""
-        if watch.launcher is None and not watch.beats:
-            return
-        if len(watch.seen_ranks) == self.spec.nproc:
-            self._once("group_ready", "group_ready", pids=[watch.seen_ranks[r] for r in sorted(watch.seen_ranks)])
-        for rank, note in watch.notes():
-            self._tell_note(rank, note)
-        trained = [b for b in watch.beats if b.phase >= Phase.TRAIN and b.step > b.first_step]
-        if trained:
-            step = max(b.step for b in trained)
-            start = min(max(b.first_step, 0) for b in trained)
-            lost = max(0, self.high_step - start)
-            at = min(b.at for b in trained)
-            self._once("first_step", "first_step", step=step, from_step=start, lost_steps=lost, at_mono=at)
-            if step >= self.high_step:
-                if self.log.attempt > 0:
-                    self._once("caught_up", "caught_up", step=step)
-                self.high_step = step
-
-    def _once(self, key: str, event: str, **fields: Any) -> None:
-        """The event is told once an attempt (a fault's once a run) under `key`."""
-        if key not in self._said:
-            self._said.add(key)
-            self.log.emit(event, **fields)
-
-    def _tell_note(self, rank: int, note: dict[str, Any]) -> None:
-        kind = note.pop("kind")
-        note.pop("mono", None)
-        match kind:
-            case "resumed":
-                self._once("resumed", "resumed", **{"rank": rank, **note})
-            case "checkpoint_saved":
-                self._checkpoint = max(self._checkpoint, int(note.get("step", -1)))
-                self.log.emit("checkpoint_committed", **note)
-            case "checkpoint_failed":
-                self.log.emit("checkpoint_failed", "error", rank=rank, **note)
-            case "checkpoint_bad":
-                self.log.emit("checkpoint_quarantined", "error", rank=rank, **note)
-            case "warning":
-                self.log.emit("warning", "warning", rank=rank, **note)
-            case _:
-                pass
-
     def _meddle(self, watch: Watch) -> None:
         armed, fired = self._saboteur.news()
         for fault in armed:
-            self._once(f"fault {fault.number}", "fault_armed", number=fault.number, spec=fault.text)
+            self.log.emit("fault_armed", number=fault.number, spec=fault.text)
         if armed:
             watch.ask_faults()
         for body in fired:
@@ -259,18 +167,21 @@ class Driver:
     def _launch(self, attempt: int) -> None:
         self._leave_attempt()
         self._launch_error, self._dumped = "", False
-        self._said = {said for said in self._said if said.startswith("fault")}
-        self.log.attempt = attempt
+        self._chronicle.new_attempt(attempt)
         # `never` is about what was there at the launch; what this run has saved since is its own.
         first = attempt == self.last_attempt + 1
         resume = self.spec.resume if first else "auto"
         try:
-            pid = start(self.spec, self.run, attempt, resume, not first or self._checkpoint >= 0, self.environ)
+            pid = start(
+                self.spec, self.run, attempt, resume, not first or self._chronicle.checkpoint >= 0, self.environ
+            )
             self._watch = Watch(self.run.attempt(attempt), pid, self.spec.nproc, self._reaped)
         except OSError as error:
             self._launch_error = str(error)
             return
-        self.log.emit("attempt_started", launcher_pid=pid, nproc=self.spec.nproc, checkpoint_step=self._checkpoint)
+        self.log.emit(
+            "attempt_started", launcher_pid=pid, nproc=self.spec.nproc, checkpoint_step=self._chronicle.checkpoint
+        )
 
     def _leave_attempt(self) -> None:
         """Nothing of the attempt is open, and what its processes were writing when they were killed is removed."""
@@ -295,7 +206,7 @@ class Driver:
         else:
             sent = proctree.send_all(proctree.members(self.spec.mark), number)
         if sent:
-            self._once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
+            self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
 
     def _dump(self) -> None:
         if self._watch is None or self._dumped:
@@ -331,8 +242,8 @@ class Driver:
             level,
             exit_code=end.exit_code,
             state=end.state,
-            step=self.high_step,
-            checkpoint_step=self._checkpoint,
+            step=self._chronicle.high_step,
+            checkpoint_step=self._chronicle.checkpoint,
             reason=end.reason,
         )
         self.log.sync()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from supervisor.plain import plain
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, a line a row; None is shown as a dash. Never cut where it goes to a file or a pipe."""
@@ -21,7 +23,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         drawn.add_column(head.upper(), no_wrap=True)
     for row in rows:
         # Text, not markup: a run's name or reason must not be read as a style.
-        drawn.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        drawn.add_row(*(Text("-" if cell is None else plain(str(cell))) for cell in row))
     terminal = sys.stdout.isatty()
     out = io.StringIO()
     width = shutil.get_terminal_size().columns if terminal else 10_000

@@ -1,0 +1,89 @@
+"""Tells a run's events: what is new in an attempt's beats, its ranks' notes, and the checkpoints on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from supervisor.events import EventLog
+from supervisor.watch import Watch, newest_checkpoint
+from trainer.rundir.beats import Phase
+from trainer.rundir.layout import RunDir
+
+_SCAN_EVERY = 0.5
+
+
+class Chronicle:
+    """Knows what has been told, and so what is news."""
+
+    def __init__(self, run: RunDir, log: EventLog, high_step: int) -> None:
+        self.checkpoint = newest_checkpoint(run.checkpoints)
+        """The newest committed step, or -1."""
+        self.high_step = high_step
+        """The highest step that any attempt has reached, or -1."""
+        self._run, self._log = run, log
+        self._said: set[str] = set()
+        self._unsaid = -1
+        """A step that the last scan found without its note."""
+        self._scanned_at = float("-inf")
+
+    def new_attempt(self, number: int) -> None:
+        """What is told once an attempt may be told again."""
+        self._log.attempt = number
+        self._said.clear()
+
+    def once(self, key: str, event: str, **fields: Any) -> None:
+        """The event is told once an attempt under `key`."""
+        if key not in self._said:
+            self._said.add(key)
+            self._log.emit(event, **fields)
+
+    def tell(self, watch: Watch, nproc: int) -> None:
+        """What the ranks have done and noted since the last call is told."""
+        if len(watch.seen_ranks) == nproc:
+            self.once("ready", "group_ready", pids=[watch.seen_ranks[rank] for rank in sorted(watch.seen_ranks)])
+        for rank, note in watch.notes():
+            self._tell_note(rank, note)
+        trained = [beat for beat in watch.beats if beat.phase >= Phase.TRAIN and beat.step > beat.first_step]
+        if not trained:
+            return
+        step = max(beat.step for beat in trained)
+        start = min(max(beat.first_step, 0) for beat in trained)
+        at = min(beat.at for beat in trained)
+        lost = max(0, self.high_step - start)
+        self.once("first", "first_step", step=step, from_step=start, lost_steps=lost, at_mono=at)
+        if step >= self.high_step:
+            if self._log.attempt > 0:
+                self.once("caught up", "caught_up", step=step)
+            self.high_step = step
+
+    def scan(self, now: float, final: bool) -> None:
+        """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""
+        if now < self._scanned_at + _SCAN_EVERY and not final:
+            return
+        self._scanned_at = now
+        newest = newest_checkpoint(self._run.checkpoints)
+        if newest < self.checkpoint:
+            self.checkpoint = newest
+        if newest > self.checkpoint and (final or newest == self._unsaid):
+            self.checkpoint = newest
+            self._log.emit("checkpoint_committed", step=newest)
+        self._unsaid = newest
+
+    def _tell_note(self, rank: int, note: dict[str, Any]) -> None:
+        kind = note.pop("kind")
+        note.pop("mono", None)
+        match kind:
+            case "resumed":
+                self.once("resumed", "resumed", rank=rank, **note)
+            case "checkpoint_saved":
+                if int(note.get("step", -1)) > self.checkpoint:
+                    self.checkpoint = int(note["step"])
+                    self._log.emit("checkpoint_committed", **note)
+            case "checkpoint_failed":
+                self._log.emit("checkpoint_failed", "error", rank=rank, **note)
+            case "checkpoint_bad":
+                self._log.emit("checkpoint_quarantined", "error", rank=rank, **note)
+            case "warning":
+                self._log.emit("warning", "warning", rank=rank, **note)
+            case _:
+                pass
