@@ -6,7 +6,6 @@ from typing import Any
 
 from supervisor.events import EventLog
 from supervisor.watch import Watch, newest_checkpoint
-from trainer.rundir.beats import Phase
 from trainer.rundir.layout import RunDir
 
 _SCAN_EVERY = 0.5
@@ -43,10 +42,11 @@ class Chronicle:
             self.once("ready", "group_ready", pids=[watch.seen_ranks[rank] for rank in sorted(watch.seen_ranks)])
         for rank, note in watch.notes():
             self._tell_note(rank, note)
-        trained = [beat for beat in watch.beats if beat.phase >= Phase.TRAIN and beat.step > beat.first_step]
+        steps = watch.steps()
+        trained = [beat for beat in watch.beats if beat.rank in steps]
         if not trained:
             return
-        step = max(beat.step for beat in trained)
+        step = max(steps.values())
         start = min(max(beat.first_step, 0) for beat in trained)
         at = min(beat.at for beat in trained)
         lost = max(0, self.high_step - start)

@@ -15,6 +15,7 @@ from supervisor.choice import Choice
 from supervisor.core.ledger import lost_steps, recoveries
 from supervisor.core.model import End
 from supervisor.core.story import Story
+from supervisor.events_file import read_lines
 from supervisor.follow import Record, RunFollower, pump
 from supervisor.render import TextRenderer
 from supervisor.runs import RUNS
@@ -99,6 +100,7 @@ def closing_words(run: RunDir, end: End) -> str:
     lines = [f"{sign} {end.state}: {end.reason}"]
     lines.append(f"  {len(story.attempts)} attempts in {wall}, exit code {end.exit_code}")
     lines += [f"  {line}" for line in attempt_lines(story)]
+    lines += [f"  {line}" for line in loss_lines(run, story)]
     name = name_of(run, _spec_of(run))
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
     if end.exit_code not in (0, 2):
@@ -118,10 +120,25 @@ def attempt_lines(story: Story) -> list[str]:
         if attempt.rank is not None:
             cause += f" rank {attempt.rank}"
         cost = [f"lost {lost} steps"] if lost is not None else []
+        following = story.attempts[story.attempts.index(attempt) + 1 :]
+        if lost is not None and following:
+            cost = [f"went on from step {following[0].from_step}", *cost]
         cost += [f"detected in {attempt.detect_s:.3f} s"] if attempt.detect_s and recovered is not None else []
         cost += [f"back in {recovered:.2f} s"] if recovered is not None else []
         lines.append(f"#{attempt.number} {steps:<10} {cause:<28} {', '.join(cost)}".rstrip())
     return lines
+
+
+def loss_lines(run: RunDir, story: Story) -> list[str]:
+    """The loss at each failure and at the end, where the script writes metrics.jsonl as the trainer does."""
+    losses = {line.get("step"): line.get("loss") for line in read_lines(run.metrics)}
+    numbers = {step: loss for step, loss in losses.items() if isinstance(step, int) and isinstance(loss, int | float)}
+    if not numbers or not story.failures():
+        return []
+    steps = [attempt.to_step for attempt in story.failures() if attempt.to_step in numbers]
+    told = [f"{numbers[step]:.4f} at step {step}, where it died" for step in dict.fromkeys(steps)]
+    last = max(numbers)
+    return [f"loss     {'; '.join([*told, f'{numbers[last]:.4f} at step {last}, the last'])}"]
 
 
 def _spec_of(run: RunDir) -> Spec:

@@ -128,6 +128,7 @@ class Driver:
         return Observation(
             now=now,
             ranks=watch.views(),
+            steps=watch.steps(),
             exits=tuple(watch.exits),
             raised=tuple(watch.raised),
             alive=alive,

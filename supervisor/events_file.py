@@ -88,6 +88,23 @@ class EventReader:
                 self.skipped += 1
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects among the lines of `path`; a file that is not there has none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in filter(None, lines):
+        try:
+            body = orjson.loads(line)
+        except ValueError:
+            continue
+        if isinstance(body, dict):
+            found.append(body)
+    return found
+
+
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(events, skipped): all events of the file, and how many lines are none, a torn last one among them.
 

@@ -75,6 +75,10 @@ class Watch:
         """The living ranks."""
         return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
 
+    def steps(self) -> dict[int, int]:
+        """By rank, the last step finished in this attempt, of the ranks that have finished one."""
+        return {b.rank: b.step for b in self.beats if b.phase >= Phase.TRAIN and b.step > b.first_step}
+
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
         """What the ranks have noted since the last call, with the rank."""
         return [(rank, note) for rank, reader in enumerate(self._notes) for note in reader.read()]

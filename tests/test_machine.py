@@ -49,6 +49,7 @@ class World(RuleBasedStateMachine):
         self.immortal = False
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
+        self.steps: dict[int, int] = {}
         self.checkpoint = -1
         self.stop: StopKind | None = None
         self.stop_now = False
@@ -61,6 +62,7 @@ class World(RuleBasedStateMachine):
         seen = Observation(
             now=self.now,
             ranks=tuple(self.ranks.values()),
+            steps=self.steps,
             exits=tuple(self.exits),
             raised=tuple(self.raised),
             alive=len(self.ranks) + self.launcher + self.helpers,
@@ -78,7 +80,7 @@ class World(RuleBasedStateMachine):
                 assert self.stop is None, "a launch after a stop"
                 assert before.mode is Mode.BACKOFF
                 self.launches.append(action.attempt)
-                self.exits, self.raised = [], []
+                self.exits, self.raised, self.steps = [], [], {}
                 self.launcher, self.helpers = True, 0
                 self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
             if isinstance(action, Send) and action.signal == "KILL" and not self.immortal:
@@ -106,7 +108,8 @@ class World(RuleBasedStateMachine):
     def train(self, steps: int) -> None:
         for rank, view in self.ranks.items():
             if not view.stopped:
-                self.ranks[rank] = replace(view, step=max(view.step, 0) + steps, phase="train", beat_at=self.now)
+                self.steps[rank] = max(view.step, 0) + steps
+                self.ranks[rank] = replace(view, step=self.steps[rank], phase="train", beat_at=self.now)
         self.look()
 
     @precondition(lambda self: any(v.phase == "train" for v in self.ranks.values()))

@@ -50,7 +50,8 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         return None
     others = tuple(sorted({e.rank for e in failed if e.rank is not None and e.rank != first.rank}))
     raised = next((r for r in seen.raised if r.rank == first.rank), None)
-    return _of_rank(seen.now, first, raised, others, stepped, step)
+    # The failing rank's own step: the others may be ahead, and not twice by as much.
+    return _of_rank(seen.now, first, raised, others, stepped, seen.steps.get(first.rank or 0, step))
 
 
 def _failures(seen: Observation) -> list[Exit]:

@@ -128,11 +128,10 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
 
 
 def _note_progress(state: State, seen: Observation) -> State:
-    trained = [r.step for r in seen.ranks if r.phase in ("train", "save", "eval", "teardown") and r.step >= 0]
     return replace(
         state,
-        stepped=state.stepped or bool(trained) or seen.saves > 0 or seen.now > state.launched_at + STARTED_AFTER,
-        step=max([state.step, *trained]),
+        stepped=state.stepped or bool(seen.steps) or seen.saves > 0 or seen.now > state.launched_at + STARTED_AFTER,
+        step=max([state.step, *seen.steps.values()]),
         saves=max(state.saves, seen.saves),
     )
 

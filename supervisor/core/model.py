@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,8 @@ class Observation:
 
     now: float
     ranks: tuple[RankView, ...] = ()
+    steps: Mapping[int, int] = field(default_factory=dict)
+    """By rank, the last step finished; of ranks that have gone too, and only of those that have finished one."""
     exits: tuple[Exit, ...] = ()
     raised: tuple[Raised, ...] = ()
     alive: int = 0
