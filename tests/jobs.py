@@ -114,19 +114,17 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def trainer_command(world_size: int, *flags: str) -> list[str]:
-    """The command that trains with `flags`, under torchrun if there is more than one rank."""
-    if world_size == 1:
-        return [sys.executable, "-m", "trainer", *flags]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}", "--max-restarts=0"]
-    return [sys.executable, *launch, "-m", "trainer", *flags]
-
-
-def trainer(world_size: int, *flags: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """A run of the trainer that ended with exit code `check` (None: whatever)."""
-    done = subprocess.run(
-        trainer_command(world_size, *flags), env=environment(), capture_output=True, text=True, timeout=120
-    )
+def trainer(
+    world_size: int, *flags: str, dying: str | None = None, check: int | None = 0
+) -> subprocess.CompletedProcess[str]:
+    """A run of the trainer, under torchrun if it has several ranks, that ended with exit code `check` (None: whatever).
+    `dying` is a death as dying_trainer takes it."""
+    command = [sys.executable]
+    if world_size > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    command += ["-m", "tests.dying_trainer" if dying else "trainer", *flags]
+    env = {**environment(), **({"DYING": dying} if dying else {})}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert check is None or done.returncode == check, done.stderr
     return done
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,37 +57,50 @@ def test_resume_equals_uninterrupted(tmp_path: Path, amp: str, monkeypatch: pyte
         _assert_same(tmp_path / "whole", out)
 
 
-@pytest.mark.parametrize(("ranks", "amp"), [(1, "fp16"), (2, "off"), (2, "fp16"), (3, "off")])
-def test_sigkill_of_a_rank(tmp_path: Path, ranks: int, amp: str) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """The folder of a run with so many ranks that nothing interrupted."""
+
+    @functools.cache
+    def run(ranks: int, amp: str) -> Path:
+        out = tmp_path_factory.mktemp("whole")
+        trainer(ranks, *_flags(out, amp))
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize(("ranks", "amp"), [(2, "off"), (2, "fp16"), (3, "off")])
+def test_sigkill_of_a_rank(whole: Callable[[int, str], Path], tmp_path: Path, ranks: int, amp: str) -> None:
     """SIGKILL of the last rank under plain torchrun, then the same command again. Three ranks show what DDP's rebuilt
     buckets would change."""
-    trainer(ranks, *_flags(tmp_path / "whole", amp))
     trainer(ranks, *_flags(tmp_path / "killed", amp), dying=f"KILL 7 {ranks - 1}", check=None)
     assert committed_steps(tmp_path / "killed" / "checkpoints") == [4]
     trainer(ranks, *_flags(tmp_path / "killed", amp))
 
-    _assert_same(tmp_path / "whole", tmp_path / "killed")
+    _assert_same(whole(ranks, amp), tmp_path / "killed")
 
 
-def test_a_stop_of_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
+def test_a_stop_of_one_rank_stops_all_at_one_step(whole: Callable[[int, str], Path], tmp_path: Path) -> None:
     """SIGTERM to rank 1 only: both ranks save the same step and exit with 75; the next launch goes on from there."""
-    trainer(2, *_flags(tmp_path / "whole"))
     stopped = trainer(2, *_flags(tmp_path / "stopped"), dying="TERM 6 1", check=None)
 
     assert committed_steps(tmp_path / "stopped" / "checkpoints") == [4, 7]
-    assert "75" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    # torchrun's own report of how its ranks ended.
+    assert re.findall(r"exitcode +: (\d+)", stopped.stderr) == ["75", "75"]
     trainer(2, *_flags(tmp_path / "stopped"))
-    _assert_same(tmp_path / "whole", tmp_path / "stopped")
+    _assert_same(whole(2, "off"), tmp_path / "stopped")
 
 
 def test_other_world_sizes(tmp_path: Path) -> None:
     """Two ranks, then one, then three: the state goes on, every step has one line, and without dropout the losses are
     those of one rank throughout, but for rounding."""
     flags = [*_flags(tmp_path / "out"), "--dropout", "0", "--checkpoint-every", "off"]
-    for ranks, steps in ((2, "4"), (1, "8"), (3, "12")):
-        trainer(ranks, *flags, "--steps", steps, "--lr", "0.01", "--min-lr", "0.01")
-    train(parse([*flags, "--out", str(tmp_path / "one"), "--lr", "0.01", "--min-lr", "0.01"]), Place())
+    flags += ["--lr", "0.01", "--min-lr", "0.01"]
+    trainer(2, *flags, "--steps", "4")
+    train(parse([*flags, "--steps", "8"]), Place())
+    trainer(3, *flags)
+    train(parse([*flags, "--out", str(tmp_path / "one")]), Place())
 
     mixed, alone = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

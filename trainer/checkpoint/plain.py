@@ -22,7 +22,7 @@ from torch import nn
 from trainer.checkpoint.errors import Damaged
 from trainer.checkpoint.state import Stateful, apply, bare
 from trainer.checkpoint.tree import plain
-from trainer.rundir.durable import replace_file
+from trainer.rundir.durable import DISK, replace_file
 
 _LABEL = b"xxh3-128:"
 _COMMENT_BYTES = len(_LABEL) + 32
@@ -52,7 +52,7 @@ def save_checkpoint(
     # torch writes no comment, so the last two bytes are its length.
     body = data[:-2]
     comment = _LABEL + xxhash.xxh3_128_hexdigest(body).encode()
-    replace_file(Path(path), b"".join((body, len(comment).to_bytes(2, "little"), comment)))
+    replace_file(Path(path), b"".join((body, len(comment).to_bytes(2, "little"), comment)), DISK)
 
 
 def load_checkpoint(
