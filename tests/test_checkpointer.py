@@ -153,15 +153,24 @@ def test_sigterm_saves_and_ends_with_75(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def _wait_for_ever(pipe: Any) -> None:
+    pipe.send("ready")
+    signal.pause()
+
+
 def test_forked_children_die_of_sigterm(tmp_path: Path) -> None:
     """A child forked from the loop, as DataLoader forks its workers, does not take the signal for the loop's."""
     ckpt = _checkpointer(tmp_path)
-    child = multiprocessing.get_context("fork").Process(target=signal.pause)
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_wait_for_ever, args=(theirs,), daemon=True)
     child.start()
+    assert ours.poll(20)
     child.terminate()
     child.join(20)
+    code = child.exitcode
+    child.kill()
 
-    assert child.exitcode == -signal.SIGTERM
+    assert code == -signal.SIGTERM
     assert ckpt.wish()[0] is False
     ckpt.close()
 

@@ -8,32 +8,39 @@ import threading
 from types import FrameType
 from typing import Any
 
+_handled: set[signal.Signals] = set()
+
+
+def _forget() -> None:
+    # A forked child (a DataLoader worker) has the handler too, and would outlive its parent's order to end.
+    for number in _handled:
+        signal.signal(number, signal.SIG_DFL)
+    _handled.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
 
 class StopFlag:
-    """Set once `number` was received by this process. Outside the main thread signals are left as they are.
-
-    A child forked from here (a DataLoader worker) inherits the handler, and dies of the signal as if it had none.
-    """
+    """Set once this process has received `number`; children forked meanwhile die of it, as if there were no handler.
+    Outside the main thread signals are left as they are."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.is_set = False
         self._number = number
-        self._pid = os.getpid()
         self._before: Any = None
         self._installed = threading.current_thread() is threading.main_thread()
         if self._installed:
             self._before = signal.signal(number, self._handle)
+            _handled.add(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:
-            self.is_set = True
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        self.is_set = True
 
     def close(self) -> None:
         """The signal is handled as before."""
         if self._installed and threading.current_thread() is threading.main_thread():
             # None: the handler before was not installed from Python, and cannot be put back.
             signal.signal(self._number, signal.SIG_DFL if self._before is None else self._before)
+            _handled.discard(self._number)
             self._installed = False
