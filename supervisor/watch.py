@@ -161,10 +161,14 @@ def _kernel_view(pid: int) -> tuple[bool, float]:
 def _read_record(path: Path) -> Raised | None:
     try:
         body = json.loads(path.read_bytes())
-        if body["type"] == "SystemExit":
-            # Its status says more than its name, and comes from the kernel.
-            return None
-        return Raised(int(body["rank"]), str(body["type"]), _first_line(body["message"]), body["frame"], body["mono"])
+        return Raised(
+            rank=int(body["rank"]),
+            type=str(body["type"]),
+            message=_first_line(body["message"]),
+            frame=str(body["frame"]),
+            at=float(body["mono"]),
+            exit_code=int(body["exit_code"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

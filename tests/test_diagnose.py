@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core.diagnose import SETTLE, diagnose
+from supervisor.core.diagnose import LAST_WORDS, SETTLE, diagnose
 from supervisor.core.model import Cause, Exit, Observation, Raised
 
 GLOO = "Connection closed by peer [127.0.0.1]:4242"
@@ -90,8 +90,10 @@ def test_victim_alone_waits_for_its_cause() -> None:
 
 def test_raised_counts_before_the_exit() -> None:
     """A rank that has raised has failed, even if its teardown hangs for ever."""
-    verdict = diagnose(seen(raised=(error(1),)), True, 5)
+    raised = (error(1, at=99.0),)
 
+    assert diagnose(seen(raised=raised, now=99.0 + LAST_WORDS / 2), True, 5) is None
+    verdict = diagnose(seen(raised=raised, now=99.0 + LAST_WORDS), True, 5)
     assert verdict is not None and verdict.rank == 1
 
 

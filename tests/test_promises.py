@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,4 +128,5 @@ def test_other_shape_is_refused_and_loses_nothing(run: Run) -> None:
     assert run.launch("--", *TINY, "--steps", "8", "--n-embd", "32") == 104
 
     assert sorted(p.name for p in run.dir.checkpoints.rglob("*")) == before
-    assert "shape" in Path(run.dir.attempt(run.dir.attempts()[-1]).rank_log(0)).read_text()
+    verdict = run.events("verdict")[-1]
+    assert verdict["cause"] == "user_error" and "shape" in verdict["reason"] and "wte.weight" in verdict["reason"]

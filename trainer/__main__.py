@@ -11,6 +11,7 @@ import sys
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config import parse, place
 from trainer.errors import UsageError
+from trainer.progress import progress
 from trainer.rundir.environment import PREEMPTED
 
 
@@ -25,6 +26,7 @@ def main() -> int:
         # Every rank has the same trouble; one of them says so.
         if place().rank == 0:
             print(f"trainer: {error}", file=sys.stderr, flush=True)
+        progress().failed(error, error.exit_code)
         return error.exit_code
     except SystemExit as end:
         if end.code != PREEMPTED:

@@ -1,7 +1,7 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Run as a file: `python launcher.py REPORT torchrun-flags… -- SCRIPT arguments…`. torchrun's own exit status is 1 for every failure, and
-the status of each rank is only in the box that it prints; the report has it as JSON.
+Run as a file: `python launcher.py REPORT torchrun-flags… -- SCRIPT arguments…`. torchrun's own exit status is 1 for every
+failure, and the status of each rank is only in the box that it prints; the report has it as JSON.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ class Progress:
     def phase(self, phase: Phase) -> None:
         """This rank is in `phase` until it says another, or finishes a step."""
 
+    def failed(self, error: BaseException, exit_code: int) -> None:
+        """This rank is about to exit with `exit_code` because of `error`, which a supervisor can quote."""
+
     def resume_at(self, step: int) -> None:
         """This rank has restored the state after `step` steps and goes on from there."""
 

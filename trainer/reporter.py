@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -65,6 +64,21 @@ class Reporter(Progress):
         self._beats.phase(phase)
         self._fire(phase)
 
+    def failed(self, error: BaseException, exit_code: int) -> None:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
+        record = {
+            "rank": self.rank,
+            "type": type(error).__name__,
+            "message": str(error)[:2000],
+            "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else "",
+            "traceback": "".join(traceback.format_exception(error))[-20_000:],
+            "exit_code": exit_code,
+            "mono": time.monotonic(),
+            "time": time.time(),
+        }
+        with contextlib.suppress(OSError):
+            replace_file(self.place.attempt.error(self.rank), json.dumps(record).encode())
+
     def resume_at(self, step: int) -> None:
         self._done = step
         self._beats.resume_at(step)
@@ -117,41 +131,23 @@ def _allow_stacks(place: Supervised, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def record_exception(path: Path, reporter: Reporter) -> Iterator[None]:
-    """An exception that leaves the block is in `path` with its time, before the process begins to exit.
+def record_exception(reporter: Reporter) -> Iterator[None]:
+    """An exception that leaves the block is on record with its time, before the process begins to exit.
 
     Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
     """
     try:
         yield
     except SystemExit as error:
-        if error.code not in (None, 0):
-            _write(path, error, reporter)
+        # A bare status speaks for itself.
+        if isinstance(error.code, str):
+            reporter.failed(error, 1)
         raise
     except BaseException as error:
-        _write(path, error, reporter)
+        reporter.failed(error, 1)
         raise
     else:
         reporter.phase(Phase.TEARDOWN)
-
-
-def _write(path: Path, error: BaseException, reporter: Reporter) -> None:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
-    last = frames[-1] if frames else None
-    text = "".join(traceback.format_exception(error))
-    record = {
-        "rank": reporter.rank,
-        "type": type(error).__name__,
-        "message": str(error)[:2000],
-        "frame": f"{last.filename}:{last.lineno} {last.name}" if last else "",
-        "traceback": text[-20_000:],
-        "exit_code": error.code if isinstance(error, SystemExit) else 1,
-        "mono": time.monotonic(),
-        "time": time.time(),
-    }
-    with contextlib.suppress(OSError):
-        replace_file(path, json.dumps(record, default=str).encode())
-    sys.stderr.flush()
 
 
 def _ours(filename: str) -> bool:

@@ -63,7 +63,7 @@ def main() -> None:
         reporter = Reporter(place, rank)
         _progress.install(reporter)
         watch_torch(reporter)
-        with record_exception(place.attempt.error(rank), reporter):
+        with record_exception(reporter):
             run(sys.argv[1:])
         return
     run(sys.argv[1:])

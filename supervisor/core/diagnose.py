@@ -26,6 +26,8 @@ _COLLATERAL = (
 )
 
 
+LAST_WORDS = 0.25
+"""Seconds that a rank which has raised gets to print its traceback and leave by itself."""
 SETTLE = 0.5
 """Seconds that a victim's failure waits for its cause to show itself."""
 
@@ -56,9 +58,10 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
 
 def _failures(seen: Observation) -> list[Exit]:
     """Every rank that failed. One that has raised counts before it is gone: its exit can take seconds, or for ever."""
+    late = seen.now - LAST_WORDS
     exited = {e.rank: e for e in seen.exits if e.rank is not None}
     failed = [e for e in exited.values() if e.status not in (0, None)]
-    return failed + [Exit(r.rank, 1, r.at) for r in seen.raised if r.rank not in exited]
+    return failed + [Exit(r.rank, r.exit_code, r.at) for r in seen.raised if r.rank not in exited and r.at <= late]
 
 
 def _is_victim(exit_: Exit, raised: tuple[Raised, ...]) -> bool:

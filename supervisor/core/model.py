@@ -77,6 +77,8 @@ class Raised:
     message: str
     frame: str
     at: float
+    exit_code: int = 1
+    """With which the rank is about to exit."""
 
 
 @dataclass(frozen=True, slots=True)
