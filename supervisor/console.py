@@ -98,7 +98,8 @@ def closing_words(run: RunDir, end: End) -> str:
     sign = "✔" if end.exit_code == 0 else "✘"
     wall = _seconds((story.ended or story.last) - (story.started or story.last))
     lines = [f"{sign} {end.state}: {end.reason}"]
-    lines.append(f"  {len(story.attempts)} attempts in {wall}, exit code {end.exit_code}")
+    count = len(story.attempts)
+    lines.append(f"  {count} attempt{'' if count == 1 else 's'} in {wall}, exit code {end.exit_code}")
     lines += [f"  {line}" for line in attempt_lines(story)]
     lines += [f"  {line}" for line in loss_lines(run, story)]
     name = name_of(run, _spec_of(run))
