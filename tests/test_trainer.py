@@ -23,7 +23,11 @@ FLAGS = (
 
 def _main(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     monkeypatch.setattr(sys, "argv", ["trainer", *flags])
-    return main()
+    try:
+        return main()
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
 
 
 def test_help_names_every_flag_and_loads_no_torch() -> None:

@@ -18,7 +18,7 @@ Every = int | Literal["auto"] | None
 class TrainConfig:
     """One field a flag; every checkpoint carries it."""
 
-    steps: int = 150
+    steps: int = 200
     data: str = "stdlib"
     batch_size: int = 16
     block_size: int = 128
