@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +47,10 @@ class TrainConfig:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see python -m trainer --help")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        close = difflib.get_close_matches(unknown, known, 1) if unknown.startswith("--") else []
+        raise UsageError(f"{message}; {f'did you mean {close[0]}?' if close else 'see python -m trainer --help'}")
 
 
 def _number(low: float, kind: type[int] | type[float]) -> type[int]:

@@ -13,6 +13,7 @@ from trainer.checkpoint import rng
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Place, TrainConfig
 from trainer.data import Batches, load_bytes
+from trainer.errors import UsageError
 from trainer.log import Log
 from trainer.metrics import Metrics
 from trainer.model import GPT, GPTConfig
@@ -62,6 +63,13 @@ def build(config: TrainConfig, place: Place) -> Parts:
     )
 
 
+def _metrics(root: Path) -> Metrics:
+    try:
+        return Metrics(root / "metrics.jsonl")
+    except OSError as error:
+        raise UsageError(f"--out {root}: {error.strerror}; give a folder that can be written to") from None
+
+
 def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metrics | None) -> Checkpointer:
     return Checkpointer(
         model=parts.model,
@@ -84,7 +92,7 @@ def train(config: TrainConfig, place: Place) -> None:
     root = here.run.path if here else Path(config.out)
     parts = build(config, place)
     optimizer, scaler, device = parts.optimizer, parts.scaler, parts.device
-    metrics = Metrics(root / "metrics.jsonl") if place.rank == 0 else None
+    metrics = _metrics(root) if place.rank == 0 else None
     ckpt = _checkpointer(config, parts, root, metrics)
     start = ckpt.restore()
     if metrics and ckpt.resume == "never":

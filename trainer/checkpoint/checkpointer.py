@@ -41,6 +41,9 @@ class Checkpointer:
     Interval), or None: only when asked to stop and at the end. `extra` is a dict, or a function that gives one, of numbers,
     text, tensors, dataclasses; what was stored is in `.extra` after restore(). `seed` is for the generators of ranks that
     a checkpoint of fewer ranks knows nothing of. `seal` is called on rank 0 before each commit.
+
+    What comes back is exact to the bit. That the next step then is, too, under DDP with three ranks or more, also needs
+    DDP's buckets in their final order before the first step: trainer.parallel.parallel() shows how.
     """
 
     def __init__(
