@@ -55,7 +55,13 @@ class Run:
         command = [SUPERVISE, "launch", "--run-dir", "run", "--backoff", "10ms:50ms", *arguments]
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment(**env), stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True
+                command,
+                cwd=self.folder,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                text=True,
             )
         return self.process
 

@@ -111,7 +111,12 @@ def test_fires_once_among_many(tmp_path: Path) -> None:
 def test_armed_passes_over_what_is_no_spec(tmp_path: Path) -> None:
     """Torn, empty and foreign files in the folder hurt nobody; numbers are never reused."""
     faults.arm(tmp_path, faults.parse_fault("kill"))
-    for name, body in [("0002.spec", b""), ("0003.spec", b'{"spec": "nonsense", "armed": 1}'), ("0004.spec", b"\xff\x00"), ("notes", b"")]:
+    for name, body in [
+        ("0002.spec", b""),
+        ("0003.spec", b'{"spec": "nonsense", "armed": 1}'),
+        ("0004.spec", b"\xff\x00"),
+        ("notes", b""),
+    ]:
         (tmp_path / name).write_bytes(body)
 
     assert faults.arm(tmp_path, faults.parse_fault("term")) == 5

@@ -24,7 +24,9 @@ RECOVERED = [
     event(103.6, "first_step", step=1, from_step=0, at_mono=103.5),
     event(108.0, "checkpoint_committed", step=40, seconds=0.25),
     event(110.1, "fault_injected", spec="kill:rank=1@step=50", fired_mono=110.0),
-    event(110.1, "verdict", cause="killed", rank=1, signal=9, step=50, failed_mono=110.1, detect_s=0.0, reason="killed"),
+    event(
+        110.1, "verdict", cause="killed", rank=1, signal=9, step=50, failed_mono=110.1, detect_s=0.0, reason="killed"
+    ),
     event(110.3, "group_gone", step=50),
     event(110.3, "relaunch_scheduled", counted=True, delay_s=1.0, best_step=40, barren=0),
     event(111.3, "attempt_started", attempt=1),
