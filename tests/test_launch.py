@@ -26,6 +26,34 @@ for step in range(steps):
     optimizer.step()
     time.sleep(pause)
 """
+BAD_BATCH = """
+    if (step, os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]) == (4, "0", "1"):
+        raise ValueError("bad batch")
+"""
+SAVES_ON_TERM = """
+import os, signal, sys, time
+rank = os.environ["RANK"]
+def stop(*_):
+    open("terms" + rank, "a").write("x")
+    time.sleep(0.3)
+    open("saved" + rank, "w")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+open("up" + rank, "w")
+while True:
+    time.sleep(0.05)
+"""
+GRANDCHILD = """
+import os, subprocess, sys, time
+attempt = os.environ["SUPERVISE_ATTEMPT"]
+code = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); open(sys.argv[1], 'w'); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code, "deaf" + attempt], start_new_session=True)
+open("pid" + attempt, "w").write(str(child.pid))
+while not os.path.exists("deaf" + attempt):
+    time.sleep(0.01)
+if attempt == "0":
+    os.kill(os.getpid(), 9)
+"""
 
 
 def test_finished_is_0(run: Run) -> None:
@@ -101,13 +129,7 @@ def test_exit_75_restarts_for_free(run: Run) -> None:
 )
 def test_signals_stop_politely(run: Run, number: signal.Signals, code: int, state: str) -> None:
     """Ctrl-C stops with 103, TERM and a lost terminal with 75; each rank gets one TERM and the time to act on it."""
-    text = (
-        "import os, signal, sys, time\n"
-        "rank = os.environ['RANK']\n"
-        "def stop(*_):\n    open('terms' + rank, 'a').write('x')\n    time.sleep(0.3)\n    open('saved' + rank, 'w')\n    sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, stop)\nopen('up' + rank, 'w')\nwhile True: time.sleep(0.05)"
-    )
-    process = run.start("--nproc", "2", run.script(text))
+    process = run.start("--nproc", "2", run.script(SAVES_ON_TERM))
     until(lambda: all((run.folder / f"up{rank}").exists() for rank in range(2)))
 
     process.send_signal(number)
@@ -160,16 +182,7 @@ def test_second_launch_is_108(run: Run) -> None:
 
 def test_grandchild_that_ignores_term_is_gone(run: Run) -> None:
     """What a rank has started in a session of its own, deaf to TERM, ends with the attempt."""
-    text = (
-        "import os, subprocess, sys, time\n"
-        'code = \'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open("child" + "%d", "w").write("x"); time.sleep(600)\'\n'
-        "n = int(os.environ['SUPERVISE_ATTEMPT'])\n"
-        "p = subprocess.Popen([sys.executable, '-c', code % n], start_new_session=True)\n"
-        "open('pid%d' % n, 'w').write(str(p.pid))\n"
-        "while not os.path.exists('child%d' % n): time.sleep(0.01)\n"
-        "if n == 0: os.kill(os.getpid(), 9)\n"
-    )
-    assert run.launch(run.script(text)) == 0
+    assert run.launch(run.script(GRANDCHILD)) == 0
 
     for attempt in range(2):
         assert not psutil.pid_exists(int((run.folder / f"pid{attempt}").read_text()))
@@ -224,11 +237,7 @@ def test_users_module_named_trainer(run: Run) -> None:
 
 def test_steps_of_a_script_that_does_not_tell(run: Run) -> None:
     """Steps are counted by the optimizer hook; an exception in the middle is told with rank and frame, and cured."""
-    text = (
-        STEPS
-        + "    if step == 4 and os.environ['SUPERVISE_ATTEMPT'] == '0' and os.environ['RANK'] == '1': raise ValueError('bad batch')\n"
-    )
-    assert run.launch("--nproc", "2", run.script(text), "8", "0.02") == 0
+    assert run.launch("--nproc", "2", run.script(STEPS + BAD_BATCH), "8", "0.02") == 0
 
     assert run.verdicts() == [("exception", 1), ("finished", None)]
     first, last = run.events("verdict")
