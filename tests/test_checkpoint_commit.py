@@ -52,8 +52,9 @@ def _sweep_power(tmp_path: Path, disk_type: type[LossyDisk], keep: int) -> None:
             pass
         for state in disk.survivors(tmp_path / f"after-{cut}"):
             assert _newest(state) in allowed, f"cut {cut}"
-            good = [found.step for found in store.listing(state, store.verify) if found.problem is None]
-            assert len(good) >= 2, f"cut {cut}"
+            listed = store.listing(state, store.verify)
+            assert [found.problem for found in listed] == [None] * len(listed), f"cut {cut}"
+            assert len(listed) >= 2, f"cut {cut}"
         shutil.rmtree(tmp_path / f"after-{cut}")
 
 
@@ -81,6 +82,33 @@ def test_every_power_cut_leaves_old_or_new(tmp_path: Path) -> None:
     """What was not synced is lost, kept or torn, in every combination: there are always two good checkpoints, and once
     save() has returned the new one is among them."""
     _sweep_power(tmp_path, LossyDisk, keep=2)
+
+
+def test_a_save_that_returned_is_durable(tmp_path: Path) -> None:
+    """The power goes right after the commit, before `latest`: the new checkpoint is there all the same."""
+    folder = _two(tmp_path / "checkpoints")
+    disk = LossyDisk(folder)
+    assert save(Order(folder, 3, pack(state_of(3)), capture_rank(0)), Ranks(), disk).error is None
+
+    assert [_newest(state) for state in disk.survivors(tmp_path / "after")] == [3]
+
+
+def test_what_seals_a_checkpoint_comes_before_it(tmp_path: Path) -> None:
+    """`seal` runs before the commit; if it fails, so does the save, and there is no checkpoint."""
+    seen: list[list[int]] = []
+
+    def seal() -> None:
+        seen.append(committed_steps(tmp_path))
+        if len(seen) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    outcomes = [
+        save(Order(tmp_path, step, pack(state_of(step)), capture_rank(0), seal=seal), Ranks(), DISK) for step in (1, 2)
+    ]
+
+    assert [outcome.error for outcome in outcomes] == [None, "[Errno 28] No space left on device"]
+    assert seen == [[], [1]]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
 class _NoFileSync(LossyDisk):
