@@ -144,8 +144,13 @@ def record_exception(reporter: Reporter) -> Iterator[None]:
             reporter.failed(error, 1)
         raise
     except BaseException as error:
-        reporter.failed(error, 1)
-        raise
+        # An error of ours (no usable checkpoint, another model's) knows which status keeps a supervisor from retrying.
+        code = getattr(error, "exit_code", 1)
+        reporter.failed(error, code if isinstance(code, int) else 1)
+        if code in (1, None) or not isinstance(code, int):
+            raise
+        traceback.print_exc()
+        raise SystemExit(code) from error
     else:
         reporter.phase(Phase.TEARDOWN)
 

@@ -42,9 +42,11 @@ def ledger(story: Story, now: float) -> Ledger:
     end = max(story.ended if story.ended is not None else now, start)
     mark = start
     for index, attempt in enumerate(story.attempts):
-        following = story.attempts[index + 1].started if index + 1 < len(story.attempts) else end
-        seconds["other" if index == 0 else "backoff"] += max(0.0, attempt.started - mark)
-        mark = max(mark, attempt.started)
+        # A file may be garbled; the time line still has one end.
+        started = min(max(mark, attempt.started), end)
+        following = min(story.attempts[index + 1].started if index + 1 < len(story.attempts) else end, end)
+        seconds["other" if index == 0 else "backoff"] += started - mark
+        mark = started
         mark = _attempt(attempt, seconds, mark, following, index == 0)
     seconds["other"] += max(0.0, end - mark)
     return Ledger(end - start, seconds)
