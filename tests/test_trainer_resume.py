@@ -82,12 +82,13 @@ def test_sigkill_of_a_rank(whole: Callable[[int, str], Path], tmp_path: Path, ra
 
 
 def test_a_stop_of_one_rank_stops_all_at_one_step(whole: Callable[[int, str], Path], tmp_path: Path) -> None:
-    """SIGTERM to rank 1 only: both ranks save the same step and exit with 75; the next launch goes on from there."""
+    """SIGTERM to rank 1 only: both ranks save the same step and exit; the next launch goes on from there."""
     stopped = trainer(2, *_flags(tmp_path / "stopped"), dying="TERM 6 1", check=None)
 
     assert committed_steps(tmp_path / "stopped" / "checkpoints") == [4, 7]
-    # torchrun's own report of how its ranks ended.
-    assert re.findall(r"exitcode +: (\d+)", stopped.stderr) == ["75", "75"]
+    # torchrun's own report: it sends a TERM to whoever is still in its teardown when the first one has left with 75.
+    codes = re.findall(r"exitcode +: (-?\d+)", stopped.stderr)
+    assert "75" in codes and set(codes) <= {"75", "-15"}
     trainer(2, *_flags(tmp_path / "stopped"))
     _assert_same(whole(2, "off"), tmp_path / "stopped")
 
