@@ -10,15 +10,19 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from supervisor import proctree, stacks
+import psutil
+
+from supervisor import proctree
+from supervisor.attempt import Attempt
 from supervisor.chronicle import Chronicle
 from supervisor.core import machine
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Send
 from supervisor.events import EventLog
 from supervisor.faults import Saboteur
-from supervisor.launch import start
 from supervisor.spec import Spec
+from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
 from supervisor.watch import Watch
 from trainer.rundir.beats import BeatReader, Phase
@@ -61,46 +65,53 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.stops = Stops()
-        self._watch: Watch | None = None
+        self._attempt: Attempt | None = None
         self._reaped: dict[int, int] = {}
-        self._launch_error = ""
         self._ended: End | None = None
+        self._first_step_at: float | None = None
         self._chronicle = Chronicle(self.run, self.log, self.high_step)
-        self._dumped = False
         self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, self.told_faults)
 
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
         proctree.become_subreaper()
         with signals(self.stops) as wakeup:
-            if left := self._clear_leftovers():
+            if left := self._kill_all(self._leftovers()):
                 return self._finish(End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed"))
+            self._standby = Standby(self.spec, self.run, self.environ, self.log)
             state = machine.begin(self.last_attempt, self.history)
             ended: set[int] = set()
             while self._ended is None:
                 seen = self._look(state, ended)
                 state, actions = machine.step(self.spec.policy, state, seen, self.jitter())
                 for action in actions:
-                    self._perform(action, state)
+                    self._perform(action)
                 if self._ended is None:
                     self.log.sync()
                     ended = self._sleep(state, wakeup)
+            self._standby.close()
+            if self._kill_all(proctree.members(self.spec.mark, set())) and self._ended.exit_code != 106:
+                self._ended = End(106, "stuck", "the standby's processes cannot be killed")
         return self._finish(self._ended)
 
-    def _clear_leftovers(self) -> int:
-        """Processes that an earlier supervisor of this run left are killed: two gangs must never run at once."""
+    def _leftovers(self) -> list[psutil.Process]:
+        """Processes that an earlier supervisor of this run left: two gangs must never run at once."""
         leftovers = proctree.marked(self.spec.mark)
         if leftovers or self.unfinished:
             step = last_beat(self.run, self.last_attempt)
             self._chronicle.high_step = max(self.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
+        return leftovers
+
+    def _kill_all(self, processes: list[psutil.Process]) -> int:
+        """`processes`, and whatever else of the run lives, are gone; returns how many could not be killed in time."""
         until = self.clock() + self.spec.policy.stuck_after
-        while leftovers and self.clock() < until:
-            proctree.send_all(leftovers, signal.SIGKILL)
+        while processes and self.clock() < until:
+            proctree.send_all(processes, signal.SIGKILL)
             proctree.reap(self._reaped)
             time.sleep(_TICK_EAGER)
-            leftovers = proctree.marked(self.spec.mark)
-        return len(leftovers)
+            processes = proctree.members(self.spec.mark, set())
+        return len(processes)
 
     # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,36 +119,51 @@ class Driver:
         now = self.clock()
         proctree.reap(self._reaped)
         self.stops.read(self.run.stop)
+        attempt = self._attempt
         stopping = state.mode is machine.Mode.STOPPING
-        alive = len(proctree.members(self.spec.mark)) if stopping else 1
-        watch = self._watch
+        self._standby.tick(now, ended, self._settled(state, now))
+        if attempt is not None and state.mode is machine.Mode.RUNNING:
+            self._raise_up(attempt, now)
+        alive = len(attempt.members(self._standby.spared())) if attempt is not None and stopping else 1
+        watch = attempt.watch if attempt is not None else None
         if watch is not None:
             watch.look(now, ended)
             self._chronicle.tell(watch, self.spec.nproc)
             self._meddle(watch)
         self._chronicle.scan(now, final=stopping and alive == 0)
-        if watch is None:
-            return Observation(
-                now=now,
-                alive=alive,
-                checkpoint_step=self._chronicle.checkpoint,
-                launch_error=self._launch_error,
-                stop=self.stops.kind,
-                stop_now=self.stops.now,
-            )
         return Observation(
             now=now,
-            ranks=watch.views(),
-            steps=watch.steps(),
-            exits=tuple(watch.exits),
-            raised=tuple(watch.raised),
+            ranks=watch.views() if watch else (),
+            steps=watch.steps() if watch else {},
+            exits=tuple(watch.exits) if watch else (),
+            raised=tuple(watch.raised) if watch else (),
             alive=alive,
             checkpoint_step=self._chronicle.checkpoint,
-            saves=watch.saves(),
-            log_grew_at=watch.log_grew_at,
+            saves=watch.saves() if watch else 0,
+            log_grew_at=watch.log_grew_at if watch else 0.0,
+            launch_error=attempt.error if attempt else "",
             stop=self.stops.kind,
             stop_now=self.stops.now,
         )
+
+    def _settled(self, state: machine.State, now: float) -> bool:
+        """Whether the attempt trains, and has done so for long enough not to be held up by the making of the next."""
+        if state.mode is not machine.Mode.RUNNING or not state.stepped:
+            self._first_step_at = None
+            return False
+        self._first_step_at = self._first_step_at or now
+        return now >= self._first_step_at + SETTLED
+
+    def _raise_up(self, attempt: Attempt, now: float) -> None:
+        if attempt.raise_up(self._standby, self._reaped, now):
+            fields: dict[str, Any] = {
+                "launcher_pid": attempt.launcher_pid,
+                "kind": attempt.kind,
+                "nproc": self.spec.nproc,
+                "checkpoint_step": self._chronicle.checkpoint,
+                "wanted_mono": attempt.wanted,
+            }
+            self.log.emit("attempt_started", **fields)
 
     def _meddle(self, watch: Watch) -> None:
         armed, fired = self._saboteur.news()
@@ -152,69 +178,37 @@ class Driver:
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _perform(self, action: Action, state: machine.State) -> None:
+    def _perform(self, action: Action) -> None:
         match action:
-            case Launch(attempt):
-                self._launch(attempt)
+            case Launch(number):
+                self._launch(number)
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
-                self._dump()
+                if self._attempt is not None and (dumped := self._attempt.dump()):
+                    self.log.emit("stacks_dumped", ranks=dumped[0], missing=dumped[1])
             case Emit(event, level, fields):
                 self.log.emit(event, level, **fields)
             case End():
                 self._ended = action
 
-    def _launch(self, attempt: int) -> None:
-        self._leave_attempt()
-        self._launch_error, self._dumped = "", False
-        self._chronicle.new_attempt(attempt)
+    def _launch(self, number: int) -> None:
+        if self._attempt is not None:
+            self._attempt.leave()
+        self._chronicle.new_attempt(number)
         # `never` is about what was there at the launch; what this run has saved since is its own.
-        first = attempt == self.last_attempt + 1
+        first = number == self.last_attempt + 1
         resume = self.spec.resume if first else "auto"
-        try:
-            pid = start(
-                self.spec, self.run, attempt, resume, not first or self._chronicle.checkpoint >= 0, self.environ
-            )
-            self._watch = Watch(self.run.attempt(attempt), pid, self.spec.nproc, self._reaped)
-        except OSError as error:
-            self._launch_error = str(error)
-            return
-        self.log.emit(
-            "attempt_started", launcher_pid=pid, nproc=self.spec.nproc, checkpoint_step=self._chronicle.checkpoint
-        )
-
-    def _leave_attempt(self) -> None:
-        """Nothing of the attempt is open, and what its processes were writing when they were killed is removed."""
-        if self._watch is None:
-            return
-        self._watch.close()
-        for folder in (self.run.path, self._watch.folder.path):
-            for unfinished in folder.glob(".*.tmp-*"):
-                unfinished.unlink(missing_ok=True)
-        self._watch = None
+        relaunch = not first or self._chronicle.checkpoint >= 0
+        now = self.clock()
+        self._attempt = Attempt(self.run, self.spec, number, resume, relaunch, now)
+        self._raise_up(self._attempt, now)
 
     def _send(self, name: str, reach: Reach) -> None:
-        number = signal.SIGKILL if name == "KILL" else signal.SIGTERM
-        if reach is Reach.RANKS and self._watch is not None and (self._watch.ranks or self._watch.launcher):
-            # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
-            launcher = [self._watch.launcher] if self._watch.launcher and not self._watch.ranks else []
-            targets = [*self._watch.ranks.values(), *launcher]
-            sent = sum(process.send(number) for process in targets)
-            for process in targets:
-                # A stopped process takes its TERM only once it goes on.
-                process.send(signal.SIGCONT)
-        else:
-            sent = proctree.send_all(proctree.members(self.spec.mark), number)
-        if sent:
-            self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
-
-    def _dump(self) -> None:
-        if self._watch is None or self._dumped:
+        if self._attempt is None:
             return
-        self._dumped = True
-        files = stacks.dump(self._watch.ranks, self._watch.folder.stacks)
-        self.log.emit("stacks_dumped", ranks=sorted(files), missing=sorted(set(self._watch.ranks) - set(files)))
+        if sent := self._attempt.send(name, reach, self._standby.spared()):
+            self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
 
     # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +220,8 @@ class Driver:
             timeout = min(_TICK, max(0.0, deadline - self.clock()))
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
-        fds = self._watch.fds() if self._watch else []
+        watch = self._attempt.watch if self._attempt else None
+        fds = [*self._standby.fds(), *(watch.fds() if watch else [])]
         for fd in fds:
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(timeout * 1000)}
@@ -236,7 +231,8 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
-        self._leave_attempt()
+        if self._attempt is not None:
+            self._attempt.leave()
         level = "info" if end.exit_code == 0 else "error"
         self.log.emit(
             "run_ended",

@@ -31,6 +31,8 @@ EVENTS = {
     "checkpoint_committed": "a checkpoint is durable",
     "checkpoint_failed": "a save failed; training goes on",
     "checkpoint_quarantined": "a bad checkpoint was moved aside",
+    "standby_ready": "the next worker group waits, its rendezvous done",
+    "standby_lost": "the nursery or the waiting group died, or is of no use, and why",
     "fault_armed": "a fault was asked for",
     "fault_injected": "a fault is about to fire",
     "stop_requested": "somebody asked the run to stop",

@@ -1,4 +1,4 @@
-"""From a Spec and an attempt's number to a running launcher: argv, environment, process."""
+"""From a Spec to what is started: environments, torchrun's flags, the script's arguments, and a cold launcher."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import trainer
 from supervisor.spec import Spec
 from trainer.rundir import environment as names
-from trainer.rundir.beats import create_beats
+from trainer.rundir.gate import Gate
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 
-_TRAINER = Path(trainer.__file__).parent
+TRAINER = Path(trainer.__file__).parent
 
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
 _STALE = re.compile(
@@ -25,20 +25,14 @@ _STALE = re.compile(
 )
 
 
-def environment(spec: Spec, run: RunDir, attempt: int, resume: str, outer: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the attempt's launcher, and so of its ranks: `outer` without what is stale, with ours."""
+def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of whatever the run starts: `outer` without what is stale, with what no attempt changes."""
     env = {key: value for key, value in outer.items() if not _STALE.match(key)}
-    steps = committed_steps(run.checkpoints)
-    newest = steps[-1] if steps and resume != "never" else -1
     env |= {
-        names.MARK: f"{spec.mark}.{attempt}",
+        names.MARK: f"{spec.mark}.gang",
         names.RUN_ID: spec.run,
         names.RUN_DIR: str(run.path),
-        names.ATTEMPT: str(attempt),
         names.SUPERVISOR_PID: str(os.getpid()),
-        names.RESUME: resume,
-        names.RESUME_STEP: str(newest),
-        names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
         "PYTHONUNBUFFERED": outer.get("PYTHONUNBUFFERED", "1"),
     }
     # One run in the tracker over all attempts. A user's own choice stands.
@@ -50,42 +44,43 @@ def environment(spec: Spec, run: RunDir, attempt: int, resume: str, outer: Mappi
     return env
 
 
-def arguments(spec: Spec, run: RunDir, attempt: int, relaunch: bool) -> list[str]:
-    """The launcher's argv: torchrun as a fresh engine with its own rendezvous, running the worker bootstrap."""
-    folder = run.attempt(attempt)
-    script = list(spec.command)
-    if relaunch and spec.resume_args:
-        script += shlex.split(spec.resume_args)
+def release(spec: Spec, run: RunDir, attempt: int, resume: str, relaunch: bool) -> dict[str, object]:
+    """What a gang is let go with: the attempt's part of the environment, the script and its arguments."""
+    steps = committed_steps(run.checkpoints)
+    newest = steps[-1] if steps and resume != "never" else -1
+    env = {
+        names.MARK: f"{spec.mark}.{attempt}",
+        names.ATTEMPT: str(attempt),
+        names.RESUME: resume,
+        names.RESUME_STEP: str(newest),
+        names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
+    }
+    more = shlex.split(spec.resume_args) if relaunch else []
+    return {"attempt": attempt, "env": env, "arguments": [*(["-m"] if spec.module else []), *spec.command, *more]}
+
+
+def flags(spec: Spec, gate: Gate) -> list[str]:
+    """torchrun's flags: a fresh engine with a rendezvous of its own on a free port."""
     return [
-        sys.executable,
-        str(_TRAINER / "launcher.py"),
-        str(folder.launcher_report),
         "--nnodes=1",
         f"--nproc-per-node={spec.nproc}",
         "--max-restarts=0",
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=localhost:0",
-        f"--rdzv-id={spec.mark}-{attempt}",
-        f"--log-dir={folder.path / 'torchelastic'}",
-        "--",
-        str(_TRAINER / "worker.py"),
-        *(["-m"] if spec.module else []),
-        *script,
+        f"--rdzv-id={spec.mark}-{gate.path.name}",
+        f"--log-dir={gate.path / 'torchelastic'}",
     ]
 
 
-def start(spec: Spec, run: RunDir, attempt: int, resume: str, relaunch: bool, outer: Mapping[str, str]) -> int:
-    """The attempt's folder exists and its launcher runs, in a session of its own; returns its pid.
+def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
+    """The pid of a launcher in a session of its own, whose ranks are fresh interpreters that will wait at `gate`.
 
     OSError if the disk or the process table is full.
     """
-    folder = run.attempt(attempt)
-    folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    create_beats(folder.beats, spec.nproc)
-    with folder.launcher_log.open("ab") as log:
+    with gate.launcher_log.open("ab") as log:
         process = subprocess.Popen(
-            arguments(spec, run, attempt, relaunch),
-            env=environment(spec, run, attempt, resume, outer),
+            [sys.executable, str(TRAINER / "launcher.py"), str(gate.path), *flags(spec, gate)],
+            env=dict(env),
             cwd=spec.cwd,
             stdin=subprocess.DEVNULL,
             stdout=log,

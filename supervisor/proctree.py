@@ -123,10 +123,30 @@ def marked(mark: str) -> list[psutil.Process]:
     return _living(found)
 
 
-def members(mark: str) -> list[psutil.Process]:
-    """Living processes of the run: our descendants, and once there are none, whoever carries the mark."""
+def members(mark: str, spared: set[int], own: int | None = None) -> list[psutil.Process]:
+    """Living processes of the run: our descendants, and once there are none, whoever carries the mark.
+
+    Without those of `spared` (the nursery, the standby's launcher) and what descends from them, except through `own`, the
+    launcher of the attempt, which the nursery may have forked.
+    """
     # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
-    return _living(psutil.Process().children(recursive=True)) or marked(mark)
+    found = _without(_living(psutil.Process().children(recursive=True)), spared, own)
+    return found or _without(marked(mark), spared, own)
+
+
+def _without(processes: list[psutil.Process], spared: set[int], own: int | None) -> list[psutil.Process]:
+    return [process for process in processes if not _descends(process, spared, own)] if spared else processes
+
+
+def _descends(process: psutil.Process, spared: set[int], own: int | None) -> bool:
+    """Whether the nearest of `own` and `spared` above `process` is one of `spared`."""
+    with contextlib.suppress(psutil.Error):
+        for above in [process, *process.parents()]:
+            if above.pid == own:
+                return False
+            if above.pid in spared:
+                return True
+    return False
 
 
 def send_all(processes: list[psutil.Process], number: int) -> int:

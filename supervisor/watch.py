@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from supervisor.core.model import Exit, Raised, RankView
+from supervisor.gang import Gang
 from supervisor.proctree import Process
 from trainer.rundir.beats import Beat, BeatReader, Phase, Source
 from trainer.rundir.layout import AttemptDir, committed_steps
@@ -23,15 +24,17 @@ _FILES_EVERY = 0.1
 class Watch:
     """One attempt under observation. Makes no decision; sends nothing."""
 
-    def __init__(self, folder: AttemptDir, launcher_pid: int, nproc: int, reaped: dict[int, int]) -> None:
+    def __init__(self, folder: AttemptDir, gang: Gang, reaped: dict[int, int]) -> None:
+        """Of an attempt whose `gang` has been released and is born."""
         self.folder = folder
-        self.nproc = nproc
+        self.nproc = nproc = gang.nproc
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
         self.seen_ranks: dict[int, int] = {}
         """pid of every rank that ever registered."""
-        self.launcher: Process | None = Process(launcher_pid)
+        self.launcher = gang.launcher
+        self._report = gang.gate.launcher_report
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
         self._reaped = reaped
@@ -52,7 +55,7 @@ class Watch:
         self._reader.ask_faults()
 
     def close(self) -> None:
-        for process in [*self.ranks.values(), *([self.launcher] if self.launcher else [])]:
+        for process in self.ranks.values():
             process.close()
         self.ranks, self.launcher = {}, None
         self._reader.close()
@@ -117,14 +120,13 @@ class Watch:
                 del self.ranks[rank]
         if self.launcher is not None and self.launcher.fd in ended:
             self.exits.append(Exit(None, self.launcher.exit_status(self._reaped), now))
-            self.launcher.close()
             self.launcher = None
             self._read_report(now)
 
     def _read_report(self, now: float) -> None:
         """What the launcher knows better: ranks that died before they registered, or whose status nobody told us."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for failure in json.loads(self.folder.launcher_report.read_bytes())["failures"]:
+            for failure in json.loads(self._report.read_bytes())["failures"]:
                 rank, status = int(failure["rank"]), int(failure["exit_code"])
                 known = next((e for e in self.exits if e.rank == rank), None)
                 if known is None or known.status is None:

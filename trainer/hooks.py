@@ -26,7 +26,10 @@ def watch_torch(listener: Listener) -> None:
         "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener),
         "torch.serialization": functools.partial(_hook_saves, listener=listener),
     }
-    sys.meta_path.insert(0, _AfterImport(after))
+    for name in [n for n in after if n in sys.modules]:
+        after.pop(name)(sys.modules[name])
+    if after:
+        sys.meta_path.insert(0, _AfterImport(after))
 
 
 def _hook_steps(module: ModuleType, listener: Listener) -> None:
@@ -65,6 +68,10 @@ def _hook_saves(module: ModuleType, listener: Listener) -> None:
         return result
 
     module.save = saved  # type: ignore[attr-defined]
+    torch = sys.modules.get("torch")
+    if getattr(torch, "save", None) is save:
+        # torch was there before us and has taken its own reference.
+        torch.save = saved  # type: ignore[union-attr]
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

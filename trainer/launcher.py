@@ -1,46 +1,78 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Run as a file: `python launcher.py REPORT torchrun-flags… -- SCRIPT arguments…`. torchrun's own exit status is 1 for every
-failure, and the status of each rank is only in the box that it prints; the report has it as JSON.
+Run as a file, `python launcher.py GANG torchrun-flags…`, its ranks are processes of their own that run worker.py; forked
+from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the status of each rank is
+only in the box that it prints; the report in the gang's folder has it as JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-# Run by path, so that a module of the user's called `trainer` is not found in place of this package. The script's
-# folder, put first by the interpreter, would make `import config` find ours.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # Run by path, so that a module of the user's called `trainer` is not found in place of this package. The script's
+    # folder, put first by the interpreter, would make `import config` find ours.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from trainer.rundir.durable import replace_file
+from trainer.rundir.gate import GANG, Gate
+
+_WORKER = str(Path(__file__).with_name("worker.py"))
 
 
-def main(report: Path, flags: list[str], script: str, script_arguments: list[str]) -> int:
-    """Exit status 0 when every rank exited with 0; otherwise 1, and `report` lists each failed rank's exit status."""
+def launch(gate: Gate, flags: list[str]) -> int:
+    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter."""
     from torch.distributed import run
+
+    os.environ[GANG] = str(gate.path)
+    return _reported(gate, lambda: run.run(run.parse_args([*flags, _WORKER])))  # type: ignore[no-untyped-call]
+
+
+def launch_forked(gate: Gate, flags: list[str]) -> int:
+    """The same with ranks that are forks of this process and need to import nothing."""
+    from torch.distributed import run
+    from torch.distributed.launcher.api import elastic_launch
+
+    from trainer.worker import forked_rank
+
+    os.environ[GANG] = str(gate.path)
+    config, _, _ = run.config_from_args(run.parse_args([*flags, _WORKER]))  # type: ignore[no-untyped-call]
+    config.start_method = "fork"
+    return _reported(gate, lambda: elastic_launch(config, forked_rank)())
+
+
+def _reported(gate: Gate, engine: Callable[[], object]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # Ranks find their own modules; ours is found by the path of the file that runs.
-    sys.path.pop(0)
     try:
-        options = run.parse_args([*flags, script])  # type: ignore[no-untyped-call]
-        # Set past argparse, which takes a script's own --nproc for an ambiguous option of torchrun.
-        options.training_script_args = script_arguments
-        run.run(options)  # type: ignore[no-untyped-call]
+        engine()
     except ChildFailedError as error:
         failures = [{"rank": rank, "pid": f.pid, "exit_code": f.exitcode} for rank, f in error.failures.items()]
-        replace_file(report, json.dumps({"failures": failures}).encode())
+        with contextlib.suppress(OSError):
+            replace_file(gate.launcher_report, json.dumps({"failures": failures}).encode())
+        return 1
+    except BaseException:
+        traceback.print_exc()
         return 1
     return 0
 
 
-if __name__ == "__main__":
-    split = sys.argv.index("--")
-    code = main(Path(sys.argv[1]), sys.argv[2:split], sys.argv[split + 1], sys.argv[split + 2 :])
-    # Every rank is gone; tearing down torch's modules would take another 0.1 s.
+def finish(code: int) -> NoReturn:
+    """The process is gone, at once: every rank is, and tearing down torch's modules would take another 0.1 s."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    gang = Gate(Path(sys.argv[1]))
+    # Ranks find their own modules; ours is found by the path of the file that runs.
+    sys.path.pop(0)
+    finish(launch(gang, sys.argv[2:]))

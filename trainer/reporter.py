@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.injury import inflict
+from trainer.modules import remember
 from trainer.progress import Progress
 from trainer.rundir import faults
 from trainer.rundir.beats import BeatWriter, Phase, Source
@@ -21,6 +22,8 @@ from trainer.rundir.environment import STACKS_SIGNAL, Supervised
 from trainer.rundir.notes import NoteWriter
 
 _PR_SET_PTRACER = 0x59616D61
+_LEARNED_BY = 10
+"""Steps after which a script has imported what it needs to train."""
 
 
 class Reporter(Progress):
@@ -36,15 +39,14 @@ class Reporter(Progress):
         self._announced = False
         self._hooked = False
         self._asked = -1
+        self._steps_here = 0
         self._pending: list[faults.Fault] = []
         _allow_stacks(place, rank)
         self._fire(Phase.STARTUP)
 
     def step(self, done: int, optimizer: Any = None) -> None:
         self._announced = True
-        self._done = done
-        self._beats.step(done, Source.LOOP)
-        self._fire(None, optimizer)
+        self._stepped(done, Source.LOOP, optimizer)
 
     def hooked(self, done: int, optimizer: Any) -> None:
         """An optimizer has stepped. It counts unless the loop says its steps itself."""
@@ -52,9 +54,15 @@ class Reporter(Progress):
             if not self._hooked:
                 self._hooked = True
                 self._beats.resume_at(done - 1)
-            self._done = done
-            self._beats.step(done, Source.HOOK)
-            self._fire(None, optimizer)
+            self._stepped(done, Source.HOOK, optimizer)
+
+    def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
+        self._done = done
+        self._beats.step(done, source)
+        self._steps_here += 1
+        if self._steps_here == _LEARNED_BY and self.rank == 0:
+            remember(self.place.run.modules)
+        self._fire(None, optimizer)
 
     def hooked_save(self) -> None:
         """The script's own torch.save has returned."""

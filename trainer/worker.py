@@ -1,23 +1,38 @@
-"""The bootstrap that runs any script in a rank: it registers the pid, beats, and records what ended the script.
+"""The bootstrap of a rank: it waits at its gang's gate, then runs any script under supervision.
 
-Run as a file by the launcher: `python worker.py [-m] SCRIPT arguments…`. The script runs as its own `__main__`, with its
-own argv and sys.path; it needs to know nothing of us. Without a supervisor it only runs the script.
+Run as a file by torchrun, or called in a fork of the nursery. The supervisor's release names the attempt, the script and
+its arguments. The rank registers its pid, beats, and records what ended the script, which runs as its own `__main__`, with
+its own argv and sys.path, and needs to know nothing of us.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing.process
+import multiprocessing.util
 import os
 import runpy
+import signal
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-sys.path[0] = str(_PACKAGE.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(_PACKAGE.parent)
 
+from trainer import modules
 from trainer import progress as _progress
 from trainer.hooks import watch_torch
 from trainer.reporter import Reporter, record_exception
 from trainer.rundir.environment import supervised
+from trainer.rundir.gate import GANG, PRELOAD, Gate
+
+_PR_SET_PDEATHSIG = 1
+_MAIN = multiprocessing.process.current_process()
+"""As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
 
 
 def _redirect(log: Path) -> None:
@@ -44,7 +59,7 @@ def run(arguments: list[str]) -> None:
     target, *rest = arguments[1:] if module else arguments
     # As the interpreter does it: the script's folder is searched first, or the current one for -m.
     folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
-    sys.path[0] = folder
+    sys.path.insert(0, folder)
     sys.argv = [target, *rest]
     if module:
         if str(_PACKAGE.parent) not in sys.path:
@@ -55,19 +70,69 @@ def run(arguments: list[str]) -> None:
         runpy.run_path(target, run_name="__main__")
 
 
-def main() -> None:
-    place = supervised()
-    if place is not None and "RANK" in os.environ:
-        rank = int(os.environ["RANK"])
-        _redirect(place.attempt.rank_log(rank))
-        reporter = Reporter(place, rank)
-        _progress.install(reporter)
-        watch_torch(reporter)
-        with record_exception(reporter):
-            run(sys.argv[1:])
+def serve() -> None:
+    """This rank has waited for its release, and run what it was released with; nothing, if the supervisor has died."""
+    rank = int(os.environ["RANK"])
+    if preload := os.environ.pop(PRELOAD, None):
+        modules.load([*modules.ALWAYS, *modules.remembered(Path(preload))])
+    body = Gate(Path(os.environ.pop(GANG))).wait(rank)
+    if body is None:
         return
-    run(sys.argv[1:])
+    os.environ.update(body["env"])
+    place = supervised()
+    assert place is not None
+    _redirect(place.attempt.rank_log(rank))
+    reporter = Reporter(place, rank)
+    _progress.install(reporter)
+    watch_torch(reporter)
+    with record_exception(reporter):
+        run(body["arguments"])
+
+
+def forked_rank() -> None:
+    """A rank's whole life in a fork: as if the interpreter had been started for the script. Returns only after exit code 0,
+    because torchrun wants to hear of that by a return value."""
+    _stand_alone()
+    code = 0
+    try:
+        serve()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # multiprocessing ends a child without the exit functions that a script of its own has a right to.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code & 0xFF)
+
+
+def _stand_alone() -> None:
+    """What the fork inherited from launcher and nursery is undone: session, signals, identity, random numbers."""
+    os.setsid()
+    # torch.multiprocessing asks for a SIGINT when the launcher dies; a rank outlives it, and the supervisor sees to it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To the script this is the main process, not a child of multiprocessing's.
+    process = multiprocessing.process
+    process._current_process = _MAIN  # type: ignore[attr-defined]
+    process._parent_process = None  # type: ignore[attr-defined]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        # Python reseeds its own generator after a fork; numpy's global one would be the same in every rank.
+        numpy.random.seed()
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.pop(0)
+    serve()

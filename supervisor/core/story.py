@@ -95,7 +95,7 @@ def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]
             story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
         before = event
         moved = dict(event)
-        for key in ("mono", "at_mono", "failed_mono", "fired_mono"):
+        for key in ("mono", "at_mono", "failed_mono", "fired_mono", "wanted_mono"):
             if isinstance(moved.get(key), int | float):
                 moved[key] = float(moved[key]) + story.offset
         yield moved
@@ -148,7 +148,7 @@ def _takeover(story: Story, event: Event, mono: float) -> None:
 
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
     number = _whole(event, "attempt", len(story.attempts))
-    story.attempts.append(AttemptStory(number, mono))
+    story.attempts.append(AttemptStory(number, _number(event, "wanted_mono", mono)))
     story.state = "recovering" if number > 0 else "starting"
 
 

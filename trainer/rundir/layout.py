@@ -1,7 +1,7 @@
 """Every path name inside a run directory, once.
 
 run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
-attempts/0003/    beats  launcher.log  launcher.json  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
+attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
 """
@@ -29,10 +29,6 @@ class AttemptDir:
     @property
     def launcher_log(self) -> Path:
         return self.path / "launcher.log"
-
-    @property
-    def launcher_report(self) -> Path:
-        return self.path / "launcher.json"
 
     @property
     def stacks(self) -> Path:
@@ -87,6 +83,16 @@ class RunDir:
     def stop(self) -> Path:
         """Asks the supervisor to stop: it holds `ask` or `now`, and is gone once it was read."""
         return self.path / "stop"
+
+    @property
+    def standby(self) -> Path:
+        """Gangs that wait, or waited before they became an attempt."""
+        return self.path / "standby"
+
+    @property
+    def modules(self) -> Path:
+        """What the script had imported by its tenth step, for the nursery."""
+        return self.path / "modules.json"
 
     @property
     def faults(self) -> Path:

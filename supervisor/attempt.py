@@ -1,0 +1,109 @@
+"""One attempt: a gang taken and released, watched, signalled, left."""
+
+from __future__ import annotations
+
+import signal
+
+import psutil
+
+from supervisor import proctree, stacks
+from supervisor.core.model import Reach
+from supervisor.gang import Gang
+from supervisor.launch import release
+from supervisor.spec import Spec
+from supervisor.standby import Standby
+from supervisor.watch import Watch
+from trainer.rundir.beats import create_beats
+from trainer.rundir.layout import RunDir
+
+
+class Attempt:
+    """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
+
+    def __init__(self, run: RunDir, spec: Spec, number: int, resume: str, relaunch: bool, now: float) -> None:
+        self.wanted = now
+        self.number = number
+        self.watch: Watch | None = None
+        self.error = ""
+        """Why it could not be launched."""
+        self.kind = ""
+        self._run, self._spec = run, spec
+        self._resume, self._relaunch = resume, relaunch
+        self._gang: Gang | None = None
+        self._dumped = False
+
+    def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
+        """A gang is taken and released, when there is one; whether the attempt has just begun to be watched."""
+        if self.watch is not None or self.error:
+            return False
+        try:
+            if self._gang is None and not self._take(standby, now):
+                return False
+            gang = self._gang
+            assert gang is not None
+            if gang.stillborn:
+                # Its nursery died under it; the next gang comes from elsewhere.
+                gang.dissolve()
+                self._gang = None
+                return False
+            if gang.launcher is None:
+                return False
+            self.watch = Watch(self._run.attempt(self.number), gang, reaped)
+        except OSError as error:
+            self.error = str(error)
+            return False
+        return True
+
+    def _take(self, standby: Standby, now: float) -> bool:
+        gang = standby.take(now)
+        if gang is None:
+            return False
+        folder = self._run.attempt(self.number)
+        if not folder.beats.exists():
+            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_beats(folder.beats, self._spec.nproc)
+        gang.release(release(self._spec, self._run, self.number, self._resume, self._relaunch), folder)
+        self._gang, self.kind = gang, gang.kind
+        return True
+
+    @property
+    def launcher_pid(self) -> int | None:
+        return self._gang.launcher.pid if self._gang is not None and self._gang.launcher is not None else None
+
+    def members(self, spared: set[int]) -> list[psutil.Process]:
+        """Every living process of it, whoever its parent is now."""
+        return proctree.members(self._spec.mark, spared, self.launcher_pid)
+
+    def send(self, name: str, reach: Reach, spared: set[int]) -> int:
+        """The signal has gone out; returns to how many."""
+        number = signal.SIGKILL if name == "KILL" else signal.SIGTERM
+        if reach is Reach.ALL or self.watch is None:
+            return proctree.send_all(self.members(spared), number)
+        # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
+        launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
+        targets = [*self.watch.ranks.values(), *launcher]
+        sent = sum(process.send(number) for process in targets)
+        for process in targets:
+            # A stopped process takes its TERM only once it goes on.
+            process.send(signal.SIGCONT)
+        return sent
+
+    def dump(self) -> tuple[list[int], list[int]] | None:
+        """The ranks whose stacks are in the attempt's folder now, and those that would not give them; once."""
+        if self.watch is None or self._dumped:
+            return None
+        self._dumped = True
+        files = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
+        return sorted(files), sorted(set(self.watch.ranks) - set(files))
+
+    def leave(self) -> None:
+        """Nothing of it is open, and what its processes were writing when they were killed is removed."""
+        if self.watch is not None:
+            self.watch.close()
+        if self._gang is not None:
+            self._gang.dissolve()
+            self._gang = None
+        for folder in (self._run.path, self._run.attempt(self.number).path):
+            for unfinished in folder.glob(".*.tmp-*"):
+                unfinished.unlink(missing_ok=True)
+        self.watch = None

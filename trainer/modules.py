@@ -1,0 +1,67 @@
+"""What a script imports, learned once so that the nursery can import it before the next attempt needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.rundir.durable import replace_file
+
+ALWAYS = (
+    "torch",
+    "torch.distributed.run",
+    "torch.distributed.launcher.api",
+    "torch.nn.parallel",
+    # The first optimizer and DDP's constructor import it: a second, otherwise spent after the kill.
+    "torch._dynamo",
+)
+_MOST = 5000
+
+
+def third_party() -> list[str]:
+    """The names of the loaded modules that were installed (not the standard library's, not the script's own), in the order
+    in which they were loaded."""
+    names = []
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
+        if top in sys.stdlib_module_names or top in ("trainer", "supervisor") or "-packages" + os.sep not in origin:
+            continue
+        names.append(name)
+    return names[:_MOST]
+
+
+def remember(path: Path) -> None:
+    """`path` lists what third_party() finds now; a full disk only costs the list."""
+    with contextlib.suppress(OSError):
+        replace_file(path, json.dumps(third_party()).encode())
+
+
+def remembered(path: Path) -> list[str]:
+    """What remember() wrote to `path`; nothing, if it did not or that cannot be read."""
+    try:
+        names = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def load(names: Iterable[str]) -> list[str]:
+    """Every module of `names` that can be imported is; returns those that cannot."""
+    failed = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            if name in sys.modules:
+                continue
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit):
+                failed.append(name)
+    return failed

@@ -1,0 +1,82 @@
+"""The gate at which a worker group waits, its rendezvous done, until the supervisor makes an attempt of it.
+
+A gang is a folder `standby/0007/` of the run:
+
+    gate           a FIFO; the supervisor holds its write end open: as long as it is open, the gang waits
+    rank0.ready    rank 0 waits at the gate; holds its pid
+    release.json   {attempt, env, arguments}, written before the gate is opened
+    launcher.log launcher.json
+
+The write end closes when the supervisor opens the gate, and when it dies, however it dies: then there is no
+release.json, and who waits goes away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GANG = "SUPERVISE_GANG"
+"""In the environment of a rank: the folder of its gang."""
+PRELOAD = "SUPERVISE_PRELOAD"
+"""In the environment of a rank that is to wait long: the file that lists what it imports meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The folder of one gang."""
+
+    path: Path
+
+    @property
+    def fifo(self) -> Path:
+        return self.path / "gate"
+
+    @property
+    def release(self) -> Path:
+        return self.path / "release.json"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.path / "launcher.log"
+
+    @property
+    def launcher_report(self) -> Path:
+        return self.path / "launcher.json"
+
+    def ready(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.ready"
+
+    def close(self) -> int:
+        """The gate is there and shut; returns the fd that keeps it so. OSError where FIFOs cannot be made."""
+        self.path.mkdir(mode=0o700, parents=True)
+        os.mkfifo(self.fifo, 0o600)
+        # Read and write, or the open would wait for a reader.
+        return os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)
+
+    def open(self, fd: int, body: dict[str, Any]) -> None:
+        """Everybody who waits, and who comes later, goes on with `body`."""
+        # Not synced: it is for processes of this machine, and it is on the path of every recovery.
+        temporary = self.path / ".release"
+        temporary.write_bytes(json.dumps(body).encode())
+        temporary.rename(self.release)
+        os.close(fd)
+
+    def wait(self, rank: int) -> dict[str, Any] | None:
+        """What the supervisor released this rank with; None if it died instead."""
+        # Opened before we say that we are ready, and not blocking: with no writer left, there is nothing to wait for.
+        fd = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.ready(rank).write_text(str(os.getpid()))
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        while os.read(fd, 64):
+            pass
+        os.close(fd)
+        try:
+            body: dict[str, Any] = json.loads(self.release.read_bytes())
+        except FileNotFoundError:
+            return None
+        return body
