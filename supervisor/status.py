@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from supervisor.core.policy import spent
@@ -42,9 +44,9 @@ def status(known: Known) -> dict[str, Any]:
         "attempt": attempt.number if attempt else None,
         "restarts": story.restarts,
         "supervisor_pid": holder(run).get("pid") if alive else None,
-        "launcher_pid": _launcher(run) if alive else None,
+        "launcher_pid": story.launcher_pid if alive else None,
         "workers": _workers(run, attempt.number) if alive and attempt else [],
-        "standby": None,
+        "standby": _standby(story) if alive else None,
         "snapshot": {"step": None},
         "checkpoint": _checkpoint(run),
         "step": _step(run, story),
@@ -53,12 +55,22 @@ def status(known: Known) -> dict[str, Any]:
     }
 
 
-def _launcher(run: RunDir) -> int | None:
-    for event in reversed(read_events(run.events)[0]):
-        if event.get("msg") == "attempt_started":
-            pid = event.get("launcher_pid")
-            return pid if isinstance(pid, int) else None
-    return None
+def _standby(story: Story) -> dict[str, Any] | None:
+    """The group that waits, and the memory that it and the nursery take, in bytes, shared pages counted once (PSS)."""
+    if story.standby is None:
+        return None
+    known = {key: story.standby.get(key) for key in ("kind", "launcher_pid", "nursery_pid", "pids")}
+    ranks = known["pids"] if isinstance(known["pids"], list) else []
+    pids = [pid for pid in (known["launcher_pid"], known["nursery_pid"], *ranks) if isinstance(pid, int)]
+    return {**known, "pss_bytes": sum(map(_pss, pids))}
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:

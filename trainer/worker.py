@@ -8,7 +8,9 @@ its own argv and sys.path, and needs to know nothing of us.
 from __future__ import annotations
 
 import atexit
+import builtins
 import ctypes
+import io
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -17,6 +19,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -67,7 +70,18 @@ def run(arguments: list[str]) -> None:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
         _hide(folder)
-        runpy.run_path(target, run_name="__main__")
+        _run_file(Path(target).absolute())
+
+
+def _run_file(path: Path) -> None:
+    """As the interpreter does it, and not quite as runpy.run_path: __file__ absolute, argv[0] as it was typed, and the
+    module stays `__main__` for threads and exit functions that outlive its last line."""
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    with io.open_code(str(path)) as file:
+        code = compile(file.read(), str(path), "exec")
+    exec(code, module.__dict__)
 
 
 def serve() -> None:
@@ -127,10 +141,11 @@ def _stand_alone() -> None:
     process = multiprocessing.process
     process._current_process = _MAIN  # type: ignore[attr-defined]
     process._parent_process = None  # type: ignore[attr-defined]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        # Python reseeds its own generator after a fork; numpy's global one would be the same in every rank.
+    # Python reseeds its own generator after a fork; these would be the same in every rank.
+    if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ class Story:
     high_step: int = -1
     history: History = field(default_factory=History)
     restarts: int = 0
+    launcher_pid: int | None = None
+    standby: Event | None = None
+    """The event that told of the group that waits now, if one does."""
     offset: float = 0.0
     """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
 
@@ -149,6 +152,7 @@ def _takeover(story: Story, event: Event, mono: float) -> None:
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
     number = _whole(event, "attempt", len(story.attempts))
     story.attempts.append(AttemptStory(number, _number(event, "wanted_mono", mono)))
+    story.launcher_pid, story.standby = _optional(event, "launcher_pid"), None
     story.state = "recovering" if number > 0 else "starting"
 
 
@@ -192,6 +196,14 @@ def _fault(story: Story, event: Event, mono: float) -> None:
     kind = str(event.get("spec")).partition(":")[0].partition("@")[0]
     if kind in _FATAL and story.attempt:
         story.attempt.injured = _number(event, "fired_mono", mono)
+
+
+def _standby_ready(story: Story, event: Event, mono: float) -> None:
+    story.standby = event
+
+
+def _standby_lost(story: Story, event: Event, mono: float) -> None:
+    story.standby = None
 
 
 def _stop_requested(story: Story, event: Event, mono: float) -> None:
@@ -264,6 +276,8 @@ _TELLERS = {
     "checkpoint_committed": _committed,
     "checkpoint_quarantined": _quarantined,
     "fault_injected": _fault,
+    "standby_ready": _standby_ready,
+    "standby_lost": _standby_lost,
     "stop_requested": _stop_requested,
     "verdict": _verdict,
     "group_gone": _group_gone,

@@ -1,0 +1,236 @@
+"""The warm standby: recoveries find a group that waits, whatever dies meanwhile; and a fork is as good as a fresh start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.supervised import Run, environment, until
+
+STEPS = """
+import sys, time, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(int(sys.argv[1])):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    time.sleep(0.05)
+"""
+
+
+def kinds(run: Run) -> list[str]:
+    """How each attempt's group was made."""
+    return [event["kind"] for event in run.events("attempt_started")]
+
+
+def test_recovery_takes_the_group_that_waits(run: Run) -> None:
+    """After a kill the next attempt is the very group that stood by; the standby after it is made, and goes in the end."""
+    run.start("--nproc", "2", run.script(STEPS), "120")
+    standby = run.until_event("standby_ready")
+    run.cli("inject", "run", "kill:rank=1")
+    run.until_event("standby_ready", 2)
+
+    assert run.wait() == 0
+    started = run.events("attempt_started")
+    assert kinds(run) == ["fork", "fork"]
+    assert started[1]["launcher_pid"] == standby["launcher_pid"]
+    assert run.events("group_ready")[1]["pids"] == standby["pids"]
+    assert not run.dir.standby.exists()
+
+
+def test_two_kills_within_a_second(run: Run) -> None:
+    """The second kill comes before the next standby is there; it is recovered from by a fork all the same."""
+    inject = ["--inject", "kill:rank=0@step=30", "--inject", "kill:rank=1@step=2"]
+    text = STEPS.replace("import sys", "import os, sys").replace(
+        "for step", "if os.environ['SUPERVISE_ATTEMPT'] == '0': time.sleep(0)\nfor step"
+    )
+    assert run.launch("--nproc", "2", *inject, run.script(text), "40") == 0
+
+    assert kinds(run) == ["fork"] * 3
+    # Rank 1 dies at step 2 of the first attempt, rank 0 at step 30 of the second.
+    assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
+
+
+def test_dead_nursery_is_replaced(run: Run) -> None:
+    """The nursery is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
+    run.start("--nproc", "2", run.script(STEPS), "200")
+    standby = run.until_event("standby_ready")
+    os.kill(standby["nursery_pid"], signal.SIGKILL)
+    run.until_event("standby_lost")
+    run.cli("inject", "run", "kill:rank=0")
+    replaced = run.until_event("standby_ready", 2)
+    run.cli("inject", "run", "kill:rank=0")
+
+    assert run.wait() == 0
+    assert replaced["nursery_pid"] != standby["nursery_pid"]
+    assert [cause for cause, _ in run.verdicts()] == ["killed", "killed", "finished"]
+    assert run.events("attempt_started")[2]["launcher_pid"] == replaced["launcher_pid"]
+
+
+def test_dead_standby_is_replaced(run: Run) -> None:
+    """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its place."""
+    run.start("--nproc", "2", run.script(STEPS), "200")
+    standby = run.until_event("standby_ready")
+    os.kill(standby["pids"][1], signal.SIGKILL)
+    replaced = run.until_event("standby_ready", 2)
+    run.cli("inject", "run", "kill:rank=0")
+
+    assert run.wait() == 0
+    assert replaced["launcher_pid"] != standby["launcher_pid"]
+    assert run.events("attempt_started")[1]["launcher_pid"] == replaced["launcher_pid"]
+    assert [cause for cause, _ in run.verdicts()] == ["killed", "finished"]
+
+
+def test_no_standby(run: Run) -> None:
+    """--no-standby: every group is started cold, and nothing stands by."""
+    assert run.launch("--no-standby", "--inject", "kill@step=3", run.script(STEPS), "6") == 0
+
+    assert kinds(run) == ["exec", "exec"]
+    assert run.events("standby_ready") == []
+
+
+def test_module_that_starts_a_thread(run: Run) -> None:
+    """A learned module whose import starts a thread is left out of the next nursery, and the run stays warm."""
+    site = run.folder / "site-packages"
+    site.mkdir()
+    (site / "noisy.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+    )
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    run.start(run.script("import noisy\n" + STEPS), "200", PYTHONPATH=path)
+    lost = run.until_event("standby_lost")
+    run.until_event("standby_ready", len(run.events("standby_ready")) + 1)
+    run.cli("inject", "run", "kill")
+    run.until_event("first_step", 2)
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    assert "noisy" in lost["reason"]
+    assert kinds(run) == ["fork", "fork"]
+    assert "noisy" in json.loads(run.dir.modules.read_bytes())
+
+
+def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
+    """Where no nursery can be had, the standby is a group of fresh interpreters that have imported and wait."""
+    run.script(STEPS)
+    code = (
+        "import sys, supervisor.standby as standby\n"
+        "def refuse(*_): raise OSError('no nursery here')\n"
+        "standby.Nursery = refuse\nstandby._PAUSE = 0.01\n"
+        "from supervisor.cli import run\n"
+        "sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', '400']))"
+    )
+    run.process = subprocess.Popen([sys.executable, "-c", code], cwd=run.folder, env=environment(), text=True)
+    standby = run.until_event("standby_ready")
+    run.cli("inject", "run", "kill:rank=1")
+    run.until_event("first_step", 2)
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    assert standby["kind"] == "exec" and kinds(run) == ["exec", "exec"]
+    assert run.events("attempt_started")[1]["launcher_pid"] == standby["launcher_pid"]
+
+
+def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
+    """The waiting group goes when its supervisor is killed; the nursery too; the ranks that train stay."""
+    run.start("--nproc", "2", run.script(STEPS), "400")
+    standby = run.until_event("standby_ready")
+    pids = run.events("group_ready")[0]["pids"]
+    assert run.process is not None
+    run.process.kill()
+    run.process.wait()
+
+    waiting = [*standby["pids"], standby["launcher_pid"], standby["nursery_pid"]]
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in waiting))
+    assert all(Path(f"/proc/{pid}/exe").exists() for pid in pids)
+
+
+def test_status_shows_the_standby(run: Run) -> None:
+    """status names the group that waits and the memory that it and the nursery take, shared pages counted once."""
+    run.start("--nproc", "2", run.script(STEPS), "400")
+    standby = run.until_event("standby_ready")
+    shown: dict[str, Any] = json.loads(run.cli("status", "run", "--json").stdout)["standby"]
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    assert (shown["kind"], shown["launcher_pid"], shown["pids"]) == ("fork", standby["launcher_pid"], standby["pids"])
+    assert 10e6 < shown["pss_bytes"] < 1e9
+
+
+FIDELITY = """
+import atexit, json, multiprocessing, os, pickle, random, signal, sys, threading
+
+class Thing:
+    pass
+
+def child(queue):
+    queue.put(os.getppid())
+
+if __name__ == "__main__":
+    import numpy, torch
+    rank = os.environ["RANK"]
+    atexit.register(lambda: open("atexit" + rank, "w").write("ran"))
+    threading.Thread(target=lambda: (__import__("time").sleep(0.2), open("thread" + rank, "w").write("ran"))).start()
+    seen = {}
+    for method in ("fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        process = context.Process(target=child, args=(queue,))
+        process.start()
+        seen[method] = queue.get() == os.getpid()
+        process.join()
+    loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=4, num_workers=2)
+    json.dump({
+        "children": seen,
+        "loader": [batch.tolist() for batch in loader],
+        "main": multiprocessing.current_process().name, "parent": multiprocessing.parent_process() is None,
+        "pickle": type(pickle.loads(pickle.dumps(Thing()))).__module__,
+        "handlers": [signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP)],
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "argv": sys.argv, "path": sys.path[0], "file": __file__, "session": os.getsid(0) == os.getpid(),
+        "random": [random.random(), float(numpy.random.rand()), torch.rand(1).item()],
+        "mark": os.environ["SUPERVISE_MARK"].rpartition(".")[2], "stdin": sys.stdin.read(),
+    }, open("seen" + rank + ".json", "w"))
+    print("buffered words", end="")
+    sys.exit(5)
+"""
+
+
+def test_fork_is_as_good_as_a_fresh_start(run: Run, tmp_path: Path) -> None:
+    """A script cannot tell that it runs in a fork: exit functions, threads, child processes, handlers, seeds, argv, path."""
+    seen = {}
+    for option in ("--standby", "--no-standby"):
+        one = Run(tmp_path / option)
+        one.folder.mkdir()
+        assert one.launch("--nproc", "2", option, "--max-restarts", "0", one.script(FIDELITY), "x", "--y") == 100
+        # The first rank that leaves has torchrun end the other one: what the first has done is whole.
+        rank = one.events("verdict")[0]["rank"]
+        seen[option] = json.loads((one.folder / f"seen{rank}.json").read_bytes())
+        seen[option]["exit"] = one.events("verdict")[0]["exit_code"]
+        assert (one.folder / f"atexit{rank}").read_text() == (one.folder / f"thread{rank}").read_text() == "ran"
+        assert one.dir.attempt(0).rank_log(rank).read_text().endswith("buffered words")
+        assert seen[option].pop("path") == str(one.folder)
+        assert seen[option].pop("file") == str(one.folder / "script.py")
+        assert len({*seen[option].pop("random")}) == 3
+
+    assert seen["--standby"] == seen["--no-standby"]
+    assert seen["--standby"]["children"] == {"fork": True, "spawn": True}
+    assert kinds(one) == ["exec"]
+
+
+def test_forks_draw_different_numbers(run: Run) -> None:
+    """Without a seed of their own the ranks draw different numbers, as fresh processes do, from each generator."""
+    text = (
+        "import os, random, json, numpy, torch\n"
+        "numbers = [random.random(), float(numpy.random.rand()), torch.rand(1).item()]\n"
+        "json.dump(numbers, open('drawn' + os.environ['RANK'], 'w'))"
+    )
+    assert run.launch("--nproc", "2", run.script(text)) == 0
+
+    first, second = (json.loads((run.folder / f"drawn{rank}").read_bytes()) for rank in range(2))
+    assert all(a != b for a, b in zip(first, second, strict=True))
