@@ -22,6 +22,8 @@ class Gang:
         self.kind = kind
         self.nproc = nproc
         self.launcher: Process | None = None
+        self.knows = 0
+        """How much its nursery had learned when it was forked."""
         self.stillborn = False
         """Whoever was to make it is gone: it will never have a launcher."""
         self._fd: int | None = self.gate.close()

@@ -56,6 +56,8 @@ class Standby:
         self._said_parked = False
         self._excluded: set[str] = set()
         self._loaded: list[str] = []
+        self._knows = 0
+        """Grows each time the nursery has learned more."""
         self._cache = _cache(spec)
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
@@ -88,6 +90,9 @@ class Standby:
             self._start_nursery(now)
         elif nursery is not None and nursery.ready:
             self._learn(nursery)
+        if self._gang is not None and self._gang.knows < self._knows and nursery is not None and nursery.ready:
+            self._disband(self._gang)
+            self._gang = None
         if self._gang is None:
             self._order(now)
 
@@ -134,6 +139,7 @@ class Standby:
         if set(wanted) <= set(self._loaded):
             return
         self._loaded = wanted
+        self._knows += 1
         nursery.load(wanted)
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -181,6 +187,7 @@ class Standby:
 
     def _fork(self, nursery: Nursery) -> Gang:
         gang = self._new("fork")
+        gang.knows = self._knows
         self._unborn[str(gang.gate.path)] = gang
         nursery.fork(gang.gate)
         return gang
@@ -204,10 +211,8 @@ class Standby:
         if gang is None:
             return
         if gang.stillborn or (gang.launcher is not None and gang.launcher.fd in ended):
-            pids = [*gang.rank_pids(), *([gang.launcher.pid] if gang.launcher else [])]
-            proctree.send_all([p for pid in pids if (p := _process(pid))], signal.SIGKILL)
             self._gang = None
-            gang.dissolve()
+            self._disband(gang)
             self._lost(now, "the waiting worker group has died")
         elif gang.parked and not self._said_parked:
             self._said_parked = True
@@ -217,6 +222,13 @@ class Standby:
             self._log.emit(
                 "standby_ready", kind=gang.kind, launcher_pid=gang.launcher.pid, pids=pids, nursery_pid=nursery
             )
+
+    def _disband(self, gang: Gang) -> None:
+        """Nothing of `gang` waits any more."""
+        pids = [*gang.rank_pids(), *([gang.launcher.pid] if gang.launcher else [])]
+        proctree.send_all([p for pid in pids if (p := _process(pid))], signal.SIGKILL)
+        self._unborn.pop(str(gang.gate.path), None)
+        gang.dissolve()
 
     def _lost(self, now: float, reason: str) -> None:
         self._failures += 1

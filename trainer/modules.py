@@ -24,16 +24,18 @@ ALWAYS = (
 _MOST = 5000
 
 
+_OURS = str(Path(__file__).parent) + os.sep
+
+
 def third_party() -> list[str]:
-    """The names of the loaded modules that were installed (not the standard library's, not the script's own), in the order
-    in which they were loaded."""
+    """The names of the loaded modules that were installed, this package's among them (not the standard library's, not the
+    script's own), in the order in which they were loaded."""
     names = []
     for name, module in list(sys.modules.items()):
-        top = name.partition(".")[0]
         origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
-        if top in sys.stdlib_module_names or top in ("trainer", "supervisor") or "-packages" + os.sep not in origin:
-            continue
-        names.append(name)
+        installed = origin.startswith(_OURS) or "-packages" + os.sep in origin
+        if installed and name.partition(".")[0] not in sys.stdlib_module_names:
+            names.append(name)
     return names[:_MOST]
 
 
