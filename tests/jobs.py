@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.restore import load
-from trainer.checkpoint.save import Order, Outcome, save, tidy
+from trainer.checkpoint.save import Order, Outcome, save
 from trainer.checkpoint.state import capture_rank, pack
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import step_name

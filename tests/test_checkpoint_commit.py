@@ -12,7 +12,7 @@ from tests.disks import CrashingDisk, Cut, FullDisk, LossyDisk
 from tests.jobs import holds, on_ranks, state_of, write
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.restore import restore
+from trainer.checkpoint.restore import Tiers, restore
 from trainer.checkpoint.save import Order, save
 from trainer.checkpoint.state import capture_rank, pack
 from trainer.rundir.durable import DISK, Disk
@@ -69,7 +69,7 @@ def test_every_death_leaves_old_or_new(tmp_path: Path) -> None:
             write(folder, 3, CrashingDisk(cut), keep=2)
 
         newest = _newest(folder)
-        loaded = restore(folder, "auto", Ranks(), DISK)
+        loaded = restore(Tiers(folder), "auto", Ranks(), DISK)
         assert loaded is not None
         assert loaded.manifest.step == newest
         assert newest in (2, 3)

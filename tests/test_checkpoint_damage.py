@@ -13,7 +13,7 @@ from tests.jobs import holds, on_ranks, write
 from trainer.checkpoint import store
 from trainer.checkpoint.errors import CheckpointError, Damaged, NoUsableCheckpoint, Unreadable
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.restore import Bad, load, restore
+from trainer.checkpoint.restore import Bad, Tiers, load, restore
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import committed_steps
 
@@ -22,7 +22,7 @@ SHARD = "rank0.safetensors"
 
 def _restored(folder: Path, mode: str = "auto") -> tuple[int | None, list[Bad]]:
     bad: list[Bad] = []
-    loaded = restore(folder, mode, Ranks(), DISK, bad.append)
+    loaded = restore(Tiers(folder), mode, Ranks(), DISK, bad.append)
     return (loaded.manifest.step if loaded else None), bad
 
 
@@ -229,7 +229,7 @@ def test_ranks_agree_on_one(tmp_path: Path) -> None:
     for step in (1, 2):
         on_ranks(3, lambda ranks, step=step: write(tmp_path, step, ranks=ranks).error)
     _zero(tmp_path / "step-00000002" / "rank2.safetensors")
-    loaded = on_ranks(3, lambda ranks: restore(tmp_path, "auto", ranks, DISK))
+    loaded = on_ranks(3, lambda ranks: restore(Tiers(tmp_path), "auto", ranks, DISK))
 
     assert [one.manifest.step for one in loaded] == [1, 1, 1]
     assert [p.name for p in (tmp_path / "quarantine").iterdir() if p.is_dir()] == ["step-00000002-1"]
@@ -247,7 +247,7 @@ def test_ranks_that_cannot_read_do_not_condemn(tmp_path: Path, monkeypatch: pyte
         return genuine(path, rank)
 
     monkeypatch.setattr("trainer.checkpoint.restore.load", refused)
-    loaded = on_ranks(2, lambda ranks: restore(tmp_path, "auto", ranks, DISK))
+    loaded = on_ranks(2, lambda ranks: restore(Tiers(tmp_path), "auto", ranks, DISK))
 
     assert [one.manifest.step for one in loaded] == [1, 1]
     assert committed_steps(tmp_path) == [1, 2]

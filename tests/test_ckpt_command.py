@@ -18,9 +18,10 @@ from supervisor.cli import run
 from supervisor.commands import ckpt
 from supervisor.errors import HeldByAnother, NoSuchRun, Refusal
 from tests.runs_on_disk import Writer
+from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.plan import plan
-from trainer.checkpoint.save import Order, _write, save, tidy
+from trainer.checkpoint.save import Order, _write, save
 from trainer.checkpoint.state import capture, capture_rank
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import step_name

@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--amp", choices=("off", "bf16", "fp16"), help="autocast; fp16 with a GradScaler")
     add("--seed", type=count, metavar="N", help="of weights, data order and dropout")
     add("--checkpoint-every", type=_every, metavar="N|auto|off", help="steps; off: only when stopped and at the end")
-    add("--snapshot-every", type=_every, metavar="N|auto|off", help="accepted, and not used yet")
+    add("--snapshot-every", type=_every, metavar="N|auto|off", help="steps; under a supervisor, in memory")
     add("--keep", type=_number(2, int), metavar="N", help="checkpoints kept")
     add(
         "--resume",

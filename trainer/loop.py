@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import rng
-from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.checkpointer import Checkpointer, Wish
 from trainer.config import Place, TrainConfig
 from trainer.data import Batches, load_bytes
 from trainer.errors import UsageError
@@ -79,6 +79,7 @@ def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metric
         extra={"config": asdict(config)},
         directory=config.checkpoint_dir or root / "checkpoints",
         every=config.checkpoint_every,
+        snapshot_every=config.snapshot_every,
         keep=config.keep,
         resume=config.resume,
         seed=config.seed,
@@ -120,14 +121,15 @@ def train(config: TrainConfig, place: Place) -> None:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        # The ranks' wishes travel with the loss: agreeing on a stop or a save costs no collective of its own.
-        mean, stop, save = agree(loss.detach(), *ckpt.wish(), world_size=place.world_size)
+        # The ranks' wishes travel with the loss: agreeing on them costs no collective of its own.
+        mean, *flags = agree(loss.detach(), *ckpt.wish(), world_size=place.world_size)
         done = step + 1
         if metrics:
             tokens_seen = done * config.batch_size * config.block_size
             metrics.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
         log.step(done, mean, lr)
-        ckpt.step(done, stop=stop and done < config.steps, save=save)
+        agreed = Wish(*flags)
+        ckpt.step(done, agreed if done < config.steps else agreed._replace(stop=False))
 
     progress().phase(Phase.TEARDOWN)
     ckpt.close()

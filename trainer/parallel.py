@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,12 +55,12 @@ def parallel(model: GPT, device: torch.device) -> nn.Module:
     return ddp
 
 
-def agree(loss: Tensor, stop: bool, save: bool, world_size: int) -> tuple[float, bool, bool]:
-    """(mean loss over ranks, whether any rank is to stop, whether any wants to save), the same on every rank."""
+def agree(loss: Tensor, *flags: bool, world_size: int) -> tuple[Any, ...]:
+    """(mean loss over ranks, and for each flag whether any rank has it set), the same on every rank."""
     if world_size == 1:
-        return loss.item(), stop, save
-    shared = torch.tensor([0.0, stop, save], dtype=torch.float64, device=loss.device)
+        return loss.item(), *flags
+    shared = torch.tensor([0.0, *flags], dtype=torch.float64, device=loss.device)
     shared[0] = loss
     dist.all_reduce(shared)
-    total, stops, saves = shared.tolist()
-    return total / world_size, stops > 0, saves > 0
+    total, *counts = shared.tolist()
+    return total / world_size, *(count > 0 for count in counts)

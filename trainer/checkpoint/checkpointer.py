@@ -16,22 +16,36 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from trainer.checkpoint import rng
+from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import ranks as this_group
 from trainer.checkpoint.interval import Interval
+from trainer.checkpoint.memory import Memory, Place
 from trainer.checkpoint.preemption import StopFlag
-from trainer.checkpoint.restore import MODES, Bad, Loaded, restore
-from trainer.checkpoint.save import Order, Outcome, save, tidy
+from trainer.checkpoint.restore import MODES, Bad, Loaded, Tiers, restore
+from trainer.checkpoint.save import Order, Outcome, save
 from trainer.checkpoint.state import Stateful, apply, bare, capture, capture_rank
+from trainer.checkpoint.tier import Tier
 from trainer.progress import Phase, progress
 from trainer.rundir.environment import PREEMPTED, supervised
+from trainer.rundir.shm import segment_here
 
 Every = int | Literal["auto"] | None
+
+
+class Wish(NamedTuple):
+    """What a rank wishes at a step, or, joined over all ranks by "any", what they agree on."""
+
+    stop: bool = False
+    save: bool = False
+    snapshot: bool = False
+    lost: bool = False
+    """This rank can take no more snapshots."""
 
 
 class Checkpointer:
@@ -40,7 +54,10 @@ class Checkpointer:
     `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps, "auto" (see
     Interval), or None: only when asked to stop and at the end. `extra` is a dict, or a function that gives one, of numbers,
     text, tensors, dataclasses; what was stored is in `.extra` after restore(). `seed` is for the generators of ranks that
-    a checkpoint of fewer ranks knows nothing of. `seal` is called on rank 0 before each commit.
+    a checkpoint of fewer ranks knows nothing of. `seal` is called on rank 0 before each commit that this process makes.
+
+    Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
+    None for none.
 
     What comes back is exact to the bit. That the next step then is, too, under DDP with three ranks or more, also needs
     DDP's buckets in their final order before the first step: trainer.parallel.parallel() shows how.
@@ -57,6 +74,7 @@ class Checkpointer:
         extra: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
         directory: str | Path | None = None,
         every: Every = "auto",
+        snapshot_every: Every = "auto",
         keep: int = 3,
         resume: str | None = None,
         seed: int = 0,
@@ -74,13 +92,17 @@ class Checkpointer:
         self.extra: dict[str, Any] = {}
         self._parts = {name: part for name, part in parts.items() if part is not None}
         self._extra = extra
-        self._every = _checked_every(every)
+        self._every = _checked_every(every, "every")
+        self._snapshot_every = _checked_every(snapshot_every, "snapshot_every")
         self._keep = _checked_keep(keep)
         self.resume = _checked_resume(resume or (here.resume if here else "auto"))
         self._seed = seed
         self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
+        # Only a supervisor makes durable checkpoints of snapshots, and removes them at the end.
+        self._segment = segment_here() if here and self._snapshot_every else None
+        self._tier: Tier | None = None
         self._ranks = this_group()
         self._interval = Interval()
         self._done = 0
@@ -92,43 +114,52 @@ class Checkpointer:
         NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
         # What could not be saved is found now, not at the first save, hours later.
         self._capture()
-        loaded = restore(self.directory, self.resume, self._ranks, progress().disk, self._on_bad)
+        tiers = Tiers(self.directory, self._segment, self._run)
+        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._on_bad)
         if loaded is None:
             self._done = 0
         else:
-            where = f"checkpoint {self.directory / loaded.name}"
+            where = loaded.name if loaded.source == "memory" else f"checkpoint {self.directory / loaded.name}"
             for sentence in apply(self._parts, loaded.shared, where):
                 self._say(sentence)
             self._apply_own(loaded, where)
             self.extra = loaded.shared.get("extra") or {}
-            self._done = self._saved = loaded.manifest.step
+            self._done = loaded.manifest.step
+            self._saved = self._done if loaded.source == "disk" else -1
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
+        self._open_tier()
         if self._ranks.rank == 0:
-            progress().note("resumed", step=self._done, source="disk" if loaded else "start")
+            progress().note("resumed", step=self._done, source=loaded.source if loaded else "start")
         return self._done
 
-    def wish(self) -> tuple[bool, bool]:
-        """(stop, save) as this rank alone sees it. A loop that has a collective of its own each step can let "any rank"
-        travel with it and hand the outcome to step(), which then needs none."""
+    def wish(self) -> Wish:
+        """As this rank alone sees it. A loop that has a collective of its own each step can let "any rank" travel with it
+        and hand the outcome to step(), which then needs none."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
-        return self._stop.is_set, due
+        if self._tier is None:
+            return Wish(self._stop.is_set, due)
+        return Wish(self._stop.is_set, *self._tier.wish(due))
 
-    def step(self, done: int, *, stop: bool | None = None, save: bool | None = None) -> None:
-        """`done` steps are finished, and saved if that was due. If a stop was asked for on any rank: all have saved this
-        step, and SystemExit(75) is raised. A save that fails is noted and training goes on."""
+    def step(self, done: int, agreed: Wish | None = None) -> None:
+        """`done` steps are finished, and saved if that was due: under a supervisor as a snapshot, of which a process of
+        its own makes a checkpoint. If a stop was asked for on any rank: all have saved this step, and SystemExit(75) is
+        raised. A save that fails is noted and training goes on."""
         self._done = done
         progress().step(done, self._parts.get("optimizer"))
-        if stop is None:
-            stop, save = self._ranks.any(*self.wish())
-        if isinstance(self._every, int):
-            save = done % self._every == 0
+        stop, save, snapshot, lost = agreed if agreed is not None else Wish(*self._ranks.any(*self.wish()))
+        due = isinstance(self._every, int) and done % self._every == 0
         if stop:
             self._save_or_raise("asked to stop")
             if self._ranks.rank == 0:
                 _print(f"asked to stop: step {done} is saved in {self.directory}")
             raise SystemExit(PREEMPTED)
-        if save:
+        if self._tier is not None and lost:
+            self._say(f"{self._tier.give_up()}; checkpoints go on, on disk")
+            self._tier = None
+        if self._tier is not None:
+            self._tier.step(done, save, due, snapshot, self._extra_now)
+        elif save or due:
             self.save()
 
     def save(self) -> bool:
@@ -154,14 +185,34 @@ class Checkpointer:
             self._save_or_raise("at the end")
         finally:
             self._stop.close()
+            if self._tier is not None:
+                self._tier.close()
+
+    def _open_tier(self) -> None:
+        """The memory tier is there if every rank can have it."""
+        if self._segment is None or self._snapshot_every is None:
+            return
+        memory, problem = None, None
+        place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
+        try:
+            memory = Memory(place, self._parts)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        problems = [text for text in self._ranks.exchange(problem) if text]
+        if memory is not None and not problems:
+            self._tier = Tier(memory, self._ranks, self._snapshot_every, self._interval)
+        else:
+            self._say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():
             raise CheckpointError(f"step {self._done} could not be saved {when}; older checkpoints are as they were")
 
+    def _extra_now(self) -> dict[str, Any]:
+        return (self._extra() if callable(self._extra) else self._extra) or {}
+
     def _capture(self) -> tuple[Any, Any]:
-        extra = self._extra() if callable(self._extra) else self._extra
-        return capture(self._parts, self._done, extra or {}), capture_rank(self._ranks.rank)
+        return capture(self._parts, self._done, self._extra_now()), capture_rank(self._ranks.rank)
 
     def _apply_own(self, loaded: Loaded, where: str) -> None:
         if loaded.own is not None:
@@ -188,6 +239,9 @@ class Checkpointer:
             _print(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
 
     def _on_bad(self, bad: Bad) -> None:
+        if bad.path is None:
+            self._say(f"{bad.reason}; it is passed over for an older state")
+            return
         if self._ranks.rank != 0:
             return
         moved = str(bad.moved_to) if bad.moved_to else None
@@ -205,10 +259,10 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _checked_every(every: Every) -> Every:
+def _checked_every(every: Every, name: str) -> Every:
     if every is None or every == "auto" or (isinstance(every, int) and every >= 1):
         return every
-    raise ValueError(f"every={every!r}: give a number of steps, 'auto' or None")
+    raise ValueError(f"{name}={every!r}: give a number of steps, 'auto' or None")
 
 
 def _checked_keep(keep: int) -> int:

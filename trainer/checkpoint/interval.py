@@ -1,13 +1,19 @@
-"""When a checkpoint is due: every so many steps, or as often as pays."""
+"""When a checkpoint or a snapshot is due: every so many steps, or as often as pays."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
 
 ASSUMED_MTBF_S = 3600.0
 _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
+_SNAPSHOT_OVERHEAD = 0.01
+_MEMORY = 9
+FLUSH_SHARE = 0.1
+"""Of the time that a flush takes, what it is taken to cost training: it is niced, but it uses a core and the disk."""
 
 
 @dataclass(slots=True)
@@ -15,7 +21,8 @@ class Interval:
     """The rule "auto": Young and Daly's sqrt(2 x cost x time between failures), in seconds of training.
 
     The cost is that of the newest save; before the first one it is taken as 5 ms, so that the first save comes after 6 s
-    and measures it. One failure an hour is assumed, not measured. Saving never takes more than 2 % of the time.
+    and measures it; that is also the least interval. One failure an hour is assumed, not measured. Saving never takes more
+    than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and a tenth of the flush.
     """
 
     cost_s: float = _FIRST_COST_S
@@ -31,3 +38,29 @@ class Interval:
 
     def saved(self, now: float, cost_s: float) -> None:
         self.cost_s, self.since = max(cost_s, _FIRST_COST_S), now
+
+
+@dataclass(slots=True)
+class Pace:
+    """The rule "auto" for snapshots: the smallest number of steps at which a snapshot's cost is at most 1 % of the time.
+
+    Medians of the last nine, so that one slow step changes nothing. It begins at every step.
+    """
+
+    every: int = 1
+    _costs: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
+    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
+    _last: float | None = None
+
+    def stepped(self, now: float) -> None:
+        """A step has ended at `now`, seconds of the caller's clock."""
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+
+    def spent(self, cost_s: float) -> None:
+        """A snapshot has cost that."""
+        self._costs.append(cost_s)
+        if len(self._costs) >= 3 and self._steps:
+            budget = _SNAPSHOT_OVERHEAD * max(statistics.median(self._steps), 1e-6)
+            self.every = max(1, math.ceil(statistics.median(self._costs) / budget))

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from trainer.checkpoint.errors import Damaged, Unreadable
-from trainer.checkpoint.plan import ITEM_BYTES, Spec
+from trainer.checkpoint.plan import ITEM_BYTES, Shares, Spec
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -75,6 +75,15 @@ class Manifest:
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, StoredFile]
     digest: str = ""
+
+
+def stored(specs: Mapping[str, Spec], shares: Shares) -> dict[str, StoredTensor]:
+    """Where each tensor is, if each rank has written its shares."""
+    pieces: dict[str, list[Piece]] = {name: [] for name in specs}
+    for rank, own in enumerate(shares):
+        for share in own:
+            pieces[share.name].append(Piece(shard_name(rank), share.key(specs[share.name]), share.start, share.count))
+    return {name: StoredTensor(spec.dtype, spec.shape, tuple(pieces[name])) for name, spec in specs.items()}
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -49,8 +49,16 @@ class Share:
     start: int
     count: int
 
+    def key(self, spec: Spec) -> str:
+        """The name of this share in its rank's file; a whole tensor keeps its own."""
+        return self.name if self.count == spec.count else f"{self.name}@{self.start}"
 
-def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES) -> tuple[tuple[Share, ...], ...]:
+
+Shares = tuple[tuple[Share, ...], ...]
+"""By rank, what it writes."""
+
+
+def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES) -> Shares:
     """By rank, the shares that it writes. Every element is in exactly one; ranks differ by less than an element's bytes
     per cut; no share is larger than `piece_bytes` (or one element)."""
     # Wide elements first: then every offset in a file is a multiple of its element's size.

@@ -1,9 +1,9 @@
-"""Find the newest checkpoint that every rank can read whole, and go on from it.
+"""Find the newest state that every rank can read whole, in memory or on disk, and go on from it.
 
-    rank 0      sweep what dead attempts left; name a candidate, newest first
+    rank 0      sweep what dead attempts left; name a candidate, newest first: a snapshot, if it is newer than any checkpoint
     all ranks   read it, digesting the bytes as they are parsed -> exchange (manifest's digest, problem)
     all good    it is the one
-    any bad     rank 0 moves it to quarantine/ -> the next older one
+    any bad     rank 0 moves it to quarantine/ (a snapshot is forgotten) -> the next older one
 
 Ranks never choose alone, and only rank 0 moves anything. Step 0 is only for a run that never had a checkpoint.
 """
@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from trainer.checkpoint import retention, store, tensors, tree
+from trainer.checkpoint import retention, snapshots, store, tensors, tree
+from trainer.checkpoint.description import describe, payload
 from trainer.checkpoint.errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.manifest import Manifest, shard_name
-from trainer.checkpoint.shard import Entry
+from trainer.checkpoint.shard import Entry, Sink, entries_in
 from trainer.rundir.durable import Disk
+from trainer.rundir.layout import step_of
 
 MODES = ("auto", "never", "must")
+_SNAPSHOT = "snapshot of step "
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +39,72 @@ class Loaded:
     manifest: Manifest
     shared: dict[str, Any]
     own: dict[str, Any] | None
+    source: Literal["disk", "memory"] = "disk"
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A checkpoint that was passed over. `moved_to` is None if it was left where it is."""
+    """A checkpoint that was passed over. `moved_to` is None if it was left where it is. Without a path it is a snapshot."""
 
-    path: Path
+    path: Path | None
     reason: str
     moved_to: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Where to look: the folder of checkpoints, and the segment with the snapshots of `run` if there is one."""
+
+    folder: Path
+    segment: Path | None = None
+    run: str | None = None
 
 
 def load(path: Path, rank: int) -> Loaded:
     """The checkpoint `path` as `rank` needs it; Damaged or Unreadable, and nothing of it may be used."""
     manifest = store.load_manifest(path)
+    return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
+
+
+def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
+    """The snapshot of `step` as `rank` needs it, whatever the size of the world that it is of; else Damaged."""
+    snapshot = snapshots.find(segment, step)
+    if snapshot is None:
+        raise Damaged("it is gone")
+    manifest = describe(snapshot)
+    if manifest.run != run:
+        raise Damaged(f"it is of another run, {manifest.run}")
+    files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
+    loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, lambda file, sink: _taken(files[file], sink))
+    if not snapshots.unchanged(snapshot):
+        raise Damaged("it was written over while it was read")
+    identity = "-".join(str(record.serial) for _, record in snapshot.places)
+    return replace(loaded, manifest=replace(manifest, digest=identity), source="memory")
+
+
+def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
+    entries, metadata = entries_in(file)
+    for entry, content in entries:
+        if (view := sink(entry)) is not None:
+            view[:] = content
+    return metadata
+
+
+def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+    """What `read` finds in the files of `manifest`, put together; Damaged or Unreadable."""
     try:
-        return _load(path, manifest, rank)
+        return _assemble(name, manifest, rank, read)
     except StateError as error:
         raise Unreadable(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its state is not one: {error!r}") from None
 
 
-def _load(path: Path, manifest: Manifest, rank: int) -> Loaded:
-    shared = {name: tensors.empty(stored.spec) for name, stored in manifest.tensors.items()}
+def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+    shared = {key: tensors.empty(stored.spec) for key, stored in manifest.tensors.items()}
     homes: dict[tuple[str, str], memoryview] = {}
-    for name, stored in manifest.tensors.items():
-        view, size = tensors.view_of(shared[name]), shared[name].element_size()
+    for key, stored in manifest.tensors.items():
+        view, size = tensors.view_of(shared[key]), shared[key].element_size()
         for piece in stored.pieces:
             homes[piece.file, piece.key] = view[piece.start * size : (piece.start + piece.count) * size]
     own: dict[str, torch.Tensor] = {}
@@ -78,25 +120,28 @@ def _load(path: Path, manifest: Manifest, rank: int) -> Loaded:
             own[entry.key] = tensors.empty(entry.spec)
             return tensors.view_of(own[entry.key])
 
-        metadata = store.read_file(path, manifest, file, sink)
+        metadata = read(file, sink)
         if mine:
             own_tree = metadata["state"]
     if homes:
         raise Damaged(f"{next(iter(homes))[1]} is in no file")
     return Loaded(
-        name=path.name,
+        name=name,
         manifest=manifest,
         shared=tree.decode(manifest.state, shared.__getitem__),
         own=None if own_tree is None else tree.decode(json.loads(own_tree), own.__getitem__),
     )
 
 
-def _attempt(path: Path, rank: int) -> tuple[Loaded | None, dict[str, Any]]:
+def _attempt(tiers: Tiers, name: str, rank: int) -> tuple[Loaded | None, dict[str, Any]]:
     try:
-        loaded = load(path, rank)
+        if name.startswith(_SNAPSHOT) and tiers.segment:
+            loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, rank)
+        else:
+            loaded = load(tiers.folder / name, rank)
     except Damaged as error:
         return None, {"problem": str(error), "damaged": True}
-    except Unreadable as error:
+    except (Unreadable, OSError) as error:
         return None, {"problem": str(error), "damaged": False}
     return loaded, {"digest": loaded.manifest.digest}
 
@@ -112,52 +157,69 @@ def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
     return None
 
 
-def _prepare(folder: Path, mode: str, disk: Disk) -> str | None:
-    retention.sweep(folder, disk)
-    if mode != "never" or not folder.is_dir():
+def _prepare(tiers: Tiers, mode: str, disk: Disk) -> str | None:
+    retention.sweep(tiers.folder, disk)
+    if mode != "never":
         return None
-    aside = retention.start_over(folder, disk)
+    if tiers.segment:
+        snapshots.remove(tiers.segment)
+    aside = retention.start_over(tiers.folder, disk) if tiers.folder.is_dir() else None
     return str(aside) if aside else None
 
 
-def _next(folder: Path, tried: list[str]) -> str | None:
-    names = [name for name in retention.held(folder) if name not in tried]
-    return names[-1] if names else None
+def _next(tiers: Tiers, tried: list[str]) -> str | None:
+    """The newest that was not tried; of a step that both tiers have, the checkpoint, which can be verified."""
+    names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
+    if tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
+        names.append((step, 0, f"{_SNAPSHOT}{step}"))
+    return max(((at, tier, name) for at, tier, name in names if name not in tried), default=(0, 0, None))[2]
 
 
-def _set_aside(folder: Path, name: str, reason: str, damaged: bool, disk: Disk) -> str | None:
-    if not damaged:
+def _set_aside(tiers: Tiers, name: str, reason: str, damaged: bool, disk: Disk) -> str | None:
+    if not damaged or name.startswith(_SNAPSHOT):
         return None
     try:
-        return str(retention.quarantine(folder, name, reason, disk))
+        return str(retention.quarantine(tiers.folder, name, reason, disk))
     except OSError:
         return None  # on a read-only disk it is passed over where it lies
 
 
 def restore(
-    folder: Path, mode: str, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None] = lambda bad: None
+    tiers: Tiers, mode: str, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None] = lambda bad: None
 ) -> Loaded | None:
-    """The newest checkpoint in `folder` that all ranks read whole, the same on every rank; None if there never was one.
-    `on_bad` hears of each that was passed over. NoUsableCheckpoint if there were some and none is good, or if mode is
-    "must" and there is none; after mode "never" all there were have been moved aside."""
-    ranks.lead(lambda: _prepare(folder, mode, disk))
+    """The newest state in `tiers` that all ranks read whole, the same on every rank; None if there never was one.
+    `on_bad` hears of each that was passed over. Snapshots that were not used are gone: training from another state may
+    not meet them again. NoUsableCheckpoint if there were checkpoints and nothing is good, or if mode is "must" and there
+    is nothing; after mode "never" all checkpoints there were have been moved aside."""
+    ranks.lead(lambda: _prepare(tiers, mode, disk))
+    loaded = _newest_whole(tiers, ranks, disk, on_bad)
+    if tiers.segment and (loaded is None or loaded.source == "disk"):
+        segment = tiers.segment
+        ranks.lead(lambda: snapshots.remove(segment))
+    if loaded is not None:
+        return loaded
+    lost = ranks.lead(lambda: retention.ever_held(tiers.folder))
+    if lost:
+        raise NoUsableCheckpoint(
+            f"none of the checkpoints in {tiers.folder} can be used: {', '.join(lost)}; bring a good one back, or start "
+            "over with resume=never, which moves them aside"
+        )
+    if mode == "must":
+        raise NoUsableCheckpoint(f"there is no checkpoint in {tiers.folder}, and resume=must asks for one")
+    return None
+
+
+def _newest_whole(tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None]) -> Loaded | None:
     tried: list[str] = []
-    while (name := ranks.lead(lambda: _next(folder, tried))) is not None:
+    while (name := ranks.lead(lambda: _next(tiers, tried))) is not None:
         tried.append(name)
-        loaded, report = _attempt(folder / name, ranks.rank)
+        loaded, report = _attempt(tiers, name, ranks.rank)
         problem = _problem(ranks.exchange(report))
         if problem is None:
             return loaded
         loaded = None
         reason, damaged = problem
-        moved = ranks.lead(lambda n=name, r=reason, d=damaged: _set_aside(folder, n, r, d, disk))  # type: ignore[misc]
-        on_bad(Bad(folder / name, reason, Path(moved) if moved else None))
-    lost = ranks.lead(lambda: retention.ever_held(folder))
-    if lost:
-        raise NoUsableCheckpoint(
-            f"none of the checkpoints in {folder} can be used: {', '.join(lost)}; bring a good one back, or start over "
-            "with resume=never, which moves them aside"
-        )
-    if mode == "must":
-        raise NoUsableCheckpoint(f"there is no checkpoint in {folder}, and resume=must asks for one")
+        moved = ranks.lead(lambda n=name, r=reason, d=damaged: _set_aside(tiers, n, r, d, disk))  # type: ignore[misc]
+        path = None if name.startswith(_SNAPSHOT) else tiers.folder / name
+        on_bad(Bad(path, reason if path else f"the {name}: {reason}", Path(moved) if moved else None))
     return None

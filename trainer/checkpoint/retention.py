@@ -5,15 +5,18 @@
     start over:  all there is  -> rename one by one -> superseded-1.tmp/ -> rename = done -> superseded-1/
     sweep:       .step-*.tmp-* of dead attempts removed; a start over that a death cut short is finished
 
-Only rank 0 calls any of this. A death at any point leaves nothing that a reader could take for a checkpoint.
+Only rank 0 calls any of this, and a flush what concerns its own temporary folder, and prune. A death at any point leaves
+nothing that a reader could take for a checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.checkpoint.store import LATEST, QUARANTINE, listing, read_latest
@@ -79,19 +82,47 @@ def prune(folder: Path, keep: int, disk: Disk) -> list[int]:
     for step in removed:
         # Under its own name a half-removed checkpoint would be found damaged; so it loses its name first, for good.
         away = folder / temporary_name(step, "pruned-")
-        disk.rename(folder / step_name(step), away)
-        disk.sync_dir(folder)
-        remove_tree(away, disk)
+        with contextlib.suppress(FileNotFoundError):  # a flush prunes too
+            disk.rename(folder / step_name(step), away)
+            disk.sync_dir(folder)
+            remove_tree(away, disk)
     return removed
 
 
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """The temporary folder `path` is not swept while the block runs.
+    FileNotFoundError if it was swept before."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        path.stat()
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep(path: Path, disk: Disk) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        discard(path, disk)
+    except BlockingIOError:
+        return  # a flush is at work in it
+    finally:
+        os.close(fd)
+
+
 def sweep(folder: Path, disk: Disk) -> None:
-    """No temporary folder of a dead attempt is left, and a start over that was cut short is finished."""
+    """No temporary folder of a dead process is left, and a start over that was cut short is finished."""
     if not folder.is_dir():
         return
     for name in sorted(p.name for p in folder.iterdir()):
         if _TEMPORARY.match(name):
-            discard(folder / name, disk)
+            _sweep(folder / name, disk)
         elif (match := _SUPERSEDED.match(name)) and match[2]:
             _move_aside(folder, folder / name, disk)
 

@@ -17,7 +17,7 @@ def capture() -> dict[str, Any]:
         state["cuda"] = torch.cuda.get_rng_state()
     if (numpy := sys.modules.get("numpy")) is not None:
         values = numpy.random.get_state(legacy=False)
-        key = [int(n) for n in values["state"]["key"]]
+        key = values["state"]["key"].tolist()
         state["numpy"] = {**values, "state": {"key": key, "pos": int(values["state"]["pos"])}}
     return state
 

@@ -11,31 +11,25 @@ rank 0      `latest`, then prune: nothing that goes wrong here undoes the checkp
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint import manifest as manifests
-from trainer.checkpoint import retention, store
-from trainer.checkpoint.errors import CheckpointError, Damaged
+from trainer.checkpoint import retention
+from trainer.checkpoint.commit import begin, commit, now
+from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.manifest import Manifest, Piece, StoredFile, StoredTensor, shard_name
-from trainer.checkpoint.plan import Share, Spec, plan
-from trainer.checkpoint.shard import Digest, Entry, header
+from trainer.checkpoint.manifest import Manifest, StoredFile, shard_name, stored
+from trainer.checkpoint.plan import Share, Shares, plan
+from trainer.checkpoint.shard import Digest, Entry, entry_of, header
 from trainer.checkpoint.state import Packed
 from trainer.checkpoint.tensors import bytes_of
-from trainer.rundir.durable import Buffer, Disk, publish_dir, replace_file
-from trainer.rundir.layout import step_name
-
-_SPARE = 1 << 20
+from trainer.rundir.durable import Buffer, Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +56,9 @@ class Outcome:
     existed: bool = False
 
 
-def _key(share: Share, spec: Spec) -> str:
-    return share.name if share.count == spec.count else f"{share.name}@{share.start}"
-
-
-def _entry(share: Share, spec: Spec) -> Entry:
-    # A whole tensor keeps its shape, so that any reader of safetensors sees it as it was.
-    return Entry(_key(share, spec), spec if share.count == spec.count else Spec(spec.dtype, (share.count,)))
-
-
 def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: int) -> Iterator[Buffer]:
     """The bytes of this rank's file, in order: its shares of the shared state, and all that is its own."""
-    entries = [_entry(share, shared.specs[share.name]) for share in shares]
+    entries = [entry_of(share, shared.specs[share.name]) for share in shares]
     entries += [Entry(name, spec) for name, spec in own.specs.items()]
     yield header(entries, {"format": "pt", "rank": str(rank), "state": json.dumps(own.tree)})
     for share in shares:
@@ -90,8 +75,9 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     began = time.monotonic()
     shares = plan(order.shared.specs, ranks.world_size)
     size = sum(spec.bytes for spec in order.shared.specs.values())
+    temporary = None
     try:
-        temporary = ranks.lead(lambda: _begin(order, size, disk))
+        temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk))
         if temporary is None:
             return Outcome(order.step, size, time.monotonic() - began, existed=True)
         reports = ranks.exchange(_write(order, order.folder / temporary, shares[ranks.rank], ranks.rank, disk))
@@ -99,31 +85,12 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
         if error:
             raise CheckpointError(error)
         manifest = _manifest(order, shares, reports, time.monotonic() - began)
-        ranks.lead(lambda: _commit(order, order.folder / temporary, manifest, disk))
+        ours = ranks.lead(lambda: commit(order.folder, str(temporary), manifest, order.seal, disk))
     except CheckpointError as error:
-        if ranks.rank == 0:
-            for path in order.folder.glob(f".{step_name(order.step)}.tmp-*"):
-                retention.discard(path, disk)
+        if ranks.rank == 0 and temporary is not None:
+            retention.discard(order.folder / temporary, disk)
         return Outcome(order.step, size, time.monotonic() - began, error=str(error))
-    return Outcome(order.step, manifest.bytes, time.monotonic() - began)
-
-
-def _begin(order: Order, size: int, disk: Disk) -> str | None:
-    """The name of a fresh folder to write into; None if this step has a whole checkpoint already."""
-    retention.ensure_dir(order.folder, disk)
-    name = step_name(order.step)
-    if (order.folder / name).is_symlink() or (order.folder / name).exists():
-        try:
-            store.verify(order.folder / name)
-            return None
-        except Damaged as error:
-            retention.quarantine(order.folder, name, str(error), disk)
-    free = shutil.disk_usage(order.folder).free
-    if free < size + _SPARE:
-        raise OSError(errno.ENOSPC, f"a checkpoint needs {size + _SPARE} bytes and the disk has {free} left")
-    temporary = retention.temporary_name(order.step)
-    disk.mkdir(order.folder / temporary)
-    return temporary
+    return Outcome(order.step, manifest.bytes, time.monotonic() - began, existed=not ours)
 
 
 def _write(order: Order, folder: Path, shares: tuple[Share, ...], rank: int, disk: Disk) -> dict[str, Any]:
@@ -136,43 +103,17 @@ def _write(order: Order, folder: Path, shares: tuple[Share, ...], rank: int, dis
     return {"bytes": digest.bytes, "digest": digest.hex}
 
 
-def _manifest(
-    order: Order, shares: tuple[tuple[Share, ...], ...], reports: list[dict[str, Any]], seconds: float
-) -> Manifest:
-    pieces: dict[str, list[Piece]] = {name: [] for name in order.shared.specs}
-    for rank, own in enumerate(shares):
-        for share in own:
-            key = _key(share, order.shared.specs[share.name])
-            pieces[share.name].append(Piece(shard_name(rank), key, share.start, share.count))
+def _manifest(order: Order, shares: Shares, reports: list[dict[str, Any]], seconds: float) -> Manifest:
     return Manifest(
         step=order.step,
         world_size=len(reports),
         run=order.run,
         attempt=order.attempt,
         torch=torch.__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        created=now(),
         save_seconds=round(seconds, 6),
         bytes=sum(report["bytes"] for report in reports),
         state=order.shared.tree,
-        tensors={
-            name: StoredTensor(spec.dtype, spec.shape, tuple(pieces[name])) for name, spec in order.shared.specs.items()
-        },
+        tensors=stored(order.shared.specs, shares),
         files={shard_name(rank): StoredFile(**report) for rank, report in enumerate(reports)},
     )
-
-
-def _commit(order: Order, temporary: Path, manifest: Manifest, disk: Disk) -> None:
-    order.seal()
-    disk.create(temporary / manifests.NAME, [manifests.encode(manifest)])
-    publish_dir(temporary, order.folder / step_name(order.step), disk)
-
-
-def tidy(folder: Path, step: int, keep: int, disk: Disk) -> str | None:
-    """`latest` names `step`, and at most `keep` checkpoints (never under two) are left; or what went wrong. Rank 0 only,
-    after a save has committed."""
-    try:
-        replace_file(folder / store.LATEST, f"{step_name(step)}\n".encode(), disk)
-        retention.prune(folder, keep, disk)
-    except OSError as error:
-        return str(error)
-    return None

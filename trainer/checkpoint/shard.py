@@ -1,6 +1,6 @@
 """One rank's file: the safetensors format, written and read as a stream so that its digest costs no second pass.
 
-    8 bytes: length of the header | header: JSON, padded to 8 bytes | the tensors' bytes, one after another
+    8 bytes: length of the header | header: JSON, padded to a whole page | the tensors' bytes, one after another
 
 The bytes are digested on their way, piece by piece; what was read may be used only once the digest has been compared.
 """
@@ -16,10 +16,11 @@ from typing import Any
 import xxhash
 
 from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.plan import Spec
+from trainer.checkpoint.plan import Share, Spec
 from trainer.rundir.durable import Buffer
 
 CHUNK = 1 << 20
+PAGE = 4096
 _MAX_HEADER = 100 << 20
 """The safetensors library reads no larger header, so neither writes nor reads this one."""
 
@@ -30,6 +31,12 @@ class Entry:
 
     key: str
     spec: Spec
+
+
+def entry_of(share: Share, spec: Spec) -> Entry:
+    """That share of a tensor of `spec` in its rank's file."""
+    # A whole tensor keeps its shape, so that any reader of safetensors sees it as it was.
+    return Entry(share.key(spec), spec if share.count == spec.count else Spec(spec.dtype, (share.count,)))
 
 
 Sink = Callable[[Entry], "memoryview | None"]
@@ -62,17 +69,28 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
-    """The first bytes of a file that holds `entries` in this order."""
-    fields: dict[str, Any] = {"__metadata__": metadata}
+def index(entries: Sequence[Entry]) -> bytes:
+    """The part of a header that says what lies where: it changes only with `entries`."""
+    fields: dict[str, Any] = {}
     at = 0
     for entry in entries:
         end = at + entry.spec.bytes
         fields[entry.key] = {"dtype": entry.spec.dtype, "shape": entry.spec.shape, "data_offsets": [at, end]}
         at = end
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def header_of(index: bytes, metadata: dict[str, str]) -> bytes:
+    """The first bytes of a file of that index: whole pages, so that the tensors after them begin on one."""
+    text = b'{"__metadata__":' + json.dumps(metadata, separators=(",", ":")).encode()
+    text += b"," + index[1:] if len(index) > 2 else b"}"
+    text += b" " * (-(len(text) + 8) % PAGE)
     return len(text).to_bytes(8, "little") + text
+
+
+def header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+    """The first bytes of a file that holds `entries` in this order."""
+    return header_of(index(entries), metadata)
 
 
 def _parse_header(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
@@ -90,6 +108,27 @@ def _parse_header(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
     if at != room:
         raise ValueError(f"the tensors have {at} bytes, the file has {room} for them")
     return entries, metadata
+
+
+def entries_in(file: memoryview) -> tuple[list[tuple[Entry, memoryview]], dict[str, str]]:
+    """The entries of the file whose bytes are in `file`, each with its own bytes, and the metadata. Damaged if it is not
+    one of this format."""
+    length = int.from_bytes(file[:8], "little")
+    if length > min(_MAX_HEADER, len(file) - 8):
+        raise Damaged("its header is not one")
+    entries, metadata = _parsed(bytes(file[8 : 8 + length]), len(file) - 8 - length)
+    found, at = [], 8 + length
+    for entry in entries:
+        found.append((entry, file[at : at + entry.spec.bytes]))
+        at += entry.spec.bytes
+    return found, metadata
+
+
+def _parsed(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
+    try:
+        return _parse_header(text, room)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise Damaged(f"its header is not one: {error}") from None
 
 
 def _fill(fd: int, view: memoryview, digest: Digest) -> None:
@@ -121,10 +160,7 @@ def read_shard(fd: int, sink: Sink) -> tuple[Digest, dict[str, str]]:
         raise Damaged("its header is not one")
     text = bytearray(length)
     _fill(fd, memoryview(text), digest)
-    try:
-        entries, metadata = _parse_header(bytes(text), size - 8 - length)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise Damaged(f"its header is not one: {error}") from None
+    entries, metadata = _parsed(bytes(text), size - 8 - length)
     scratch = memoryview(bytearray(CHUNK))
     for entry in entries:
         view = sink(entry)

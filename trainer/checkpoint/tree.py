@@ -49,9 +49,9 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
         case float():
             return float(value) if math.isfinite(value) else {"$float": str(float(value))}
         case list():
-            return [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]
+            return _encode_items(value, path, name_of, depth)
         case tuple():
-            return {"$tuple": [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]}
+            return {"$tuple": _encode_items(value, path, name_of, depth)}
         case dict():
             return _encode_dict(value, path, name_of, depth)
     if (name := name_of(value, path)) is not None:
@@ -64,6 +64,13 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
         f"{path or 'the state'} is a {kind}, which a checkpoint cannot hold; give tensors, numbers, text, None, "
         "lists, tuples, dicts or dataclasses of them"
     )
+
+
+def _encode_items(value: list[Any] | tuple[Any, ...], path: str, name_of: Namer, depth: int) -> list[Any]:
+    # The states of generators are long lists of small integers, encoded at every snapshot.
+    if value and set(map(type, value)) == {int} and min(value) >= -(2**63) and max(value) < 2**63:
+        return list(value)
+    return [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]
 
 
 def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -> Any:

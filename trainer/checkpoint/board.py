@@ -1,0 +1,122 @@
+"""A rank's board: which snapshot each of its buffers holds. The commit record there is what makes a snapshot one.
+
+    4096 bytes:  slot a | slot b | slot c        a slot, 128 bytes:  record (72) | checksum of it (8) | … | pin (8)
+
+    write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
+
+A record that is not whole does not match its checksum and counts as none. Memory is shared, so what a dead process wrote
+is there, in the order in which it wrote it. A pin is a word of its own: the step that a flush is to read, plus one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import xxhash
+
+from trainer.rundir.shm import SLOTS
+
+_FIELDS = struct.Struct("<8s8q")
+_CHECK = struct.Struct("<Q")
+_PIN = struct.Struct("<q")
+_MAGIC = b"SNAPSHT1"
+_SLOT_BYTES = 128
+_PIN_AT = 120
+_BYTES = 4096
+RECORD_BYTES = _FIELDS.size + _CHECK.size
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One committed snapshot of one rank. `owner` is of the run; `payload` and `sidecar` are lengths in bytes; `serial`
+    differs for every use of a buffer."""
+
+    owner: int
+    attempt: int
+    step: int
+    world_size: int
+    rank: int
+    payload: int
+    sidecar: int
+    serial: int
+
+    def encode(self) -> bytes:
+        raw = _FIELDS.pack(_MAGIC, *astuple(self))
+        return raw + _CHECK.pack(xxhash.xxh3_64_intdigest(raw))
+
+
+def owner_of(segment: Path) -> int:
+    """What the records in `segment` have for their owner: a copy under another run's name is not that run's."""
+    return xxhash.xxh3_64_intdigest(segment.name.encode()) >> 1
+
+
+def decode(raw: bytes) -> Record | None:
+    """The record in `raw`, or None if it is not whole."""
+    fields, (check,) = raw[: _FIELDS.size], _CHECK.unpack_from(raw, _FIELDS.size)
+    if xxhash.xxh3_64_intdigest(fields) != check:
+        return None
+    magic, *values = _FIELDS.unpack(fields)
+    return Record(*values) if magic == _MAGIC else None
+
+
+class Board:
+    """The board at `path`, mapped. OSError if there is none, ValueError if it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_size != _BYTES:
+                raise ValueError(f"{path} is not a board")
+            self._memory = mmap.mmap(fd, _BYTES)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def create(path: Path) -> Board:
+        """The board at `path`, made if it is missing."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            # Full memory must be an OSError here, not a SIGBUS at a store.
+            os.posix_fallocate(fd, 0, _BYTES)
+        finally:
+            os.close(fd)
+        return Board(path)
+
+    def read(self, slot: str) -> Record | None:
+        """What is committed in `slot`."""
+        at = SLOTS.index(slot) * _SLOT_BYTES
+        return decode(self._memory[at : at + RECORD_BYTES])
+
+    def records(self) -> dict[str, Record]:
+        """What is committed, by slot."""
+        found = {slot: self.read(slot) for slot in SLOTS}
+        return {slot: record for slot, record in found.items() if record is not None}
+
+    def put(self, slot: str, raw: bytes) -> None:
+        at = SLOTS.index(slot) * _SLOT_BYTES
+        self._memory[at : at + len(raw)] = raw
+
+    def commit(self, slot: str, record: Record) -> None:
+        """`slot` holds the snapshot of `record`, all of which was written before."""
+        self.put(slot, record.encode())
+
+    def invalidate(self, slot: str) -> None:
+        """`slot` holds nothing: its buffer may be written."""
+        self.put(slot, bytes(RECORD_BYTES))
+
+    def pin(self, slot: str, step: int | None) -> None:
+        """A flush is to read `step` in `slot`, which is not written meanwhile; None: no more."""
+        _PIN.pack_into(self._memory, SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT, 0 if step is None else step + 1)
+
+    def pinned(self, slot: str) -> int | None:
+        """The step for which `slot` is pinned."""
+        (word,) = _PIN.unpack_from(self._memory, SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT)
+        return word - 1 if word > 0 else None
+
+    def pins(self) -> dict[str, int]:
+        found = {slot: self.pinned(slot) for slot in SLOTS}
+        return {slot: step for slot, step in found.items() if step is not None}

@@ -1,0 +1,52 @@
+"""What a snapshot consists of, from its sidecar: the manifest that it would have on disk, but for its digests. No torch."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+
+from trainer.checkpoint.commit import now
+from trainer.checkpoint.errors import Damaged
+from trainer.checkpoint.manifest import Manifest, StoredFile, shard_name, stored
+from trainer.checkpoint.plan import Spec, plan
+from trainer.checkpoint.snapshots import Snapshot
+
+
+def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:
+    """The manifest of `snapshot` with these files, or with files of no digest. Damaged if its sidecar is none."""
+    record = snapshot.record(0)
+    try:
+        with snapshot.path(0).open("rb") as file:
+            file.seek(record.payload)
+            about = json.loads(file.read(record.sidecar))
+        specs = {str(name): Spec(str(dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
+        return Manifest(
+            step=snapshot.step,
+            world_size=snapshot.world_size,
+            run=about["run"],
+            attempt=about["attempt"],
+            torch=about["torch"],
+            created=now(),
+            save_seconds=round(seconds, 6),
+            bytes=snapshot.bytes,
+            state=about["state"],
+            tensors=stored(specs, plan(specs, snapshot.world_size)),
+            files=files
+            or {shard_name(r): StoredFile(snapshot.record(r).payload, "") for r in range(snapshot.world_size)},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"what it consists of cannot be read: {error!r}") from None
+
+
+def payload(snapshot: Snapshot, rank: int) -> memoryview:
+    """The bytes of that rank's file, mapped. Damaged if they are not all there, OSError if they cannot be read."""
+    fd = os.open(snapshot.path(rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        memory = mmap.mmap(fd, snapshot.record(rank).payload, prot=mmap.PROT_READ)
+    except ValueError as error:
+        raise Damaged(f"the snapshot of rank {rank} is shorter than its record says") from error
+    finally:
+        os.close(fd)
+    return memoryview(memory)

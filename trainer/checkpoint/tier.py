@@ -1,0 +1,107 @@
+"""What the ranks agree on about the memory tier: which steps have a snapshot, which one becomes a checkpoint, and its end.
+
+every rank    wish() -> the collective that the loop has anyway -> step(): all do the same at the same step
+rank 0        a save is due, no flush under way  ->  that step's snapshot is taken pinned, by all ranks
+              at the next step all have committed it  ->  note `flush_due`: the supervisor starts the flush
+              the pins are gone  ->  the flush is over, the next one may come
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from trainer.checkpoint import snapshots
+from trainer.checkpoint.board import Board
+from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.interval import FLUSH_SHARE, Interval, Pace
+from trainer.checkpoint.memory import Memory
+from trainer.progress import Phase, progress
+
+
+class Tier:
+    """The memory tier of a run, on one rank. `every` is a number of steps or "auto"."""
+
+    def __init__(self, memory: Memory, ranks: Ranks, every: int | str, interval: Interval) -> None:
+        self._memory, self._ranks, self._every, self._interval = memory, ranks, every, interval
+        self._pace = Pace()
+        self._since = 0
+        self._boards: dict[int, Board] = {}
+        self._pinned: int | None = None
+        self._pinned_at = 0.0
+        self._said = False
+        self._owed = False
+        self._cramped = False
+
+    def wish(self, due: bool) -> tuple[bool, bool, bool]:
+        """(save, snapshot, lost) as this rank alone sees it; `due` says whether a save is, by the clock."""
+        lost = self._memory.problem is not None
+        if self._ranks.rank != 0:
+            return False, False, lost
+        snapshot = self._every == "auto" and self._since + 1 >= self._pace.every
+        return (due or self._owed) and self._is_free(), snapshot, lost
+
+    def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
+        """`done` steps are finished; the flags are the same on all ranks: rank 0 wishes to save, a save is due by the
+        number of steps, rank 0 wishes a snapshot."""
+        self._pace.stepped(time.monotonic())
+        self._announce()
+        if due and not save:
+            save = self._ranks.lead(self._is_free)
+            self._owed = not save
+        if isinstance(self._every, int):
+            snapshot = done % self._every == 0
+        self._since += 1
+        if save:
+            with progress().during(Phase.SAVE):
+                self._take(done, extra(), pin=True)
+            self._pinned, self._pinned_at, self._said, self._owed = done, time.monotonic(), False, False
+            self._interval.since = self._pinned_at
+        elif snapshot:
+            self._take(done, extra(), pin=False)
+
+    def _take(self, done: int, extra: Any, pin: bool) -> None:
+        self._memory.take(done, extra, pin)
+        self._since = 0
+        self._pace.spent(self._memory.cost_s)
+        if self._memory.segment.cramped and not self._cramped:
+            self._cramped = True
+            progress().note("warning", text="no room in shared memory for a third buffer: no snapshots during a flush")
+
+    def _is_free(self) -> bool:
+        """Whether no flush is under way. Only a flush, or the supervisor if that died, takes a pin away."""
+        if len(self._boards) < self._ranks.world_size:
+            self._boards = snapshots.boards(self._memory.segment.folder)
+        if snapshots.any_pinned(self._boards.values()):
+            return False
+        if self._pinned is not None:
+            cost = self._memory.cost_s + FLUSH_SHARE * (time.monotonic() - self._pinned_at)
+            self._interval.saved(self._pinned_at, cost)
+            self._pinned = None
+        return True
+
+    def _announce(self) -> None:
+        """The supervisor knows of the pinned snapshot, or it is given up because some rank does not have it."""
+        if self._pinned is None or self._said or self._ranks.rank != 0:
+            return
+        self._memory.wait()
+        self._said = True
+        folder = self._memory.segment.folder
+        if snapshots.find(folder, self._pinned) is not None:
+            progress().note("flush_due", step=self._pinned)
+            return
+        # A rank had no buffer for it. Its next one will do.
+        snapshots.clear_pins(folder)
+        self._pinned, self._owed = None, True
+
+    def give_up(self) -> str:
+        """There are no snapshots any more; why, the same on every rank. All ranks call it at the same step."""
+        problems = [problem for problem in self._ranks.exchange(self._memory.problem) if problem]
+        self.close()
+        self._ranks.lead(lambda: snapshots.remove(self._memory.segment.folder))
+        return str(problems[0]) if problems else "no snapshots: a rank had trouble with them"
+
+    def close(self) -> None:
+        """The last snapshot is committed, and none will follow."""
+        self._memory.close()

@@ -1,0 +1,72 @@
+"""Names in shared memory: one folder a run, which outlives its workers and is removed with the run.
+
+/dev/shm/supervise-<mark>/      0700
+  rank0                         board: what each buffer of rank 0 holds, and which of them a flush is reading
+  rank0.a  rank0.b              buffers, a whole snapshot each
+  rank0.c                       a third, only while one is pinned
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.rundir.environment import MARK
+
+ROOT = Path("/dev/shm")
+SLOTS = "abc"
+
+_MARK = re.compile(r"\A[A-Za-z0-9_-]+\Z")
+_BOARD = re.compile(r"\Arank([0-9]+)\Z")
+
+
+def segment_of(mark: str) -> Path:
+    """The folder of the run with that mark. ValueError if the mark could lead anywhere else."""
+    if not _MARK.match(mark):
+        raise ValueError(f"{mark!r} is not the mark of a run")
+    return ROOT / f"supervise-{mark}"
+
+
+def segment_here(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder of the run that this process belongs to, or None if nobody supervises it."""
+    mark = environ.get(MARK, "").rpartition(".")[0]
+    return segment_of(mark) if _MARK.match(mark) else None
+
+
+def board_path(segment: Path, rank: int) -> Path:
+    return segment / f"rank{rank}"
+
+
+def buffer_path(segment: Path, rank: int, slot: str) -> Path:
+    return segment / f"rank{rank}.{slot}"
+
+
+def ranks_in(segment: Path) -> list[int]:
+    """The ranks that have a board, in order."""
+    try:
+        names = [path.name for path in segment.iterdir()]
+    except OSError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _BOARD.match(name)))
+
+
+def claim(segment: Path) -> None:
+    """`segment` is a folder of this user's that nobody else may enter; PermissionError if it cannot be."""
+    with contextlib.suppress(FileExistsError):
+        segment.mkdir(mode=0o700)
+    found = segment.lstat()
+    # Everybody may make folders in /dev/shm: one that is there already may be somebody else's trap.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{segment} is not a private folder of this user")
+
+
+def remove(segment: Path) -> None:
+    """Nothing of `segment` is left, or only what the system would not let go."""
+    if segment.is_symlink():
+        return
+    shutil.rmtree(segment, ignore_errors=True)
