@@ -19,6 +19,8 @@ class Chronicle:
         """The newest committed step, or -1."""
         self.high_step = high_step
         """The highest step that any attempt has reached, or -1."""
+        self.flush_due: tuple[int, int | None] | None = None
+        """(step, checkpoints to keep) of a snapshot that the ranks want flushed."""
         self._run, self._log = run, log
         self._said: set[str] = set()
         self._unsaid = -1
@@ -56,6 +58,18 @@ class Chronicle:
                 self.once("caught up", "caught_up", step=step)
             self.high_step = step
 
+    def flushed(self, outcome: dict[str, Any]) -> None:
+        """How a flush ended is told, as a save of the ranks' own would be."""
+        if "error" in outcome:
+            self._log.emit("checkpoint_failed", "error", by="flush", **outcome)
+        elif not outcome.get("existed"):
+            if warning := outcome.pop("warning", None):
+                self._log.emit("warning", "warning", text=warning)
+            self.checkpoint = max(self.checkpoint, int(outcome["step"]))
+            # Nobody waited for it: its seconds are not a stall.
+            took = outcome.pop("seconds", None)
+            self._log.emit("checkpoint_committed", by="flush", took_s=took, **outcome)
+
     def scan(self, now: float, final: bool) -> None:
         """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""
         if now < self._scanned_at + _SCAN_EVERY and not final:
@@ -79,6 +93,8 @@ class Chronicle:
                 if int(note.get("step", -1)) > self.checkpoint:
                     self.checkpoint = int(note["step"])
                     self._log.emit("checkpoint_committed", **note)
+            case "flush_due":
+                self.flush_due = (int(note["step"]), note.get("keep"))
             case "checkpoint_failed":
                 self._log.emit("checkpoint_failed", "error", rank=rank, **note)
             case "checkpoint_bad":

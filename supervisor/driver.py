@@ -21,6 +21,7 @@ from supervisor.core import machine
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Send
 from supervisor.events import EventLog
 from supervisor.faults import Saboteur
+from supervisor.flush import Flusher
 from supervisor.spec import Spec
 from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
@@ -70,6 +71,7 @@ class Driver:
         self._ended: End | None = None
         self._first_step_at: float | None = None
         self._chronicle = Chronicle(self.run, self.log, self.high_step)
+        self._flusher = Flusher(self.run, self.spec.mark, self._chronicle)
         self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, self.told_faults)
 
     def drive(self) -> End:
@@ -90,6 +92,8 @@ class Driver:
                     self.log.sync()
                     ended = self._sleep(state, wakeup)
             self._standby.close()
+            if self._ended.exit_code != 106:
+                self._flusher.finish()
             if self._kill_all(proctree.members(self.spec.mark, set())) and self._ended.exit_code != 106:
                 self._ended = End(106, "stuck", "the standby's processes cannot be killed")
         return self._finish(self._ended)
@@ -124,7 +128,8 @@ class Driver:
         self._standby.tick(now, ended, self._settled(state, now))
         if attempt is not None and state.mode is machine.Mode.RUNNING:
             self._raise_up(attempt, now)
-        alive = len(attempt.members(self._standby.spared())) if attempt is not None and stopping else 1
+        self._flusher.tick(ended, state.mode is machine.Mode.RUNNING and state.stepped)
+        alive = len(attempt.members(self._spared())) if attempt is not None and stopping else 1
         watch = attempt.watch if attempt is not None else None
         if watch is not None:
             watch.look(now, ended)
@@ -138,13 +143,21 @@ class Driver:
             exits=tuple(watch.exits) if watch else (),
             raised=tuple(watch.raised) if watch else (),
             alive=alive,
-            checkpoint_step=self._chronicle.checkpoint,
+            checkpoint_step=self._safe_step(over=stopping and alive == 0),
             saves=watch.saves() if watch else 0,
             log_grew_at=watch.log_grew_at if watch else 0.0,
             launch_error=attempt.error if attempt else "",
             stop=self.stops.kind,
             stop_now=self.stops.now,
         )
+
+    def _safe_step(self, over: bool) -> int:
+        """The newest step that nothing but the loss of the machine can take away: on disk, or in memory for good."""
+        return max(self._chronicle.checkpoint, self._flusher.newest() if over else -1)
+
+    def _spared(self) -> set[int]:
+        """Processes of the run that belong to no attempt."""
+        return self._standby.spared() | self._flusher.pids()
 
     def _settled(self, state: machine.State, now: float) -> bool:
         """Whether the attempt trains, and has done so for long enough not to be held up by the making of the next."""
@@ -198,6 +211,8 @@ class Driver:
         self._chronicle.new_attempt(number)
         # `never` is about what was there at the launch; what this run has saved since is its own.
         first = number == self.last_attempt + 1
+        if not first:
+            self._flusher.attempt_died()
         resume = self.spec.resume if first else "auto"
         relaunch = not first or self._chronicle.checkpoint >= 0
         now = self.clock()
@@ -207,7 +222,7 @@ class Driver:
     def _send(self, name: str, reach: Reach) -> None:
         if self._attempt is None:
             return
-        if sent := self._attempt.send(name, reach, self._standby.spared()):
+        if sent := self._attempt.send(name, reach, self._spared()):
             self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
 
     # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,7 +236,7 @@ class Driver:
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         watch = self._attempt.watch if self._attempt else None
-        fds = [*self._standby.fds(), *(watch.fds() if watch else [])]
+        fds = [*self._standby.fds(), *self._flusher.fds(), *(watch.fds() if watch else [])]
         for fd in fds:
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(timeout * 1000)}

@@ -14,8 +14,10 @@ from supervisor.lock import holder, is_held
 from supervisor.runs import SCHEMA, Known
 from supervisor.spec import Spec, restore
 from supervisor.watch import newest_checkpoint
+from trainer.checkpoint.snapshots import newest_snapshot
 from trainer.rundir.beats import BeatReader
 from trainer.rundir.layout import RunDir, step_name
+from trainer.rundir.shm import segment_of
 
 OVER = ("finished", "failed", "stopped", "preempted", "stuck")
 
@@ -47,7 +49,7 @@ def status(known: Known) -> dict[str, Any]:
         "launcher_pid": story.launcher_pid if alive else None,
         "workers": _workers(run, attempt.number) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
-        "snapshot": {"step": None},
+        "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
         "checkpoint": _checkpoint(run),
         "step": _step(run, story),
         "last_failure": _last_failure(story),

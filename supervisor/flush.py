@@ -1,0 +1,146 @@
+"""The flush process: it makes durable checkpoints of snapshots, one at a time, beside the training and after its death."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.chronicle import Chronicle
+from supervisor.launch import TRAINER
+from supervisor.proctree import Process
+from trainer.checkpoint import snapshots
+from trainer.rundir import environment as names
+from trainer.rundir.layout import RunDir
+from trainer.rundir.shm import segment_of
+
+_KEEP = 3
+_PATIENCE = 120.0
+"""Seconds for the last flush of a run that is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """`step` None means the newest snapshot there is, if it is newer than what is on disk."""
+
+    step: int | None
+    keep: int
+
+
+class Flusher:
+    """Does what is wanted, one after another, and has it told. A later wish replaces one that has not begun."""
+
+    def __init__(self, run: RunDir, mark: str, chronicle: Chronicle) -> None:
+        self._run, self._mark, self._chronicle = run, mark, chronicle
+        self.segment = segment_of(mark)
+        self._wanted: Wanted | None = None
+        self._keep = _KEEP
+        self._done = -1
+        """The newest step that a flush has made durable."""
+        self._after_crash = False
+        self._process: Process | None = None
+        self._stdout: Any = None
+        # Those of a supervisor that died; whoever held them is gone.
+        snapshots.clear_pins(self.segment)
+
+    def attempt_died(self) -> None:
+        """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
+        then it needs the machine for itself."""
+        self._after_crash = True
+
+    def newest(self) -> int:
+        """The newest snapshot that all ranks have, or -1."""
+        step = snapshots.newest_snapshot(self.segment)
+        return -1 if step is None else step
+
+    def tick(self, ended: set[int], stepped: bool) -> None:
+        """A flush that has ended is told of; the next one is under way. `stepped`: the attempt has made its first step."""
+        if (due := self._chronicle.flush_due) is not None:
+            self._chronicle.flush_due = None
+            self._keep = due[1] or self._keep
+            self._wanted = Wanted(due[0], self._keep)
+        if self._after_crash and stepped:
+            self._after_crash = False
+            self._wanted = self._wanted or Wanted(None, self._keep)
+        self._go_on(ended)
+
+    def _go_on(self, ended: set[int]) -> None:
+        if self._process is not None and self._process.fd in ended:
+            outcome = self._outcome()
+            if "error" not in outcome:
+                self._done = max(self._done, int(outcome["step"]))
+            self._chronicle.flushed(outcome)
+        if self._process is not None or self._wanted is None:
+            return
+        wanted, self._wanted = self._wanted, None
+        step = self.newest() if wanted.step is None else wanted.step
+        if step > self._done:
+            self._start(wanted)
+        else:
+            snapshots.clear_pins(self.segment)
+
+    def fds(self) -> list[int]:
+        """Readable when a flush has ended."""
+        return [self._process.fd] if self._process is not None else []
+
+    def pids(self) -> set[int]:
+        return {self._process.pid} if self._process is not None else set()
+
+    def finish(self) -> None:
+        """What is newer in memory than on disk is durable, or a minute or two was not enough; then it is gone from memory."""
+        self._wanted = Wanted(None, self._keep) if self.newest() > self._chronicle.checkpoint else None
+        until = time.monotonic() + _PATIENCE
+        ended: set[int] = set()
+        while True:
+            self._go_on(ended)
+            if self._process is None or time.monotonic() > until:
+                break
+            poll = select.poll()
+            poll.register(self._process.fd, select.POLLIN)
+            ended = {fd for fd, _ in poll.poll(100)}
+        snapshots.remove(self.segment)
+
+    def _start(self, wanted: Wanted) -> None:
+        step = "newest" if wanted.step is None else str(wanted.step)
+        program = [
+            sys.executable,
+            str(TRAINER / "checkpoint" / "flush.py"),
+            str(self.segment),
+            str(self._run.checkpoints),
+        ]
+        options = ["--step", step, "--keep", str(wanted.keep), "--seal", str(self._run.metrics)]
+        try:
+            process = subprocess.Popen(
+                [*program, *options],
+                env={**os.environ, names.MARK: f"{self._mark}.flush"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError:
+            snapshots.clear_pins(self.segment)
+            return
+        self._stdout = process.stdout
+        self._process = Process(process.pid)
+        process.returncode = 0
+
+    def _outcome(self) -> dict[str, Any]:
+        assert self._process is not None
+        text = self._stdout.read().decode(errors="replace").strip()
+        self._stdout.close()
+        self._process.close()
+        self._process = None
+        with contextlib.suppress(ValueError, IndexError):
+            outcome = json.loads(text.splitlines()[-1])
+            if isinstance(outcome, dict):
+                return outcome
+        # Killed, perhaps: what it kept from being written over is free again.
+        snapshots.clear_pins(self.segment)
+        return {"step": None, "error": f"the flush process died: {text[-500:] or 'without a word'}"}
