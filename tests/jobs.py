@@ -15,9 +15,10 @@ import torch
 
 from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.packing import pack
 from trainer.checkpoint.restore import load
 from trainer.checkpoint.save import Order, Outcome, save
-from trainer.checkpoint.state import capture_rank, pack
+from trainer.checkpoint.state import capture_rank
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import step_name
 

@@ -13,10 +13,11 @@ from torch import nn
 from tests.jobs import on_ranks, same
 from trainer.checkpoint.errors import CheckpointMismatch, StateError
 from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.packing import pack
 from trainer.checkpoint.plan import PIECE_BYTES
 from trainer.checkpoint.restore import load
 from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import apply, capture_rank, pack
+from trainer.checkpoint.state import apply, capture_rank
 from trainer.checkpoint.tensors import DTYPES
 from trainer.rundir.durable import DISK
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import rng
-from trainer.checkpoint.checkpointer import Checkpointer, Wish
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.tier import Wish
 from trainer.config import Place, TrainConfig
 from trainer.data import Batches, load_bytes
 from trainer.errors import UsageError

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -26,26 +26,15 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import ranks as this_group
 from trainer.checkpoint.interval import Interval
 from trainer.checkpoint.memory import Memory, Place
+from trainer.checkpoint.options import Every, checked_every, checked_keep, checked_resume
 from trainer.checkpoint.preemption import StopFlag
-from trainer.checkpoint.restore import MODES, Bad, Loaded, Tiers, restore
+from trainer.checkpoint.restore import Bad, Loaded, Tiers, restore
 from trainer.checkpoint.save import Order, Outcome, save
 from trainer.checkpoint.state import Stateful, apply, bare, capture, capture_rank
-from trainer.checkpoint.tier import Tier
+from trainer.checkpoint.tier import Tier, Wish
 from trainer.progress import Phase, progress
 from trainer.rundir.environment import PREEMPTED, supervised
 from trainer.rundir.shm import segment_here
-
-Every = int | Literal["auto"] | None
-
-
-class Wish(NamedTuple):
-    """What a rank wishes at a step, or, joined over all ranks by "any", what they agree on."""
-
-    stop: bool = False
-    save: bool = False
-    snapshot: bool = False
-    lost: bool = False
-    """This rank can take no more snapshots."""
 
 
 class Checkpointer:
@@ -92,16 +81,17 @@ class Checkpointer:
         self.extra: dict[str, Any] = {}
         self._parts = {name: part for name, part in parts.items() if part is not None}
         self._extra = extra
-        self._every = _checked_every(every, "every")
-        self._snapshot_every = _checked_every(snapshot_every, "snapshot_every")
-        self._keep = _checked_keep(keep)
-        self.resume = _checked_resume(resume or (here.resume if here else "auto"))
+        self._every = checked_every(every, "every")
+        self._snapshot_every = checked_every(snapshot_every, "snapshot_every")
+        self._keep = checked_keep(keep)
+        self.resume = checked_resume(resume or (here.resume if here else "auto"))
         self._seed = seed
         self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
-        # Only a supervisor makes durable checkpoints of snapshots, and removes them at the end.
-        self._segment = segment_here() if here and self._snapshot_every else None
+        # Only a supervisor makes checkpoints of snapshots, where it expects them, and removes the snapshots at the end.
+        at_home = here is not None and self.directory == here.run.checkpoints
+        self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
         self._ranks = this_group()
         self._interval = Interval()
@@ -200,7 +190,7 @@ class Checkpointer:
             problem = str(error)
         problems = [text for text in self._ranks.exchange(problem) if text]
         if memory is not None and not problems:
-            self._tier = Tier(memory, self._ranks, self._snapshot_every, self._interval)
+            self._tier = Tier(memory, self._ranks, self._snapshot_every, self._interval, self._keep)
         else:
             self._say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 
@@ -257,21 +247,3 @@ class Checkpointer:
 
 def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _checked_every(every: Every, name: str) -> Every:
-    if every is None or every == "auto" or (isinstance(every, int) and every >= 1):
-        return every
-    raise ValueError(f"{name}={every!r}: give a number of steps, 'auto' or None")
-
-
-def _checked_keep(keep: int) -> int:
-    if keep >= 2:
-        return keep
-    raise ValueError(f"keep={keep}: at least two, so that one damaged checkpoint costs no more than a few steps")
-
-
-def _checked_resume(resume: str) -> str:
-    if resume in MODES:
-        return resume
-    raise ValueError(f"resume={resume!r}: give one of {', '.join(MODES)}")

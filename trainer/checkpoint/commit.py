@@ -60,14 +60,15 @@ def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], 
     try:
         publish_dir(folder / temporary, final, disk)
     except OSError as error:
-        if error.errno not in _TAKEN or not _is_whole(final):
+        if error.errno not in _TAKEN or not is_whole(final):
             raise
         retention.discard(folder / temporary, disk)
         return False
     return True
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether the checkpoint `path` is there and every byte of it is as it was written."""
     try:
         store.verify(path)
     except CheckpointError:

@@ -27,14 +27,15 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from trainer.checkpoint import retention, snapshots, store
-from trainer.checkpoint.commit import begin, commit, tidy
+from trainer.checkpoint import retention, snapshots
+from trainer.checkpoint.commit import begin, commit, is_whole, tidy
 from trainer.checkpoint.description import describe, payload
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.manifest import StoredFile, shard_name
 from trainer.checkpoint.shard import Digest
 from trainer.checkpoint.snapshots import Snapshot
 from trainer.rundir.durable import DISK, Disk
+from trainer.rundir.layout import committed_steps, step_name
 
 CHUNK = 4 << 20
 
@@ -65,10 +66,8 @@ def flush(
 
 def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | None, disk: Disk) -> bool:
     """Whether there was anything to do, and it is done."""
-    if only_newer:
-        good = store.newest_good(folder)
-        if good is not None and good.step >= snapshot.step:
-            return False
+    if only_newer and any(is_whole(folder / step_name(s)) for s in committed_steps(folder) if s >= snapshot.step):
+        return False
     began = time.monotonic()
     temporary = begin(folder, snapshot.step, snapshot.bytes, disk, "flush-")
     if temporary is None:

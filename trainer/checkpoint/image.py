@@ -15,10 +15,10 @@ from collections.abc import Callable, Set
 
 import torch
 
+from trainer.checkpoint.packing import Packed
 from trainer.checkpoint.plan import Share, plan
 from trainer.checkpoint.segment import Buffer
 from trainer.checkpoint.shard import Entry, entry_of, header_of, index
-from trainer.checkpoint.state import Packed
 from trainer.checkpoint.tensors import bytes_of
 
 _SMALL = 32_000

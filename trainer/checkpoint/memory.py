@@ -26,8 +26,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trainer.checkpoint.copier import Copier, copier_for
 from trainer.checkpoint.image import Image
+from trainer.checkpoint.packing import Packed, Packer
 from trainer.checkpoint.segment import Segment
-from trainer.checkpoint.state import Packed, Packer, Stateful, capture, capture_rank, steadiness
+from trainer.checkpoint.state import Stateful, capture, capture_rank, steadiness
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ from trainer.checkpoint.commit import begin, commit, now
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.manifest import Manifest, StoredFile, shard_name, stored
+from trainer.checkpoint.packing import Packed
 from trainer.checkpoint.plan import Share, Shares, plan
 from trainer.checkpoint.shard import Digest, Entry, entry_of, header
-from trainer.checkpoint.state import Packed
 from trainer.checkpoint.tensors import bytes_of
 from trainer.rundir.durable import Buffer, Disk
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.checkpoint import snapshots
 from trainer.checkpoint.board import Board
@@ -20,11 +20,22 @@ from trainer.checkpoint.memory import Memory
 from trainer.progress import Phase, progress
 
 
+class Wish(NamedTuple):
+    """What a rank wishes at a step, or, joined over all ranks by "any", what they agree on."""
+
+    stop: bool = False
+    save: bool = False
+    snapshot: bool = False
+    lost: bool = False
+    """This rank can take no more snapshots."""
+
+
 class Tier:
     """The memory tier of a run, on one rank. `every` is a number of steps or "auto"."""
 
-    def __init__(self, memory: Memory, ranks: Ranks, every: int | str, interval: Interval) -> None:
+    def __init__(self, memory: Memory, ranks: Ranks, every: int | str, interval: Interval, keep: int) -> None:
         self._memory, self._ranks, self._every, self._interval = memory, ranks, every, interval
+        self._keep = keep
         self._pace = Pace()
         self._since = 0
         self._boards: dict[int, Board] = {}
@@ -89,7 +100,7 @@ class Tier:
         self._said = True
         folder = self._memory.segment.folder
         if snapshots.find(folder, self._pinned) is not None:
-            progress().note("flush_due", step=self._pinned)
+            progress().note("flush_due", step=self._pinned, keep=self._keep)
             return
         # A rank had no buffer for it. Its next one will do.
         snapshots.clear_pins(folder)

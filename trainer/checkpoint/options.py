@@ -1,0 +1,27 @@
+"""What a Checkpointer can be asked for, checked: a ValueError says what is accepted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.checkpoint.restore import MODES
+
+Every = int | Literal["auto"] | None
+
+
+def checked_every(every: Every, name: str) -> Every:
+    if every is None or every == "auto" or (isinstance(every, int) and every >= 1):
+        return every
+    raise ValueError(f"{name}={every!r}: give a number of steps, 'auto' or None")
+
+
+def checked_keep(keep: int) -> int:
+    if keep >= 2:
+        return keep
+    raise ValueError(f"keep={keep}: at least two, so that one damaged checkpoint costs no more than a few steps")
+
+
+def checked_resume(resume: str) -> str:
+    if resume in MODES:
+        return resume
+    raise ValueError(f"resume={resume!r}: give one of {', '.join(MODES)}")
