@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from supervisor.events_file import read_events
 from supervisor.proctree import marked
 from trainer.rundir.layout import RunDir
+from trainer.rundir.shm import remove, segment_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
@@ -107,10 +108,11 @@ class Run:
         return mark
 
     def assert_nothing_left(self) -> None:
-        """No process, no lock, no temporary file of the run is left."""
+        """No process, no shared memory, no temporary file of the run is left."""
         if not self.dir.run_json.exists():
             return
         assert marked(self.mark()) == []
+        assert not segment_of(self.mark()).exists()
         leftovers = [p for p in self.dir.path.rglob("*") if ".tmp-" in p.name or p.name.startswith(".spec")]
         assert leftovers == []
 
@@ -122,3 +124,4 @@ class Run:
         if self.dir.run_json.exists():
             for process in marked(self.mark()):
                 process.send_signal(signal.SIGKILL)
+            remove(segment_of(self.mark()))
