@@ -90,7 +90,6 @@ class Reporter(Progress):
     def resume_at(self, step: int) -> None:
         self._done = step
         self._beats.resume_at(step)
-        self.note("resumed", step=step)
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
