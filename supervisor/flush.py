@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from supervisor.chronicle import Chronicle
@@ -31,6 +32,12 @@ class Wanted:
 
     step: int | None
     keep: int
+
+
+def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
+    """The flush of the snapshot of `step` (or "newest") into the run's checkpoints, of which `keep` stay."""
+    program = [sys.executable, str(TRAINER / "checkpoint" / "flush.py"), str(segment), str(run.checkpoints)]
+    return [*program, "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
 
 
 class Flusher:
@@ -108,16 +115,9 @@ class Flusher:
 
     def _start(self, wanted: Wanted) -> None:
         step = "newest" if wanted.step is None else str(wanted.step)
-        program = [
-            sys.executable,
-            str(TRAINER / "checkpoint" / "flush.py"),
-            str(self.segment),
-            str(self._run.checkpoints),
-        ]
-        options = ["--step", step, "--keep", str(wanted.keep), "--seal", str(self._run.metrics)]
         try:
             process = subprocess.Popen(
-                [*program, *options],
+                flush_command(self.segment, self._run, step, wanted.keep),
                 env={**os.environ, names.MARK: f"{self._mark}.flush"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

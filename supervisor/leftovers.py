@@ -15,14 +15,18 @@ import re
 import select
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from supervisor.flush import flush_command
 from supervisor.proctree import Process
 from supervisor.runs import Known
+from supervisor.watch import newest_checkpoint
+from trainer.checkpoint.snapshots import newest_snapshot
 from trainer.rundir.environment import MARK
 from trainer.rundir.layout import RunDir
 
@@ -130,11 +134,14 @@ def _size(path: Path) -> int:
     return total
 
 
-def remove(leftover: Leftover, mark: str) -> str | None:
-    """It is gone (None), or why not. `mark` is the run's: a process that does not carry it now is not the one meant."""
+def remove(leftover: Leftover, known: Known) -> str | None:
+    """It is gone (None), or why not. A process that does not carry the run's mark now is not the one meant; a snapshot that
+    is newer than what is on disk is made a checkpoint first."""
     if leftover.kind is Kind.PROCESS:
-        return _kill(int(leftover.place), mark)
+        return _kill(int(leftover.place), str(known.spec.get("mark", "")))
     path = Path(leftover.place)
+    if leftover.kind is Kind.MEMORY and (problem := rescue(path, known.run)):
+        return problem
     try:
         if path.is_dir():
             shutil.rmtree(path)
@@ -143,6 +150,21 @@ def remove(leftover: Leftover, mark: str) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def rescue(segment: Path, run: RunDir) -> str | None:
+    """The newest snapshot in `segment` is durable (None), or why it could not be made so."""
+    step = newest_snapshot(segment)
+    if step is None or step <= newest_checkpoint(run.checkpoints):
+        return None
+    done = subprocess.run(
+        flush_command(segment, run, "newest", 3), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    return (
+        f"its snapshot of step {step} is newer than the disk and cannot be saved: {done.stdout.strip() or done.stderr}"
+    )
 
 
 def _kill(pid: int, mark: str) -> str | None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from supervisor import leftovers
 from supervisor.commands import gc
+from supervisor.runs import load
 from tests.runs_on_disk import Writer, recovered_run
 from trainer.rundir.environment import MARK
 
@@ -114,7 +115,8 @@ def test_a_process_that_lost_the_mark_is_spared(dead: Writer) -> None:
     """A pid that was reused since the look names another process, which lives on."""
     with marked("mark-other") as process:
         leftover = leftovers.Leftover("gpt", leftovers.Kind.PROCESS, str(process.pid), 0)
-        assert leftovers.remove(leftover, "mark-gpt-7f3a") is None
+        known = load(dead.run.path)
+        assert known is not None and leftovers.remove(leftover, known) is None
         assert process.poll() is None
 
 

@@ -120,6 +120,26 @@ def test_memory_outlives_the_supervisor(run: Run, reference: tuple[str, Any]) ->
     assert_undisturbed(run, expected)
 
 
+def test_gc_rescues_a_snapshot(run: Run, reference: tuple[str, Any]) -> None:
+    """Everything of a run is dead, and its memory is newer than its disk: gc makes a checkpoint of it before it goes."""
+    amp, expected = reference
+    hold = ("--inject", "slow:rank=0,seconds=5@step=100")
+    run.start("--nproc", "2", *BUDGET, *hold, "--", *JOB, "--checkpoint-every", "off", "--amp", amp)
+    until(lambda: run.events("fault_injected"))
+    assert run.process is not None
+    strike([run.process.pid])
+    run.process.wait()
+    strike([process.pid for process in marked(run.mark())])
+
+    run.cli("gc", "run", "--yes")
+    run.assert_nothing_left()
+    assert run.launch() == 0
+
+    resumed = run.events("resumed")[-1]
+    assert resumed["source"] == "disk" and resumed["step"] in (98, 99, 100)
+    assert_undisturbed(run, expected)
+
+
 def test_small_shared_memory(run: Run, tmp_path: Path) -> None:
     """Without shared memory a run saves to disk as ever, says so once, and ends well."""
     # A file where the segment's folder should be: no room for it, whoever asks.

@@ -61,15 +61,15 @@ def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[F
         found = find(known, processes)
         if not yes:
             return [Fate(leftover) for leftover in found]
-        return _remove(found, _mark(known))
+        return _remove(found, known)
 
 
-def _remove(found: list[Leftover], mark: str) -> list[Fate]:
+def _remove(found: list[Leftover], known: Known) -> list[Fate]:
     fates: list[Fate] = []
     alive = False
     for leftover in found:
         # A process that would not die may still be writing the rest.
-        problem = "a process of the run is alive" if alive else remove(leftover, mark)
+        problem = "a process of the run is alive" if alive else remove(leftover, known)
         alive = alive or (leftover.kind is Kind.PROCESS and problem is not None)
         fates.append(Fate(leftover, problem is None, problem))
     return fates
