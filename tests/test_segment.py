@@ -211,6 +211,7 @@ def test_no_room_for_the_third_buffer(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert _all(segment, 4) == "skipped"
     assert segment.cramped
+    assert _whole(folder) == 3
     snapshots.clear_pins(folder)
     assert _all(segment, 5) == "committed"
     assert _whole(folder) == 5

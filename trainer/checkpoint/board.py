@@ -1,11 +1,12 @@
 """A rank's board: which snapshot each of its buffers holds. The commit record there is what makes a snapshot one.
 
-    4096 bytes:  slot a | slot b | slot c        a slot, 128 bytes:  record (72) | checksum of it (8) | … | pin (8)
+    4096 bytes:  slot a | slot b | slot c | passed (8)      a slot, 128 bytes:  record (72) | its checksum (8) | … | pin (8)
 
     write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
 
 A record that is not whole does not match its checksum and counts as none. Memory is shared, so what a dead process wrote
-is there, in the order in which it wrote it. A pin is a word of its own: the step that a flush is to read, plus one.
+is there, in the order in which it wrote it. A pin is a word of its own: the step that a flush is to read, plus one; so is
+`passed`, the attempt and the step that this rank has last committed, or gone on without.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _PIN = struct.Struct("<q")
 _MAGIC = b"SNAPSHT1"
 _SLOT_BYTES = 128
 _PIN_AT = 120
+_PASSED_AT = 3 * _SLOT_BYTES
+_STEP_BITS = 40
 _BYTES = 4096
 RECORD_BYTES = _FIELDS.size + _CHECK.size
 
@@ -120,3 +123,12 @@ class Board:
     def pins(self) -> dict[str, int]:
         found = {slot: self.pinned(slot) for slot in SLOTS}
         return {slot: step for slot, step in found.items() if step is not None}
+
+    def go_past(self, attempt: int, step: int) -> None:
+        """This rank is done with the snapshot of `step`, and either has it or never will."""
+        _PIN.pack_into(self._memory, _PASSED_AT, (attempt + 1) << _STEP_BITS | step)
+
+    def passed(self, attempt: int) -> int:
+        """The last step that this rank is done with in that attempt, or -1."""
+        (word,) = _PIN.unpack_from(self._memory, _PASSED_AT)
+        return word & ((1 << _STEP_BITS) - 1) if word >> _STEP_BITS == attempt + 1 else -1

@@ -143,6 +143,7 @@ class Memory:
         payload = job.image.payload(header)
         buffer = self.segment.begin(payload + len(sidecar), job.step if job.pin else None)
         if buffer is None or self._copier is None:
+            self.segment.skip(job.step)
             return
         job.image.fill(buffer, header, job.own, sidecar, self._copier.copy)
         self.segment.commit(buffer, job.step, payload, len(sidecar))

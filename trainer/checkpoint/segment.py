@@ -4,8 +4,9 @@
     (fill)   header, tensors, sidecar
     commit   its record
 
-    May be written over: what was never committed, what a dead attempt left, and what is older than the newest snapshot
-    that all ranks have. Never that one, never a pinned one. So if another rank is late there is none: no snapshot this time.
+    May be written over: what was never committed, what a dead attempt left, what is older than the newest snapshot that all
+    ranks have, and what some rank has gone on without. Never that newest one, never a pinned one. So if another rank is
+    late there is none: no snapshot this time.
 
 Two buffers, a third only while one is pinned.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.board import Board, Record, owner_of
-from trainer.checkpoint.snapshots import Snapshot, common
+from trainer.checkpoint.snapshots import Snapshot, boards, common
 from trainer.rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
 
 _SLACK = 1 << 20
@@ -47,8 +48,9 @@ class Segment:
         self.folder, self.rank, self.world_size, self.attempt = folder, rank, world_size, attempt
         self._owner = owner_of(folder)
         claim(folder)
-        self._boards = {rank: Board.create(board_path(folder, rank))}
-        self._own = self._boards[rank]
+        self._own = Board.create(board_path(folder, rank))
+        # Those of a larger world too: its last snapshot counts until this world has one.
+        self._boards = {**boards(folder), rank: self._own}
         self._buffers: dict[str, Buffer] = {}
         # Of the process and the moment: no record of this attempt can equal one of another.
         self._serial = itertools.count(time.monotonic_ns())
@@ -62,10 +64,8 @@ class Segment:
 
     def boards(self) -> dict[int, Board]:
         """The boards of all ranks that have one."""
-        if len(self._boards) < self.world_size:
-            for rank in ranks_in(self.folder):
-                if rank not in self._boards:
-                    self._boards[rank] = Board(board_path(self.folder, rank))
+        if any(rank not in self._boards for rank in range(self.world_size)):
+            self._boards = {**boards(self.folder), **self._boards}
         return self._boards
 
     def newest(self) -> Snapshot | None:
@@ -98,7 +98,7 @@ class Segment:
             return None
 
     def _free(self, newest: Snapshot | None) -> list[str]:
-        """The slots that may be written over, the one with the oldest content first."""
+        """The slots that may be written over, the best first: that with the oldest content."""
         pins, records = self._own.pins(), self._own.records()
         kept = newest.places[self.rank][0] if newest and self.rank < newest.world_size else None
         two = sorted(self._held | {"a", "b"})[:2] if len(self._held) < 2 else self._held
@@ -107,12 +107,19 @@ class Segment:
             for slot in (SLOTS if pins else two)
             if slot != kept and slot not in pins and self._past(records.get(slot), newest)
         ]
-        return sorted(free, key=lambda slot: (records[slot].step if slot in records else -1, slot))
+        # One that is there before one that would have to be made.
+        return sorted(free, key=lambda s: (s == "c" and s not in self._held, records[s].step if s in records else -1, s))
 
     def _past(self, record: Record | None, newest: Snapshot | None) -> bool:
-        if record is None or record.attempt != self.attempt:
+        """Whether `record` is of no use any more: it is older than `newest`, or can never be one that all ranks have."""
+        if record is None or record.attempt != self.attempt or (newest is not None and record.step < newest.step):
             return True
-        return newest is not None and record.step < newest.step
+        return any(
+            board.passed(self.attempt) >= record.step
+            and all((r.step, r.attempt) != (record.step, self.attempt) for r in board.records().values())
+            for rank, board in self.boards().items()
+            if rank < self.world_size
+        )
 
     def commit(self, buffer: Buffer, step: int, payload: int, sidecar: int) -> None:
         """`buffer` holds this rank's part of the snapshot of `step`."""
@@ -120,11 +127,11 @@ class Segment:
             buffer.slot,
             Record(self._owner, self.attempt, step, self.world_size, self.rank, payload, sidecar, next(self._serial)),
         )
+        self._own.go_past(self.attempt, step)
 
-    def release(self) -> None:
-        """This rank's pins are gone: no flush is to come for what they keep."""
-        for slot in self._own.pins():
-            self._own.pin(slot, None)
+    def skip(self, step: int) -> None:
+        """This rank will have no snapshot of `step`: the others need not keep theirs for it."""
+        self._own.go_past(self.attempt, step)
 
     def _mapped(self, slot: str, size: int) -> Buffer:
         buffer = self._buffers.get(slot)
