@@ -29,7 +29,8 @@ from supervisor.watch import Watch
 from trainer.rundir.beats import BeatReader, Phase
 from trainer.rundir.layout import RunDir
 
-_TICK = 0.1
+_TICK = 0.2
+"""Seconds between two looks at a run that trains. What ends a process wakes the loop at once."""
 _TICK_EAGER = 0.01
 """While an attempt comes up or goes down, where every millisecond is one of recovery."""
 

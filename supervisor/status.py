@@ -105,7 +105,7 @@ def _checkpoint(run: RunDir) -> dict[str, Any] | None:
         age = round(max(0.0, time.time() - path.stat().st_mtime), 3)
     except OSError:
         return None
-    return {"step": step, "path": str(path), "age_s": age}
+    return {"step": step, "path": str(path.resolve()), "age_s": age}
 
 
 def _step(run: RunDir, story: Story) -> int | None:

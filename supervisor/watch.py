@@ -18,7 +18,7 @@ from trainer.rundir.notes import NoteReader
 
 _KERNEL_EVERY = 0.25
 """Seconds between two looks at the state and CPU time of the ranks."""
-_FILES_EVERY = 0.1
+_FILES_EVERY = 0.2
 
 
 class Watch:

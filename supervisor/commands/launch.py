@@ -70,7 +70,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
 @_option("--startup-timeout", type=Duration(), default="30m", help="Longest time to the first step.")
-@_option("--standby/--no-standby", default=True, help="Keep the next attempt warm (not built yet: does nothing).")
+@_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
 @_option(
     "--inject",
     "--inject-failure",
