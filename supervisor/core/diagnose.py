@@ -131,7 +131,7 @@ def _launcher_alone(seen: Observation, launcher: Exit, stepped: bool, step: int)
 
     status = launcher.status
     if status == 0:
-        return verdict(Cause.FINISHED, f"every rank exited with 0 at step {step}", code=0)
+        return verdict(Cause.FINISHED, "every rank exited with 0" + (f" at step {step}" if step >= 0 else ""), code=0)
     if status is not None and status < 0:
         name = _KILLERS.get(-status, f"signal {-status}")
         return verdict(Cause.LAUNCHER_DIED, f"the launcher was killed by {name}", signal=-status)

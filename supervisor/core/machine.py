@@ -207,10 +207,14 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
 
 def _end_stopped(state: State, stop: StopKind) -> tuple[State, list[Action]]:
     if stop is StopKind.USER:
-        end = End(103, "stopped", f"stopped by the user at step {state.step}")
+        end = End(103, "stopped", f"stopped by the user {_where(state)}")
     else:
-        end = End(75, "preempted", f"preempted at step {state.step}; safe to launch again")
+        end = End(75, "preempted", f"preempted {_where(state)}; safe to launch again")
     return replace(state, mode=Mode.ENDED), [end]
+
+
+def _where(state: State) -> str:
+    return f"at step {state.step}" if state.step >= 0 else "before the first step"
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
