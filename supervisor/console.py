@@ -5,6 +5,7 @@ It follows the run's files from a thread of its own: a terminal that is paused m
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from supervisor.core.model import End
 from supervisor.core.story import Story
 from supervisor.events_file import read_lines
 from supervisor.follow import Record, RunFollower, pump
+from supervisor.plain import plain
 from supervisor.render import TextRenderer
 from supervisor.runs import RUNS
 from supervisor.spec import Spec
@@ -24,6 +26,8 @@ from supervisor.status import story_of
 from supervisor.wording import signal_name
 from trainer.rundir.layout import RunDir
 
+_TRACEBACK = 20
+"""Lines of a traceback to show at the end."""
 _DRAIN = 2.0
 """Seconds for the last lines to reach a slow terminal."""
 
@@ -102,6 +106,8 @@ def closing_words(run: RunDir, end: End) -> str:
     lines.append(f"  {count} attempt{'' if count == 1 else 's'} in {wall}, exit code {end.exit_code}")
     lines += [f"  {line}" for line in attempt_lines(story)]
     lines += [f"  {line}" for line in loss_lines(run, story)]
+    if end.state == "failed":
+        lines += [f"  {line}" for line in traceback_lines(run, story)]
     name = name_of(run, _spec_of(run))
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
     if end.exit_code not in (0, 2):
@@ -140,6 +146,19 @@ def loss_lines(run: RunDir, story: Story) -> list[str]:
     told = [f"{numbers[step]:.4f} at step {step}, where it died" for step in dict.fromkeys(steps)]
     last = max(numbers)
     return [f"loss     {'; '.join([*told, f'{numbers[last]:.4f} at step {last}, the last'])}"]
+
+
+def traceback_lines(run: RunDir, story: Story) -> list[str]:
+    """The last lines of the traceback of the rank that failed first in the last attempt, where it left one."""
+    last = story.attempt
+    if last is None or last.rank is None:
+        return []
+    try:
+        text = json.loads(run.attempt(last.number).error(last.rank).read_bytes())["traceback"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    lines = [plain(line) for line in str(text).rstrip().splitlines()]
+    return [f"rank {last.rank}:", *lines[-_TRACEBACK:]]
 
 
 def _spec_of(run: RunDir) -> Spec:

@@ -88,6 +88,8 @@ def test_startup_failure_twice_is_104(run: Run) -> None:
     record = json.loads(run.dir.attempt(0).error(run.verdicts()[0][1] or 0).read_bytes())
     assert (record["type"], record["message"]) == ("RuntimeError", "no data")
     assert "script.py:1" in record["frame"] and "no data" in record["traceback"]
+    # It is told at the end, whichever rank's it was, without the frames that are not the script's.
+    assert record["traceback"].rstrip() in (run.folder / "stderr").read_text().replace("\n  ", "\n")
 
 
 def test_exit_78_is_104(run: Run) -> None:

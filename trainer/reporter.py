@@ -73,13 +73,16 @@ class Reporter(Progress):
         self._fire(phase)
 
     def failed(self, error: BaseException, exit_code: int) -> None:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _ours(f.filename)]
+        told = traceback.TracebackException.from_exception(error)
+        # The script's own frames: those that led to it are the same in every traceback.
+        frames = [frame for frame in told.stack if not _ours(frame.filename)]
+        told.stack = traceback.StackSummary.from_list(frames)
         record = {
             "rank": self.rank,
             "type": type(error).__name__,
             "message": str(error)[:2000],
             "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else "",
-            "traceback": "".join(traceback.format_exception(error))[-20_000:],
+            "traceback": "".join(told.format())[-20_000:],
             "exit_code": exit_code,
             "mono": time.monotonic(),
             "time": time.time(),
