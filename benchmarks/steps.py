@@ -1,0 +1,73 @@
+"""Reads what hook/sitecustomize.py wrote: every optimizer step of every process of one side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from hook.sitecustomize import RECORD
+
+HOOK = str(Path(__file__).resolve().parent / "hook")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step that a rank has finished."""
+
+    at: float
+    """CLOCK_MONOTONIC seconds."""
+    rank: int
+    pid: int
+    done: int
+    """Steps that the optimizer has done, those before a resume included."""
+
+
+@dataclass
+class StepLog:
+    """The steps so far; more are read when it is asked."""
+
+    path: Path
+    steps: list[Step] = field(default_factory=list)
+    newest: dict[int, Step] = field(default_factory=dict)
+    """By rank, its last step."""
+
+    def read(self) -> list[Step]:
+        """What is new since the last call, in the order in which it was written."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(len(self.steps) * RECORD.size)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = len(data) - len(data) % RECORD.size
+        new = [Step(*fields) for fields in RECORD.iter_unpack(data[:whole])]
+        self.steps += new
+        self.newest.update({step.rank: step for step in new})
+        return new
+
+    def pids(self, nproc: int) -> dict[int, int] | None:
+        """By rank, the process that stepped last; None while a rank has not stepped."""
+        self.read()
+        return {rank: step.pid for rank, step in self.newest.items()} if len(self.newest) == nproc else None
+
+    def of(self, pids: Iterable[int]) -> list[Step]:
+        """The steps of these processes."""
+        wanted = set(pids)
+        return [step for step in self.steps if step.pid in wanted]
+
+    def first_after(self, old: Iterable[int], nproc: int) -> list[Step] | None:
+        """The first step of each rank's process that is none of `old`; None until every rank has made one."""
+        self.read()
+        gone, found = set(old), dict[int, Step]()
+        for step in self.steps:
+            if step.pid not in gone:
+                found.setdefault(step.rank, step)
+        return [found[rank] for rank in sorted(found)] if len(found) == nproc else None
+
+
+def intervals(steps: list[Step], rank: int = 0) -> list[float]:
+    """Seconds between the finished steps of one rank, in the order of its steps."""
+    times = [step.at for step in steps if step.rank == rank]
+    return [later - earlier for earlier, later in pairwise(times)]
