@@ -67,8 +67,19 @@ def write(path: Path | None, name: str, here: dict[str, Any], given: argparse.Na
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"benchmark": name, "date": when, "machine": here, "options": asked}
-    path.write_text(json.dumps({**head, **body}, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(_finite({**head, **body}), indent=1, allow_nan=False) + "\n")
     print(f"written to {path}", file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    """As JSON has it: null for what was not measured."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def percentile(values: Sequence[float], share: float) -> float:

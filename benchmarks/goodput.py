@@ -22,7 +22,7 @@ from typing import Any
 
 import common
 import sides
-from kills import next_group, strike
+from kills import PATIENCE, next_group, strike
 from sides import Plan, Side
 from steps import intervals
 
@@ -48,6 +48,8 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
         struck: list[float] = []
         while not done(side, nproc, steps):
             side.check()
+            if time.monotonic() > side.steps.steps[-1].at + PATIENCE:
+                raise TimeoutError(f"{plan.name} has not stepped for {PATIENCE:.0f} s")
             pids = side.steps.pids(nproc)
             assert pids is not None
             due = begin + every * (len(struck) + 1)
