@@ -4,7 +4,8 @@ python benchmarks/restore.py [--mb 1024] [--ranks 2] [--rounds 5] [--json FILE]
 
 What is read was written by as many ranks as asked for and is read whole by one, warm in the page cache. Every measurement
 is in a freshly forked process with one thread, as a restore is: its memory has never been touched. "memcpy" clones the same
-tensors. "and put back" adds load_state_dict of a model and its optimizer.
+tensors, "target touched" copies them where they had been copied before. "and put back" adds load_state_dict of a model and
+its optimizer.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Bench:
         self.segment = shm.segment_of("benchmark-restore")
         self.ways: dict[str, Callable[[], Callable[[], Any]]] = {
             "memcpy": self._memcpy,
+            "memcpy, target touched": self._memcpy_again,
             "snapshot": lambda: lambda: recall(self.segment, 1, None, 0),
             "snapshot and put back": self._put_back,
             "checkpoint, verified": lambda: lambda: load(self.folder / "c" / step_name(1), 0),
@@ -90,6 +92,11 @@ class Bench:
     def _memcpy(self) -> Callable[[], Any]:
         leaves = _leaves(torch.load(self.folder / "file", weights_only=True))
         return lambda: [leaf.clone() for leaf in leaves]
+
+    def _memcpy_again(self) -> Callable[[], Any]:
+        leaves = _leaves(torch.load(self.folder / "file", weights_only=True))
+        copies = [leaf.clone() for leaf in leaves]
+        return lambda: [copy.copy_(leaf) for copy, leaf in zip(copies, leaves, strict=True)]
 
     def _put_back(self) -> Callable[[], Any]:
         model = model_of(self.mb)

@@ -47,15 +47,15 @@ def _snapshot(folder: Path, step: int, world_size: int = 2) -> None:
         memory._place = Place(folder, rank, world_size, 0, "run")
         memory._specs_text = (None, "")
         own = capture_rank(rank)
-        image = Image(shared, own, rank, world_size, frozenset(shared.tensors))
+        image = Image(shared, rank, world_size, frozenset(shared.tensors))
         header = image.header(own)
         job: Any = type("Job", (), {"image": image, "tree": shared.tree})
         sidecar = memory._sidecar(job) if rank == 0 else b""
         writer = Segment(folder, rank, world_size, 0)
-        buffer = writer.begin(image.payload(header) + len(sidecar))
+        buffer = writer.begin(image.payload(header, own) + len(sidecar))
         assert buffer is not None
         image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs: copy_here(pairs))
-        writer.commit(buffer, step, image.payload(header), len(sidecar))
+        writer.commit(buffer, step, image.payload(header, own), len(sidecar))
 
 
 def _pinned(folder: Path) -> bool:

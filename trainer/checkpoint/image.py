@@ -16,7 +16,7 @@ from collections.abc import Callable, Set
 import torch
 
 from trainer.checkpoint.packing import Packed
-from trainer.checkpoint.plan import Share, plan
+from trainer.checkpoint.plan import Share, Spec, plan
 from trainer.checkpoint.segment import Buffer
 from trainer.checkpoint.shard import Entry, entry_of, header_of, index
 from trainer.checkpoint.tensors import bytes_of
@@ -40,14 +40,15 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 class Image:
-    """Planned for one set of tensors: those of `shared`, of which `steady` names the steady ones, and specs like `own`'s."""
+    """Planned for one set of tensors: those of `shared`, of which `steady` names the steady ones."""
 
-    def __init__(self, shared: Packed, own: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
-        self.specs, self.own_specs = shared.specs, dict(own.specs)
+    def __init__(self, shared: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
+        self.specs = shared.specs
         self._rank = rank
         shares = [share for share in plan(shared.specs, world_size)[rank] if share.count]
-        entries = [entry_of(share, shared.specs[share.name]) for share in plan(shared.specs, world_size)[rank]]
-        self._index = index(entries + [Entry(name, spec) for name, spec in own.specs.items()])
+        self._entries = [entry_of(share, shared.specs[share.name]) for share in plan(shared.specs, world_size)[rank]]
+        self._index = b""
+        self._own_specs: dict[str, Spec] | None = None
         self._stage = {
             share.name: torch.empty_like(shared.tensors[share.name], memory_format=torch.contiguous_format)
             for share in shares
@@ -67,7 +68,6 @@ class Image:
                 self._awkward.append((at, tensor, share))
             at += size
         self._shared_bytes = at
-        self._own_bytes = sum(spec.bytes for spec in own.specs.values())
         self._pairs: dict[str, tuple[int, int, torch.Tensor, list[Pair]]] = {}
 
     def stage(self, shared: Packed) -> None:
@@ -76,11 +76,14 @@ class Image:
             torch._foreach_copy_(list(self._stage.values()), [shared.tensors[name].detach() for name in self._stage])
 
     def header(self, own: Packed) -> bytes:
+        if self._own_specs != own.specs:
+            self._own_specs = dict(own.specs)
+            self._index = index(self._entries + [Entry(name, spec) for name, spec in own.specs.items()])
         return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": json.dumps(own.tree)})
 
-    def payload(self, header: bytes) -> int:
+    def payload(self, header: bytes, own: Packed) -> int:
         """The bytes of the whole file."""
-        return len(header) + self._shared_bytes + self._own_bytes
+        return len(header) + self._shared_bytes + sum(spec.bytes for spec in own.specs.values())
 
     def fill(self, buffer: Buffer, header: bytes, own: Packed, sidecar: bytes, copy: Copy) -> None:
         """`buffer` holds the image: the file, and after it `sidecar`."""

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from trainer.checkpoint import rng
 from trainer.checkpoint.copier import Copier, copier_for
 from trainer.checkpoint.image import Image
-from trainer.checkpoint.packing import Packed, Packer
+from trainer.checkpoint.packing import Packer
 from trainer.checkpoint.segment import Segment
 from trainer.checkpoint.state import Stateful, capture, capture_rank, steadiness
 
@@ -37,7 +38,7 @@ class _Job:
     pin: bool
     image: Image
     tree: Any
-    own: Packed
+    generators: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Memory:
         self._place, self._parts = place, parts
         self._packer = Packer(lambda: steadiness(parts))
         self._image: Image | None = None
+        self._needed = 0
         self._specs_text: tuple[object, str] = (None, "")
         self._copier: Copier | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -90,17 +92,17 @@ class Memory:
         self.wait()
         self.cost_s = self._spent_s + self._waited_s + self._copied_s * _SHARE
         began = time.perf_counter()
-        shared, own = capture(self._parts, step, extra, self._packer), capture_rank(self._place.rank)
+        shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
         image = self._image
-        if image is None or image.specs is not shared.specs or image.own_specs != own.specs:
-            image = Image(shared, own, self._place.rank, self._place.world_size, self._packer.steady)
+        if image is None or image.specs is not shared.specs:
+            image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
             self._image = image
             self._copier = copier_for(shared.tensors.values())
         assert self._copier is not None
         image.stage(shared)
         self._idle.clear()
         self._copier.mark()
-        self._jobs.put(_Job(step, pin, image, shared.tree, own))
+        self._jobs.put(_Job(step, pin, image, shared.tree, generators))
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
 
     def gate(self) -> None:
@@ -128,7 +130,7 @@ class Memory:
         try:
             self._write(job)
         except OSError as error:
-            self.problem = self._room(job) if error.errno == errno.ENOSPC else f"no snapshots: {error}"
+            self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:
             self.problem = f"no snapshots: {error}"
         finally:
@@ -138,18 +140,20 @@ class Memory:
             self._idle.set()
 
     def _write(self, job: _Job) -> None:
-        header = job.image.header(job.own)
+        own = capture_rank(self._place.rank, job.generators)
+        header = job.image.header(own)
         sidecar = self._sidecar(job) if self._place.rank == 0 else b""
-        payload = job.image.payload(header)
+        payload = job.image.payload(header, own)
+        self._needed = payload
         buffer = self.segment.begin(payload + len(sidecar), job.step if job.pin else None)
         if buffer is None or self._copier is None:
             self.segment.skip(job.step)
             return
-        job.image.fill(buffer, header, job.own, sidecar, self._copier.copy)
+        job.image.fill(buffer, header, own, sidecar, self._copier.copy)
         self.segment.commit(buffer, job.step, payload, len(sidecar))
 
-    def _room(self, job: _Job) -> str:
-        needed = 3 * self._place.world_size * job.image.payload(job.image.header(job.own)) / 2**20 + 16
+    def _room(self) -> str:
+        needed = 3 * self._place.world_size * self._needed / 2**20 + 16
         return (
             f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
             f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"

@@ -108,7 +108,9 @@ class Segment:
             if slot != kept and slot not in pins and self._past(records.get(slot), newest)
         ]
         # One that is there before one that would have to be made.
-        return sorted(free, key=lambda s: (s == "c" and s not in self._held, records[s].step if s in records else -1, s))
+        return sorted(
+            free, key=lambda s: (s == "c" and s not in self._held, records[s].step if s in records else -1, s)
+        )
 
     def _past(self, record: Record | None, newest: Snapshot | None) -> bool:
         """Whether `record` is of no use any more: it is older than `newest`, or can never be one that all ranks have."""

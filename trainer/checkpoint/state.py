@@ -60,9 +60,9 @@ def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
     return is_steady
 
 
-def capture_rank(rank: int) -> Packed:
-    """What is this rank's own."""
-    return pack({"rng": rng.capture()}, f"rank{rank}")
+def capture_rank(rank: int, generators: dict[str, Any] | None = None) -> Packed:
+    """What is this rank's own; `generators` as rng.capture() gave them, or as they are now."""
+    return pack({"rng": generators or rng.capture()}, f"rank{rank}")
 
 
 def _shape(value: Any) -> str:

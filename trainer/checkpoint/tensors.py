@@ -9,6 +9,11 @@ import torch
 from trainer.checkpoint.errors import StateError
 from trainer.checkpoint.plan import Share, Spec
 
+_libc = ctypes.CDLL(None)
+_MADV_HUGEPAGE = 14
+_PAGE = 4096
+_HUGE_FROM = 4 << 20
+
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
@@ -52,4 +57,14 @@ def empty(spec: Spec) -> torch.Tensor:
     if spec.dtype not in DTYPES:
         raise StateError(f"this torch ({torch.__version__}) has no type {spec.dtype}")
     # torch's own allocation: its alignment is part of what makes a resumed run equal an uninterrupted one, bit for bit.
-    return torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
+    made = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
+    _in_huge_pages(made.data_ptr(), spec.bytes)
+    return made
+
+
+def _in_huge_pages(address: int, size: int) -> None:
+    """Memory not touched yet comes in pages of 2 MB where the system has them: one fault instead of 512, which is most of
+    the time that reading into it takes. Refused, it comes as it would have."""
+    if size >= _HUGE_FROM:
+        start = -(-address // _PAGE) * _PAGE
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size - start), _MADV_HUGEPAGE)
