@@ -53,6 +53,17 @@ def disturb(run: Run, blows: int, blow: Callable[[dict[str, Any], dict[str, Any]
         until(lambda number=number: over(run) or len(run.events("attempt_started")) > number)  # type: ignore[misc]
 
 
+def kill_all_at_step_100(run: Run, amp: str) -> None:
+    """A run without a checkpoint on disk, of which no process is left, the supervisor neither."""
+    hold = ("--inject", "slow:rank=0,seconds=5@step=100")
+    run.start("--nproc", "2", *BUDGET, *hold, "--", *JOB, "--checkpoint-every", "off", "--amp", amp)
+    until(lambda: run.events("fault_injected"))
+    assert run.process is not None
+    strike([run.process.pid])
+    run.process.wait()
+    strike([process.pid for process in marked(run.mark())])
+
+
 def assert_undisturbed(run: Run, reference: Any) -> None:
     """The end is the reference's, bit for bit; each step has one line of metrics; a loss is never more than it may be."""
     assert same(final_state(run.dir.path, STEPS), reference)
@@ -105,13 +116,7 @@ def test_kills_during_flushes(run: Run, reference: tuple[str, Any]) -> None:
 def test_memory_outlives_the_supervisor(run: Run, reference: tuple[str, Any]) -> None:
     """The supervisor and everything else of the run is killed at once: the next launch goes on from shared memory."""
     amp, expected = reference
-    hold = ("--inject", "slow:rank=0,seconds=5@step=100")
-    run.start("--nproc", "2", *BUDGET, *hold, "--", *JOB, "--checkpoint-every", "off", "--amp", amp)
-    until(lambda: run.events("fault_injected"))
-    assert run.process is not None
-    strike([run.process.pid])
-    run.process.wait()
-    strike([process.pid for process in marked(run.mark())])
+    kill_all_at_step_100(run, amp)
 
     assert run.launch() == 0
 
@@ -123,13 +128,7 @@ def test_memory_outlives_the_supervisor(run: Run, reference: tuple[str, Any]) ->
 def test_gc_rescues_a_snapshot(run: Run, reference: tuple[str, Any]) -> None:
     """Everything of a run is dead, and its memory is newer than its disk: gc makes a checkpoint of it before it goes."""
     amp, expected = reference
-    hold = ("--inject", "slow:rank=0,seconds=5@step=100")
-    run.start("--nproc", "2", *BUDGET, *hold, "--", *JOB, "--checkpoint-every", "off", "--amp", amp)
-    until(lambda: run.events("fault_injected"))
-    assert run.process is not None
-    strike([run.process.pid])
-    run.process.wait()
-    strike([process.pid for process in marked(run.mark())])
+    kill_all_at_step_100(run, amp)
 
     run.cli("gc", "run", "--yes")
     run.assert_nothing_left()
