@@ -72,6 +72,42 @@ def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.stride(), tensor.is_conj()
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A dict of nothing but steady tensors, or dicts of them, which are most of a state: compared, not encoded again."""
+
+    keys: list[Any]
+    names: list[str]
+    addresses: list[tuple[Any, ...]]
+    encoded: Any
+
+
+_BLOCKS = (("model",), ("optimizer", "state"))
+
+
+def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.Tensor]] | None:
+    """(keys, tensors) of the dict at `path`, or None if it holds anything but tensors and dicts of them."""
+    for key in path:
+        if not isinstance(state, dict) or key not in state:
+            return None
+        state = state[key]
+    keys: list[Any] = []
+    values: list[torch.Tensor] = []
+    for key, value in state.items() if isinstance(state, dict) else ():
+        for name, leaf in value.items() if type(value) is dict else ((None, value),):
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            keys.append((key, name))
+            values.append(leaf)
+    return keys, values
+
+
+def _without(state: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """`state` with `value` at `path`; what is on the way there is copied."""
+    head, *rest = path
+    return {**state, head: _without(state[head], tuple(rest), value) if rest else value}
+
+
 class Packer:
     """pack(), remembered: `specs` and `steady` of the result are the very same objects as long as nothing has moved.
 
@@ -81,6 +117,7 @@ class Packer:
     def __init__(self, steadiness: Callable[[], Steadiness]) -> None:
         self._steadiness = steadiness
         self._visits: list[_Visit] = []
+        self._blocks: dict[tuple[str, ...], _Block] = {}
         self._last: Packed | None = None
         self.steady: frozenset[str] = frozenset()
 
@@ -109,9 +146,24 @@ class Packer:
         named = iter(packed.visited)
         tree.encode(state, "", visit)
         self.steady = frozenset(v.name for v in self._visits if v.address is not None)
+        self._blocks = {}
+        for path in _BLOCKS:
+            self._set_apart(path, state, packed.tree)
         # Kept alive, so that an address goes on to mean one tensor only.
         self._last = packed
         return packed
+
+    def _set_apart(self, path: tuple[str, ...], state: Any, encoded: Any) -> None:
+        found = _block_at(state, path)
+        for key in path:
+            encoded = encoded.get(key) if isinstance(encoded, dict) else None
+        inside = [v for v in self._visits if v.path.startswith("/".join(path) + "/")]
+        if found is None or encoded is None or len(inside) != len(found[1]) or any(v.address is None for v in inside):
+            return
+        met = {id(v) for v in inside}
+        self._visits = [v for v in self._visits if id(v) not in met]
+        addresses = [(*_address(t), t.dtype, t.shape) for t in found[1]]
+        self._blocks[path] = _Block(found[0], [v.name for v in inside], addresses, encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}
@@ -130,7 +182,19 @@ class Packer:
                 raise _Moved
             return seen.name
 
+        for path, block in self._blocks.items():
+            now = _block_at(state, path)
+            if (
+                now is None
+                or now[0] != block.keys
+                or [(*_address(t), t.dtype, t.shape) for t in now[1]] != block.addresses
+            ):
+                raise _Moved
+            found.update(zip(block.names, now[1], strict=True))
+            state = _without(state, path, None)
         encoded = tree.encode(state, "", name_of)
         if next(visits, None) is not None:
             raise _Moved
+        for path, block in self._blocks.items():
+            encoded = _without(encoded, path, block.encoded)
         return Packed(encoded, found, last.specs, last.visited)
