@@ -22,10 +22,12 @@ from typing import Any
 
 import common
 import sides
-from kills import PATIENCE, next_group, strike
+from kills import next_group, strike
 from sides import Plan, Side
 from steps import intervals
 
+PATIENCE = 300.0
+"""Seconds without a step after which a run is given up. torchrun waits 30 s for a survivor that does not go."""
 WARM_UP = 20
 """Steps at the start of an undisturbed run that do not count."""
 
