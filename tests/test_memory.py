@@ -487,3 +487,16 @@ def test_the_sidecar_is_plain_json(here: Here) -> None:
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["state"]["extra"] == {
         "worst": {"$float": "inf"}
     }
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_a_snapshot_gone_without_is_known_to_the_others(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that had no buffer says so on its board, or the others would keep theirs for it for ever."""
+    with training() as made:
+        made.run(2)
+        made.copied()
+        monkeypatch.setattr(made.memory().segment, "begin", lambda size, pin: None)
+        made.run(3)
+        made.copied()
+        assert snapshots.boards(here.segment)[0].passed(0) == 3
+        assert snapshots.newest_snapshot(here.segment) == 2
