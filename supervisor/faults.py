@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.proctree import Process
-from trainer.injury import damage
 from trainer.rundir import faults
 from trainer.rundir.beats import Beat
+from trainer.rundir.damage import damage
 
 
 class Saboteur:

@@ -76,7 +76,7 @@ class Nproc(click.ParamType[Any]):
         if not re.fullmatch(r"-?\d+", str(value)):
             self.fail(f"{value!r} is neither a number nor 'auto'", param, ctx)
         count = int(value)
-        most = max(16, 8 * cores, 2 * count_gpus() if count > 16 else 0)
+        most = max(32, 16 * cores, 2 * count_gpus() if count > 32 else 0)
         if count < 1:
             self.fail(f"{count} ranks cannot train; ask for at least 1", param, ctx)
         if count > most:

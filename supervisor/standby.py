@@ -26,10 +26,10 @@ from supervisor.gang import Gang
 from supervisor.launch import environment, start_cold
 from supervisor.nursery import Nursery
 from supervisor.spec import Spec
-from trainer.modules import remembered
 from trainer.rundir.durable import replace_file
 from trainer.rundir.gate import PRELOAD
 from trainer.rundir.layout import RunDir
+from trainer.rundir.learned import remembered
 
 SETTLED = 0.5
 """Seconds after an attempt's first step before its standby is made: the recovery itself comes first."""

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "typing", "supervisor"}
 LEAF = {"torch", "numpy", "psutil", "structlog", "supervisor"}
-TORCH_FREE = ("trainer.rundir", "trainer.checkpoint", "trainer.injury")
+TORCH_FREE = ("trainer.rundir", "trainer.checkpoint")
 
 
 def modules(folder: str) -> list[Path]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.rundir import faults
+from trainer.rundir.damage import damage
 from trainer.rundir.durable import DISK, Buffer, Disk
-from trainer.rundir.layout import committed_steps, step_name
 
 if TYPE_CHECKING:
     from trainer.progress import Progress
@@ -62,28 +62,6 @@ def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimize
             progress.disk = FullDisk(progress)
         case "torn" | "corrupt":
             damage(checkpoints, fault)
-
-
-def damage(checkpoints: Path, fault: faults.Fault) -> bool:
-    """A file of a committed checkpoint is cut in half (`torn`) or has flipped bits (`corrupt`); False if there is none."""
-    steps = committed_steps(checkpoints)
-    step = fault.checkpoint if fault.checkpoint is not None else (steps[-1] if steps else None)
-    if step is None or step not in steps:
-        return False
-    folder = checkpoints / step_name(step)
-    victim = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size, default=None)
-    if victim is None:
-        return False
-    size = victim.stat().st_size
-    if fault.kind == "torn":
-        os.truncate(victim, size // 2)
-        return True
-    with victim.open("r+b") as file:
-        file.seek(size // 2)
-        byte = file.read(1)
-        file.seek(size // 2)
-        file.write(bytes([byte[0] ^ 0xFF]))
-    return True
 
 
 def _run_out_of_memory() -> None:

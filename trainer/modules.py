@@ -45,15 +45,6 @@ def remember(path: Path) -> None:
         replace_file(path, json.dumps(third_party()).encode())
 
 
-def remembered(path: Path) -> list[str]:
-    """What remember() wrote to `path`; nothing, if it did not or that cannot be read."""
-    try:
-        names = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
 def load(names: Iterable[str]) -> list[str]:
     """Every module of `names` that can be imported is; returns those that cannot."""
     failed = []

@@ -32,6 +32,7 @@ from trainer.hooks import watch_torch
 from trainer.reporter import Reporter, record_exception
 from trainer.rundir.environment import supervised
 from trainer.rundir.gate import GANG, PRELOAD, Gate
+from trainer.rundir.learned import remembered
 
 _PR_SET_PDEATHSIG = 1
 _MAIN = multiprocessing.process.current_process()
@@ -88,7 +89,7 @@ def serve() -> None:
     """This rank has waited for its release, and run what it was released with; nothing, if the supervisor has died."""
     rank = int(os.environ["RANK"])
     if preload := os.environ.pop(PRELOAD, None):
-        modules.load([*modules.ALWAYS, *modules.remembered(Path(preload))])
+        modules.load([*modules.ALWAYS, *remembered(Path(preload))])
     body = Gate(Path(os.environ.pop(GANG))).wait(rank)
     if body is None:
         return

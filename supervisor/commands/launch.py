@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def _command(arguments: list[str], module: bool) -> dict[str, Any]:
     target = arguments[0]
     if module:
         top = target.partition(".")[0]
-        if not target or PathFinder.find_spec(top, [str(cwd), *sys.path]) is None:
+        # The finders of editable installs are known to find_spec alone, the current folder to neither.
+        if not target or not (PathFinder.find_spec(top, [str(cwd), *sys.path]) or find_spec(top)):
             raise Refusal(f"no module named {top!r} here or on the Python path")
     elif Path(target).is_dir():
         raise Refusal(f"{target} is a folder, not a script")
