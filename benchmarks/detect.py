@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supervisor.events_file import read_events
+from supervisor.reading.events_file import read_events
 
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 SCRIPT = "import time\nwhile True: time.sleep(0.01)"

@@ -24,7 +24,7 @@ import psutil
 from common import ROOT
 from steps import HOOK, StepLog
 
-from supervisor.events_file import read_events
+from supervisor.reading.events_file import read_events
 
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 _MANY = "1000000"

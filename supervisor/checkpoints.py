@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import Refusal
-from supervisor.plain import plain
+from supervisor.reading.plain import plain
+from supervisor.reading.wording import human_bytes
 from supervisor.runs import find
-from supervisor.wording import human_bytes
 from trainer.checkpoint import store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.store import Listed

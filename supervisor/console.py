@@ -12,18 +12,18 @@ import threading
 import time
 from types import TracebackType
 
-from supervisor.choice import Choice
 from supervisor.core.ledger import lost_steps, recoveries
 from supervisor.core.model import End
 from supervisor.core.story import Story
-from supervisor.events_file import read_lines
-from supervisor.follow import Record, RunFollower, pump
-from supervisor.plain import plain
-from supervisor.render import TextRenderer
+from supervisor.reading.choice import Choice
+from supervisor.reading.events_file import read_lines
+from supervisor.reading.follow import Record, RunFollower, pump
+from supervisor.reading.plain import plain
+from supervisor.reading.render import TextRenderer
+from supervisor.reading.wording import signal_name
 from supervisor.runs import RUNS
 from supervisor.spec import Spec
 from supervisor.status import story_of
-from supervisor.wording import signal_name
 from trainer.rundir.layout import RunDir
 
 _TRACEBACK = 20

@@ -15,8 +15,8 @@ from supervisor.console import Console, closing_words, opening_words
 from supervisor.driver import Driver
 from supervisor.errors import Refusal
 from supervisor.events import EventLog
-from supervisor.events_file import read_events
 from supervisor.lock import is_held
+from supervisor.reading.events_file import read_events
 from supervisor.runs import load
 from supervisor.spec import Spec
 from trainer.rundir import faults

@@ -9,8 +9,8 @@ from typing import Any
 
 from supervisor.core.policy import spent
 from supervisor.core.story import Story, tell
-from supervisor.events_file import read_events
 from supervisor.lock import holder, is_held
+from supervisor.reading.events_file import read_events
 from supervisor.runs import SCHEMA, Known
 from supervisor.spec import Spec, restore
 from supervisor.watch import newest_checkpoint

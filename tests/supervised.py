@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from supervisor.events_file import read_events
 from supervisor.proctree import marked
+from supervisor.reading.events_file import read_events
 from trainer.rundir.layout import RunDir
 from trainer.rundir.shm import remove, segment_of
 

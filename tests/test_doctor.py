@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from supervisor import checks, probes, space
-from supervisor.checks import Check, Host, Verdict
+from supervisor.checkup import checks, probes, space
+from supervisor.checkup.checks import Check, Host, Verdict
 from supervisor.commands import doctor
 
 MOUNTS = """\

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.events_file import EventReader, read_events
+from supervisor.reading.events_file import EventReader, read_events
 
 EVENT = st.fixed_dictionaries(
     {"msg": st.sampled_from(["verdict", "resumed"]), "seq": st.integers(0, 2**31)},
@@ -63,7 +63,7 @@ def test_a_torn_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_line_longer_than_the_window_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes without newlines are passed over in bounded memory."""
-    monkeypatch.setattr("supervisor.events_file.WINDOW", 64)
+    monkeypatch.setattr("supervisor.reading.events_file.WINDOW", 64)
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"x" * 1000 + b"\n" + line({"msg": "after"}) + b"\n")
     reader = EventReader(path)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.choice import EVERYTHING, Choice, parse_since
 from supervisor.errors import Refusal
-from supervisor.follow import POLL, EventRecord, LogRecord, Record, RunFollower, pump
-from supervisor.render import TextRenderer
+from supervisor.reading.choice import EVERYTHING, Choice, parse_since
+from supervisor.reading.follow import POLL, EventRecord, LogRecord, Record, RunFollower, pump
+from supervisor.reading.render import TextRenderer
 from tests.runs_on_disk import EPOCH, Writer, recovered_run
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor import logfile
-from supervisor.lines import CAP, End, Line, LineSplitter, RawSplitter
-from supervisor.logfile import LogFollower, drain, last_lines, last_matching
-from supervisor.plain import decode, plain
+from supervisor.reading import logfile
+from supervisor.reading.lines import CAP, End, Line, LineSplitter, RawSplitter
+from supervisor.reading.logfile import LogFollower, drain, last_lines, last_matching
+from supervisor.reading.plain import decode, plain
 
 PIECES = st.sampled_from([b"\n", b"\r", b"\r\n", b"step 1", b"\xff\xfe", b"", b" 50%", b"a" * CAP, b"b" * (CAP - 1)])
 STREAM = st.lists(PIECES, max_size=30).map(b"".join)

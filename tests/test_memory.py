@@ -500,3 +500,22 @@ def test_a_snapshot_gone_without_is_known_to_the_others(here: Here, monkeypatch:
         made.copied()
         assert snapshots.boards(here.segment)[0].passed(0) == 3
         assert snapshots.newest_snapshot(here.segment) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_the_third_buffer_is_given_back(here: Here) -> None:
+    """Once nothing is pinned any more its file is gone, and no mapping keeps its memory."""
+
+    def mapped() -> int:
+        return len({line.split()[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/rank0." in line})
+
+    with training() as made:
+        made.run(2)
+        made.run(3, SAVE)
+        made.run(6)
+        made.copied()
+        assert mapped() == 3
+        snapshots.clear_pins(here.segment)
+        made.run(9)
+        made.copied()
+        assert mapped() == 2

@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 
 from supervisor.commands import events, tail
 from supervisor.errors import Refusal
-from supervisor.events_file import Event
-from supervisor.follow import EventRecord, LogRecord
-from supervisor.lines import CAP, End, Line
-from supervisor.render import TextRenderer, render_json
-from supervisor.wording import Restarts
+from supervisor.reading.events_file import Event
+from supervisor.reading.follow import EventRecord, LogRecord
+from supervisor.reading.lines import CAP, End, Line
+from supervisor.reading.render import TextRenderer, render_json
+from supervisor.reading.wording import Restarts
 from tests.runs_on_disk import Writer, recovered_run
 
 TAIL = [sys.executable, "-c", "from supervisor.commands.tail import command; command()"]

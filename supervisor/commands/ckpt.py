@@ -23,8 +23,8 @@ from supervisor.checkpoints import (
 )
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.leftovers import claimed
-from supervisor.table import table
-from supervisor.wording import human_bytes
+from supervisor.reading.table import table
+from supervisor.reading.wording import human_bytes
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.export import export_safetensors

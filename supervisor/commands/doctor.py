@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 import orjson
 
-from supervisor import checks, probes, space
-from supervisor.checks import Check, Host, Verdict
-from supervisor.plain import plain
+from supervisor.checkup import checks, probes, space
+from supervisor.checkup.checks import Check, Host, Verdict
+from supervisor.reading.plain import plain
+from supervisor.reading.table import table
 from supervisor.runs import RUNS
-from supervisor.table import table
 
 SCHEMA = 1
 LOOKS = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from supervisor.choice import LEVELS, Choice
 from supervisor.commands.stream import colours, stream
 from supervisor.commands.tail import known_event
-from supervisor.follow import RunFollower
 from supervisor.lock import is_held
-from supervisor.render import Renderer, TextRenderer, render_raw
+from supervisor.reading.choice import LEVELS, Choice
+from supervisor.reading.follow import RunFollower
+from supervisor.reading.render import Renderer, TextRenderer, render_raw
 from supervisor.runs import find
 
 

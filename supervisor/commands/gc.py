@@ -9,11 +9,11 @@ import orjson
 import psutil
 
 from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
-from supervisor.plain import plain
+from supervisor.reading.plain import plain
+from supervisor.reading.table import table
+from supervisor.reading.wording import human_bytes
 from supervisor.runs import Known, all_runs
 from supervisor.runs import find as find_run
-from supervisor.table import table
-from supervisor.wording import human_bytes
 
 SCHEMA = 1
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from supervisor.reading.table import table
 from supervisor.runs import SCHEMA, Known, all_runs
 from supervisor.status import status
-from supervisor.table import table
 
 
 @click.command()

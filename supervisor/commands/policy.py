@@ -7,8 +7,8 @@ import json
 import click
 
 from supervisor.core.policy import RULES
+from supervisor.reading.table import table
 from supervisor.runs import SCHEMA
-from supervisor.table import table
 
 
 @click.command()

@@ -10,9 +10,9 @@ import click
 
 from supervisor.console import attempt_lines
 from supervisor.core import ledger
+from supervisor.reading.table import table
 from supervisor.runs import SCHEMA, find
 from supervisor.status import story_of
-from supervisor.table import table
 
 
 @click.command()

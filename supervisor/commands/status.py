@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from supervisor.reading.table import table
 from supervisor.runs import find
 from supervisor.status import status
-from supervisor.table import table
 
 _RUNNING = 101
 

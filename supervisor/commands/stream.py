@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import click
 
-from supervisor.follow import Record, RunFollower, pump
-from supervisor.render import Renderer
+from supervisor.reading.follow import Record, RunFollower, pump
+from supervisor.reading.render import Renderer
 
 _BATCH = 65536
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from supervisor.choice import LEVELS, Choice, parse_since
 from supervisor.commands.stream import colours, stream
-from supervisor.follow import RunFollower
 from supervisor.lock import is_held
-from supervisor.render import Renderer, TextRenderer, render_json, render_raw
+from supervisor.reading.choice import LEVELS, Choice, parse_since
+from supervisor.reading.follow import RunFollower
+from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
 from supervisor.runs import find
 
 

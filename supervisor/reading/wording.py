@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from supervisor.events_file import Event
-from supervisor.plain import plain
+from supervisor.reading.events_file import Event
+from supervisor.reading.plain import plain
 
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})

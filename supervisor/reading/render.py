@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from supervisor.events_file import Event
-from supervisor.follow import EventRecord, Record
-from supervisor.lines import End
-from supervisor.plain import decode
-from supervisor.wording import Restarts, event_text
+from supervisor.reading.events_file import Event
+from supervisor.reading.follow import EventRecord, Record
+from supervisor.reading.lines import End
+from supervisor.reading.plain import decode
+from supervisor.reading.wording import Restarts, event_text
 
 _RANKS = ("36", "33", "35", "34", "32", "96", "95", "93")
 """SGR colours that stay apart for the colour-blind when they stand next to each other."""

@@ -6,8 +6,8 @@ import datetime
 import re
 from dataclasses import dataclass
 
-from supervisor.events_file import Event
-from supervisor.wording import event_text
+from supervisor.reading.events_file import Event
+from supervisor.reading.wording import event_text
 from trainer.rundir.duration import parse_duration
 
 LEVELS = ("info", "warning", "error")

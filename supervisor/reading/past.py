@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.choice import Choice
-from supervisor.lines import Line, Splitter
-from supervisor.logfile import LogFollower, drain, last_lines, last_matching
+from supervisor.reading.choice import Choice
+from supervisor.reading.lines import Line, Splitter
+from supervisor.reading.logfile import LogFollower, drain, last_lines, last_matching
 from trainer.rundir.layout import RunDir
 
 _RANK_LOG = re.compile(r"^rank(\d+)\.log$")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from supervisor.lines import Line, Splitter
+from supervisor.reading.lines import Line, Splitter
 
 BLOCK = 65536
 REACH = 4 * BLOCK

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from supervisor.checks import Check, Verdict
+from supervisor.checkup.checks import Check, Verdict
 from supervisor.proctree import Process, become_subreaper
 from supervisor.stacks import pyspy
 

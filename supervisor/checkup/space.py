@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from supervisor.checks import Check, Host, Verdict, read
+from supervisor.checkup.checks import Check, Host, Verdict, read
 
 GB = 10**9
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from supervisor.plain import plain
+from supervisor.reading.plain import plain
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from supervisor.choice import EVERYTHING, Choice
 from supervisor.errors import Refusal
-from supervisor.events_file import Event, EventReader
-from supervisor.lines import Line, LineSplitter, RawSplitter, Splitter
-from supervisor.logfile import LogFollower
-from supervisor.past import LogFile, log_files, open_back
-from supervisor.plain import decode
-from supervisor.wording import Restarts
+from supervisor.reading.choice import EVERYTHING, Choice
+from supervisor.reading.events_file import Event, EventReader
+from supervisor.reading.lines import Line, LineSplitter, RawSplitter, Splitter
+from supervisor.reading.logfile import LogFollower
+from supervisor.reading.past import LogFile, log_files, open_back
+from supervisor.reading.plain import decode
+from supervisor.reading.wording import Restarts
 from trainer.rundir.layout import RunDir
 
 POLL = 0.15

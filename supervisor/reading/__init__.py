@@ -1,0 +1,1 @@
+"""Reading a run: its events and logs, followed over restarts, filtered, and put into words."""
