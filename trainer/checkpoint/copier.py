@@ -53,6 +53,7 @@ class CudaCopier(Copier):
         cuda: Any = torch.cuda
         self._side = cuda.Stream(device)
         self._ready, self._done = cuda.Event(), cuda.Event()
+        self._registered: set[int] = set()
 
     def mark(self) -> None:
         super().mark()
@@ -76,8 +77,9 @@ class CudaCopier(Copier):
         torch.cuda.current_stream(self._device).wait_event(self._done)
 
     def _register(self, buffer: Buffer, memory: torch.Tensor) -> None:
-        if buffer.releases:
+        if buffer.serial in self._registered:
             return
+        self._registered.add(buffer.serial)
         # Pinned: from pageable memory a copy is neither asynchronous nor fast. Refused, it still works, only slower.
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         address = memory.data_ptr()

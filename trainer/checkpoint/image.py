@@ -10,6 +10,7 @@ at once, by the thread that trains, and from there later.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 from collections.abc import Callable, Set
 
@@ -111,6 +112,8 @@ class Image:
                 for at, source in zip(self._plain_at, self._plain, strict=True)
             ]
             known = self._pairs[buffer.slot] = (buffer.serial, head, memory, pairs)
+            # Or a buffer that is dropped would stay mapped, and its memory taken.
+            buffer.releases.append(functools.partial(self._pairs.pop, buffer.slot, None))
         return known[2], known[3]
 
 
