@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import queue
 import threading
 import time
@@ -65,6 +66,7 @@ class Memory:
         self._packer = Packer(lambda: steadiness(parts))
         self._image: Image | None = None
         self._needed = 0
+        self._share = _share(place.world_size)
         self._specs_text: tuple[object, str] = (None, "")
         self._copier: Copier | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -90,7 +92,7 @@ class Memory:
         """The state as it is now will be this rank's snapshot of `step`, unless another rank is late, or `problem` is
         set. Pinned, it stays until a flush has read it."""
         self.wait()
-        self.cost_s = self._spent_s + self._waited_s + self._copied_s * _SHARE
+        self.cost_s = self._spent_s + self._waited_s + self._copied_s * self._share
         began = time.perf_counter()
         shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
         image = self._image
@@ -170,8 +172,11 @@ class Memory:
         return (json.dumps(about, separators=(",", ":"))[:-1] + ',"tensors":' + text + "}").encode()
 
 
-_SHARE = 0.5
-"""Of the copying thread's CPU time: it has a core of its own at best, and competes for one, and for memory, at worst."""
+def _share(world_size: int) -> float:
+    """How much of the copying thread's CPU time training pays for: a quarter, for memory bandwidth, where each rank has a
+    core to spare for it; all of it, and the other ranks' waiting, where the ranks' threads have all the cores."""
+    cores = len(os.sched_getaffinity(0))
+    return 0.25 if cores >= world_size * (torch.get_num_threads() + 1) else 1.5
 
 
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:
