@@ -368,8 +368,8 @@ def test_live_injection(run: Run) -> None:
     assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
 
 
-def test_disk_full_of_events_does_not_stop_training(run: Run, tmp_path: Path) -> None:
-    """A run directory on a disk that fills up: the run is refused in one line, or ends by its own account."""
+def test_run_directory_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    """It is refused in one line, without a traceback."""
     blocker = tmp_path / "blocker"
     blocker.write_text("a file where the run's folder should be")
 

@@ -13,6 +13,7 @@ Every call goes through `Disk`, the one seam at which tests cut the power.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from collections.abc import Iterable
@@ -91,10 +92,13 @@ def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
 
 
 def append_line(fd: int, line: bytes) -> None:
-    """`line` and a newline are appended to `fd` (opened O_APPEND) in one write, or OSError if that was cut short."""
+    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer), or OSError and nothing of them is there."""
     data = line + b"\n"
-    if os.write(fd, data) != len(data):
-        raise OSError(28, "short write: no space left on device")
+    written = os.write(fd, data)
+    if written != len(data):
+        # Half a line would swallow the next one that is appended after it.
+        os.ftruncate(fd, os.fstat(fd).st_size - written)
+        raise OSError(errno.ENOSPC, "short write: no space left on device")
 
 
 def mend_tail(path: Path) -> int:
