@@ -18,11 +18,19 @@ class Cause(enum.Enum):
     KILLED = "killed"
     SEGFAULT = "segfault"
     ABORT = "abort"
+    HOST_OOM = "host_oom"
+    CUDA_OOM = "cuda_oom"
+    NCCL_OR_GLOO_TIMEOUT = "nccl_or_gloo_timeout"
     HANG = "hang"
     STOPPED = "stopped"
+    NAN = "nan"
+    NO_SPACE = "no_space"
+    CHECKPOINT_BAD = "checkpoint_bad"
+    PORT_IN_USE = "port_in_use"
     PREEMPTED = "preempted"
     STOPPED_BY_USER = "stopped_by_user"
     LAUNCHER_DIED = "launcher_died"
+    NODE_LOST = "node_lost"
 
 
 class StopKind(enum.Enum):
