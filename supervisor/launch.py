@@ -33,6 +33,7 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
         names.RUN_ID: spec.run,
         names.RUN_DIR: str(run.path),
         names.SUPERVISOR_PID: str(os.getpid()),
+        names.GRACE: str(spec.grace),
         "PYTHONUNBUFFERED": outer.get("PYTHONUNBUFFERED", "1"),
     }
     # One run in the tracker over all attempts. A user's own choice stands.

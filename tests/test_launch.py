@@ -35,7 +35,7 @@ import os, signal, sys, time
 rank = os.environ["RANK"]
 def stop(*_):
     open("terms" + rank, "a").write("x")
-    time.sleep(0.3)
+    time.sleep(0.3 + 2 * int(rank))
     open("saved" + rank, "w")
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
@@ -130,7 +130,8 @@ def test_exit_75_restarts_for_free(run: Run) -> None:
     [(signal.SIGINT, 103, "stopped"), (signal.SIGTERM, 75, "preempted"), (signal.SIGHUP, 75, "preempted")],
 )
 def test_signals_stop_politely(run: Run, number: signal.Signals, code: int, state: str) -> None:
-    """Ctrl-C stops with 103, TERM and a lost terminal with 75; each rank gets one TERM and the time to act on it."""
+    """Ctrl-C stops with 103, TERM and a lost terminal with 75; each rank gets one TERM and the time to act on it,
+    though the other has gone by then."""
     process = run.start("--nproc", "2", run.script(SAVES_ON_TERM))
     until(lambda: all((run.folder / f"up{rank}").exists() for rank in range(2)))
 

@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     # Run by path, so that a module of the user's called `trainer` is not found in place of this package. The script's
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from trainer.rundir.durable import replace_file
+from trainer.rundir.environment import GRACE
 from trainer.rundir.gate import GANG, Gate
 
 _WORKER = str(Path(__file__).with_name("worker.py"))
@@ -48,9 +50,39 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
 
 
+def _be_patient(context: Any, grace: float) -> None:
+    """torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
+
+    That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
+    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does.
+    """
+    poll, heard = context._poll, float("inf")
+
+    def patient(self: Any) -> Any:
+        nonlocal heard
+        pids = self.pids().values()
+        if len({_runs(pid) for pid in pids}) == 2:
+            heard = min(heard, time.monotonic())
+            if time.monotonic() < heard + grace:
+                return None
+        return poll(self)
+
+    context._poll = patient
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
 def _reported(gate: Gate, engine: Callable[[], object]) -> int:
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    for context in (api.MultiprocessContext, api.SubprocessContext):
+        _be_patient(context, float(os.environ[GRACE]))
     try:
         engine()
     except ChildFailedError as error:
