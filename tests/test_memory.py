@@ -21,7 +21,7 @@ from torch import nn
 from tests.jobs import on_ranks, same
 from tests.test_checkpointer import Notes
 from trainer import progress
-from trainer.checkpoint import Checkpointer, NoUsableCheckpoint, copier, snapshots
+from trainer.checkpoint import Checkpointer, NoUsableCheckpoint, copier, memory, snapshots
 from trainer.checkpoint.flush import flush
 from trainer.checkpoint.interval import Pace
 from trainer.checkpoint.restore import load
@@ -58,9 +58,16 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     return notes
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes) -> Here:
-    return Here(tmp_path, monkeypatch)
+@pytest.fixture(params=[True, False], ids=["overlapped", "blocking"])
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes, request: pytest.FixtureRequest
+) -> Iterator[Here]:
+    """With a core to spare for copying, and without one."""
+    monkeypatch.setattr(memory, "spare_cores", lambda world_size: request.param)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if request.param else 2)
+    yield Here(tmp_path, monkeypatch)
+    torch.set_num_threads(threads)
 
 
 class Training:
@@ -143,15 +150,15 @@ def training(**options: Any) -> Iterator[Training]:
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """No copy begins before this is set: it is always still to be made while the next step computes."""
-    event, copy = threading.Event(), copier.copy_here
+    """No copy that overlaps begins before this is set: it is always still to be made while the next step computes."""
+    event, copy = threading.Event(), copier.Copier.copy
 
-    def wait_and_copy(pairs: Any) -> None:
+    def wait_and_copy(*given: Any) -> None:
         event.wait(20)
         event.clear()
-        copy(pairs)
+        copy(*given)
 
-    monkeypatch.setattr(copier, "copy_here", wait_and_copy)
+    monkeypatch.setattr(copier.Copier, "copy", wait_and_copy)
     return event
 
 

@@ -1,6 +1,8 @@
-"""How bytes get from live tensors into shared memory while training goes on, and what the optimizer's next step waits for.
+"""How bytes get from live tensors into shared memory, and what the optimizer's next step waits for.
 
-On the CPU the copying thread copies, and the optimizer waits until it has committed. On a GPU:
+On the CPU, where no core is spare, the thread that trains copies at once, with all the threads that it trains with: a
+copying thread beside those that compute holds them all up at their barriers (see DESIGN.md). Where one is spare, the copying
+thread copies while training goes on, and the optimizer waits until it has committed. On a GPU:
 
     compute stream   optimizer.step | mark ............ forward, backward ............ gate: waits for `done` | step
     side stream                      '-> wait for mark -> copies to pinned memory -> done
@@ -11,6 +13,7 @@ The GPU half has not been run on a GPU.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +25,10 @@ from trainer.checkpoint.segment import Buffer
 
 
 class Copier:
-    """For state on the CPU."""
+    """For state on the CPU, where a core is spare."""
+
+    overlaps = True
+    """Whether a thread of its own copies, while the one that trains goes on."""
 
     def __init__(self) -> None:
         self._free = threading.Event()
@@ -42,6 +48,21 @@ class Copier:
     def gate(self) -> None:
         """What was marked is copied, or will be before anything queued from now on; called by the thread that trains."""
         self._free.wait()
+
+
+class BlockingCopier(Copier):
+    """For state on the CPU, where no core is spare: nothing is ever waited for."""
+
+    overlaps = False
+
+    def mark(self) -> None:
+        """Nothing will change before it is copied."""
+
+    def copy(self, buffer: Buffer, memory: torch.Tensor, pairs: list[Pair]) -> None:
+        if torch.get_num_threads() == 1:
+            copy_here(pairs)
+        elif pairs:
+            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
 
 class CudaCopier(Copier):
@@ -87,7 +108,14 @@ class CudaCopier(Copier):
             buffer.releases.append(lambda: runtime.cudaHostUnregister(address))
 
 
-def copier_for(tensors: Iterable[torch.Tensor]) -> Copier:
-    """The one that fits where `tensors` lie."""
+def spare_cores(world_size: int) -> bool:
+    """Whether each of the ranks, taken to be on this machine, has a core for a thread that copies."""
+    return len(os.sched_getaffinity(0)) >= world_size * (torch.get_num_threads() + 1)
+
+
+def copier_for(tensors: Iterable[torch.Tensor], spare: bool) -> Copier:
+    """The one that fits where `tensors` lie, and whether a core is `spare`."""
     device = next((t.device for t in tensors if t.is_cuda), None)
-    return Copier() if device is None else CudaCopier(device)
+    if device is not None:
+        return CudaCopier(device)
+    return Copier() if spare else BlockingCopier()

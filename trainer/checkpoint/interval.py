@@ -12,8 +12,12 @@ _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
 _SNAPSHOT_OVERHEAD = 0.01
 _MEMORY = 9
-FLUSH_SHARE = 0.1
-"""Of the time that a flush takes, what it is taken to cost training: it is niced, but it uses a core and the disk."""
+
+
+def flush_cost(seconds: float, spare: bool) -> float:
+    """What a flush of so many seconds is taken to cost training: a tenth where a core is spare for it, for disk and memory;
+    else all of it. Niced, it still holds up a rank, and with it all that wait for that one."""
+    return seconds * (0.1 if spare else 1.0)
 
 
 @dataclass(slots=True)
@@ -22,7 +26,7 @@ class Interval:
 
     The cost is that of the newest save; before the first one it is taken as 5 ms, so that the first save comes after 6 s
     and measures it; that is also the least interval. One failure an hour is assumed, not measured. Saving never takes more
-    than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and a tenth of the flush.
+    than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
     """
 
     cost_s: float = _FIRST_COST_S

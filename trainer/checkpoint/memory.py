@@ -1,5 +1,7 @@
 """The memory tier of one rank: a snapshot of the state in shared memory, copied while the next step computes.
 
+Where a core is spare for it, or the state lies on a GPU (else all of it happens in take(), see copier):
+
     training thread   optimizer.step(k) | take: capture, stage |  forward  backward  | gate | optimizer.step(k+1)
     copying thread                      '-> begin -> fill -> commit (k is safe)      ^
                                                                a late copy is waited for here, by a hook of the optimizer
@@ -12,7 +14,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import queue
 import threading
 import time
@@ -26,11 +27,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trainer.checkpoint import rng
-from trainer.checkpoint.copier import Copier, copier_for
+from trainer.checkpoint.copier import Copier, copier_for, spare_cores
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.packing import Packer
 from trainer.checkpoint.segment import Segment
 from trainer.checkpoint.state import Stateful, capture, capture_rank, steadiness
+
+_BANDWIDTH = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +59,18 @@ class Place:
 class Memory:
     """Snapshots of `parts`. OSError if there can be none in that place. `problem` says why there are none any more."""
 
-    def __init__(self, place: Place, parts: Mapping[str, Stateful]) -> None:
+    def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
+        """`spare`: whether a core is spare for copying; None finds out."""
         self.problem: str | None = None
         self.cost_s = 0.0
-        """What the newest snapshot took from training, in seconds: the training thread's time, its waiting, and a part
-        of the copying thread's CPU time."""
+        """What the newest snapshot took from training, in seconds: the training thread's time, its waiting, and, for
+        memory bandwidth, a quarter of the copying thread's CPU time."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
         self._packer = Packer(lambda: steadiness(parts))
         self._image: Image | None = None
         self._needed = 0
-        self._share = _share(place.world_size)
+        self.spare = spare_cores(place.world_size) if spare is None else spare
         self._specs_text: tuple[object, str] = (None, "")
         self._copier: Copier | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -92,19 +96,23 @@ class Memory:
         """The state as it is now will be this rank's snapshot of `step`, unless another rank is late, or `problem` is
         set. Pinned, it stays until a flush has read it."""
         self.wait()
-        self.cost_s = self._spent_s + self._waited_s + self._copied_s * self._share
+        self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
         began = time.perf_counter()
         shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
         image = self._image
         if image is None or image.specs is not shared.specs:
             image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
             self._image = image
-            self._copier = copier_for(shared.tensors.values())
+            self._copier = copier_for(shared.tensors.values(), self.spare)
         assert self._copier is not None
         image.stage(shared)
-        self._idle.clear()
-        self._copier.mark()
-        self._jobs.put(_Job(step, pin, image, shared.tree, generators))
+        job = _Job(step, pin, image, shared.tree, generators)
+        if self._copier.overlaps:
+            self._idle.clear()
+            self._copier.mark()
+            self._jobs.put(job)
+        else:
+            self.work(job)
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
 
     def gate(self) -> None:
@@ -127,7 +135,7 @@ class Memory:
         self._finish()
 
     def work(self, job: _Job) -> None:
-        """`job` is done; called by the copying thread."""
+        """`job` is done; called by the copying thread, if there is one."""
         began = time.thread_time()
         try:
             self._write(job)
@@ -136,10 +144,10 @@ class Memory:
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:
             self.problem = f"no snapshots: {error}"
         finally:
-            self._copied_s = time.thread_time() - began
-            if self._copier is not None:
+            if self._copier is not None and self._copier.overlaps:
+                self._copied_s = time.thread_time() - began
                 self._copier.finish()
-            self._idle.set()
+                self._idle.set()
 
     def _write(self, job: _Job) -> None:
         own = capture_rank(self._place.rank, job.generators)
@@ -170,13 +178,6 @@ class Memory:
             self._specs_text = (job.image.specs, text)
         about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
         return (json.dumps(about, separators=(",", ":"))[:-1] + ',"tensors":' + text + "}").encode()
-
-
-def _share(world_size: int) -> float:
-    """How much of the copying thread's CPU time training pays for: a quarter, for memory bandwidth, where each rank has a
-    core to spare for it; all of it, and the other ranks' waiting, where the ranks' threads have all the cores."""
-    cores = len(os.sched_getaffinity(0))
-    return 0.25 if cores >= world_size * (torch.get_num_threads() + 1) else 1.5
 
 
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from trainer.checkpoint import snapshots
 from trainer.checkpoint.board import Board
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.interval import FLUSH_SHARE, Interval, Pace
+from trainer.checkpoint.interval import Interval, Pace, flush_cost
 from trainer.checkpoint.memory import Memory
 from trainer.progress import Phase, progress
 
@@ -87,8 +87,8 @@ class Tier:
         if snapshots.any_pinned(self._boards.values()):
             return False
         if self._pinned is not None:
-            cost = self._memory.cost_s + FLUSH_SHARE * (time.monotonic() - self._pinned_at)
-            self._interval.saved(self._pinned_at, cost)
+            flush = flush_cost(time.monotonic() - self._pinned_at, self._memory.spare)
+            self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
             self._pinned = None
         return True
 
