@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from tests.jobs import on_ranks, same
+from trainer.checkpoint import rng
 from trainer.checkpoint.errors import CheckpointMismatch, StateError
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.packing import pack
@@ -135,3 +138,14 @@ def test_another_optimizer_is_a_mismatch() -> None:
         apply(parts, {name: part.state_dict() for name, part in other.items()}, "it")
 
     assert same(before, dict(parts["model"].state_dict()))
+
+
+def test_generators_as_checkpoints_stored_them_at_first() -> None:
+    """Twisters as lists of numbers still come back."""
+    stored = rng.capture()
+    stored["python"] = random.getstate()
+    stored["numpy"]["state"]["key"] = np.random.get_state()[1].tolist()
+    expected = random.random(), np.random.rand()
+    rng.seed(1)
+    rng.apply(stored)
+    assert (random.random(), np.random.rand()) == expected

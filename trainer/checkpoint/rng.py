@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import random
 import sys
@@ -11,27 +12,41 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """The state of every generator of this process."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    """The state of every generator of this process; words of Mersenne twisters as tensors of bytes."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": {"version": version, "words": _bytes_of(array.array("I", words)), "gauss": gauss},
+    }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     if (numpy := sys.modules.get("numpy")) is not None:
         values = numpy.random.get_state(legacy=False)
-        key = values["state"]["key"].tolist()
-        state["numpy"] = {**values, "state": {"key": key, "pos": int(values["state"]["pos"])}}
+        words = {"key": _bytes_of(values["state"]["key"]), "pos": int(values["state"]["pos"])}
+        state["numpy"] = {**values, "state": words}
     return state
 
 
 def apply(state: dict[str, Any]) -> None:
     """Every generator goes on from `state`; one that is not in it stays as it is."""
     torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
+    python = state["python"]
+    if isinstance(python, tuple):  # as it was stored at first
+        random.setstate(python)
+    else:
+        words = array.array("I", python["words"].numpy().tobytes())
+        random.setstate((python["version"], tuple(words), python["gauss"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
         values = state["numpy"]
-        key = numpy.array(values["state"]["key"], dtype=numpy.uint32)
-        numpy.random.set_state({**values, "state": {"key": key, "pos": values["state"]["pos"]}})
+        key = values["state"]["key"]
+        known = numpy.array(key, dtype=numpy.uint32) if isinstance(key, list) else key.numpy().view(numpy.uint32)
+        numpy.random.set_state({**values, "state": {"key": known, "pos": values["state"]["pos"]}})
+
+
+def _bytes_of(words: Any) -> torch.Tensor:
+    return torch.frombuffer(words, dtype=torch.uint8).clone()
 
 
 def seed(*parts: int) -> None:
