@@ -1,4 +1,4 @@
-"""Ranks killed from outside, and the steps after it: the measurement that recovery.py and script_recovery.py share.
+"""Ranks killed from outside, and the steps after it: how long the next group takes, and by component.
 
 A kill is SIGKILL of a random rank, at a random moment `gap` to `gap` + 1 seconds after every rank's first step. It is
 recovered from when every rank of the next group has finished its first optimizer step. Both times are CLOCK_MONOTONIC:

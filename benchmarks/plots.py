@@ -59,13 +59,14 @@ def components(result: dict[str, Any], path: Path) -> None:
 
 def goodput(result: dict[str, Any], path: Path) -> None:
     colours = {"supervise": svg.PALETTE[0], "torchrun": svg.OTHERS}
-    names = {"torchrun": "torchrun, saving every 20 steps"}
+    names = {"torchrun": "torchrun, saving every 20 steps as the tutorial does"}
     groups: dict[float, list[tuple[str, float, str]]] = {}
-    for sample in result["samples"]:
-        bar = (names.get(sample["side"], sample["side"]), 100 * sample["goodput"], colours[sample["side"]])
+    for sample in result["summary"]:
+        bar = (names.get(sample["side"], sample["side"]), 100 * sample["goodput"]["p50"], colours[sample["side"]])
         groups.setdefault(sample["every_s"], []).append(bar)
     rows = [(f"every {every:g} s", bars) for every, bars in sorted(groups.items())]
-    subtitle = f"100 %: no failures, no saves, nobody supervises. {machine_line(result)}"
+    rounds = f"Medians of {result['options']['rounds']} rounds"
+    subtitle = f"{rounds}; 100 %: no failures, no saves, nobody supervises. {machine_line(result)}"
     axes = ("a random rank is killed", "goodput, %")
     svg.grouped(path, "Goodput against the failure rate", subtitle, axes, rows, "%")
 

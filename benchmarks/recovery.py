@@ -1,14 +1,15 @@
-"""Recovery: SIGKILL of a rank to the first new optimizer step, the built-in GPT under supervise and under torchrun.
+"""Recovery: SIGKILL of a rank to the first new optimizer step, under supervise and under torchrun, the same on every side.
 
-The same module with the same flags on every side; it resumes from its own checkpoints on every side. With 10 kills a side it
-takes about 3 minutes.
+The built-in GPT, which resumes from its own checkpoints on every side; with --script, a script that nobody changed, such as
+scripts/own_resume.py: DDP, its own torch.save every 10 steps, its own torch.load. Ten kills a side take 3 minutes.
 
-python benchmarks/recovery.py [--kills 10] [--gap 4] [--model small|default] [--peer nvrx|torchrun-shared-store] [--json FILE]
+python benchmarks/recovery.py [--script FILE] [--kills 10] [--gap 4] [--model small|default] [--peer nvrx|…] [--json FILE]
 """
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import common
 import sides
@@ -24,6 +25,7 @@ def main() -> None:
         ("--nproc", {"type": int, "default": 2}),
         ("--model", {"choices": list(common.MODELS), "default": "small"}),
         ("--checkpoint-every", {"type": int, "default": 50, "help": "steps, on every side"}),
+        ("--script", {"type": Path, "help": "in place of the built-in GPT, one that takes --steps"}),
         ("--peer", {"choices": sides.PEERS, "action": "append", "default": [], "help": "one more side"}),
     )
     random.seed(given.seed)
@@ -34,7 +36,8 @@ def main() -> None:
         *sides.extra(given.peer, given.nproc),
     ]
     every = ["--checkpoint-every", str(given.checkpoint_every)]
-    workload = ["-m", "trainer", "--steps", "100000000", "--log-every", "1000", *every, *common.MODELS[given.model]]
+    built_in = ["-m", "trainer", "--log-every", "1000", *every, *common.MODELS[given.model]]
+    workload = [*([str(given.script.resolve())] if given.script else built_in), "--steps", "100000000"]
     common.write(given.json, "recovery", here, given, compare(plans, workload, given.nproc, given.kills, given.gap))
 
 
