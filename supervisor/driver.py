@@ -183,12 +183,13 @@ class Driver:
         armed, fired = self._saboteur.news()
         for fault in armed:
             self.log.emit("fault_armed", number=fault.number, spec=fault.text)
-        if armed:
+        if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming) or armed:
             watch.ask_faults()
         for body in fired:
             fields = {key: body[key] for key in ("spec", "fault", "rank", "step") if key in body}
             self.log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
-        self._saboteur.fire(watch.beats, watch.ranks, watch.launcher, self.log.attempt)
+        supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
+        self._saboteur.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

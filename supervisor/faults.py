@@ -6,12 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from supervisor.proctree import Process
 from trainer.rundir import faults
-from trainer.rundir.beats import Beat
+from trainer.rundir.beats import Beat, Phase
 from trainer.rundir.damage import damage
 
 
@@ -42,19 +43,28 @@ class Saboteur:
         self._told |= set(fired)
         return [f for f in self._armed if f.number not in known], new
 
-    def fire(self, beats: list[Beat], ranks: dict[int, Process], launcher: Process | None, attempt: int) -> None:
-        """Whatever is due and ours has fired; each fault is on disk as fired before that."""
+    def ripen(self, step: int, warming: Callable[[], bool]) -> bool:
+        """What waited for the run to have done `step` steps, or for a standby in the making, is ripe; whether any is new."""
+        waiting = [f for f in self._armed if f.waits and not f.ripe]
+        ripe = [f for f in waiting if f.ripens(step, f.standby and warming())]
+        for fault in ripe:
+            faults.ripen(self._folder, fault)
+        self._armed = [replace(f, ripe=f.ripe or f in ripe) for f in self._armed] if ripe else self._armed
+        return bool(ripe)
+
+    def fire(
+        self, beats: list[Beat], ranks: dict[int, Process], supervision: dict[str, Process | None], attempt: int
+    ) -> None:
+        """Whatever is due and ours has fired; each fault is on disk as fired before that. `supervision` are the processes
+        that faults of that name kill, where they are alive."""
         step = max((b.step for b in beats), default=0)
-        stepped = max((b.step for b in beats if b.phase >= 3), default=0)
         now = time.monotonic()
         for fault in self._armed:
             if fault.kind in faults.ON_SUPERVISION:
-                due = fault.due(stepped, now, max((b.phase for b in beats), default=None))
-                if launcher is not None and due and self._claim(fault, None, attempt, step):
-                    self._strike(fault, launcher)
+                self._strike(fault, beats, supervision, attempt, now)
             elif fault.kind in faults.SIGNALS and fault.after is not None:
                 self._signal(fault, ranks, attempt, step, now)
-            elif fault.kind in faults.ON_CHECKPOINT and fault.step is None and fault.phase is None:
+            elif fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
                 self._damage(fault, attempt, step, now)
 
     def _claim(self, fault: faults.Fault, rank: int | None, attempt: int, step: int) -> bool:
@@ -62,11 +72,24 @@ class Saboteur:
             return False
         return faults.claim(self._folder, fault, rank, attempt, step)
 
-    def _strike(self, fault: faults.Fault, launcher: Process) -> None:
-        if fault.kind == "kill-launcher":
-            launcher.send(signal.SIGKILL)
-        else:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _strike(
+        self,
+        fault: faults.Fault,
+        beats: list[Beat],
+        supervision: dict[str, Process | None],
+        attempt: int,
+        now: float,
+    ) -> None:
+        victim = supervision.get(fault.kind)
+        if victim is None and fault.kind != "kill-supervisor":
+            return
+        step = max((b.step for b in beats if b.phase >= Phase.TRAIN), default=0)
+        due = any(fault.due(step, now, beat.phase) for beat in beats if fault.on(beat.rank)) or fault.due(step, now)
+        if due and self._claim(fault, None, attempt, step):
+            if victim is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                victim.send(signal.SIGKILL)
 
     def _signal(self, fault: faults.Fault, ranks: dict[int, Process], attempt: int, step: int, now: float) -> None:
         for rank, process in ranks.items():

@@ -51,7 +51,8 @@ class Flusher:
         self._done = -1
         """The newest step that a flush has made durable."""
         self._after_crash = False
-        self._process: Process | None = None
+        self.process: Process | None = None
+        """The one flush under way."""
         self._stdout: Any = None
         # Those of a supervisor that died; whoever held them is gone.
         snapshots.clear_pins(self.segment)
@@ -78,12 +79,12 @@ class Flusher:
         self._go_on(ended)
 
     def _go_on(self, ended: set[int]) -> None:
-        if self._process is not None and self._process.fd in ended:
+        if self.process is not None and self.process.fd in ended:
             outcome = self._outcome()
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
             self._chronicle.flushed(outcome)
-        if self._process is not None or self._wanted is None:
+        if self.process is not None or self._wanted is None:
             return
         wanted, self._wanted = self._wanted, None
         step = self.newest() if wanted.step is None else wanted.step
@@ -94,10 +95,10 @@ class Flusher:
 
     def fds(self) -> list[int]:
         """Readable when a flush has ended."""
-        return [self._process.fd] if self._process is not None else []
+        return [self.process.fd] if self.process is not None else []
 
     def pids(self) -> set[int]:
-        return {self._process.pid} if self._process is not None else set()
+        return {self.process.pid} if self.process is not None else set()
 
     def finish(self) -> None:
         """What is newer in memory than on disk is durable, or a minute or two was not enough; then it is gone from memory."""
@@ -106,10 +107,10 @@ class Flusher:
         ended: set[int] = set()
         while True:
             self._go_on(ended)
-            if self._process is None or time.monotonic() > until:
+            if self.process is None or time.monotonic() > until:
                 break
             poll = select.poll()
-            poll.register(self._process.fd, select.POLLIN)
+            poll.register(self.process.fd, select.POLLIN)
             ended = {fd for fd, _ in poll.poll(100)}
         snapshots.remove(self.segment)
 
@@ -128,15 +129,15 @@ class Flusher:
             snapshots.clear_pins(self.segment)
             return
         self._stdout = process.stdout
-        self._process = Process(process.pid)
+        self.process = Process(process.pid)
         process.returncode = 0
 
     def _outcome(self) -> dict[str, Any]:
-        assert self._process is not None
+        assert self.process is not None
         text = self._stdout.read().decode(errors="replace").strip()
         self._stdout.close()
-        self._process.close()
-        self._process = None
+        self.process.close()
+        self.process = None
         with contextlib.suppress(ValueError, IndexError):
             outcome = json.loads(text.splitlines()[-1])
             if isinstance(outcome, dict):

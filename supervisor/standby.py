@@ -101,6 +101,10 @@ class Standby:
         gang = [self._gang.launcher.fd] if self._gang and self._gang.launcher else []
         return gang + (self._nursery.fds() if self._nursery else [])
 
+    def is_warming(self) -> bool:
+        """Whether a gang is in the making."""
+        return self._gang is not None and not self._gang.parked
+
     def spared(self) -> set[int]:
         """The processes at the root of what belongs to no attempt yet."""
         roots = {self._nursery.pid} if self._nursery else set()

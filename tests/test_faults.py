@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import re
 from pathlib import Path
@@ -23,6 +24,8 @@ from trainer.rundir.duration import parse_duration
         ("corrupt:checkpoint=latest", "corrupt", 0, None, None),
         ("exit:code=7,rank=all@step=1", "exit", None, 1, None),
         ("kill-supervisor", "kill-supervisor", 0, None, None),
+        ("kill:rank=1@phase=save,step=40", "kill", 1, 40, None),
+        ("kill:rank=1@step=40,standby=warming", "kill", 1, 40, None),
     ],
 )
 def test_specs_of_the_contract(spec: str, kind: str, rank: int | None, step: int | None, after: float | None) -> None:
@@ -44,6 +47,9 @@ def test_specs_of_the_contract(spec: str, kind: str, rank: int | None, step: int
         ("kill@", "one of step=N"),
         ("stop@after=soon", "not a duration"),
         ("stop@phase=sav", "did you mean 'save'"),
+        ("stop@phase=save,after=1s", "one of step=N"),
+        ("stop@phase=save,standby=warming", "one of step=N"),
+        ("stop@standby=cold", "must be 'warming'"),
         ("", "unknown fault"),
     ],
 )
@@ -84,6 +90,35 @@ def test_due(step: int, at: int, armed: float, waited: float) -> None:
     assert faults.Fault("kill").due(step, 0.0)
     assert faults.Fault("kill", phase=Phase.SAVE).due(step, 0.0, Phase.SAVE)
     assert not faults.Fault("kill", phase=Phase.SAVE).due(step, 0.0, Phase.TRAIN)
+    late = faults.Fault("kill", phase=Phase.SAVE, step=at)
+    assert late.due(step, 0.0, Phase.SAVE) == (step >= at) and not late.due(step, 0.0, Phase.TRAIN)
+
+
+@given(st.sampled_from(["@phase=restore,step=40", "@standby=warming,step=40", "@standby=warming"]), st.integers(0, 80))
+def test_what_a_rank_cannot_know_is_told_to_it(trigger: str, done: int) -> None:
+    """A trigger about what was before the rank was born, or about the standby, is due once the supervisor has said so."""
+    fault = faults.parse_fault(f"kill{trigger}")
+    ripe = dataclasses.replace(fault, ripe=True)
+
+    assert fault.waits
+    # A new rank knows of no step, or only of those it has done itself.
+    for step in (0, done):
+        assert not fault.due(step, 0.0, Phase.RESTORE)
+        assert ripe.due(step, 0.0, Phase.RESTORE)
+    assert fault.ripens(done, True) == (done >= (fault.step or 0))
+    assert fault.ripens(done, False) == (done >= (fault.step or 0) and not fault.standby)
+
+
+def test_ripe_is_kept(tmp_path: Path) -> None:
+    """That a fault is ripe outlives whoever found it so."""
+    faults.arm(tmp_path, faults.parse_fault("kill@standby=warming"))
+    (fault,) = faults.armed(tmp_path)
+    assert not fault.ripe
+
+    faults.ripen(tmp_path, fault)
+
+    (fault,) = faults.armed(tmp_path)
+    assert fault.ripe
 
 
 def _try_to_claim(folder: Path, wins: str) -> None:

@@ -106,7 +106,6 @@ def train(config: TrainConfig, place: Place) -> None:
     if parts.batches.changed:
         log.say("the data or the seed is not what the checkpoint was trained on: the run goes on with the new")
 
-    progress().phase(Phase.FIRST_STEP)
     for step in range(start, config.steps):
         tokens, targets = (part.to(device, non_blocking=True) for part in parts.batches(step))
         lr = learning_rate(step, config)

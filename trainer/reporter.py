@@ -24,6 +24,8 @@ from trainer.rundir.notes import NoteWriter
 _PR_SET_PTRACER = 0x59616D61
 _LEARNED_BY = 10
 """Steps after which a script has imported what it needs to train."""
+_STAY = 2.0
+"""Seconds that a rank stays in a phase for a fault that the supervisor is to fire in it."""
 
 
 class Reporter(Progress):
@@ -114,16 +116,26 @@ class Reporter(Progress):
             if fault.phase is None and phase is not None:
                 continue
             self._pending.remove(fault)
-            if faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
+            if fault.kind in faults.ON_SUPERVISION:
+                self._stay(fault)
+            elif faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
                 self.note("fault", spec=fault.text, step=self._done)
                 inflict(fault, self, self.place.run.checkpoints, optimizer)
 
+    def _stay(self, fault: faults.Fault) -> None:
+        """This rank stays in its phase until the supervisor, who looks but now and then, has fired `fault`."""
+        until = time.monotonic() + _STAY
+        while time.monotonic() < until and not faults.has_fired(self.place.run.faults, fault, None):
+            time.sleep(0.002)
+
     def _mine(self, fault: faults.Fault) -> bool:
-        if fault.kind in faults.ON_SUPERVISION or not fault.on(self.rank):
+        if not fault.on(self.rank) or (fault.kind in faults.ON_SUPERVISION and fault.phase is None):
             return False
+        if fault.kind in faults.ON_SUPERVISION:
+            return not faults.has_fired(self.place.run.faults, fault, None)
         if fault.after is not None and fault.kind in faults.SIGNALS:
             return False
-        if fault.kind in faults.ON_CHECKPOINT and fault.step is None and fault.phase is None:
+        if fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
             return False
         return not faults.has_fired(self.place.run.faults, fault, self.rank)
 

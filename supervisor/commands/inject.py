@@ -18,9 +18,17 @@ def command(run: str, spec: str) -> None:
     """Make the fault SPEC happen in RUN, once.
 
     \b
-    kill:rank=1             at once (rank 0 if omitted, all for every rank)
-    stop:rank=0@after=3s    after a while; @step=N, @phase=save as well
-    corrupt:checkpoint=latest
+    kill:rank=1                    at once (rank 0 if omitted, all for every rank)
+    stop:rank=0@after=3s           after a while
+    exc:rank=1@step=40             once 40 steps are done
+    kill@phase=save                on entering startup restore first_step train save eval teardown
+    kill:rank=all@standby=warming  while the next worker group is in the making
+    kill@phase=restore,step=40     the same two, but not before step 40
+    corrupt:checkpoint=latest      torn as well; or checkpoint=STEP
+
+    \b
+    Kinds: kill term stop exc exit segv abort oom gil hang slow nan enospc torn corrupt
+           kill-launcher kill-supervisor kill-flush; exit takes code=N, slow takes seconds=2s
     """
     known = find(run)
     if not is_held(known.run):

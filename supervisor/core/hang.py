@@ -95,7 +95,7 @@ def limit(hang: Hang, policy: Policy, view: RankView, idle: bool) -> float:
     """Seconds for which `view` may stay silent in its phase."""
     if policy.hang_timeout == float("inf"):
         return float("inf")
-    if view.phase in ("startup", "first_step", "none"):
+    if view.phase in ("startup", "restore", "first_step", "none"):
         return policy.startup_timeout
     if view.phase in ("save", "eval", "teardown"):
         return max(SAVE_LIMIT, policy.hang_timeout or 0.0)

@@ -104,6 +104,7 @@ class Checkpointer:
         NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
         # What could not be saved is found now, not at the first save, hours later.
         self._capture()
+        progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run)
         loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._on_bad)
         if loaded is None:
@@ -121,6 +122,7 @@ class Checkpointer:
         self._open_tier()
         if self._ranks.rank == 0:
             progress().note("resumed", step=self._done, source=loaded.source if loaded else "start")
+        progress().phase(Phase.FIRST_STEP)
         return self._done
 
     def wish(self) -> Wish:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _WORDS = 8
 _RECORD = _WORDS * 8
-_MAGIC = 0x5355504552563031  # "SUPERV01": the last two characters are the layout's version
+_MAGIC = 0x5355504552563032  # "SUPERV02": the last two characters are the layout's version
 _PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST = range(7)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
 
@@ -26,11 +26,12 @@ class Phase(enum.IntEnum):
 
     NONE = 0
     STARTUP = 1
-    FIRST_STEP = 2
-    TRAIN = 3
-    SAVE = 4
-    EVAL = 5
-    TEARDOWN = 6
+    RESTORE = 2
+    FIRST_STEP = 3
+    TRAIN = 4
+    SAVE = 5
+    EVAL = 6
+    TEARDOWN = 7
 
 
 class Source(enum.IntEnum):

@@ -1,8 +1,16 @@
 """Faults asked for on purpose: what they are, when they are due, and that each fires once a run.
 
-A spec reads `KIND[:key=value,...][@trigger=value]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`,
-`corrupt:checkpoint=latest`. A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates
-`faults/0001.rank1.fired` exclusively and syncs it. So it fires once a run, whatever dies in between.
+A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`, `corrupt:checkpoint=latest`.
+
+    @step=40                      once 40 steps are done
+    @after=3s                     three seconds after it was asked for
+    @phase=save                   when its rank enters that phase: startup restore first_step train save eval teardown
+    @standby=warming              while the next worker group is in the making
+    @phase=restore,step=40        the same, but not before the run has done 40 steps
+
+A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates `faults/0001.rank1.fired`
+exclusively and syncs it. So it fires once a run, whatever dies in between. What a rank cannot know when its trigger comes
+(how far the run was before this rank was born, how the standby is) the supervisor tells it by a file `faults/0001.ripe`.
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +31,7 @@ SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
 """Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
 IN_RANK = ("exc", "exit", "oom", "gil", "hang", "slow", "nan", "enospc")
 ON_CHECKPOINT = ("torn", "corrupt")
-ON_SUPERVISION = ("kill-launcher", "kill-supervisor")
+ON_SUPERVISION = ("kill-launcher", "kill-supervisor", "kill-flush")
 KINDS = (*SIGNALS, *IN_RANK, *ON_CHECKPOINT, *ON_SUPERVISION)
 
 _PARAMETERS = {
@@ -32,7 +40,10 @@ _PARAMETERS = {
     "code": "an exit code",
     "seconds": "a duration",
 }
-_TRIGGERS = ("step", "after", "phase")
+_TRIGGERS = ("step", "after", "phase", "standby")
+_EARLY = (Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
+"""Phases in which a rank does not know yet what step the run has reached."""
+_TOGETHER = ({"step"}, {"after"}, {"phase"}, {"standby"}, {"phase", "step"}, {"standby", "step"})
 
 
 class FaultSpecError(ValueError):
@@ -41,7 +52,7 @@ class FaultSpecError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `rank` None means every rank; `step`, `after`, `phase` all None means as soon as possible."""
+    """One fault. `rank` None means every rank; no trigger at all means as soon as possible."""
 
     kind: str
     rank: int | None = 0
@@ -53,18 +64,40 @@ class Fault:
     step: int | None = None
     after: float | None = None
     phase: Phase | None = None
+    standby: bool = False
+    """Only while a standby is in the making."""
     text: str = ""
     number: int = 0
     armed: float = 0.0
     """CLOCK_MONOTONIC seconds at which it was asked for."""
+    ripe: bool = False
+    """What `waits` asks for has come."""
+
+    @property
+    def by_clock(self) -> bool:
+        """Whether nothing that happens in a rank is its trigger."""
+        return self.step is None and self.phase is None and not self.standby
+
+    @property
+    def waits(self) -> bool:
+        """Whether it needs the supervisor's word that its moment has come: see ripens()."""
+        return self.standby or (self.phase in _EARLY and self.step is not None)
+
+    def ripens(self, step: int, warming: bool) -> bool:
+        """Whether what it waits for is there, now that the run has done `step` steps; `warming`: a standby is being made."""
+        return step >= (self.step or 0) and (warming or not self.standby)
 
     def on(self, rank: int) -> bool:
         return self.rank is None or self.rank == rank
 
     def due(self, step: int, now: float, phase: Phase | None = None) -> bool:
         """Whether its trigger has come, at a moment when `step` steps are done (and `phase` is entered)."""
+        if self.waits and not self.ripe:
+            return False
         if self.phase is not None:
-            return phase == self.phase
+            return phase == self.phase and (self.waits or step >= (self.step or 0))
+        if self.standby:
+            return True
         if self.step is not None:
             return step >= self.step
         if self.after is not None:
@@ -110,8 +143,14 @@ def parse_fault(spec: str) -> Fault:
         raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}{_nearest(kind, KINDS)}")
     given = _pairs(parameters, tuple(_PARAMETERS), "parameter", spec)
     when = _pairs(trigger, _TRIGGERS, "trigger", spec)
-    if at and len(when) != 1:
-        raise FaultSpecError(f"fault {spec!r}: after '@' comes one of step=N, after=DURATION, phase=NAME")
+    # A moment that recurs may be put off until some step; nothing else goes together.
+    if at and set(when) not in _TOGETHER:
+        raise FaultSpecError(
+            f"fault {spec!r}: after '@' comes one of step=N, after=DURATION, phase=NAME, standby=warming; "
+            "to the last two may be added ,step=N"
+        )
+    if when.get("standby", "warming") != "warming":
+        raise FaultSpecError(f"fault {spec!r}: standby must be 'warming', not {when['standby']!r}")
     phase = when.get("phase")
     names = tuple(p.name.lower() for p in Phase if p is not Phase.NONE)
     if phase is not None and phase not in names:
@@ -126,6 +165,7 @@ def parse_fault(spec: str) -> Fault:
         step=_whole(when["step"], "step", spec) if "step" in when else None,
         after=_seconds(when["after"], "after", spec) if "after" in when else None,
         phase=Phase[phase.upper()] if phase else None,
+        standby="standby" in when,
         text=spec.strip(),
     )
 
@@ -158,9 +198,14 @@ def armed(folder: Path) -> list[Fault]:
             since = float(body["armed"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        values = {name: getattr(fault, name) for name in Fault.__slots__}
-        faults.append(Fault(**{**values, "number": int(path.name[:4]), "armed": since}))
+        ripe = path.with_suffix(".ripe").exists()
+        faults.append(replace(fault, number=int(path.name[:4]), armed=since, ripe=ripe))
     return faults
+
+
+def ripen(folder: Path, fault: Fault) -> None:
+    """Whoever reads `fault` from now on finds it ripe."""
+    (folder / f"{fault.number:04d}.ripe").touch(0o600)
 
 
 def _mark(folder: Path, fault: Fault, rank: int | None) -> Path:
