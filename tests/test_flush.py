@@ -203,6 +203,21 @@ def test_what_is_sealed_comes_before_the_commit(segment: Path, tmp_path: Path) -
     assert ("metrics.jsonl", []) in synced
 
 
+def test_a_sweep_removes_files_that_the_dead_were_writing(tmp_path: Path) -> None:
+    """What a process that was killed was putting in the place of `latest` is removed; what a living one writes is not."""
+    (tmp_path / "quarantine").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = [tmp_path / f".latest.tmp-{gone.pid}-3", tmp_path / "quarantine" / f".step-00000004-1.txt.tmp-{gone.pid}-4"]
+    alive = tmp_path / f".latest.tmp-{os.getpid()}-0"
+    for path in (*dead, alive):
+        path.write_text("step-")
+
+    retention.sweep(tmp_path, DISK)
+
+    assert alive.exists() and not any(path.exists() for path in dead)
+
+
 def test_a_sweep_leaves_a_living_flush_alone(segment: Path, tmp_path: Path) -> None:
     """A rank that restores meanwhile sweeps what the dead left, and not the folder that is being written."""
     _snapshot(segment, 3)

@@ -3,7 +3,7 @@
     quarantine:  step-N        -> rename -> quarantine/step-N-1 (and step-N-1.txt: why)
     prune:       step-N        -> rename -> .step-N.tmp-pruned-<id> -> fsync folder -> files removed
     start over:  all there is  -> rename one by one -> superseded-1.tmp/ -> rename = done -> superseded-1/
-    sweep:       .step-*.tmp-* of dead attempts removed; a start over that a death cut short is finished
+    sweep:       .step-*.tmp-* and .latest.tmp-* of the dead removed; a start over that a death cut short is finished
 
 Only rank 0 calls any of this, and a flush what concerns its own temporary folder, and prune. A death at any point leaves
 nothing that a reader could take for a checkpoint.
@@ -24,6 +24,8 @@ from trainer.rundir.durable import Disk, replace_file
 from trainer.rundir.layout import committed_steps, step_name
 
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
+_ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")
+"""What replace_file() was writing; the first number is the pid."""
 _SUPERSEDED = re.compile(r"\Asuperseded-([0-9]+)(\.tmp)?\Z")
 
 
@@ -117,14 +119,29 @@ def _sweep(path: Path, disk: Disk) -> None:
 
 
 def sweep(folder: Path, disk: Disk) -> None:
-    """No temporary folder of a dead process is left, and a start over that was cut short is finished."""
+    """No temporary folder or file of a dead process is left, and a start over that was cut short is finished."""
     if not folder.is_dir():
         return
+    for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
+        if (match := _ASIDE.match(path.name)) and not path.is_dir() and not _lives(int(match[1])):
+            with contextlib.suppress(OSError):
+                disk.remove(path)
     for name in sorted(p.name for p in folder.iterdir()):
         if _TEMPORARY.match(name):
             _sweep(folder / name, disk)
         elif (match := _SUPERSEDED.match(name)) and match[2]:
             _move_aside(folder, folder / name, disk)
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of that pid; a flush may be at work."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def start_over(folder: Path, disk: Disk) -> Path | None:
