@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The one door. `./run.sh` sets everything up and trains the built-in GPT on two ranks, one of which is killed on the way.
 #   ./run.sh [ARGUMENTS of supervise launch]     ./run.sh test [ARGUMENTS of pytest]     ./run.sh check
+#   ./run.sh chaos: every fault at every moment  ./run.sh soak [--minutes 30]: random faults, the end compared to the bit
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -26,6 +27,14 @@ case "${1-}" in
     "$venv/bin/ruff" format --check .
     "$venv/bin/ruff" check .
     exec "$venv/bin/mypy"
+    ;;
+  chaos)
+    shift
+    exec "$venv/bin/supervise" chaos --matrix "$@"
+    ;;
+  soak)
+    shift
+    exec "$venv/bin/supervise" chaos --minutes 30 "$@"
     ;;
   "")
     # The main job: 150 steps on two ranks; rank 1 is killed in the middle, and the run ends as if nothing had been.

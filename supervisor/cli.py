@@ -23,6 +23,7 @@ COMMANDS = {
     "tail": "Follow a run's events and all its ranks' logs, over restarts.",
     "stop": "Checkpoint, then stop a run.",
     "inject": "Make a fault happen in a live run.",
+    "chaos": "Train under a seeded schedule of faults, and prove that the end is the same.",
     "policy": "What is done about each cause.",
     "ckpt": "List, verify, prune or export a run's checkpoints.",
     "doctor": "What will bite you on this machine.",

@@ -15,7 +15,7 @@ from supervisor.commands.launch import command as launch
 from tests.supervised import SUPERVISE, Run, environment, until
 
 # Frozen: tests outside the project and people's scripts use these names.
-COMMAND_NAMES = "launch resume ls status report events tail stop inject policy ckpt doctor gc"
+COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
 LAUNCH_OPTIONS = (
     "--backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --max-restarts --module --name "
     "--no-progress-limit --no-standby --nproc --quiet --resume --resume-args --run-dir --standby --startup-timeout --window"
@@ -70,6 +70,13 @@ def test_help_loads_little() -> None:
         (["launch", "--grace", "soon", "script.py"], 2, "30s, 5m or 2h"),
         (["launch", "--backoff", "5m:1s", "script.py"], 2, "minimum is above"),
         (["launch", "--inject", "kil:rank=1", "script.py"], 2, "did you mean 'kill'"),
+        (["chaos", "--faults", "kil"], 2, "did you mean 'kill'"),
+        (["chaos", "--moments", "sav"], 2, "did you mean 'save'"),
+        (["chaos", "--faults", ","], 2, "no fault at all"),
+        (["chaos", "--matrix", "--count", "3"], 2, "leave --count"),
+        (["chaos", "--report", "nowhere/page.html"], 2, "no folder"),
+        (["chaos", "nowhere.py"], 2, "no script 'nowhere.py'"),
+        (["chaos", "--cuont", "3"], 2, "--count"),
         (["launch", "--resume", "perhaps", "script.py"], 2, "'auto', 'never', 'must'"),
         (["launch", "--resume", "must", "script.py"], 2, "no checkpoint"),
         (["launch", "--name", "a/b", "script.py"], 2, "letters, digits"),

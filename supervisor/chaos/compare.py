@@ -1,0 +1,128 @@
+"""Whether two runs came to the same end, to the bit: their final checkpoints, metrics, and whatever files were named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from supervisor.core.chaos.summary import Comparison
+from trainer.checkpoint import store
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.shard import Entry
+from trainer.rundir.layout import RunDir
+
+_CHUNK = 4 << 20
+
+
+def compare(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str] = ()) -> Comparison:
+    """The end of `other` against that of `reference`. `globs` name files in a run's folder; `passed_over` are parts of the
+    checkpointed state that may differ."""
+    compared: list[str] = []
+    for what, difference in _parts(reference, other, globs, passed_over):
+        if difference:
+            return Comparison(False, tuple(compared), difference)
+        compared.append(what)
+    if not compared:
+        return Comparison(
+            None,
+            difference="no checkpoint of ours, no metrics.jsonl; let the script write into {run} or $SUPERVISE_RUN_DIR "
+            "and name its last files with --compare",
+        )
+    return Comparison(True, tuple(compared))
+
+
+def _parts(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str]) -> Any:
+    """(what was compared, how it differs) one after another."""
+    good = store.newest_good(reference.checkpoints)
+    if good is not None and good.manifest is not None:
+        yield f"checkpoint {good.step}", _checkpoint(good.path, good.manifest, other, passed_over)
+    if reference.metrics.exists():
+        yield "metrics.jsonl", _file(reference.metrics, other.metrics)
+    for pattern in globs:
+        names = sorted(str(p.relative_to(reference.path)) for p in reference.path.glob(pattern) if p.is_file())
+        others = sorted(str(p.relative_to(other.path)) for p in other.path.glob(pattern) if p.is_file())
+        if names != others:
+            only = sorted(set(names) ^ set(others))
+            yield pattern, f"{only[0]} is in one of the two runs only"
+        for name in names:
+            yield name, _file(reference.path / name, other.path / name)
+
+
+def _file(one: Path, two: Path) -> str:
+    if not two.exists():
+        return f"{two.name} is missing"
+    return "" if _digest(one) == _digest(two) else f"{two.name} differs"
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checkpoint(path: Path, manifest: Manifest, other: RunDir, passed_over: Sequence[str]) -> str:
+    """How the other run's last checkpoint differs from `path`; empty if it does not."""
+    good = store.newest_good(other.checkpoints)
+    if good is None or good.manifest is None:
+        return "it has no good checkpoint"
+    theirs = good.manifest
+    if theirs.step != manifest.step:
+        return f"its last checkpoint is of step {theirs.step}, not {manifest.step}"
+    if theirs.world_size != manifest.world_size:
+        return f"its last checkpoint is of {theirs.world_size} ranks, not {manifest.world_size}"
+    if _state(manifest, passed_over) != _state(theirs, passed_over):
+        return "the state beside the tensors differs"
+    if theirs.files == manifest.files:
+        return ""  # the digests are of every byte, and were just verified
+    for file in manifest.files:
+        if difference := _shard(path, manifest, good.path, theirs, file):
+            return difference
+    return ""
+
+
+def _state(manifest: Manifest, passed_over: Sequence[str]) -> Any:
+    if not isinstance(manifest.state, dict):
+        return manifest.state
+    return {key: value for key, value in manifest.state.items() if key not in passed_over}
+
+
+def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str) -> str:
+    """How what a rank has written differs, whatever the layout of its file."""
+    try:
+        (mine, own), (other, their_own) = _contents(one, manifest, file), _contents(two, theirs, file)
+    except CheckpointError as error:
+        return str(error)
+    if own != their_own:
+        return f"the state of its own in {file} differs (generators, most likely)"
+    for key in mine.keys() | other.keys():
+        if mine.get(key) != other.get(key):
+            return f"{key} in {file} differs"
+    return ""
+
+
+def _contents(path: Path, manifest: Manifest, file: str) -> tuple[dict[str, str], Any]:
+    """The digest of every tensor in the file, and the rank's own state."""
+    digests: dict[str, str] = {}
+    last: list[tuple[str, bytearray]] = []
+
+    def settle() -> None:
+        for key, data in last:
+            digests[key] = xxhash.xxh3_128_hexdigest(data)
+        last.clear()
+
+    def sink(entry: Entry) -> memoryview:
+        # The entries come one after another: that of the one before is complete.
+        settle()
+        last.append((f"{entry.key} {entry.spec.dtype} {entry.spec.shape}", bytearray(entry.spec.bytes)))
+        return memoryview(last[-1][1])
+
+    metadata = store.read_file(path, manifest, file, sink)
+    settle()
+    return digests, json.loads(metadata.get("state", "null"))

@@ -1,0 +1,152 @@
+"""One run of the job, started as a person would start it, watched from outside, and taken up again when its supervisor is
+killed. What it is told by the run it checks itself: that nothing of an attempt is alive when it is said to be gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supervisor.leftovers import claimed, find, marks, remove
+from supervisor.proctree import Process
+from supervisor.reading.events_file import Event, EventReader
+from supervisor.runs import load
+from supervisor.status import OVER, story_of
+from trainer.rundir.durable import replace_file
+from trainer.rundir.layout import RunDir
+
+_LOOK = 0.05
+_ROOT = Path(__file__).resolve().parents[2]
+# By path, as everything of ours is run: a `supervisor` of the user's in the current folder is not meant.
+_PROGRAM = f"import sys; sys.path[0] = {str(_ROOT)!r}; from supervisor.__main__ import main; main()"
+_STOPPING = 90.0
+"""Seconds that a run may take to stop when it is told to."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended. `exit_code` is that of the last launch of it; minus the signal if that was killed."""
+
+    exit_code: int = 0
+    survivors: dict[int, int] = field(default_factory=dict)
+    """By attempt, processes alive after it was said to be gone."""
+    leftovers: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Runner:
+    """Runs the job in `run`. The block that uses it may end by any exception: nothing of the run is alive after it."""
+
+    def __init__(self, run: RunDir, launch: Sequence[str], deadline: float) -> None:
+        self._run = run
+        self._launch = list(launch)
+        self._until = time.monotonic() + deadline
+        self._deadline = deadline
+        self._reader = EventReader(run.events)
+        self._pids: dict[int, set[int]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.outcome = Outcome()
+
+    def run(self, lives: int) -> Outcome:
+        """The run is over, its supervisor started again up to `lives` times after it was killed."""
+        try:
+            self._start(["launch", "--quiet", "--run-dir", str(self._run.path), *self._launch])
+            while self._wait() == -signal.SIGKILL and lives > 0 and story_of(self._run).state not in OVER:
+                lives -= 1
+                self._start(["resume", "--quiet", str(self._run.path)])
+        finally:
+            self._stop()
+            self._look()
+            self.outcome.leftovers = self._leftovers()
+        return self.outcome
+
+    def _start(self, arguments: list[str]) -> None:
+        env = {k: v for k, v in os.environ.items() if k not in ("SUPERVISE_INJECT", "SUPERVISE_RUN_DIR")}
+        with self._log().open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *arguments],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A Ctrl-C is for us; we tell the run.
+                start_new_session=True,
+            )
+
+    def _log(self) -> Path:
+        return self._run.path.with_name(f"{self._run.path.name}.log")
+
+    def _wait(self) -> int:
+        """The exit code of the supervisor, which has ended by itself or was told to because its time was over."""
+        assert self._process is not None
+        while True:
+            self._look()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.outcome.exit_code = self._process.wait(_LOOK)
+                return self.outcome.exit_code
+            if time.monotonic() > self._until:
+                self.outcome.problem = f"the run did not end within {self._deadline:.0f} s"
+                self._stop()
+
+    def _look(self) -> None:
+        for event in self._reader.read():
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        pids = self._pids.setdefault(event.attempt, set())
+        match event.name:
+            case "attempt_started":
+                pids |= {event.fields["launcher_pid"]}
+            case "group_ready":
+                pids |= set(event.fields["pids"])
+            case "group_gone":
+                self.outcome.survivors[event.attempt] = sum(map(_alive, pids))
+            case _:
+                pass
+
+    def _stop(self) -> None:
+        """The supervisor is gone, and with it what it watches over, if it was still there."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        with contextlib.suppress(OSError):
+            replace_file(self._run.stop, b"now")
+        try:
+            process.wait(_STOPPING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self.outcome.exit_code = process.returncode
+
+    def _leftovers(self) -> tuple[str, ...]:
+        """What the run has left, which is removed."""
+        known = load(self._run.path)
+        if known is None:
+            return ()
+        with claimed(self._run) as ours:
+            if not ours:
+                return ("its lock is held",)
+            found = find(known, marks().get(str(known.spec.get("mark")), []))
+            for leftover in found:
+                remove(leftover, known)
+            return tuple(f"{leftover.kind.value} {leftover.place}" for leftover in found)
+
+
+def _alive(pid: int) -> bool:
+    """Whether that process lives; a zombie does not."""
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+    finally:
+        process.close()

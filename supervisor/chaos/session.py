@@ -1,0 +1,209 @@
+"""A chaos session: the undisturbed run, then round after round with faults, each judged and compared with it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor.chaos.compare import compare
+from supervisor.chaos.runner import Outcome, Runner
+from supervisor.core import ledger
+from supervisor.core.chaos import plan
+from supervisor.core.chaos.expect import EXPECTED, SUPERVISOR, Moment, Tier
+from supervisor.core.chaos.judge import judge, spans
+from supervisor.core.chaos.plan import Job, Round
+from supervisor.core.chaos.summary import Comparison, RoundResult
+from supervisor.core.story import tell
+from supervisor.errors import Refusal
+from supervisor.reading.events_file import read_events
+from supervisor.runs import RUNS
+from trainer.rundir.layout import RunDir
+
+_NEEDS_CHECKPOINTER = ("enospc", "torn", "corrupt", "kill-flush")
+_SPACIOUS = 3.0
+"""Seconds that a run must train for a standby to be sure to be made while it does."""
+
+
+class Interrupted(Exception):
+    """A person wants chaos to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for on the command line."""
+
+    command: tuple[str, ...]
+    """As launch takes it, or empty for the built-in trainer with `flags`."""
+    flags: tuple[str, ...]
+    nproc: int
+    seed: int
+    kinds: tuple[str, ...]
+    moments: tuple[Moment, ...]
+    matrix: bool
+    count: int | None
+    seconds: float | None
+    size: int
+    globs: tuple[str, ...]
+    hang_timeout: float
+    startup_timeout: float
+
+    @property
+    def built_in(self) -> bool:
+        return not self.command
+
+
+@dataclass
+class Session:
+    """Does what is wanted; `say` gets a line for each thing that has come to its end."""
+
+    wanted: Wanted
+    say: Callable[[str], None]
+    id: str = field(default_factory=lambda: secrets.token_hex(2))
+    results: list[RoundResult] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Every round has been judged. Refusal if the job does not even end well undisturbed; Interrupted on a signal, and
+        nothing is left running."""
+        began = time.monotonic()
+        with interruptible():
+            reference, took = self._reference()
+            job = self._job(reference, took)
+            until = None if self.wanted.seconds is None else began + self.wanted.seconds
+            for round_ in self._rounds(job):
+                if until is not None and time.monotonic() >= until:
+                    return
+                self.results.append(self._round(round_, reference, took))
+
+    def folder(self, name: str) -> RunDir:
+        return RunDir((RUNS / f"chaos-{self.id}-{name}").resolve())
+
+    def _rounds(self, job: Job) -> Iterator[Round]:
+        pick = random.Random(self.wanted.seed)
+        kinds = self._kinds(job)
+        size = max(1, min(self.wanted.size, job.steps // 20))
+        if self.wanted.matrix:
+            return iter(plan.pack(pick, plan.matrix(kinds, job.moments), job, size))
+        return plan.schedule(pick, kinds, job, size, self.wanted.count, stride=2 * size)
+
+    def _kinds(self, job: Job) -> list[str]:
+        """Those faults that the job can be struck with."""
+        able = Moment.RESTORE in job.moments
+        left_out = [kind for kind in self.wanted.kinds if not able and kind in _NEEDS_CHECKPOINTER]
+        if left_out:
+            self.say(f"left out, because the script does not use our Checkpointer: {' '.join(left_out)}")
+        kinds = [kind for kind in self.wanted.kinds if kind not in left_out]
+        if not any(set(EXPECTED[kind].moments) & set(job.moments) for kind in kinds):
+            raise Refusal("none of these faults can strike this script at these moments")
+        return kinds
+
+    # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reference(self) -> tuple[RunDir, float]:
+        """The run that nobody disturbs, and the seconds that it took."""
+        run = self.folder("reference")
+        outcome = self._train(run, Tier.MEMORY, [], 24 * 3600.0, 0)
+        if outcome.exit_code != 0:
+            raise Refusal(
+                f"the job ends with {outcome.exit_code} even undisturbed; see: supervise report {run.path.name}, "
+                f"{run.path}.log"
+            )
+        story = tell(read_events(run.events)[0])
+        took = (story.ended or story.last) - (story.started or 0.0)
+        self.say(f"undisturbed: {max(0, story.high_step)} steps in {took:.1f} s  ({run.path.name})")
+        return run, took
+
+    def _job(self, reference: RunDir, took: float) -> Job:
+        """What the undisturbed run has shown of the job."""
+        events = read_events(reference.events)[0]
+        story = tell(events)
+        if story.high_step < 8:
+            seen = f"only {story.high_step} steps were" if story.high_step >= 0 else "no step was"
+            raise Refusal(f"{seen} seen in the undisturbed run; chaos needs a script that trains for at least 8")
+        committed = [int(e["step"]) for e in events if e["msg"] == "checkpoint_committed"]
+        every = min((step for step in committed if step < story.high_step), default=0)
+        moments, steps = list(self.wanted.moments), story.high_step
+        if not any(e["msg"] == "resumed" for e in events):
+            moments = [m for m in moments if m not in (Moment.RESTORE, Moment.SAVE)]
+            # A script whose optimizer does not count begins at 0 after each resume, and must come to the fault's step again.
+            steps //= 2
+        if took < _SPACIOUS:
+            moments = [m for m in moments if m is not Moment.STANDBY]
+        tiers = tuple(Tier) if self.wanted.built_in else (Tier.MEMORY,)
+        return Job(steps, self.wanted.nproc, every, tuple(moments), tiers)
+
+    def _train(self, run: RunDir, tier: Tier, inject: Sequence[str], deadline: float, lives: int) -> Outcome:
+        wanted = self.wanted
+        faults = [part for spec in inject for part in ("--inject", spec)]
+        # Generous budgets: what is tested is the recovery, not the giving up.
+        limits = f"--max-restarts 100000 --no-progress-limit 100000 --backoff 10ms:50ms --nproc {wanted.nproc}".split()
+        limits += ["--hang-timeout", f"{wanted.hang_timeout}s", "--startup-timeout", f"{wanted.startup_timeout}s"]
+        if wanted.built_in:
+            snapshots = ["--snapshot-every", "off"] if tier is Tier.DISK else []
+            command = ["--", *wanted.flags, *snapshots]
+        else:
+            command = ["--", *(part.replace("{run}", str(run.path)) for part in wanted.command)]
+        if wanted.command[:1] == ("-m",):
+            command = ["-m", *command[2:]]
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        return Runner(run, ["--name", "chaos", *limits, *faults, *command], deadline).run(lives)
+
+    def _round(self, round_: Round, reference: RunDir, took: float) -> RoundResult:
+        run = self.folder(str(round_.number))
+        lives = sum(blow.kind == SUPERVISOR for blow in round_.blows)
+        patience = self.wanted.hang_timeout + self.wanted.startup_timeout + 30.0
+        deadline = 120.0 + 10.0 * took + patience * len(round_.blows)
+        self.say(f"round {round_.number}, {round_.tier.value}: {' '.join(blow.spec for blow in round_.blows)}")
+        outcome = self._train(run, round_.tier, [blow.spec for blow in round_.blows], deadline, lives)
+        events = read_events(run.events)[0]
+        story = tell(events)
+        result = RoundResult(
+            round=round_,
+            run=run.path.name,
+            exit_code=outcome.exit_code,
+            rows=tuple(judge(round_, events, outcome.survivors)),
+            spans=tuple(spans(story)),
+            comparison=self._compare(round_, reference, run, outcome),
+            leftovers=outcome.leftovers,
+            report=ledger.report(story, story.last),
+            problem=outcome.problem,
+        )
+        passed = sum(row.ok for row in result.rows)
+        self.say(
+            f"  {'pass' if result.ok else 'FAIL'}: {passed} of {len(result.rows)} faults passed, {result.comparison.words}, "
+            f"{len(result.leftovers)} leftovers, {result.report['wall_s']:.1f} s  ({result.run})"
+        )
+        for problem in result.problems():
+            self.say(f"  FAIL {problem}")
+        return result
+
+    def _compare(self, round_: Round, reference: RunDir, run: RunDir, outcome: Outcome) -> Comparison:
+        if outcome.exit_code != 0:
+            return Comparison(None, difference="it did not finish")
+        if not round_.same_bits:
+            return Comparison(None, difference="its faults change what is trained")
+        # What the built-in trainer stores there is its own flags, and they name the tier.
+        return compare(reference, run, self.wanted.globs, ("extra",) if self.wanted.built_in else ())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once: what follows is cleaning up, and is let be."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

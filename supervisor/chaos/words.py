@@ -1,0 +1,100 @@
+"""The verdict table of a chaos session, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from supervisor.core.chaos.judge import Row
+from supervisor.core.chaos.summary import RoundResult, spread
+from supervisor.reading.table import table
+
+_MANY = 120
+"""Rows from which on faults of a kind share one."""
+HEADS = ("round", "fault", "step", "detected as", "detect", "recover", "lost", "left", "verdict")
+
+
+def verdicts(results: Sequence[RoundResult]) -> str:
+    """A row a fault, or a kind of fault where there are many; then each round's own verdict."""
+    rows = [(result, row) for result in results for row in result.rows]
+    text = table(HEADS, [cells(result, row) for result, row in rows]) if len(rows) < _MANY else _by_kind(rows)
+    for result in results:
+        for problem in [] if result.ok else result.problems():
+            text += f"FAIL  round {result.round.number} ({result.run}): {problem}\n"
+    return text
+
+
+def cells(result: RoundResult, row: Row) -> tuple[object, ...]:
+    """A fault's cells, as in HEADS."""
+    return (
+        result.round.number,
+        f"{row.spec}{' (helper)' if row.helper else ''}",
+        row.step,
+        row.detected or "nothing",
+        seconds(row.detect_s) if row.ended else None,
+        seconds(row.recover_s),
+        row.lost_steps,
+        row.leftovers,
+        "pass" if row.ok else f"FAIL  {row.problem}",
+    )
+
+
+def seconds(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _by_kind(rows: Sequence[tuple[RoundResult, Row]]) -> str:
+    kinds: dict[str, list[Row]] = {}
+    for _, row in rows:
+        kinds.setdefault(row.spec.partition("@")[0].partition(":")[0], []).append(row)
+    heads = (
+        "fault",
+        "struck",
+        "passed",
+        "detected as",
+        "detect p50",
+        "max",
+        "recover p50",
+        "max",
+        "lost, most",
+        "left",
+    )
+    return table(heads, [_kind_cells(kind, of) for kind, of in sorted(kinds.items())])
+
+
+def _kind_cells(kind: str, rows: Sequence[Row]) -> tuple[object, ...]:
+    detect = spread([row.detect_s for row in rows if row.ended and row.detect_s is not None])
+    recover = spread([row.recover_s for row in rows if row.recover_s is not None])
+    return (
+        kind,
+        sum(row.at is not None for row in rows),
+        sum(row.ok for row in rows),
+        ", ".join(sorted({row.detected or "nothing" for row in rows})),
+        seconds(detect["p50"]),
+        seconds(detect["max"]),
+        seconds(recover["p50"]),
+        seconds(recover["max"]),
+        max((row.lost_steps or 0 for row in rows), default=0),
+        sum(row.leftovers for row in rows),
+    )
+
+
+def figures(totals: dict[str, Any]) -> str:
+    """The sums, a line each."""
+    lines = [
+        f"{totals['faults']} faults in {totals['rounds']} rounds, {totals['failed']} failed",
+        f"the end: {totals['same']} of {totals['compared']} compared rounds with the same bits as undisturbed"
+        if totals["compared"]
+        else "the end: not compared, because there was nothing to compare",
+        f"leftovers: {totals['leftovers']}",
+        f"lost: {totals['lost_steps']} steps",
+    ]
+    for name in ("detect", "recover"):
+        times = totals[f"{name}_s"]
+        if times["p50"] is not None:
+            lines.append(f"{name}: " + ", ".join(f"{key} {seconds(times[key])}" for key in ("p50", "p95", "max")))
+    if totals["goodput"] is not None:
+        lines.append(f"goodput: {100 * totals['goodput']:.1f} % of {totals['wall_s']:.0f} s")
+    return "".join(f"{line}\n" for line in lines)

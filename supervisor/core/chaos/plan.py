@@ -1,0 +1,217 @@
+"""The schedule: which faults strike in which round, as specs of --inject, from a seed alone.
+
+    cells ──pack──> rounds of one tier ──slots──> blows with steps that lie apart
+
+A round is one run of the job. What is to strike while an attempt comes up (startup, restore, standby) needs one that comes
+up: it is a passenger, put after a carrier, a fault that ends the attempt before it. Two failures in a row before the first
+step, or the same one at the same step twice, would rightly be called pointless to restart; carriers and steps prevent that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from supervisor.core.chaos.expect import DAMAGE, EXPECTED, Moment, Tier
+
+
+class Pick(Protocol):
+    """Where randomness comes from: a random.Random."""
+
+    def choice(self, seq: Sequence[Any], /) -> Any: ...
+    def randrange(self, start: int, stop: int, /) -> int: ...
+    def shuffle(self, x: list[Any], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A fault at a moment."""
+
+    kind: str
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained, as far as a schedule must know it."""
+
+    steps: int
+    nproc: int
+    every: int
+    """Steps between checkpoints; 0 where that is not known."""
+    moments: tuple[Moment, ...] = tuple(Moment)
+    """Those that its script comes through."""
+    tiers: tuple[Tier, ...] = tuple(Tier)
+    """Those that can be chosen; the first if a fault wants one that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """One fault of a round."""
+
+    spec: str
+    kind: str
+    moment: Moment
+    shows: bool = True
+    """Whether it must be seen; damage to a checkpoint that nobody reads cannot be."""
+    helper: bool = False
+    """Nobody asked for it: it is there so that another one can strike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run of the job with its faults."""
+
+    number: int
+    tier: Tier
+    blows: tuple[Blow, ...]
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether its end must be that of an undisturbed run."""
+        return all(EXPECTED[blow.kind].same_bits for blow in self.blows)
+
+
+_PHASES = {
+    Moment.STARTUP: "phase=startup",
+    Moment.SAVE: "phase=save",
+    Moment.RESTORE: "phase=restore",
+    Moment.STANDBY: "standby=warming",
+}
+_CARRIED = (Moment.STARTUP, Moment.RESTORE, Moment.STANDBY)
+
+
+def matrix(kinds: Sequence[str], moments: Sequence[Moment]) -> list[Cell]:
+    """Every fault at every moment at which it can strike."""
+    return [Cell(kind, moment) for kind in kinds for moment in moments if moment in EXPECTED[kind].moments]
+
+
+def deal(pick: Pick, kinds: Sequence[str], moments: Sequence[Moment]) -> Iterator[Cell]:
+    """Cells without end; each kind once before any comes again."""
+    playable = [kind for kind in kinds if set(moments) & set(EXPECTED[kind].moments)]
+    while playable:
+        deck = list(playable)
+        pick.shuffle(deck)
+        for kind in deck:
+            yield Cell(kind, pick.choice([m for m in moments if m in EXPECTED[kind].moments]))
+
+
+def schedule(
+    pick: Pick, kinds: Sequence[str], job: Job, size: int, count: int | None, stride: int = 12
+) -> Iterator[Round]:
+    """Rounds of at most `size` faults, `count` faults in all (not counting helpers), or without end."""
+    cells = deal(pick, kinds, job.moments)
+    number, left = 1, count
+    while left is None or left > 0:
+        hand = [cell for _, cell in zip(range(stride if left is None else min(left, stride)), cells, strict=False)]
+        if not hand:
+            return
+        left = None if left is None else left - len(hand)
+        for round_ in pack(pick, hand, job, size, number):
+            yield round_
+            number += 1
+
+
+def pack(pick: Pick, cells: Sequence[Cell], job: Job, size: int, first: int = 1) -> list[Round]:
+    """Rounds of at most `size` of `cells` each, of one tier each, numbered from `first`; every cell is in one of them."""
+    rounds: list[Round] = []
+    waiting = list(cells)
+    while waiting:
+        tier = _tier(pick, waiting[0], job)
+        taken: list[Cell] = []
+        for cell in waiting:
+            if len(taken) < size and _fits(cell, taken, tier, job):
+                taken.append(cell)
+        for cell in taken:
+            waiting.remove(cell)
+        rounds.append(Round(first + len(rounds), tier, _blows(pick, taken, job, tier)))
+    return rounds
+
+
+def _tier(pick: Pick, cell: Cell, job: Job) -> Tier:
+    possible = [tier for tier in job.tiers if tier in EXPECTED[cell.kind].tiers]
+    chosen: Tier = pick.choice(possible) if possible else job.tiers[0]
+    return chosen
+
+
+def _fits(cell: Cell, taken: Sequence[Cell], tier: Tier, job: Job) -> bool:
+    expected = EXPECTED[cell.kind]
+    if tier not in expected.tiers and set(expected.tiers) & set(job.tiers):
+        return False
+    # There is one first checkpoint, and one end of a run.
+    if cell.moment is Moment.EARLY and any(other.moment is Moment.EARLY for other in taken):
+        return False
+    return all(EXPECTED[other.kind].same_bits == expected.same_bits for other in taken)
+
+
+def _blows(pick: Pick, cells: Sequence[Cell], job: Job, tier: Tier) -> tuple[Blow, ...]:
+    slots = _slots(pick, cells)
+    room = max(1, (job.steps - _begin(job)) // (len(slots) + 1))
+    blows: list[Blow] = []
+    for index, slot in enumerate(slots):
+        start = _begin(job) + index * room
+        step = start + pick.randrange(0, max(1, room // 4))
+        blows += _placed(pick, slot, job, tier, step)
+    return tuple(blows)
+
+
+def _begin(job: Job) -> int:
+    """The first step at which there surely is a checkpoint."""
+    return min(2 * job.every + 2, job.steps // 3) if job.every else max(1, job.steps // 8)
+
+
+def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
+    """Groups that strike together, in order; None stands for a helper."""
+    carriers = [c for c in cells if c.moment is Moment.STEP and EXPECTED[c.kind].carries]
+    slots: list[list[Cell | None]] = []
+    # The first attempt comes up anyway.
+    opening = [c for c in cells if c.moment is Moment.STARTUP and c.kind not in DAMAGE][:1]
+    opening += [c for c in cells if c.moment is Moment.EARLY]
+    for cell in [c for c in cells if c not in carriers and c not in opening]:
+        if cell.moment in _CARRIED:
+            slots.append([carriers.pop() if carriers else None, cell])
+        elif cell.kind in DAMAGE and cell.moment is Moment.STEP:
+            slots.append([cell, carriers.pop() if carriers else None])
+        else:
+            slots.append([cell])
+    slots += [[cell] for cell in carriers]
+    pick.shuffle(slots)
+    first: list[list[Cell | None]] = [[cell] for cell in opening]
+    return first + slots
+
+
+def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step: int) -> list[Blow]:
+    """The blows of a slot at `step`."""
+    if slot[0] is not None and slot[0].kind in DAMAGE and slot[0].moment is Moment.STEP and job.every:
+        # Right after a checkpoint, and well before the next: the one that is damaged is the one that will be read.
+        step += -step % job.every + 1
+    blows = []
+    for index, cell in enumerate(slot):
+        carried = cell is not None and cell.moment in _CARRIED
+        # Carried by nobody, it is for the first attempt.
+        at = (step if index else None) if carried else step + index
+        blows.append(_blow(pick, cell or Cell("kill", Moment.STEP), job, tier, at, helper=cell is None))
+    return blows
+
+
+def _blow(pick: Pick, cell: Cell, job: Job, tier: Tier, step: int | None, helper: bool) -> Blow:
+    if cell.moment is Moment.EARLY:
+        # Some steps are done, and no checkpoint is there.
+        step = pick.randrange(1, job.every) if job.every > 1 else 1
+    # A flush is a save already.
+    phase = None if cell.kind == "kill-flush" else _PHASES.get(cell.moment)
+    when = ",".join(filter(None, [phase, f"step={step}" if step is not None else None]))
+    parameters = [EXPECTED[cell.kind].parameters] if EXPECTED[cell.kind].parameters else []
+    if EXPECTED[cell.kind].ranked:
+        parameters.insert(0, f"rank={_rank(pick, cell.kind, job)}")
+    head = ":".join(filter(None, [cell.kind, ",".join(parameters)]))
+    # What is damaged while a newer checkpoint is on its way may never be read.
+    read = tier is Tier.DISK and cell.moment in (Moment.STARTUP, Moment.STEP, Moment.RESTORE)
+    return Blow(f"{head}@{when}", cell.kind, cell.moment, read or cell.kind not in DAMAGE, helper)
+
+
+def _rank(pick: Pick, kind: str, job: Job) -> int | str:
+    ranks: list[int | str] = list(range(job.nproc))
+    rank: int | str = pick.choice([*ranks, "all"] if kind == "kill" and job.nproc > 1 else ranks)
+    return rank

@@ -1,0 +1,100 @@
+"""What a chaos session amounts to: the rounds with their verdicts, and the figures over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from supervisor.core.chaos.judge import Row, Span
+from supervisor.core.chaos.plan import Round
+from supervisor.core.ledger import percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The end of a run against that of the undisturbed one. `same` None: there was nothing to compare."""
+
+    same: bool | None
+    what: tuple[str, ...] = ()
+    difference: str = ""
+
+    @property
+    def words(self) -> str:
+        if self.same is None:
+            return f"not compared: {self.difference}"
+        return f"the same bits: {', '.join(self.what)}" if self.same else f"NOT the same: {self.difference}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """One round and what became of it."""
+
+    round: Round
+    run: str
+    exit_code: int
+    rows: tuple[Row, ...]
+    spans: tuple[Span, ...]
+    comparison: Comparison
+    leftovers: tuple[str, ...]
+    report: Mapping[str, Any]
+    """As `report --json` has it."""
+    problem: str = ""
+    """What went wrong with the run as a whole."""
+
+    @property
+    def ok(self) -> bool:
+        fine = self.exit_code == 0 and not self.problem and not self.leftovers
+        return fine and self.comparison.same is not False and all(row.ok for row in self.rows)
+
+    def problems(self) -> list[str]:
+        """A sentence for each thing that is not as it should be."""
+        found = [f"{row.spec}: {row.problem}" for row in self.rows if not row.ok]
+        if self.problem:
+            found.append(self.problem)
+        elif self.exit_code != 0:
+            found.append(f"the run ended with {self.exit_code}: {self.report.get('reason', '')}")
+        found += [f"left behind: {what}" for what in self.leftovers]
+        return found + ([f"its end is {self.comparison.words}"] if self.comparison.same is False else [])
+
+
+def summary(results: Sequence[RoundResult]) -> dict[str, Any]:
+    """The figures over all rounds."""
+    rows = [row for result in results for row in result.rows]
+    wall = sum(float(result.report["wall_s"]) for result in results)
+    productive = sum(float(result.report["ledger"]["productive_s"]) for result in results)
+    return {
+        "rounds": len(results),
+        "faults": sum(row.at is not None for row in rows),
+        "failed": sum(not row.ok for row in rows),
+        "lost_steps": sum(row.lost_steps or 0 for row in rows),
+        "leftovers": sum(row.leftovers for row in rows) + sum(len(result.leftovers) for result in results),
+        "compared": sum(result.comparison.same is not None for result in results),
+        "same": sum(result.comparison.same is True for result in results),
+        "wall_s": round(wall, 3),
+        "goodput": round(productive / wall, 6) if wall > 0 else None,
+        "detect_s": spread([row.detect_s for row in rows if row.ended and row.detect_s is not None]),
+        "recover_s": spread([row.recover_s for row in rows if row.recover_s is not None]),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    return {"p50": percentile(values, 0.5), "p95": percentile(values, 0.95), "max": max(values, default=None)}
+
+
+def as_json(result: RoundResult) -> dict[str, Any]:
+    """One round for machines."""
+    return {
+        "number": result.round.number,
+        "run": result.run,
+        "tier": result.round.tier.value,
+        "ok": result.ok,
+        "exit_code": result.exit_code,
+        "problems": result.problems(),
+        "inject": [blow.spec for blow in result.round.blows],
+        "rows": [{**asdict(row), "ok": row.ok} for row in result.rows],
+        "attempts": [asdict(span) for span in result.spans],
+        "comparison": asdict(result.comparison),
+        "leftovers": list(result.leftovers),
+        "report": dict(result.report),
+    }
