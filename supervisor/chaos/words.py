@@ -9,15 +9,22 @@ from supervisor.core.chaos.judge import Row
 from supervisor.core.chaos.summary import RoundResult, spread
 from supervisor.reading.table import table
 
-_MANY = 120
+_MANY = 60
 """Rows from which on faults of a kind share one."""
+_TIMES = {
+    "detect": "detect",
+    "recover": "recover",
+    "waited_detect": "detect, where --hang-timeout or --startup-timeout had to pass",
+    "waited_recover": "recover, after these and after a dead supervisor",
+}
 HEADS = ("round", "fault", "step", "detected as", "detect", "recover", "lost", "left", "verdict")
 
 
 def verdicts(results: Sequence[RoundResult]) -> str:
     """A row a fault, or a kind of fault where there are many; then each round's own verdict."""
     rows = [(result, row) for result in results for row in result.rows]
-    text = table(HEADS, [cells(result, row) for result, row in rows]) if len(rows) < _MANY else _by_kind(rows)
+    whole = len(rows) < _MANY
+    text = table(HEADS, [cells(result, row) for result, row in rows]) if whole else _by_kind([row for _, row in rows])
     for result in results:
         for problem in [] if result.ok else result.problems():
             text += f"FAIL  round {result.round.number} ({result.run}): {problem}\n"
@@ -45,9 +52,9 @@ def seconds(value: float | None) -> str | None:
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def _by_kind(rows: Sequence[tuple[RoundResult, Row]]) -> str:
+def _by_kind(rows: Sequence[Row]) -> str:
     kinds: dict[str, list[Row]] = {}
-    for _, row in rows:
+    for row in rows:
         kinds.setdefault(row.spec.partition("@")[0].partition(":")[0], []).append(row)
     heads = (
         "fault",
@@ -65,8 +72,8 @@ def _by_kind(rows: Sequence[tuple[RoundResult, Row]]) -> str:
 
 
 def _kind_cells(kind: str, rows: Sequence[Row]) -> tuple[object, ...]:
-    detect = spread([row.detect_s for row in rows if row.ended and row.detect_s is not None])
-    recover = spread([row.recover_s for row in rows if row.recover_s is not None])
+    detect = spread([row.detect_s for row in rows if row.ended])
+    recover = spread([row.recover_s for row in rows])
     return (
         kind,
         sum(row.at is not None for row in rows),
@@ -84,17 +91,18 @@ def _kind_cells(kind: str, rows: Sequence[Row]) -> tuple[object, ...]:
 def figures(totals: dict[str, Any]) -> str:
     """The sums, a line each."""
     lines = [
-        f"{totals['faults']} faults in {totals['rounds']} rounds, {totals['failed']} failed",
+        f"{totals['faults']} faults in {totals['rounds']} rounds, {totals['attempts_ended']} ended an attempt, "
+        f"{totals['failed']} failed",
         f"the end: {totals['same']} of {totals['compared']} compared rounds with the same bits as undisturbed"
         if totals["compared"]
         else "the end: not compared, because there was nothing to compare",
         f"leftovers: {totals['leftovers']}",
         f"lost: {totals['lost_steps']} steps",
     ]
-    for name in ("detect", "recover"):
+    for name, words in _TIMES.items():
         times = totals[f"{name}_s"]
         if times["p50"] is not None:
-            lines.append(f"{name}: " + ", ".join(f"{key} {seconds(times[key])}" for key in ("p50", "p95", "max")))
+            lines.append(f"{words}: " + ", ".join(f"{key} {seconds(times[key])}" for key in ("p50", "p95", "max")))
     if totals["goodput"] is not None:
         lines.append(f"goodput: {100 * totals['goodput']:.1f} % of {totals['wall_s']:.0f} s")
     return "".join(f"{line}\n" for line in lines)

@@ -110,6 +110,8 @@ EXPECTED: dict[str, Expectation] = {
         carries=False,
     ),
 }
+WAITED_FOR = ("hang", "lost")
+"""Causes whose times are not those of a recovery: a limit set by the user has to pass, or a person has to come."""
 SUPERVISOR = "kill-supervisor"
 POISON = "nan"
 DAMAGE = ("torn", "corrupt")

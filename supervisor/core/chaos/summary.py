@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from supervisor.core.chaos.expect import WAITED_FOR
 from supervisor.core.chaos.judge import Row, Span
 from supervisor.core.chaos.plan import Round
 from supervisor.core.ledger import percentile
@@ -61,11 +62,15 @@ class RoundResult:
 def summary(results: Sequence[RoundResult]) -> dict[str, Any]:
     """The figures over all rounds."""
     rows = [row for result in results for row in result.rows]
+    ended = [row for row in rows if row.ended]
+    prompt = [row for row in ended if row.detected not in WAITED_FOR]
+    waited = [row for row in ended if row.detected in WAITED_FOR]
     wall = sum(float(result.report["wall_s"]) for result in results)
     productive = sum(float(result.report["ledger"]["productive_s"]) for result in results)
     return {
         "rounds": len(results),
         "faults": sum(row.at is not None for row in rows),
+        "attempts_ended": len(ended),
         "failed": sum(not row.ok for row in rows),
         "lost_steps": sum(row.lost_steps or 0 for row in rows),
         "leftovers": sum(row.leftovers for row in rows) + sum(len(result.leftovers) for result in results),
@@ -73,13 +78,17 @@ def summary(results: Sequence[RoundResult]) -> dict[str, Any]:
         "same": sum(result.comparison.same is True for result in results),
         "wall_s": round(wall, 3),
         "goodput": round(productive / wall, 6) if wall > 0 else None,
-        "detect_s": spread([row.detect_s for row in rows if row.ended and row.detect_s is not None]),
-        "recover_s": spread([row.recover_s for row in rows if row.recover_s is not None]),
+        "detect_s": spread([row.detect_s for row in prompt]),
+        "recover_s": spread([row.recover_s for row in prompt]),
+        "waited_detect_s": spread([row.detect_s for row in waited]),
+        "waited_recover_s": spread([row.recover_s for row in waited]),
     }
 
 
-def spread(values: list[float]) -> dict[str, float | None]:
-    return {"p50": percentile(values, 0.5), "p95": percentile(values, 0.95), "max": max(values, default=None)}
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """p50, p95 and max of those that are known."""
+    known = [value for value in values if value is not None]
+    return {"p50": percentile(known, 0.5), "p95": percentile(known, 0.95), "max": max(known, default=None)}
 
 
 def as_json(result: RoundResult) -> dict[str, Any]:
