@@ -41,8 +41,9 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-
 <p class="quiet"><code>$command</code></p>
 <p class="quiet">$versions</p>
 <ul>$figures</ul>
-<p class="quiet">In the time lines: <b style="color:#b7791f">■</b> comes up <b style="color:#2563eb">■</b> trains
-<b style="color:#b42318">■</b> failed, being cleared away <b>▲</b> fault</p>
+<p class="quiet">The time lines have a bar an attempt, with its number and how it ended:
+<b style="color:#f6c453">■</b> comes up <b style="color:#2563eb">■</b> trains
+<b style="color:#b42318">■</b> failed, being cleared away <b>▲</b> a fault strikes</p>
 $rounds
 </body>
 </html>
@@ -142,7 +143,8 @@ def _bar(span: Span, y: float, scale: float) -> str:
 def _mark(row: Row, y: float, scale: float) -> str:
     x = _LEFT + (row.at or 0.0) * scale
     colour = "#1f2933" if row.ok else "#b42318"
-    return f'<path d="M {x:.1f} {y + 1:.1f} l 5 13 l -10 0 z" fill="{colour}"><title>{escape(row.spec)}</title></path>'
+    shape = f'd="M {x:.1f} {y + 1:.1f} l 5 13 l -10 0 z" fill="{colour}" stroke="#fff"'
+    return f"<path {shape}><title>{escape(row.spec)}</title></path>"
 
 
 def _ticks(length: float) -> list[float]:
