@@ -26,6 +26,8 @@ class Saboteur:
         self._armed: list[faults.Fault] = []
         self._told = set(told)
         self._stamp = -1
+        self._flush: Process | None = None
+        """The flush that was under way at the last look."""
 
     def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
         """Faults armed and faults fired since the last call; one stat when there is nothing new."""
@@ -66,6 +68,7 @@ class Saboteur:
                 self._signal(fault, ranks, attempt, step, now)
             elif fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
                 self._damage(fault, attempt, step, now)
+        self._flush = supervision.get("kill-flush")
 
     def _claim(self, fault: faults.Fault, rank: int | None, attempt: int, step: int) -> bool:
         if faults.has_fired(self._folder, fault, rank):
@@ -83,6 +86,8 @@ class Saboteur:
         victim = supervision.get(fault.kind)
         if victim is None and fault.kind != "kill-supervisor":
             return
+        if fault.kind == "kill-flush" and victim is self._flush:
+            return  # it may have done its work by now; the next one has not
         step = max((b.step for b in beats if b.phase >= Phase.TRAIN), default=0)
         due = any(fault.due(step, now, beat.phase) for beat in beats if fault.on(beat.rank)) or fault.due(step, now)
         if due and self._claim(fault, None, attempt, step):

@@ -102,31 +102,40 @@ def schedule(
 ) -> Iterator[Round]:
     """Rounds of at most `size` faults, `count` faults in all (not counting helpers), or without end."""
     cells = deal(pick, kinds, job.moments)
-    number, left = 1, count
-    while left is None or left > 0:
-        hand = [cell for _, cell in zip(range(stride if left is None else min(left, stride)), cells, strict=False)]
-        if not hand:
+    number, left = 0, count
+    waiting: list[Cell] = []
+    while True:
+        room = stride - len(waiting)
+        for _, cell in zip(range(room if left is None else min(left, room)), cells, strict=False):
+            # A run has one first checkpoint: too many that want to come before it would wait for ever.
+            crowded = cell.moment is Moment.EARLY and any(c.moment is Moment.EARLY for c in waiting)
+            waiting.append(Cell(cell.kind, Moment.STEP) if crowded and Moment.STEP in job.moments else cell)
+            left = None if left is None else left - 1
+        if not waiting:
             return
-        left = None if left is None else left - len(hand)
-        for round_ in pack(pick, hand, job, size, number):
-            yield round_
-            number += 1
+        number += 1
+        yield _next(pick, waiting, job, size, number)
 
 
-def pack(pick: Pick, cells: Sequence[Cell], job: Job, size: int, first: int = 1) -> list[Round]:
-    """Rounds of at most `size` of `cells` each, of one tier each, numbered from `first`; every cell is in one of them."""
+def pack(pick: Pick, cells: Sequence[Cell], job: Job, size: int) -> list[Round]:
+    """Rounds of at most `size` of `cells` each, of one tier each; every cell is in one of them."""
     rounds: list[Round] = []
     waiting = list(cells)
     while waiting:
-        tier = _tier(pick, waiting[0], job)
-        taken: list[Cell] = []
-        for cell in waiting:
-            if len(taken) < size and _fits(cell, taken, tier, job):
-                taken.append(cell)
-        for cell in taken:
-            waiting.remove(cell)
-        rounds.append(Round(first + len(rounds), tier, _blows(pick, taken, job, tier)))
+        rounds.append(_next(pick, waiting, job, size, len(rounds) + 1))
     return rounds
+
+
+def _next(pick: Pick, waiting: list[Cell], job: Job, size: int, number: int) -> Round:
+    """A round of those of `waiting` that go together, the first among them; the rest waits on."""
+    tier = _tier(pick, waiting[0], job)
+    taken: list[Cell] = []
+    for cell in waiting:
+        if len(taken) < size and _fits(cell, taken, tier, job):
+            taken.append(cell)
+    for cell in taken:
+        waiting.remove(cell)
+    return Round(number, tier, _blows(pick, taken, job, tier))
 
 
 def _tier(pick: Pick, cell: Cell, job: Job) -> Tier:
