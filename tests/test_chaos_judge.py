@@ -70,6 +70,18 @@ def test_what_a_fault_cost() -> None:
     assert row.detect_s == pytest.approx(0.15) and row.recover_s == pytest.approx(0.45)
 
 
+def test_a_recovery_that_was_struck_itself() -> None:
+    """The time of a recovery that another fault held up says nothing of the first one; its lost steps are told."""
+    tape = Tape().attempt(0).fault("kill@step=40", 40).dies("killed", 40)
+    tape("attempt_started", attempt=1, launcher_pid=1).fault("gil@phase=restore,step=40", 0).dies("hang", -1)
+    tape.attempt(39).ends(99)
+
+    first, second = rows(tape, blow("kill@step=40"), blow("gil@phase=restore,step=40", Moment.RESTORE))
+
+    assert first.ok and first.recover_s is None and first.lost_steps == 1
+    assert second.ok and second.recover_s is not None
+
+
 @pytest.mark.parametrize(
     ("spec", "tape", "problem"),
     [

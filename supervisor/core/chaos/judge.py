@@ -26,7 +26,7 @@ class Row:
     detected: str | None = None
     detect_s: float | None = None
     recover_s: float | None = None
-    """To the first step of the attempt that trained next."""
+    """To the first step of the next attempt; None if another fault struck that before it trained."""
     ended: bool = False
     """Whether it ended its attempt."""
     lost_steps: int | None = None
@@ -123,7 +123,7 @@ def _row(case: _Case, blow: Blow) -> Row:
         at=_since(case.story, at),
         detected=detected,
         detect_s=None if seen_at is None else round(max(0.0, seen_at - at), 6),
-        recover_s=round(after.first_step - at, 6) if after and after.first_step else None,
+        recover_s=_recover_s(case.story, index, at) if ended else None,
         ended=ended,
         lost_steps=_lost(attempt, after),
         leftovers=case.survivors.get(attempt.number, 0) if ended else 0,
@@ -190,6 +190,12 @@ def _number(event: Mapping[str, Any]) -> int:
         return step
     digits = path.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else -1
+
+
+def _recover_s(story: Story, index: int, at: float) -> float | None:
+    following = story.attempts[index + 1 : index + 2]
+    first_step = following[0].first_step if following else None
+    return None if first_step is None else round(first_step - at, 6)
 
 
 def _recovered(story: Story, index: int) -> AttemptStory | None:
