@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import nn
 from tests.jobs import on_ranks, same
 from tests.test_checkpointer import Notes
 from trainer import progress
-from trainer.checkpoint import Checkpointer, NoUsableCheckpoint, copier, memory, snapshots
+from trainer.checkpoint import Checkpointer, NoUsableCheckpoint, copier, memory, snapshots, tier
 from trainer.checkpoint.flush import flush
 from trainer.checkpoint.interval import Pace
 from trainer.checkpoint.restore import load
@@ -405,6 +406,24 @@ def test_a_flush_is_the_save(here: Here, tmp_path: Path) -> None:
     assert same((flushed.shared, flushed.own), (direct.shared, direct.own))
     assert (flushed.manifest.tensors, flushed.manifest.files) == (direct.manifest.tensors, direct.manifest.files)
     assert (flushed.manifest.run, flushed.manifest.attempt) == ("run", 0)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_a_flush_counts_for_as_long_as_it_took(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for as long as nobody asked whether it is over: the interval of the rule "auto" is made of it."""
+    now = 0.0
+    monkeypatch.setattr(tier, "time", SimpleNamespace(monotonic=lambda: now))
+    with training() as made:
+        made.run(1, SAVE)
+        now = 1.0
+        made.run(2)
+        snapshots.clear_pins(here.segment)
+        now = 3.0
+        made.run(3)
+        now = 1000.0
+        made.run(4)
+        share = 0.1 if made.memory().spare else 1.0
+        assert 3 * share <= made.ckpt._interval.cost_s < 3 * share + 0.1
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

@@ -58,6 +58,7 @@ class Tier:
         number of steps, rank 0 wishes a snapshot."""
         self._pace.stepped(time.monotonic())
         self._announce()
+        self._learn()
         if due and not save:
             save = self._ranks.lead(self._is_free)
             self._owed = not save
@@ -84,13 +85,15 @@ class Tier:
         """Whether no flush is under way. Only a flush, or the supervisor if that died, takes a pin away."""
         if len(self._boards) < self._ranks.world_size:
             self._boards = snapshots.boards(self._memory.segment.folder)
-        if snapshots.any_pinned(self._boards.values()):
-            return False
-        if self._pinned is not None:
-            flush = flush_cost(time.monotonic() - self._pinned_at, self._memory.spare)
-            self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
-            self._pinned = None
-        return True
+        return not snapshots.any_pinned(self._boards.values())
+
+    def _learn(self) -> None:
+        """How long the flush took is known as soon as it is over, and with it when the next one is due."""
+        if self._pinned is None or not self._said or not self._is_free():
+            return
+        flush = flush_cost(time.monotonic() - self._pinned_at, self._memory.spare)
+        self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
+        self._pinned = None
 
     def _announce(self) -> None:
         """The supervisor knows of the pinned snapshot, or it is given up because some rank does not have it."""
