@@ -1,7 +1,7 @@
 """`python -m trainer`: trains the built-in model, alone, under torchrun, or under supervise.
 
-Exit codes: 0 finished, 1 failed, 2 usage, 75 stopped after a checkpoint, 78 no restart can help (no usable checkpoint, or
-one of another model).
+Exit codes: 0 finished, 1 failed (a loss that is not finite, too), 2 usage, 75 stopped after a checkpoint, 78 no restart can
+help (no usable checkpoint, or one of another model).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 from trainer.checkpoint.errors import CheckpointError
 from trainer.config import parse, place
-from trainer.errors import UsageError
+from trainer.errors import NotFinite, UsageError
 from trainer.progress import progress
 from trainer.rundir.environment import PREEMPTED
 
@@ -28,6 +28,11 @@ def main() -> int:
             print(f"trainer: {error}", file=sys.stderr, flush=True)
         progress().failed(error, error.exit_code)
         return error.exit_code
+    except NotFinite as error:
+        if place().rank == 0:
+            print(f"trainer: {error}; nothing of that step was saved", file=sys.stderr, flush=True)
+        progress().failed(error, 1)
+        return 1
     except SystemExit as end:
         if end.code != PREEMPTED:
             raise

@@ -37,6 +37,7 @@ class TrainConfig:
     checkpoint_every: Every = "auto"
     snapshot_every: Every = "auto"
     keep: int = 3
+    spike: float | None = None
     resume: str | None = None
     log_every: int = 10
     device: str = "auto"
@@ -70,6 +71,18 @@ def _every(text: str) -> Every:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps, auto or off")
     return int(text)
+
+
+def _spike(text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor off")
+    return value
 
 
 def _fraction(text: str) -> float:
@@ -106,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-every", type=_every, metavar="N|auto|off", help="steps; off: only when stopped and at the end")
     add("--snapshot-every", type=_every, metavar="N|auto|off", help="steps; under a supervisor, in memory")
     add("--keep", type=_number(2, int), metavar="N", help="checkpoints kept")
+    add(
+        "--spike",
+        type=_spike,
+        metavar="X|off",
+        help="median deviations above the last losses' median that are too much",
+    )
     add(
         "--resume",
         choices=("auto", "never", "must"),

@@ -85,11 +85,13 @@ def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metric
         resume=config.resume,
         seed=config.seed,
         seal=metrics.sync if metrics else lambda: None,
+        spike=config.spike,
     )
 
 
 def train(config: TrainConfig, place: Place) -> None:
-    """`config.steps` steps are done and saved. UsageError, CheckpointError, or SystemExit(75) after a stop was asked for."""
+    """`config.steps` steps are done and saved. UsageError, CheckpointError, NotFinite, or SystemExit(75) after a stop was
+    asked for."""
     here = supervised()
     root = here.run.path if here else Path(config.out)
     parts = build(config, place)
@@ -107,7 +109,7 @@ def train(config: TrainConfig, place: Place) -> None:
         log.say("the data or the seed is not what the checkpoint was trained on: the run goes on with the new")
 
     for step in range(start, config.steps):
-        tokens, targets = (part.to(device, non_blocking=True) for part in parts.batches(step))
+        tokens, targets = (part.to(device, non_blocking=True) for part in parts.batches(ckpt.data_step(step)))
         lr = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -121,14 +123,16 @@ def train(config: TrainConfig, place: Place) -> None:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        # The ranks' wishes travel with the loss: agreeing on them costs no collective of its own.
-        mean, *flags = agree(loss.detach(), *ckpt.wish(), world_size=place.world_size)
-        done = step + 1
+        # The ranks' wishes travel with the loss: agreeing on them costs no collective of its own. So does a gradient that
+        # is not finite, unless the scaler has left that step out.
+        told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
+        mean, *flags = agree(told, *ckpt.wish(), world_size=place.world_size)
+        done, agreed = step + 1, Wish(*flags)
+        ckpt.check(done, mean, agreed)
         if metrics:
             tokens_seen = done * config.batch_size * config.block_size
             metrics.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
         log.step(done, mean, lr)
-        agreed = Wish(*flags)
         ckpt.step(done, agreed if done < config.steps else agreed._replace(stop=False))
 
     progress().phase(Phase.TEARDOWN)

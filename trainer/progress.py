@@ -18,6 +18,8 @@ class Progress:
         self.note = NoteWriter(None)
         self.disk: Disk = DISK
         """The disk that checkpoints are to be written through; an `enospc` fault swaps it for one save."""
+        self.data_step = -1
+        """The index of the data that the loop is at, or -1 where it does not say."""
 
     def step(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the loop are finished. Call it once a step, after the optimizer's."""

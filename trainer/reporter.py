@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import NotFinite
 from trainer.injury import inflict
 from trainer.modules import remember
 from trainer.progress import Progress
@@ -86,6 +87,8 @@ class Reporter(Progress):
             "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else "",
             "traceback": "".join(told.format())[-20_000:],
             "exit_code": exit_code,
+            "bad_step": error.step if isinstance(error, NotFinite) else -1,
+            "data_step": self.data_step,
             "mono": time.monotonic(),
             "time": time.time(),
         }

@@ -11,8 +11,8 @@ The signal to stop only sets a flag; ranks agree on it by a collective between t
 
 from __future__ import annotations
 
+import math
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +24,16 @@ from trainer.checkpoint import rng
 from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import ranks as this_group
+from trainer.checkpoint.guard import Guard, Window
 from trainer.checkpoint.interval import Interval
 from trainer.checkpoint.memory import Memory, Place
 from trainer.checkpoint.options import Every, checked_every, checked_keep, checked_resume
 from trainer.checkpoint.preemption import StopFlag
-from trainer.checkpoint.restore import Bad, Loaded, Tiers, restore
-from trainer.checkpoint.save import Order, Outcome, save
+from trainer.checkpoint.restore import Loaded, Tiers, restore
+from trainer.checkpoint.save import Order, save
 from trainer.checkpoint.state import Stateful, apply, bare, capture, capture_rank
 from trainer.checkpoint.tier import Tier, Wish
+from trainer.checkpoint.voice import Voice
 from trainer.progress import Phase, progress
 from trainer.rundir.environment import PREEMPTED, supervised
 from trainer.rundir.shm import segment_here
@@ -47,6 +49,11 @@ class Checkpointer:
 
     Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for none.
+
+    A step whose loss it is told is saved only if that is finite: step(done, loss=…) raises NotFinite on every rank if it is
+    not on one. A supervisor then goes back and has the data in between passed over: a loop that takes its data by
+    data_step(step), not by step, does so; one with an iterator finds the windows in `skip`. `spike` is for a rule that
+    does the same when the loss jumps (see guard.is_spike), off if None.
 
     What comes back is exact to the bit. That the next step then is, too, under DDP with three ranks or more, also needs
     DDP's buckets in their final order before the first step: trainer.parallel.parallel() shows how.
@@ -68,6 +75,7 @@ class Checkpointer:
         resume: str | None = None,
         seed: int = 0,
         seal: Callable[[], None] = lambda: None,
+        spike: float | None = None,
     ) -> None:
         here = supervised()
         parts: dict[str, Stateful | None] = {
@@ -76,7 +84,9 @@ class Checkpointer:
             "scheduler": scheduler,
             "scaler": scaler,
             "data": data,
+            "guard": (guard := Guard(spike)),
         }
+        self._guard = guard
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
         self._parts = {name: part for name, part in parts.items() if part is not None}
@@ -89,6 +99,7 @@ class Checkpointer:
         self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
+        self._rollback = here.rollback if here else None
         # Only a supervisor makes checkpoints of snapshots, where it expects them, and removes the snapshots at the end.
         at_home = here is not None and self.directory == here.run.checkpoints
         self._segment = segment_here() if at_home and self._snapshot_every else None
@@ -105,49 +116,71 @@ class Checkpointer:
         # What could not be saved is found now, not at the first save, hours later.
         self._capture()
         progress().phase(Phase.RESTORE)
-        tiers = Tiers(self.directory, self._segment, self._run)
-        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._on_bad)
+        tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
+        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._voice.bad)
         if loaded is None:
             self._done = 0
         else:
             where = loaded.name if loaded.source == "memory" else f"checkpoint {self.directory / loaded.name}"
             for sentence in apply(self._parts, loaded.shared, where):
-                self._say(sentence)
+                self._voice.say(sentence)
             self._apply_own(loaded, where)
             self.extra = loaded.shared.get("extra") or {}
             self._done = loaded.manifest.step
             self._saved = self._done if loaded.source == "disk" else -1
+        self._pass_over(loaded)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
         self._open_tier()
-        if self._ranks.rank == 0:
-            progress().note("resumed", step=self._done, source=loaded.source if loaded else "start")
+        self._voice.resumed(self._done, loaded.source if loaded else "start")
         progress().phase(Phase.FIRST_STEP)
         return self._done
 
+    @property
+    def skip(self) -> tuple[Window, ...]:
+        """The windows of data steps that this run passes over, half open, oldest first; known after restore()."""
+        return self._guard.skip
+
+    def data_step(self, step: int) -> int:
+        """The index of the data that `step` is to train on: `step` itself, unless data before it is passed over."""
+        index = self._guard.data_step(step)
+        progress().data_step = index
+        return index
+
     def wish(self) -> Wish:
         """As this rank alone sees it. A loop that has a collective of its own each step can let "any rank" travel with it
-        and hand the outcome to step(), which then needs none."""
+        and hand the outcome to check() and step(), which then need none."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
+        spiked = self._ranks.rank == 0 and self._guard.spiked()
         if self._tier is None:
-            return Wish(self._stop.is_set, due)
-        return Wish(self._stop.is_set, *self._tier.wish(due))
+            return Wish(self._stop.is_set, due, spiked=spiked)
+        return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked)
 
-    def step(self, done: int, agreed: Wish | None = None) -> None:
+    def check(self, done: int, loss: float, agreed: Wish) -> None:
+        """For a loop with a collective of its own, before step(): NotFinite or LossSpike, on every rank, unless the `loss`
+        of the step that makes `done` of them, the same on every rank, is one to go on from."""
+        self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
+
+    def step(self, done: int, agreed: Wish | None = None, loss: float | None = None) -> None:
         """`done` steps are finished, and saved if that was due: under a supervisor as a snapshot, of which a process of
         its own makes a checkpoint. If a stop was asked for on any rank: all have saved this step, and SystemExit(75) is
-        raised. A save that fails is noted and training goes on."""
+        raised. A save that fails is noted and training goes on. With this rank's `loss`: NotFinite or LossSpike, on every
+        rank, and nothing of this step is saved, if any of them is not to be trained on from."""
+        if agreed is None:
+            broken = loss is not None and not math.isfinite(loss)
+            agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
+        if loss is not None:
+            self.check(done, float(loss), agreed)
         self._done = done
         progress().step(done, self._parts.get("optimizer"))
-        stop, save, snapshot, lost = agreed if agreed is not None else Wish(*self._ranks.any(*self.wish()))
+        stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
         if stop:
             self._save_or_raise("asked to stop")
-            if self._ranks.rank == 0:
-                _print(f"asked to stop: step {done} is saved in {self.directory}")
+            self._voice.log(f"asked to stop: step {done} is saved in {self.directory}")
             raise SystemExit(PREEMPTED)
         if self._tier is not None and lost:
-            self._say(f"{self._tier.give_up()}; checkpoints go on, on disk")
+            self._voice.say(f"{self._tier.give_up()}; checkpoints go on, on disk")
             self._tier = None
         if self._tier is not None:
             self._tier.step(done, save, due, snapshot, self._extra_now)
@@ -166,8 +199,11 @@ class Checkpointer:
             if outcome.error is None and self._ranks.rank == 0:
                 problem = tidy(self.directory, self._done, self._keep, disk)
                 if problem:
-                    self._say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
-        self._report(outcome)
+                    self._voice.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
+        self._interval.saved(time.monotonic(), outcome.seconds)
+        if outcome.error is None:
+            self._saved = outcome.step
+        self._voice.saved(outcome)
         return outcome.error is None
 
     def close(self) -> None:
@@ -179,6 +215,18 @@ class Checkpointer:
             self._stop.close()
             if self._tier is not None:
                 self._tier.close()
+
+    @property
+    def _voice(self) -> Voice:
+        return Voice(self._ranks.rank)
+
+    def _pass_over(self, loaded: Loaded | None) -> None:
+        """The data that an order to go back names is passed over from here, and that is told."""
+        if self._rollback is None or self.resume == "never":
+            return
+        window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
+        if window:
+            self._voice.skipped(self._done, window)
 
     def _open_tier(self) -> None:
         """The memory tier is there if every rank can have it."""
@@ -194,7 +242,7 @@ class Checkpointer:
         if memory is not None and not problems:
             self._tier = Tier(memory, self._ranks, self._snapshot_every, self._interval, self._keep)
         else:
-            self._say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
+            self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():
@@ -214,38 +262,3 @@ class Checkpointer:
         rng.seed(self._seed, rank, loaded.manifest.step)
         text = f"{where} is of {loaded.manifest.world_size} ranks: rank {rank} has freshly seeded generators"
         progress().note("warning", text=text)
-
-    def _report(self, outcome: Outcome) -> None:
-        now = time.monotonic()
-        self._interval.saved(now, outcome.seconds)
-        if outcome.error is None:
-            self._saved = outcome.step
-        if self._ranks.rank != 0 or outcome.existed:
-            return
-        if outcome.error is None:
-            progress().note(
-                "checkpoint_saved", step=outcome.step, bytes=outcome.bytes, seconds=round(outcome.seconds, 6)
-            )
-        else:
-            progress().note("checkpoint_failed", step=outcome.step, error=outcome.error)
-            _print(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
-
-    def _on_bad(self, bad: Bad) -> None:
-        if bad.path is None:
-            self._say(f"{bad.reason}; it is passed over for an older state")
-            return
-        if self._ranks.rank != 0:
-            return
-        moved = str(bad.moved_to) if bad.moved_to else None
-        progress().note("checkpoint_bad", path=str(bad.path), reason=bad.reason, moved_to=moved)
-        fate = f"moved to {moved}" if moved else "left where it is"
-        _print(f"checkpoint {bad.path} cannot be used ({bad.reason}); {fate}, trying an older one")
-
-    def _say(self, text: str) -> None:
-        if self._ranks.rank == 0:
-            progress().note("warning", text=text)
-            _print(text)
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

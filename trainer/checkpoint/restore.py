@@ -25,10 +25,12 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.manifest import Manifest, shard_name
 from trainer.checkpoint.shard import Entry, Sink, entries_in
 from trainer.rundir.durable import Disk
-from trainer.rundir.layout import step_of
+from trainer.rundir.layout import committed_steps, step_name, step_of
+from trainer.rundir.rollback import Rollback
 
 MODES = ("auto", "never", "must")
 _SNAPSHOT = "snapshot of step "
+_WENT_BACK = "the run went back to before it, because of what came after it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,13 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """Where to look: the folder of checkpoints, and the segment with the snapshots of `run` if there is one."""
+    """Where to look: the folder of checkpoints, and the segment with the snapshots of `run` if there is one. What `rollback`
+    covers is not looked at."""
 
     folder: Path
     segment: Path | None = None
     run: str | None = None
+    rollback: Rollback | None = None
 
 
 def load(path: Path, rank: int) -> Loaded:
@@ -157,14 +161,32 @@ def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
     return None
 
 
-def _prepare(tiers: Tiers, mode: str, disk: Disk) -> str | None:
+def _prepare(tiers: Tiers, mode: str, disk: Disk) -> list[tuple[str, str]]:
+    """What was put aside for an order to go back: name, and where it is now."""
     retention.sweep(tiers.folder, disk)
     if mode != "never":
-        return None
+        return _go_back(tiers, tiers.rollback, disk) if tiers.rollback else []
     if tiers.segment:
         snapshots.remove(tiers.segment)
-    aside = retention.start_over(tiers.folder, disk) if tiers.folder.is_dir() else None
-    return str(aside) if aside else None
+    if tiers.folder.is_dir():
+        retention.start_over(tiers.folder, disk)
+    return []
+
+
+def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]:
+    covered = [
+        step_name(step)
+        for step in committed_steps(tiers.folder)
+        if step >= order.before and order.covers(store.attempt_of(tiers.folder / step_name(step)), step)
+    ]
+    if covered and len(covered) == len(committed_steps(tiers.folder)):
+        raise NoUsableCheckpoint(
+            f"the run is to go back before step {order.before}, and {tiers.folder} has no checkpoint that old"
+        )
+    # Gone from both tiers for good, so that a later attempt, or a flush, cannot meet them among what is saved anew.
+    if tiers.segment:
+        snapshots.drop(tiers.segment, order.covers)
+    return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk))) for name in covered]
 
 
 def _next(tiers: Tiers, tried: list[str]) -> str | None:
@@ -191,7 +213,8 @@ def restore(
     `on_bad` hears of each that was passed over. Snapshots that were not used are gone: training from another state may
     not meet them again. NoUsableCheckpoint if there were checkpoints and nothing is good, or if mode is "must" and there
     is nothing; after mode "never" all checkpoints there were have been moved aside."""
-    ranks.lead(lambda: _prepare(tiers, mode, disk))
+    for name, moved in ranks.lead(lambda: _prepare(tiers, mode, disk)):
+        on_bad(Bad(tiers.folder / name, _WENT_BACK, Path(moved)))
     loaded = _newest_whole(tiers, ranks, disk, on_bad)
     if tiers.segment and (loaded is None or loaded.source == "disk"):
         segment = tiers.segment

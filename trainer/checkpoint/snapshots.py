@@ -9,7 +9,7 @@ Ranks of one snapshot are of one attempt and one world size. Needs no torch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,15 @@ def clear_pins(segment: Path) -> None:
     for board in boards(segment).values():
         for slot in board.pins():
             board.pin(slot, None)
+
+
+def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
+    """No snapshot is left of which `covers(attempt, step)` is true. Only while no rank takes any."""
+    for board in boards(segment).values():
+        for slot, record in board.records().items():
+            if covers(record.attempt, record.step):
+                board.invalidate(slot)
+                board.pin(slot, None)
 
 
 def remove(segment: Path) -> None:

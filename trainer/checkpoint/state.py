@@ -1,10 +1,10 @@
 """All that a run needs to go on: gathered from its parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  step  extra
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  guard  step  extra
     per rank:                         rng
 
 The order of putting back: everything is compared first, so that a mismatch changes nothing; then model, optimizer, scheduler,
-scaler, data; the generators last, because putting the others back may draw from them.
+scaler, data, guard; the generators last, because putting the others back may draw from them.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
             raise CheckpointMismatch(f"{where} holds no optimizer state")
         check_optimizer(parts["optimizer"], state["optimizer"], where)
     missing = []
-    for name in ("model", "optimizer", "scheduler", "scaler", "data"):
+    for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard"):
         ours, theirs = parts.get(name), state.get(name)
         # A disabled GradScaler has the empty dict for its state, and a fresh one refuses it.
         if ours is None or not theirs:

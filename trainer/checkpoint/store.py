@@ -69,6 +69,15 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def attempt_of(path: Path) -> int:
+    """The attempt that made the checkpoint `path`; -1 if nobody supervised it, or its manifest does not tell."""
+    try:
+        attempt = load_manifest(path).attempt
+    except CheckpointError:
+        return -1
+    return -1 if attempt is None else attempt
+
+
 def read_file(path: Path, manifest: Manifest, name: str, sink: Sink) -> dict[str, str]:
     """The metadata of file `name`, its entries in what `sink` gave for them, all unchanged since they were written; else
     Damaged or Unreadable, and what was read so far must not be used."""

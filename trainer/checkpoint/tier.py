@@ -28,6 +28,10 @@ class Wish(NamedTuple):
     snapshot: bool = False
     lost: bool = False
     """This rank can take no more snapshots."""
+    spiked: bool = False
+    """The losses that rank 0 has seen end in a spike."""
+    broken: bool = False
+    """This rank's loss is not finite."""
 
 
 class Tier:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.rundir.layout import AttemptDir, RunDir
+from trainer.rundir.rollback import Rollback, decode
 
 MARK = "SUPERVISE_MARK"
 """Carried by every process of a run, whoever its parent is now: <mark of the run>.<attempt>."""
@@ -21,9 +22,11 @@ GRACE = "SUPERVISE_GRACE"
 RESUME = "SUPERVISE_RESUME"
 """auto, never or must: whether this attempt restores a checkpoint."""
 RESUME_STEP = "SUPERVISE_RESUME_STEP"
-"""The newest committed step when the attempt was launched, or -1."""
+"""The newest committed step that it may go on from when the attempt was launched, or -1."""
 RESUME_FROM = "SUPERVISE_RESUME_FROM"
 """That checkpoint's path, or empty."""
+ROLLBACK = "SUPERVISE_ROLLBACK"
+"""An order to go back (trainer.rundir.rollback), or empty."""
 
 STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
 """Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
@@ -43,6 +46,7 @@ class Supervised:
     attempt: AttemptDir
     resume: str
     supervisor_pid: int
+    rollback: Rollback | None = None
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
@@ -53,5 +57,10 @@ def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
     run = RunDir(Path(run_dir))
     number = int(attempt)
     return Supervised(
-        run, number, run.attempt(number), environ.get(RESUME, "auto"), int(environ.get(SUPERVISOR_PID, "0"))
+        run=run,
+        attempt_number=number,
+        attempt=run.attempt(number),
+        resume=environ.get(RESUME, "auto"),
+        supervisor_pid=int(environ.get(SUPERVISOR_PID, "0")),
+        rollback=decode(environ.get(ROLLBACK, "")),
     )

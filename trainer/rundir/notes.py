@@ -1,7 +1,8 @@
 """Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of them.
 
 Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error},
-`checkpoint_bad` {path, reason, moved_to}, `flush_due` {step, keep}, `fault` {spec}, `warning` {text}.
+`checkpoint_bad` {path, reason, moved_to}, `data_skipped` {from, to, step}, `flush_due` {step, keep},
+`fault` {spec}, `warning` {text}.
 """
 
 from __future__ import annotations

@@ -1,0 +1,108 @@
+"""The guard of a run's loss: it stops what is not finite before it is saved, and knows which data a run passes over.
+
+    data step = the index of a step's data: the step itself, moved past every window that is skipped before it
+
+    skipped [20, 24):    step   18 19 20 21 …          the run has as many steps as ever, each in metrics.jsonl once;
+                         data   18 19 24 25 …          what moves is the data. Windows are of data steps, not of steps.
+
+It is a part of every checkpoint and snapshot, so whoever goes on from one, with any number of ranks, skips the same.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from trainer.errors import LossSpike, NotFinite
+from trainer.rundir.rollback import Rollback
+
+Window = tuple[int, int]
+
+BASE = 50
+"""Losses that a spike is measured against."""
+LASTING = 3
+"""Steps that a spike lasts before it is one."""
+
+
+def data_step(step: int, skip: tuple[Window, ...]) -> int:
+    """The index of the data for `step`, where `skip` are the windows passed over, in their order and apart."""
+    for start, end in skip:
+        if step < start:
+            break
+        step += end - start
+    return step
+
+
+def joined(skip: tuple[Window, ...], window: Window) -> tuple[Window, ...]:
+    """`skip` with `window`, in order and apart from each other."""
+    merged: list[Window] = []
+    for start, end in sorted((*skip, window)):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def is_spike(losses: list[float], times: float) -> bool:
+    """Whether each of the last LASTING losses is above the median of the BASE before them by `times` their median
+    deviation from it. False while there are not as many."""
+    if len(losses) < BASE + LASTING:
+        return False
+    base, suspects = losses[-BASE - LASTING : -LASTING], losses[-LASTING:]
+    middle = median(base)
+    # Losses that hardly move have no deviation to speak of; a thousandth is not a spike.
+    deviation = max(median(abs(loss - middle) for loss in base), abs(middle) / 1000)
+    return all(loss > middle + times * deviation for loss in suspects)
+
+
+class Guard:
+    """One run's, on one rank. `spike` is how many median deviations are too many, or None for no such rule."""
+
+    def __init__(self, spike: float | None = None) -> None:
+        self.skip: tuple[Window, ...] = ()
+        """The windows of data that are passed over, half open."""
+        self._spike = spike
+        self._losses: list[float] = []
+
+    def data_step(self, step: int) -> int:
+        """The index of the data for `step`."""
+        return data_step(step, self.skip)
+
+    def take(self, order: Rollback, step: int, attempt: int | None) -> Window | None:
+        """The window that `order` adds, now passed over, where the run goes on from `step`, saved by `attempt`."""
+        window = self.data_step(step), order.skip_to
+        if not order.is_old(attempt) or window[0] >= window[1]:
+            return None
+        self.skip = joined(self.skip, window)
+        return window
+
+    def spiked(self) -> bool:
+        """Whether the losses noted so far end in a spike."""
+        return self._spike is not None and is_spike(self._losses, self._spike)
+
+    def judge(self, step: int, loss: float, spiked: bool = False) -> None:
+        """`loss`, of the step that makes `step` of them, is noted. NotFinite if it is not finite, LossSpike if `spiked`,
+        which is any rank's, or the ranks' first one's, word for it."""
+        at = f"step {step} (data step {self.data_step(step - 1)})"
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss of {at} is {loss}", step)
+        if spiked:
+            # It was seen in the losses before this one.
+            raise LossSpike(f"the losses before {at} are a spike", step - LASTING)
+        if self._spike is not None:
+            self._losses = [*self._losses[1 - BASE - LASTING :], loss]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing at all for a run that never went back and has no rule for spikes."""
+        state: dict[str, Any] = {}
+        if self.skip:
+            state["skip"] = [list(window) for window in self.skip]
+        if self._losses:
+            state["losses"] = list(self._losses)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skip = tuple((int(start), int(end)) for start, end in state.get("skip", ()))
+        self._losses = [float(loss) for loss in state.get("losses", ())] if self._spike is not None else []
