@@ -7,7 +7,7 @@ import signal
 import psutil
 
 from supervisor import proctree, stacks
-from supervisor.core.model import Reach
+from supervisor.core.model import Reach, Rollback
 from supervisor.gang import Gang
 from supervisor.launch import release
 from supervisor.spec import Spec
@@ -20,7 +20,9 @@ from trainer.rundir.layout import RunDir
 class Attempt:
     """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
 
-    def __init__(self, run: RunDir, spec: Spec, number: int, resume: str, relaunch: bool, now: float) -> None:
+    def __init__(
+        self, run: RunDir, spec: Spec, number: int, resume: str, relaunch: bool, rollback: Rollback | None, now: float
+    ) -> None:
         self.wanted = now
         self.number = number
         self.watch: Watch | None = None
@@ -28,7 +30,7 @@ class Attempt:
         """Why it could not be launched."""
         self.kind = ""
         self._run, self._spec = run, spec
-        self._resume, self._relaunch = resume, relaunch
+        self._resume, self._relaunch, self._rollback = resume, relaunch, rollback
         self._gang: Gang | None = None
         self._dumped = False
 
@@ -62,7 +64,8 @@ class Attempt:
         if not folder.beats.exists():
             folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
-        gang.release(release(self._spec, self._run, self.number, self._resume, self._relaunch), folder)
+        order = release(self._spec, self._run, self.number, self._resume, self._relaunch, self._rollback)
+        gang.release(order, folder)
         self._gang, self.kind = gang, gang.kind
         return True
 

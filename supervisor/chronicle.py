@@ -89,6 +89,8 @@ class Chronicle:
         match kind:
             case "resumed":
                 self.once("resumed", "resumed", rank=rank, **note)
+            case "data_skipped":
+                self._log.emit("data_skipped", "warning", rank=rank, **note)
             case "checkpoint_saved":
                 if int(note.get("step", -1)) > self.checkpoint:
                     self.checkpoint = int(note["step"])

@@ -18,7 +18,7 @@ from supervisor import proctree
 from supervisor.attempt import Attempt
 from supervisor.chronicle import Chronicle
 from supervisor.core import machine
-from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Send
+from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
 from supervisor.events import EventLog
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
@@ -27,7 +27,7 @@ from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
 from supervisor.watch import Watch
 from trainer.rundir.beats import BeatReader, Phase
-from trainer.rundir.layout import RunDir
+from trainer.rundir.layout import RunDir, committed_steps
 
 _TICK = 0.2
 """Seconds between two looks at a run that trains. What ends a process wakes the loop at once."""
@@ -131,12 +131,13 @@ class Driver:
             self._raise_up(attempt, now)
         self._flusher.tick(ended, state.mode is machine.Mode.RUNNING and state.stepped)
         alive = len(attempt.members(self._spared())) if attempt is not None and stopping else 1
+        over = stopping and alive == 0
         watch = attempt.watch if attempt is not None else None
         if watch is not None:
             watch.look(now, ended)
             self._chronicle.tell(watch, self.spec.nproc)
             self._meddle(watch)
-        self._chronicle.scan(now, final=stopping and alive == 0)
+        self._chronicle.scan(now, final=over)
         return Observation(
             now=now,
             ranks=watch.views() if watch else (),
@@ -144,7 +145,8 @@ class Driver:
             exits=tuple(watch.exits) if watch else (),
             raised=tuple(watch.raised) if watch else (),
             alive=alive,
-            checkpoint_step=self._safe_step(over=stopping and alive == 0),
+            checkpoint_step=self._safe_step(over),
+            checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             saves=watch.saves() if watch else 0,
             log_grew_at=watch.log_grew_at if watch else 0.0,
             launch_error=attempt.error if attempt else "",
@@ -195,8 +197,8 @@ class Driver:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Launch(number):
-                self._launch(number)
+            case Launch(number, rollback):
+                self._launch(number, rollback)
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
@@ -207,7 +209,7 @@ class Driver:
             case End():
                 self._ended = action
 
-    def _launch(self, number: int) -> None:
+    def _launch(self, number: int, rollback: Rollback | None) -> None:
         if self._attempt is not None:
             self._attempt.leave()
         self._chronicle.new_attempt(number)
@@ -215,10 +217,12 @@ class Driver:
         first = number == self.last_attempt + 1
         if not first:
             self._flusher.attempt_died()
+        if rollback is not None and rollback.attempt == number - 1:
+            self._flusher.abandon()
         resume = self.spec.resume if first else "auto"
         relaunch = not first or self._chronicle.checkpoint >= 0
         now = self.clock()
-        self._attempt = Attempt(self.run, self.spec, number, resume, relaunch, now)
+        self._attempt = Attempt(self.run, self.spec, number, resume, relaunch, rollback, now)
         self._raise_up(self._attempt, now)
 
     def _send(self, name: str, reach: Reach) -> None:

@@ -26,6 +26,7 @@ EVENTS = {
     "attempt_started": "the launcher of an attempt runs",
     "group_ready": "every rank has registered",
     "resumed": "a rank went on from a checkpoint",
+    "data_skipped": "a rank went back, and passes over the data from index `from` up to, not including, `to`",
     "first_step": "the first optimizer step of the attempt is done",
     "caught_up": "the highest step ever reached was reached again",
     "checkpoint_committed": "a checkpoint is durable",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -92,6 +93,17 @@ class Flusher:
             self._start(wanted)
         else:
             snapshots.clear_pins(self.segment)
+
+    def abandon(self) -> None:
+        """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
+        self._wanted, self._done, self._chronicle.flush_due = None, -1, None
+        if self.process is None:
+            return
+        self.process.send(signal.SIGKILL)
+        poll = select.poll()
+        poll.register(self.process.fd, select.POLLIN)
+        poll.poll(1000)
+        self._outcome()
 
     def fds(self) -> list[int]:
         """Readable when a flush has ended."""

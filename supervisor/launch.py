@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trainer
+from supervisor.core.model import Rollback
 from supervisor.spec import Spec
+from trainer.checkpoint.store import attempt_of
 from trainer.rundir import environment as names
+from trainer.rundir import rollback as rollbacks
 from trainer.rundir.gate import Gate
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 
@@ -45,19 +48,34 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     return env
 
 
-def release(spec: Spec, run: RunDir, attempt: int, resume: str, relaunch: bool) -> dict[str, object]:
+def release(
+    spec: Spec, run: RunDir, attempt: int, resume: str, relaunch: bool, rollback: Rollback | None = None
+) -> dict[str, object]:
     """What a gang is let go with: the attempt's part of the environment, the script and its arguments."""
-    steps = committed_steps(run.checkpoints)
-    newest = steps[-1] if steps and resume != "never" else -1
+    order = (
+        rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to)
+        if rollback and resume != "never"
+        else None
+    )
+    newest = _newest(run.checkpoints, order) if resume != "never" else -1
     env = {
         names.MARK: f"{spec.mark}.{attempt}",
         names.ATTEMPT: str(attempt),
         names.RESUME: resume,
         names.RESUME_STEP: str(newest),
         names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
+        names.ROLLBACK: order.encode() if order else "",
     }
     more = shlex.split(spec.resume_args) if relaunch else []
     return {"attempt": attempt, "env": env, "arguments": [*(["-m"] if spec.module else []), *spec.command, *more]}
+
+
+def _newest(checkpoints: Path, order: rollbacks.Rollback | None) -> int:
+    """The newest committed step that the attempt may go on from, or -1."""
+    for step in reversed(committed_steps(checkpoints)):
+        if order is None or step < order.before or not order.covers(attempt_of(checkpoints / step_name(step)), step):
+            return step
+    return -1
 
 
 def flags(spec: Spec, gate: Gate) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from supervisor.core.model import Do
+from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
 from trainer.rundir.duration import parse_duration
 from trainer.rundir.faults import FaultSpecError, parse_fault
@@ -96,6 +98,36 @@ class FaultSpec(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class CauseAction(click.ParamType[Any]):
+    """CAUSE=ACTION: what is to be done about a cause instead of the default, as (cause, action)."""
+
+    name = "cause=action"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        cause, _, action = str(value).partition("=")
+        try:
+            return override(cause, action)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def override(cause: str, action: str) -> tuple[str, str]:
+    """Both in the words of the table; ValueError says what there is instead, or why it cannot be."""
+    name, do = cause.strip().replace("-", "_"), action.strip().replace("_", "-")
+    if name in FIXED:
+        raise ValueError(f"{name} cannot be overridden: {FIXED[name]}")
+    causes, choices = {known.value: known for known in DEFAULTS}, [choice.value for choice in CHOICES]
+    if name not in causes:
+        raise ValueError(f"unknown cause {cause.strip()!r}{nearest(name, causes, '_')}")
+    if do not in choices:
+        raise ValueError(f"{name}: unknown action {action.strip()!r}{nearest(do, choices)}")
+    if not can(causes[name], Do(do)):
+        raise ValueError(f"{name} = {do}: only nan and exception happen in a step whose data can be skipped")
+    return name, do
+
+
 def count_gpus() -> int:
     """GPUs of this machine as nvidia-smi lists them; 0 without it."""
     if shutil.which("nvidia-smi") is None:
@@ -108,7 +140,8 @@ def count_gpus() -> int:
 
 
 def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
-    """The settings of `path` (or of ./supervise.toml if it is there), by option name.
+    """The settings of `path` (or of ./supervise.toml if it is there), by option name; its table [policy] as pairs of cause
+    and action.
 
     Refusal for a file that cannot be read, or a key that is none of `known`; it names the nearest.
     """
@@ -129,14 +162,21 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
         plain = key.replace("-", "_")
         if plain not in names:
             raise Refusal(f"{chosen}: unknown key {key!r}{nearest(plain, names)}")
-        if isinstance(value, dict):
+        if plain == "policy":
+            if not isinstance(value, dict):
+                raise Refusal(f'{chosen}: policy is a table; write [policy] and below it, say, host_oom = "stop"')
+            try:
+                value = [override(cause, str(action)) for cause, action in value.items()]
+            except ValueError as error:
+                raise Refusal(f"{chosen}: [policy] {error}") from None
+        elif isinstance(value, dict):
             raise Refusal(f"{chosen}: {key!r} is a table; write it as a key of its own: {key} = …")
         settings[plain] = value
     return settings
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?`, or what there is."""
-    names = [name.replace("_", "-") for name in known]
-    close = difflib.get_close_matches(word.replace("_", "-"), names, 1)
+def nearest(word: str, known: Iterable[str], joint: str = "-") -> str:
+    """`; did you mean …?`, or what there is; words in a name are joined by `joint`."""
+    names = [name.replace("_", "-").replace("-", joint) for name in known]
+    close = difflib.get_close_matches(word.replace("_", "-").replace("-", joint), names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {' '.join(sorted(names))}"

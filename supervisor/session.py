@@ -45,7 +45,8 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
     goes_on = lost or before.state in _CONTINUES
     attempts = [*run.attempts(), *(a.number for a in before.attempts)]
     log.attempt = max(attempts, default=-1)
-    log.emit("run_started", command=list(spec.command), nproc=spec.nproc, pid=os.getpid(), fresh_budget=not goes_on)
+    about = {"command": list(spec.command), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
+    log.emit("run_started", "info", **about, fresh_budget=not goes_on)
     after = statuses.story_of(run)
     driver = Driver(
         run,

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from supervisor.core.model import Policy
+from supervisor.core.model import Cause, Do, Policy
+from supervisor.core.rules import DEFAULTS
 from supervisor.errors import Refusal
 from supervisor.runs import SCHEMA
 from trainer.rundir.durable import replace_file
@@ -40,6 +42,8 @@ class Spec:
     startup_timeout: float = 1800.0
     standby: bool = True
     inject: tuple[str, ...] = ()
+    actions: Mapping[str, str] = field(default_factory=dict)
+    """What to do about each cause that a person may decide, by name."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
     @property
@@ -53,7 +57,13 @@ class Spec:
             grace=self.grace,
             hang_timeout=self.hang_timeout,
             startup_timeout=self.startup_timeout,
+            actions={Cause(cause): Do(action) for cause, action in self.actions.items()},
         )
+
+
+def resolved(overrides: Mapping[str, str]) -> dict[str, str]:
+    """An action for each cause that a person may decide: the default where `overrides` has none."""
+    return {cause.value: overrides.get(cause.value, do.value) for cause, (do, _) in DEFAULTS.items()}
 
 
 def save(run: RunDir, spec: Spec) -> None:
@@ -78,6 +88,10 @@ def restore(body: dict[str, Any]) -> Spec:
         values["inject"] = tuple(values.get("inject", ()))
         if values.get("hang_timeout") == HANG_OFF:
             values["hang_timeout"] = float("inf")
-        return Spec(**values)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        # Of an earlier version's run, perhaps: causes that it did not know are dealt with as by default.
+        values["actions"] = resolved(values.get("actions", {}))
+        spec = Spec(**values)
+        _ = spec.policy
+        return spec
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise Refusal(f"run.json lacks or garbles {error}; launch the run again in full") from None

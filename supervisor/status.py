@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.policy import spent
+from supervisor.core.rules import spent
 from supervisor.core.story import Story, tell
 from supervisor.lock import holder, is_held
 from supervisor.reading.events_file import read_events

@@ -170,6 +170,8 @@ def _read_record(path: Path) -> Raised | None:
             frame=str(body["frame"]),
             at=float(body["mono"]),
             exit_code=int(body["exit_code"]),
+            bad_step=int(body.get("bad_step", -1)),
+            data_step=int(body.get("data_step", -1)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.model import Cause, History, Policy, Verdict
-from supervisor.core.policy import RULES, backoff, decide, learn, spent
+from supervisor.core.model import Cause, Decision, Do, Ground, History, Policy, Verdict
+from supervisor.core.policy import backoff, decide, learn
+from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, HEALED, MARGIN, ROLLBACKS, Case, can, spent, table
 
 POLICY = Policy(max_restarts=3, window=100.0, no_progress_limit=3)
 
@@ -23,7 +23,7 @@ def outcome(policy: Policy, what: Verdict, before: History, **learned: object) -
     """The exit code (None for a restart) and the history after."""
     values = {"stepped": True, "checkpoint_step": before.best_step, "saves": 0, **learned}
     after = learn(before, what, **values)  # type: ignore[arg-type]
-    decision, history = decide(policy, what, before, after, now=10.0, jitter=0.0)
+    decision, history = decide(policy, what, before, after, Ground(newest=after.best_step), now=10.0, jitter=0.0)
     return (None if decision.delay is not None else decision.exit_code), history
 
 
@@ -112,21 +112,185 @@ def test_spent_counts_the_window(times: list[float], now: float, window: float) 
     assert used == len([t for t in times if now - window < t])
 
 
-def test_rules_shown_are_rules_kept() -> None:
-    """The table that `supervise policy` prints names every cause, and the exit codes that decide() gives."""
-    said = " ".join(when for when, _, _ in RULES)
+causes = st.sampled_from(list(Cause))
+overridable = st.sampled_from(list(DEFAULTS))
+actions = st.dictionaries(overridable, st.sampled_from(CHOICES)).map(
+    lambda chosen: {cause: do for cause, do in chosen.items() if can(cause, do)}
+)
+verdicts = st.builds(
+    Verdict,
+    cause=causes,
+    reason=st.just("because"),
+    at=st.just(10.0),
+    step=st.integers(-1, 30),
+    exit_code=st.sampled_from([None, 1, 75, 78]),
+    frame=st.sampled_from(["", "train.py:9 f"]),
+    bad_step=st.integers(-1, 31),
+    data_step=st.integers(-1, 40),
+)
+grounds = st.builds(
+    Ground, st.integers(0, 9), st.integers(-1, 30), st.sets(st.integers(0, 30), max_size=3).map(sorted).map(tuple)
+)
 
-    assert [cause.value for cause in Cause if cause.value not in said] == []
-    codes = {code for _, _, code in RULES if code is not None}
-    assert codes == {0, 75, 100, 103, 104, 105}
-    for a, b in itertools.pairwise([code is not None for _, _, code in RULES]):
-        # Every rule that ends the run stands before those that go on.
+
+def attempt(policy: Policy, history: History, what: Verdict, ground: Ground, stepped: bool) -> tuple[Decision, History]:
+    """What follows from one more attempt that left the run on `ground`, in a test's ten seconds."""
+    after = learn(history, what, stepped, ground.newest, saves=0)
+    return decide(policy, what, history, after, ground, now=10.0, jitter=0.0)
+
+
+@given(actions, verdicts, grounds, st.booleans(), st.integers(0, 5), st.integers(0, 5))
+def test_decide_is_total_and_is_the_table(
+    chosen: dict[Cause, Do], what: Verdict, ground: Ground, stepped: bool, barren: int, rollbacks: int
+) -> None:
+    """Whatever came before, some rule matches, and what is decided is what that row of the shown table says."""
+    policy = replace(POLICY, actions=chosen)
+    history = History(barren=barren, rollbacks=rollbacks, bad_step=20, best_step=25, signature=what.signature)
+
+    decision, after = attempt(policy, history, what, ground, stepped)
+
+    learned = learn(history, what, stepped, ground.newest, saves=0)
+    case = Case(policy, what, history, learned, ground, 10.0)
+    first = next(rule for rule in table(policy) if rule.matches(case))
+    assert decision.do is first.do
+    assert (decision.delay is None) == (first.exit_code is not None)
+    assert decision.exit_code == (first.exit_code or 0)
+    assert decision.counted == (len(after.restarts) > len(learned.restarts))
+    if first.cause is not None:
+        assert decision.do is chosen.get(what.cause, DEFAULTS[what.cause][0])
+
+
+@given(actions, st.lists(st.tuples(verdicts, st.booleans()), min_size=40, max_size=40), grounds)
+def test_no_progress_is_never_restarted_for_ever(
+    chosen: dict[Cause, Do], failures: list[tuple[Verdict, bool]], ground: Ground
+) -> None:
+    """Attempts that leave nothing new end after a known number of them, whatever fails and whatever [policy] says."""
+    policy, history = replace(POLICY, actions=chosen), History(best_step=ground.newest)
+    for count, (what, stepped) in enumerate(failures, 1):
+        decision, history = attempt(policy, history, what, replace(ground, attempt=count), stepped)
+        if decision.delay is None:
+            break
+
+    assert decision.delay is None
+    assert count <= POLICY.no_progress_limit + ROLLBACKS + 1
+
+
+@given(overridable, st.sampled_from(CHOICES), verdicts, grounds, st.booleans())
+def test_an_override_changes_its_cause_alone(
+    cause: Cause, do: Do, what: Verdict, ground: Ground, stepped: bool
+) -> None:
+    """Every other cause is decided as before, and the table differs in one row."""
+    if not can(cause, do):
+        return
+    policy = replace(POLICY, actions={cause: do})
+    rows = {rule.when: (rule.do, rule.exit_code) for rule in table(POLICY)}
+    changed = {rule.when: (rule.do, rule.exit_code) for rule in table(policy)}
+
+    assert rows.keys() == changed.keys()
+    assert {when for when in rows if rows[when] != changed[when]} <= {cause.value}
+    if what.cause is not cause:
+        assert attempt(policy, History(), what, ground, stepped) == attempt(POLICY, History(), what, ground, stepped)
+
+
+def test_every_cause_is_in_the_table_once() -> None:
+    """The table names every cause, ends and stops before it goes on, and has the exit codes of the contract."""
+    rules = table(POLICY)
+
+    named = [rule.cause for rule in rules if rule.cause]
+    assert sorted(named, key=list(Cause).index) == [cause for cause in Cause if cause.value not in FIXED]
+    assert {rule.exit_code for rule in rules} == {None, 0, 75, 100, 103, 104, 105}
+    for a, b in itertools.pairwise([rule.exit_code is not None for rule in rules]):
         assert a or not b
+    limits = " ".join(rule.when for rule in table(Policy(max_restarts=17, window=86.5, no_progress_limit=23)))
+    assert all(text in limits for text in ("17 counted", "86.5 s", "23 attempts"))
 
 
-@pytest.mark.parametrize("cause", list(Cause))
-def test_every_cause_has_a_decision(cause: Cause) -> None:
-    """No cause falls through; what comes out is a restart or a documented exit code."""
-    code, _ = outcome(POLICY, verdict(cause), History())
+def test_exit_78_is_never_restarted() -> None:
+    """Whatever [policy] says about user errors: that code is the script's own word."""
+    policy = replace(POLICY, actions={Cause.USER_ERROR: Do.RESTART, Cause.EXCEPTION: Do.UNCOUNTED})
 
-    assert code in (None, 0, 103, 104)
+    assert outcome(policy, verdict(Cause.USER_ERROR, exit_code=78), History())[0] == 104
+    assert outcome(policy, verdict(Cause.USER_ERROR, exit_code=2), History())[0] is None
+
+
+def test_stop_on_preempted_is_75() -> None:
+    """A run that is to end where a rank asks to be started again is one for the queue, not a failure."""
+    policy = replace(POLICY, actions={Cause.PREEMPTED: Do.STOP})
+    decision, _ = attempt(policy, History(), verdict(Cause.PREEMPTED, exit_code=75), Ground(), True)
+
+    assert (decision.exit_code, decision.state) == (75, "preempted")
+
+
+def test_causes_that_time_cures_wait() -> None:
+    """The first restart after a full disk waits, after a kill it does not."""
+    full, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
+    killed, _ = attempt(POLICY, History(), verdict(), Ground(newest=5), True)
+
+    assert (full.delay, killed.delay) == (POLICY.backoff_min, 0.0)
+
+
+def nan(step: int, data_step: int = -1) -> Verdict:
+    """The loss after `step` finished steps was NaN."""
+    return verdict(Cause.NAN, step=step, exit_code=1, data_step=data_step)
+
+
+def test_rollback_goes_further_back_each_time_and_gives_up() -> None:
+    """The newest state before the bad step, then an older checkpoint, then a still older one, then 104; always past all data
+    that was bad, and at no cost to the budget."""
+    policy, history, seen = replace(POLICY, max_restarts=1), History(), []
+    grounds = [
+        Ground(0, 20, (5, 10, 15)),
+        Ground(1, 20, (5, 10, 15)),
+        Ground(2, 15, (5, 10, 15)),
+        Ground(3, 10, (5, 10)),
+    ]
+    for at, data, ground in zip((20, -1, -1, -1), (20, 23, 26, 29), grounds, strict=True):
+        decision, history = attempt(policy, history, nan(at, data), ground, at >= 0)
+        order = history.rollback
+        seen.append((order.attempt, order.before, order.skip_to) if order and decision.delay is not None else None)
+
+    assert seen == [(0, 21, 21 + MARGIN), (1, 16, 24 + MARGIN), (2, 11, 27 + MARGIN), None]
+    assert decision.exit_code == 104
+    assert history.restarts == ()
+
+
+def test_a_bad_step_left_behind_counts_no_more() -> None:
+    """A hundred steps past it, the next NaN is a first one."""
+    _, history = attempt(POLICY, History(), nan(20), Ground(0, 20, (10, 20)), True)
+    _, near = attempt(POLICY, history, nan(60), Ground(1, 60, (40, 50, 60)), True)
+    _, far = attempt(POLICY, history, nan(21 + HEALED), Ground(1, 21 + HEALED, (100, 110)), True)
+
+    assert (near.rollbacks, near.rollback and near.rollback.before) == (2, 51)
+    assert (far.rollbacks, far.rollback and far.rollback.before) == (1, 22 + HEALED)
+
+
+def test_a_spike_is_gone_back_from_before_it_began() -> None:
+    """What the ranks say is the first bad step counts, not the one at which they said so."""
+    spike = verdict(Cause.NAN, step=63, bad_step=60, data_step=63)
+    _, history = attempt(POLICY, History(), spike, Ground(0, 63, (50, 60)), True)
+
+    assert history.rollback is not None
+    assert (history.rollback.before, history.rollback.skip_to) == (60, 64 + MARGIN)
+
+
+def test_nothing_older_to_go_back_to() -> None:
+    """The second time, a run whose only checkpoint is a suspect stops; one that never had any begins again."""
+    _, history = attempt(POLICY, History(), nan(20), Ground(0, 20, (20,)), True)
+    alone, _ = attempt(POLICY, history, nan(20), Ground(1, 20, (20,)), True)
+    none, after = attempt(POLICY, history, nan(20), Ground(1, 20, ()), True)
+
+    assert (alone.exit_code, alone.delay) == (104, None)
+    assert none.delay == 0.0
+    assert after.rollback is not None
+    assert after.rollback.before == 20
+
+
+def test_restart_older_keeps_what_is_to_be_skipped() -> None:
+    """It goes back by one checkpoint, is counted, and forgets no data that an earlier rollback passes over."""
+    _, history = attempt(POLICY, History(), nan(20), Ground(0, 20, (10, 20)), True)
+    bad = verdict(Cause.CHECKPOINT_BAD, step=-1)
+    decision, after = attempt(POLICY, history, bad, Ground(1, 20, (10, 20)), False)
+
+    assert (decision.do, decision.counted) == (Do.OLDER, True)
+    assert after.rollback is not None
+    assert (after.rollback.attempt, after.rollback.before, after.rollback.skip_to) == (1, 11, 21 + MARGIN)

@@ -18,10 +18,10 @@ from click.core import ParameterSource
 from supervisor import spec as specs
 from supervisor.errors import Refusal
 from supervisor.lock import RunLock
-from supervisor.options import PREFIX, Duration, FaultSpec, Nproc, Range, nearest, read_config
+from supervisor.options import PREFIX, CauseAction, Duration, FaultSpec, Nproc, Range, nearest, read_config
 from supervisor.runs import RUNS, Known, load
 from supervisor.session import arm_faults, detach, drive
-from supervisor.spec import Spec
+from supervisor.spec import Spec, resolved
 from supervisor.status import story_of
 from trainer.rundir.layout import RunDir, committed_steps
 
@@ -32,8 +32,15 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """supervise.toml stands between the environment and the defaults, which is click's default_map."""
-    names = [p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name and p.name != "config"]
-    ctx.default_map = {**(ctx.default_map or {}), **read_config(value, names)}
+    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"]
+    names = {"policy" if p.name == "actions" else str(p.name): str(p.name) for p in options}
+    settings = {names[key]: setting for key, setting in read_config(value, names).items()}
+    ctx.default_map = {**(ctx.default_map or {}), **settings}
+
+
+def _merge(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """What is said about one cause leaves what the file says about another as it is."""
+    return {**dict((ctx.default_map or {}).get("actions", ())), **dict(given)}
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -72,6 +79,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 )
 @_option("--startup-timeout", type=Duration(), default="30m", help="Longest time to the first step.")
 @_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
+@_option(
+    "--policy",
+    "actions",
+    type=CauseAction(),
+    multiple=True,
+    callback=_merge,
+    help="What to do about a cause, as host_oom=stop; see: supervise policy. Repeatable.",
+)
 @_option(
     "--inject",
     "--inject-failure",
@@ -126,11 +141,22 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
             # Nothing but the folder: as it was launched, but for what is said anew.
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
+        values["actions"] = {**old.actions, **options["actions"]} if not arguments else resolved(options["actions"])
         return Spec(**values), RunDir(folder.resolve())
     run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
     _make_folder(run)
+    options["actions"] = resolved(options["actions"])
     return Spec(run=run_id, mark=secrets.token_hex(8), **options, **_command(arguments, module)), run
+
+
+def as_configured(ctx: click.Context, config: Path | None) -> Spec:
+    """The Spec that `supervise launch` would have here without a flag but --config; its command is of no account."""
+    arguments = ["--config", str(config)] if config else []
+    given = command.make_context("launch", arguments, parent=ctx.parent).params
+    options = {key: value for key, value in given.items() if key in Spec.__dataclass_fields__}
+    nobody = {"run": "", "mark": "", "command": (), "cwd": "", "actions": resolved(options["actions"])}
+    return Spec(**{**options, **nobody})
 
 
 def _stem(arguments: list[str]) -> str:

@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import click
 
-from supervisor.core.policy import RULES
-from supervisor.reading.table import table
-from supervisor.runs import SCHEMA
+from supervisor import spec as specs
+from supervisor.commands.launch import as_configured
+from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, Rule, table
+from supervisor.reading import table as tables
+from supervisor.runs import SCHEMA, find
 
 
 @click.command()
+@click.argument("run", required=False)
+@click.option("--config", type=click.Path(path_type=Path), envvar="SUPERVISE_CONFIG", help="As launch would take it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(as_json: bool) -> None:
-    """The rules, in their order: the first that matches holds."""
+@click.pass_context
+def command(ctx: click.Context, run: str | None, config: Path | None, as_json: bool) -> None:
+    """The rules, in their order: the first that matches holds.
+
+    As a launch here would have them, with supervise.toml and the environment; or as RUN has them.
+    """
+    spec = specs.restore(find(run).spec) if run else as_configured(ctx, config)
+    rules = table(spec.policy)
     if as_json:
-        rules = [{"when": when, "do": do, "exit_code": code} for when, do, code in RULES]
-        click.echo(json.dumps({"schema": SCHEMA, "rules": rules}))
+        limits = {name: getattr(spec, name) for name in ("max_restarts", "window", "no_progress_limit", "backoff")}
+        body = {"schema": SCHEMA, "rules": [_described(rule) for rule in rules], "limits": limits, "fixed": FIXED}
+        click.echo(json.dumps(body))
         return
-    click.echo(table(("when", "do", "exit code"), RULES), nl=False)
+    rows = [(r.when, r.do.value, "" if r.exit_code is None else r.exit_code, r.why) for r in rules]
+    click.echo(tables.table(("when", "do", "exit code", "why"), rows), nl=False)
+    click.echo(
+        f"\nTo change one, in supervise.toml below [policy], or as --policy CAUSE=ACTION: {_example()}", err=True
+    )
+
+
+def _described(rule: Rule) -> dict[str, Any]:
+    """`cause` is the name that [policy] knows the rule by, null where it cannot be overridden."""
+    return {
+        "when": rule.when,
+        "do": rule.do.value,
+        "exit_code": rule.exit_code,
+        "why": rule.why,
+        "cause": rule.cause.value if rule.cause else None,
+        "overridden": rule.cause is not None and rule.do is not DEFAULTS[rule.cause][0],
+    }
+
+
+def _example() -> str:
+    actions, fixed = ", ".join(do.value for do in CHOICES), ", ".join(FIXED)
+    return f'host_oom = "stop"\nActions: {actions}. Not to be changed: {fixed}, and the rules about evidence.'

@@ -13,6 +13,9 @@ _CRASHES |= {4: (Cause.ABORT, "SIGILL"), 8: (Cause.ABORT, "SIGFPE")}
 USER_ERRORS = frozenset({"SyntaxError", "IndentationError", "TabError", "ImportError", "ModuleNotFoundError"})
 """Exceptions that a second start cannot cure."""
 
+NOT_FINITE = frozenset({"NotFinite", "LossSpike"})
+"""Exceptions of trainer.errors about a loss that no further step can mend."""
+
 # What a rank says when a peer has gone. Such a rank is never the first cause while another one failed too.
 _COLLATERAL = (
     "connection closed by peer",
@@ -101,6 +104,8 @@ def _of_rank(
             frame=raised.frame if raised else "",
             failed_at=failed_at,
             collateral=others,
+            bad_step=raised.bad_step if raised else -1,
+            data_step=raised.data_step if raised else -1,
         )
 
     if status < 0:
@@ -120,6 +125,8 @@ def _of_rank(
             return verdict(Cause.USER_ERROR, f"rank {rank} exited with 2 (usage error) {where}", code=2)
         return verdict(cause, f"rank {rank} exited with {status} {where}", code=status)
     what = f"rank {rank} raised {raised.type}: {raised.message or '(no message)'} {where}, in {raised.frame}"
+    if raised.type in NOT_FINITE:
+        return verdict(Cause.NAN, f"rank {rank} raised {raised.type}: {raised.message}", code=status)
     if raised.type in USER_ERRORS and not stepped:
         return verdict(Cause.USER_ERROR, what, code=status)
     return verdict(Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, what, code=status)

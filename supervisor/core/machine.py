@@ -13,7 +13,7 @@ in one place, and the decision is taken when the newest checkpoint is known.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from supervisor.core.diagnose import diagnose
 from supervisor.core.hang import Hang, look
@@ -23,6 +23,7 @@ from supervisor.core.model import (
     DumpStacks,
     Emit,
     End,
+    Ground,
     History,
     Launch,
     Observation,
@@ -32,7 +33,8 @@ from supervisor.core.model import (
     StopKind,
     Verdict,
 )
-from supervisor.core.policy import STUCK, decide, learn
+from supervisor.core.policy import decide, learn
+from supervisor.core.rules import STUCK
 
 STARTED_AFTER = 600.0
 """Seconds after which an attempt without a known step is past its start: its script steps in a way we cannot see."""
@@ -106,7 +108,7 @@ def _backoff(state: State, seen: Observation) -> tuple[State, list[Action]]:
         return state, []
     attempt = state.attempt + 1
     started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
-    return started, [Launch(attempt)]
+    return started, [Launch(attempt, state.history.rollback)]
 
 
 def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, list[Action]]:
@@ -186,19 +188,24 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
         state, actions = _end_stopped(replace(state, history=after), seen.stop)
         return state, [gone, *actions]
-    decision, after = decide(policy, verdict, state.history, after, seen.now, jitter)
+    ground = Ground(state.attempt, seen.checkpoint_step, seen.checkpoints)
+    decision, after = decide(policy, verdict, state.history, after, ground, seen.now, jitter)
     state = replace(state, history=after)
     if decision.delay is None:
         end = End(decision.exit_code, decision.state, decision.reason)
         return replace(state, mode=Mode.ENDED), [gone, end]
     fields = {
         "delay_s": round(decision.delay, 3),
-        "counted": verdict.cause is not Cause.PREEMPTED,
+        "do": decision.do.value,
+        "counted": decision.counted,
         "checkpoint_step": seen.checkpoint_step,
         "best_step": after.best_step,
         "barren": after.barren,
         "startup_failures": after.startup_failures,
         "signature": list(verdict.signature),
+        "rollback": asdict(after.rollback) if after.rollback else None,
+        "rollbacks": after.rollbacks,
+        "bad_step": after.bad_step,
         "reason": decision.reason,
     }
     waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay)

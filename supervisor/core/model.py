@@ -33,6 +33,20 @@ class Cause(enum.Enum):
     NODE_LOST = "node_lost"
 
 
+class Do(enum.Enum):
+    """What can be done about an attempt that is over."""
+
+    END = "end"
+    STOP = "stop"
+    RESTART = "restart"
+    UNCOUNTED = "restart-uncounted"
+    """As RESTART, but it spends nothing of --max-restarts."""
+    OLDER = "restart-older"
+    """From a checkpoint before the newest state."""
+    ROLLBACK = "rollback"
+    """From the newest state before the bad step (if it went bad again: from an older one), past the data in between."""
+
+
 class StopKind(enum.Enum):
     """Who wants the run to stop, which settles the exit code: a person (103) or the machine's owner (75)."""
 
@@ -64,6 +78,8 @@ class Policy:
     startup_timeout: float = 1800.0
     stuck_after: float = 20.0
     """Seconds that a process may outlive its SIGKILL before the run ends with 106."""
+    actions: Mapping[Cause, Do] = field(default_factory=dict)
+    """What to do about a cause where that is not the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,10 @@ class Raised:
     at: float
     exit_code: int = 1
     """With which the rank is about to exit."""
+    bad_step: int = -1
+    """The first step that is not to be kept, or -1."""
+    data_step: int = -1
+    """The index of the data that it was at, or -1 where the script does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +139,8 @@ class Observation:
     """Processes of the attempt that are not yet gone, whoever their parent is."""
     checkpoint_step: int = -1
     """Newest committed checkpoint, or -1."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps with a committed checkpoint, oldest first; looked up once nothing is alive."""
     saves: int = 0
     """Checkpoints that the script wrote in its own format in this attempt."""
     log_grew_at: float = 0.0
@@ -145,12 +167,37 @@ class Verdict:
     """The earliest moment at which the failure can be placed."""
     collateral: tuple[int, ...] = ()
     """Ranks that failed because another one had."""
+    bad_step: int = -1
+    """The first step that is not to be kept, or -1: the one that failed."""
+    data_step: int = -1
+    """The index of the data that the failing rank was at, or -1."""
 
     @property
     def signature(self) -> tuple[str, ...]:
         """Two failures with the same signature are taken for the same bug."""
         parts = (self.cause.value, self.frame, self.step, self.exit_code, self.signal)
         return tuple(str(part) for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """An order to all attempts after `attempt`: what attempts up to that one saved of step `before` and later is not for
+    them, and going on from what is left they pass over the data up to index `skip_to`."""
+
+    attempt: int
+    before: int
+    skip_to: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What there is to go on from when the attempt `attempt` is over."""
+
+    attempt: int = -1
+    newest: int = -1
+    """The newest step that is safe, on disk or in memory."""
+    checkpoints: tuple[int, ...] = ()
+    """The steps on disk, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +214,12 @@ class History:
     """Highest checkpoint seen."""
     signature: tuple[str, ...] | None = None
     """Of the last failure."""
+    rollback: Rollback | None = None
+    """The newest one, in force ever after."""
+    rollbacks: int = 0
+    """How many there were since the run last left a bad step behind."""
+    bad_step: int = -1
+    """The step that the newest one went back before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +230,15 @@ class Decision:
     delay: float | None = None
     exit_code: int = 0
     state: str = ""
+    do: Do = Do.STOP
+    counted: bool = False
+    """Whether the restart is one of --max-restarts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     attempt: int
+    rollback: Rollback | None = None
 
 
 @dataclass(frozen=True, slots=True)

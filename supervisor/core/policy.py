@@ -1,36 +1,29 @@
-"""What we do about a verdict: a table of rules, first match wins. To restart is the default; a stop must be earned."""
+"""What we do about a verdict: the first of the rules that matches, carried out; and what an attempt teaches the next."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from supervisor.core.model import Cause, Decision, History, Policy, Verdict
-
-FINISHED, PREEMPTED, BUDGET, STOPPED, POINTLESS, NO_PROGRESS, STUCK = 0, 75, 100, 103, 104, 105, 106
-
-FROM_OUTSIDE = frozenset({Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG})
-"""Causes that say nothing about the script: the same one twice at one step is no proof of a bug in it."""
-
-RULES: tuple[tuple[str, str, int | None], ...] = (
-    ("every rank exited with 0 (finished)", "end", FINISHED),
-    ("a person asked to stop (stopped_by_user)", "end", STOPPED),
-    ("a signal asked to stop (preempted)", "end", PREEMPTED),
-    ("exit code 78, or SyntaxError or ImportError before the first step (user_error)", "stop", POINTLESS),
-    ("two failures of its own in a row before the first step (startup_error)", "stop", POINTLESS),
-    ("the same cause, frame, exit code and step twice in a row, not from outside", "stop", POINTLESS),
-    ("--max-restarts counted restarts in --window since the last new checkpoint", "stop", BUDGET),
-    ("--no-progress-limit attempts in a row without a new checkpoint", "stop", NO_PROGRESS),
-    ("exit code 75 (preempted)", "restart, not counted", None),
-    ("anything else: exception, killed, segfault, abort, hang, stopped, launcher_died", "restart", None),
+from supervisor.core.model import Decision, Do, Ground, History, Policy, Rollback, Verdict
+from supervisor.core.rules import (
+    CURED_BY_TIME,
+    FROM_OUTSIDE,
+    HEALED,
+    MARGIN,
+    OF_THE_STATE,
+    ROLLBACKS,
+    Case,
+    spent,
+    table,
 )
-"""What decide() does, in its order, for people. tests/test_policy.py holds the two against each other."""
 
 
 def learn(history: History, verdict: Verdict, stepped: bool, checkpoint_step: int, saves: int) -> History:
     """`history` with the attempt that just ended; a new durable checkpoint clears what counts against the run."""
     progressed = checkpoint_step > history.best_step
     own_saves = saves > 0
-    startup = not stepped and verdict.cause not in FROM_OUTSIDE
+    startup = not stepped and verdict.cause not in FROM_OUTSIDE | OF_THE_STATE
+    healed = checkpoint_step >= history.bad_step + HEALED
     return replace(
         history,
         restarts=() if progressed else history.restarts,
@@ -38,46 +31,56 @@ def learn(history: History, verdict: Verdict, stepped: bool, checkpoint_step: in
         startup_failures=history.startup_failures + 1 if startup else 0,
         best_step=max(history.best_step, checkpoint_step),
         signature=verdict.signature,
+        rollbacks=0 if healed else history.rollbacks,
     )
 
 
-def spent(history: History, policy: Policy, now: float) -> int:
-    """Counted restarts that lie in the window."""
-    return sum(1 for at in history.restarts if at > now - policy.window)
-
-
 def decide(
-    policy: Policy, verdict: Verdict, before: History, after: History, now: float, jitter: float
+    policy: Policy, verdict: Verdict, before: History, after: History, ground: Ground, now: float, jitter: float
 ) -> tuple[Decision, History]:
-    """The decision, and the history with it. `before` and `after` are the history without and with this attempt;
-    `jitter` is a random number in [-1, 1]."""
-    match verdict.cause:
-        case Cause.FINISHED:
-            return Decision(verdict.reason, exit_code=FINISHED, state="finished"), after
-        case Cause.STOPPED_BY_USER:
-            return Decision(verdict.reason, exit_code=STOPPED, state="stopped"), after
-        case Cause.USER_ERROR:
-            return _stop(POINTLESS, f"not worth a restart: {verdict.reason}"), after
-        case _:
-            pass
-    if after.startup_failures >= 2:
-        return _stop(POINTLESS, f"failed twice before the first step: {verdict.reason}"), after
-    if verdict.step >= 0 and verdict.cause not in FROM_OUTSIDE and before.signature == verdict.signature:
-        return _stop(POINTLESS, f"the same failure twice in a row: {verdict.reason}"), after
-    counted = verdict.cause is not Cause.PREEMPTED
-    used = spent(after, policy, now)
-    if counted and used >= policy.max_restarts:
-        return _stop(BUDGET, f"restart budget used up ({used} of {policy.max_restarts}): {verdict.reason}"), after
-    if after.barren >= policy.no_progress_limit:
-        said = f"{after.barren} attempts in a row left no new checkpoint"
-        return _stop(NO_PROGRESS, f"{said}: {verdict.reason}"), after
-    delay = backoff(policy, after.barren, jitter)
-    said = f"restart {used + 1} of {policy.max_restarts}" if counted else "restart, not counted"
-    return Decision(said, delay=delay), replace(after, restarts=(*after.restarts, now)) if counted else after
+    """The decision of the first rule that matches, and the history with it. `jitter` is a random number in [-1, 1]."""
+    case = Case(policy, verdict, before, after, ground, now)
+    rule = next(rule for rule in table(policy) if rule.matches(case))
+    if rule.exit_code is not None:
+        reason = ": ".join(part for part in (rule.say(case), verdict.reason) if part)
+        return Decision(reason, exit_code=rule.exit_code, state=rule.state, do=rule.do), after
+    if rule.do is Do.ROLLBACK:
+        said = f"rollback {after.rollbacks + 1} of {ROLLBACKS}"
+        # It cannot get ahead of the best checkpoint at once, and has a limit of its own.
+        return Decision(said, delay=0.0, do=rule.do), replace(_went_back(case), barren=before.barren)
+    delay = backoff(policy, max(after.barren, 1) + 1 if verdict.cause in CURED_BY_TIME else after.barren, jitter)
+    said = (
+        f"restart {spent(after, policy, now) + 1} of {policy.max_restarts}" if case.counted else "restart, not counted"
+    )
+    if rule.do is Do.OLDER:
+        after = _went_back(case)
+        if after.rollback is not None and after.rollback != before.rollback:
+            said += f", from before step {after.rollback.before}"
+    if case.counted:
+        after = replace(after, restarts=(*after.restarts, now))
+    return Decision(said, delay=delay, do=rule.do, counted=case.counted), after
 
 
-def _stop(exit_code: int, reason: str) -> Decision:
-    return Decision(reason, exit_code=exit_code, state="failed")
+def _went_back(case: Case) -> History:
+    """The history with an order to go back. The first time the newest state before the bad step will do, which may have
+    gone bad already: after that it is a checkpoint older than the newest state, whose memory tier is as suspect."""
+    verdict, ground, after = case.verdict, case.ground, case.after
+    done = verdict.step if verdict.step >= 0 else max(ground.newest, 0)
+    bad = verdict.bad_step if verdict.bad_step >= 0 else done + 1
+    after = replace(after, rollbacks=after.rollbacks + 1, bad_step=max(bad, after.bad_step))
+    if case.do is Do.ROLLBACK and not case.again:
+        before = bad
+    elif case.older is not None:
+        before = case.older + 1
+    elif ground.checkpoints:
+        return after
+    else:
+        # Nothing on disk that we know of: before what it failed with, in memory or in a place of the script's own.
+        before = max(ground.newest, 1) if ground.newest >= 0 else bad
+    skip_to = after.rollback.skip_to if after.rollback else 0
+    if case.do is Do.ROLLBACK:
+        skip_to = max(skip_to, (verdict.data_step if verdict.data_step >= 0 else done) + 1 + MARGIN)
+    return replace(after, rollback=Rollback(ground.attempt, before, skip_to))
 
 
 def backoff(policy: Policy, barren: int, jitter: float) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from supervisor.core.model import History
+from supervisor.core.model import History, Rollback
 
 Event = Mapping[str, Any]
 
@@ -139,6 +139,9 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         attempt.verdict = attempt.verdict or story.last
         attempt.gone = story.last
     story.state, story.exit_code, story.ended = "starting", None, None
+    if event.get("resume") == "never":
+        # What it went back from is moved aside with everything else.
+        story.history = replace(story.history, rollback=None)
     if event.get("fresh_budget"):
         story.history = History(best_step=story.history.best_step)
 
@@ -250,9 +253,19 @@ def _relaunch(story: Story, event: Event, mono: float) -> None:
         startup_failures=_whole(event, "startup_failures", 0),
         best_step=best,
         signature=tuple(str(part) for part in signature) if isinstance(signature, list) else None,
+        rollback=_rollback(event.get("rollback")) or before.rollback,
+        rollbacks=_whole(event, "rollbacks", 0),
+        bad_step=_whole(event, "bad_step"),
     )
     story.restarts += 1
     story.state = "backoff" if _number(event, "delay_s", 0.0) > 0 else "recovering"
+
+
+def _rollback(told: object) -> Rollback | None:
+    if not isinstance(told, Mapping):
+        return None
+    attempt, before, skip_to = (_optional(told, key) for key in ("attempt", "before", "skip_to"))
+    return None if attempt is None or before is None or skip_to is None else Rollback(attempt, before, skip_to)
 
 
 def _run_ended(story: Story, event: Event, mono: float) -> None:

@@ -1,0 +1,258 @@
+"""The rules about a verdict, as one table: the first that matches holds. To restart is the default; a stop is earned.
+
+    ends                   finished, stopped, 78          nobody can override these
+    causes that stop       user_error, and what [policy] says
+    evidence               twice before the first step, the same failure twice, three rollbacks
+    limits                 --max-restarts in --window, --no-progress-limit
+    causes that go on      one row each: restart, restart-uncounted, restart-older, rollback
+
+policy.decide() walks the table that `supervise policy` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from supervisor.core.model import Cause, Do, Ground, History, Policy, Verdict
+
+FINISHED, PREEMPTED, BUDGET, STOPPED, POINTLESS, NO_PROGRESS, STUCK = 0, 75, 100, 103, 104, 105, 106
+NEVER_RESTART = 78
+
+ROLLBACKS = 3
+"""How often a run goes back without leaving the bad step behind, before it is given up."""
+HEALED = 100
+"""Steps past the bad one after which it is left behind."""
+MARGIN = 2
+"""Steps of data that a rollback skips beyond the bad one."""
+
+FROM_OUTSIDE = frozenset(
+    {Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG, Cause.HOST_OOM, Cause.NODE_LOST}
+    | {Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.NCCL_OR_GLOO_TIMEOUT}
+)
+"""Causes that say nothing about the script: the same one twice at one step is no proof of a bug in it."""
+OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
+"""Causes that lie in what the attempt began from, and not in how the script starts."""
+CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST})
+"""Causes after which even the first restart waits."""
+
+DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
+    Cause.USER_ERROR: (Do.STOP, "it does not compile, or what it imports or is called with is not there"),
+    Cause.STARTUP_ERROR: (Do.RESTART, "a mount or a peer that was late; twice in a row is evidence (above)"),
+    Cause.EXCEPTION: (Do.RESTART, "most are passing; the same one at the same step is evidence (above)"),
+    Cause.KILLED: (Do.RESTART, "somebody else's doing"),
+    Cause.SEGFAULT: (Do.RESTART, "drivers and memory fail now and then; twice at one step is a bug (above)"),
+    Cause.ABORT: (Do.RESTART, "as a segfault"),
+    Cause.HOST_OOM: (Do.RESTART, "a neighbour's memory, or a leak that a fresh process is rid of; after a wait"),
+    Cause.CUDA_OOM: (Do.RESTART, "fragments and leftovers go with the process; twice at one step is a bug (above)"),
+    Cause.NCCL_OR_GLOO_TIMEOUT: (Do.RESTART, "a victim's word: it says nothing about who was late"),
+    Cause.HANG: (Do.RESTART, "the stacks are kept; a fresh rendezvous cures most"),
+    Cause.STOPPED: (Do.RESTART, "a signal from outside"),
+    Cause.NAN: (Do.ROLLBACK, "the same state and the same data give the same NaN: go back, and past that data"),
+    Cause.NO_SPACE: (Do.RESTART, "room may be made; after a wait, or the disk fills a log with failures"),
+    Cause.CHECKPOINT_BAD: (Do.OLDER, "the same checkpoint would fail the same way"),
+    Cause.PORT_IN_USE: (Do.UNCOUNTED, "a race for a port, which the next attempt draws anew; after a wait"),
+    Cause.PREEMPTED: (Do.UNCOUNTED, "exit code 75 of a rank: it has saved and asks to be started again"),
+    Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),
+    Cause.NODE_LOST: (Do.RESTART, "the machine's trouble; after a wait"),
+}
+"""What is done about each cause that a person may decide otherwise, and why."""
+
+FIXED: Mapping[str, str] = {
+    Cause.FINISHED.value: "a run that has finished is over",
+    Cause.STOPPED_BY_USER.value: "a run that was asked to stop is over",
+    "budget": "set --max-restarts and --window instead",
+    "no_progress": "set --no-progress-limit instead",
+}
+"""What cannot be overridden, and why or what to do instead."""
+
+CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.STOP)
+"""What can be asked for in place of a default."""
+
+
+def can(cause: Cause, do: Do) -> bool:
+    """Whether `do` makes sense for `cause`: only what happens in a step has data that can be skipped."""
+    return do is not Do.ROLLBACK or cause in (Cause.NAN, Cause.EXCEPTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a rule looks at. `before` and `after` are the history without and with the attempt that is over."""
+
+    policy: Policy
+    verdict: Verdict
+    before: History
+    after: History
+    ground: Ground
+    now: float
+
+    @property
+    def do(self) -> Do:
+        return action(self.policy, self.verdict.cause)
+
+    @property
+    def goes_again(self) -> bool:
+        """Whether the next attempt would do the very same as this one."""
+        return self.do in (Do.RESTART, Do.UNCOUNTED)
+
+    @property
+    def goes_back(self) -> bool:
+        return self.do in (Do.OLDER, Do.ROLLBACK)
+
+    @property
+    def counted(self) -> bool:
+        return self.do in (Do.RESTART, Do.OLDER)
+
+    @property
+    def again(self) -> bool:
+        """Whether a rollback has not helped."""
+        return self.do is Do.ROLLBACK and self.after.rollbacks > 0
+
+    @property
+    def older(self) -> int | None:
+        """The newest checkpoint that is older than the newest state."""
+        return max((step for step in self.ground.checkpoints if step < self.ground.newest), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row. `say` is the decision's sentence, but for the verdict's own that follows it after a colon."""
+
+    when: str
+    do: Do
+    why: str
+    matches: Callable[[Case], bool]
+    exit_code: int | None = None
+    state: str = "failed"
+    say: Callable[[Case], str] = lambda case: ""
+    cause: Cause | None = None
+    """Whose own row it is: [policy] can change it."""
+
+
+def action(policy: Policy, cause: Cause) -> Do:
+    """What is done about `cause` unless evidence or a limit forbids it."""
+    return policy.actions.get(cause) or DEFAULTS.get(cause, (Do.END, ""))[0]
+
+
+def table(policy: Policy) -> tuple[Rule, ...]:
+    """The rules in force, in their order."""
+    return (*_ends(), *_stops(policy), *_evidence(), *_limits(policy), *_restarts(policy))
+
+
+def _ends() -> Iterator[Rule]:
+    def of(cause: Cause) -> Callable[[Case], bool]:
+        return lambda case: case.verdict.cause is cause
+
+    yield Rule("finished: every rank exited with 0", Do.END, "done", of(Cause.FINISHED), FINISHED, "finished")
+    asked = "stopped_by_user: a person asked to stop"
+    yield Rule(asked, Do.END, "as asked, after a checkpoint", of(Cause.STOPPED_BY_USER), STOPPED, "stopped")
+    yield Rule(
+        "preempted: a signal asked the supervisor to stop",
+        Do.END,
+        "safe to launch again",
+        lambda case: case.verdict.cause is Cause.PREEMPTED and case.verdict.exit_code is None,
+        PREEMPTED,
+        "preempted",
+    )
+    yield Rule(
+        "exit code 78 of a rank",
+        Do.STOP,
+        "it says that no restart can help",
+        lambda case: case.verdict.exit_code == NEVER_RESTART,
+        POINTLESS,
+        say=lambda case: "not worth a restart",
+    )
+
+
+def _stops(policy: Policy) -> Iterator[Rule]:
+    for cause in DEFAULTS:
+        if action(policy, cause) is Do.STOP:
+            yield _row(policy, cause)
+
+
+def _restarts(policy: Policy) -> Iterator[Rule]:
+    for cause in DEFAULTS:
+        if action(policy, cause) is not Do.STOP:
+            yield _row(policy, cause)
+
+
+def _row(policy: Policy, cause: Cause) -> Rule:
+    default, why = DEFAULTS[cause]
+    do = action(policy, cause)
+    ends = {Cause.PREEMPTED: (PREEMPTED, "preempted")}.get(cause, (POINTLESS, "failed"))
+    return Rule(
+        when=cause.value,
+        do=do,
+        why=why if do is default else f"as asked for in [policy]; by default {default.value}",
+        matches=lambda case: case.verdict.cause is cause,
+        exit_code=ends[0] if do is Do.STOP else None,
+        state=ends[1],
+        say=lambda case: "not worth a restart" if do is default else f"{cause.value} is to stop the run",
+        cause=cause,
+    )
+
+
+def _evidence() -> Iterator[Rule]:
+    yield Rule(
+        "two failures of its own in a row before the first step",
+        Do.STOP,
+        "it cannot start",
+        lambda case: case.goes_again and case.after.startup_failures >= 2,
+        POINTLESS,
+        say=lambda case: "failed twice before the first step",
+    )
+    yield Rule(
+        "the same cause, frame, exit code and step twice in a row, not from outside",
+        Do.STOP,
+        "a deterministic bug",
+        _same_failure,
+        POINTLESS,
+        say=lambda case: "the same failure twice in a row",
+    )
+    yield Rule(
+        f"{ROLLBACKS} times back to an older state, and never {HEALED} steps past the bad one",
+        Do.STOP,
+        "going back does not cure it",
+        lambda case: case.goes_back and case.after.rollbacks >= ROLLBACKS,
+        POINTLESS,
+        say=lambda case: f"gone back {case.after.rollbacks} times and failed again",
+    )
+    yield Rule(
+        "to be rolled back again, and no checkpoint is old enough",
+        Do.STOP,
+        "every state that is left is a suspect",
+        lambda case: case.again and bool(case.ground.checkpoints) and case.older is None,
+        POINTLESS,
+        say=lambda case: "no checkpoint from before it went bad is left",
+    )
+
+
+def _same_failure(case: Case) -> bool:
+    known = case.verdict.step >= 0 and case.verdict.cause not in FROM_OUTSIDE
+    return known and case.goes_again and case.before.signature == case.verdict.signature
+
+
+def _limits(policy: Policy) -> Iterator[Rule]:
+    yield Rule(
+        f"{policy.max_restarts} counted restarts within {policy.window:g} s since the last new checkpoint (--max-restarts)",
+        Do.STOP,
+        "the budget is used up",
+        lambda case: case.counted and spent(case.after, case.policy, case.now) >= case.policy.max_restarts,
+        BUDGET,
+        say=lambda case: (
+            f"restart budget used up ({spent(case.after, case.policy, case.now)} of {case.policy.max_restarts})"
+        ),
+    )
+    yield Rule(
+        f"{policy.no_progress_limit} attempts in a row without a new checkpoint (--no-progress-limit)",
+        Do.STOP,
+        "no progress; restarts that are not counted end here too",
+        lambda case: case.do is not Do.ROLLBACK and case.after.barren >= case.policy.no_progress_limit,
+        NO_PROGRESS,
+        say=lambda case: f"{case.after.barren} attempts in a row left no new checkpoint",
+    )
+
+
+def spent(history: History, policy: Policy, now: float) -> int:
+    """Counted restarts that lie in the window."""
+    return sum(1 for at in history.restarts if at > now - policy.window)
