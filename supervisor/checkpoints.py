@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
-from supervisor.reading.wording import human_bytes
 from supervisor.runs import find
 from trainer.checkpoint import store
 from trainer.checkpoint.errors import CheckpointError

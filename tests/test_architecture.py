@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "typing", "supervisor"}
+CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "re", "typing", "supervisor"}
 LEAF = {"torch", "numpy", "psutil", "structlog", "supervisor"}
 TORCH_FREE = ("trainer.rundir", "trainer.checkpoint")
 

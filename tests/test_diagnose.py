@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervisor.core.diagnose import LAST_WORDS, SETTLE, diagnose
-from supervisor.core.model import Cause, Exit, Observation, Raised
+from supervisor.core.evidence import Evidence, Memory, OomKill
+from supervisor.core.model import Cause, Exit, Observation, Raised, RankView, Verdict
 
 GLOO = "Connection closed by peer [127.0.0.1]:4242"
 
@@ -15,7 +18,7 @@ def seen(*exits: Exit, raised: tuple[Raised, ...] = (), now: float = 100.0) -> O
 
 
 def error(rank: int, kind: str = "ValueError", message: str = "bad", at: float = 99.0) -> Raised:
-    return Raised(rank, kind, message, "train.py:7 step", at)
+    return Raised(rank, kind.rpartition(".")[2], message, "train.py:7 step", at, kinds=(kind,))
 
 
 @pytest.mark.parametrize(
@@ -112,3 +115,316 @@ def test_nothing_has_happened_yet() -> None:
     """Ranks that leave with 0 while others still work are no verdict."""
     assert diagnose(seen(), True, 9) is None
     assert diagnose(seen(Exit(0, 0, 99.0)), True, 9) is None
+
+
+RECV = "[/w/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 2000ms for recv operation to complete"
+WATCHDOG = (
+    "[rank1]:[E124 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9)",
+    "terminate called after throwing an instance of 'c10::DistBackendError'",
+)
+FULL_DISK = "[Errno 28] No space left on device: 'model.pt'"
+WORKER = "DataLoader worker (pid(s) 55) exited unexpectedly"
+
+
+def of_one(raised: Raised, stepped: bool = True, **evidence: object) -> Verdict:
+    """The verdict on one rank that has raised and gone."""
+    exits = (Exit(raised.rank, raised.exit_code, 99.5),)
+    found = diagnose(
+        Observation(now=100.0, exits=exits, raised=(raised,), evidence=Evidence(**evidence)),  # type: ignore[arg-type]
+        stepped,
+        40,
+    )
+    assert found is not None
+    return found
+
+
+def kinds(*names: str, message: str = "bad", **fields: object) -> Raised:
+    return Raised(0, names[0].rpartition(".")[2], message, "t.py:1 f", 99.0, kinds=names, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause"),
+    [
+        (
+            kinds("torch.OutOfMemoryError", "RuntimeError", message="CUDA out of memory. Tried to allocate"),
+            Cause.CUDA_OOM,
+        ),
+        (kinds("RuntimeError", message="CUDA error: out of memory"), Cause.CUDA_OOM),
+        (kinds("torch.AcceleratorError", "RuntimeError", message="CUDA error: out of memory"), Cause.CUDA_OOM),
+        (kinds("OSError", message="writing failed", errno=28), Cause.NO_SPACE),
+        (kinds("OSError", message="quota", errno=122), Cause.NO_SPACE),
+        (
+            kinds("safetensors_rust.SafetensorError", message="I/O error: No space left on device (os error 28)"),
+            Cause.NO_SPACE,
+        ),
+        (
+            kinds("OSError", message=f"Caught OSError in DataLoader worker process 0. OSError: {FULL_DISK}"),
+            Cause.NO_SPACE,
+        ),
+        (kinds("OSError", message="[Errno 98] Address already in use", errno=98), Cause.PORT_IN_USE),
+        (
+            kinds(
+                "torch.distributed.DistNetworkError",
+                "torch.distributed.DistError",
+                "RuntimeError",
+                message="EADDRINUSE",
+            ),
+            Cause.PORT_IN_USE,
+        ),
+        (kinds("trainer.checkpoint.errors.CheckpointMismatch", message="w: shape", exit_code=78), Cause.CHECKPOINT_BAD),
+        (kinds("trainer.checkpoint.errors.NoUsableCheckpoint", message="none", exit_code=78), Cause.CHECKPOINT_BAD),
+        (kinds("trainer.errors.NotFinite", message="loss is nan"), Cause.NAN),
+        (kinds("NotFinite", message="loss is nan"), Cause.NAN),
+        # Near misses: the words without the type, the type's name without the type.
+        (kinds("ValueError", message="CUDA out of memory. Tried to allocate"), Cause.EXCEPTION),
+        (kinds("ValueError", message=FULL_DISK), Cause.EXCEPTION),
+        (kinds("__main__.OutOfMemoryError", "Exception", message="my queue is full"), Cause.EXCEPTION),
+        (kinds("__main__.ConnectionError", "Exception", message="connection refused"), Cause.EXCEPTION),
+        (kinds("MemoryError", message=""), Cause.EXCEPTION),
+        (kinds("RuntimeError", message="out of memory"), Cause.EXCEPTION),
+        (kinds("OSError", message="[Errno 2] No such file", errno=2), Cause.EXCEPTION),
+        (kinds("SystemExit", message="78", exit_code=78), Cause.USER_ERROR),
+    ],
+    ids=lambda value: f"{value.type}-{value.message[:30]}" if isinstance(value, Raised) else value.value,
+)
+def test_exception_gives_cause(raised: Raised, cause: Cause) -> None:
+    """The type, its errno, then its words: each class from what proves it, and nothing from words alone."""
+    assert of_one(raised).cause is cause
+
+
+def test_raised_from_counts() -> None:
+    """An exception that wraps the real one does not hide it."""
+    wrapped = kinds("__main__.SaveFailed", "Exception", because=(kinds("OSError", message=FULL_DISK, errno=28),))
+
+    verdict = of_one(wrapped, full=("/data",))
+
+    assert verdict.cause is Cause.NO_SPACE
+    assert "SaveFailed" in verdict.reason and "/data" in verdict.reason
+
+
+def killed(memory: Memory, rank: int | None = 1) -> Verdict:
+    evidence = Evidence(memory=memory, pids={None: 40, 0: 41, 1: 42})
+    found = diagnose(Observation(now=100.0, exits=(Exit(rank, -9, 99.0),), evidence=evidence), True, 40)
+    assert found is not None
+    return found
+
+
+def test_oom_kill_is_told_with_its_numbers() -> None:
+    """The kernel's log names the pid, or else the counter of the memory group has risen: host_oom, and how full it was."""
+    logged = Memory(1, (OomKill(42, "python", int(23.8e9), 24 * 10**9, 24 * 10**9),))
+    counted = Memory(1, None, 24 * 10**9, 24 * 10**9)
+
+    for verdict in (killed(logged), killed(counted)):
+        assert (verdict.cause, verdict.rank, verdict.signal) == (Cause.HOST_OOM, 1, 9)
+        assert (
+            "rank 1 was killed by the kernel's OOM killer" in verdict.reason and "24.0 GB of 24.0 GB" in verdict.reason
+        )
+    assert "23.8 GB" in killed(logged).reason
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        (Memory(0, ()), False),
+        (Memory(0, None), False),
+        # It killed somebody else: by the log, which names whom, whatever the counter says.
+        (Memory(1, (OomKill(77),)), False),
+        (Memory(None, None), True),
+    ],
+)
+def test_any_other_sigkill_is_killed(memory: Memory, said: bool) -> None:
+    """A person's SIGKILL, or a fault's, stays what it is; where nothing could be read, the reason says so."""
+    verdict = killed(memory)
+
+    assert verdict.cause is Cause.KILLED
+    assert ("nothing here tells" in verdict.reason) is said
+
+
+def test_launcher_killed_by_the_oom_killer() -> None:
+    """It is host_oom too, not a launcher that died of nobody knows what."""
+    oom = Memory(1, (OomKill(40, "python", 10**9),))
+
+    assert killed(oom, None).cause is Cause.HOST_OOM
+    assert killed(Memory(0, ()), None).cause is Cause.LAUNCHER_DIED
+
+
+def test_dataloader_worker_is_named() -> None:
+    """The rank raises, but the worker died: of the OOM killer, of somebody's SIGKILL, or by itself."""
+    from_kill = kinds("RuntimeError", message="DataLoader worker (pid 55) is killed by signal: Killed. ")
+    raised = kinds("RuntimeError", message=WORKER, because=(from_kill,))
+
+    oom = of_one(raised, memory=Memory(1, (OomKill(55, "pt_data_worker", 10**9),)))
+    shot = of_one(raised, memory=Memory(0, ()))
+    crashed = of_one(
+        kinds("RuntimeError", message="DataLoader worker (pid 55) is killed by signal: Segmentation fault. ")
+    )
+    left = of_one(kinds("RuntimeError", message=WORKER))
+
+    assert [v.cause for v in (oom, shot, crashed, left)] == [
+        Cause.HOST_OOM,
+        Cause.KILLED,
+        Cause.SEGFAULT,
+        Cause.EXCEPTION,
+    ]
+    for verdict in (oom, shot, crashed):
+        assert "rank 0's DataLoader worker (pid 55)" in verdict.reason and verdict.signal is None
+    assert "(pid(s) 55)" in left.reason
+
+
+def wait_in_vain(
+    *exits: Exit, alive: tuple[int, ...] = (), raised: tuple[Raised, ...] = (), **lines: object
+) -> Verdict:
+    views = tuple(RankView(rank, 40, "train", 90.0, True) for rank in alive)
+    evidence = Evidence(**lines)  # type: ignore[arg-type]
+    found = diagnose(Observation(now=100.0, ranks=views, exits=exits, raised=raised, evidence=evidence), True, 40)
+    assert found is not None
+    return found
+
+
+def test_timeout_of_all_is_nobodys_fault() -> None:
+    """Every rank says that it waited in vain, or lost one that did: nccl_or_gloo_timeout, with the one that gave up first."""
+    exits = Exit(0, 1, 99.4), Exit(1, 1, 99.3)
+    both = error(0, "RuntimeError", RECV, 99.2), error(1, "RuntimeError", RECV, 99.1)
+    one = error(0, "RuntimeError", GLOO, 99.05), error(1, "RuntimeError", RECV, 99.1)
+
+    for raised in (both, one):
+        verdict = wait_in_vain(*exits, raised=raised)
+        assert (verdict.cause, verdict.rank, verdict.collateral) == (Cause.NCCL_OR_GLOO_TIMEOUT, 1, (0,))
+        assert "Timed out waiting 2000ms" in verdict.reason
+
+
+def test_timeout_of_some_is_a_hang_of_the_silent_rank() -> None:
+    """Who has not even complained is the one that the others waited for, alive or ended by the launcher's TERM."""
+    raised = (error(0, "RuntimeError", RECV, 99.0),)
+
+    for verdict in (
+        wait_in_vain(Exit(0, 1, 99.1), raised=raised, alive=(1,)),
+        wait_in_vain(Exit(0, 1, 99.1), Exit(1, -15, 99.2), raised=raised),
+    ):
+        assert (verdict.cause, verdict.rank, verdict.collateral) == (Cause.HANG, 1, (0,))
+
+
+def test_timeout_is_never_the_root_of_a_death() -> None:
+    """A rank that died or raised is, though the others' watchdogs were quicker to tell."""
+    lines = {0: WATCHDOG}
+    dead = wait_in_vain(Exit(0, -6, 99.1), Exit(1, -9, 99.6), lines=lines)
+    raised = wait_in_vain(Exit(0, -6, 99.1), Exit(1, 1, 99.9), lines=lines, raised=(error(1, at=99.8),))
+
+    assert (dead.cause, dead.rank) == (Cause.KILLED, 1)
+    assert (raised.cause, raised.rank) == (Cause.EXCEPTION, 1)
+
+
+def test_abort_of_the_watchdog() -> None:
+    """NCCL's watchdog aborts the process and leaves only words; an abort without them is one."""
+    alone = Exit(1, -6, 99.1)
+
+    assert wait_in_vain(alone, lines={1: WATCHDOG}).cause is Cause.NCCL_OR_GLOO_TIMEOUT
+    assert (
+        wait_in_vain(alone, lines={1: ("watchdog caught collective operation timeout, I dreamt",)}).cause is Cause.ABORT
+    )
+    assert wait_in_vain(alone, lines={1: ("free(): invalid pointer",)}).cause is Cause.ABORT
+
+
+TRACEBACK = (
+    "Traceback (most recent call last):",
+    '  File "train.py", line 9, in step',
+    "    loss.backward()",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "cause"),
+    [
+        (1, TRACEBACK, Cause.CUDA_OOM),
+        (1, tuple(f"[rank0]: {line}" for line in TRACEBACK), Cause.CUDA_OOM),
+        (1, (*TRACEBACK[:3], f"OSError: {FULL_DISK}", "saving failed, giving up"), Cause.NO_SPACE),
+        (75, TRACEBACK, Cause.PREEMPTED),
+        # A script that got over it, and one that only talks.
+        (1, (*TRACEBACK, *(f"step {step}" for step in range(9))), Cause.EXCEPTION),
+        (1, ("torch.OutOfMemoryError: CUDA out of memory",), Cause.EXCEPTION),
+        (1, ("Traceback (most recent call last):",), Cause.EXCEPTION),
+        (-9, TRACEBACK, Cause.KILLED),
+    ],
+)
+def test_last_words_of_a_script_that_exits_by_itself(status: int, lines: tuple[str, ...], cause: Cause) -> None:
+    """A traceback that is the last thing in the log is as good as an exception on record; other talk proves nothing."""
+    assert wait_in_vain(Exit(0, status, 99.0), lines={0: lines}).cause is cause
+
+
+def test_talk_of_memory_is_no_failure() -> None:
+    """A script that prints what a failed one would, and exits with 0, has finished."""
+    exits = Exit(0, 0, 99.0), Exit(None, 0, 99.1)
+
+    assert wait_in_vain(*exits, lines={0: TRACEBACK}).cause is Cause.FINISHED
+
+
+def test_launcher_tells_what_stopped_it() -> None:
+    """A launcher that could not get its port, or its folder, says so in its log."""
+    words = (*TRACEBACK[:3], "torch.distributed.DistNetworkError: The server socket has failed to listen: EADDRINUSE")
+    exit_ = Exit(None, 1, 99.0)
+
+    assert wait_in_vain(exit_, lines={None: words}).cause is Cause.PORT_IN_USE
+    assert wait_in_vain(exit_, lines={None: words[:3]}).cause is Cause.LAUNCHER_DIED
+
+
+_MESSAGES = st.one_of(st.text(max_size=80), st.sampled_from([GLOO, RECV, FULL_DISK, WORKER, "", *TRACEBACK, *WATCHDOG]))
+_KINDS = st.sampled_from(
+    ["RuntimeError", "ValueError", "OSError", "torch.distributed.DistBackendError", "__main__.E", ""]
+)
+_TIMES = st.floats(0.0, 200.0)
+_RANKS = st.integers(0, 3)
+_EXITS = st.builds(Exit, st.one_of(st.none(), _RANKS), st.one_of(st.none(), st.integers(-64, 255)), _TIMES)
+_RAISED = st.builds(
+    lambda rank, kind, message, at, code: Raised(rank, kind, message, "", at, code, (kind,)),
+    _RANKS,
+    _KINDS,
+    _MESSAGES,
+    _TIMES,
+    st.integers(0, 255),
+)
+_VICTIMS = st.builds(
+    OomKill, st.integers(1, 9), st.text(max_size=9), st.none() | st.integers(0), st.none() | st.integers(0)
+)
+_MEMORY = st.builds(Memory, st.none() | st.integers(0, 9), st.none() | st.tuples(_VICTIMS))
+_LINES = st.dictionaries(st.none() | _RANKS, st.lists(_MESSAGES, max_size=6).map(tuple))
+_EVIDENCE = st.builds(
+    Evidence, _MEMORY, st.dictionaries(st.none() | _RANKS, st.integers(1, 9)), _LINES, st.just(("/data",))
+)
+
+
+@given(st.lists(_EXITS, max_size=6), st.lists(_RAISED, max_size=5), _EVIDENCE, _TIMES, st.booleans())
+def test_any_evidence_has_a_verdict_or_none(
+    exits: list[Exit], raised: list[Raised], evidence: Evidence, now: float, stepped: bool
+) -> None:
+    """Nothing that a machine could be made to say crashes the diagnosis, and the verdict names somebody who failed, or who
+    was silent while others waited."""
+    found = diagnose(Observation(now=now, exits=tuple(exits), raised=tuple(raised), evidence=evidence), stepped, 5)
+
+    if found is not None:
+        assert found.reason and found.at == now
+        assert found.rank not in found.collateral
+        assert found.rank is None or found.rank in {e.rank for e in exits} | {r.rank for r in raised}
+
+
+@given(
+    st.permutations([0, 1, 2]),
+    st.lists(st.tuples(st.sampled_from([GLOO, RECV]), _TIMES), min_size=2, max_size=2),
+    st.one_of(st.sampled_from([-9, -11, -6, -7, 3]), st.tuples(_KINDS, st.text(max_size=20))),
+    _TIMES,
+)
+def test_collateral_is_never_the_root(
+    ranks: list[int], victims: list[tuple[str, float]], own: int | tuple[str, str], at: float
+) -> None:
+    """Whatever the clocks say, a rank that lost a peer or waited in vain is not the root while another failed by itself."""
+    culprit, *others = ranks
+    raised = [Raised(rank, "RuntimeError", text, "", time) for rank, (text, time) in zip(others, victims, strict=True)]
+    exits = [Exit(rank, 1, time) for rank, (_, time) in zip(others, victims, strict=True)]
+    if isinstance(own, tuple):
+        raised.append(Raised(culprit, own[0], own[1], "", at, kinds=(own[0],)))
+    exits.append(Exit(culprit, own if isinstance(own, int) else 1, at))
+
+    verdict = diagnose(Observation(now=1000.0, exits=tuple(exits), raised=tuple(raised)), True, 5)
+
+    assert verdict is not None
+    assert (verdict.rank, verdict.collateral) == (culprit, tuple(sorted(others)))

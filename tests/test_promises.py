@@ -122,7 +122,7 @@ def test_resume_must_and_never(run: Run) -> None:
 
 
 def test_other_shape_is_refused_and_loses_nothing(run: Run) -> None:
-    """A model of another shape is a user's error: 104 at once, the first tensor named, the checkpoints untouched."""
+    """Checkpoints of another shape are of no use: 104 at once, the first tensor named, the checkpoints untouched."""
     assert run.launch("--", *TINY, "--steps", "4") == 0
     before = sorted(p.name for p in run.dir.checkpoints.rglob("*"))
 
@@ -130,4 +130,4 @@ def test_other_shape_is_refused_and_loses_nothing(run: Run) -> None:
 
     assert sorted(p.name for p in run.dir.checkpoints.rglob("*")) == before
     verdict = run.events("verdict")[-1]
-    assert verdict["cause"] == "user_error" and "shape" in verdict["reason"] and "wte.weight" in verdict["reason"]
+    assert verdict["cause"] == "checkpoint_bad" and "shape" in verdict["reason"] and "wte.weight" in verdict["reason"]

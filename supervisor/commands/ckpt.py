@@ -21,10 +21,10 @@ from supervisor.checkpoints import (
     to_export,
     verified,
 )
+from supervisor.core.size import human_bytes
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.leftovers import claimed
 from supervisor.reading.table import table
-from supervisor.reading.wording import human_bytes
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.export import export_safetensors

@@ -8,10 +8,10 @@ import click
 import orjson
 import psutil
 
+from supervisor.core.size import human_bytes
 from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.reading.wording import human_bytes
 from supervisor.runs import Known, all_runs
 from supervisor.runs import find as find_run
 
@@ -33,7 +33,7 @@ class Fate:
 @click.option("--dry-run", is_flag=True, help="Only list (default).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """What dead runs left behind: processes, half-written folders and files, shared memory.
+    """What dead runs left behind: processes, half-written folders and files, shared memory, memory cgroups.
 
     Of RUN, or of all runs here. A run that a supervisor holds is never touched. Without --yes nothing is removed.
     """

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from supervisor.core.evidence import Evidence
+
 
 class Cause(enum.Enum):
     """Why an attempt is over."""
@@ -107,6 +109,13 @@ class Raised:
     """The first step that is not to be kept, or -1."""
     data_step: int = -1
     """The index of the data that it was at, or -1 where the script does not say."""
+    kinds: tuple[str, ...] = ()
+    """Its type and those it derives from, nearest first, with their modules unless built in."""
+    errno: int | None = None
+    because: tuple[Raised, ...] = ()
+    """What it was explicitly raised from, nearest first."""
+    frames: tuple[str, ...] = ()
+    """The innermost frames of the script, innermost last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,7 @@ class Observation:
     log_grew_at: float = 0.0
     launch_error: str = ""
     """Why the launcher could not even be started."""
+    evidence: Evidence = field(default_factory=Evidence)
     stop: StopKind | None = None
     stop_now: bool = False
     """The stop was asked for a second time, or with --now."""

@@ -1,4 +1,4 @@
-"""What happened in the words of people: an event in one line, the line between two attempts, a size."""
+"""What happened in the words of people: an event in one line, the line between two attempts."""
 
 from __future__ import annotations
 
@@ -87,12 +87,3 @@ def _cause(fields: dict[str, Any]) -> str:
         details.append(f"exit code {fields['exit_code']}")
     cause = str(fields.get("cause", "an unknown cause"))
     return f"{cause} ({', '.join(details)})" if details else cause
-
-
-def human_bytes(count: float) -> str:
-    """1.5 GB for 1500000000: powers of 1000, as disks are sold and free space is shown."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

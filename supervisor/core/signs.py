@@ -1,0 +1,193 @@
+"""How an exception, or a rank's last words, give away their cause: a table, first match wins.
+
+A sign asks for the type first: a message alone proves little, because anybody may raise or print anything.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from supervisor.core.model import Cause, Raised
+
+_ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """An exception of one of `kinds` (or derived from one) whose errno is one of `errnos` or whose message holds `text`."""
+
+    cause: Cause
+    kinds: frozenset[str]
+    errnos: frozenset[int] = frozenset()
+    text: str = ""
+
+    def fits(self, raised: Raised) -> bool:
+        if not self.kinds & set(kinds_of(raised)):
+            return False
+        if not self.errnos and not self.text:
+            return True
+        return raised.errno in self.errnos or bool(self.text and re.search(self.text, raised.message, re.IGNORECASE))
+
+
+_LOSS = ("NotFinite", "LossSpike")
+_CHECKPOINT = ("NoUsableCheckpoint", "CheckpointMismatch")
+_DISTRIBUTED = ("torch.distributed.", "torch._C._distributed_c10d.")
+# Where only the last line of a traceback is known, nothing tells what an error derives from.
+_TORCH = frozenset(
+    {"RuntimeError", "torch.AcceleratorError", *(f"torch.distributed.Dist{n}Error" for n in ("", "Backend"))}
+)
+_NETWORK = frozenset(
+    {"OSError", "RuntimeError", "torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"}
+)
+_FILES = frozenset(
+    {
+        "OSError",
+        "RuntimeError",
+        "safetensors_rust.SafetensorError",
+        "safetensors._safetensors_rust.SafetensorError",
+        "torch.distributed.checkpoint.api.CheckpointException",
+    }
+)
+
+SIGNS = (
+    Sign(
+        Cause.NAN,
+        frozenset({*_LOSS, *(f"{where}.{name}" for name in _LOSS for where in ("trainer.errors", "__main__"))}),
+    ),
+    Sign(
+        Cause.CHECKPOINT_BAD, frozenset({*_CHECKPOINT, *(f"trainer.checkpoint.errors.{name}" for name in _CHECKPOINT)})
+    ),
+    Sign(Cause.CUDA_OOM, frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "OutOfMemoryError"})),
+    Sign(Cause.CUDA_OOM, _TORCH, text=r"(cuda|hip) (error: |failure ')?out of memory"),
+    Sign(Cause.NO_SPACE, _FILES, frozenset({_ENOSPC, _EDQUOT}), r"no space left on device|disk quota exceeded"),
+    Sign(Cause.PORT_IN_USE, _NETWORK, frozenset({_EADDRINUSE}), r"EADDRINUSE|address already in use"),
+)
+"""The causes that an exception proves by itself."""
+
+# What a rank says when it has waited for the others in vain. It is the first cause only where nobody else has one.
+_TIMED_OUT = re.compile(
+    r"timed out waiting \d+ms for (recv|send) operation|failed to pass monitoredBarrier"
+    r"|application timeout caused pair closure|caught collective operation timeout"
+    r"|milliseconds before timing out|wait timeout after \d+ms|socket timeout",
+    re.IGNORECASE,
+)
+# What a rank says when a peer has gone: a consequence, always.
+_LOST_PEER = re.compile(
+    r"connection closed by peer|connection reset by peer|connection refused|broken pipe|connection was closed"
+    r"|remote process exited or there was a network error|failed to recv, got 0 bytes|connectFullMesh failed"
+    r"|(nccl )?communicator was aborted|another rank (has )?(failed|terminated)",
+    re.IGNORECASE,
+)
+# What torch.save and numpy say of a write that was cut short; they do not say why.
+_CUT_SHORT = re.compile(
+    r"inline_container\.cc.*(unexpected pos|failed writing)|iostream error|\d+ requested and \d+ written"
+)
+_WATCHDOG = re.compile(r"ProcessGroup(NCCL|Gloo)|c10::Dist\w*Error|NCCL watchdog", re.IGNORECASE)
+_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)"
+)
+_SIGNALS = {"Killed": 9, "Segmentation fault": 11, "Bus error": 7, "Aborted": 6, "Terminated": 15}
+_PREFIX = re.compile(r"^\[rank\d+\]:\s?")
+_PLACE = re.compile(r'^\s+File "(.+)", line (\d+), in (.+)$')
+_LAST_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
+
+
+class Blame(enum.IntEnum):
+    """How much a failure can be the first cause: the least wins."""
+
+    OWN = 0
+    WAITED = 1
+    """It waited for others until its patience was at an end."""
+    VICTIM = 2
+    """It lost a peer, or was ended by the launcher's TERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """DataLoader workers of a rank that have died: their pids, and the signal, where it is told."""
+
+    pids: tuple[int, ...]
+    signal: int | None
+
+
+def kinds_of(raised: Raised) -> tuple[str, ...]:
+    """Its type and what that derives from, qualified unless built in; the bare name where nothing else was recorded."""
+    return raised.kinds or (raised.type,)
+
+
+def chain(raised: Raised) -> Iterator[Raised]:
+    """The exception and those that it was raised from."""
+    yield raised
+    yield from raised.because
+
+
+def cause_of(raised: Raised) -> Cause | None:
+    """What the exception, or one that it was raised from, proves."""
+    return next((sign.cause for each in chain(raised) for sign in SIGNS if sign.fits(each)), None)
+
+
+def cut_short(raised: Raised) -> bool:
+    """Whether a file could not be written whole: of a full disk, if one is full."""
+    return any(set(kinds_of(each)) & _FILES and _CUT_SHORT.search(each.message) for each in chain(raised))
+
+
+def blame_of(raised: Raised) -> Blame:
+    """Only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has derived."""
+    kind = kinds_of(raised)[0]
+    if cause_of(raised) is not None or (kind != "RuntimeError" and not kind.startswith(_DISTRIBUTED)):
+        return Blame.OWN
+    return _blame(raised.message)
+
+
+def blame_of_abort(lines: tuple[str, ...]) -> Blame:
+    """Of a rank that has aborted with these last lines: NCCL's watchdog ends a process so, and leaves no exception."""
+    text = "\n".join(lines)
+    return _blame(text) if _WATCHDOG.search(text) else Blame.OWN
+
+
+def _blame(text: str) -> Blame:
+    if _TIMED_OUT.search(text):
+        return Blame.WAITED
+    return Blame.VICTIM if _LOST_PEER.search(text) else Blame.OWN
+
+
+def waited(text: str) -> str:
+    """The words of `text` that tell of waiting in vain."""
+    found = _TIMED_OUT.search(text)
+    return found[0] if found else ""
+
+
+def dead_workers(raised: Raised) -> Workers | None:
+    """The DataLoader workers whose death the exception tells of."""
+    found = [match for each in chain(raised) if (match := _WORKER.search(each.message))]
+    if not found:
+        return None
+    pids = {int(pid) for match in found for pid in re.findall(r"\d+", match["pids"])}
+    signals = [_SIGNALS[match["signal"].strip()] for match in found if (match["signal"] or "").strip() in _SIGNALS]
+    return Workers(tuple(sorted(pids)), signals[0] if signals else None)
+
+
+def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
+    """The exception whose traceback is the last thing in a log: of a script that prints it and exits by itself."""
+    lines = tuple(_PREFIX.sub("", line) for line in lines)
+    start = max(
+        (i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), default=None
+    )
+    if start is None:
+        return None
+    for i, line in enumerate(lines[start + 1 :], start + 1):
+        if match := _LAST_LINE.match(line):
+            # Whatever was said after it at some length, the script had got over it.
+            if len([more for more in lines[i + 1 :] if more.strip()]) > 3:
+                return None
+            kind, message = match["kind"], match["message"] or ""
+            number = re.match(r"\[Errno (\d+)\]", message)
+            places = [place for line in lines[start:i] if (place := _PLACE.match(line))]
+            frame = "{0[1]}:{0[2]} {0[3]}".format(places[-1]) if places else ""
+            errno = int(number[1]) if number else None
+            kinds = (kind, "OSError") if number else (kind,)
+            return Raised(rank, kind.rpartition(".")[2], message, frame, at, kinds=kinds, errno=errno)
+    return None
