@@ -7,9 +7,12 @@ import signal
 import psutil
 
 from supervisor import proctree, stacks
+from supervisor.core.evidence import Evidence
 from supervisor.core.model import Reach, Rollback
+from supervisor.evidence import Witness
 from supervisor.gang import Gang
 from supervisor.launch import release
+from supervisor.room import places
 from supervisor.spec import Spec
 from supervisor.standby import Standby
 from supervisor.watch import Watch
@@ -26,6 +29,7 @@ class Attempt:
         self.wanted = now
         self.number = number
         self.watch: Watch | None = None
+        self.witness: Witness | None = None
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
@@ -50,7 +54,10 @@ class Attempt:
                 return False
             if gang.launcher is None:
                 return False
-            self.watch = Watch(self._run.attempt(self.number), gang, reaped)
+            folder = self._run.attempt(self.number)
+            self.watch = Watch(folder, gang, reaped)
+            disks = places(self._run.path, self._spec.cwd, self._spec.command)
+            self.witness = Witness(folder, self.number, self._spec.mark, disks)
         except OSError as error:
             self.error = str(error)
             return False
@@ -72,6 +79,13 @@ class Attempt:
     @property
     def launcher_pid(self) -> int | None:
         return self._gang.launcher.pid if self._gang is not None and self._gang.launcher is not None else None
+
+    def hear(self) -> Evidence:
+        """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""
+        if self.watch is None or self.witness is None:
+            return Evidence()
+        watch = self.watch
+        return self.witness.hear(watch.exits, watch.raised, watch.pids, watch.steps())
 
     def members(self, spared: set[int]) -> list[psutil.Process]:
         """Every living process of it, whoever its parent is now."""

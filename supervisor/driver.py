@@ -18,8 +18,10 @@ from supervisor import proctree
 from supervisor.attempt import Attempt
 from supervisor.chronicle import Chronicle
 from supervisor.core import machine
+from supervisor.core.evidence import Evidence
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
 from supervisor.events import EventLog
+from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
 from supervisor.spec import Spec
@@ -70,6 +72,8 @@ class Driver:
         self._attempt: Attempt | None = None
         self._reaped: dict[int, int] = {}
         self._ended: End | None = None
+        self._witnesses: list[Witness] = []
+        """Of attempts that are over, and whose evidence is not on disk yet."""
         self._first_step_at: float | None = None
         self._chronicle = Chronicle(self.run, self.log, self.high_step)
         self._flusher = Flusher(self.run, self.spec.mark, self._chronicle)
@@ -87,6 +91,8 @@ class Driver:
             while self._ended is None:
                 seen = self._look(state, ended)
                 state, actions = machine.step(self.spec.policy, state, seen, self.jitter())
+                if state.verdict is not None and self._attempt is not None and self._attempt.witness is not None:
+                    self._attempt.witness.verdict = state.verdict
                 for action in actions:
                     self._perform(action)
                 if self._ended is None:
@@ -137,6 +143,9 @@ class Driver:
             watch.look(now, ended)
             self._chronicle.tell(watch, self.spec.nproc)
             self._meddle(watch)
+        running = state.mode is machine.Mode.RUNNING
+        if running and state.stepped:
+            self._keep_evidence()
         self._chronicle.scan(now, final=over)
         return Observation(
             now=now,
@@ -150,6 +159,7 @@ class Driver:
             saves=watch.saves() if watch else 0,
             log_grew_at=watch.log_grew_at if watch else 0.0,
             launch_error=attempt.error if attempt else "",
+            evidence=attempt.hear() if attempt and running else Evidence(),
             stop=self.stops.kind,
             stop_now=self.stops.now,
         )
@@ -210,8 +220,7 @@ class Driver:
                 self._ended = action
 
     def _launch(self, number: int, rollback: Rollback | None) -> None:
-        if self._attempt is not None:
-            self._attempt.leave()
+        self._leave()
         self._chronicle.new_attempt(number)
         # `never` is about what was there at the launch; what this run has saved since is its own.
         first = number == self.last_attempt + 1
@@ -224,6 +233,20 @@ class Driver:
         now = self.clock()
         self._attempt = Attempt(self.run, self.spec, number, resume, relaunch, rollback, now)
         self._raise_up(self._attempt, now)
+
+    def _leave(self) -> None:
+        """The attempt is left. Its evidence is written once the next one trains, so that the recovery has the machine for
+        itself."""
+        if self._attempt is None:
+            return
+        self._keep_evidence()
+        self._attempt.leave()
+        if self._attempt.witness is not None:
+            self._witnesses.append(self._attempt.witness)
+
+    def _keep_evidence(self) -> None:
+        while self._witnesses:
+            self._witnesses.pop().write()
 
     def _send(self, name: str, reach: Reach) -> None:
         if self._attempt is None:
@@ -252,8 +275,8 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
-        if self._attempt is not None:
-            self._attempt.leave()
+        self._leave()
+        self._keep_evidence()
         level = "info" if end.exit_code == 0 else "error"
         self.log.emit(
             "run_ended",

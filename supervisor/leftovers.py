@@ -1,4 +1,5 @@
-"""What a run that nobody holds has left on the machine: processes, half-written folders and files, shared memory.
+"""What a run that nobody holds has left on the machine: processes, half-written folders and files, shared memory,
+memory cgroups.
 
     lock free? ── take it ──▶ kill processes, by pidfd ──▶ all gone? ──▶ remove folders, files, memory ──▶ give it back
 
@@ -27,6 +28,8 @@ from supervisor.proctree import Process
 from supervisor.runs import Known
 from supervisor.watch import newest_checkpoint
 from trainer.checkpoint.snapshots import newest_snapshot
+from trainer.rundir.cgroup import groups_of
+from trainer.rundir.cgroup import remove as remove_group
 from trainer.rundir.environment import MARK
 from trainer.rundir.layout import RunDir
 
@@ -42,6 +45,7 @@ class Kind(enum.Enum):
     FOLDER = "folder"
     FILE = "file"
     MEMORY = "memory"
+    GROUP = "cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def marks() -> dict[str, list[psutil.Process]]:
 
 def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
     """What there is of the run, processes first. Says nothing of whether the run is held."""
-    return [*_processes(known, processes), *_files(known), *_memory(known)]
+    return [*_processes(known, processes), *_files(known), *_memory(known), *_groups(known)]
 
 
 def _processes(known: Known, processes: list[psutil.Process]) -> Iterator[Leftover]:
@@ -126,6 +130,13 @@ def _memory(known: Known) -> Iterator[Leftover]:
                 yield Leftover(known.id, Kind.MEMORY, str(path), _size(path))
 
 
+def _groups(known: Known) -> Iterator[Leftover]:
+    """Memory groups that `oom` faults have made."""
+    mark = known.spec.get("mark")
+    for group in groups_of(mark) if isinstance(mark, str) and mark else []:
+        yield Leftover(known.id, Kind.GROUP, str(group.path), 0)
+
+
 def _size(path: Path) -> int:
     total = 0
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
@@ -140,6 +151,9 @@ def remove(leftover: Leftover, known: Known) -> str | None:
     if leftover.kind is Kind.PROCESS:
         return _kill(int(leftover.place), str(known.spec.get("mark", "")))
     path = Path(leftover.place)
+    if leftover.kind is Kind.GROUP:
+        # Its files are the kernel's: only the folder itself can be removed, and only while nothing runs in it.
+        return None if remove_group(path) else "a process is in it"
     if leftover.kind is Kind.MEMORY and (problem := rescue(path, known.run)):
         return problem
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Watch:
         self.seen_ranks: dict[int, int] = {}
         """pid of every rank that ever registered."""
         self.launcher = gang.launcher
+        self._launcher_pid = gang.launcher.pid if gang.launcher else 0
         self._report = gang.gate.launcher_report
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
@@ -44,6 +46,11 @@ class Watch:
         self._kernel_at = self._files_at = float("-inf")
         self.log_grew_at = 0.0
         self._log_bytes = 0
+
+    @property
+    def pids(self) -> dict[int | None, int]:
+        """Of the launcher, under None, and of every rank that ever registered."""
+        return dict([(None, self._launcher_pid), *self.seen_ranks.items()])
 
     def fds(self) -> list[int]:
         """The pidfds that become readable when a process of the attempt ends."""
@@ -163,23 +170,33 @@ def _kernel_view(pid: int) -> tuple[bool, float]:
 def _read_record(path: Path) -> Raised | None:
     try:
         body = json.loads(path.read_bytes())
-        return Raised(
-            rank=int(body["rank"]),
-            type=str(body["type"]),
-            message=_first_line(body["message"]),
-            frame=str(body["frame"]),
-            at=float(body["mono"]),
-            exit_code=int(body["exit_code"]),
-            bad_step=int(body.get("bad_step", -1)),
-            data_step=int(body.get("data_step", -1)),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return replace(_raised(body), because=tuple(_raised({**body, **each}) for each in body.get("because", [])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _first_line(text: str) -> str:
-    lines = str(text).strip().splitlines()
-    return lines[0][:300] if lines else ""
+def _raised(body: dict[str, Any]) -> Raised:
+    return Raised(
+        rank=int(body["rank"]),
+        type=str(body["type"]),
+        message=_gist(str(body["message"])),
+        frame=str(body["frame"]),
+        at=float(body["mono"]),
+        exit_code=int(body["exit_code"]),
+        bad_step=int(body.get("bad_step", -1)),
+        data_step=int(body.get("data_step", -1)),
+        kinds=tuple(map(str, body.get("kinds", []))),
+        errno=body["errno"] if isinstance(body.get("errno"), int) else None,
+        frames=tuple(map(str, body.get("frames", []))),
+    )
+
+
+def _gist(text: str) -> str:
+    """The line of a message that says most: the first, and the last too where another process's traceback lies between."""
+    lines = text.strip().splitlines() or [""]
+    if any(line.lstrip().startswith(("Traceback (most", "Original Traceback (most")) for line in lines):
+        return f"{lines[0][:100]} {lines[-1].strip()}"[:300]
+    return lines[0][:300]
 
 
 def newest_checkpoint(checkpoints: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from supervisor.proctree import marked
 from supervisor.reading.events_file import read_events
+from trainer.rundir.cgroup import groups_of
 from trainer.rundir.layout import RunDir
 from trainer.rundir.shm import remove, segment_of
 
@@ -108,11 +109,12 @@ class Run:
         return mark
 
     def assert_nothing_left(self) -> None:
-        """No process, no shared memory, no temporary file of the run is left."""
+        """No process, no shared memory, no memory group, no temporary file of the run is left."""
         if not self.dir.run_json.exists():
             return
         assert marked(self.mark()) == []
         assert not segment_of(self.mark()).exists()
+        assert groups_of(self.mark()) == []
         leftovers = [p for p in self.dir.path.rglob("*") if ".tmp-" in p.name or p.name.startswith(".spec")]
         assert leftovers == []
 

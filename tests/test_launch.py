@@ -273,7 +273,6 @@ def test_hang_is_found(run: Run) -> None:
         ("abort", "abort"),
         ("exit:code=9", "exception"),
         ("exc", "exception"),
-        ("oom", "killed"),
         ("term", "killed"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import signal
@@ -11,12 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.rundir import faults
+from trainer.rundir import cgroup, faults
 from trainer.rundir.damage import damage
 from trainer.rundir.durable import DISK, Buffer, Disk
+from trainer.rundir.environment import MARK
 
 if TYPE_CHECKING:
     from trainer.progress import Progress
+
+
+_OOM_LIMIT = 64 << 20
+"""Bytes that the memory group of an `oom` fault may use: what the process had before does not count."""
+_OOM_BITE = 4 << 20
 
 
 class InjectedFault(Exception):
@@ -49,7 +56,7 @@ def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimize
         case "exit":
             os._exit(fault.code)
         case "oom":
-            _run_out_of_memory()
+            _run_out_of_memory(progress)
         case "gil":
             _hold_the_gil()
         case "hang":
@@ -64,12 +71,32 @@ def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimize
             damage(checkpoints, fault)
 
 
-def _run_out_of_memory() -> None:
-    """What the kernel's OOM killer does to this process, without taking the machine's memory from everybody else."""
-    raise_limit = 64 * 2**20
-    hoard = bytearray(raise_limit)
-    hoard[::4096] = b"x" * len(hoard[::4096])
+def _run_out_of_memory(progress: Progress) -> None:
+    """The kernel's OOM killer kills this process: alone in a small memory group, it asks for more than the group may have.
+
+    Never the machine's memory: that would hurt everybody else on it. Where no such group can be made, the process dies of
+    the same signal by its own hand, a warning says so, and the verdict is `killed`, because that is what it was.
+    """
+    try:
+        _exhaust(cgroup.make(os.environ[MARK], _OOM_LIMIT))
+        why = f"the group took {2 * _OOM_LIMIT >> 20} MiB and the kernel did not mind"
+    except OSError as error:
+        why = error.strerror or str(error)
+    progress.note("warning", text=f"oom: no memory group to run out of memory in ({why}): a plain SIGKILL instead")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _exhaust(group: cgroup.MemoryGroup) -> None:
+    """Returns only if twice the group's limit could be had, which it should not."""
+    adjustment = Path("/proc/self/oom_score_adj")
+    if int(adjustment.read_text()) < 0:
+        # Or the kernel might spare it, and it would wait for memory for ever.
+        adjustment.write_text("0")
+    cgroup.enter(group)
+    hoard = []
+    for _ in range(0, 2 * _OOM_LIMIT, _OOM_BITE):
+        hoard.append(mmap.mmap(-1, _OOM_BITE))
+        hoard[-1].write(b"x" * _OOM_BITE)
 
 
 def _hold_the_gil() -> None:

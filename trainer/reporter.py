@@ -23,6 +23,7 @@ from trainer.rundir.environment import STACKS_SIGNAL, Supervised
 from trainer.rundir.notes import NoteWriter
 
 _PR_SET_PTRACER = 0x59616D61
+_FRAMES = 5
 _LEARNED_BY = 10
 """Steps after which a script has imported what it needs to train."""
 _STAY = 2.0
@@ -80,11 +81,13 @@ class Reporter(Progress):
         # The script's own frames: those that led to it are the same in every traceback.
         frames = [frame for frame in told.stack if not _ours(frame.filename)]
         told.stack = traceback.StackSummary.from_list(frames)
+        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = {
             "rank": self.rank,
-            "type": type(error).__name__,
-            "message": str(error)[:2000],
-            "frame": f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}" if frames else "",
+            **_described(error),
+            "because": [_described(each) for each in _causes(error)],
+            "frame": places[-1] if places else "",
+            "frames": places[-_FRAMES:],
             "traceback": "".join(told.format())[-20_000:],
             "exit_code": exit_code,
             "bad_step": error.step if isinstance(error, NotFinite) else -1,
@@ -178,6 +181,25 @@ def record_exception(reporter: Reporter) -> Iterator[None]:
         raise SystemExit(code) from error
     else:
         reporter.phase(Phase.TEARDOWN)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """The exception as a supervisor tells it from others: its message, its type and what that derives from."""
+    kinds = [f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.") for kind in type(error).__mro__[:-1]]
+    text = str(error)
+    # Of a long message the end counts too: a DataLoader worker's traceback comes before the error itself.
+    message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
+    errno = getattr(error, "errno", None)
+    return {"type": kinds[0].rpartition(".")[2], "message": message, "kinds": kinds, "errno": errno}
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What it was explicitly raised from, nearest first."""
+    for _ in range(_FRAMES):
+        if error.__cause__ is None:
+            return
+        error = error.__cause__
+        yield error
 
 
 def _ours(filename: str) -> bool:

@@ -1,7 +1,7 @@
 """Every path name inside a run directory, once.
 
 run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
-attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  stacks/
+attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  evidence.json  stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
 """
@@ -29,6 +29,11 @@ class AttemptDir:
     @property
     def launcher_log(self) -> Path:
         return self.path / "launcher.log"
+
+    @property
+    def evidence(self) -> Path:
+        """What was looked at when it failed: supervisor/evidence.py says what each field is."""
+        return self.path / "evidence.json"
 
     @property
     def stacks(self) -> Path:

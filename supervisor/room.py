@@ -1,0 +1,50 @@
+"""How much room is left on the disks that a run may write to, without ever waiting for a file server that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_NO_ROOM = 1 << 20
+"""Bytes free on a disk that count as none."""
+_MOST_ARGUMENTS = 50
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph", "gpfs", "beegfs", "afs", "glusterfs", "autofs")
+
+
+def places(run: Path, cwd: str, command: Sequence[str]) -> list[Path]:
+    """Folders that a script may write to: the run's, where it runs, those among its arguments, shared memory, /tmp.
+
+    Of its arguments only those on local disks: a look at a file system whose server is gone can last for ever.
+    """
+    remote = _remote_mounts()
+    words = [word.rpartition("=")[2] for word in command[1:][:_MOST_ARGUMENTS]]
+    folders = [Path(os.path.normpath(Path(cwd, word))) for word in words if word and not word.startswith("-")]
+    named = [f for f in folders if not any(f.is_relative_to(m) for m in remote) and not f.is_symlink() and f.is_dir()]
+    return [run, Path(cwd), *named, Path("/dev/shm"), Path("/tmp")]
+
+
+def _remote_mounts() -> list[str]:
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        return [fields[1] for fields in mounts if len(fields) > 2 and fields[2].startswith(_REMOTE)]
+    return []
+
+
+def disks(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Of each disk, by one of `folders` on it: path, total and free bytes, free inodes (null where it has no such limit)."""
+    found: dict[int, dict[str, Any]] = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            room = os.statvfs(folder)
+            inodes = room.f_favail if room.f_files else None
+            total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
+            disk = {"path": str(folder), "total": total, "free": free, "free_inodes": inodes}
+            found.setdefault(folder.stat().st_dev, disk)
+    return list(found.values())
+
+
+def is_full(disk: Mapping[str, Any]) -> bool:
+    return bool(disk["total"] and (disk["free"] < _NO_ROOM or disk["free_inodes"] == 0))
