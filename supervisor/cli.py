@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from supervisor.errors import Refusal
+from supervisor.reading.plain import plain
 
 COMMANDS = {
     "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
@@ -92,6 +93,10 @@ def run(arguments: Sequence[str]) -> int:
         # The reader has gone (`| head`); the interpreter must not complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # What the system refuses is rarely ours to explain; it is never worth a traceback.
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", 2)
     return result if isinstance(result, int) else 0
 
 
@@ -102,5 +107,6 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _say(text: str, exit_code: int) -> int:
-    print(f"supervise: {text}", file=sys.stderr)
+    # One line, and none that a name in it could drive the terminal with.
+    print(f"supervise: {plain(text)}", file=sys.stderr)
     return exit_code

@@ -5,7 +5,6 @@ It follows the run's files from a thread of its own: a terminal that is paused m
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -18,12 +17,13 @@ from supervisor.core.story import Story
 from supervisor.reading.choice import Choice
 from supervisor.reading.events_file import read_lines
 from supervisor.reading.follow import Record, RunFollower, pump
-from supervisor.reading.plain import plain
+from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import TextRenderer
 from supervisor.reading.wording import signal_name
 from supervisor.runs import RUNS
 from supervisor.spec import Spec
 from supervisor.status import story_of
+from trainer.rundir.intake import read_json
 from trainer.rundir.layout import RunDir
 
 _TRACEBACK = 20
@@ -46,7 +46,7 @@ class Console:
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            self._write(text.encode("utf-8", "backslashreplace") + b"\n")
+            self._write(plain_lines(text).encode("utf-8", "backslashreplace") + b"\n")
 
     def __enter__(self) -> Console:
         if not self._quiet:
@@ -154,7 +154,7 @@ def traceback_lines(run: RunDir, story: Story) -> list[str]:
     if last is None or last.rank is None:
         return []
     try:
-        text = json.loads(run.attempt(last.number).error(last.rank).read_bytes())["traceback"]
+        text = read_json(run.attempt(last.number).error(last.rank))["traceback"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     lines = [plain(line) for line in str(text).rstrip().splitlines()]

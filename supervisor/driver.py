@@ -28,7 +28,7 @@ from supervisor.spec import Spec
 from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
 from supervisor.watch import Watch
-from trainer.rundir.beats import BeatReader, Phase
+from trainer.rundir.beats import Phase, last_beats
 from trainer.rundir.layout import RunDir, committed_steps
 
 _TICK = 0.2
@@ -39,14 +39,8 @@ _TICK_EAGER = 0.01
 
 def last_beat(run: RunDir, attempt: int) -> int:
     """The highest step that the ranks of `attempt` have left in their beats, or -1."""
-    try:
-        reader = BeatReader(run.attempt(attempt).beats)
-    except (OSError, ValueError):
-        return -1
-    try:
-        return max((beat.step for beat in reader.read() if beat.phase >= Phase.TRAIN), default=-1)
-    finally:
-        reader.close()
+    beats = last_beats(run.attempt(attempt).beats)
+    return max((beat.step for beat in beats if beat.phase >= Phase.TRAIN), default=-1)
 
 
 @dataclass

@@ -31,6 +31,7 @@ from trainer.checkpoint.snapshots import newest_snapshot
 from trainer.rundir.cgroup import groups_of
 from trainer.rundir.cgroup import remove as remove_group
 from trainer.rundir.environment import MARK
+from trainer.rundir.intake import open_file
 from trainer.rundir.layout import RunDir
 
 SHM = Path("/dev/shm")
@@ -63,7 +64,7 @@ class Leftover:
 def claimed(run: RunDir) -> Iterator[bool]:
     """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
     try:
-        fd = os.open(run.lock, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_file(run.lock, os.O_RDWR)
     except FileNotFoundError:
         yield True
         return

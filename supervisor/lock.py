@@ -11,8 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from supervisor.custody import vet
 from supervisor.errors import HeldByAnother, Refusal
 from trainer.rundir.durable import replace_file
+from trainer.rundir.intake import open_file, read_json
 from trainer.rundir.layout import RunDir
 
 _PATIENCE = 0.5
@@ -20,13 +22,14 @@ _PATIENCE = 0.5
 
 
 class RunLock:
-    """Held from enter to exit, or until the process dies, however it dies."""
+    """Held from enter to exit, or until the process dies, however it dies; by nobody but the run's owner."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._lock = FileLock(run.lock, timeout=_PATIENCE, mode=0o600)
 
     def __enter__(self) -> RunLock:
+        vet(self._run)
         try:
             self._lock.acquire(poll_interval=0.02)
         except Timeout:
@@ -48,7 +51,7 @@ class RunLock:
 def is_held(run: RunDir) -> bool:
     """Whether a living supervisor holds the run."""
     try:
-        fd = os.open(run.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(run.lock)
     except OSError:
         return False
     try:
@@ -63,7 +66,7 @@ def is_held(run: RunDir) -> bool:
 def holder(run: RunDir) -> dict[str, Any]:
     """Who took the lock last: pid, host, since; empty if that cannot be read."""
     try:
-        who = json.loads(run.holder.read_bytes())
+        who = read_json(run.holder)
     except (OSError, ValueError):
         return {}
     return who if isinstance(who, dict) else {}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from supervisor.errors import NoSuchRun, Refusal
+from trainer.rundir.intake import read_json
 from trainer.rundir.layout import RunDir
 
 RUNS = Path("runs")
 SCHEMA = 1
+INODE = "inode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +31,30 @@ def load(path: Path) -> Known | None:
     """The run at `path`, or None if there is no run.json; Refusal if it cannot be read or is of a newer version."""
     run = RunDir(path)
     try:
-        spec = json.loads(run.run_json.read_bytes())
+        spec = read_json(run.run_json)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         return None
     except (OSError, ValueError) as error:
         raise Refusal(f"{run.run_json} cannot be read: {error}; restore it, or use another --run-dir") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("run"), str) or not isinstance(spec.get("schema"), int):
+    named = isinstance(spec, dict) and isinstance(spec.get("run"), str) and spec["run"].isprintable()
+    if not named or not isinstance(spec.get("schema"), int):
         raise Refusal(f"{run.run_json} is not a run of supervise; use another --run-dir")
     if spec["schema"] > SCHEMA:
         raise Refusal(
             f"{run.run_json} has schema {spec['schema']}, this supervise reads up to {SCHEMA}; "
             "use the newer supervise that wrote it"
         )
+    if spec.get(INODE) != inode(run):
+        # A copy is another run: with the original's mark it would kill the original's ranks and take its shared memory.
+        spec["mark"] = f"{spec.get('mark')}x{inode(run):x}"
     return Known(run, spec)
+
+
+def inode(run: RunDir) -> int:
+    """Tells a run's folder from every copy of it."""
+    return run.path.stat().st_ino
 
 
 def all_runs(root: Path = RUNS) -> list[Known]:

@@ -17,6 +17,7 @@ from supervisor.errors import Refusal
 from supervisor.events import EventLog
 from supervisor.lock import is_held
 from supervisor.reading.events_file import read_events
+from supervisor.reading.plain import plain_lines
 from supervisor.runs import load
 from supervisor.spec import Spec
 from trainer.rundir import faults
@@ -94,7 +95,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
         raise Refusal(f"the supervisor did not start; see {run.supervisor_log}")
     child.returncode = 0
     if not quiet:
-        print(opening_words(run, spec), file=sys.stderr)
+        print(plain_lines(opening_words(run, spec)), file=sys.stderr)
     if as_json:
         print_status(run, supervisor_pid=child.pid)
     return 0

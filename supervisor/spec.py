@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 from supervisor.core.model import Cause, Do, Policy
 from supervisor.core.rules import DEFAULTS
 from supervisor.errors import Refusal
-from supervisor.runs import SCHEMA
+from supervisor.runs import INODE, SCHEMA, inode
 from trainer.rundir.durable import replace_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.shm import is_mark
 
 HANG_OFF = "off"
+MOST_RANKS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,12 @@ def save(run: RunDir, spec: Spec) -> None:
     body = dataclasses.asdict(spec)
     # JSON has no infinity that every reader takes.
     body["hang_timeout"] = HANG_OFF if spec.hang_timeout == float("inf") else spec.hang_timeout
-    body = {"schema": SCHEMA, **body, "versions": {"python": platform.python_version(), "executable": sys.executable}}
+    body = {
+        "schema": SCHEMA,
+        INODE: inode(run),
+        **body,
+        "versions": {"python": platform.python_version(), "executable": sys.executable},
+    }
     try:
         replace_file(run.run_json, json.dumps(body, indent=1).encode())
     except OSError as error:
@@ -83,8 +90,8 @@ def restore(body: dict[str, Any]) -> Spec:
     known = {f.name for f in dataclasses.fields(Spec)}
     values = {key: value for key, value in body.items() if key in known}
     try:
-        values["command"] = tuple(str(part) for part in values["command"])
-        values["backoff"] = (float(values["backoff"][0]), float(values["backoff"][1]))
+        values["command"] = tuple(values["command"])
+        values["backoff"] = tuple(float(edge) for edge in values["backoff"])
         values["inject"] = tuple(values.get("inject", ()))
         if values.get("hang_timeout") == HANG_OFF:
             values["hang_timeout"] = float("inf")
@@ -92,6 +99,34 @@ def restore(body: dict[str, Any]) -> Spec:
         values["actions"] = resolved(values.get("actions", {}))
         spec = Spec(**values)
         _ = spec.policy
-        return spec
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        for name, (kind, fits) in _FIELDS.items():
+            value = getattr(spec, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
+                raise ValueError(name)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
         raise Refusal(f"run.json lacks or garbles {error}; launch the run again in full") from None
+    return spec
+
+
+_Fits = Callable[[Any], bool]
+_FIELDS: dict[str, tuple[Any, _Fits]] = {
+    "run": (str, lambda text: 0 < len(text) < 256),
+    "mark": (str, is_mark),
+    "command": (tuple, lambda parts: bool(parts) and all(isinstance(part, str) for part in parts)),
+    "module": (bool, lambda _: True),
+    "nproc": (int, lambda count: 0 < count <= MOST_RANKS),
+    "cwd": (str, bool),
+    "resume": (str, lambda mode: mode in ("auto", "never", "must")),
+    "resume_args": (str, lambda _: True),
+    "max_restarts": (int, lambda count: 0 <= count < 1 << 31),
+    "no_progress_limit": (int, lambda count: 0 < count < 1 << 31),
+    "backoff": (tuple, lambda edges: len(edges) == 2 and all(edge >= 0 for edge in edges)),
+    "window": (int | float, lambda seconds: seconds >= 0),
+    "grace": (int | float, lambda seconds: seconds >= 0),
+    "startup_timeout": (int | float, lambda seconds: seconds >= 0),
+    "hang_timeout": (int | float | None, lambda seconds: seconds is None or seconds >= 0),
+    "standby": (bool, lambda _: True),
+    "inject": (tuple, lambda specs: all(isinstance(spec, str) for spec in specs)),
+    "created": (str, lambda _: True),
+}
+"""What each field must be: run.json may be damaged, or anybody's."""

@@ -15,7 +15,7 @@ from supervisor.runs import SCHEMA, Known
 from supervisor.spec import Spec, restore
 from supervisor.watch import newest_checkpoint
 from trainer.checkpoint.snapshots import newest_snapshot
-from trainer.rundir.beats import BeatReader
+from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.shm import segment_of
 
@@ -77,23 +77,16 @@ def _pss(pid: int) -> int:
 
 def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
     now = time.monotonic()
-    try:
-        reader = BeatReader(run.attempt(attempt).beats)
-    except (OSError, ValueError):
-        return []
-    try:
-        return [
-            {
-                "rank": beat.rank,
-                "pid": beat.pid,
-                "step": beat.step,
-                "phase": beat.phase.name.lower(),
-                "beat_age_s": round(max(0.0, now - beat.at), 3),
-            }
-            for beat in reader.read()
-        ]
-    finally:
-        reader.close()
+    return [
+        {
+            "rank": beat.rank,
+            "pid": beat.pid,
+            "step": beat.step,
+            "phase": beat.phase.name.lower(),
+            "beat_age_s": round(max(0.0, now - beat.at), 3),
+        }
+        for beat in last_beats(run.attempt(attempt).beats)
+    ]
 
 
 def _checkpoint(run: RunDir) -> dict[str, Any] | None:

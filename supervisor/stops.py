@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import StopKind
+from trainer.rundir.intake import open_file
 
 
 @dataclass
@@ -27,9 +28,13 @@ class Stops:
     def read(self, path: Path) -> None:
         """What the stop file at `path` asks for is asked, and the file is gone."""
         with contextlib.suppress(OSError):
-            asked = path.read_text().strip()
+            fd = open_file(path)
+            with os.fdopen(fd, "rb") as file:
+                asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
             path.unlink()
-            self.ask(StopKind.USER, now=asked == "now")
+            # The folder is private; should its owner have opened it, others still may not steer.
+            if owner == os.geteuid():
+                self.ask(StopKind.USER, now=asked == b"now")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from supervisor.core.model import Exit, Raised, RankView
 from supervisor.gang import Gang
 from supervisor.proctree import Process
 from trainer.rundir.beats import Beat, BeatReader, Phase, Source
+from trainer.rundir.intake import read_json
 from trainer.rundir.layout import AttemptDir, committed_steps
 from trainer.rundir.notes import NoteReader
 
@@ -133,7 +133,7 @@ class Watch:
     def _read_report(self, now: float) -> None:
         """What the launcher knows better: ranks that died before they registered, or whose status nobody told us."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for failure in json.loads(self._report.read_bytes())["failures"]:
+            for failure in read_json(self._report)["failures"]:
                 rank, status = int(failure["rank"]), int(failure["exit_code"])
                 known = next((e for e in self.exits if e.rank == rank), None)
                 if known is None or known.status is None:
@@ -169,7 +169,7 @@ def _kernel_view(pid: int) -> tuple[bool, float]:
 
 def _read_record(path: Path) -> Raised | None:
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
         return replace(_raised(body), because=tuple(_raised({**body, **each}) for each in body.get("because", [])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

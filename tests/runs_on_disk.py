@@ -22,6 +22,7 @@ class Writer:
         self.name = name
         self.seq = 0
         spec = {"schema": 1, "run": name, "created": "2026-11-24T02:00:00Z", "mark": f"mark-{name}"}
+        spec["inode"] = path.stat().st_ino
         self.run.run_json.write_text(json.dumps(spec))
 
     def event(self, name: str, at: float = 0.0, attempt: int = 0, level: str = "info", **fields: Any) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from supervisor.stacks import pyspy
 
 PATIENCE = 60.0
 """Seconds that torch may take to import: a cold network disk is slow."""
+# The current folder may be anybody's: no module there is imported.
 _ASK_TORCH = """
+import sys; sys.path.pop(0)
 import json, time
 began = time.monotonic()
 import torch, torch.distributed as dist

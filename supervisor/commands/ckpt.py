@@ -22,8 +22,11 @@ from supervisor.checkpoints import (
     verified,
 )
 from supervisor.core.size import human_bytes
+from supervisor.custody import own, vet
 from supervisor.errors import HeldByAnother, Refusal
+from supervisor.launch import TRAINER
 from supervisor.leftovers import claimed
+from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.errors import CheckpointError
@@ -69,7 +72,9 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
     for one in verified(folder, steps_of(folder, step)):
         found.append(one)
         if not as_json:
-            click.echo(f"{step_name(one.step)}  {f'BAD  {one.problem}' if one.problem else f'ok  {size_of(one)}'}")
+            click.echo(
+                plain(f"{step_name(one.step)}  {f'BAD  {one.problem}' if one.problem else f'ok  {size_of(one)}'}")
+            )
     if as_json:
         _dump(folder, list(map(described, found)))
     if any(one.problem for one in found):
@@ -83,13 +88,16 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
 def prune(run: str | None, keep: int, as_json: bool) -> None:
     """Remove all but the newest checkpoints, after those that stay were read and found good."""
     here, folder = folder_of(run)
+    own(folder)
+    if here:
+        vet(here)
     with claimed(here or RunDir(folder)) as ours:
         if not ours:
             raise HeldByAnother("a supervisor holds this run, and its trainer prunes by itself; stop it first")
         staying = [one.step for one in store.listing(folder) if one.problem is None][-keep:]
         for one in verified(folder, staying):
             if one.problem:
-                click.echo(f"{step_name(one.step)} is bad ({one.problem}): nothing was removed", err=True)
+                click.echo(f"{step_name(one.step)} is bad ({plain(one.problem)}): nothing was removed", err=True)
                 click.get_current_context().exit(BAD)
         try:
             removed = retention.prune(folder, keep, DISK)
@@ -118,7 +126,7 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
     except (CheckpointError, OSError) as error:
         raise Refusal(f"{path.name} cannot be exported: {error}") from None
     if others:
-        click.echo(f"left out, being no tensors: {' '.join(others)}", err=True)
+        click.echo(f"left out, being no tensors: {plain(' '.join(others))}", err=True)
     size = output.stat().st_size
     if as_json:
         body = {"schema": SCHEMA, "checkpoint": str(path), "file": str(output), "format": form, "bytes": size}
@@ -128,7 +136,8 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
 
 
 def _export_torch(path: Path, output: Path) -> list[str]:
-    child = [sys.executable, "-m", "trainer.checkpoint.export_torch", str(path), str(output)]
+    # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of ours.
+    child = [sys.executable, str(TRAINER / "checkpoint" / "export_torch.py"), str(path), str(output)]
     done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise Refusal(f"{path.name} cannot be exported: {(done.stderr.strip().splitlines() or ['torch failed'])[-1]}")

@@ -9,6 +9,8 @@ import orjson
 import psutil
 
 from supervisor.core.size import human_bytes
+from supervisor.custody import vet
+from supervisor.errors import Refusal
 from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
@@ -40,6 +42,8 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     if yes and dry_run:
         raise click.UsageError("--yes and --dry-run exclude each other")
     runs = [find_run(run)] if run is not None else all_runs()
+    if yes and run is not None:
+        vet(runs[0].run)
     processes = marks()
     fates = [fate for known in runs for fate in _collect(known, processes.get(_mark(known), []), yes)]
     if as_json:
@@ -61,6 +65,10 @@ def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[F
         found = find(known, processes)
         if not yes:
             return [Fate(leftover) for leftover in found]
+        try:
+            vet(known.run)
+        except Refusal as refusal:
+            return [Fate(leftover, problem=str(refusal)) for leftover in found]
         return _remove(found, known)
 
 

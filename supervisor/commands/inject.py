@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from supervisor.custody import vet
 from supervisor.errors import Refusal
 from supervisor.lock import is_held
 from supervisor.options import FaultSpec
@@ -33,5 +34,6 @@ def command(run: str, spec: str) -> None:
     known = find(run)
     if not is_held(known.run):
         raise Refusal(f"{known.id} is not running; faults go into live runs, or into launch --inject")
+    vet(known.run)
     number = faults.arm(known.run.faults, faults.parse_fault(spec))
     click.echo(f"armed fault {number}: {spec}; follow with: supervise events -f {known.id}", err=True)

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from supervisor import spec as specs
+from supervisor.custody import make_private
 from supervisor.errors import Refusal
 from supervisor.lock import RunLock
 from supervisor.options import PREFIX, CauseAction, Duration, FaultSpec, Nproc, Range, nearest, read_config
@@ -189,6 +190,7 @@ def _make_folder(run: RunDir) -> None:
         run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(path.name not in ("lock", "lock.json") for path in run.path.iterdir()):
             raise Refusal(f"{run.path} is not empty and no run of supervise; use another --run-dir")
+        make_private(run.path)
     except FileExistsError:
         raise Refusal(f"{run.path} is a file; --run-dir takes a folder") from None
     except OSError as error:

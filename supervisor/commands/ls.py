@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from supervisor.errors import Refusal
+from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.runs import SCHEMA, Known, all_runs
 from supervisor.status import status
@@ -16,7 +18,12 @@ from supervisor.status import status
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(as_json: bool) -> None:
     """The runs in ./runs, newest first."""
-    rows = [_row(known) for known in all_runs()]
+    rows = []
+    for known in all_runs():
+        try:
+            rows.append(_row(known))
+        except Refusal as refusal:
+            click.echo(plain(f"{known.run.path} is passed over: {refusal}"), err=True)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "runs": rows}))
         return

@@ -10,6 +10,7 @@ import click
 
 from supervisor.console import attempt_lines
 from supervisor.core import ledger
+from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.runs import SCHEMA, find
 from supervisor.status import story_of
@@ -27,9 +28,9 @@ def command(run: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(body))
         return
-    click.echo(f"{known.id}  {body['state']}  {body['reason']}".rstrip())
+    click.echo(plain(f"{known.id}  {body['state']}  {body['reason']}".rstrip()))
     for line in attempt_lines(story):
-        click.echo(f"  {line}")
+        click.echo(plain(f"  {line}"))
     click.echo(_ledger(body), nl=False)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from supervisor.reading.plain import plain_lines
 from supervisor.reading.table import table
 from supervisor.runs import find
 from supervisor.status import status
@@ -43,7 +44,7 @@ def _text(now: dict[str, Any]) -> str:
     lines.append(f"  folder      {now['run_dir']}")
     if now["state"] == "lost":
         lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
-    text = "\n".join(lines) + "\n"
+    text = plain_lines("\n".join(lines)) + "\n"
     if now["workers"]:
         heads = ("rank", "pid", "step", "phase", "beat_age_s")
         text += table(heads, [[worker[head] for head in heads] for worker in now["workers"]])

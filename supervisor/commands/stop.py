@@ -6,6 +6,7 @@ import time
 
 import click
 
+from supervisor.custody import vet
 from supervisor.errors import Refusal
 from supervisor.lock import is_held
 from supervisor.runs import find
@@ -30,6 +31,7 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
             click.echo(f"{known.id} is {state} already", err=True)
             return 0
         raise Refusal(f"{known.id} has no supervisor (it is {state}); what is left of it: supervise gc")
+    vet(known.run)
     # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
     replace_file(known.run.stop, b"now" if now else b"ask")
     if no_wait:

@@ -7,12 +7,15 @@ supervisor that was killed, and lines that others wrote, are passed over and cou
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
+
+from trainer.rundir.intake import open_file
 
 WINDOW = 1 << 22
 
@@ -43,12 +46,34 @@ class Event:
             return None
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes) -> dict[str, Any] | None:
     try:
         fields = orjson.loads(line)
     except ValueError:
         return None
-    return fields if isinstance(fields, dict) and isinstance(fields.get("msg"), str) else None
+    return fields if isinstance(fields, dict) else None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    fields = _object(line)
+    return fields if fields is not None and isinstance(fields.get("msg"), str) else None
+
+
+def _opened(path: Path) -> BinaryIO:
+    return os.fdopen(open_file(path), "rb")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The whole lines of `file` from where it stands, some MiB of them at once. A line longer than that comes in pieces; the
+    last line is not given before its newline has come."""
+    while data := file.read(WINDOW):
+        whole = data.rfind(b"\n") + 1
+        if not whole and len(data) < WINDOW:
+            file.seek(-len(data), os.SEEK_CUR)
+            return  # not whole yet, or torn: a new supervisor cuts it off
+        whole = whole or len(data)
+        file.seek(whole - len(data), os.SEEK_CUR)
+        yield data[:whole]
 
 
 class EventReader:
@@ -57,27 +82,25 @@ class EventReader:
     def __init__(self, path: Path) -> None:
         self.skipped = 0
         """Whole lines that are no events."""
+        self.torn = False
+        """Whether there was, when the file was last read, a last line without its newline."""
         self._path = path
         self._offset = 0
 
     def read(self) -> Iterator[Event]:
         """The events that were added since the last call. A file that shrank below what was read is read again."""
         try:
-            file = self._path.open("rb")
+            file = _opened(self._path)
         except OSError:
             return
         with file:
-            if file.seek(0, 2) < self._offset:
+            if file.seek(0, os.SEEK_END) < self._offset:
                 self._offset = 0
             file.seek(self._offset)
-            while data := file.read(WINDOW):
-                whole = data.rfind(b"\n") + 1
-                if not whole and len(data) < WINDOW:
-                    return  # the last line, not whole yet, or torn: a new supervisor cuts it off
-                whole = whole or len(data)
-                self._offset += whole
-                file.seek(self._offset)
-                yield from self._events(data[:whole])
+            for data in _lines(file):
+                self._offset += len(data)
+                yield from self._events(data)
+            self.torn = bool(file.read(WINDOW).strip())
 
     def _events(self, data: bytes) -> Iterator[Event]:
         for line in data.split(b"\n"):
@@ -91,29 +114,21 @@ class EventReader:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects among the lines of `path`; a file that is not there has none."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        file = _opened(path)
     except OSError:
         return []
-    found = []
-    for line in filter(None, lines):
-        try:
-            body = orjson.loads(line)
-        except ValueError:
-            continue
-        if isinstance(body, dict):
-            found.append(body)
-    return found
+    with file:
+        found = [_object(line) for data in _lines(file) for line in data.split(b"\n")]
+        found.append(_object(file.read(WINDOW)))
+    return [body for body in found if body is not None]
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(events, skipped): all events of the file, and how many lines are none, a torn last one among them.
 
-    Never raises for what is in the file; a file that is not there has no events.
+    Never raises for what is in the file; a file that is not there has no events. Lines that are no events take no memory,
+    however long they are.
     """
-    try:
-        *lines, last = path.read_bytes().split(b"\n")
-    except OSError:
-        return [], 0
-    parsed = [_parse(line) for line in lines if line]
-    events = [event for event in parsed if event is not None]
-    return events, len(parsed) - len(events) + bool(last.strip())
+    reader = EventReader(path)
+    events = [event.fields for event in reader.read()]
+    return events, reader.skipped + reader.torn

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from supervisor.reading.lines import Line, Splitter
+from trainer.rundir.intake import open_file
 
 BLOCK = 65536
 REACH = 4 * BLOCK
@@ -35,7 +36,7 @@ def last_lines(path: Path, count: int) -> tuple[int, int]:
     Reads backwards, so it costs what those lines are long, not what the file is; (0, 0) for a file that is not there.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(path)
     except OSError:
         return 0, 0
     try:
@@ -111,7 +112,7 @@ class LogFollower:
     def _read(self) -> bytes:
         try:
             if self._fd is None:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = open_file(self.path)
             data = os.pread(self._fd, BLOCK, self._offset)
         except FileNotFoundError:
             return b""

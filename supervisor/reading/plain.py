@@ -32,6 +32,11 @@ def plain(text: str) -> str:
     return _CONTROL.sub(_visible, _SEQUENCE.sub("", text))
 
 
+def plain_lines(text: str) -> str:
+    """The same, line by line."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
 def decode(data: bytes) -> str:
     """One line of a log as text for any terminal; bytes that are not UTF-8 are written out, as in \\xff."""
     return plain(data.decode("utf-8", "backslashreplace"))

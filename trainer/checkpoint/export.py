@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import store, tree
-from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.errors import CheckpointError, Damaged
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.plan import ITEM_BYTES
 from trainer.checkpoint.shard import Entry, header
@@ -59,9 +59,12 @@ def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
 def export_safetensors(path: Path, out: Path) -> list[str]:
     """`out` holds the model of the checkpoint `path`, every byte verified. Returns the model's keys that are no tensors,
     which are left out. Damaged, Unreadable or OSError, and there is no `out`."""
-    manifest = store.load_manifest(path)
-    keys, others = model_tensors(manifest)
-    specs = {key: manifest.tensors[name].spec for key, name in keys.items()}
+    manifest = store.check(path)
+    try:
+        keys, others = model_tensors(manifest)
+        specs = {key: manifest.tensors[name].spec for key, name in keys.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"its state is not one: {error!r}") from None
     # Wide elements first: then every tensor is aligned.
     entries = [Entry(key, specs[key]) for key in sorted(specs, key=lambda key: -ITEM_BYTES[specs[key].dtype])]
     head = header(entries, {"format": "pt", "step": str(manifest.step)})

@@ -1,9 +1,13 @@
-"""The model of a checkpoint as one file of torch.save: `python -m trainer.checkpoint.export_torch CHECKPOINT FILE`."""
+"""The model of a checkpoint as one file of torch.save: `python export_torch.py CHECKPOINT FILE`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+# Run by path, so that a module of somebody's called `trainer` is not found in place of this package.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import xxhash
@@ -39,6 +39,9 @@ class Piece:
     key: str
     start: int
     count: int
+
+
+_PIECE = (str, str, int, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,13 @@ def _build(body: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """ValueError unless files are those of ranks 0 to world_size - 1, and pieces cover each tensor once, in order."""
-    if manifest.world_size < 1 or manifest.step < 0:
-        raise ValueError("a world size or step that cannot be")
+    counts = [manifest.step, manifest.bytes, *(file.bytes for file in manifest.files.values())]
+    if any(type(count) is not int or not 0 <= count < 1 << 62 for count in counts):
+        raise ValueError("a step or size that cannot be")
+    if type(manifest.world_size) is not int or manifest.world_size != len(manifest.files) or not manifest.files:
+        raise ValueError(f"{len(manifest.files)} files cannot be those of {manifest.world_size!r} ranks")
+    if not isinstance(manifest.created, str):
+        raise ValueError("a time that is none")
     # Names are compared, never used as they stand: no text in a manifest can lead out of its folder.
     if set(manifest.files) != {shard_name(rank) for rank in range(manifest.world_size)}:
         raise ValueError(f"files are not those of {manifest.world_size} ranks")
@@ -135,6 +143,8 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"tensor {name!r} has no proper type or shape")
         at = 0
         for piece in tensor.pieces:
+            if any(type(part) is not kind for part, kind in zip(astuple(piece), _PIECE, strict=True)):
+                raise ValueError(f"tensor {name!r} has a piece that is none")
             if piece.file not in manifest.files or piece.start != at or piece.count < 0:
                 raise ValueError(f"tensor {name!r} has a piece out of place")
             at += piece.count

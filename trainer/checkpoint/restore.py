@@ -66,7 +66,8 @@ class Tiers:
 
 def load(path: Path, rank: int) -> Loaded:
     """The checkpoint `path` as `rank` needs it; Damaged or Unreadable, and nothing of it may be used."""
-    manifest = store.load_manifest(path)
+    # Sizes are compared before there is memory for what a manifest promises.
+    manifest = store.check(path)
     return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
 
 
@@ -100,8 +101,10 @@ def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink
         return _assemble(name, manifest, rank, read)
     except StateError as error:
         raise Unreadable(str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"its state is not one: {error!r}") from None
+    except (MemoryError, RuntimeError) as error:
+        raise Unreadable(f"there is no memory for it: {error}") from None
 
 
 def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:

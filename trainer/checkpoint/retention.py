@@ -12,6 +12,7 @@ nothing that a reader could take for a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -63,6 +64,8 @@ def discard(path: Path, disk: Disk) -> None:
 def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
     """The checkpoint `name` has moved to the path returned, with a text beside it that says why. OSError if it cannot."""
     place = folder / QUARANTINE
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which may lead anywhere", str(place))
     ensure_dir(place, disk)
     number = 1
     while os.path.lexists(target := place / f"{name}-{number}"):

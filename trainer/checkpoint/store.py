@@ -31,6 +31,8 @@ LATEST = "latest"
 QUARANTINE = "quarantine"
 
 _LINK = (errno.ELOOP, errno.ENOTDIR)
+_LARGEST = 256 << 20
+"""Bytes of the largest manifest."""
 
 
 @contextmanager
@@ -63,7 +65,9 @@ def opened(path: Path, name: str) -> Iterator[int]:
 def load_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`, unchanged since it was written; else Damaged or Unreadable."""
     with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-        manifest = manifests.decode(file.read())
+        if os.fstat(fd).st_size > _LARGEST:
+            raise Damaged(f"{manifests.NAME} is larger than any can be")
+        manifest = manifests.decode(file.read(_LARGEST))
     if step_name(manifest.step) != path.name:
         raise Damaged(f"{manifests.NAME} is that of step {manifest.step}")
     return manifest

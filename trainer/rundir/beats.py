@@ -11,14 +11,20 @@ import enum
 import mmap
 import os
 import time
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from trainer.rundir.intake import open_file, read_file
 
 _WORDS = 8
 _RECORD = _WORDS * 8
 _MAGIC = 0x5355504552563032  # "SUPERV02": the last two characters are the layout's version
 _PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST = range(7)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
+_LARGEST = 1 << 20
+"""Bytes of the largest beats file: that of 16,000 ranks."""
 
 
 class Phase(enum.IntEnum):
@@ -40,6 +46,9 @@ class Source(enum.IntEnum):
     NONE = 0
     HOOK = 1
     LOOP = 2
+
+
+_PHASES, _SOURCES = frozenset(Phase), frozenset(Source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +82,57 @@ def create_beats(path: Path, world_size: int) -> None:
         os.close(fd)
 
 
+def _check(words: Sequence[int], path: Path) -> None:
+    if not words or words[_H_MAGIC] != _MAGIC or not 0 <= words[_H_WORLD] < len(words) // _WORDS:
+        raise ValueError(f"{path} is not a beats file of this version")
+
+
+def _beats(words: Sequence[int]) -> list[Beat]:
+    found = []
+    for rank in range(words[_H_WORLD]):
+        record = list(words[(rank + 1) * _WORDS : (rank + 2) * _WORDS])
+        if record[_PID] > 0:
+            found.append(
+                Beat(
+                    rank=rank,
+                    pid=record[_PID],
+                    step=record[_STEP],
+                    phase=Phase(record[_PHASE]) if record[_PHASE] in _PHASES else Phase.NONE,
+                    at=record[_NS] / 1e9,
+                    source=Source(record[_SOURCE]) if record[_SOURCE] in _SOURCES else Source.NONE,
+                    saves=record[_SAVES],
+                    first_step=record[_LOWEST],
+                )
+            )
+    return found
+
+
+def last_beats(path: Path) -> list[Beat]:
+    """The beats that the ranks have left in `path`, as they stand now; none where that is not to be read. Maps nothing and
+    writes nothing: for whoever asks about a run that may be somebody else's."""
+    try:
+        words = array("q", read_file(path, _LARGEST))
+        _check(words, path)
+    except (OSError, ValueError):
+        return []
+    return _beats(words)
+
+
 class _Mapped:
     def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_file(path, os.O_RDWR)
         try:
             self._memory = mmap.mmap(fd, 0)
         finally:
             os.close(fd)
+        if len(self._memory) % _RECORD:
+            raise ValueError(f"{path} is not a beats file")
         self._words = memoryview(self._memory).cast("q")
-        if self._words[_H_MAGIC] != _MAGIC:
+        try:
+            _check(self._words, path)
+        except ValueError:
             self.close()
-            raise ValueError(f"{path} is not a beats file of this version")
+            raise
 
     def close(self) -> None:
         self._words.release()
@@ -135,23 +184,7 @@ class BeatReader(_Mapped):
 
     def read(self) -> list[Beat]:
         """The beats of the ranks that have registered, by rank."""
-        found = []
-        for rank in range(self._words[_H_WORLD]):
-            record = self._words[(rank + 1) * _WORDS : (rank + 2) * _WORDS].tolist()
-            if record[_PID]:
-                found.append(
-                    Beat(
-                        rank=rank,
-                        pid=record[_PID],
-                        step=record[_STEP],
-                        phase=Phase(record[_PHASE]),
-                        at=record[_NS] / 1e9,
-                        source=Source(record[_SOURCE]),
-                        saves=record[_SAVES],
-                        first_step=record[_LOWEST],
-                    )
-                )
-        return found
+        return _beats(self._words)
 
     def ask_faults(self) -> None:
         """Every rank looks into the faults folder at its next step."""

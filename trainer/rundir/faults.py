@@ -26,6 +26,7 @@ from typing import Any
 
 from trainer.rundir.beats import Phase
 from trainer.rundir.duration import parse_duration
+from trainer.rundir.intake import read_json
 
 SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
 """Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
@@ -193,7 +194,7 @@ def armed(folder: Path) -> list[Fault]:
     faults = []
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].spec")):
         try:
-            body = json.loads(path.read_bytes())
+            body = read_json(path)
             fault = parse_fault(body["spec"])
             since = float(body["armed"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -237,7 +238,7 @@ def fired(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*.fired")):
         try:
-            body = json.loads(path.read_bytes())
+            body = read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(body, dict):

@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_STEP = re.compile(r"\Astep-([0-9]{8,})\Z")
-_ATTEMPT = re.compile(r"^\d{4,}$")
+# No more digits than fit 64 bits: a larger number is nobody's step.
+_STEP = re.compile(r"\Astep-([0-9]{8,18})\Z")
+_ATTEMPT = re.compile(r"\A[0-9]{4,9}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +104,19 @@ class RunDir:
     def faults(self) -> Path:
         return self.path / "faults"
 
+    @property
+    def attempts_folder(self) -> Path:
+        return self.path / "attempts"
+
     def attempt(self, number: int) -> AttemptDir:
-        return AttemptDir(self.path / "attempts" / f"{number:04d}")
+        return AttemptDir(self.attempts_folder / f"{number:04d}")
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts that have a folder, oldest first."""
-        folder = self.path / "attempts"
-        if not folder.is_dir():
+        try:
+            return sorted(int(p.name) for p in self.attempts_folder.iterdir() if _ATTEMPT.match(p.name))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(p.name) for p in folder.iterdir() if _ATTEMPT.match(p.name))
 
 
 def step_name(step: int) -> str:
@@ -130,6 +135,6 @@ def committed_steps(checkpoints: Path) -> list[int]:
     """Steps with a committed checkpoint folder, oldest first; says nothing of whether they verify."""
     try:
         names = [p.name for p in checkpoints.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(step for step in map(step_of, names) if step is not None)

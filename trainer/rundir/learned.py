@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from trainer.rundir.intake import read_json
 
 
 def remembered(path: Path) -> list[str]:
     """The names that trainer.modules.remember() wrote to `path`; none, if it did not or that cannot be read."""
     try:
-        names = json.loads(path.read_bytes())
+        names = read_json(path)
     except (OSError, ValueError):
         return []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

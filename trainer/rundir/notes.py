@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.rundir.durable import append_line
+from trainer.rundir.intake import open_file, parse
+
+_WINDOW = 4 << 20
+"""Bytes that are read at once: a longer line is no note."""
 
 
 class NoteWriter:
@@ -47,17 +51,17 @@ class NoteReader:
     def read(self) -> list[dict[str, Any]]:
         """The notes that were added since the last call."""
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(open_file(self._path), "rb") as file:
                 file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
+                data = file.read(_WINDOW)
+        except OSError:
             return []
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = data[: data.rfind(b"\n") + 1] if len(data) < _WINDOW or b"\n" in data else data
         self._offset += len(whole)
         notes = []
         for line in whole.splitlines():
             try:
-                note = json.loads(line)
+                note = parse(line)
             except ValueError:
                 continue
             if isinstance(note, dict) and isinstance(note.get("kind"), str):

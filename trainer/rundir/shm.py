@@ -21,13 +21,18 @@ from trainer.rundir.environment import MARK
 ROOT = Path("/dev/shm")
 SLOTS = "abc"
 
-_MARK = re.compile(r"\A[A-Za-z0-9_-]+\Z")
+_MARK = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z")
 _BOARD = re.compile(r"\Arank([0-9]+)\Z")
+
+
+def is_mark(text: str) -> bool:
+    """Whether `text` can be the mark of a run: it leads nowhere when a path is made of it."""
+    return _MARK.match(text) is not None
 
 
 def segment_of(mark: str) -> Path:
     """The folder of the run with that mark. ValueError if the mark could lead anywhere else."""
-    if not _MARK.match(mark):
+    if not is_mark(mark):
         raise ValueError(f"{mark!r} is not the mark of a run")
     return ROOT / f"supervise-{mark}"
 
@@ -35,7 +40,7 @@ def segment_of(mark: str) -> Path:
 def segment_here(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The folder of the run that this process belongs to, or None if nobody supervises it."""
     mark = environ.get(MARK, "").rpartition(".")[0]
-    return segment_of(mark) if _MARK.match(mark) else None
+    return segment_of(mark) if is_mark(mark) else None
 
 
 def board_path(segment: Path, rank: int) -> Path:
@@ -46,10 +51,17 @@ def buffer_path(segment: Path, rank: int, slot: str) -> Path:
     return segment / f"rank{rank}.{slot}"
 
 
+def is_private(segment: Path) -> bool:
+    """Whether `segment` is a folder of this user's that nobody else may enter. OSError if it is not there."""
+    found = segment.lstat()
+    # Everybody may make folders in /dev/shm: one that is there already may be somebody else's trap.
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
 def ranks_in(segment: Path) -> list[int]:
-    """The ranks that have a board, in order."""
+    """The ranks that have a board, in order; none in a folder that others may have written."""
     try:
-        names = [path.name for path in segment.iterdir()]
+        names = [path.name for path in segment.iterdir()] if is_private(segment) else []
     except OSError:
         return []
     return sorted(int(match[1]) for name in names if (match := _BOARD.match(name)))
@@ -59,9 +71,7 @@ def claim(segment: Path) -> None:
     """`segment` is a folder of this user's that nobody else may enter; PermissionError if it cannot be."""
     with contextlib.suppress(FileExistsError):
         segment.mkdir(mode=0o700)
-    found = segment.lstat()
-    # Everybody may make folders in /dev/shm: one that is there already may be somebody else's trap.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not is_private(segment):
         raise PermissionError(f"{segment} is not a private folder of this user")
 
 
