@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import psutil
@@ -59,6 +60,8 @@ class Attempt:
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
             self.witness = Witness(folder, self.number, self._spec.mark, disks)
         except OSError as error:
+            if error.errno in proctree.EXHAUSTED:
+                raise  # it will be raised up once there are descriptors or memory again
             self.error = str(error)
             return False
         return True
@@ -120,7 +123,13 @@ class Attempt:
         if self._gang is not None:
             self._gang.dissolve()
             self._gang = None
-        for folder in (self._run.path, self._run.attempt(self.number).path):
+        sweep(self._run, self.number)
+        self.watch = None
+
+
+def sweep(run: RunDir, number: int) -> None:
+    """What processes of that attempt were writing when they died is removed, where the disk allows it."""
+    for folder in (run.path, run.attempt(number).path):
+        with contextlib.suppress(OSError):
             for unfinished in folder.glob(".*.tmp-*"):
                 unfinished.unlink(missing_ok=True)
-        self.watch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from supervisor.events import EventLog
@@ -69,6 +70,14 @@ class Chronicle:
             # Nobody waited for it: its seconds are not a stall.
             took = outcome.pop("seconds", None)
             self._log.emit("checkpoint_committed", by="flush", took_s=took, **outcome)
+
+    def only_in_memory(self, step: int, segment: Path) -> None:
+        """That the newest step is safe until the machine stops, and no longer, is told."""
+        text = (
+            f"step {step} could not be saved; it is in memory only, in {segment}, until the machine stops: make room, "
+        )
+        text += "then save it with supervise gc --yes, or go on from it with supervise resume"
+        self._log.emit("warning", "error", text=text)
 
     def scan(self, now: float, final: bool) -> None:
         """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""

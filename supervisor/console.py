@@ -21,7 +21,7 @@ from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import TextRenderer
 from supervisor.reading.wording import signal_name
 from supervisor.runs import RUNS
-from supervisor.spec import Spec
+from supervisor.spec import Spec, shown
 from supervisor.status import story_of
 from trainer.rundir.intake import read_json
 from trainer.rundir.layout import RunDir
@@ -86,7 +86,7 @@ def name_of(run: RunDir, spec: Spec) -> str:
 def opening_words(run: RunDir, spec: Spec) -> str:
     """The run's name and the next commands."""
     name = name_of(run, spec)
-    what = " ".join((["-m"] if spec.module else []) + list(spec.command))
+    what = " ".join((["-m"] if spec.module else []) + list(shown(spec).command))
     return (
         f"run {spec.run}: {spec.nproc} x {what}\n"
         f"  folder   {os.path.relpath(run.path)}\n"

@@ -1,7 +1,12 @@
-"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume -d`."""
+"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume -d`.
+
+What run.json does not keep, the secrets of the command line, comes on stdin: [command, resume_args].
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import signal
 import sys
 from pathlib import Path
@@ -24,7 +29,9 @@ def main(path: Path) -> int:
             known = load(path)
             if known is None:
                 raise Refusal(f"no run in {path}")
-            return drive(run, specs.restore(known.spec), quiet=True)
+            command, resume_args = json.load(sys.stdin)
+            spec = dataclasses.replace(specs.restore(known.spec), command=tuple(command), resume_args=resume_args)
+            return drive(run, spec, quiet=True)
     except Refusal as refusal:
         print(f"supervise: {refusal}", file=sys.stderr)
         return refusal.exit_code

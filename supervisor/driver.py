@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from supervisor import proctree
-from supervisor.attempt import Attempt
+from supervisor.attempt import Attempt, sweep
 from supervisor.chronicle import Chronicle
 from supervisor.core import machine
 from supervisor.core.evidence import Evidence
@@ -83,12 +83,19 @@ class Driver:
             state = machine.begin(self.last_attempt, self.history)
             ended: set[int] = set()
             while self._ended is None:
-                seen = self._look(state, ended)
+                try:
+                    seen = self._look(state, ended)
+                except (OSError, MemoryError) as error:
+                    self._blind(error)
+                    continue
                 state, actions = machine.step(self.spec.policy, state, seen, self.jitter())
                 if state.verdict is not None and self._attempt is not None and self._attempt.witness is not None:
                     self._attempt.witness.verdict = state.verdict
                 for action in actions:
-                    self._perform(action)
+                    try:
+                        self._perform(action)
+                    except (OSError, MemoryError) as error:
+                        self._blind(error)
                 if self._ended is None:
                     self.log.sync()
                     ended = self._sleep(state, wakeup)
@@ -98,6 +105,12 @@ class Driver:
             if self._kill_all(proctree.members(self.spec.mark, set())) and self._ended.exit_code != 106:
                 self._ended = End(106, "stuck", "the standby's processes cannot be killed")
         return self._finish(self._ended)
+
+    def _blind(self, error: Exception) -> None:
+        """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
+        text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
+        self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
+        time.sleep(_TICK)
 
     def _leftovers(self) -> list[psutil.Process]:
         """Processes that an earlier supervisor of this run left: two gangs must never run at once."""
@@ -271,6 +284,8 @@ class Driver:
     def _finish(self, end: End) -> End:
         self._leave()
         self._keep_evidence()
+        for number in self.run.attempts():
+            sweep(self.run, number)
         level = "info" if end.exit_code == 0 else "error"
         self.log.emit(
             "run_ended",

@@ -1,24 +1,28 @@
 """events.jsonl: what happened, one flat JSON line each, written by the supervisor alone, through structlog.
 
 Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
-name, of the closed set EVENTS) and its own fields. A full disk does not stop a run: lines wait in memory and are written
-when there is room again.
+name, of the closed set EVENTS) and its own fields, without the secrets of the environment. A full disk does not stop a run:
+lines wait in memory and are written when there is room again. Nor does a slow one: it is synced by a thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
 
-from trainer.rundir.durable import append_line, mend_tail
+from trainer.rundir.durable import DISK, Disk, append_line, mend_tail
+from trainer.rundir.intake import open_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.secrets import Redactor
 
 EVENTS = {
     "run_started": "a supervisor took up the run",
@@ -52,16 +56,23 @@ _KEPT = 10_000
 class EventLog:
     """The writer. One a run at a time: the holder of the lock."""
 
-    def __init__(self, run: RunDir, run_id: str) -> None:
+    def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
+        self._redactor = Redactor(environ)
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
-        self._fd = os.open(run.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._waiting: deque[bytes] = deque(maxlen=_KEPT)
-        self._dirty = False
+        self._fd = open_file(run.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._full = False
+        self.unwritten = ""
+        """How many events wait for the disk, and why."""
+        self._unsynced = ""
+        """What was the matter with the last sync."""
+        self._syncer = _Syncer(self._fd, run.events, disk)
         self._log = structlog.wrap_logger(
             self,
-            processors=[self._stamp, structlog.processors.EventRenamer("msg"), _render],
+            processors=[self._stamp, structlog.processors.EventRenamer("msg"), self._render],
             wrapper_class=structlog.BoundLogger,
             cache_logger_on_first_use=True,
         ).bind(run=run_id)
@@ -69,7 +80,7 @@ class EventLog:
             self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
-        """The event is in the file (not yet synced), or waits in memory while the disk is full."""
+        """The event is in the file (not yet synced), or waits in memory while the disk refuses it."""
         assert event in EVENTS, event
         self._log._proxy_to_logger(level, event, **fields)
 
@@ -80,39 +91,109 @@ class EventLog:
         head = {"ts": ts, "mono": round(time.monotonic(), 6), "seq": self._seq, "level": level, "run": fields["run"]}
         return {**head, "attempt": own.pop("attempt", self.attempt), **own}
 
+    def _render(self, _: Any, __: str, fields: Any) -> bytes:
+        return self._redactor.json(orjson.dumps(fields, default=str))
+
     def _write(self, line: bytes) -> None:
         self._waiting.append(line)
+        while len(self._waiting) > _KEPT:
+            self._waiting.popleft()
+            self._dropped += 1
         self._flush()
 
     info = warning = error = _write
 
     def _flush(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while self._waiting:
                 append_line(self._fd, self._waiting[0])
                 self._waiting.popleft()
-                self._dirty = True
+                self._syncer.dirty = True
+        except OSError as error:
+            self.unwritten = f"{len(self._waiting)} events could not be written: {error.strerror}"
+            if not self._full:
+                self._full = True
+                text = f"events.jsonl cannot be written ({error.strerror}); events wait in memory until it can"
+                self.emit("warning", "warning", text=text)
+        else:
+            self._full, self.unwritten = False, ""
+            if dropped := self._dropped:
+                self._dropped = 0
+                self.emit(
+                    "warning", "warning", text=f"{dropped} events were lost: there were too many to wait in memory"
+                )
 
     def sync(self) -> None:
-        """What was written survives a power cut. Called when nothing urgent is left to do."""
+        """What was written will soon survive a power cut. Nobody waits for the disk here: that may take seconds, in which
+        a rank may die."""
         self._flush()
-        if self._dirty:
-            with contextlib.suppress(OSError):
-                os.fsync(self._fd)
-            self._dirty = False
+        self._syncer.start()
+        problem, before = self._syncer.problem, self._unsynced
+        self._unsynced = problem
+        if problem and problem != before:
+            text = f"events.jsonl cannot be synced ({problem}): a power cut may take the last events"
+            self.emit("warning", "warning", text=text)
 
     def close(self) -> None:
-        self.sync()
+        """What was written survives a power cut; waits for the disk, however slow."""
+        self._flush()
+        self._syncer.close()
         os.close(self._fd)
 
 
-def _render(_: Any, __: str, fields: Any) -> bytes:
-    return orjson.dumps(fields, default=str)
+class _Syncer:
+    """A file's fsync in a thread of its own, at most one at a time."""
+
+    def __init__(self, fd: int, path: Path, disk: Disk) -> None:
+        self.dirty = False
+        """Whether something was written since the last sync began."""
+        self.problem = ""
+        self._fd, self._path, self._disk = fd, path, disk
+        self._thread: threading.Thread | None = None
+        self._due = threading.Semaphore(0)
+        self._busy = False
+        self._ended = False
+
+    def start(self) -> None:
+        """A sync of what was written is under way, unless one is already: then the next call starts it."""
+        if not self.dirty or self._busy:
+            return
+        self.dirty = False
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="sync", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:
+            self._sync()  # no memory for a thread: then we wait
+            return
+        self._busy = True
+        self._due.release()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._ended = True
+            self._due.release()
+            self._thread.join()
+        if self.dirty:
+            self._sync()
+
+    def _serve(self) -> None:
+        while self._due.acquire() and not self._ended:
+            self._sync()
+            self._busy = False
+
+    def _sync(self) -> None:
+        try:
+            self._disk.fsync(self._fd, self._path)
+            self.problem = ""
+        except OSError as error:
+            self.problem = error.strerror or str(error)
 
 
 def _last_seq(run: RunDir) -> int:
     try:
-        with run.events.open("rb") as file:
+        with os.fdopen(open_file(run.events), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
             lines = file.read().splitlines()
     except FileNotFoundError:

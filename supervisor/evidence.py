@@ -25,8 +25,9 @@ from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.kernel_log import KernelLog
 from supervisor.room import disks, is_full
 from trainer.rundir.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
-from trainer.rundir.durable import replace_file
+from trainer.rundir.durable import replace_soon
 from trainer.rundir.layout import AttemptDir
+from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1
 PATIENCE = 0.05
@@ -120,7 +121,7 @@ class Witness:
         """evidence.json is there, unless the disk refused it, and the attempt leaves no memory group behind."""
         case = asdict(self._case(self._end or self._count()))
         with contextlib.suppress(OSError):
-            replace_file(self._folder.evidence, json.dumps(case, indent=1).encode())
+            replace_soon(self._folder.evidence, Redactor(os.environ).json(json.dumps(case, indent=1).encode()))
         self._kernel.close()
         for group in groups_of(self._mark):
             if attempt_of(group) <= self._number:

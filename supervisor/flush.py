@@ -113,7 +113,7 @@ class Flusher:
         return {self.process.pid} if self.process is not None else set()
 
     def finish(self) -> None:
-        """What is newer in memory than on disk is durable, or a minute or two was not enough; then it is gone from memory."""
+        """What is newer in memory than on disk is durable, and gone from memory. What the disk refused stays in memory."""
         self._wanted = Wanted(None, self._keep) if self.newest() > self._chronicle.checkpoint else None
         until = time.monotonic() + _PATIENCE
         ended: set[int] = set()
@@ -124,7 +124,10 @@ class Flusher:
             poll = select.poll()
             poll.register(self.process.fd, select.POLLIN)
             ended = {fd for fd, _ in poll.poll(100)}
-        snapshots.remove(self.segment)
+        if (step := self.newest()) > self._chronicle.checkpoint:
+            self._chronicle.only_in_memory(step, self.segment)
+        else:
+            snapshots.remove(self.segment)
 
     def _start(self, wanted: Wanted) -> None:
         step = "newest" if wanted.step is None else str(wanted.step)

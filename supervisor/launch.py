@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from trainer.rundir import environment as names
 from trainer.rundir import rollback as rollbacks
 from trainer.rundir.gate import Gate
 from trainer.rundir.layout import RunDir, committed_steps, step_name
+from trainer.rundir.secrets import Redactor
 
 TRAINER = Path(trainer.__file__).parent
 
@@ -39,6 +41,11 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
         names.GRACE: str(spec.grace),
         "PYTHONUNBUFFERED": outer.get("PYTHONUNBUFFERED", "1"),
     }
+    arguments = _arguments(spec, relaunch=True)
+    written = Redactor(outer).command(arguments)
+    hidden = {i: own for i, (own, safe) in enumerate(zip(arguments, written, strict=True)) if own != safe}
+    if hidden:
+        env[names.HIDDEN_ARGUMENTS] = json.dumps(hidden)
     # One run in the tracker over all attempts. A user's own choice stands.
     env.setdefault("WANDB_RUN_ID", spec.run)
     env.setdefault("WANDB_RESUME", "allow")
@@ -49,9 +56,15 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
 
 
 def release(
-    spec: Spec, run: RunDir, attempt: int, resume: str, relaunch: bool, rollback: Rollback | None = None
+    spec: Spec,
+    run: RunDir,
+    attempt: int,
+    resume: str,
+    relaunch: bool,
+    rollback: Rollback | None = None,
+    outer: Mapping[str, str] = os.environ,
 ) -> dict[str, object]:
-    """What a gang is let go with: the attempt's part of the environment, the script and its arguments."""
+    """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
     order = (
         rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to)
         if rollback and resume != "never"
@@ -66,8 +79,12 @@ def release(
         names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
         names.ROLLBACK: order.encode() if order else "",
     }
+    return {"attempt": attempt, "env": env, "arguments": Redactor(outer).command(_arguments(spec, relaunch))}
+
+
+def _arguments(spec: Spec, relaunch: bool) -> list[str]:
     more = shlex.split(spec.resume_args) if relaunch else []
-    return {"attempt": attempt, "env": env, "arguments": [*(["-m"] if spec.module else []), *spec.command, *more]}
+    return [*(["-m"] if spec.module else []), *spec.command, *more]
 
 
 def _newest(checkpoints: Path, order: rollbacks.Rollback | None) -> int:

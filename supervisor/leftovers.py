@@ -33,6 +33,7 @@ from trainer.rundir.cgroup import remove as remove_group
 from trainer.rundir.environment import MARK
 from trainer.rundir.intake import open_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.secrets import Redactor
 
 SHM = Path("/dev/shm")
 PATIENCE = 5.0
@@ -103,7 +104,13 @@ def _processes(known: Known, processes: list[psutil.Process]) -> Iterator[Leftov
     for process in processes:
         with contextlib.suppress(psutil.Error):
             size = process.memory_info().rss
-            yield Leftover(known.id, Kind.PROCESS, str(process.pid), size, " ".join(process.cmdline())[:120])
+            yield Leftover(
+                known.id,
+                Kind.PROCESS,
+                str(process.pid),
+                size,
+                " ".join(Redactor(os.environ).command(process.cmdline()))[:120],
+            )
 
 
 def _files(known: Known) -> Iterator[Leftover]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -24,6 +25,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 # ioctl PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15), and the bit that asks for the status.
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -116,10 +118,16 @@ def marked(mark: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         if process.pid == me:
             continue
-        with contextlib.suppress(psutil.Error, OSError):
+        try:
             value = process.environ().get(MARK, "")
-            if value == mark or value.startswith(mark + "."):
-                found.append(process)
+        except psutil.Error:
+            continue
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise  # not "nothing is left": we cannot see
+            continue
+        if value == mark or value.startswith(mark + "."):
+            found.append(process)
     return _living(found)
 
 

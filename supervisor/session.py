@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from supervisor import spec as specs
 from supervisor import status as statuses
 from supervisor.console import Console, closing_words, opening_words
+from supervisor.descriptors import enough
 from supervisor.driver import Driver
 from supervisor.errors import Refusal
 from supervisor.events import EventLog
@@ -37,6 +40,7 @@ def arm_faults(run: RunDir, spec: Spec) -> None:
 
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
     """The run is over; returns the exit code of `launch`. The caller holds the lock."""
+    enough(spec.nproc)
     before = statuses.story_of(run)
     try:
         log = EventLog(run, spec.run)
@@ -46,7 +50,8 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
     goes_on = lost or before.state in _CONTINUES
     attempts = [*run.attempts(), *(a.number for a in before.attempts)]
     log.attempt = max(attempts, default=-1)
-    about = {"command": list(spec.command), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
+    command = list(specs.shown(spec).command)
+    about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid(), "boot": _boot()}
     log.emit("run_started", "info", **about, fresh_budget=not goes_on)
     after = statuses.story_of(run)
     driver = Driver(
@@ -65,10 +70,19 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
     with console:
         end = driver.drive()
     log.close()
+    if log.unwritten:
+        console.say(f"  {log.unwritten}")
     console.say(closing_words(run, end))
     if as_json:
         print_status(run)
     return end.exit_code
+
+
+def _boot() -> str | None:
+    """Tells this boot of the machine from every other: CLOCK_MONOTONIC begins anew with each."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
 
 
 def print_status(run: RunDir, **more: Any) -> None:
@@ -80,14 +94,19 @@ def print_status(run: RunDir, **more: Any) -> None:
 
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
     """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
+    enough(spec.nproc)
     with run.supervisor_log.open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
+    # What run.json does not keep, a pipe can tell.
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(json.dumps([spec.command, spec.resume_args]).encode())
     until = time.monotonic() + 30.0
     while time.monotonic() < until and child.poll() is None and not is_held(run):
         time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from supervisor.errors import Refusal
 from supervisor.runs import INODE, SCHEMA, inode
 from trainer.rundir.durable import replace_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.secrets import Redactor
 from trainer.rundir.shm import is_mark
 
 HANG_OFF = "off"
@@ -68,9 +70,30 @@ def resolved(overrides: Mapping[str, str]) -> dict[str, str]:
     return {cause.value: overrides.get(cause.value, do.value) for cause, (do, _) in DEFAULTS.items()}
 
 
+def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
+    """`spec` as it may be written down: without the secrets in its command line."""
+    redactor = Redactor(environ)
+    return dataclasses.replace(
+        spec, command=tuple(redactor.command(spec.command)), resume_args=redactor.text(spec.resume_args)
+    )
+
+
+def revealed(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
+    """What shown() was given, as far as this environment has the secrets; Refusal if it does not."""
+    redactor = Redactor(environ)
+    try:
+        command = tuple(map(redactor.restore, spec.command))
+        return dataclasses.replace(spec, command=command, resume_args=redactor.restore(spec.resume_args))
+    except KeyError as error:
+        raise Refusal(
+            f"run.json keeps no secrets, and {error} is not known here: set it in the environment, "
+            "or give the whole command again: supervise launch --run-dir RUN SCRIPT ARGS"
+        ) from None
+
+
 def save(run: RunDir, spec: Spec) -> None:
-    """run.json holds `spec`; it was the old one until then."""
-    body = dataclasses.asdict(spec)
+    """run.json holds `spec`, without its secrets; it was the old one until then."""
+    body = dataclasses.asdict(shown(spec))
     # JSON has no infinity that every reader takes.
     body["hang_timeout"] = HANG_OFF if spec.hang_timeout == float("inf") else spec.hang_timeout
     body = {

@@ -26,7 +26,7 @@ from supervisor.gang import Gang
 from supervisor.launch import environment, start_cold
 from supervisor.nursery import Nursery
 from supervisor.spec import Spec
-from trainer.rundir.durable import replace_file
+from trainer.rundir.durable import replace_soon
 from trainer.rundir.gate import PRELOAD
 from trainer.rundir.layout import RunDir
 from trainer.rundir.learned import remembered
@@ -147,7 +147,7 @@ class Standby:
         nursery.load(wanted)
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self._cache, self._run.modules.read_bytes())
+            replace_soon(self._cache, self._run.modules.read_bytes())
         except OSError:
             pass  # a cache: the next run of this script learns it again
 

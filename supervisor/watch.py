@@ -113,11 +113,12 @@ class Watch:
         for beat in self.beats:
             if beat.rank in self.seen_ranks:
                 continue
-            self.seen_ranks[beat.rank] = beat.pid
             try:
                 self.ranks[beat.rank] = Process(beat.pid)
             except ProcessLookupError:
                 self.exits.append(Exit(beat.rank, None, now))
+            # Last: without a descriptor to hold it by, it is to be registered with the next look.
+            self.seen_ranks[beat.rank] = beat.pid
 
     def _collect_exits(self, now: float, ended: set[int]) -> None:
         for rank, process in list(self.ranks.items()):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,13 +52,29 @@ class Run:
         (self.folder / name).write_text(text)
         return name
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """The launch runs; its output goes to files."""
-        command = [SUPERVISE, "launch", "--run-dir", "run", "--backoff", "10ms:50ms", *arguments]
+    def start(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        program: Sequence[str] = (SUPERVISE,),
+        through: Sequence[str] = (),
+        **env: str,
+    ) -> subprocess.Popen[str]:
+        """The launch runs in `cwd`, started by `through`; its output goes to files."""
+        command = [
+            *through,
+            *program,
+            "launch",
+            "--run-dir",
+            str(self.dir.path) if cwd else "run",
+            "--backoff",
+            "10ms:50ms",
+            *arguments,
+        ]
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
             self.process = subprocess.Popen(
                 command,
-                cwd=self.folder,
+                cwd=cwd or self.folder,
                 env=environment(**env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,

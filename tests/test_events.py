@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from supervisor import events
 from supervisor.reading.events_file import read_events
+from trainer.rundir.durable import Disk
 from trainer.rundir.layout import RunDir
 
 
@@ -34,8 +37,8 @@ def test_full_disk_delays_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     log.close()
 
     found, skipped = read_events(run.events)
-    assert [e["msg"] for e in found] == ["run_started", "verdict", "group_gone", "run_ended"]
-    assert [e["seq"] for e in found] == [1, 2, 3, 4] and skipped == 0
+    assert [e["msg"] for e in found] == ["run_started", "verdict", "warning", "group_gone", "run_ended"]
+    assert [e["seq"] for e in found] == [1, 2, 3, 4, 5] and skipped == 0
 
 
 def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +53,70 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log.close()
 
     found, skipped = read_events(run.events)
-    assert [e["msg"] for e in found] == ["run_started", "verdict"] and skipped == 0
+    assert [e["msg"] for e in found] == ["run_started", "verdict", "warning"] and skipped == 0
+
+
+class SlowDisk(Disk):
+    """Its syncs take until they are let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.synced = 0
+
+    def fsync(self, fd: int, path: Path) -> None:
+        self.begun.set()
+        assert self.go_on.wait(30)
+        self.synced += 1
+        super().fsync(fd, path)
+
+
+def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
+    """While a sync takes its time, events are written and sync() returns; close() waits until all of them are synced."""
+    run, disk = RunDir(tmp_path), SlowDisk()
+    log = events.EventLog(run, "gpt", disk=disk)
+    log.emit("run_started")
+    log.sync()
+    assert disk.begun.wait(30)
+    for _ in range(3):
+        log.emit("verdict", "error", step=3)
+        log.sync()
+    assert disk.synced == 0 and len(read_events(run.events)[0]) == 4
+
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    time.sleep(0.1)
+    assert closing.is_alive()
+    disk.go_on.set()
+    closing.join(30)
+    assert not closing.is_alive() and disk.synced == 2
+
+
+def test_a_sync_that_fails_is_told_once(tmp_path: Path) -> None:
+    """A disk that cannot be synced is in the events, once, and the events go on."""
+
+    class Broken(Disk):
+        def fsync(self, fd: int, path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    log = events.EventLog(RunDir(tmp_path), "gpt", disk=Broken())
+    log.emit("run_started")
+    end = time.monotonic() + 30
+    while len(read_events(tmp_path / "events.jsonl")[0]) < 2 and time.monotonic() < end:
+        log.sync()
+    for _ in range(3):
+        log.sync()
+        time.sleep(0.02)
+    log.close()
+    found = read_events(tmp_path / "events.jsonl")[0]
+    assert [e["msg"] for e in found] == ["run_started", "warning"] and "Input/output" in found[1]["text"]
+
+
+def test_secrets_of_the_environment_are_not_written(tmp_path: Path) -> None:
+    """The value of a secret variable is not in the file, in whatever field it was and however JSON writes it."""
+    secret = 'q"\\ü7\t9x'
+    log = events.EventLog(RunDir(tmp_path), "gpt", {"HF_TOKEN": secret, "PLAIN": "visible"})
+    log.emit("warning", "warning", text=f"no access with {secret}", more=[{"deep": secret}], plain="visible")
+    log.close()
+    [event] = read_events(tmp_path / "events.jsonl")[0]
+    assert event["text"] == "no access with ${HF_TOKEN}" and event["more"] == [{"deep": "${HF_TOKEN}"}]
+    assert event["plain"] == "visible"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,20 +10,48 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from supervisor import cli
 from supervisor import spec as specs
+from supervisor.lock import is_held
 from supervisor.runs import load
 from supervisor.spec import Spec
 from supervisor.stops import Stops
 from tests.runs_on_disk import recovered_run
-from tests.supervised import Run
+from tests.supervised import SUPERVISE, Run, environment, until
 from trainer.checkpoint.segment import Segment
 from trainer.checkpoint.snapshots import newest_snapshot
 from trainer.rundir import shm
 from trainer.rundir.layout import RunDir
+from trainer.rundir.secrets import HIDDEN, Redactor
 
 NOBODY = 65534
+TOKEN, LITERAL, PASSWORD = "hf_aB3xY9zQ7w", "sk-4f9a8b7c6d", "pw1234567"
+ARGUMENTS = [
+    "--token-file",
+    "t",
+    f"--auth={TOKEN}",
+    "--api-key",
+    LITERAL,
+    f"--url=https://me:{PASSWORD}@host/x",
+    "--pad-token",
+    "<pad>",
+]
+KEEPS_SECRETS = """
+import json, os, pathlib, sys
+def found():
+    for path in pathlib.Path(os.environ["SUPERVISE_RUN_DIR"]).rglob("*"):
+        if path.is_file() and not path.name.endswith(".log"):
+            text = path.read_bytes().decode(errors="replace")
+            yield from (f"{secret} in {path}" for secret in %r if secret in text)
+attempt = os.environ["SUPERVISE_ATTEMPT"]
+seen = [sys.argv, os.environ.get("HF_TOKEN"), list(found()), sorted(os.environ)]
+pathlib.Path("seen" + attempt).write_text(json.dumps(seen))
+if attempt == "0":
+    raise ValueError("no access with " + os.environ["HF_TOKEN"])
+""" % [TOKEN, LITERAL, PASSWORD]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 STEERING = (
     ["resume", "run", "--quiet"],
@@ -176,3 +205,79 @@ def test_modules_of_the_current_folder_are_not_run(tmp_path: Path) -> None:
         done = subprocess.run([supervise, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def _hits(run: Run) -> list[str]:
+    """Secrets in what the run has written, but for what the script printed itself."""
+    texts = {
+        p: p.read_bytes().decode(errors="replace")
+        for p in run.dir.path.rglob("*")
+        if p.is_file() and p.suffix != ".log"
+    }
+    return [
+        f"{secret} in {path}" for path, text in texts.items() for secret in (TOKEN, LITERAL, PASSWORD) if secret in text
+    ]
+
+
+def test_secrets_are_not_written(run: Run) -> None:
+    """The script gets its arguments and environment as they were, in every attempt; what the run writes has no secret."""
+    run.script(KEEPS_SECRETS)
+    assert run.launch("script.py", *ARGUMENTS, HF_TOKEN=TOKEN) == 0
+
+    for attempt in "01":
+        argv, token, hits, names = json.loads((run.folder / f"seen{attempt}").read_text())
+        assert (argv, token, hits) == (["script.py", *ARGUMENTS], TOKEN, [])
+        assert "SUPERVISE_HIDDEN_ARGUMENTS" not in names
+    assert _hits(run) == []
+    assert "no access with ${HF_TOKEN}" in run.events("verdict")[0]["reason"]
+    record = json.loads(run.dir.attempt(0).error(0).read_bytes())
+    assert record["message"] == "no access with ${HF_TOKEN}" and "<pad>" in run.dir.run_json.read_text()
+
+
+def test_resume_takes_secrets_from_its_own_environment(run: Run) -> None:
+    """A run goes on with the secrets of whoever resumes it; where those are missing it says which, and starts nothing."""
+    run.script(
+        "import json, os, sys; open('seen' + os.environ['SUPERVISE_ATTEMPT'], 'w').write(json.dumps(sys.argv)); sys.exit(78)"
+    )
+    assert run.launch("--no-standby", "script.py", f"--auth={TOKEN}", HF_TOKEN=TOKEN) == 104
+    refused = run.cli("resume", "run", check=2)
+    assert "HF_TOKEN" in refused.stderr and not (run.folder / "seen1").exists()
+
+    for number, extra in enumerate(([], ["--detach"]), 1):
+        environ = {**environment(), "HF_TOKEN": "hf_rotated_1"}
+        subprocess.run([SUPERVISE, "resume", "run", "--quiet", *extra], cwd=run.folder, env=environ, timeout=60)
+        seen = until(lambda n=number: [p for p in [run.folder / f"seen{n}"] if p.exists() and p.stat().st_size])[0]
+        assert json.loads(seen.read_text()) == ["script.py", "--auth=hf_rotated_1"]
+        until(lambda: not is_held(run.dir))
+    assert "rotated" not in run.dir.run_json.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["--api-key=abc"], ["--api-key=<redacted>"]),
+        (["--hf-token", "hf_12345"], ["--hf-token", "<redacted>"]),
+        (["--db.password", "x"], ["--db.password", "<redacted>"]),
+        (["-password=x"], ["-password=<redacted>"]),
+        (["--pad-token", "<pad>", "--max-tokens=4096", "--sort-key", "length"], None),
+        (["--image-key=image", "--num-key-value-heads", "8", "--monkey", "12345678a"], None),
+        (["http://host/a:b@c", "git@host:x", "--lr", "3e-4"], None),
+        (["wandb://u:p4ss@h"], ["wandb://u:<redacted>@h"]),
+        (["a=verysecret1"], ["a=${MY_SECRET}"]),
+    ],
+)  # fmt: skip
+def test_what_of_a_command_line_is_a_secret(arguments: list[str], written: list[str] | None) -> None:
+    """Options are told by their names, and, where those are ambiguous, by their values."""
+    redactor = Redactor({"MY_SECRET": "verysecret1", "SHORT_KEY": "abc"})
+    assert redactor.command(arguments) == (arguments if written is None else written)
+
+
+@given(st.lists(st.text(max_size=20), max_size=4), st.text(min_size=6, max_size=12))
+def test_a_secret_comes_back_as_it_was(parts: list[str], secret: str) -> None:
+    """What stands in the environment is taken out of every argument, and put back exactly."""
+    redactor = Redactor({"A_TOKEN": secret})
+    argument = secret.join(["x", *parts]) if parts else secret
+    assume(HIDDEN not in redactor.text(argument) and "${" not in argument)
+    shown = redactor.text(argument)
+    assert secret not in shown or secret in "${A_TOKEN}"
+    assert redactor.restore(shown) == argument

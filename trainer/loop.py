@@ -77,7 +77,7 @@ def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metric
         optimizer=parts.optimizer,
         scaler=parts.scaler,
         data=parts.batches,
-        extra={"config": asdict(config)},
+        extra=lambda: {"config": asdict(config), "metrics": metrics.pending if metrics else ""},
         directory=config.checkpoint_dir or root / "checkpoints",
         every=config.checkpoint_every,
         snapshot_every=config.snapshot_every,
@@ -102,7 +102,7 @@ def train(config: TrainConfig, place: Place) -> None:
     if metrics and ckpt.resume == "never":
         metrics.start_over()
     elif metrics:
-        metrics.resume_at(start)
+        metrics.resume_at(start, str(ckpt.extra.get("metrics", "")))
     log = Log(config, start, quiet=place.rank != 0)
     log.say(f"step {start} of {config.steps}, on {place.world_size} x {device}")
     if parts.batches.changed:

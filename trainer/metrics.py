@@ -8,6 +8,8 @@ A line depends on the training alone, not on clocks: two runs that trained alike
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -45,13 +47,24 @@ class Metrics:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._pending = b""
 
-    def resume_at(self, step: int) -> None:
-        """The file ends with the line of `step`, or of the last step before it that it had."""
-        end = _end_of(self.path.read_bytes(), step)
+    @property
+    def pending(self) -> str:
+        """Lines that the disk has not taken yet: a snapshot keeps them, or a death would take them from the file."""
+        return self._pending.decode()
+
+    def resume_at(self, step: int, pending: str = "") -> None:
+        """The file ends with the line of `step`, or of the last step before it that it had or that was `pending`."""
+        data = self.path.read_bytes()
+        end = _end_of(data, step)
+        last = _step_of(data[data.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]) or 0
+        lines = pending.encode().splitlines(keepends=True)
+        self._pending = b"".join(line for line in lines if last < (_step_of(line) or 0) <= step)
         # One call, to the end of a line: a reader finds the file as it was or cut.
         os.ftruncate(self._fd, end)
         os.lseek(self._fd, end, os.SEEK_SET)
         os.fsync(self._fd)
+        with contextlib.suppress(OSError):
+            self._flush()
 
     def start_over(self) -> None:
         """The file is empty; what it held is beside it under a name of its own."""
@@ -72,7 +85,16 @@ class Metrics:
 
     def _flush(self) -> None:
         while self._pending:
-            self._pending = self._pending[os.write(self._fd, self._pending) :]
+            at = os.lseek(self._fd, 0, os.SEEK_CUR)
+            written = os.write(self._fd, self._pending)
+            whole = self._pending.rfind(b"\n", 0, written) + 1
+            if whole < written:
+                # Half a line is taken back: it is pending as a whole, or nobody could put it together again.
+                os.ftruncate(self._fd, at + whole)
+                os.lseek(self._fd, at + whole, os.SEEK_SET)
+            self._pending = self._pending[whole:]
+            if not whole:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Every line written is durable; else OSError."""

@@ -21,9 +21,12 @@ from trainer.rundir.beats import BeatWriter, Phase, Source
 from trainer.rundir.durable import replace_file
 from trainer.rundir.environment import STACKS_SIGNAL, Supervised
 from trainer.rundir.notes import NoteWriter
+from trainer.rundir.secrets import Redactor
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
+_ROOM = 4096
+"""Bytes of disk that are kept for the record of an exception."""
 _LEARNED_BY = 10
 """Steps after which a script has imported what it needs to train."""
 _STAY = 2.0
@@ -45,6 +48,10 @@ class Reporter(Progress):
         self._asked = -1
         self._steps_here = 0
         self._pending: list[faults.Fault] = []
+        self._redactor = Redactor(os.environ)
+        # Removed with the attempt's other unfinished files, and named as none of them can be.
+        self._room = place.attempt.error(rank).with_name(f".room.rank{rank}.tmp-{os.getpid()}-0")
+        _keep_room(self._room)
         _allow_stacks(place, rank)
         self._fire(Phase.STARTUP)
 
@@ -64,6 +71,7 @@ class Reporter(Progress):
         self._done = done
         self._beats.step(done, source)
         self._steps_here += 1
+        self.note.retry()
         if self._steps_here == _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
@@ -96,7 +104,25 @@ class Reporter(Progress):
             "time": time.time(),
         }
         with contextlib.suppress(OSError):
-            replace_file(self.place.attempt.error(self.rank), json.dumps(record).encode())
+            self._record(record)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """`record` is on disk; if that is full, in the room that was kept for it, with the end of its traceback."""
+        path = self.place.attempt.error(self.rank)
+        try:
+            replace_file(path, self._encoded(record))
+        except OSError:
+            short = {"message": record["message"][:200], "traceback": record["traceback"][-500:], "because": []}
+            data = self._encoded({**record, **short})
+            fd = os.open(self._room, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(fd, os.pwrite(fd, data, 0))
+            finally:
+                os.close(fd)
+            self._room.rename(path)
+
+    def _encoded(self, record: dict[str, Any]) -> bytes:
+        return self._redactor.json(json.dumps(record).encode())
 
     def resume_at(self, step: int) -> None:
         self._done = step
@@ -144,6 +170,16 @@ class Reporter(Progress):
         if fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
             return False
         return not faults.has_fired(self.place.run.faults, fault, self.rank)
+
+
+def _keep_room(path: Path) -> None:
+    """Even on a disk that has filled up since, `path` can be written, up to _ROOM bytes."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _ROOM)
+        finally:
+            os.close(fd)
 
 
 def _allow_stacks(place: Supervised, rank: int) -> None:

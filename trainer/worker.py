@@ -11,6 +11,7 @@ import atexit
 import builtins
 import ctypes
 import io
+import json
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -26,25 +27,17 @@ _PACKAGE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[0] = str(_PACKAGE.parent)
 
-from trainer import modules
+from trainer import modules, output
 from trainer import progress as _progress
 from trainer.hooks import watch_torch
 from trainer.reporter import Reporter, record_exception
-from trainer.rundir.environment import supervised
+from trainer.rundir.environment import HIDDEN_ARGUMENTS, supervised
 from trainer.rundir.gate import GANG, PRELOAD, Gate
 from trainer.rundir.learned import remembered
 
 _PR_SET_PDEATHSIG = 1
 _MAIN = multiprocessing.process.current_process()
 """As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
-
-
-def _redirect(log: Path) -> None:
-    """What this rank and its children print goes to `log`, appended line by line."""
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
 
 
 def _hide(script_folder: str) -> None:
@@ -94,14 +87,19 @@ def serve() -> None:
     if body is None:
         return
     os.environ.update(body["env"])
+    arguments = body["arguments"]
+    for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
+        if int(index) < len(arguments):
+            arguments[int(index)] = secret
     place = supervised()
     assert place is not None
-    _redirect(place.attempt.rank_log(rank))
+    output.redirect(place.attempt.rank_log(rank))
     reporter = Reporter(place, rank)
+    output.outlive_full_disk(reporter.note)
     _progress.install(reporter)
     watch_torch(reporter)
     with record_exception(reporter):
-        run(body["arguments"])
+        run(arguments)
 
 
 def forked_rank() -> None:

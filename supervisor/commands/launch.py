@@ -143,7 +143,8 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
         values["actions"] = {**old.actions, **options["actions"]} if not arguments else resolved(options["actions"])
-        return Spec(**values), RunDir(folder.resolve())
+        spec = Spec(**values)
+        return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
     _make_folder(run)
@@ -200,7 +201,7 @@ def _make_folder(run: RunDir) -> None:
 def _already_finished(known: Known, spec: Spec) -> bool:
     """Whether the very same command has run to its end here."""
     old = specs.restore(known.spec)
-    same = (old.command, old.module) == (spec.command, spec.module)
+    same = (old.command, old.module) == (specs.shown(spec).command, spec.module)
     return same and spec.resume != "never" and story_of(known.run).state == "finished"
 
 

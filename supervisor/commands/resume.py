@@ -29,7 +29,7 @@ def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
     with RunLock(path):
         if story_of(path).state == "finished":
             raise Refusal(f"{known.id} has finished; to train on, launch on its folder with more steps")
-        spec = dataclasses.replace(specs.restore(known.spec), resume="auto")
+        spec = dataclasses.replace(specs.revealed(specs.restore(known.spec)), resume="auto")
         path.stop.unlink(missing_ok=True)
         specs.save(path, spec)
         if not detached:

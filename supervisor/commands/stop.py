@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from pathlib import Path
 
 import click
 
@@ -16,6 +18,9 @@ from trainer.rundir.durable import replace_file
 
 _SLACK = 60.0
 """Seconds beyond the run's grace after which we stop waiting."""
+
+_READ = 5.0
+"""Seconds in which a supervisor reads its stop file."""
 
 
 @click.command()
@@ -33,7 +38,7 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
         raise Refusal(f"{known.id} has no supervisor (it is {state}); what is left of it: supervise gc")
     vet(known.run)
     # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
-    replace_file(known.run.stop, b"now" if now else b"ask")
+    _ask(known.run.stop, now)
     if no_wait:
         return 0
     until = time.monotonic() + (0.0 if now else restore(known.spec).grace) + _SLACK
@@ -45,3 +50,18 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
     known.run.stop.unlink(missing_ok=True)
     click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
     return story.exit_code if story.exit_code == 106 else 0
+
+
+def _ask(path: Path, now: bool) -> None:
+    """The stop file says what is wanted. On a disk that has no room for a word an empty one asks, and a second one means
+    now."""
+    try:
+        replace_file(path, b"now" if now else b"ask")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise Refusal(f"{path} cannot be written: {error.strerror or error}") from None
+        for _ in range(2 if now else 1):
+            path.touch(0o600)
+            until = time.monotonic() + _READ
+            while path.exists() and time.monotonic() < until:
+                time.sleep(0.02)

@@ -90,11 +90,15 @@ def tell(events: Iterable[Event]) -> Story:
 def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """`events` with their times on one line: the monotonic clock begins anew with each boot, the wall clock spans it."""
     before: Event | None = None
+    boot: object = None
     for event in events:
         mono = event.get("mono")
         if not isinstance(mono, int | float):
             continue
-        if before is not None and mono < before["mono"]:
+        # A machine that has been up for longer than the one before was gives no other sign than the name of its boot.
+        rebooted = boot is not None and event.get("boot") not in (None, boot)
+        boot = event.get("boot") or boot
+        if before is not None and (mono < before["mono"] or rebooted):
             story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
         before = event
         moved = dict(event)

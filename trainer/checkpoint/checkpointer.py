@@ -108,6 +108,7 @@ class Checkpointer:
         self._interval = Interval()
         self._done = 0
         self._saved = -1
+        self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
     def restore(self) -> int:
@@ -201,6 +202,7 @@ class Checkpointer:
                 if problem:
                     self._voice.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
         self._interval.saved(time.monotonic(), outcome.seconds)
+        self._problem = outcome.error
         if outcome.error is None:
             self._saved = outcome.step
         self._voice.saved(outcome)
@@ -246,7 +248,8 @@ class Checkpointer:
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():
-            raise CheckpointError(f"step {self._done} could not be saved {when}; older checkpoints are as they were")
+            said = f"step {self._done} could not be saved {when}: {self._problem}; older checkpoints are as they were"
+            raise CheckpointError(said)
 
     def _extra_now(self) -> dict[str, Any]:
         return (self._extra() if callable(self._extra) else self._extra) or {}

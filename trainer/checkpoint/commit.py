@@ -45,7 +45,8 @@ def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> st
             retention.quarantine(folder, name, str(error), disk)
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE:
-        raise OSError(errno.ENOSPC, f"a checkpoint needs {size + _SPARE} bytes and the disk has {free} left")
+        said = f"{os.strerror(errno.ENOSPC)}: a checkpoint needs {size + _SPARE} bytes and {free} are left"
+        raise OSError(errno.ENOSPC, said)
     temporary = retention.temporary_name(step, label)
     disk.mkdir(folder / temporary)
     return temporary

@@ -88,11 +88,13 @@ class Segment:
             for other in spare:
                 self._drop(other)
         self._forget_larger_world(newest)
+        third = slot not in self._held and len(self._held) >= 2
         try:
             return self._mapped(slot, size)
         except OSError:
-            # Without room for a third one there are no snapshots while a flush reads, and that is all.
-            if len(self._held) < 2:
+            # Without room for a third one there are no snapshots while a flush reads, and that is all. Without room for one
+            # of the two there are none any more.
+            if not third:
                 raise
             self.cramped = True
             return None

@@ -19,6 +19,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from trainer.rundir.intake import open_file
+
 Buffer = bytes | bytearray | memoryview
 
 _serial = itertools.count()
@@ -84,6 +86,19 @@ def replace_file(path: Path, data: Buffer, disk: Disk = DISK) -> None:
     disk.sync_dir(path.parent)
 
 
+def replace_soon(path: Path, data: Buffer) -> None:
+    """`path` holds `data`, or its old content; after a power cut it may be empty. Waits for no disk: for what is good to
+    have, written by who has something urgent to do."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
+    try:
+        temporary.write_bytes(data)
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
     """The finished folder `temporary` is known as `final`, durably; OSError if `final` exists and is not empty."""
     disk.sync_dir(temporary)
@@ -104,7 +119,7 @@ def append_line(fd: int, line: bytes) -> None:
 def mend_tail(path: Path) -> int:
     """`path` ends with a newline or is empty: a torn last line is cut off. Returns the bytes cut; 0 if there is no file."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_file(path, os.O_RDWR)
     except FileNotFoundError:
         return 0
     try:

@@ -13,6 +13,9 @@ from trainer.rundir.rollback import Rollback, decode
 
 MARK = "SUPERVISE_MARK"
 """Carried by every process of a run, whoever its parent is now: <mark of the run>.<attempt>."""
+HIDDEN_ARGUMENTS = "SUPERVISE_HIDDEN_ARGUMENTS"
+"""The script's arguments that are not written into a release, being secrets: a JSON object, by index. Taken out of a rank's
+environment before the script runs."""
 RUN_ID = "SUPERVISE_RUN_ID"
 RUN_DIR = "SUPERVISE_RUN_DIR"
 ATTEMPT = "SUPERVISE_ATTEMPT"

@@ -228,6 +228,10 @@ def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int)
     try:
         os.write(fd, json.dumps(body).encode())
         os.fsync(fd)
+    except OSError:
+        # What cannot be recorded must not fire: it would fire again after every restart.
+        path.unlink(missing_ok=True)
+        return False
     finally:
         os.close(fd)
     return True

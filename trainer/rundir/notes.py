@@ -7,15 +7,21 @@ Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `che
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.rundir.durable import append_line
 from trainer.rundir.intake import open_file, parse
+from trainer.rundir.secrets import Redactor
 
+_KEPT = 1000
+"""Notes that wait for a full disk to have room."""
 _WINDOW = 4 << 20
 """Bytes that are read at once: a longer line is no note."""
 
@@ -23,22 +29,31 @@ _WINDOW = 4 << 20
 class NoteWriter:
     """A rank's own notes file, made with its first note. It never raises: a note is not worth a training run."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, environ: Mapping[str, str] = os.environ) -> None:
         self._path = path
+        self._redactor = Redactor(environ)
+        self._waiting: deque[bytes] = deque(maxlen=_KEPT)
 
     def __call__(self, kind: str, **fields: Any) -> None:
-        """The note is in the file, whole, unless the disk refused it."""
+        """The note is in the file, whole, after those that the disk refused before; or it waits for the next one."""
         if self._path is None:
             return
         line = json.dumps({"kind": kind, "mono": time.monotonic(), **fields}, default=str)
-        try:
+        self._waiting.append(self._redactor.json(line.encode()))
+        self.retry()
+
+    def retry(self) -> None:
+        """What waits is written, if the disk takes it now."""
+        if self._path is None or not self._waiting:
+            return
+        with contextlib.suppress(OSError):
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                append_line(fd, line.encode())
+                while self._waiting:
+                    append_line(fd, self._waiting[0])
+                    self._waiting.popleft()
             finally:
                 os.close(fd)
-        except OSError:
-            pass
 
 
 class NoteReader:

@@ -1,0 +1,24 @@
+"""Open files: how many a run needs, and that it may have them."""
+
+from __future__ import annotations
+
+import resource
+
+from supervisor.errors import Refusal
+
+_BASE, _PER_RANK = 128, 8
+"""Of the supervisor, and of a rank that trains with gloo; a launcher of N ranks has some of each."""
+
+
+def enough(nproc: int) -> None:
+    """This process and what it starts may open as many files as a run of `nproc` ranks needs; else Refusal."""
+    needed = _BASE + _PER_RANK * nproc
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise Refusal(
+            f"a process may have {hard} open files here, and a run of {nproc} ranks needs {needed}; "
+            f"raise the limit: ulimit -n {needed} (docker run --ulimit nofile=65536, systemd LimitNOFILE=)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
