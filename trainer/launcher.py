@@ -50,18 +50,19 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
 
 
-def _be_patient(context: Any, grace: float) -> None:
+def _be_patient(context: Any, gate: Gate, grace: float) -> None:
     """torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
 
     That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
-    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does.
+    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A gang that
+    still waits at its gate is of no use with a rank missing, and goes at once.
     """
     poll, heard = context._poll, float("inf")
 
     def patient(self: Any) -> Any:
         nonlocal heard
         pids = self.pids().values()
-        if len({_runs(pid) for pid in pids}) == 2:
+        if len({_runs(pid) for pid in pids}) == 2 and gate.release.exists():
             heard = min(heard, time.monotonic())
             if time.monotonic() < heard + grace:
                 return None
@@ -82,7 +83,7 @@ def _reported(gate: Gate, engine: Callable[[], object]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     for context in (api.MultiprocessContext, api.SubprocessContext):
-        _be_patient(context, float(os.environ[GRACE]))
+        _be_patient(context, gate, float(os.environ[GRACE]))
     try:
         engine()
     except ChildFailedError as error:
