@@ -10,6 +10,7 @@ import psutil
 from supervisor import proctree, stacks
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Reach, Rollback
+from supervisor.core.stack import Stacks
 from supervisor.evidence import Witness
 from supervisor.gang import Gang
 from supervisor.launch import release
@@ -37,7 +38,7 @@ class Attempt:
         self._run, self._spec = run, spec
         self._resume, self._relaunch, self._rollback = resume, relaunch, rollback
         self._gang: Gang | None = None
-        self._dumped = False
+        self.stacks: Stacks | None = None
 
     def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
         """A gang is taken and released, when there is one; whether the attempt has just begun to be watched."""
@@ -108,13 +109,12 @@ class Attempt:
             process.send(signal.SIGCONT)
         return sent
 
-    def dump(self) -> tuple[list[int], list[int]] | None:
-        """The ranks whose stacks are in the attempt's folder now, and those that would not give them; once."""
-        if self.watch is None or self._dumped:
-            return None
-        self._dumped = True
-        files = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
-        return sorted(files), sorted(set(self.watch.ranks) - set(files))
+    def dump(self) -> Stacks | None:
+        """Where the ranks are, now also in the attempt's folder; None before there are any."""
+        if self.watch is not None:
+            with contextlib.suppress(OSError):
+                self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
+        return self.stacks
 
     def leave(self) -> None:
         """Nothing of it is open, and what its processes were writing when they were killed is removed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.stack import Stacks, summary
 from supervisor.events import EventLog
 from supervisor.watch import Watch, newest_checkpoint
 from trainer.rundir.layout import RunDir
@@ -78,6 +79,12 @@ class Chronicle:
         )
         text += "then save it with supervise gc --yes, or go on from it with supervise resume"
         self._log.emit("warning", "error", text=text)
+
+    def stacks(self, found: Stacks) -> None:
+        """Where the ranks stand is told, in groups."""
+        ranks = sorted(stack.rank for stack in found.stacks if stack.frames and stack.child is None)
+        missing = sorted(stack.rank for stack in found.stacks if not stack.frames and stack.child is None)
+        self._log.emit("stacks_dumped", ranks=ranks, missing=missing, groups=summary(found.stacks))
 
     def scan(self, now: float, final: bool) -> None:
         """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""

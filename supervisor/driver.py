@@ -24,6 +24,7 @@ from supervisor.events import EventLog
 from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
+from supervisor.paces import Paces
 from supervisor.spec import Spec
 from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
@@ -80,7 +81,8 @@ class Driver:
             if left := self._kill_all(self._leftovers()):
                 return self._finish(End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed"))
             self._standby = Standby(self.spec, self.run, self.environ, self.log)
-            state = machine.begin(self.last_attempt, self.history)
+            paces = Paces(self.run)
+            state = machine.begin(self.last_attempt, self.history, paces.last())
             ended: set[int] = set()
             while self._ended is None:
                 try:
@@ -98,7 +100,9 @@ class Driver:
                         self._blind(error)
                 if self._ended is None:
                     self.log.sync()
+                    paces.keep(state.hang.pace, seen.now)
                     ended = self._sleep(state, wakeup)
+            paces.write(state.hang.pace)
             self._standby.close()
             if self._ended.exit_code != 106:
                 self._flusher.finish()
@@ -164,6 +168,9 @@ class Driver:
             checkpoint_step=self._safe_step(over),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             saves=watch.saves() if watch else 0,
+            safe_step=max(self._chronicle.checkpoint, self._flusher.newest() if watch and watch.quiet(now) else -1),
+            standby=self._standby.warm,
+            stacks=attempt.stacks if attempt else None,
             log_grew_at=watch.log_grew_at if watch else 0.0,
             launch_error=attempt.error if attempt else "",
             evidence=attempt.hear() if attempt and running else Evidence(),
@@ -220,7 +227,7 @@ class Driver:
                 self._send(name, reach)
             case DumpStacks():
                 if self._attempt is not None and (dumped := self._attempt.dump()):
-                    self.log.emit("stacks_dumped", ranks=dumped[0], missing=dumped[1])
+                    self._chronicle.stacks(dumped)
             case Emit(event, level, fields):
                 self.log.emit(event, level, **fields)
             case End():
@@ -265,7 +272,7 @@ class Driver:
 
     def _sleep(self, state: machine.State, wakeup: int) -> set[int]:
         """Returns the pidfds that are readable: which processes have ended."""
-        eager = state.mode is not machine.Mode.RUNNING or not state.stepped
+        eager = state.mode is not machine.Mode.RUNNING or not state.stepped or state.suspects
         timeout = _TICK_EAGER if eager else _TICK
         if (deadline := machine.deadline(state)) is not None and state.mode is machine.Mode.BACKOFF:
             timeout = min(_TICK, max(0.0, deadline - self.clock()))

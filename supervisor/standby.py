@@ -79,6 +79,11 @@ class Standby:
                 return None
         return self._cold(park=False)
 
+    @property
+    def warm(self) -> bool:
+        """Whether a restart now need not import anything."""
+        return self._gang is not None or (self._nursery is not None and self._nursery.ready)
+
     def tick(self, now: float, ended: set[int], settled: bool) -> None:
         """Whatever is due is under way. `ended` are the fds that were readable."""
         self._listen(now)

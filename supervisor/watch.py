@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from supervisor import kernel
 from supervisor.core.model import Exit, Raised, RankView
 from supervisor.gang import Gang
 from supervisor.proctree import Process
@@ -17,8 +16,11 @@ from trainer.rundir.intake import read_json
 from trainer.rundir.layout import AttemptDir, committed_steps
 from trainer.rundir.notes import NoteReader
 
-_KERNEL_EVERY = 0.25
+_KERNEL_EVERY = 0.15
 """Seconds between two looks at the state and CPU time of the ranks."""
+_QUIET_AFTER = 0.4
+"""Seconds without a beat after which a rank that uses no CPU is looked at closely."""
+_QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
 
 
@@ -42,7 +44,8 @@ class Watch:
         self._reaped = reaped
         self._reader = BeatReader(folder.beats)
         self._notes = [NoteReader(folder.notes(rank)) for rank in range(nproc)]
-        self._kernel: dict[int, tuple[bool, float]] = {}
+        self._kernel: dict[int, kernel.Glance] = {}
+        self._close: dict[int, kernel.Close] = {}
         self._kernel_at = self._files_at = float("-inf")
         self.log_grew_at = 0.0
         self._log_bytes = 0
@@ -78,8 +81,7 @@ class Watch:
             self._collect_raised()
             self._measure_logs(now)
         if now >= self._kernel_at + _KERNEL_EVERY:
-            self._kernel_at = now
-            self._kernel = {rank: _kernel_view(process.pid) for rank, process in self.ranks.items()}
+            self._look_at_kernel(now)
 
     def views(self) -> tuple[RankView, ...]:
         """The living ranks."""
@@ -96,8 +98,22 @@ class Watch:
     def saves(self) -> int:
         return max((beat.saves for beat in self.beats), default=0)
 
+    def quiet(self, now: float) -> bool:
+        """Whether any rank has been silent for a moment."""
+        return any(now - beat.at > _QUIET_AFTER for beat in self.beats)
+
+    def _look_at_kernel(self, now: float) -> None:
+        before, passed = self._kernel, now - self._kernel_at
+        self._kernel_at = now
+        self._kernel = {rank: kernel.glance(process.pid) for rank, process in self.ranks.items()}
+        silent = [beat.rank for beat in self.beats if beat.phase is Phase.TRAIN and now - beat.at > _QUIET_AFTER]
+        known = [rank for rank in silent if rank in self._kernel and rank in before]
+        quiet = [rank for rank in known if self._kernel[rank].cpu - before[rank].cpu <= _QUIET_SHARE * passed]
+        self._close = {rank: kernel.closely(self.ranks[rank].pid) for rank in quiet}
+
     def _view(self, beat: Beat) -> RankView:
-        stopped, cpu = self._kernel.get(beat.rank, (False, 0.0))
+        glance = self._kernel.get(beat.rank, kernel.Glance())
+        close = self._close.get(beat.rank, kernel.Close(glance.cpu, False, ""))
         announces = beat.source is Source.LOOP or beat.phase is not Phase.STARTUP
         return RankView(
             rank=beat.rank,
@@ -105,8 +121,11 @@ class Watch:
             phase=beat.phase.name.lower(),
             beat_at=beat.at,
             announces=announces and beat.source is not Source.HOOK,
-            stopped=stopped,
-            cpu=cpu,
+            stopped=glance.state == "T",
+            cpu=close.cpu,
+            starved=glance.starved,
+            disk=close.disk or glance.state == "D",
+            held=close.held,
         )
 
     def _register(self, now: float) -> None:
@@ -154,18 +173,6 @@ class Watch:
                 size += self.folder.rank_log(rank).stat().st_size
         if size != self._log_bytes:
             self._log_bytes, self.log_grew_at = size, now
-
-
-def _kernel_view(pid: int) -> tuple[bool, float]:
-    """Whether the process is stopped (state T or t), and its CPU seconds."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            times = process.cpu_times()
-            stopped = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-            return stopped, times.user + times.system
-    except psutil.Error:
-        return False, 0.0
 
 
 def _read_record(path: Path) -> Raised | None:

@@ -13,6 +13,7 @@ from supervisor.core.machine import Mode
 from supervisor.core.model import (
     Action,
     DumpStacks,
+    Emit,
     End,
     Exit,
     History,
@@ -25,6 +26,7 @@ from supervisor.core.model import (
     Send,
     StopKind,
 )
+from supervisor.core.stack import Stack, Stacks
 
 RANKS = 2
 
@@ -51,6 +53,7 @@ class World(RuleBasedStateMachine):
         self.raised: list[Raised] = []
         self.steps: dict[int, int] = {}
         self.checkpoint = -1
+        self.stacks: Stacks | None = None
         self.stop: StopKind | None = None
         self.stop_now = False
         self.log: list[tuple[float, Action]] = []
@@ -67,6 +70,7 @@ class World(RuleBasedStateMachine):
             raised=tuple(self.raised),
             alive=len(self.ranks) + self.launcher + self.helpers,
             checkpoint_step=self.checkpoint,
+            stacks=self.stacks,
             stop=self.stop,
             stop_now=self.stop_now,
         )
@@ -83,6 +87,8 @@ class World(RuleBasedStateMachine):
                 self.exits, self.raised, self.steps = [], [], {}
                 self.launcher, self.helpers = True, 0
                 self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
+            if isinstance(action, DumpStacks):
+                self.stacks = Stacks(self.now, tuple(Stack(rank) for rank in self.ranks))
             if isinstance(action, Send) and action.signal == "KILL" and not self.immortal:
                 self.kill_everything()
 
@@ -198,10 +204,13 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def stacks_before_the_kill(self) -> None:
+        """No hung group is killed before it was asked where it stands."""
         if hasattr(self, "log"):
-            for (_, action), (_, following) in zip(self.log, self.log[1:], strict=False):
-                if isinstance(action, DumpStacks):
-                    assert isinstance(following, Send) and following.signal == "KILL"
+            asked = False
+            for _, action in self.log:
+                asked = (asked or isinstance(action, DumpStacks)) and not isinstance(action, Launch)
+                if isinstance(action, Emit) and action.event == "verdict" and action.fields["cause"] == "hang":
+                    assert asked
 
 
 World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

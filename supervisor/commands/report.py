@@ -10,10 +10,12 @@ import click
 
 from supervisor.console import attempt_lines
 from supervisor.core import ledger
+from supervisor.core.story import Story
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.runs import SCHEMA, find
 from supervisor.status import story_of
+from trainer.rundir.layout import RunDir
 
 
 @click.command()
@@ -31,7 +33,20 @@ def command(run: str | None, as_json: bool) -> None:
     click.echo(plain(f"{known.id}  {body['state']}  {body['reason']}".rstrip()))
     for line in attempt_lines(story):
         click.echo(plain(f"  {line}"))
+    for line in _stacks(story, known.run):
+        click.echo(line)
     click.echo(_ledger(body), nl=False)
+
+
+def _stacks(story: Story, run: RunDir) -> list[str]:
+    """Where the ranks of each hung attempt stood, in groups, and the file that holds their whole stacks."""
+    lines = []
+    for attempt in story.failures():
+        if attempt.groups:
+            groups = run.attempt(attempt.number).groups
+            lines += [f"attempt {attempt.number} stood still; stacks in {groups}"]
+            lines += [f"  {plain(group)}" for group in attempt.groups]
+    return lines
 
 
 def _ledger(body: dict[str, Any]) -> str:

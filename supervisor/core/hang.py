@@ -1,28 +1,55 @@
-"""The hang rule: how long a rank may be silent in each phase, learned from what was seen.
+"""The hang rule: how long a rank may be silent, by what it does meanwhile, by what was seen, and what a mistake costs.
 
-A verdict needs one overdue rank. In the train phase of a script that is idle (no CPU used by any rank) the short limit
-holds, because two signals agree; a busy one may be evaluating without saying so, and gets the long limit. The machine's
-own pauses (suspend, a stopped supervisor) are forgiven.
+A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a mistake
+would cost is never worse than twice the best (ski rental), so patience is the cost times how doubtful the evidence is:
+
+    held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
+    idle    no CPU is used, but a disk, a network or a timer may answer: 1 x cost
+    busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
+
+each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over. A
+stopped rank (state T) needs no patience. Silence is counted in time that the supervisor has watched and the rank did not
+wait for a CPU, so neither a paused machine nor a crowded one makes a hang. A rank is given no verdict while one that it
+may be waiting for still has time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from supervisor.core.model import Observation, Policy, RankView
+from supervisor.core.pace import Pace
 
-IDLE_FLOOR = 10.0
-BUSY_FLOOR_ANNOUNCED = 60.0
-BUSY_FLOOR = 300.0
 FACTOR = 25.0
-"""Times the slowest step seen lately: a step twenty times slower than usual is not a hang."""
+"""Times the typical step: one that takes twenty times as long is not a hang."""
+MARGIN = 3.0
+"""Times the slowest step."""
 WARM_UP = 5
+"""Looks at steps before anything is known of them."""
+LONGEST_GAP = 0.5
+"""Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
+STOPPED_FOR = 0.4
+HELD = (0.01, 1.0, 10.0)
+"""(times the cost, at least, at most), in seconds."""
+IDLE = (1.0, 3.0, 60.0)
+IDLE_UNTOLD = (1.0, 30.0, 120.0)
+"""Of a script that says nothing: it may be uploading a model."""
+BUSY = (10.0, 15.0, 60.0)
+BUSY_UNTOLD = (10.0, 300.0, 300.0)
+"""Of a script that says nothing: it may be evaluating."""
+DISK_LIMIT = 120.0
+"""While a rank waits for a disk or a file server: under load they take long, and a kill does not end such a wait."""
 SAVE_LIMIT = 1800.0
-STOPPED_FOR = 0.8
-PAUSE = 3.0
-"""A gap between two looks that is longer than this was a pause of the machine or of the supervisor."""
+PHASE_FLOOR = 120.0
+"""No phase but train has a shorter limit than this, however short it was so far."""
+COLD = 3.0
+"""What a restart costs more where no standby waits."""
+RESTART = 10.0
+"""What a restart costs before the first one, or the first start, was seen."""
 _IDLE_SHARE = 0.05
-_CPU_SPAN = 5.0
+_STARTING = ("none", "startup", "restore", "first_step")
+_INFINITE = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,100 +57,230 @@ class Silence:
     """A rank that is overdue, and why that is so."""
 
     rank: int
-    stopped: bool
+    kind: str
+    """stopped, held, idle, busy, or the limit of a phase or of the user (told)."""
     silent_for: float
     limit: float
-    reason: str
     since: float
+    step: int
+    phase: str
+
+    @property
+    def stopped(self) -> bool:
+        return self.kind == "stopped"
+
+    @property
+    def evidence(self) -> str:
+        """In words."""
+        match self.kind:
+            case "stopped":
+                return f"stopped (state T) for {self.silent_for:.1f} s"
+            case "held":
+                return f"silent for {self.silent_for:.1f} s, and no rank can go on unless another one does"
+            case kind:
+                how = {"idle": ", idle", "busy": ", using the CPU"}.get(kind, "")
+                return f"silent for {self.silent_for:.1f} s in phase {self.phase} (limit {self.limit:.1f} s{how})"
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the rule remembers of one rank."""
+    """What the rule remembers of one rank. All times are watched time."""
 
     step: int
+    phase: str
     beat_at: float
-    stopped_since: float | None
-    cpu: float
-    cpu_since: float
-    """Since when it has used hardly any CPU."""
+    silent: float = 0.0
+    """Since its last beat, without the time it waited for a CPU."""
+    idle: float = 0.0
+    """Of that, the last stretch with hardly any CPU used."""
+    used: float = 0.0
+    """What it had used (or waited for) when that stretch began."""
+    starved: float = 0.0
+    disk: bool = False
+    """It has waited for a disk in this silence."""
+    held: str = ""
+    held_for: float = 0.0
+    stopped_for: float | None = None
+    steps: int = 0
+    """Done in this attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """What the rule remembers. `slowest` outlives attempts; the rest is of the one that runs."""
+    """What the rule remembers. `pace` and `doubt` outlive attempts; the rest is of the one that runs."""
 
+    pace: Pace = field(default_factory=Pace)
+    doubt: float = 0.0
+    """A silence that ended in a verdict: it counts as seen until a rank has got past `doubt_step`."""
+    doubt_step: int = -1
     looked_at: float | None = None
-    forgiven: float = 0.0
-    slowest: float = 0.0
-    intervals: int = 0
+    began_at: float | None = None
+    saves: int = 0
+    saved_at: float | None = None
+    log_grew_at: float = 0.0
+    stepped: bool = False
     ranks: dict[int, Watched] = field(default_factory=dict)
 
     def new_attempt(self) -> Hang:
-        return Hang(slowest=self.slowest, intervals=self.intervals)
+        return Hang(self.pace, self.doubt, self.doubt_step)
+
+    def judged(self, silence: Silence) -> Hang:
+        """After a verdict: if the silence comes again at the same step, it may last three times as long."""
+        if silence.kind not in ("idle", "busy"):
+            return self
+        return replace(self, doubt=silence.silent_for, doubt_step=silence.step)
 
 
 def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence | None]:
-    """The memory after this look, and the most overdue rank if there is one."""
-    gap = seen.now - hang.looked_at if hang.looked_at is not None else 0.0
-    hang = replace(hang, looked_at=seen.now, forgiven=hang.forgiven if gap < PAUSE else seen.now)
-    ranks: dict[int, Watched] = {}
-    for view in seen.ranks:
-        ranks[view.rank], interval = _watch(hang.ranks.get(view.rank), view, seen.now, hang.forgiven)
-        if interval is not None:
-            hang = replace(hang, slowest=max(interval, hang.slowest * 0.995), intervals=hang.intervals + 1)
-    hang = replace(hang, ranks=ranks)
-    overdue = [s for view in seen.ranks if (s := _silence(hang, policy, seen, view))]
-    return hang, min(overdue, key=lambda s: (not s.stopped, s.since), default=None)
-
-
-def _watch(old: Watched | None, view: RankView, now: float, forgiven: float) -> tuple[Watched, float | None]:
-    if old is None:
-        return Watched(view.step, view.beat_at, now if view.stopped else None, view.cpu, now), None
-    interval = None
-    # An interval that a pause fell into says nothing of the script.
-    if view.step > old.step and view.phase == "train" and old.beat_at > forgiven and old.step >= 0:
-        interval = max(view.beat_at - old.beat_at, 0.0) / (view.step - old.step)
-    stopped_since = (old.stopped_since or now) if view.stopped else None
-    used, span = view.cpu - old.cpu, now - old.cpu_since
-    busy = used > _IDLE_SHARE * max(span, 1.0)
-    cpu, since = (view.cpu, now) if busy else (old.cpu, old.cpu_since)
-    return Watched(view.step, view.beat_at, stopped_since, cpu, since), interval
-
-
-def limit(hang: Hang, policy: Policy, view: RankView, idle: bool) -> float:
-    """Seconds for which `view` may stay silent in its phase."""
-    if policy.hang_timeout == float("inf"):
-        return float("inf")
-    if view.phase in ("startup", "restore", "first_step", "none"):
-        return policy.startup_timeout
-    if view.phase in ("save", "eval", "teardown"):
-        return max(SAVE_LIMIT, policy.hang_timeout or 0.0)
-    if policy.hang_timeout is not None:
-        return policy.hang_timeout
-    busy_floor = BUSY_FLOOR_ANNOUNCED if view.announces else BUSY_FLOOR
-    if hang.intervals < WARM_UP:
-        return BUSY_FLOOR
-    return max(IDLE_FLOOR if idle else busy_floor, FACTOR * hang.slowest)
-
-
-def _silence(hang: Hang, policy: Policy, seen: Observation, view: RankView) -> Silence | None:
-    known = hang.ranks[view.rank]
-    if policy.hang_timeout == float("inf"):
-        return None
-    if known.stopped_since is not None and seen.now - max(known.stopped_since, hang.forgiven) >= STOPPED_FOR:
-        held = seen.now - known.stopped_since
-        reason = f"rank {view.rank} is stopped (state T) at step {view.step}, for {held:.1f} s"
-        return Silence(view.rank, True, held, STOPPED_FOR, reason, known.stopped_since)
-    idle = all(seen.now - w.cpu_since >= _CPU_SPAN for w in hang.ranks.values())
-    allowed = limit(hang, policy, view, idle)
-    life = view.beat_at if view.announces else max(view.beat_at, seen.log_grew_at)
-    silent = seen.now - max(life, hang.forgiven)
-    if silent < allowed:
-        return None
-    how = "idle" if idle else "busy"
-    reason = (
-        f"rank {view.rank} is silent for {silent:.1f} s in phase {view.phase} at step {view.step} "
-        f"(limit {allowed:.1f} s, processes {how})"
+    """The memory after this look, and the rank to blame if the group is overdue."""
+    passed = seen.now - hang.looked_at if hang.looked_at is not None else 0.0
+    hang = _learn(hang, seen, passed)
+    log_grew = seen.log_grew_at > hang.log_grew_at
+    ranks = {v.rank: _watch(hang.ranks.get(v.rank), v, min(passed, LONGEST_GAP), log_grew) for v in seen.ranks}
+    saved = seen.saves > hang.saves
+    hang = replace(
+        hang,
+        looked_at=seen.now,
+        began_at=hang.began_at if hang.began_at is not None or not seen.ranks else seen.now,
+        saves=seen.saves,
+        saved_at=seen.now if saved else hang.saved_at,
+        log_grew_at=seen.log_grew_at,
+        ranks=ranks,
     )
-    return Silence(view.rank, False, silent, allowed, reason, life)
+    if policy.hang_timeout == _INFINITE:
+        return hang, None
+    patience = cost(hang, seen)
+    overdue = {v.rank: s for v in seen.ranks if (s := _overdue(hang, policy, v, patience)) is not None}
+    blamed = [s for s in overdue.values() if s.stopped or not _excused(hang, s.rank, overdue)]
+    return hang, min(blamed, key=lambda s: (not s.stopped, s.step, s.kind == "held", s.since), default=None)
+
+
+def cost(hang: Hang, seen: Observation) -> float:
+    """Seconds that a wrong verdict would cost now: the restart, and the work since the last step that is safe."""
+    restart = (RESTART if hang.pace.restart is None else hang.pace.restart) + (0.0 if seen.standby else COLD)
+    if seen.safe_step >= 0:
+        redo = max(0, max(seen.steps.values(), default=0) - seen.safe_step) * hang.pace.typical
+    else:
+        since = hang.saved_at if hang.saved_at is not None else hang.began_at
+        redo = seen.now - since if since is not None else 0.0
+    return restart + redo
+
+
+def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
+    """With what the ranks have done since the last look. What a pause fell into says nothing of the script."""
+    pace, slowest, steps = hang.pace, 0.0, 0
+    for view in seen.ranks:
+        old = hang.ranks.get(view.rank)
+        if old is None or passed > LONGEST_GAP:
+            continue
+        if view.phase == old.phase == "train" and view.step > old.step:
+            # Many steps may lie between two looks; what was silent at the last one was one step. Watched time: a pause
+            # of the machine between the two beats is none of the script's.
+            took = min(view.beat_at - old.beat_at, old.silent + passed)
+            each = max(took, 0.0) / (view.step - old.step)
+            slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
+        elif view.phase != old.phase != "train":
+            pace = pace.stayed(old.phase, old.silent + passed)
+    if steps:
+        pace = pace.stepped(slowest, steps)
+    if any(view.step > hang.doubt_step for view in seen.ranks if view.phase == "train" and hang.stepped):
+        hang = replace(hang, doubt=0.0)
+    first = [v.beat_at for v in seen.ranks if v.phase == "train"]
+    if first and not hang.stepped:
+        if hang.began_at is not None:
+            pace = replace(pace, restart=max(0.0, min(first) - hang.began_at))
+        hang = replace(hang, stepped=True)
+    return replace(hang, pace=pace)
+
+
+def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -> Watched:
+    used = view.cpu + view.starved
+    if old is None:
+        stopped = 0.0 if view.stopped else None
+        return Watched(view.step, view.phase, view.beat_at, 0.0, 0.0, used, view.starved, stopped_for=stopped)
+    lives = view.beat_at != old.beat_at or (log_grew and not view.announces)
+    waited = min(passed, max(0.0, view.starved - old.starved))
+    busy = view.disk or used - old.used > _IDLE_SHARE * max(old.idle + passed, 1.0)
+    quiet = not (busy or lives)
+    return Watched(
+        step=view.step,
+        phase=view.phase,
+        beat_at=view.beat_at,
+        silent=0.0 if lives else old.silent + passed - waited,
+        idle=old.idle + passed if quiet else 0.0,
+        used=old.used if quiet else used,
+        starved=view.starved,
+        disk=view.disk or (old.disk and not lives),
+        held=view.held,
+        held_for=old.held_for + passed if quiet and view.held and view.held == old.held else 0.0,
+        stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
+        if view.stopped
+        else None,
+        steps=old.steps + max(0, view.step - old.step),
+    )
+
+
+def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Silence | None:
+    known = hang.ranks[view.rank]
+
+    def silence(kind: str, silent: float, allowed: float) -> Silence:
+        return Silence(view.rank, kind, silent, allowed, view.beat_at, view.step, view.phase)
+
+    if known.stopped_for is not None:
+        allowed = STOPPED_FOR
+        return silence("stopped", known.stopped_for, allowed) if known.stopped_for >= allowed else None
+    if view.phase != "train" or policy.hang_timeout is not None:
+        allowed = told_limit(hang.pace, policy, view.phase)
+        return silence("told", known.silent, allowed) if known.silent >= allowed else None
+    limit = train_limits(hang, view, patience)
+    held = min(known.held_for, known.idle)
+    if held >= limit("held"):
+        return silence("held", known.silent, limit("held"))
+    for kind, silent in (("idle", known.idle), ("busy", known.silent)):
+        if silent >= limit(kind):
+            return silence(kind, silent, limit(kind))
+    return None
+
+
+def told_limit(pace: Pace, policy: Policy, phase: str) -> float:
+    """Seconds of silence in a phase that has its own limit, or that the user has given one."""
+    if phase == "train":
+        return policy.hang_timeout or 0.0
+    ceiling = policy.startup_timeout if phase in _STARTING else max(SAVE_LIMIT, policy.hang_timeout or 0.0)
+    seen = pace.phases.get(phase)
+    if seen is None or policy.hang_timeout is not None:
+        return ceiling
+    return min(ceiling, max(PHASE_FLOOR, FACTOR * seen))
+
+
+def train_limits(hang: Hang, view: RankView, patience: float) -> Callable[[str], float]:
+    """Seconds of silence in training by its kind, where nobody has given a limit."""
+    pace = hang.pace
+    normal = max(FACTOR * pace.typical, MARGIN * pace.slowest, MARGIN * hang.doubt)
+
+    def limit(kind: str) -> float:
+        if kind == "held":
+            return _between(HELD, patience)
+        idle, busy = (IDLE, BUSY) if view.announces else (IDLE_UNTOLD, BUSY_UNTOLD)
+        if len(pace.recent) < WARM_UP:
+            return IDLE_UNTOLD[2] if kind == "idle" else BUSY_UNTOLD[2]
+        if kind == "busy" and hang.ranks[view.rank].disk:
+            return max(normal, _between(busy, patience), DISK_LIMIT)
+        return max(normal, _between(idle if kind == "idle" else busy, patience))
+
+    return limit
+
+
+def _between(rule: tuple[float, float, float], patience: float) -> float:
+    times, floor, ceiling = rule
+    return min(max(times * patience, floor), ceiling)
+
+
+def _excused(hang: Hang, rank: int, overdue: dict[int, Silence]) -> bool:
+    """Whether `rank` may be waiting for one that still has time: no other can have finished the step that it is in."""
+    mine = hang.ranks[rank]
+    for other, known in hang.ranks.items():
+        together = known.phase not in _STARTING or mine.steps < WARM_UP
+        if other not in overdue and known.step <= mine.step and together:
+            return True
+    return False

@@ -15,8 +15,9 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict, dataclass, field, replace
 
+from supervisor.core.blame import hang_verdict
 from supervisor.core.diagnose import diagnose
-from supervisor.core.hang import Hang, look
+from supervisor.core.hang import Hang, Silence, look
 from supervisor.core.model import (
     Action,
     Cause,
@@ -33,9 +34,12 @@ from supervisor.core.model import (
     StopKind,
     Verdict,
 )
+from supervisor.core.pace import Pace
 from supervisor.core.policy import decide, learn
 from supervisor.core.rules import STUCK
 
+FRESH = 5.0
+"""Seconds for which stacks that were asked for are of the same silence."""
 STARTED_AFTER = 600.0
 """Seconds after which an attempt without a known step is past its start: its script steps in a way we cannot see."""
 LINGER = 2.0
@@ -69,11 +73,13 @@ class State:
     killed_at: float | None = None
     next_at: float = 0.0
     """When BACKOFF is over."""
+    suspects: bool = False
+    """A rank is overdue, and the stacks that are to name the odd one have been asked for."""
 
 
-def begin(last_attempt: int, history: History) -> State:
+def begin(last_attempt: int, history: History, pace: Pace = Pace()) -> State:  # noqa: B008 (frozen)
     """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none)."""
-    return State(attempt=last_attempt, history=history)
+    return State(attempt=last_attempt, history=history, hang=Hang(pace))
 
 
 def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -> tuple[State, list[Action]]:
@@ -122,11 +128,23 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     if verdict is None and seen.stop is not None:
         return _ask(policy, state, seen, seen.stop)
     if verdict is None and silence is not None:
-        cause = Cause.STOPPED if silence.stopped else Cause.HANG
-        verdict = Verdict(cause, silence.reason, seen.now, silence.rank, step=state.step, failed_at=silence.since)
+        return _silent(state, seen, silence)
+    state = replace(state, suspects=False)
     if verdict is None:
         return state, []
     return _conclude(state, seen, verdict)
+
+
+def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, list[Action]]:
+    """A group that is overdue is asked where it stands first. If a beat comes meanwhile, there is no verdict."""
+    stacks = seen.stacks if seen.stacks is not None and seen.now < seen.stacks.at + FRESH else None
+    if stacks is None and not silence.stopped:
+        return replace(state, suspects=True), [DumpStacks()]
+    state = replace(state, hang=state.hang.judged(silence), suspects=False)
+    verdict = hang_verdict(seen, silence, None if silence.stopped else stacks)
+    state, actions = _conclude(state, seen, verdict)
+    # Who is stopped is known without; the others' stacks are kept all the same.
+    return state, [actions[0], DumpStacks(), *actions[1:]] if silence.stopped else actions
 
 
 def _note_progress(state: State, seen: Observation) -> State:
@@ -144,8 +162,6 @@ def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State,
     state = replace(state, mode=Mode.STOPPING, verdict=verdict)
     if verdict.cause is Cause.FINISHED:
         return replace(state, term_at=seen.now + LINGER, kill_at=seen.now + LINGER + LINGER_TERM), actions
-    if verdict.cause in (Cause.HANG, Cause.STOPPED):
-        actions.append(DumpStacks())
     return replace(state, killed_at=seen.now), [*actions, Send("KILL", Reach.ALL)]
 
 

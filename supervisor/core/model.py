@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.evidence import Evidence
+from supervisor.core.stack import Stacks
 
 
 class Cause(enum.Enum):
@@ -131,7 +132,16 @@ class RankView:
     stopped: bool = False
     """State T: a signal or a debugger has stopped it."""
     cpu: float = 0.0
-    """Seconds of CPU it has used."""
+    """Seconds of CPU that it (and, once it is quiet, its children too) has used."""
+    starved: float = 0.0
+    """Seconds that its main thread was ready to run and had to wait for a CPU."""
+    disk: bool = False
+    """A thread of it is in an uninterruptible wait (state D): a disk or a file server."""
+    held: str = ""
+    """The wait that its main thread is in, if none but its own group can end that (a lock, a collective); the same text
+    as long as it is the same wait. Empty where the kernel does not tell, and where anything else could wake it."""
+    own: float = 0.0
+    """Seconds of its steps so far that were its own work: data and forward pass, not the waiting for other ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +162,12 @@ class Observation:
     """Steps with a committed checkpoint, oldest first; looked up once nothing is alive."""
     saves: int = 0
     """Checkpoints that the script wrote in its own format in this attempt."""
+    safe_step: int = -1
+    """The newest step that a restart could go on from, on disk or in memory, or -1."""
+    standby: bool = False
+    """The next group waits, ready to be released."""
+    stacks: Stacks | None = None
+    """Where the ranks were when they were last asked."""
     log_grew_at: float = 0.0
     launch_error: str = ""
     """Why the launcher could not even be started."""

@@ -41,6 +41,8 @@ class AttemptStory:
     detect_s: float | None = None
     stall_s: float = 0.0
     """Time that saves held up training."""
+    groups: tuple[str, ...] = ()
+    """Which ranks stood where when it was suspected to hang."""
 
 
 @dataclass(slots=True)
@@ -239,6 +241,12 @@ def _verdict(story: Story, event: Event, mono: float) -> None:
     story.state = "running" if event.get("cause") == "finished" else "recovering"
 
 
+def _stacks(story: Story, event: Event, mono: float) -> None:
+    groups = event.get("groups")
+    if story.attempt and isinstance(groups, list):
+        story.attempt.groups = tuple(str(group) for group in groups)
+
+
 def _group_gone(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         story.attempt.gone = mono
@@ -297,6 +305,7 @@ _TELLERS = {
     "standby_lost": _standby_lost,
     "stop_requested": _stop_requested,
     "verdict": _verdict,
+    "stacks_dumped": _stacks,
     "group_gone": _group_gone,
     "relaunch_scheduled": _relaunch,
     "run_ended": _run_ended,

@@ -1,6 +1,6 @@
 """Every path name inside a run directory, once.
 
-run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log
+run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  evidence.json  stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
@@ -39,6 +39,11 @@ class AttemptDir:
     @property
     def stacks(self) -> Path:
         return self.path / "stacks"
+
+    @property
+    def groups(self) -> Path:
+        """Which ranks stood where when the attempt hung, for people."""
+        return self.stacks / "groups.txt"
 
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
@@ -99,6 +104,11 @@ class RunDir:
     def modules(self) -> Path:
         """What the script had imported by its tenth step, for the nursery."""
         return self.path / "modules.json"
+
+    @property
+    def pace(self) -> Path:
+        """How long its steps, phases and restarts take, as the supervisor has seen."""
+        return self.path / "pace.json"
 
     @property
     def faults(self) -> Path:
