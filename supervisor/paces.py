@@ -6,9 +6,11 @@ import contextlib
 import json
 
 from supervisor.core.pace import Pace, from_json, to_json
+from trainer.rundir.intake import read_file
 from trainer.rundir.layout import RunDir
 
 _EVERY = 30.0
+_LARGEST = 1 << 16
 
 
 class Paces:
@@ -22,7 +24,7 @@ class Paces:
     def last(self) -> Pace:
         """As it was left."""
         try:
-            return from_json(json.loads(self._path.read_bytes()))
+            return from_json(json.loads(read_file(self._path, _LARGEST)))
         except (OSError, ValueError):
             return Pace()
 

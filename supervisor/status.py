@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.rules import spent
-from supervisor.core.story import Story, tell
+from supervisor.core.story import AttemptStory, Story, tell
 from supervisor.lock import holder, is_held
 from supervisor.reading.events_file import read_events
 from supervisor.runs import SCHEMA, Known
@@ -48,6 +48,7 @@ def status(known: Known) -> dict[str, Any]:
         "supervisor_pid": holder(run).get("pid") if alive else None,
         "launcher_pid": story.launcher_pid if alive else None,
         "workers": _workers(run, attempt.number) if alive and attempt else [],
+        "stragglers": _stragglers(attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
         "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
         "checkpoint": _checkpoint(run),
@@ -65,6 +66,10 @@ def _standby(story: Story) -> dict[str, Any] | None:
     ranks = known["pids"] if isinstance(known["pids"], list) else []
     pids = [pid for pid in (known["launcher_pid"], known["nursery_pid"], *ranks) if isinstance(pid, int)]
     return {**known, "pss_bytes": sum(map(_pss, pids))}
+
+
+def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
+    return [{"rank": rank, "text": text} for rank, text in sorted(attempt.stragglers.items())]
 
 
 def _pss(pid: int) -> int:

@@ -126,6 +126,7 @@ class Watch:
             starved=glance.starved,
             disk=close.disk or glance.state == "D",
             held=close.held,
+            own=beat.own,
         )
 
     def _register(self, now: float) -> None:

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 class Listener(Protocol):
     def hooked(self, done: int, optimizer: Any) -> None: ...
     def hooked_save(self) -> None: ...
+    def hooked_backward(self, entered: bool) -> None: ...
 
 
 def watch_torch(listener: Listener) -> None:
-    """Once the script imports torch, `listener` hears of every step of its first optimizer and of every torch.save."""
+    """Once the script imports torch, `listener` hears of its first optimizer's steps, backward passes and of torch.save."""
     after: dict[str, Callable[[ModuleType], None]] = {
         "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener),
+        "torch.autograd": functools.partial(_hook_backward, listener=listener),
         "torch.serialization": functools.partial(_hook_saves, listener=listener),
     }
     for name in [n for n in after if n in sys.modules]:
@@ -56,6 +58,20 @@ def _steps_before(optimizer: Any) -> int:
             # Read after the first step, which is in it already.
             return max(0, int(state["step"]) - 1)
     return 0
+
+
+def _hook_backward(module: ModuleType, listener: Listener) -> None:
+    backward = module.backward
+
+    @functools.wraps(backward)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        listener.hooked_backward(True)
+        try:
+            return backward(*args, **kwargs)
+        finally:
+            listener.hooked_backward(False)
+
+    module.backward = around  # type: ignore[attr-defined]
 
 
 def _hook_saves(module: ModuleType, listener: Listener) -> None:

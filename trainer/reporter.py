@@ -47,6 +47,7 @@ class Reporter(Progress):
         self._hooked = False
         self._asked = -1
         self._steps_here = 0
+        self._left_backward = 0
         self._pending: list[faults.Fault] = []
         self._redactor = Redactor(os.environ)
         # Removed with the attempt's other unfinished files, and named as none of them can be.
@@ -75,6 +76,14 @@ class Reporter(Progress):
         if self._steps_here == _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
+
+    def hooked_backward(self, entered: bool) -> None:
+        """A backward pass has begun, or has ended. Between two of them a rank works alone."""
+        now = time.monotonic_ns()
+        if not entered:
+            self._left_backward = now
+        elif self._left_backward:
+            self._beats.worked(now - self._left_backward)
 
     def hooked_save(self) -> None:
         """The script's own torch.save has returned."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from supervisor.reading.plain import plain_lines
+from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
 from supervisor.runs import find
 from supervisor.status import status
@@ -41,6 +41,7 @@ def _text(now: dict[str, Any]) -> str:
     )
     if failure:
         lines.append(f"  last fault  attempt {failure['attempt']}: {failure['reason']}")
+    lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]
     lines.append(f"  folder      {now['run_dir']}")
     if now["state"] == "lost":
         lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")

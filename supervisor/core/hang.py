@@ -1,54 +1,26 @@
-"""The hang rule: how long a rank may be silent, by what it does meanwhile, by what was seen, and what a mistake costs.
+"""The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is patience.py's.
 
-A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a mistake
-would cost is never worse than twice the best (ski rental), so patience is the cost times how doubtful the evidence is:
-
-    held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
-    idle    no CPU is used, but a disk, a network or a timer may answer: 1 x cost
-    busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
-
-each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over. A
-stopped rank (state T) needs no patience. Silence is counted in time that the supervisor has watched and the rank did not
-wait for a CPU, so neither a paused machine nor a crowded one makes a hang. A rank is given no verdict while one that it
-may be waiting for still has time.
+Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused machine
+nor a crowded one makes a hang. A stopped rank (state T) needs no patience. A rank is given no verdict while one that it may
+be waiting for still has time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from supervisor.core.model import Observation, Policy, RankView
 from supervisor.core.pace import Pace
+from supervisor.core.patience import STARTING, WARM_UP, held_limit, told_limit, train_limit, usual
 
-FACTOR = 25.0
-"""Times the typical step: one that takes twenty times as long is not a hang."""
-MARGIN = 3.0
-"""Times the slowest step."""
-WARM_UP = 5
-"""Looks at steps before anything is known of them."""
 LONGEST_GAP = 0.5
 """Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
 STOPPED_FOR = 0.4
-HELD = (0.01, 1.0, 10.0)
-"""(times the cost, at least, at most), in seconds."""
-IDLE = (1.0, 3.0, 60.0)
-IDLE_UNTOLD = (1.0, 30.0, 120.0)
-"""Of a script that says nothing: it may be uploading a model."""
-BUSY = (10.0, 15.0, 60.0)
-BUSY_UNTOLD = (10.0, 300.0, 300.0)
-"""Of a script that says nothing: it may be evaluating."""
-DISK_LIMIT = 120.0
-"""While a rank waits for a disk or a file server: under load they take long, and a kill does not end such a wait."""
-SAVE_LIMIT = 1800.0
-PHASE_FLOOR = 120.0
-"""No phase but train has a shorter limit than this, however short it was so far."""
 COLD = 3.0
 """What a restart costs more where no standby waits."""
 RESTART = 10.0
 """What a restart costs before the first one, or the first start, was seen."""
 _IDLE_SHARE = 0.05
-_STARTING = ("none", "startup", "restore", "first_step")
 _INFINITE = float("inf")
 
 
@@ -232,55 +204,21 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Sil
     if view.phase != "train" or policy.hang_timeout is not None:
         allowed = told_limit(hang.pace, policy, view.phase)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
-    limit = train_limits(hang, view, patience)
-    held = min(known.held_for, known.idle)
-    if held >= limit("held"):
-        return silence("held", known.silent, limit("held"))
+    if min(known.held_for, known.idle) >= (allowed := held_limit(patience)):
+        return silence("held", known.silent, allowed)
+    normal = usual(hang.pace, hang.doubt)
     for kind, silent in (("idle", known.idle), ("busy", known.silent)):
-        if silent >= limit(kind):
-            return silence(kind, silent, limit(kind))
+        allowed = train_limit(kind, hang.pace, normal, patience, view.announces, known.disk)
+        if silent >= allowed:
+            return silence(kind, silent, allowed)
     return None
-
-
-def told_limit(pace: Pace, policy: Policy, phase: str) -> float:
-    """Seconds of silence in a phase that has its own limit, or that the user has given one."""
-    if phase == "train":
-        return policy.hang_timeout or 0.0
-    ceiling = policy.startup_timeout if phase in _STARTING else max(SAVE_LIMIT, policy.hang_timeout or 0.0)
-    seen = pace.phases.get(phase)
-    if seen is None or policy.hang_timeout is not None:
-        return ceiling
-    return min(ceiling, max(PHASE_FLOOR, FACTOR * seen))
-
-
-def train_limits(hang: Hang, view: RankView, patience: float) -> Callable[[str], float]:
-    """Seconds of silence in training by its kind, where nobody has given a limit."""
-    pace = hang.pace
-    normal = max(FACTOR * pace.typical, MARGIN * pace.slowest, MARGIN * hang.doubt)
-
-    def limit(kind: str) -> float:
-        if kind == "held":
-            return _between(HELD, patience)
-        idle, busy = (IDLE, BUSY) if view.announces else (IDLE_UNTOLD, BUSY_UNTOLD)
-        if len(pace.recent) < WARM_UP:
-            return IDLE_UNTOLD[2] if kind == "idle" else BUSY_UNTOLD[2]
-        if kind == "busy" and hang.ranks[view.rank].disk:
-            return max(normal, _between(busy, patience), DISK_LIMIT)
-        return max(normal, _between(idle if kind == "idle" else busy, patience))
-
-    return limit
-
-
-def _between(rule: tuple[float, float, float], patience: float) -> float:
-    times, floor, ceiling = rule
-    return min(max(times * patience, floor), ceiling)
 
 
 def _excused(hang: Hang, rank: int, overdue: dict[int, Silence]) -> bool:
     """Whether `rank` may be waiting for one that still has time: no other can have finished the step that it is in."""
     mine = hang.ranks[rank]
     for other, known in hang.ranks.items():
-        together = known.phase not in _STARTING or mine.steps < WARM_UP
+        together = known.phase not in STARTING or mine.steps < WARM_UP
         if other not in overdue and known.step <= mine.step and together:
             return True
     return False

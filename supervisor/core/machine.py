@@ -37,6 +37,7 @@ from supervisor.core.model import (
 from supervisor.core.pace import Pace
 from supervisor.core.policy import decide, learn
 from supervisor.core.rules import STUCK
+from supervisor.core.straggler import Arrivals, arrive
 
 FRESH = 5.0
 """Seconds for which stacks that were asked for are of the same silence."""
@@ -73,6 +74,7 @@ class State:
     killed_at: float | None = None
     next_at: float = 0.0
     """When BACKOFF is over."""
+    arrivals: Arrivals = field(default_factory=Arrivals)
     suspects: bool = False
     """A rank is overdue, and the stacks that are to name the odd one have been asked for."""
 
@@ -129,9 +131,10 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
         return _ask(policy, state, seen, seen.stop)
     if verdict is None and silence is not None:
         return _silent(state, seen, silence)
-    state = replace(state, suspects=False)
+    arrivals, changes = arrive(state.arrivals, seen.ranks)
+    state = replace(state, suspects=False, arrivals=arrivals)
     if verdict is None:
-        return state, []
+        return state, [change.event for change in changes]
     return _conclude(state, seen, verdict)
 
 

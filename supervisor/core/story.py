@@ -41,6 +41,8 @@ class AttemptStory:
     detect_s: float | None = None
     stall_s: float = 0.0
     """Time that saves held up training."""
+    stragglers: dict[int, str] = field(default_factory=dict)
+    """By rank that is slower than the others, how."""
     groups: tuple[str, ...] = ()
     """Which ranks stood where when it was suspected to hang."""
 
@@ -247,6 +249,14 @@ def _stacks(story: Story, event: Event, mono: float) -> None:
         story.attempt.groups = tuple(str(group) for group in groups)
 
 
+def _straggler(story: Story, event: Event, mono: float) -> None:
+    rank = event.get("rank")
+    if story.attempt and isinstance(rank, int):
+        story.attempt.stragglers.pop(rank, None)
+        if event.get("slow"):
+            story.attempt.stragglers[rank] = str(event.get("text", ""))
+
+
 def _group_gone(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         story.attempt.gone = mono
@@ -306,6 +316,7 @@ _TELLERS = {
     "stop_requested": _stop_requested,
     "verdict": _verdict,
     "stacks_dumped": _stacks,
+    "straggler": _straggler,
     "group_gone": _group_gone,
     "relaunch_scheduled": _relaunch,
     "run_ended": _run_ended,

@@ -21,7 +21,7 @@ from trainer.rundir.intake import open_file, read_file
 _WORDS = 8
 _RECORD = _WORDS * 8
 _MAGIC = 0x5355504552563032  # "SUPERV02": the last two characters are the layout's version
-_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST = range(7)
+_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN = range(8)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
 _LARGEST = 1 << 20
 """Bytes of the largest beats file: that of 16,000 ranks."""
@@ -65,6 +65,8 @@ class Beat:
     """Calls of torch.save that returned, by a script that has no Checkpointer: a sign that it keeps its progress."""
     first_step: int
     """The step that this rank went on from (-1 before it is known)."""
+    own: float
+    """Seconds from the end of one backward pass to the beginning of the next, added up: what it did not wait for."""
 
 
 def create_beats(path: Path, world_size: int) -> None:
@@ -102,6 +104,7 @@ def _beats(words: Sequence[int]) -> list[Beat]:
                     source=Source(record[_SOURCE]) if record[_SOURCE] in _SOURCES else Source.NONE,
                     saves=record[_SAVES],
                     first_step=record[_LOWEST],
+                    own=record[_OWN] / 1e9,
                 )
             )
     return found
@@ -173,6 +176,10 @@ class BeatWriter(_Mapped):
     def saved(self) -> None:
         """One more torch.save of the script's own has returned."""
         self._words[self._base + _SAVES] += 1
+
+    def worked(self, nanoseconds: int) -> None:
+        """So much more of its own work is done: it enters a backward pass, and with it the exchange with the others."""
+        self._words[self._base + _OWN] += nanoseconds
 
     def faults_asked(self) -> int:
         """How often the supervisor has said that a fault was added: when it changes, read the faults folder again."""

@@ -1,0 +1,90 @@
+"""Which rank is slower than the others, step after step: told, never killed.
+
+In a group that exchanges gradients all ranks finish a step together, so what differs is when they arrive: the time of
+their own work, from the end of one backward pass to the beginning of the next. Per rank the median over a window of looks
+counts, against the median of the others, so that a save, an evaluation or a slow moment does not make a straggler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from supervisor.core.model import Emit, RankView
+
+WINDOW = 20
+"""Looks with a new step that make a judgement."""
+SLOW, FINE = 1.5, 1.2
+"""Times the others' work: from the one on a rank is slow, below the other it is no longer."""
+STREAK = 2
+"""Judgements in a row that it takes, either way."""
+NOTABLE = 0.002
+"""Seconds a step below which nobody is a straggler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """A rank that has become slow, or no longer is."""
+
+    rank: int
+    slow: bool
+    own: float
+    """Seconds of its own work a step."""
+    others: float
+
+    @property
+    def event(self) -> Emit:
+        times = self.own / max(self.others, 1e-9)
+        words = f"takes {times:.1f} times as long as the others" if self.slow else "is as fast as the others again"
+        fields = {
+            "rank": self.rank,
+            "slow": self.slow,
+            "own_s": round(self.own, 4),
+            "others_s": round(self.others, 4),
+            "text": f"rank {self.rank} {words} for its own work, {self.own * 1e3:.0f} ms a step",
+        }
+        return Emit("straggler", "warning" if self.slow else "info", fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What is remembered of one attempt."""
+
+    last: Mapping[int, tuple[int, float]] = field(default_factory=dict)
+    """By rank: step, and own work up to it."""
+    samples: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    streaks: Mapping[int, int] = field(default_factory=dict)
+    slow: frozenset[int] = frozenset()
+
+
+def arrive(known: Arrivals, views: Sequence[RankView]) -> tuple[Arrivals, list[Straggler]]:
+    """The memory after this look, and what has changed."""
+    samples = dict(known.samples)
+    last = dict(known.last)
+    for view in views:
+        step, own = known.last.get(view.rank, (view.step, view.own))
+        if view.step > step and view.own > own:
+            samples[view.rank] = (*samples.get(view.rank, ()), (view.own - own) / (view.step - step))
+        if view.step != step or view.rank not in last:
+            last[view.rank] = (view.step, view.own)
+    if len(views) < 2 or any(len(samples.get(view.rank, ())) < WINDOW for view in views):
+        return Arrivals(last, samples, known.streaks, known.slow), []
+    return _judge(Arrivals(last, {}, known.streaks, known.slow), {v.rank: _median(samples[v.rank]) for v in views})
+
+
+def _judge(known: Arrivals, works: Mapping[int, float]) -> tuple[Arrivals, list[Straggler]]:
+    streaks, slow, changes = dict(known.streaks), set(known.slow), []
+    for rank, own in works.items():
+        others = _median([work for other, work in works.items() if other != rank])
+        was = rank in slow
+        turned = own < FINE * others if was else own > SLOW * others and own - others > NOTABLE
+        streaks[rank] = streaks.get(rank, 0) + 1 if turned else 0
+        if streaks[rank] >= STREAK:
+            streaks[rank] = 0
+            slow ^= {rank}
+            changes.append(Straggler(rank, not was, own, others))
+    return Arrivals(known.last, known.samples, streaks, frozenset(slow)), changes
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
