@@ -23,7 +23,6 @@ from trainer.rundir.shm import SLOTS
 
 _FIELDS = struct.Struct("<8s8q")
 _CHECK = struct.Struct("<Q")
-_PIN = struct.Struct("<q")
 _MAGIC = b"SNAPSHT1"
 _SLOT_BYTES = 128
 _PIN_AT = 120
@@ -63,7 +62,11 @@ def decode(raw: bytes) -> Record | None:
     if xxhash.xxh3_64_intdigest(fields) != check:
         return None
     magic, *values = _FIELDS.unpack(fields)
-    return Record(*values) if magic == _MAGIC else None
+    return Record(*values) if magic == _MAGIC and min(values) >= 0 else None
+
+
+def _pin_of(slot: str) -> int:
+    return (SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT) // 8
 
 
 class Board:
@@ -77,6 +80,8 @@ class Board:
             self._memory = mmap.mmap(fd, _BYTES)
         finally:
             os.close(fd)
+        # As beats have it: a word is stored whole, not byte by byte as struct does it, and never read by half.
+        self._words = memoryview(self._memory).cast("q")
 
     @staticmethod
     def create(path: Path) -> Board:
@@ -113,11 +118,11 @@ class Board:
 
     def pin(self, slot: str, step: int | None) -> None:
         """A flush is to read `step` in `slot`, which is not written meanwhile; None: no more."""
-        _PIN.pack_into(self._memory, SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT, 0 if step is None else step + 1)
+        self._words[_pin_of(slot)] = 0 if step is None else step + 1
 
     def pinned(self, slot: str) -> int | None:
         """The step for which `slot` is pinned."""
-        (word,) = _PIN.unpack_from(self._memory, SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT)
+        word = self._words[_pin_of(slot)]
         return word - 1 if word > 0 else None
 
     def pins(self) -> dict[str, int]:
@@ -126,9 +131,9 @@ class Board:
 
     def go_past(self, attempt: int, step: int) -> None:
         """This rank is done with the snapshot of `step`, and either has it or never will."""
-        _PIN.pack_into(self._memory, _PASSED_AT, (attempt + 1) << _STEP_BITS | step)
+        self._words[_PASSED_AT // 8] = (attempt + 1) << _STEP_BITS | step
 
     def passed(self, attempt: int) -> int:
         """The last step that this rank is done with in that attempt, or -1."""
-        (word,) = _PIN.unpack_from(self._memory, _PASSED_AT)
+        word = self._words[_PASSED_AT // 8]
         return word & ((1 << _STEP_BITS) - 1) if word >> _STEP_BITS == attempt + 1 else -1
