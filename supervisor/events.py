@@ -153,6 +153,7 @@ class _Syncer:
         self._thread: threading.Thread | None = None
         self._due = threading.Semaphore(0)
         self._busy = False
+        self._named = False
         self._ended = False
 
     def start(self) -> None:
@@ -187,6 +188,10 @@ class _Syncer:
     def _sync(self) -> None:
         try:
             self._disk.fsync(self._fd, self._path)
+            if not self._named:
+                # The first time the file's name too, which no sync of its content promises.
+                self._disk.sync_dir(self._path.parent)
+                self._named = True
             self.problem = ""
         except OSError as error:
             self.problem = error.strerror or str(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disks import CrashingDisk, Cut, FullDisk, LossyDisk
+from tests.disks import CrashingDisk, Cut, FullDisk
 from tests.jobs import holds, on_ranks, state_of, write
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.group import Ranks
@@ -39,26 +39,6 @@ def _newest(folder: Path) -> int:
     return found.step
 
 
-def _sweep_power(tmp_path: Path, disk_type: type[LossyDisk], keep: int) -> None:
-    origin = _two(tmp_path / "origin")
-    for cut in [*range(_calls(tmp_path, keep)), None]:
-        folder = tmp_path / f"cut-{cut}"
-        shutil.copytree(origin, folder)
-        disk = disk_type(folder, cut)
-        allowed = [2, 3]
-        try:
-            write(folder, 3, disk, keep)
-            allowed = [3]
-        except Cut:
-            pass
-        for state in disk.survivors(tmp_path / f"after-{cut}"):
-            assert _newest(state) in allowed, f"cut {cut}"
-            listed = store.listing(state, store.verify)
-            assert [found.problem for found in listed] == [None] * len(listed), f"cut {cut}"
-            assert len(listed) >= 2, f"cut {cut}"
-        shutil.rmtree(tmp_path / f"after-{cut}")
-
-
 def test_every_death_leaves_old_or_new(tmp_path: Path) -> None:
     """The process dies at any call of a save that also prunes: the newest checkpoint is whole, and a restore finds it and
     sweeps up what the death left."""
@@ -79,21 +59,6 @@ def test_every_death_leaves_old_or_new(tmp_path: Path) -> None:
         assert write(folder, 4).error is None
 
 
-def test_every_power_cut_leaves_old_or_new(tmp_path: Path) -> None:
-    """What was not synced is lost, kept or torn, in every combination: there are always two good checkpoints, and once
-    save() has returned the new one is among them."""
-    _sweep_power(tmp_path, LossyDisk, keep=2)
-
-
-def test_a_save_that_returned_is_durable(tmp_path: Path) -> None:
-    """The power goes right after the commit, before `latest`: the new checkpoint is there all the same."""
-    folder = _two(tmp_path / "checkpoints")
-    disk = LossyDisk(folder)
-    assert save(Order(folder, 3, pack(state_of(3)), capture_rank(0)), Ranks(), disk).error is None
-
-    assert [_newest(state) for state in disk.survivors(tmp_path / "after")] == [3]
-
-
 def test_what_seals_a_checkpoint_comes_before_it(tmp_path: Path) -> None:
     """`seal` runs before the commit; if it fails, so does the save, and there is no checkpoint."""
     seen: list[list[int]] = []
@@ -110,30 +75,6 @@ def test_what_seals_a_checkpoint_comes_before_it(tmp_path: Path) -> None:
     assert [outcome.error for outcome in outcomes] == [None, "[Errno 28] No space left on device"]
     assert seen == [[], [1]]
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
-
-
-class _NoFileSync(LossyDisk):
-    def fsync(self, fd: int, path: Path) -> None:
-        pass
-
-
-class _NoDirSync(LossyDisk):
-    def sync_dir(self, path: Path) -> None:
-        pass
-
-
-class _PruneFirst(LossyDisk):
-    def mkdir(self, path: Path) -> None:
-        super().mkdir(path)
-        for step in committed_steps(path.parent)[:-1]:
-            self.rename(path.parent / f"step-{step:08d}", path.parent / f".step-{step:08d}.tmp-x")
-
-
-@pytest.mark.parametrize("wrong", [_NoFileSync, _NoDirSync, _PruneFirst])
-def test_wrong_orders_are_convicted(tmp_path: Path, wrong: type[LossyDisk]) -> None:
-    """The simulated power cut convicts a save that leaves out a sync or prunes too early."""
-    with pytest.raises(AssertionError):
-        _sweep_power(tmp_path, wrong, keep=3)
 
 
 def test_full_disk_at_every_call(tmp_path: Path) -> None:

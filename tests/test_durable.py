@@ -1,13 +1,12 @@
-"""Files and folders are old or new, never between: at every call where a process can die, and at every power cut."""
+"""Files and folders are old or new, never between: at every call where a process can die. Power cuts: test_power_cuts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.disks import CrashingDisk, Cut, FullDisk, LossyDisk
+from tests.disks import CrashingDisk, Cut, FullDisk
 from trainer.rundir.durable import append_line, mend_tail, replace_file
 
 
@@ -15,23 +14,6 @@ def _calls(tmp_path: Path) -> int:
     disk = CrashingDisk()
     replace_file(tmp_path / "count", b"new", disk)
     return disk.calls
-
-
-def _sweep_power(tmp_path: Path, make: Callable[[Path, int | None], LossyDisk]) -> None:
-    for cut in [*range(_calls(tmp_path) + 2), None]:
-        root = tmp_path / f"cut-{cut}"
-        root.mkdir()
-        (root / "file").write_bytes(b"old content")
-        disk = make(root, cut)
-        try:
-            replace_file(root / "file", b"new content", disk)
-            allowed = [b"new content"]
-        except Cut:
-            allowed = [b"old content", b"new content"]
-        for state in disk.survivors(tmp_path / f"after-{cut}"):
-            path = state / "file"
-            assert path.exists(), f"cut {cut}: there is no file"
-            assert path.read_bytes() in allowed, f"cut {cut}"
 
 
 def test_replace_file_at_every_death(tmp_path: Path) -> None:
@@ -43,35 +25,6 @@ def test_replace_file_at_every_death(tmp_path: Path) -> None:
             replace_file(path, b"new", CrashingDisk(cut))
 
         assert path.read_bytes() in (b"old", b"new")
-
-
-def test_replace_file_at_every_power_cut(tmp_path: Path) -> None:
-    """Whatever was not synced is lost, kept or torn: the content is old or new, and new once the call has returned."""
-    _sweep_power(tmp_path, LossyDisk)
-
-
-class _NoFileSync(LossyDisk):
-    def fsync(self, fd: int, path: Path) -> None:
-        pass
-
-
-class _NoDirSync(LossyDisk):
-    def sync_dir(self, path: Path) -> None:
-        pass
-
-
-class _RemoveThenRename(LossyDisk):
-    def rename(self, source: Path, target: Path) -> None:
-        if target.exists():
-            self.remove(target)
-        super().rename(source, target)
-
-
-@pytest.mark.parametrize("wrong", [_NoFileSync, _NoDirSync, _RemoveThenRename])
-def test_wrong_ways_are_convicted(tmp_path: Path, wrong: type[LossyDisk]) -> None:
-    """The simulated power cut tells the right order of calls from one that only looks right."""
-    with pytest.raises(AssertionError):
-        _sweep_power(tmp_path, wrong)
 
 
 def test_replace_file_on_a_full_disk(tmp_path: Path) -> None:

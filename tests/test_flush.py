@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.disks import CrashingDisk, Cut, FullDisk, LossyDisk
-from tests.jobs import ROOT, environment, holds, state_of, write
+from tests.disks import CrashingDisk, Cut, FullDisk
+from tests.jobs import ROOT, environment, holds, write
+from tests.snapshots import snapshot_of
 from trainer.checkpoint import retention, snapshots, store
 from trainer.checkpoint.board import Board
 from trainer.checkpoint.commit import begin
 from trainer.checkpoint.flush import flush
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.image import Image, copy_here
-from trainer.checkpoint.memory import Memory, Place
-from trainer.checkpoint.packing import pack
 from trainer.checkpoint.restore import Tiers, restore
-from trainer.checkpoint.segment import Segment
-from trainer.checkpoint.state import capture_rank
 from trainer.rundir import shm
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
@@ -37,25 +32,6 @@ FLUSH = ROOT / "trainer" / "checkpoint" / "flush.py"
 def segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shm, "ROOT", tmp_path)
     return shm.segment_of("m")
-
-
-def _snapshot(folder: Path, step: int, world_size: int = 2) -> None:
-    """All ranks' snapshot of state_of(step), as the memory tier takes it."""
-    shared = pack(state_of(step))
-    for rank in range(world_size):
-        memory = Memory.__new__(Memory)
-        memory._place = Place(folder, rank, world_size, 0, "run")
-        memory._specs_text = (None, "")
-        own = capture_rank(rank)
-        image = Image(shared, rank, world_size, frozenset(shared.tensors))
-        header = image.header(own)
-        job: Any = type("Job", (), {"image": image, "tree": shared.tree})
-        sidecar = memory._sidecar(job) if rank == 0 else b""
-        writer = Segment(folder, rank, world_size, 0)
-        buffer = writer.begin(image.payload(header, own) + len(sidecar))
-        assert buffer is not None
-        image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs: copy_here(pairs))
-        writer.commit(buffer, step, image.payload(header, own), len(sidecar))
 
 
 def _pinned(folder: Path) -> bool:
@@ -80,7 +56,7 @@ def _calls(segment: Path, tmp_path: Path) -> int:
 
 def test_every_death_leaves_old_or_new(segment: Path, tmp_path: Path) -> None:
     """It dies at any call: the newest checkpoint is whole, what is left over is swept, and a second flush works."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     for cut in range(_calls(segment, tmp_path)):
         folder = _two(tmp_path / f"cut-{cut}")
         with pytest.raises(Cut):
@@ -98,32 +74,9 @@ def test_every_death_leaves_old_or_new(segment: Path, tmp_path: Path) -> None:
         assert holds(folder, 3)
 
 
-def test_every_power_cut_leaves_old_or_new(segment: Path, tmp_path: Path) -> None:
-    """What was not synced is lost, kept or torn: two good checkpoints are there, and once it has said so the new one."""
-    _snapshot(segment, 3)
-    for cut in [*range(_calls(segment, tmp_path)), None]:
-        folder = _two(tmp_path / f"cut-{cut}")
-        disk = LossyDisk(folder, cut)
-        allowed = [2, 3]
-        try:
-            assert "error" not in _flush(segment, folder, disk)
-            allowed = [3]
-        except Cut:
-            pass
-        for state in disk.survivors(tmp_path / f"after-{cut}"):
-            newest = store.newest_good(state)
-            assert newest is not None
-            assert newest.step in allowed, f"cut {cut}"
-            assert holds(state, newest.step)
-            listed = store.listing(state, store.verify)
-            assert [found.problem for found in listed] == [None] * len(listed), f"cut {cut}"
-            assert len(listed) >= 2
-        shutil.rmtree(tmp_path / f"after-{cut}", ignore_errors=True)
-
-
 def test_a_full_disk_is_an_error_and_leaves_nothing(segment: Path, tmp_path: Path) -> None:
     """No space at any call: the error is said, the pins are gone, no temporary is left, the older ones are as they were."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     for full in range(_calls(segment, tmp_path)):
         folder = _two(tmp_path / f"full-{full}")
         outcome = _flush(segment, folder, FullDisk(full))
@@ -140,7 +93,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(segment: Path, tmp_path: Pat
 
 def test_it_is_pinned_while_it_is_read_and_not_after(segment: Path, tmp_path: Path) -> None:
     """From before the first byte is read until the end, whatever the end."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     seen: list[bool] = []
 
     class Watching(Disk):
@@ -158,7 +111,7 @@ def test_it_is_pinned_while_it_is_read_and_not_after(segment: Path, tmp_path: Pa
 
 def test_a_snapshot_written_over_meanwhile_is_not_committed(segment: Path, tmp_path: Path) -> None:
     """A rank had already begun to write over it when the pin came: an error, and no checkpoint of mixed steps."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     found = snapshots.find(segment)
     assert found is not None
 
@@ -175,7 +128,7 @@ def test_a_snapshot_written_over_meanwhile_is_not_committed(segment: Path, tmp_p
 def test_newest_is_flushed_only_if_it_is_newer(segment: Path, tmp_path: Path) -> None:
     """After a crash: what the disk has already, whole, is not written again; a damaged one does not count."""
     folder = tmp_path / "c"
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     assert flush(segment, folder, None, 2, None)["bytes"] > 0
     assert flush(segment, folder, None, 2, None) == {"step": 3, "existed": True}
     (folder / "step-00000003" / "rank1.safetensors").write_bytes(b"")
@@ -186,7 +139,7 @@ def test_newest_is_flushed_only_if_it_is_newer(segment: Path, tmp_path: Path) ->
 
 def test_what_is_sealed_comes_before_the_commit(segment: Path, tmp_path: Path) -> None:
     """The file given is synced before the rename; if that fails there is no checkpoint."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     synced: list[tuple[str, list[int]]] = []
 
@@ -220,7 +173,7 @@ def test_a_sweep_removes_files_that_the_dead_were_writing(tmp_path: Path) -> Non
 
 def test_a_sweep_leaves_a_living_flush_alone(segment: Path, tmp_path: Path) -> None:
     """A rank that restores meanwhile sweeps what the dead left, and not the folder that is being written."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     folder = _two(tmp_path / "c")
 
     class Sweeping(Disk):
@@ -237,7 +190,7 @@ def test_a_sweep_leaves_a_living_flush_alone(segment: Path, tmp_path: Path) -> N
 
 def test_a_save_of_the_same_step_meanwhile(segment: Path, tmp_path: Path) -> None:
     """The final save and a flush of that step, or of an older one, at the same time: each is content with the other's."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     saved: list[Any] = []
 
     class Saving(Disk):
@@ -262,7 +215,7 @@ def test_a_save_of_the_same_step_meanwhile(segment: Path, tmp_path: Path) -> Non
 
 def test_a_commit_that_comes_second(segment: Path, tmp_path: Path) -> None:
     """The direct save finds the flush's checkpoint in its place: it counts as saved, and its temporary is gone."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     folder = tmp_path / "c"
 
     class Flushing(Disk):
@@ -289,7 +242,7 @@ def _run(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 def test_the_program(segment: Path, tmp_path: Path) -> None:
     """One JSON line and an exit status, in an interpreter that loads no torch, from any folder."""
-    _snapshot(segment, 3)
+    snapshot_of(segment, 3)
     folder = tmp_path / "c"
     code, outcome = _run(str(segment), str(folder), "--step", "3", "--keep", "2", "--seal", str(tmp_path / "no"))
     assert (code, outcome["step"]) == (0, 3)

@@ -16,11 +16,12 @@ import os
 from pathlib import Path
 
 from trainer.rundir.durable import DISK
+from trainer.rundir.intake import parse
 
 
 def _step_of(line: bytes) -> int | None:
     try:
-        step = json.loads(line)["step"]
+        step = parse(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
@@ -46,6 +47,7 @@ class Metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._pending = b""
+        self._named = False
 
     @property
     def pending(self) -> str:
@@ -72,6 +74,7 @@ class Metrics:
         while (aside := self.path.with_name(f"metrics-superseded-{number}.jsonl")).exists():
             number += 1
         DISK.create(aside, [self.path.read_bytes()])
+        DISK.sync_dir(aside.parent)
         self.resume_at(0)
 
     def write(self, **fields: int | float) -> None:
@@ -100,6 +103,10 @@ class Metrics:
         """Every line written is durable; else OSError."""
         self._flush()
         os.fsync(self._fd)
+        if not self._named:
+            # The first time the file's name too, which no sync of its content promises.
+            DISK.sync_dir(self.path.parent)
+            self._named = True
 
     def close(self) -> None:
         """As sync(), and no more can be written."""

@@ -24,6 +24,7 @@ from supervisor.runs import RUNS, Known, load
 from supervisor.session import arm_faults, detach, drive
 from supervisor.spec import Spec, resolved
 from supervisor.status import story_of
+from trainer.rundir.durable import ensure_dir
 from trainer.rundir.layout import RunDir, committed_steps
 
 BUILT_IN = "trainer"
@@ -188,7 +189,7 @@ def _command(arguments: list[str], module: bool) -> dict[str, Any]:
 
 def _make_folder(run: RunDir) -> None:
     try:
-        run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ensure_dir(run.path)
         if any(path.name not in ("lock", "lock.json") for path in run.path.iterdir()):
             raise Refusal(f"{run.path} is not empty and no run of supervise; use another --run-dir")
         make_private(run.path)

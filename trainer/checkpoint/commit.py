@@ -20,7 +20,7 @@ from trainer.checkpoint import manifest as manifests
 from trainer.checkpoint import retention, store
 from trainer.checkpoint.errors import CheckpointError, Damaged
 from trainer.checkpoint.manifest import Manifest
-from trainer.rundir.durable import Disk, publish_dir, replace_file
+from trainer.rundir.durable import Disk, ensure_dir, publish_dir, replace_file
 from trainer.rundir.layout import committed_steps, step_name
 
 _SPARE = 1 << 20
@@ -35,7 +35,7 @@ def now() -> str:
 def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> str | None:
     """The name of a fresh folder to write into; None if this step has a whole checkpoint already. OSError if the disk has
     no room for `size` bytes."""
-    retention.ensure_dir(folder, disk)
+    ensure_dir(folder, disk)
     name = step_name(step)
     if os.path.lexists(folder / name):
         try:

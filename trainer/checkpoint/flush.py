@@ -99,7 +99,7 @@ def _chunks(view: memoryview) -> Iterator[memoryview]:
 
 
 def _sync(path: Path | None, disk: Disk) -> None:
-    """What is in `path` is durable, whoever wrote it."""
+    """`path` and what is in it are durable, whoever wrote it."""
     if path is None or not path.exists():
         return
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -107,6 +107,7 @@ def _sync(path: Path | None, disk: Disk) -> None:
         disk.fsync(fd, path)
     finally:
         os.close(fd)
+    disk.sync_dir(path.parent)
 
 
 def main(arguments: list[str]) -> int:

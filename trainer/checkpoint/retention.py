@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.checkpoint.store import LATEST, QUARANTINE, listing, read_latest
-from trainer.rundir.durable import Disk, replace_file
+from trainer.rundir.durable import Disk, ensure_dir, replace_file
 from trainer.rundir.layout import committed_steps, step_name
 
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
@@ -33,15 +33,6 @@ _SUPERSEDED = re.compile(r"\Asuperseded-([0-9]+)(\.tmp)?\Z")
 def temporary_name(step: int, label: str = "") -> str:
     """A folder name that no reader takes for a checkpoint and that nobody else uses."""
     return f".{step_name(step)}.tmp-{label}{uuid.uuid4().hex[:12]}"
-
-
-def ensure_dir(path: Path, disk: Disk) -> None:
-    """`path` is a folder, durably, and so are the folders above it that were missing."""
-    if path.is_dir():
-        return
-    ensure_dir(path.parent, disk)
-    disk.mkdir(path)
-    disk.sync_dir(path.parent)
 
 
 def remove_tree(path: Path, disk: Disk) -> None:
@@ -164,6 +155,8 @@ def _move_aside(folder: Path, aside: Path, disk: Disk) -> Path:
         if os.path.lexists(folder / name):
             disk.rename(folder / name, aside / name)
     disk.sync_dir(aside)
+    # That syncing the folder that a name came to syncs that which it left is promised nowhere.
+    disk.sync_dir(folder)
     # The name without .tmp says that nothing of the old history is left outside it.
     done = aside.with_suffix("")
     disk.rename(aside, done)

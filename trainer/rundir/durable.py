@@ -99,6 +99,15 @@ def replace_soon(path: Path, data: Buffer) -> None:
         raise
 
 
+def ensure_dir(path: Path, disk: Disk = DISK) -> None:
+    """`path` is a folder, durably, and so are the folders above it that were missing."""
+    if path.is_dir():
+        return
+    ensure_dir(path.parent, disk)
+    disk.mkdir(path)
+    disk.sync_dir(path.parent)
+
+
 def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
     """The finished folder `temporary` is known as `final`, durably; OSError if `final` exists and is not empty."""
     disk.sync_dir(temporary)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.rundir.beats import Phase
+from trainer.rundir.durable import DISK, ensure_dir
 from trainer.rundir.duration import parse_duration
 from trainer.rundir.intake import read_json
 
@@ -173,13 +174,13 @@ def parse_fault(spec: str) -> Fault:
 
 def arm(folder: Path, fault: Fault) -> int:
     """The fault has a file and a number of its own in `folder`; it waits there until its trigger comes."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ensure_dir(folder)
     body = json.dumps({"spec": fault.text, "armed": time.monotonic(), "time": time.time()}).encode()
     number = 1 + max((int(p.name[:4]) for p in folder.glob("[0-9][0-9][0-9][0-9].*")), default=0)
     while True:
         # Written aside first and linked to its number, so that a reader never sees half a spec.
         temporary = folder / f".spec-{os.getpid()}"
-        temporary.write_bytes(body)
+        DISK.create(temporary, [body])
         try:
             os.link(temporary, folder / f"{number:04d}.spec")
             return number
@@ -228,6 +229,8 @@ def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int)
     try:
         os.write(fd, json.dumps(body).encode())
         os.fsync(fd)
+        # The mark's own name, and that of the spec: without it the same words would be armed anew.
+        DISK.sync_dir(folder)
     except OSError:
         # What cannot be recorded must not fire: it would fire again after every restart.
         path.unlink(missing_ok=True)
