@@ -7,6 +7,7 @@ lines wait in memory and are written when there is room again. Nor does a slow o
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -93,7 +94,7 @@ class EventLog:
         return {**head, "attempt": own.pop("attempt", self.attempt), **own}
 
     def _render(self, _: Any, __: str, fields: Any) -> bytes:
-        return self._redactor.json(orjson.dumps(fields, default=str))
+        return self._redactor.json(_line(fields))
 
     def _write(self, line: bytes) -> None:
         self._waiting.append(line)
@@ -140,6 +141,14 @@ class EventLog:
         self._flush()
         self._syncer.close()
         os.close(self._fd)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields, default=str)
+    except TypeError:
+        # Half a character, as in the name of a file that is no text, or a number of more than 64 bits: an event all the same.
+        return json.dumps(fields, default=str, ensure_ascii=False).encode(errors="replace")
 
 
 class _Syncer:

@@ -155,7 +155,7 @@ class Flusher:
         self.process = None
         with contextlib.suppress(ValueError, IndexError):
             outcome = json.loads(text.splitlines()[-1])
-            if isinstance(outcome, dict):
+            if isinstance(outcome, dict) and ("error" in outcome or type(outcome.get("step")) is int):
                 return outcome
         # Killed, perhaps: what it kept from being written over is free again.
         snapshots.clear_pins(self.segment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class Duration(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value is None or isinstance(value, int | float):
             return value
-        if value in self._words:
+        if isinstance(value, str) and value in self._words:
             return self._words[value]
         try:
             return parse_duration(str(value))
@@ -64,6 +65,19 @@ class Range(click.ParamType[Any]):
         if pair[0] > pair[1]:
             self.fail(f"{value!r}: the minimum is above the maximum", param, ctx)
         return pair
+
+
+class Words(click.ParamType[Any]):
+    """Words as a shell splits them."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            shlex.split(str(value))
+        except ValueError as error:
+            self.fail(f"{value!r}: {str(error).lower()}", param, ctx)
+        return str(value)
 
 
 class Nproc(click.ParamType[Any]):
@@ -143,7 +157,8 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
     """The settings of `path` (or of ./supervise.toml if it is there), by option name; its table [policy] as pairs of cause
     and action.
 
-    Refusal for a file that cannot be read, or a key that is none of `known`; it names the nearest.
+    What a flag refuses, the file may not say either: values are as they would be written on the command line. Refusal for a
+    file that cannot be read, or a key that is none of `known`; it names the nearest.
     """
     chosen = path or Path("supervise.toml")
     try:
@@ -156,6 +171,8 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
         raise Refusal(f"{chosen} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise Refusal(f"{chosen} is not TOML: {error}") from None
+    except RecursionError:
+        raise Refusal(f"{chosen} is nested too deep") from None
     names = {name.replace("-", "_"): name for name in known}
     settings = {}
     for key, value in body.items():
@@ -171,8 +188,14 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
                 raise Refusal(f"{chosen}: [policy] {error}") from None
         elif isinstance(value, dict):
             raise Refusal(f"{chosen}: {key!r} is a table; write it as a key of its own: {key} = …")
+        else:
+            value = [_written(each) for each in value] if isinstance(value, list) else _written(value)
         settings[plain] = value
     return settings
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def nearest(word: str, known: Iterable[str], joint: str = "-") -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def restore(body: dict[str, Any]) -> Spec:
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
                 raise ValueError(name)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-        raise Refusal(f"run.json lacks or garbles {error}; launch the run again in full") from None
+        raise Refusal(f"run.json lacks or garbles {error!s:.200}; launch the run again in full") from None
     return spec
 
 
@@ -140,7 +141,7 @@ _FIELDS: dict[str, tuple[Any, _Fits]] = {
     "nproc": (int, lambda count: 0 < count <= MOST_RANKS),
     "cwd": (str, bool),
     "resume": (str, lambda mode: mode in ("auto", "never", "must")),
-    "resume_args": (str, lambda _: True),
+    "resume_args": (str, lambda text: shlex.split(text) is not None),
     "max_restarts": (int, lambda count: 0 <= count < 1 << 31),
     "no_progress_limit": (int, lambda count: 0 < count < 1 << 31),
     "backoff": (tuple, lambda edges: len(edges) == 2 and all(edge >= 0 for edge in edges)),

@@ -70,6 +70,7 @@ _LONG = "x" * 3000
 
 def _synced(log: EventLog, recorder: Recorder) -> None:
     """The sync, which a thread of its own does, is over."""
+    recorder.barrier()
     log.sync()
     until(lambda: not log._syncer._busy)
     recorder.barrier()

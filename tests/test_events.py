@@ -41,6 +41,17 @@ def test_full_disk_delays_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [e["seq"] for e in found] == [1, 2, 3, 4, 5] and skipped == 0
 
 
+def test_text_that_is_none(tmp_path: Path) -> None:
+    """Half a character, as in an exception about a file whose name is no text, is an event all the same."""
+    run = RunDir(tmp_path)
+    log = events.EventLog(run, "gpt")
+    log.emit("verdict", "error", reason="no file \udcff", step=10**30)
+    log.emit("run_ended")
+    log.close()
+
+    assert [e["msg"] for e in read_events(run.events)[0]] == ["verdict", "run_ended"]
+
+
 def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up in the middle of a line leaves no fragment, which would swallow the line that is written again."""
     run = RunDir(tmp_path)

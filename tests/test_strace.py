@@ -37,6 +37,9 @@ class _Deaf:
     def mark(self, name: str) -> None:
         pass
 
+    def barrier(self) -> None:
+        pass
+
 
 def act_all(place: Path) -> None:
     for name in NAMES:
@@ -50,7 +53,7 @@ def shm() -> Iterator[Path]:
 
 
 def _told(ops: list[Op]) -> list[str]:
-    return [str(op) for op in joined([op for op in ops if op.kind != "mark"])]
+    return [str(op) for op in joined([op for op in ops if op.kind not in ("mark", "barrier")])]
 
 
 @functools.cache

@@ -49,7 +49,7 @@ class TrainConfig:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
-        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        unknown = message.removeprefix("unrecognized arguments: ").partition("=")[0].partition(" ")[0]
         close = difflib.get_close_matches(unknown, known, 1) if unknown.startswith("--") else []
         raise UsageError(f"{message}; {f'did you mean {close[0]}?' if close else 'see python -m trainer --help'}")
 

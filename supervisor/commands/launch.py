@@ -19,7 +19,7 @@ from supervisor import spec as specs
 from supervisor.custody import make_private
 from supervisor.errors import Refusal
 from supervisor.lock import RunLock
-from supervisor.options import PREFIX, CauseAction, Duration, FaultSpec, Nproc, Range, nearest, read_config
+from supervisor.options import PREFIX, CauseAction, Duration, FaultSpec, Nproc, Range, Words, nearest, read_config
 from supervisor.runs import RUNS, Known, load
 from supervisor.session import arm_faults, detach, drive
 from supervisor.spec import Spec, resolved
@@ -37,6 +37,9 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"]
     names = {"policy" if p.name == "actions" else str(p.name): str(p.name) for p in options}
     settings = {names[key]: setting for key, setting in read_config(value, names).items()}
+    for option in options:
+        if isinstance(settings.get(str(option.name)), list) and not option.multiple:
+            raise Refusal(f"{value or 'supervise.toml'}: {option.name} is a list; it takes one value")
     ctx.default_map = {**(ctx.default_map or {}), **settings}
 
 
@@ -67,10 +70,14 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @_option("--name", default=None, help="Names the run; its id begins with it.")
 @_option("--run-dir", type=click.Path(path_type=Path), default=None, help="Its folder.  [default: runs/<id>]")
 @_option("--resume", type=click.Choice(["auto", "never", "must"]), default="auto", help="From the newest checkpoint.")
-@_option("--resume-args", default="", help="Arguments to append to the script's on every relaunch.")
-@_option("--max-restarts", type=click.IntRange(0), default=3, help="Restarts without a new checkpoint, per window.")
+@_option("--resume-args", type=Words(), default="", help="Arguments to append to the script's on every relaunch.")
+@_option(
+    "--max-restarts", type=click.IntRange(0, 10**6), default=3, help="Restarts without a new checkpoint, per window."
+)
 @_option("--window", type=Duration(), default="1h", help="The budget's sliding window.")
-@_option("--no-progress-limit", type=click.IntRange(1), default=3, help="Attempts in a row with no new checkpoint.")
+@_option(
+    "--no-progress-limit", type=click.IntRange(1, 10**6), default=3, help="Attempts in a row with no new checkpoint."
+)
 @_option("--backoff", type=Range(), default="1s:5m", help="Wait between restarts that bring no progress, MIN:MAX.")
 @_option("--grace", type=Duration(), default="45s", help="From a stop's TERM to KILL, for a last checkpoint.")
 @_option(

@@ -115,7 +115,7 @@ def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]
 def _wall(event: Event) -> float:
     try:
         return datetime.fromisoformat(str(event.get("ts")).replace("Z", "+00:00")).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return 0.0
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Mapping
 
 from trainer.checkpoint.commit import now
 from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.manifest import Manifest, StoredFile, shard_name, stored
-from trainer.checkpoint.plan import Spec, plan
+from trainer.checkpoint.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
+from trainer.checkpoint.plan import Spec, plan, total
 from trainer.checkpoint.snapshots import Snapshot
+from trainer.rundir.intake import parse
 
 
 def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:
@@ -19,10 +19,14 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
     record = snapshot.record(0)
     try:
         with snapshot.path(0).open("rb") as file:
+            if record.payload + record.sidecar > os.fstat(file.fileno()).st_size:
+                raise ValueError("it is shorter than its record says")
             file.seek(record.payload)
-            about = json.loads(file.read(record.sidecar))
+            about = parse(file.read(record.sidecar))
         specs = {str(name): Spec(str(dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
-        return Manifest(
+        if any(not is_proper(spec) for spec in specs.values()) or total(specs) > snapshot.bytes:
+            raise ValueError("tensors that cannot be in it")
+        manifest = Manifest(
             step=snapshot.step,
             world_size=snapshot.world_size,
             run=about["run"],
@@ -36,6 +40,8 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
             files=files
             or {shard_name(r): StoredFile(snapshot.record(r).payload, "") for r in range(snapshot.world_size)},
         )
+        check(manifest)
+        return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"what it consists of cannot be read: {error!r}") from None
 
@@ -45,7 +51,7 @@ def payload(snapshot: Snapshot, rank: int) -> memoryview:
     fd = os.open(snapshot.path(rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         memory = mmap.mmap(fd, snapshot.record(rank).payload, prot=mmap.PROT_READ)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Damaged(f"the snapshot of rank {rank} is shorter than its record says") from error
     finally:
         os.close(fd)

@@ -49,10 +49,15 @@ def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
     CheckpointError if the checkpoint holds no model.
     """
     model = manifest.state.get("model") if isinstance(manifest.state, dict) else None
-    found = tree.decode(model, _Name)
+    try:
+        found = tree.decode(model, _Name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"its state is not one: {error!r}") from None
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"checkpoint {manifest.step} holds no model")
     tensors = {str(key): str(name) for key, name in found.items() if isinstance(name, _Name)}
+    if not set(tensors.values()) <= manifest.tensors.keys():
+        raise Damaged("its state names a tensor that it does not have")
     return tensors, [str(key) for key in found if str(key) not in tensors]
 
 

@@ -32,7 +32,7 @@ from trainer.checkpoint.commit import begin, commit, is_whole, tidy
 from trainer.checkpoint.description import describe, payload
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.manifest import StoredFile, shard_name
-from trainer.checkpoint.shard import Digest
+from trainer.checkpoint.shard import Digest, entries_in
 from trainer.checkpoint.snapshots import Snapshot
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps, step_name
@@ -90,6 +90,8 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
 def _copied(snapshot: Snapshot, rank: int, path: Path, disk: Disk) -> StoredFile:
     digest = Digest()
     with payload(snapshot, rank) as view:
+        # What cannot be read must not become a checkpoint, for which an older one would be pruned.
+        entries_in(view)
         disk.create(path, digest.through(_chunks(view)))
     return StoredFile(digest.bytes, digest.hex)
 

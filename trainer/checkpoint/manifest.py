@@ -109,7 +109,7 @@ def decode(raw: bytes) -> Manifest:
         if body["format"] != FORMAT:
             raise Unreadable(f"{NAME} has format {body['format']}; this version reads format {FORMAT}")
         manifest = _build(body)
-        _check(manifest)
+        check(manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not a manifest: {error!r}") from None
     return manifest
@@ -125,21 +125,34 @@ def _build(body: dict[str, Any]) -> Manifest:
     return Manifest(**{**fields, "tensors": tensors, "files": files})
 
 
-def _check(manifest: Manifest) -> None:
-    """ValueError unless files are those of ranks 0 to world_size - 1, and pieces cover each tensor once, in order."""
-    counts = [manifest.step, manifest.bytes, *(file.bytes for file in manifest.files.values())]
-    if any(type(count) is not int or not 0 <= count < 1 << 62 for count in counts):
-        raise ValueError("a step or size that cannot be")
-    if type(manifest.world_size) is not int or manifest.world_size != len(manifest.files) or not manifest.files:
-        raise ValueError(f"{len(manifest.files)} files cannot be those of {manifest.world_size!r} ranks")
-    if not isinstance(manifest.created, str):
-        raise ValueError("a time that is none")
+def is_proper(spec: Spec) -> bool:
+    """Whether there can be a tensor of that type and shape."""
+    return spec.dtype in ITEM_BYTES and all(_is_count(n) for n in spec.shape)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def check(manifest: Manifest) -> None:
+    """ValueError unless every field is of its type, files are those of ranks 0 to world_size - 1, and pieces cover each
+    tensor once, in order."""
+    counts = (manifest.step, manifest.world_size, manifest.bytes, *(file.bytes for file in manifest.files.values()))
+    texts = (manifest.torch, manifest.created, *(file.digest for file in manifest.files.values()))
+    if not all(map(_is_count, counts)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a number or a text that is none")
+    if not isinstance(manifest.run, str | None) or not isinstance(manifest.attempt, int | None):
+        raise ValueError("a run or an attempt that cannot be")
+    if not isinstance(manifest.save_seconds, int | float):
+        raise ValueError("a time that cannot be")
+    if manifest.world_size != len(manifest.files) or not manifest.files:
+        raise ValueError(f"{len(manifest.files)} files cannot be those of {manifest.world_size} ranks")
     # Names are compared, never used as they stand: no text in a manifest can lead out of its folder.
     if set(manifest.files) != {shard_name(rank) for rank in range(manifest.world_size)}:
         raise ValueError(f"files are not those of {manifest.world_size} ranks")
     room = sum(file.bytes for file in manifest.files.values())
     for name, tensor in manifest.tensors.items():
-        if tensor.dtype not in ITEM_BYTES or any(type(n) is not int or n < 0 for n in tensor.shape):
+        if not is_proper(tensor.spec):
             raise ValueError(f"tensor {name!r} has no proper type or shape")
         at = 0
         for piece in tensor.pieces:

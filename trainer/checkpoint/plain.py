@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,14 @@ def load_checkpoint(
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
         step, extra = int(state["step"]), state["extra"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
+        parts = {"model": bare(model), "optimizer": optimizer, "scaler": scaler}
+        # Only what was asked for is restored: a model to look at needs no optimizer.
+        wanted = {key: part for key, part in parts.items() if part is not None}
+        states = {key: state[key] for key in wanted}
+    except Exception as error:
+        # What torch raises for a file that is none of its own depends on where it stumbles.
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None
-    parts = {"model": bare(model), "optimizer": optimizer, "scaler": scaler}
-    # Only what was asked for is restored: a model to look at needs no optimizer.
-    apply({k: p for k, p in parts.items() if p is not None}, {k: state[k] for k, p in parts.items() if p}, where)
+    apply(wanted, states, where)
     return step, extra
 
 

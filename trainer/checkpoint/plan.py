@@ -41,6 +41,11 @@ class Spec:
         return self.count * ITEM_BYTES[self.dtype]
 
 
+def total(tensors: Mapping[str, Spec]) -> int:
+    """Their bytes."""
+    return sum(spec.bytes for spec in tensors.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """`count` elements of the tensor `name`, flattened, from element `start`."""

@@ -7,10 +7,16 @@ import re
 _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d|)$")
 
+LONGEST = 100_000 * 86400.0
+"""Nobody waits longer, and no system call could."""
+
 
 def parse_duration(text: str) -> float:
     """Seconds, zero or more. ValueError says what is accepted."""
     match = _DURATION.match(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a duration; write one like 30s, 5m or 2h")
-    return float(match[1]) * _UNIT[match[2]]
+    seconds = float(match[1]) * _UNIT[match[2]]
+    if seconds > LONGEST:
+        raise ValueError(f"{text[:40]!r} is more than {LONGEST / 86400:.0f}d")
+    return seconds

@@ -196,7 +196,7 @@ def armed(folder: Path) -> list[Fault]:
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].spec")):
         try:
             body = read_json(path)
-            fault = parse_fault(body["spec"])
+            fault = parse_fault(str(body["spec"]))
             since = float(body["armed"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.rundir.intake import read_json
+
 GANG = "SUPERVISE_GANG"
 """In the environment of a rank: the folder of its gang."""
 PRELOAD = "SUPERVISE_PRELOAD"
@@ -75,8 +77,17 @@ class Gate:
         while os.read(fd, 64):
             pass
         os.close(fd)
+        return self.released()
+
+    def released(self) -> dict[str, Any] | None:
+        """What is in release.json; None if there is none, ValueError if it is not a release."""
         try:
-            body: dict[str, Any] = json.loads(self.release.read_bytes())
+            body = read_json(self.release)
         except FileNotFoundError:
             return None
+        shape = {"attempt": int, "env": dict, "arguments": list}
+        if not isinstance(body, dict) or any(not isinstance(body.get(key), kind) for key, kind in shape.items()):
+            raise ValueError(f"{self.release} is not a release")
+        if not all(isinstance(text, str) for text in (*body["env"].values(), *body["arguments"])):
+            raise ValueError(f"{self.release} is not a release: an argument or a variable is no text")
         return body

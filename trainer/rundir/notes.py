@@ -79,6 +79,19 @@ class NoteReader:
                 note = parse(line)
             except ValueError:
                 continue
-            if isinstance(note, dict) and isinstance(note.get("kind"), str):
+            if _is_note(note):
                 notes.append(note)
         return notes
+
+
+_OURS = frozenset({"ts", "seq", "level", "run", "attempt", "msg", "event", "rank", "by"})
+"""What events carry beside a note's own fields, and a note therefore cannot."""
+_OF_A_STEP = ("resumed", "checkpoint_saved", "flush_due")
+
+
+def _is_note(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("kind"), str) or _OURS & note.keys():
+        return False
+    if "step" not in note and note["kind"] in _OF_A_STEP:
+        return False
+    return type(note.get("step", 0)) is int and isinstance(note.get("keep"), int | None)
