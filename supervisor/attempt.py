@@ -38,7 +38,14 @@ class Attempt:
         self._run, self._spec = run, spec
         self._resume, self._relaunch, self._rollback = resume, relaunch, rollback
         self._gang: Gang | None = None
+        self._adopted = False
         self.stacks: Stacks | None = None
+
+    def adopt(self, gang: Gang, reaped: dict[int, int]) -> None:
+        """It is the attempt that `gang` has been since another supervisor released it. OSError or ValueError if its beats
+        cannot be read."""
+        self._observe(gang, reaped)
+        self._gang, self.kind, self._adopted = gang, gang.kind, True
 
     def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
         """A gang is taken and released, when there is one; whether the attempt has just begun to be watched."""
@@ -56,16 +63,20 @@ class Attempt:
                 return False
             if gang.launcher is None:
                 return False
-            folder = self._run.attempt(self.number)
-            self.watch = Watch(folder, gang, reaped)
-            disks = places(self._run.path, self._spec.cwd, self._spec.command)
-            self.witness = Witness(folder, self.number, self._spec.mark, disks)
+            self._observe(gang, reaped)
         except OSError as error:
             if error.errno in proctree.EXHAUSTED:
                 raise  # it will be raised up once there are descriptors or memory again
             self.error = str(error)
             return False
         return True
+
+    def _observe(self, gang: Gang, reaped: dict[int, int]) -> None:
+        folder = self._run.attempt(self.number)
+        self.watch = Watch(folder, gang, reaped)
+        if not folder.evidence.exists():
+            disks = places(self._run.path, self._spec.cwd, self._spec.command)
+            self.witness = Witness(folder, self.number, self._spec.mark, disks)
 
     def _take(self, standby: Standby, now: float) -> bool:
         gang = standby.take(now)
@@ -76,7 +87,7 @@ class Attempt:
             folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
         order = release(self._spec, self._run, self.number, self._resume, self._relaunch, self._rollback)
-        gang.release(order, folder)
+        gang.release({**order, "kind": gang.kind}, folder)
         self._gang, self.kind = gang, gang.kind
         return True
 
@@ -93,7 +104,14 @@ class Attempt:
 
     def members(self, spared: set[int]) -> list[psutil.Process]:
         """Every living process of it, whoever its parent is now."""
-        return proctree.members(self._spec.mark, spared, self.launcher_pid)
+        return proctree.members(self._spec.mark, spared, self.launcher_pid, self._roots())
+
+    def _roots(self) -> list[int]:
+        """Its living processes, where they are not our descendants: another supervisor started them."""
+        if not self._adopted or self.watch is None:
+            return []
+        launcher = [self.watch.launcher.pid] if self.watch.launcher else []
+        return launcher + [process.pid for process in self.watch.ranks.values()]
 
     def send(self, name: str, reach: Reach, spared: set[int]) -> int:
         """The signal has gone out; returns to how many."""

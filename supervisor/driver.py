@@ -6,13 +6,11 @@ import contextlib
 import os
 import random
 import select
-import signal
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import psutil
 
 from supervisor import proctree
 from supervisor.attempt import Attempt, sweep
@@ -20,28 +18,23 @@ from supervisor.chronicle import Chronicle
 from supervisor.core import machine
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
+from supervisor.core.pace import Pace
 from supervisor.events import EventLog
 from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
+from supervisor.legacy import Legacy
 from supervisor.paces import Paces
 from supervisor.spec import Spec
 from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
-from supervisor.watch import Watch
-from trainer.rundir.beats import Phase, last_beats
+from supervisor.watch import Notes, Watch, last_beat
 from trainer.rundir.layout import RunDir, committed_steps
 
 _TICK = 0.2
 """Seconds between two looks at a run that trains. What ends a process wakes the loop at once."""
 _TICK_EAGER = 0.01
 """While an attempt comes up or goes down, where every millisecond is one of recovery."""
-
-
-def last_beat(run: RunDir, attempt: int) -> int:
-    """The highest step that the ranks of `attempt` have left in their beats, or -1."""
-    beats = last_beats(run.attempt(attempt).beats)
-    return max((beat.step for beat in beats if beat.phase >= Phase.TRAIN), default=-1)
 
 
 @dataclass
@@ -52,37 +45,34 @@ class Driver:
     spec: Spec
     log: EventLog
     environ: Mapping[str, str]
-    last_attempt: int = -1
+    legacy: Legacy = field(default_factory=Legacy)
     history: History = field(default_factory=History)
-    high_step: int = -1
-    unfinished: bool = False
-    """Whether an earlier supervisor of this run died before it could end it."""
-    told_faults: set[str] = field(default_factory=set)
-    """Firings of faults that the events tell already."""
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
 
     def __post_init__(self) -> None:
         self.stops = Stops()
         self._attempt: Attempt | None = None
+        self._launched = False
+        """Whether there is an attempt of this request, ours or adopted."""
         self._reaped: dict[int, int] = {}
         self._ended: End | None = None
         self._witnesses: list[Witness] = []
         """Of attempts that are over, and whose evidence is not on disk yet."""
         self._first_step_at: float | None = None
-        self._chronicle = Chronicle(self.run, self.log, self.high_step)
+        story = self.legacy.story
+        told = self.legacy.checkpoints if self.legacy.unfinished else None
+        self._chronicle = Chronicle(self.run, self.log, story.high_step, told)
         self._flusher = Flusher(self.run, self.spec.mark, self._chronicle)
-        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, self.told_faults)
+        fired, armed = self.legacy.faults_fired, self.legacy.faults_armed
+        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, fired, armed)
 
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
         proctree.become_subreaper()
         with signals(self.stops) as wakeup:
-            if left := self._kill_all(self._leftovers()):
-                return self._finish(End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed"))
-            self._standby = Standby(self.spec, self.run, self.environ, self.log)
             paces = Paces(self.run)
-            state = machine.begin(self.last_attempt, self.history, paces.last())
+            state = self._adopt(paces.last()) or self._begin(paces.last())
             ended: set[int] = set()
             while self._ended is None:
                 try:
@@ -106,7 +96,7 @@ class Driver:
             self._standby.close()
             if self._ended.exit_code != 106:
                 self._flusher.finish()
-            if self._kill_all(proctree.members(self.spec.mark, set())) and self._ended.exit_code != 106:
+            if self._kill_all(set()) and self._ended.exit_code != 106:
                 self._ended = End(106, "stuck", "the standby's processes cannot be killed")
         return self._finish(self._ended)
 
@@ -116,24 +106,68 @@ class Driver:
         self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
         time.sleep(_TICK)
 
-    def _leftovers(self) -> list[psutil.Process]:
-        """Processes that an earlier supervisor of this run left: two gangs must never run at once."""
-        leftovers = proctree.marked(self.spec.mark)
-        if leftovers or self.unfinished:
-            step = last_beat(self.run, self.last_attempt)
-            self._chronicle.high_step = max(self.high_step, step)
-            self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
-        return leftovers
+    # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _kill_all(self, processes: list[psutil.Process]) -> int:
-        """`processes`, and whatever else of the run lives, are gone; returns how many could not be killed in time."""
-        until = self.clock() + self.spec.policy.stuck_after
-        while processes and self.clock() < until:
-            proctree.send_all(processes, signal.SIGKILL)
-            proctree.reap(self._reaped)
-            time.sleep(_TICK_EAGER)
-            processes = proctree.members(self.spec.mark, set())
-        return len(processes)
+    def _adopt(self, pace: Pace) -> machine.State | None:
+        """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
+        if there is none to adopt."""
+        legacy, now = self.legacy, self.clock()
+        gang = legacy.gang(self.run, self.spec)
+        if gang is None:
+            return None
+        attempt = Attempt(self.run, self.spec, legacy.last_attempt, "auto", True, None, now)
+        try:
+            attempt.adopt(gang, self._reaped)
+        except (OSError, ValueError):
+            gang.abandon()
+            return None
+        self._attempt, self._launched = attempt, True
+        self._standby = Standby(self.spec, self.run, self.environ, self.log, gang.gate.path)
+        self._chronicle.go_on(legacy.events)
+        if legacy.told("attempt_started") is None:
+            self._tell_start(attempt)
+        assert attempt.watch is not None
+        attempt.watch.ask_faults()
+        attempt.watch.look(now, set())
+        attempt.hear()
+        told = legacy.verdict()
+        pids = [process.pid for _, process in sorted(attempt.watch.ranks.items())]
+        about = {"launcher_pid": attempt.launcher_pid, "pids": pids, "verdict": told.cause.value if told else None}
+        self.log.emit("adopted", "warning", step=max(attempt.watch.steps().values(), default=-1), **about)
+        self._chronicle.tell(attempt.watch, self.spec.nproc)
+        self._chronicle.catch_up()
+        self._flusher.inherit(training=told is None)
+        began = float((legacy.told("attempt_started") or {}).get("mono", now))
+        state, actions = machine.adopt(attempt.number, self.history, pace, min(began, now), now, told)
+        for action in actions:
+            self._perform(action)
+        return state
+
+    def _begin(self, pace: Pace) -> machine.State:
+        """Nothing of an earlier supervisor's attempt is alive: two gangs must never run at once. What it has left untold is
+        told."""
+        last = self.legacy.last_attempt
+        self._chronicle.go_on(self.legacy.events)
+        notes = Notes(self.run.attempt(last), self.spec.nproc)
+        self._chronicle.hear(notes.read())
+        self._flusher.inherit(training=False)
+        spared = self._flusher.pids()
+        leftovers = proctree.members(self.spec.mark, spared)
+        if leftovers or self.legacy.unfinished:
+            step = last_beat(self.run.attempt(last))
+            self._chronicle.high_step = max(self._chronicle.high_step, step)
+            self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
+        if left := self._kill_all(spared):
+            self._ended = End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed")
+        self._chronicle.hear(notes.read())
+        self._chronicle.flush_due = None
+        self._chronicle.catch_up()
+        self._standby = Standby(self.spec, self.run, self.environ, self.log)
+        return machine.begin(last, self.history, pace)
+
+    def _kill_all(self, spared: set[int]) -> int:
+        """Whatever of the run lives, but for `spared`, is gone; returns how many could not be killed in time."""
+        return proctree.end_all(self.spec.mark, spared, self._reaped, self.spec.policy.stuck_after)
 
     # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,24 +230,23 @@ class Driver:
 
     def _raise_up(self, attempt: Attempt, now: float) -> None:
         if attempt.raise_up(self._standby, self._reaped, now):
-            fields: dict[str, Any] = {
-                "launcher_pid": attempt.launcher_pid,
-                "kind": attempt.kind,
-                "nproc": self.spec.nproc,
-                "checkpoint_step": self._chronicle.checkpoint,
-                "wanted_mono": attempt.wanted,
-            }
-            self.log.emit("attempt_started", **fields)
+            self._tell_start(attempt)
+
+    def _tell_start(self, attempt: Attempt) -> None:
+        fields: dict[str, Any] = {
+            "launcher_pid": attempt.launcher_pid,
+            "kind": attempt.kind,
+            "nproc": self.spec.nproc,
+            "checkpoint_step": self._chronicle.checkpoint,
+            "wanted_mono": attempt.wanted,
+        }
+        self.log.emit("attempt_started", **fields)
 
     def _meddle(self, watch: Watch) -> None:
         armed, fired = self._saboteur.news()
-        for fault in armed:
-            self.log.emit("fault_armed", number=fault.number, spec=fault.text)
+        self._chronicle.faults(armed, fired)
         if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming) or armed:
             watch.ask_faults()
-        for body in fired:
-            fields = {key: body[key] for key in ("spec", "fault", "rank", "step") if key in body}
-            self.log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
         supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
         self._saboteur.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
 
@@ -228,6 +261,8 @@ class Driver:
             case DumpStacks():
                 if self._attempt is not None and (dumped := self._attempt.dump()):
                     self._chronicle.stacks(dumped)
+            case Emit("group_gone", _, fields):
+                self._chronicle.once("gone", "group_gone", **fields)
             case Emit(event, level, fields):
                 self.log.emit(event, level, **fields)
             case End():
@@ -237,7 +272,7 @@ class Driver:
         self._leave()
         self._chronicle.new_attempt(number)
         # `never` is about what was there at the launch; what this run has saved since is its own.
-        first = number == self.last_attempt + 1
+        first, self._launched = not self._launched, True
         if not first:
             self._flusher.attempt_died()
         if rollback is not None and rollback.attempt == number - 1:
@@ -289,7 +324,8 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
-        self._leave()
+        if self._attempt is not None and self._attempt.witness is not None:
+            self._witnesses.append(self._attempt.witness)
         self._keep_evidence()
         for number in self.run.attempts():
             sweep(self.run, number)
@@ -304,4 +340,8 @@ class Driver:
             reason=end.reason,
         )
         self.log.sync()
+        # Not before that is told: until then a new supervisor may have to know this attempt's gang.
+        if self._attempt is not None:
+            self._attempt.leave()
+        shutil.rmtree(self.run.standby, ignore_errors=True)
         return end

@@ -27,7 +27,8 @@ from trainer.rundir.secrets import Redactor
 
 EVENTS = {
     "run_started": "a supervisor took up the run",
-    "takeover": "processes of a supervisor that died were cleaned up",
+    "takeover": "what a supervisor that died had left was ended",
+    "adopted": "the attempt of a supervisor that died goes on under this one",
     "attempt_started": "the launcher of an attempt runs",
     "group_ready": "every rank has registered",
     "resumed": "a rank went on from a checkpoint",

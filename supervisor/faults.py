@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from trainer.rundir.damage import damage
 class Saboteur:
     """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
 
-    def __init__(self, folder: Path, checkpoints: Path, told: set[str]) -> None:
-        """`told` names the firings that the run's events tell already: what fired while nobody watched is news."""
+    def __init__(self, folder: Path, checkpoints: Path, told: Collection[str], told_armed: Collection[int]) -> None:
+        """`told` names the firings that the run's events tell already: what fired while nobody watched is news.
+        `told_armed` are the numbers of faults of which the events tell that they were asked for."""
         self._folder = folder
         self._checkpoints = checkpoints
         self._armed: list[faults.Fault] = []
         self._told = set(told)
+        self._told_armed = set(told_armed)
         self._stamp = -1
         self._flush: Process | None = None
         """The flush that was under way at the last look."""
@@ -38,12 +40,13 @@ class Saboteur:
         if stamp == self._stamp:
             return [], []
         self._stamp = stamp
-        known = {f.number for f in self._armed}
         self._armed = faults.armed(self._folder)
+        asked = [f for f in self._armed if f.number not in self._told_armed]
+        self._told_armed |= {f.number for f in asked}
         fired = faults.fired(self._folder)
         new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
         self._told |= set(fired)
-        return [f for f in self._armed if f.number not in known], new
+        return asked, new
 
     def ripen(self, step: int, warming: Callable[[], bool]) -> bool:
         """What waited for the run to have done `step` steps, or for a standby in the making, is ripe; whether any is new."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supervisor import proctree
 from supervisor.chronicle import Chronicle
 from supervisor.launch import TRAINER
 from supervisor.proctree import Process
@@ -55,8 +56,29 @@ class Flusher:
         self.process: Process | None = None
         """The one flush under way."""
         self._stdout: Any = None
-        # Those of a supervisor that died; whoever held them is gone.
-        snapshots.clear_pins(self.segment)
+        self._inherited: list[Process] = []
+        """Flushes of a supervisor that died. They end by themselves, and what they have made is found on the disk."""
+        self._training = False
+
+    def inherit(self, training: bool) -> None:
+        """What the flush of a dead supervisor reads stays as it is until that is over. `training`: the attempt lives on."""
+        self._training = training
+        if (due := self._chronicle.flush_due) is not None:
+            # The dead one may have begun it, or even ended it; a pin tells.
+            self._chronicle.flush_due = None
+            self._keep = due[1] or self._keep
+        for process in proctree.marked(f"{self._mark}.flush"):
+            with contextlib.suppress(ProcessLookupError):
+                self._inherited.append(Process(process.pid))
+        if not self._inherited:
+            self._take_pins()
+
+    def _take_pins(self) -> None:
+        """Nothing that a dead flush has pinned stays so; what was to be flushed, is."""
+        if self._training and snapshots.any_pinned(snapshots.boards(self.segment).values()):
+            self._wanted = self._wanted or Wanted(None, self._keep)
+        else:
+            snapshots.clear_pins(self.segment)
 
     def attempt_died(self) -> None:
         """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
@@ -85,7 +107,14 @@ class Flusher:
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
             self._chronicle.flushed(outcome)
-        if self.process is not None or self._wanted is None:
+        for inherited in [process for process in self._inherited if process.fd in ended]:
+            inherited.close()
+            self._inherited.remove(inherited)
+            # Nobody hears what it says; what it has made is on the disk.
+            self._chronicle.scan(time.monotonic(), final=True)
+            if not self._inherited:
+                self._take_pins()
+        if self.process is not None or self._inherited or self._wanted is None:
             return
         wanted, self._wanted = self._wanted, None
         step = self.newest() if wanted.step is None else wanted.step
@@ -97,20 +126,26 @@ class Flusher:
     def abandon(self) -> None:
         """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
         self._wanted, self._done, self._chronicle.flush_due = None, -1, None
-        if self.process is None:
-            return
-        self.process.send(signal.SIGKILL)
-        poll = select.poll()
-        poll.register(self.process.fd, select.POLLIN)
-        poll.poll(1000)
-        self._outcome()
+        for process in self._all():
+            process.send(signal.SIGKILL)
+            poll = select.poll()
+            poll.register(process.fd, select.POLLIN)
+            poll.poll(1000)
+        while self._inherited:
+            self._inherited.pop().close()
+            snapshots.clear_pins(self.segment)
+        if self.process is not None:
+            self._outcome()
 
     def fds(self) -> list[int]:
         """Readable when a flush has ended."""
-        return [self.process.fd] if self.process is not None else []
+        return [process.fd for process in self._all()]
 
     def pids(self) -> set[int]:
-        return {self.process.pid} if self.process is not None else set()
+        return {process.pid for process in self._all()}
+
+    def _all(self) -> list[Process]:
+        return self._inherited + ([self.process] if self.process is not None else [])
 
     def finish(self) -> None:
         """What is newer in memory than on disk is durable, and gone from memory. What the disk refused stays in memory."""
@@ -119,10 +154,11 @@ class Flusher:
         ended: set[int] = set()
         while True:
             self._go_on(ended)
-            if self.process is None or time.monotonic() > until:
+            if not self.fds() or time.monotonic() > until:
                 break
             poll = select.poll()
-            poll.register(self.process.fd, select.POLLIN)
+            for fd in self.fds():
+                poll.register(fd, select.POLLIN)
             ended = {fd for fd, _ in poll.poll(100)}
         if (step := self.newest()) > self._chronicle.checkpoint:
             self._chronicle.only_in_memory(step, self.segment)

@@ -8,17 +8,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from supervisor.proctree import Process
-from trainer.rundir.gate import Gate
+from supervisor.proctree import Process, carries
+from trainer.rundir.gate import Gate, started_at
+from trainer.rundir.intake import read_json
 from trainer.rundir.layout import AttemptDir
 
 
 class Gang:
-    """Ordered when it is made. Its launcher has a pid once it is `born`; its ranks wait at the gate once it is `parked`."""
+    """Its launcher has a pid once it is `born`; its ranks wait at the gate once it is `parked`."""
 
-    def __init__(self, folder: Path, nproc: int, kind: str) -> None:
-        """`kind` is fork or exec. OSError where the gate cannot be made."""
-        self.gate = Gate(folder)
+    def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None) -> None:
+        """`kind` is fork or exec; `fd` keeps the gate shut, None where it has been opened."""
+        self.gate = gate
         self.kind = kind
         self.nproc = nproc
         self.launcher: Process | None = None
@@ -26,8 +27,28 @@ class Gang:
         """How much its nursery had learned when it was forked."""
         self.stillborn = False
         """Whoever was to make it is gone: it will never have a launcher."""
-        self._fd: int | None = self.gate.close()
-        self.gate.launcher_log.touch(0o600)
+        self._fd = fd
+
+    @classmethod
+    def ordered(cls, folder: Path, nproc: int, kind: str) -> Gang:
+        """A new one, whose gate is shut. OSError where the gate cannot be made."""
+        gate = Gate(folder)
+        fd = gate.close()
+        gate.launcher_log.touch(0o600)
+        return cls(gate, nproc, kind, fd)
+
+    @classmethod
+    def released(cls, folder: Path, mark: str) -> tuple[Gang, dict[str, Any]] | None:
+        """The gang that another supervisor of the run with that mark let go from `folder`, and what with; None if it
+        released none. It has a launcher if that still lives."""
+        gate = Gate(folder)
+        try:
+            body = read_json(gate.release)
+            gang = cls(gate, int(body["nproc"]), str(body["kind"]), None)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        gang.launcher = _launcher(gate, mark)
+        return gang, body
 
     def born(self, pid: int) -> None:
         """Its launcher has this pid. ProcessLookupError if it is gone already."""
@@ -55,12 +76,29 @@ class Gang:
                 found.append(int(self.gate.ready(rank).read_text()))
         return found
 
-    def dissolve(self) -> None:
-        """The gate is shut for good: nobody waits for this supervisor any more. Its folder is gone."""
+    def abandon(self) -> None:
+        """The gate is shut for good: nobody waits for this supervisor any more."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
         if self.launcher is not None:
             self.launcher.close()
             self.launcher = None
+
+    def dissolve(self) -> None:
+        """It is abandoned, and its folder gone."""
+        self.abandon()
         shutil.rmtree(self.gate.path, ignore_errors=True)
+
+
+def _launcher(gate: Gate, mark: str) -> Process | None:
+    try:
+        known = read_json(gate.launcher)
+        process = Process(int(known["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The pidfd is open, so what the pid names from here on is what will be watched.
+    if started_at(process.pid) == known.get("started") and carries(process.pid, mark):
+        return process
+    process.close()
+    return None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import trainer
 from supervisor.core.model import Rollback
@@ -63,7 +64,7 @@ def release(
     relaunch: bool,
     rollback: Rollback | None = None,
     outer: Mapping[str, str] = os.environ,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
     order = (
         rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to)
@@ -79,12 +80,20 @@ def release(
         names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
         names.ROLLBACK: order.encode() if order else "",
     }
-    return {"attempt": attempt, "env": env, "arguments": Redactor(outer).command(_arguments(spec, relaunch))}
+    arguments = Redactor(outer).command(_arguments(spec, relaunch))
+    return {"attempt": attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
 
 
 def _arguments(spec: Spec, relaunch: bool) -> list[str]:
     more = shlex.split(spec.resume_args) if relaunch else []
     return [*(["-m"] if spec.module else []), *spec.command, *more]
+
+
+def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str] = os.environ) -> bool:
+    """Whether what a gang was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
+    asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
+    same = (released.get("nproc"), released.get("cwd")) == (spec.nproc, spec.cwd)
+    return same and released.get("arguments") in asked
 
 
 def _newest(checkpoints: Path, order: rollbacks.Rollback | None) -> int:

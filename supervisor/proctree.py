@@ -14,7 +14,8 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_TICK = 0.01
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -102,7 +104,7 @@ def reap(reaped: dict[int, int]) -> None:
         reaped[pid] = status
 
 
-def _living(processes: Iterator[psutil.Process] | list[psutil.Process]) -> list[psutil.Process]:
+def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     found = []
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -111,35 +113,42 @@ def _living(processes: Iterator[psutil.Process] | list[psutil.Process]) -> list[
     return found
 
 
+def carries(pid: int, mark: str) -> bool:
+    """Whether the environment of that process carries `mark` (of a run, or of one attempt of it)."""
+    try:
+        value = psutil.Process(pid).environ().get(MARK, "")
+    except psutil.Error:
+        return False
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise  # not "it does not": we cannot see
+        return False
+    return value == mark or value.startswith(mark + ".")
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """Living processes of this machine whose environment carries `mark` (of a run, or of one attempt of it)."""
     me = os.getpid()
     found = []
     for process in psutil.process_iter():
-        if process.pid == me:
-            continue
-        try:
-            value = process.environ().get(MARK, "")
-        except psutil.Error:
-            continue
-        except OSError as error:
-            if error.errno in EXHAUSTED:
-                raise  # not "nothing is left": we cannot see
-            continue
-        if value == mark or value.startswith(mark + "."):
+        if process.pid != me and carries(process.pid, mark):
             found.append(process)
     return _living(found)
 
 
-def members(mark: str, spared: set[int], own: int | None = None) -> list[psutil.Process]:
-    """Living processes of the run: our descendants, and once there are none, whoever carries the mark.
+def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
+    """Living processes of the run: our descendants and those of `roots`, and once there are none, whoever carries the mark.
 
     Without those of `spared` (the nursery, the standby's launcher) and what descends from them, except through `own`, the
-    launcher of the attempt, which the nursery may have forked.
+    launcher of the attempt, which the nursery may have forked. `roots` are living processes of an attempt that we adopted.
     """
     # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
-    found = _without(_living(psutil.Process().children(recursive=True)), spared, own)
-    return found or _without(marked(mark), spared, own)
+    found = {process.pid: process for process in psutil.Process().children(recursive=True)}
+    for root in roots:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(root)
+            found |= {process.pid: process} | {child.pid: child for child in process.children(recursive=True)}
+    return _without(_living(found.values()), spared, own) or _without(marked(mark), spared, own)
 
 
 def _without(processes: list[psutil.Process], spared: set[int], own: int | None) -> list[psutil.Process]:
@@ -170,3 +179,16 @@ def send_all(processes: list[psutil.Process], number: int) -> int:
             finally:
                 process.close()
     return sent
+
+
+def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float) -> int:
+    """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns how many could not be
+    killed within `patience` seconds. Children of ours are reaped into `reaped`."""
+    until = time.monotonic() + patience
+    processes = members(mark, spared)
+    while processes and time.monotonic() < until:
+        send_all(processes, signal.SIGKILL)
+        reap(reaped)
+        time.sleep(_TICK)
+        processes = members(mark, spared)
+    return len(processes)

@@ -16,18 +16,15 @@ from supervisor import status as statuses
 from supervisor.console import Console, closing_words, opening_words
 from supervisor.descriptors import enough
 from supervisor.driver import Driver
-from supervisor.errors import Refusal
+from supervisor.errors import HeldByAnother, Refusal
 from supervisor.events import EventLog
-from supervisor.lock import is_held
-from supervisor.reading.events_file import read_events
+from supervisor.legacy import legacy_of
+from supervisor.lock import describe, holder
 from supervisor.reading.plain import plain_lines
 from supervisor.runs import load
 from supervisor.spec import Spec
 from trainer.rundir import faults
 from trainer.rundir.layout import RunDir
-
-_CONTINUES = ("preempted", "lost")
-"""States after which a new supervisor goes on with the old budget; after the others a person has decided anew."""
 
 
 def arm_faults(run: RunDir, spec: Spec) -> None:
@@ -41,30 +38,16 @@ def arm_faults(run: RunDir, spec: Spec) -> None:
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
     """The run is over; returns the exit code of `launch`. The caller holds the lock."""
     enough(spec.nproc)
-    before = statuses.story_of(run)
+    legacy = legacy_of(run)
     try:
         log = EventLog(run, spec.run)
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
-    lost = before.started is not None and before.state not in statuses.OVER
-    goes_on = lost or before.state in _CONTINUES
-    attempts = [*run.attempts(), *(a.number for a in before.attempts)]
-    log.attempt = max(attempts, default=-1)
+    log.attempt = legacy.last_attempt
     command = list(specs.shown(spec).command)
     about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid(), "boot": _boot()}
-    log.emit("run_started", "info", **about, fresh_budget=not goes_on)
-    after = statuses.story_of(run)
-    driver = Driver(
-        run,
-        spec,
-        log,
-        dict(os.environ),
-        last_attempt=max(attempts, default=-1),
-        history=after.history,
-        high_step=after.high_step,
-        unfinished=lost,
-        told_faults={str(e.get("fault")) for e in read_events(run.events)[0] if e.get("msg") == "fault_injected"},
-    )
+    log.emit("run_started", "info", **about, fresh_budget=not legacy.goes_on)
+    driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
     console = Console(run, quiet)
     console.say(opening_words(run, spec))
     with console:
@@ -108,9 +91,12 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(json.dumps([spec.command, spec.resume_args]).encode())
     until = time.monotonic() + 30.0
-    while time.monotonic() < until and child.poll() is None and not is_held(run):
+    while time.monotonic() < until and child.poll() is None and holder(run).get("pid") != child.pid:
         time.sleep(0.02)
-    if child.poll() not in (None, 0) and not is_held(run):
+    holds = holder(run).get("pid") == child.pid
+    if not holds and child.poll() == HeldByAnother.exit_code:
+        raise HeldByAnother(f"{run.path} is {describe(run)}")
+    if not holds and child.poll() not in (None, 0):
         raise Refusal(f"the supervisor did not start; see {run.supervisor_log}")
     child.returncode = 0
     if not quiet:

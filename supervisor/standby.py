@@ -42,14 +42,20 @@ _TRIES = 3
 class Standby:
     """Keeps at most one gang in waiting. Nothing here blocks; tick() moves it on."""
 
-    def __init__(self, spec: Spec, run: RunDir, outer: Mapping[str, str], log: EventLog) -> None:
-        shutil.rmtree(run.standby, ignore_errors=True)
+    def __init__(
+        self, spec: Spec, run: RunDir, outer: Mapping[str, str], log: EventLog, adopted: Path | None = None
+    ) -> None:
+        """Of what an earlier supervisor left, the folder of the `adopted` gang stays."""
+        left = [folder for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
+        for folder in left:
+            if folder != adopted:
+                shutil.rmtree(folder, ignore_errors=True)
         self._spec, self._run, self._log = spec, run, log
         self._env = environment(spec, run, outer)
         self._nursery: Nursery | None = None
         self._gang: Gang | None = None
         self._unborn: dict[str, Gang] = {}
-        self._count = 0
+        self._count = max((int(folder.name) for folder in left), default=0)
         self._failures = 0
         self._not_before = 0.0
         self._since: float | None = None
@@ -125,7 +131,6 @@ class Standby:
         if self._nursery is not None:
             self._nursery.close()
             self._nursery = None
-        shutil.rmtree(self._run.standby, ignore_errors=True)
 
     # ── the nursery ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -192,7 +197,7 @@ class Standby:
 
     def _new(self, kind: str) -> Gang:
         self._count += 1
-        return Gang(self._run.standby / f"{self._count:04d}", self._spec.nproc, kind)
+        return Gang.ordered(self._run.standby / f"{self._count:04d}", self._spec.nproc, kind)
 
     def _fork(self, nursery: Nursery) -> Gang:
         gang = self._new("fork")

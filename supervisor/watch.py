@@ -11,7 +11,7 @@ from supervisor import kernel
 from supervisor.core.model import Exit, Raised, RankView
 from supervisor.gang import Gang
 from supervisor.proctree import Process
-from trainer.rundir.beats import Beat, BeatReader, Phase, Source
+from trainer.rundir.beats import Beat, BeatReader, Phase, Source, last_beats
 from trainer.rundir.intake import read_json
 from trainer.rundir.layout import AttemptDir, committed_steps
 from trainer.rundir.notes import NoteReader
@@ -24,11 +24,22 @@ _QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
 
 
+class Notes:
+    """What the ranks of one attempt have noted."""
+
+    def __init__(self, folder: AttemptDir, nproc: int) -> None:
+        self._readers = [NoteReader(folder.notes(rank)) for rank in range(nproc)]
+
+    def read(self) -> list[tuple[int, dict[str, Any]]]:
+        """What was noted since the last call, with the rank."""
+        return [(rank, note) for rank, reader in enumerate(self._readers) for note in reader.read()]
+
+
 class Watch:
     """One attempt under observation. Makes no decision; sends nothing."""
 
     def __init__(self, folder: AttemptDir, gang: Gang, reaped: dict[int, int]) -> None:
-        """Of an attempt whose `gang` has been released and is born."""
+        """Of an attempt whose `gang` has been released, and has a launcher unless that is gone already."""
         self.folder = folder
         self.nproc = nproc = gang.nproc
         self.beats: list[Beat] = []
@@ -43,7 +54,7 @@ class Watch:
         self.raised: list[Raised] = []
         self._reaped = reaped
         self._reader = BeatReader(folder.beats)
-        self._notes = [NoteReader(folder.notes(rank)) for rank in range(nproc)]
+        self._notes = Notes(folder, nproc)
         self._kernel: dict[int, kernel.Glance] = {}
         self._close: dict[int, kernel.Close] = {}
         self._kernel_at = self._files_at = float("-inf")
@@ -74,8 +85,7 @@ class Watch:
         """Everything is up to date as of `now`; `ended` are the pidfds that were readable."""
         self.beats = self._reader.read()
         self._register(now)
-        if ended:
-            self._collect_exits(now, ended)
+        self._collect_exits(now, ended)
         if ended or now >= self._files_at + _FILES_EVERY:
             self._files_at = now
             self._collect_raised()
@@ -93,7 +103,7 @@ class Watch:
 
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
         """What the ranks have noted since the last call, with the rank."""
-        return [(rank, note) for rank, reader in enumerate(self._notes) for note in reader.read()]
+        return self._notes.read()
 
     def saves(self) -> int:
         return max((beat.saves for beat in self.beats), default=0)
@@ -150,16 +160,26 @@ class Watch:
             self.exits.append(Exit(None, self.launcher.exit_status(self._reaped), now))
             self.launcher = None
             self._read_report(now)
+        elif self.launcher is None and all(e.rank is not None for e in self.exits):
+            # Of an adopted attempt: it went while nobody looked.
+            self.exits.append(Exit(None, None, now))
+            self._read_report(now)
 
     def _read_report(self, now: float) -> None:
-        """What the launcher knows better: ranks that died before they registered, or whose status nobody told us."""
+        """What the launcher knows better: ranks that died before they registered, or whose status nobody told us; and
+        its own status, where it is not our child and the kernel does not tell."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for failure in read_json(self._report)["failures"]:
+            report = read_json(self._report)
+            code, at = int(report["exit_code"]), min(now, float(report["mono"]))
+            self.exits = [
+                replace(e, status=code, at=at) if e.rank is None and e.status is None else e for e in self.exits
+            ]
+            for failure in report["failures"]:
                 rank, status = int(failure["rank"]), int(failure["exit_code"])
                 known = next((e for e in self.exits if e.rank == rank), None)
                 if known is None or known.status is None:
                     self.exits = [e for e in self.exits if e.rank != rank]
-                    self.exits.append(Exit(rank, status, known.at if known else now))
+                    self.exits.append(Exit(rank, status, min(now, float(failure["mono"]))))
 
     def _collect_raised(self) -> None:
         known = {raised.rank for raised in self.raised}
@@ -206,6 +226,11 @@ def _gist(text: str) -> str:
     if any(line.lstrip().startswith(("Traceback (most", "Original Traceback (most")) for line in lines):
         return f"{lines[0][:100]} {lines[-1].strip()}"[:300]
     return lines[0][:300]
+
+
+def last_beat(folder: AttemptDir) -> int:
+    """The highest step that the ranks of an attempt have left in their beats, or -1."""
+    return max((beat.step for beat in last_beats(folder.beats) if beat.phase >= Phase.TRAIN), default=-1)
 
 
 def newest_checkpoint(checkpoints: Path) -> int:

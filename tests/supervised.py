@@ -47,6 +47,7 @@ class Run:
         self.folder = folder
         self.dir = RunDir(folder / "run")
         self.process: subprocess.Popen[str] | None = None
+        self.program = [SUPERVISE]
 
     def script(self, text: str, name: str = "script.py") -> str:
         (self.folder / name).write_text(text)
@@ -56,14 +57,14 @@ class Run:
         self,
         *arguments: str,
         cwd: Path | None = None,
-        program: Sequence[str] = (SUPERVISE,),
+        program: Sequence[str] | None = None,
         through: Sequence[str] = (),
         **env: str,
     ) -> subprocess.Popen[str]:
         """The launch runs in `cwd`, started by `through`; its output goes to files."""
         command = [
             *through,
-            *program,
+            *(program or self.program),
             "launch",
             "--run-dir",
             str(self.dir.path) if cwd else "run",
@@ -89,6 +90,12 @@ class Run:
         code = self.process.wait(seconds)
         self.assert_nothing_left()
         return code
+
+    def kill_supervisor(self) -> None:
+        """It is gone, and nothing else has been touched."""
+        assert self.process is not None
+        self.process.kill()
+        assert self.process.wait() == -signal.SIGKILL
 
     def launch(self, *arguments: str, **env: str) -> int:
         self.start(*arguments, **env)

@@ -298,8 +298,8 @@ def test_launcher_killed(run: Run) -> None:
     assert run.verdicts() == [("launcher_died", None), ("finished", None)]
 
 
-def test_killed_supervisor_is_taken_over(run: Run) -> None:
-    """After a SIGKILL of the supervisor the ranks live; the next launch ends them first, and counts attempts on."""
+def test_what_cannot_be_adopted_is_ended(run: Run) -> None:
+    """Supervisor and launcher are killed, the ranks live: the next launch ends them first, and counts attempts on."""
     text = (
         "import os, time, pathlib\n"
         "n = os.environ['SUPERVISE_ATTEMPT']\n"
@@ -313,6 +313,7 @@ def test_killed_supervisor_is_taken_over(run: Run) -> None:
     until(lambda: len(list(run.folder.glob("alive0*"))) == 2)
     process.kill()
     process.wait()
+    os.kill(run.events("attempt_started")[0]["launcher_pid"], signal.SIGKILL)
     pids = [int(p.read_text()) for p in run.folder.glob("alive0*")]
     assert all(psutil.pid_exists(pid) for pid in pids)
     assert json.loads(run.cli("status", "run", "--json").stdout)["state"] == "lost"
@@ -321,7 +322,7 @@ def test_killed_supervisor_is_taken_over(run: Run) -> None:
 
     assert not (run.folder / "overlap").exists()
     assert run.dir.attempts() == [0, 1]
-    assert run.events("takeover")[0]["killed"] >= 3
+    assert run.events("takeover")[0]["killed"] >= 2
 
 
 def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
@@ -332,13 +333,13 @@ def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
     assert run.process is not None and run.process.wait(60) == -signal.SIGKILL
 
     run.start("--inject", "kill:rank=0@step=6")
-    run.until_event("relaunch_scheduled", 2)
+    run.until_event("attempt_started", 3)
     status = json.loads(run.cli("status", "run", "--json").stdout)
     run.cli("stop", "run", "--now")
 
     assert run.wait() == 103
     assert status["budget"]["used"] == 2
-    assert run.dir.attempts() == [0, 1, 2, 3]
+    assert run.dir.attempts() == [0, 1, 2]
 
 
 def test_detached(run: Run) -> None:

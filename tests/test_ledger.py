@@ -40,6 +40,33 @@ RECOVERED = [
 ]
 
 
+LOST = [*RECOVERED[:6], event(130.0, "run_started", fresh_budget=False)]
+"""The supervisor is killed after 108.0, and another one comes at 130.0."""
+
+
+def test_an_adopted_attempt_goes_on() -> None:
+    """Nothing of it is over, and the time without a supervisor was trained in; what the dead one had been asked is void."""
+    asked = [*LOST[:-1], event(109.0, "stop_requested", by="user", step=41), LOST[-1]]
+    for events in (LOST, asked):
+        story = tell([*events, event(130.1, "adopted", step=900, launcher_pid=7)])
+        attempt = story.attempt
+
+        assert attempt is not None and len(story.attempts) == 1
+        assert (story.state, attempt.cause, attempt.gone, attempt.failed) == ("running", None, None, None)
+        assert attempt.to_step == 900
+        assert ledger(story, now=140.0).seconds["productive"] == pytest.approx(140.0 - 103.5 - 0.25)
+
+
+def test_an_attempt_that_was_not_adopted_is_lost() -> None:
+    """It is over at the last word of its supervisor, and what it is known to have done counts."""
+    story = tell([*LOST, event(130.1, "takeover", step=900), event(130.2, "attempt_started", attempt=1)])
+    lost = story.attempts[0]
+
+    assert (lost.cause, lost.reason, lost.gone) == ("lost", "the supervisor died", 108.0)
+    assert lost.to_step == story.high_step == 900
+    assert story.attempts[1].cause is None
+
+
 def test_every_stretch_has_its_bucket() -> None:
     """A run with one kill, second by second."""
     seconds = ledger(tell(RECOVERED), now=1e9).seconds

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -12,6 +14,7 @@ from supervisor.core import machine
 from supervisor.core.machine import Mode
 from supervisor.core.model import (
     Action,
+    Cause,
     DumpStacks,
     Emit,
     End,
@@ -25,10 +28,13 @@ from supervisor.core.model import (
     Reach,
     Send,
     StopKind,
+    Verdict,
 )
+from supervisor.core.pace import Pace
 from supervisor.core.stack import Stack, Stacks
 
 RANKS = 2
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
 
 
 class World(RuleBasedStateMachine):
@@ -39,8 +45,9 @@ class World(RuleBasedStateMachine):
         limit=st.integers(1, 4),
         grace=st.sampled_from([0.0, 5.0, 45.0]),
         last=st.integers(-1, 3),
+        adopts=st.sampled_from([None, "living", *Cause]),
     )
-    def begin(self, budget: int, limit: int, grace: float, last: int) -> None:
+    def begin(self, budget: int, limit: int, grace: float, last: int, adopts: str | Cause | None) -> None:
         self.policy = Policy(max_restarts=budget, no_progress_limit=limit, grace=grace, window=50.0)
         self.state = machine.begin(last, History())
         self.first = last + 1
@@ -59,7 +66,20 @@ class World(RuleBasedStateMachine):
         self.log: list[tuple[float, Action]] = []
         self.launches: list[int] = []
         self.asked: float | None = None
+        if last >= 0 and adopts is not None:
+            self.adopt(last, adopts)
         self.look()
+
+    def adopt(self, attempt: int, adopts: str | Cause) -> None:
+        """The attempt of a supervisor that died, which had, or had not, told a verdict on it."""
+        told = Verdict(adopts, "told", self.now - 5.0, 1, step=3) if isinstance(adopts, Cause) else None
+        self.launcher = True
+        self.ranks = {r: RankView(r, 3, "train", self.now, True) for r in range(RANKS)}
+        self.state, actions = machine.adopt(attempt, History(), Pace(), self.now - 60.0, self.now, told)
+        self.log += [(self.now, action) for action in actions]
+        assert not any(isinstance(action, Emit) for action in actions), "told again"
+        if any(isinstance(action, Send) for action in actions):
+            self.kill_everything()
 
     def look(self) -> None:
         seen = Observation(
@@ -215,3 +235,41 @@ class World(RuleBasedStateMachine):
 
 World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 test_random_lives = World.TestCase
+
+
+VERDICTS = st.builds(
+    Verdict,
+    cause=st.sampled_from(Cause),
+    reason=st.text(),
+    at=st.just(0.0),
+    rank=st.none() | st.integers(0, 64),
+    signal=st.none() | st.integers(1, 64),
+    exit_code=st.none() | st.integers(0, 255),
+    step=st.integers(-1, 10**9),
+    frame=st.text(),
+    failed_at=st.floats(0.0, 1e6),
+    collateral=st.lists(st.integers(0, 64)).map(tuple),
+)
+
+
+@given(VERDICTS, st.floats(0.0, 1e6))
+def test_a_verdict_that_was_told_is_known_again(verdict: Verdict, now: float) -> None:
+    """What one supervisor tells of its verdict is all that the next one needs to stand by it."""
+    told = machine.retold({**json.loads(json.dumps(machine._verdict_event(verdict, now).fields)), "mono": now})
+
+    assert told is not None and told == replace(verdict, at=now)
+    assert told.signature == verdict.signature
+
+
+KEYS = [*machine._verdict_event(Verdict(Cause.HANG, "", 0.0), 0.0).fields, "mono"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_a_garbled_verdict_is_none(garbled: dict[str, Any]) -> None:
+    """Whatever stands in the file is a verdict or none; it never raises."""
+    whole = {**machine._verdict_event(Verdict(Cause.HANG, "", 0.0), 0.0).fields, "mono": 0.0}
+    assert machine.retold(whole) is not None
+
+    told = machine.retold({**whole, **garbled})
+
+    assert told is None or all(isinstance(n, int | None) for n in (told.rank, told.signal, told.exit_code, told.step))

@@ -2,13 +2,12 @@
 
 Run as a file, `python launcher.py GANG torchrun-flags…`, its ranks are processes of their own that run worker.py; forked
 from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the status of each rank is
-only in the box that it prints; the report in the gang's folder has it as JSON.
+only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor that is not the
+launcher's parent and cannot wait for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
 import time
@@ -22,11 +21,12 @@ if __name__ == "__main__":
     # folder, put first by the interpreter, would make `import config` find ours.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.rundir.durable import replace_file
 from trainer.rundir.environment import GRACE
 from trainer.rundir.gate import GANG, Gate
 
 _WORKER = str(Path(__file__).with_name("worker.py"))
+Exits = dict[int, dict[str, Any]]
+"""By rank, who has ended: {rank, pid, exit_code, mono}."""
 
 
 def launch(gate: Gate, flags: list[str]) -> int:
@@ -50,19 +50,25 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
 
 
-def _be_patient(context: Any, gate: Gate, grace: float) -> None:
+def _be_patient(context: Any, gate: Gate, grace: float, exits: Exits) -> None:
     """torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
 
     That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
     seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A gang that
-    still waits at its gate is of no use with a rank missing, and goes at once.
+    still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how, is in `exits` by
+    rank: the engine names one of them alone, and not always the first.
     """
     poll, heard = context._poll, float("inf")
 
     def patient(self: Any) -> Any:
         nonlocal heard
-        pids = self.pids().values()
-        if len({_runs(pid) for pid in pids}) == 2 and gate.release.exists():
+        gone = set()
+        for local, pid in self.pids().items():
+            ended, code = _exited(pid)
+            gone.add(ended)
+            if code is not None:
+                _note(exits, int(self.envs[local]["RANK"]), pid, code)
+        if len(gone) == 2 and gate.release.exists():
             heard = min(heard, time.monotonic())
             if time.monotonic() < heard + grace:
                 return None
@@ -71,30 +77,38 @@ def _be_patient(context: Any, gate: Gate, grace: float) -> None:
     context._poll = patient
 
 
-def _runs(pid: int) -> bool:
+def _exited(pid: int) -> tuple[bool, int | None]:
+    """Whether it has ended, and its exit code, or minus the signal, while nobody has waited for it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return False
+        return True, None
+    return (True, os.waitstatus_to_exitcode(int(fields[49]))) if fields[0] == b"Z" else (False, None)
+
+
+def _note(exits: Exits, rank: int, pid: int, code: int) -> None:
+    exits.setdefault(rank, {"rank": rank, "pid": pid, "exit_code": code, "mono": time.monotonic()})
 
 
 def _reported(gate: Gate, engine: Callable[[], object]) -> int:
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    code = 0
+    exits: Exits = {}
     for context in (api.MultiprocessContext, api.SubprocessContext):
-        _be_patient(context, gate, float(os.environ[GRACE]))
+        _be_patient(context, gate, float(os.environ[GRACE]), exits)
     try:
         engine()
     except ChildFailedError as error:
-        failures = [{"rank": rank, "pid": f.pid, "exit_code": f.exitcode} for rank, f in error.failures.items()]
-        with contextlib.suppress(OSError):
-            replace_file(gate.launcher_report, json.dumps({"failures": failures}).encode())
-        return 1
+        code = 1
+        for rank, failure in error.failures.items():
+            _note(exits, rank, failure.pid, failure.exitcode)
     except BaseException:
+        code = 1
         traceback.print_exc()
-        return 1
-    return 0
+    gate.report(code, [body for body in exits.values() if body["exit_code"]])
+    return code
 
 
 def finish(code: int) -> NoReturn:
@@ -106,6 +120,7 @@ def finish(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     gang = Gate(Path(sys.argv[1]))
+    gang.enter()
     # Ranks find their own modules; ours is found by the path of the file that runs.
     sys.path.pop(0)
     finish(launch(gang, sys.argv[2:]))

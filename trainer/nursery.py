@@ -102,6 +102,7 @@ def _fork_gang(gate: Gate, flags: list[str]) -> int:
         return pid
     try:
         os.setsid()
+        gate.enter()
         _become(gate.launcher_log)
         from trainer.launcher import finish, launch_forked
 

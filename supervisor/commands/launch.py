@@ -113,7 +113,8 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Train SCRIPT under supervision; without one, the built-in byte-level GPT.
 
-    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it.
+    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it, and with its
+    ranks where only its supervisor has died.
     """
     _warn_unknown_environment(ctx)
     spec, run = _resolve(ctx, given)
@@ -147,7 +148,8 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
         if arguments:
             values |= options | _command(arguments, module)
         else:
-            # Nothing but the folder: as it was launched, but for what is said anew.
+            # Nothing but the folder: as it was launched, but for what is said anew. `never` was about what was there then.
+            values["resume"] = "auto" if old.resume == "never" else old.resume
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
         values["actions"] = {**old.actions, **options["actions"]} if not arguments else resolved(options["actions"])

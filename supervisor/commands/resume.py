@@ -20,9 +20,9 @@ from supervisor.status import story_of
 @click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
-    """Go on with RUN from its newest checkpoint.
+    """Go on with RUN: with its ranks if they still train, or from its newest checkpoint.
 
-    What a dead supervisor left running is ended first: two gangs never train at once.
+    What a dead supervisor left and cannot be gone on with is ended first: two gangs never train at once.
     """
     known = find(run)
     path = dataclasses.replace(known.run, path=known.run.path.resolve())

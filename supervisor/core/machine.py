@@ -13,7 +13,9 @@ in one place, and the decision is taken when the newest checkpoint is known.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from supervisor.core.blame import hang_verdict
 from supervisor.core.diagnose import diagnose
@@ -82,6 +84,19 @@ class State:
 def begin(last_attempt: int, history: History, pace: Pace = Pace()) -> State:  # noqa: B008 (frozen)
     """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none)."""
     return State(attempt=last_attempt, history=history, hang=Hang(pace))
+
+
+def adopt(
+    attempt: int, history: History, pace: Pace, launched_at: float, now: float, told: Verdict | None
+) -> tuple[State, list[Action]]:
+    """The state of a supervisor that goes on with an attempt of one that died, and what to do now. `told` is the verdict
+    on it that the dead one had reached: it stands."""
+    state = State(Mode.RUNNING, attempt, history, Hang(pace), launched_at=launched_at)
+    if told is None:
+        return state, []
+    # After a reboot its clock is ahead of ours.
+    told = replace(told, at=min(told.at, now), failed_at=min(told.failed_at, now))
+    return _act_on(replace(state, stepped=told.step >= 0, step=told.step), now, told)
 
 
 def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -> tuple[State, list[Action]]:
@@ -160,12 +175,17 @@ def _note_progress(state: State, seen: Observation) -> State:
 
 
 def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State, list[Action]]:
+    """The verdict is told, and acted on."""
+    state, actions = _act_on(state, seen.now, verdict)
+    return state, [_verdict_event(verdict, seen.now), *actions]
+
+
+def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Action]]:
     """STOPPING after a verdict: what is left of a failed attempt is of no use to anyone, and is killed at once."""
-    actions: list[Action] = [_verdict_event(verdict, seen.now)]
     state = replace(state, mode=Mode.STOPPING, verdict=verdict)
     if verdict.cause is Cause.FINISHED:
-        return replace(state, term_at=seen.now + LINGER, kill_at=seen.now + LINGER + LINGER_TERM), actions
-    return replace(state, killed_at=seen.now), [*actions, Send("KILL", Reach.ALL)]
+        return replace(state, term_at=now + LINGER, kill_at=now + LINGER + LINGER_TERM), []
+    return replace(state, killed_at=now), [Send("KILL", Reach.ALL)]
 
 
 def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tuple[State, list[Action]]:
@@ -259,9 +279,37 @@ def _verdict_event(verdict: Verdict, now: float) -> Emit:
             "signal": verdict.signal,
             "exit_code": verdict.exit_code,
             "step": verdict.step,
+            "frame": verdict.frame,
             "collateral": list(verdict.collateral),
+            "bad_step": verdict.bad_step,
+            "data_step": verdict.data_step,
             "detect_s": round(now - verdict.failed_at, 4),
             "failed_mono": verdict.failed_at,
             "reason": verdict.reason,
         },
     )
+
+
+def retold(event: Mapping[str, Any]) -> Verdict | None:
+    """The verdict that a `verdict` event tells of, or None if that is garbled."""
+    try:
+        return Verdict(
+            cause=Cause(event["cause"]),
+            reason=str(event["reason"]),
+            at=float(event["mono"]),
+            rank=_whole(event["rank"]),
+            signal=_whole(event["signal"]),
+            exit_code=_whole(event["exit_code"]),
+            step=int(event["step"]),
+            frame=str(event.get("frame", "")),
+            failed_at=float(event["failed_mono"]),
+            collateral=tuple(map(int, event["collateral"])),
+            bad_step=int(event.get("bad_step", -1)),
+            data_step=int(event.get("data_step", -1)),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -67,6 +67,8 @@ class Story:
     launcher_pid: int | None = None
     standby: Event | None = None
     """The event that told of the group that waits now, if one does."""
+    abandoned: float | None = None
+    """When the last word was said of an attempt whose supervisor died, while its fate is open."""
     offset: float = 0.0
     """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
 
@@ -106,7 +108,7 @@ def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]
             story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
         before = event
         moved = dict(event)
-        for key in ("mono", "at_mono", "failed_mono", "fired_mono", "wanted_mono"):
+        for key in ("mono", "at_mono", "failed_mono", "fired_mono", "noted_mono", "wanted_mono"):
             if isinstance(moved.get(key), int | float):
                 moved[key] = float(moved[key]) + story.offset
         yield moved
@@ -138,15 +140,9 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
     if story.started is None:
         story.started = mono
         story.started_wall = str(event.get("ts", ""))
-    attempt = story.attempt
-    if attempt is not None and attempt.gone is None:
-        # Its supervisor died and saw nothing more; the last thing it said is where our knowledge ends.
-        attempt.cause = attempt.cause or "lost"
-        attempt.reason = attempt.reason or "the supervisor died"
-        attempt.failed = attempt.failed or story.last
-        attempt.verdict = attempt.verdict or story.last
-        attempt.gone = story.last
-    story.state, story.exit_code, story.ended = "starting", None, None
+    if story.attempt is not None and story.attempt.gone is None and story.abandoned is None:
+        story.abandoned = story.last
+    story.state, story.exit_code, story.ended, story.standby = "starting", None, None, None
     if event.get("resume") == "never":
         # What it went back from is moved aside with everything else.
         story.history = replace(story.history, rollback=None)
@@ -154,13 +150,41 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         story.history = History(best_step=story.history.best_step)
 
 
+def _bury(story: Story) -> None:
+    """The last attempt is over if its supervisor died and nobody adopted it."""
+    attempt, since = story.attempt, story.abandoned
+    story.abandoned = None
+    if attempt is not None and since is not None and attempt.gone is None:
+        # Its supervisor saw nothing more; the last thing it said is where our knowledge ends.
+        attempt.cause = attempt.cause or "lost"
+        attempt.reason = attempt.reason or "the supervisor died"
+        attempt.failed = attempt.failed or since
+        attempt.verdict = attempt.verdict or since
+        attempt.gone = since
+
+
 def _takeover(story: Story, event: Event, mono: float) -> None:
+    _bury(story)
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
         story.high_step = max(story.high_step, story.attempt.to_step)
 
 
+def _adopted(story: Story, event: Event, mono: float) -> None:
+    story.abandoned = None
+    if (attempt := story.attempt) is None:
+        return
+    attempt.to_step = max(attempt.to_step, _whole(event, "step"))
+    if event.get("verdict"):
+        story.state = "recovering"
+        return
+    # What its dead supervisor had been asked for is void.
+    attempt.cause = attempt.failed = attempt.verdict = None
+    story.state = "running" if attempt.first_step is not None else "recovering" if attempt.number > 0 else "starting"
+
+
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
+    _bury(story)
     number = _whole(event, "attempt", len(story.attempts))
     story.attempts.append(AttemptStory(number, _number(event, "wanted_mono", mono)))
     story.launcher_pid, story.standby = _optional(event, "launcher_pid"), None
@@ -291,6 +315,7 @@ def _rollback(told: object) -> Rollback | None:
 
 
 def _run_ended(story: Story, event: Event, mono: float) -> None:
+    _bury(story)
     story.ended = mono
     story.state = str(event.get("state"))
     story.exit_code = _optional(event, "exit_code")
@@ -303,6 +328,7 @@ def _run_ended(story: Story, event: Event, mono: float) -> None:
 _TELLERS = {
     "run_started": _run_started,
     "takeover": _takeover,
+    "adopted": _adopted,
     "attempt_started": _attempt_started,
     "group_ready": _group_ready,
     "resumed": _resumed,

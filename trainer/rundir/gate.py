@@ -4,18 +4,23 @@ A gang is a folder `standby/0007/` of the run:
 
     gate           a FIFO; the supervisor holds its write end open: as long as it is open, the gang waits
     rank0.ready    rank 0 waits at the gate; holds its pid
-    release.json   {attempt, env, arguments}, written before the gate is opened
-    launcher.log launcher.json
+    launcher       the launcher's pid and when it started, so that no other process is ever taken for it
+    release.json   {attempt, nproc, kind, cwd, env, arguments}, written before the gate is opened
+    launcher.json  {exit_code, failures, mono}: how the launcher ended, unless it was killed
+    launcher.log
 
 The write end closes when the supervisor opens the gate, and when it dies, however it dies: then there is no
-release.json, and who waits goes away.
+release.json, and who waits goes away. What was released trains on, and these files are how the next supervisor of the run
+recognises it. They are about living processes, so none is synced: a power cut ends what they tell of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,15 @@ GANG = "SUPERVISE_GANG"
 """In the environment of a rank: the folder of its gang."""
 PRELOAD = "SUPERVISE_PRELOAD"
 """In the environment of a rank that is to wait long: the file that lists what it imports meanwhile."""
+
+
+def started_at(pid: int) -> int | None:
+    """When the process with that pid started, in the kernel's ticks since boot; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,10 @@ class Gate:
         return self.path / "launcher.log"
 
     @property
+    def launcher(self) -> Path:
+        return self.path / "launcher"
+
+    @property
     def launcher_report(self) -> Path:
         return self.path / "launcher.json"
 
@@ -62,11 +80,24 @@ class Gate:
 
     def open(self, fd: int, body: dict[str, Any]) -> None:
         """Everybody who waits, and who comes later, goes on with `body`."""
-        # Not synced: it is for processes of this machine, and it is on the path of every recovery.
-        temporary = self.path / ".release"
-        temporary.write_bytes(json.dumps(body).encode())
-        temporary.rename(self.release)
+        self._put(self.release, body)
         os.close(fd)
+
+    def enter(self) -> None:
+        """This process is the gang's launcher, for everybody to see."""
+        with contextlib.suppress(OSError):
+            self._put(self.launcher, {"pid": os.getpid(), "started": started_at(os.getpid())})
+
+    def report(self, exit_code: int, failures: list[dict[str, Any]]) -> None:
+        """How the launcher ends is known, whoever its parent is; `failures` are its ranks' {rank, pid, exit_code, mono}."""
+        with contextlib.suppress(OSError):
+            body = {"exit_code": exit_code, "failures": failures, "mono": time.monotonic()}
+            self._put(self.launcher_report, body)
+
+    def _put(self, path: Path, body: dict[str, Any]) -> None:
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(json.dumps(body).encode())
+        temporary.rename(path)
 
     def wait(self, rank: int) -> dict[str, Any] | None:
         """What the supervisor released this rank with; None if it died instead."""
