@@ -248,6 +248,8 @@ class Checkpointer:
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():
+            if self._tier is not None:
+                self._tier.keep(self._done, self._extra_now())
             said = f"step {self._done} could not be saved {when}: {self._problem}; older checkpoints are as they were"
             raise CheckpointError(said)
 

@@ -77,6 +77,12 @@ class Tier:
         elif snapshot:
             self._take(done, extra(), pin=False)
 
+    def keep(self, done: int, extra: Any) -> None:
+        """The state after `done` steps is in memory, if there is room: it could not be saved. All ranks call it."""
+        if self._since:
+            self._take(done, extra, pin=False)
+        self._memory.wait()
+
     def _take(self, done: int, extra: Any, pin: bool) -> None:
         self._memory.take(done, extra, pin)
         self._since = 0
