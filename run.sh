@@ -21,7 +21,8 @@ fi
 case "${1-}" in
   test)
     shift
-    exec "$venv/bin/python" -m pytest "$@"
+    # Most tests wait for processes most of the time.
+    exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .

@@ -287,7 +287,7 @@ def test_shared_memory_that_fills_up(run: Run) -> None:
     until(lambda: run.events("checkpoint_committed")[-1]["step"] > before + 20)
     (run.folder / "finish").touch()
     assert run.wait() == 0
-    assert warnings(run).count("no snapshots") == 1
+    assert warnings(run).count("no snapshots: ") == 1
     assert run.verdicts() == [("finished", None)]
 
 
@@ -418,6 +418,7 @@ WALL_CLOCK = {
     "faults.py": "when a fault was asked for",
     "page.py": "when a chaos report was made",
     "reporter.py": "when an exception was raised",
+    "kernel.py": "when a rank's own wait, for a time of day, will end",
 }
 """Who may ask what time of day it is, and for what: nothing that decides."""
 
