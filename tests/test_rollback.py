@@ -104,7 +104,9 @@ def test_nan_is_gone_back_from_with_the_same_bits(tmp_path: Path) -> None:
 def test_a_poisoned_snapshot_is_left_behind(run: Run) -> None:
     """The snapshot of the step before the NaN has it already, and may be on disk too: the run goes further back, until it
     finds a state that is whole, and nothing poisoned is left among its checkpoints."""
-    assert launch(run, [*JOB, "--snapshot-every", "1"], "--inject", "nan:rank=0@step=12") == 0
+    # The slow step gives the flush of step 8 its time: without any older checkpoint, the run would rightly give up.
+    faults = ("--inject", "slow:rank=0,seconds=3s@step=9", "--inject", "nan:rank=0@step=12")
+    assert launch(run, [*JOB, "--snapshot-every", "1"], *faults) == 0
 
     causes = [cause for cause, _ in run.verdicts()]
     assert causes == ["nan"] * (len(causes) - 1) + ["finished"]
