@@ -257,3 +257,14 @@ def test_files_are_compared_by_their_bits(tmp_path: Path) -> None:
     assert "more.pt is in one" in compare(one, other, ["out/*.pt"]).difference
     other.metrics.write_text('{"step": 2}\n')
     assert compare(one, other, []).difference == "metrics.jsonl differs"
+
+
+def test_what_was_saved_with_a_nan_fails_again() -> None:
+    """Attempts in a row that die of a NaN which one fault began are its doing; a later one is not."""
+    spec = "nan:rank=0@step=10"
+    tape = Tape().attempt(0).fault(spec, 10).dies("nan", 10).attempt(9).dies("nan", 10)
+    assert [not row.problem for row in rows(tape.attempt(4).ends(90), blow(spec))] == [True]
+
+    tape = Tape().attempt(0).fault(spec, 10).dies("nan", 10).attempt(9).dies("killed", 12)
+    found = rows(tape.attempt(12).dies("nan", 20).attempt(16).ends(90), blow(spec))
+    assert [(not row.problem, row.detected) for row in found] == [(True, "nan"), (False, "killed"), (False, "nan")]

@@ -44,12 +44,12 @@ class Expectation:
     """The event that would mean that it went by unnoticed, if it came first."""
     moments: tuple[Moment, ...] = ALL
     tiers: tuple[Tier, ...] = tuple(Tier)
-    required: bool = True
-    """Whether it must be noticed, if there is anything to notice."""
     ranked: bool = True
     """Whether it strikes a rank of choice."""
     same_bits: bool = True
     """Whether the end is that of an undisturbed run."""
+    recurs: bool = False
+    """Whether it may lie in what was saved, so that the next attempts fail of it, too."""
     parameters: str = ""
     carries: bool = True
     """Whether it ends its attempt for certain, so that what is to strike the next one can wait for it."""
@@ -57,7 +57,7 @@ class Expectation:
     @property
     def ends(self) -> bool:
         """Whether its attempt is over after it."""
-        return bool(self.causes) and not self.event and self.required
+        return bool(self.causes) and not self.event
 
 
 def _ends(*causes: str, **more: object) -> Expectation:
@@ -87,8 +87,8 @@ EXPECTED: dict[str, Expectation] = {
     "gil": _ends("hang", moments=tuple(m for m in ALL if m is not Moment.SAVE)),
     "hang": _ends("hang", moments=tuple(m for m in ALL if m is not Moment.SAVE)),
     "slow": Expectation(parameters="seconds=2s", carries=False),
-    # What a poisoned weight makes of the rest of the run is not the undisturbed run's end.
-    "nan": Expectation(frozenset({"nan"}), moments=_TRAINING, required=False, same_bits=False, carries=False),
+    # The run goes back, past some data: its end is not the undisturbed run's.
+    "nan": Expectation(frozenset({"nan"}), moments=_TRAINING, recurs=True, same_bits=False, carries=False),
     "enospc": Expectation(
         frozenset({"exception", "no_space"}),
         event="checkpoint_failed",

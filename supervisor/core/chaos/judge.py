@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,9 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
         return _supervisor(case, attempt, index, at)
     if attempt.cause in expected.causes and index not in case.explained:
         case.explained.add(index)
+        if expected.recurs:
+            again = itertools.takewhile(lambda a: a.cause == attempt.cause, case.story.attempts[index + 1 :])
+            case.explained |= {index + 1 + further for further, _ in enumerate(again)}
         return attempt.cause, attempt.verdict, ""
     done = max(step or 0, attempt.from_step or 0)
     if expected.event and (shown := _shown(case.events, blow, at, done)) is not None:
@@ -152,7 +156,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
             case.explained.add(index)
             return attempt.cause, attempt.verdict, f"detected as {attempt.cause}, not as {_or(expected.causes)}"
         return None, None, f"nobody noticed; {_or(expected.causes)} was expected"
-    if expected.required and blow.shows and expected.event:
+    if blow.shows and expected.event:
         return None, None, f"nobody noticed; {expected.event} was expected"
     return ("not read" if blow.kind in DAMAGE else None), None, ""
 
