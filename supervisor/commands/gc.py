@@ -99,6 +99,8 @@ def _print(fates: list[Fate], yes: bool) -> None:
     if yes:
         click.echo(f"{removed} of {len(fates)} removed", err=True)
     else:
+        if any(fate.leftover.kind is Kind.PROCESS for fate in fates):
+            click.echo("processes may be training still: supervise resume goes on with them", err=True)
         click.echo(f"{len(fates)} leftovers, {total}; nothing was removed: to do that, supervise gc --yes", err=True)
 
 

@@ -35,7 +35,8 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
         if state in OVER:
             click.echo(f"{known.id} is {state} already", err=True)
             return 0
-        raise Refusal(f"{known.id} has no supervisor (it is {state}); what is left of it: supervise gc")
+        again = f"go on with it: supervise resume {known.id}; or end what is left of it: supervise gc {known.id}"
+        raise Refusal(f"{known.id} has no supervisor (it is {state}); {again}")
     vet(known.run)
     # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
     _ask(known.run.stop, now)

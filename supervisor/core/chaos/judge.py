@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,10 +139,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     if blow.kind == SUPERVISOR:
         return _supervisor(case, attempt, index, at)
     if attempt.cause in expected.causes and index not in case.explained:
-        case.explained.add(index)
-        if expected.recurs:
-            again = itertools.takewhile(lambda a: a.cause == attempt.cause, case.story.attempts[index + 1 :])
-            case.explained |= {index + 1 + further for further, _ in enumerate(again)}
+        case.explained |= _alike(case.story.attempts, index) if expected.recurs else {index}
         return attempt.cause, attempt.verdict, ""
     done = max(step or 0, attempt.from_step or 0)
     if expected.event and (shown := _shown(case.events, blow, at, done)) is not None:
@@ -159,6 +155,14 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     if blow.shows and expected.event:
         return None, None, f"nobody noticed; {expected.event} was expected"
     return ("not read" if blow.kind in DAMAGE else None), None, ""
+
+
+def _alike(attempts: Sequence[AttemptStory], index: int) -> set[int]:
+    """`index`, and those of the attempts right after it that died of the same."""
+    end = index + 1
+    while end < len(attempts) and attempts[end].cause == attempts[index].cause:
+        end += 1
+    return set(range(index, end))
 
 
 def _supervisor(case: _Case, attempt: AttemptStory, index: int, at: float) -> tuple[str | None, float | None, str]:
