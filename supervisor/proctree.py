@@ -152,18 +152,28 @@ def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable
 
 
 def _without(processes: list[psutil.Process], spared: set[int], own: int | None) -> list[psutil.Process]:
-    return [process for process in processes if not _descends(process, spared, own)] if spared else processes
+    parents: dict[int, int] = {}
+    return [process for process in processes if not _descends(process.pid, spared, own, parents)]
 
 
-def _descends(process: psutil.Process, spared: set[int], own: int | None) -> bool:
-    """Whether the nearest of `own` and `spared` above `process` is one of `spared`."""
-    with contextlib.suppress(psutil.Error):
-        for above in [process, *process.parents()]:
-            if above.pid == own:
-                return False
-            if above.pid in spared:
-                return True
+def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, int]) -> bool:
+    """Whether the nearest of `own` and `spared`, from `pid` upwards, is one of `spared`. `parents` is what is known so far:
+    on the path of every recovery, each is looked up once."""
+    while pid > 0 and pid != own:
+        if pid in spared:
+            return True
+        if pid not in parents:
+            parents[pid] = _parent(pid)
+        pid = parents[pid]
     return False
+
+
+def _parent(pid: int) -> int:
+    """The pid of its parent; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def send_all(processes: list[psutil.Process], number: int) -> int:

@@ -23,10 +23,10 @@ _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packa
 """Parts of the standard library that some systems package apart, or that are mostly test data."""
 
 
-def _source_files(root: Path) -> Iterator[Path]:
+def _source_files(root: str) -> Iterator[str]:
     for folder, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if n not in _LEFT_OUT and n != "__pycache__" and not n.startswith("config-"))
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+        names[:] = [n for n in names if n not in _LEFT_OUT and n != "__pycache__" and not n.startswith("config-")]
+        yield from (f"{folder}/{name}" for name in files if name.endswith(".py"))
 
 
 def _joined(paths: Iterator[Path], limit: int) -> bytes:
@@ -40,10 +40,9 @@ def _joined(paths: Iterator[Path], limit: int) -> bytes:
 
 
 def _stdlib() -> bytes:
-    root = Path(sysconfig.get_path("stdlib"))
-    # By relative path, so that the same Python gives the same bytes wherever it is installed.
-    paths = sorted(_source_files(root), key=lambda path: path.relative_to(root).as_posix())
-    return _joined(iter(paths), STDLIB_BYTES)
+    # By path, so that the same Python gives the same bytes wherever it is installed. As text, not as Path: there are more
+    # than a thousand, and every recovery waits for them.
+    return _joined(map(Path, sorted(_source_files(sysconfig.get_path("stdlib")))), STDLIB_BYTES)
 
 
 def _at(path: Path) -> bytes:
