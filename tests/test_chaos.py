@@ -98,7 +98,8 @@ def test_faults_that_no_step_can_name(tmp_path: Path) -> None:
 
 def test_the_default_schedule(tmp_path: Path) -> None:
     """Three faults of all kinds, from a seed: the table, the page, exit code 0; what a later session replays is the same."""
-    limits = "--hang-timeout", "3s", "--startup-timeout", "10s"
+    # Not while the standby warms: 300 steps may be over before there is a standby again.
+    limits = "--hang-timeout", "3s", "--startup-timeout", "10s", "--moments", "early,step,save"
     process = start(tmp_path, "--count", "3", "--seed", "1", "--report", "page.html", *limits, "--", "--steps", "300")
     out, err = process.communicate(timeout=240)
 
