@@ -97,20 +97,18 @@ def marks() -> dict[str, list[psutil.Process]]:
 
 def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
     """What there is of the run, processes first. Says nothing of whether the run is held."""
-    return [*_processes(known, processes), *_files(known), *_memory(known), *_groups(known)]
+    return [*living(known, processes), *_files(known), *_memory(known), *_groups(known)]
 
 
-def _processes(known: Known, processes: list[psutil.Process]) -> Iterator[Leftover]:
+def living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
+    """Those of `processes` that are still there."""
+    found = []
     for process in processes:
         with contextlib.suppress(psutil.Error):
+            command = " ".join(Redactor(os.environ).command(process.cmdline()))[:120]
             size = process.memory_info().rss
-            yield Leftover(
-                known.id,
-                Kind.PROCESS,
-                str(process.pid),
-                size,
-                " ".join(Redactor(os.environ).command(process.cmdline()))[:120],
-            )
+            found.append(Leftover(known.id, Kind.PROCESS, str(process.pid), size, command))
+    return found
 
 
 def _files(known: Known) -> Iterator[Leftover]:

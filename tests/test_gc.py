@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -99,6 +100,17 @@ def test_yes_removes_exactly_what_was_left(dead: Writer, tmp_path: Path) -> None
     assert all(item["removed"] for item in found)
     assert before - names(tmp_path) == LEFT
     assert run_gc("--yes") == []
+
+
+def test_what_was_born_after_the_look_dies_too(dead: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that its parent forked between the look and the parent's end is not left behind."""
+    with marked("mark-gpt-7f3a") as parent, marked("mark-gpt-7f3a") as child:
+        look = leftovers.marks
+        looks = iter([{"mark-gpt-7f3a": [psutil.Process(parent.pid)]}])
+        monkeypatch.setattr(gc, "marks", lambda: next(looks, None) or look())
+        found = run_gc("--yes")
+        assert (parent.wait(timeout=5), child.wait(timeout=5)) == (-9, -9)
+    assert [item["place"] for item in found[:2]] == [str(parent.pid), str(child.pid)]
 
 
 def test_a_held_run_is_never_touched(dead: Writer, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import psutil
 from supervisor.core.size import human_bytes
 from supervisor.custody import vet
 from supervisor.errors import Refusal
-from supervisor.leftovers import Kind, Leftover, claimed, find, marks, remove
+from supervisor.leftovers import Kind, Leftover, claimed, find, living, marks, remove
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.runs import Known, all_runs
@@ -62,25 +62,30 @@ def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[F
     with claimed(known.run) as ours:
         if not ours:
             return []
-        found = find(known, processes)
         if not yes:
-            return [Fate(leftover) for leftover in found]
+            return [Fate(leftover) for leftover in find(known, processes)]
         try:
             vet(known.run)
         except Refusal as refusal:
-            return [Fate(leftover, problem=str(refusal)) for leftover in found]
-        return _remove(found, known)
+            return [Fate(leftover, problem=str(refusal)) for leftover in find(known, processes)]
+        return _remove(known, processes)
 
 
-def _remove(found: list[Leftover], known: Known) -> list[Fate]:
+def _remove(known: Known, processes: list[psutil.Process]) -> list[Fate]:
     fates: list[Fate] = []
-    alive = False
-    for leftover in found:
-        # A process that would not die may still be writing the rest.
-        problem = "a process of the run is alive" if alive else remove(leftover, known)
-        alive = alive or (leftover.kind is Kind.PROCESS and problem is not None)
-        fates.append(Fate(leftover, problem is None, problem))
-    return fates
+    # Looked for again until there are none: one of them may have forked between the look and its end.
+    while processes:
+        fates += [_end(leftover, known) for leftover in living(known, processes)]
+        if any(fate.problem for fate in fates):
+            # It may still be writing the rest.
+            return fates + [Fate(rest, problem="a process of the run is alive") for rest in find(known, [])]
+        processes = marks().get(_mark(known), [])
+    return fates + [_end(leftover, known) for leftover in find(known, [])]
+
+
+def _end(leftover: Leftover, known: Known) -> Fate:
+    problem = remove(leftover, known)
+    return Fate(leftover, problem is None, problem)
 
 
 def _json(fate: Fate) -> dict[str, object]:
