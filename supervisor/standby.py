@@ -62,6 +62,8 @@ class Standby:
         self._said_parked = False
         self._excluded: set[str] = set()
         self._loaded: list[str] = []
+        self._learned: int | None = None
+        """When the list of modules that was looked at last was written."""
         self._knows = 0
         """Grows each time the nursery has learned more."""
         self._cache = _cache(spec)
@@ -149,6 +151,10 @@ class Standby:
         return [name for name in names if name.partition(".")[0] not in self._excluded]
 
     def _learn(self, nursery: Nursery) -> None:
+        written = _written(self._run.modules)
+        if written == self._learned:
+            return
+        self._learned = written
         wanted = self._wanted()
         if set(wanted) <= set(self._loaded):
             return
@@ -254,6 +260,13 @@ def _process(pid: int) -> psutil.Process | None:
     try:
         return psutil.Process(pid)
     except psutil.Error:
+        return None
+
+
+def _written(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
         return None
 
 
