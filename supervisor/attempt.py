@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
 
 import psutil
 
@@ -94,6 +95,11 @@ class Attempt:
     @property
     def launcher_pid(self) -> int | None:
         return self._gang.launcher.pid if self._gang is not None and self._gang.launcher is not None else None
+
+    @property
+    def gate(self) -> Path | None:
+        """The folder where its gang was released."""
+        return self._gang.gate.path if self._gang is not None else None
 
     def hear(self) -> Evidence:
         """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""

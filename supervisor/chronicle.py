@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from supervisor.attempt import Attempt
 from supervisor.core.stack import Stacks, summary
 from supervisor.events import EventLog
 from supervisor.watch import Watch, newest_checkpoint
@@ -46,6 +47,17 @@ class Chronicle:
         self._log.attempt = number
         self._said.clear()
         self._heard.clear()
+
+    def started(self, attempt: Attempt, nproc: int) -> None:
+        """That the attempt has a launcher is told."""
+        fields: dict[str, Any] = {
+            "launcher_pid": attempt.launcher_pid,
+            "kind": attempt.kind,
+            "nproc": nproc,
+            "checkpoint_step": self.checkpoint,
+            "wanted_mono": attempt.wanted,
+        }
+        self._log.emit("attempt_started", **fields)
 
     def go_on(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Nothing that `events` tell already, of the attempt that goes on, is told again."""

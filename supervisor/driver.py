@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from supervisor import proctree
 from supervisor.attempt import Attempt, sweep
@@ -23,12 +22,13 @@ from supervisor.events import EventLog
 from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
+from supervisor.heir import Heir
 from supervisor.legacy import Legacy
 from supervisor.paces import Paces
 from supervisor.spec import Spec
 from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
-from supervisor.watch import Notes, Watch, last_beat
+from supervisor.watch import Watch
 from trainer.rundir.layout import RunDir, committed_steps
 
 _TICK = 0.2
@@ -72,7 +72,7 @@ class Driver:
         proctree.become_subreaper()
         with signals(self.stops) as wakeup:
             paces = Paces(self.run)
-            state = self._adopt(paces.last()) or self._begin(paces.last())
+            state = self._take_up(paces.last())
             ended: set[int] = set()
             while self._ended is None:
                 try:
@@ -96,7 +96,8 @@ class Driver:
             self._standby.close()
             if self._ended.exit_code != 106:
                 self._flusher.finish()
-            if self._kill_all(set()) and self._ended.exit_code != 106:
+            left = proctree.end_all(self.spec.mark, set(), self._reaped, self.spec.policy.stuck_after)
+            if left and self._ended.exit_code != 106:
                 self._ended = End(106, "stuck", "the standby's processes cannot be killed")
         return self._finish(self._ended)
 
@@ -108,66 +109,23 @@ class Driver:
 
     # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _adopt(self, pace: Pace) -> machine.State | None:
-        """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
-        if there is none to adopt."""
-        legacy, now = self.legacy, self.clock()
-        gang = legacy.gang(self.run, self.spec)
-        if gang is None:
-            return None
-        attempt = Attempt(self.run, self.spec, legacy.last_attempt, "auto", True, None, now)
-        try:
-            attempt.adopt(gang, self._reaped)
-        except (OSError, ValueError):
-            gang.abandon()
-            return None
-        self._attempt, self._launched = attempt, True
-        self._standby = Standby(self.spec, self.run, self.environ, self.log, gang.gate.path)
-        self._chronicle.go_on(legacy.events)
-        if legacy.told("attempt_started") is None:
-            self._tell_start(attempt)
-        assert attempt.watch is not None
-        attempt.watch.ask_faults()
-        attempt.watch.look(now, set())
-        attempt.hear()
-        told = legacy.verdict()
-        pids = [process.pid for _, process in sorted(attempt.watch.ranks.items())]
-        about = {"launcher_pid": attempt.launcher_pid, "pids": pids, "verdict": told.cause.value if told else None}
-        self.log.emit("adopted", "warning", step=max(attempt.watch.steps().values(), default=-1), **about)
-        self._chronicle.tell(attempt.watch, self.spec.nproc)
-        self._chronicle.catch_up()
-        self._flusher.inherit(training=told is None)
-        began = float((legacy.told("attempt_started") or {}).get("mono", now))
-        state, actions = machine.adopt(attempt.number, self.history, pace, min(began, now), now, told)
+    def _take_up(self, pace: Pace) -> machine.State:
+        """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
+        now = self.clock()
+        heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
+        self._attempt = heir.adopt(now)
+        if self._attempt is None and (left := heir.clear()):
+            self._ended = End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed")
+        gate = self._attempt.gate if self._attempt is not None else None
+        self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
+        if self._attempt is None:
+            return machine.begin(self.legacy.last_attempt, self.history, pace)
+        self._launched = True
+        verdict = self.legacy.verdict()
+        state, actions = machine.adopt(self._attempt.number, self.history, pace, self.legacy.began(now), now, verdict)
         for action in actions:
             self._perform(action)
         return state
-
-    def _begin(self, pace: Pace) -> machine.State:
-        """Nothing of an earlier supervisor's attempt is alive: two gangs must never run at once. What it has left untold is
-        told."""
-        last = self.legacy.last_attempt
-        self._chronicle.go_on(self.legacy.events)
-        notes = Notes(self.run.attempt(last), self.spec.nproc)
-        self._chronicle.hear(notes.read())
-        self._flusher.inherit(training=False)
-        spared = self._flusher.pids()
-        leftovers = proctree.members(self.spec.mark, spared)
-        if leftovers or self.legacy.unfinished:
-            step = last_beat(self.run.attempt(last))
-            self._chronicle.high_step = max(self._chronicle.high_step, step)
-            self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
-        if left := self._kill_all(spared):
-            self._ended = End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed")
-        self._chronicle.hear(notes.read())
-        self._chronicle.flush_due = None
-        self._chronicle.catch_up()
-        self._standby = Standby(self.spec, self.run, self.environ, self.log)
-        return machine.begin(last, self.history, pace)
-
-    def _kill_all(self, spared: set[int]) -> int:
-        """Whatever of the run lives, but for `spared`, is gone; returns how many could not be killed in time."""
-        return proctree.end_all(self.spec.mark, spared, self._reaped, self.spec.policy.stuck_after)
 
     # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,17 +188,7 @@ class Driver:
 
     def _raise_up(self, attempt: Attempt, now: float) -> None:
         if attempt.raise_up(self._standby, self._reaped, now):
-            self._tell_start(attempt)
-
-    def _tell_start(self, attempt: Attempt) -> None:
-        fields: dict[str, Any] = {
-            "launcher_pid": attempt.launcher_pid,
-            "kind": attempt.kind,
-            "nproc": self.spec.nproc,
-            "checkpoint_step": self._chronicle.checkpoint,
-            "wanted_mono": attempt.wanted,
-        }
-        self.log.emit("attempt_started", **fields)
+            self._chronicle.started(attempt, self.spec.nproc)
 
     def _meddle(self, watch: Watch) -> None:
         armed, fired = self._saboteur.news()

@@ -61,6 +61,10 @@ class Legacy:
         event = self.told("verdict")
         return retold(event) if event else None
 
+    def began(self, now: float) -> float:
+        """When the last attempt was started, by the machine's clock; `now` at the latest, as of one that was not told."""
+        return min(float((self.told("attempt_started") or {}).get("mono", now)), now)
+
     def gang(self, run: RunDir, spec: Spec) -> Gang | None:
         """The gang of the last attempt, to be adopted."""
         settled = any(self.told(name) for name in _SETTLED)
