@@ -61,6 +61,15 @@ class Leftover:
     about: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a leftover: `removed`, or not, with the `problem` if it was tried."""
+
+    leftover: Leftover
+    removed: bool = False
+    problem: str | None = None
+
+
 @contextlib.contextmanager
 def claimed(run: RunDir) -> Iterator[bool]:
     """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
@@ -95,12 +104,37 @@ def marks() -> dict[str, list[psutil.Process]]:
     return found
 
 
+def mark_of(known: Known) -> str:
+    """What all that belongs to the run is marked with; "" if its spec has none."""
+    mark = known.spec.get("mark")
+    return mark if isinstance(mark, str) else ""
+
+
 def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
     """What there is of the run, processes first. Says nothing of whether the run is held."""
-    return [*living(known, processes), *_files(known), *_memory(known), *_groups(known)]
+    return [*_living(known, processes), *_files(known), *_memory(known), *_groups(known)]
 
 
-def living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
+def clear(known: Known, processes: list[psutil.Process]) -> list[Fate]:
+    """Nothing of the run is there any more, or the fates say what is and why. Its lock must be ours. `processes` are those
+    that carry its mark; files stay while one of them does not end."""
+    fates: list[Fate] = []
+    # Looked for again until there are none: one of them may have forked between the look and its end.
+    while processes:
+        fates += [_end(leftover, known) for leftover in _living(known, processes)]
+        if any(fate.problem for fate in fates):
+            # It may still be writing the rest.
+            return fates + [Fate(rest, problem="a process of the run is alive") for rest in find(known, [])]
+        processes = marks().get(mark_of(known), [])
+    return fates + [_end(leftover, known) for leftover in find(known, [])]
+
+
+def _end(leftover: Leftover, known: Known) -> Fate:
+    problem = remove(leftover, known)
+    return Fate(leftover, problem is None, problem)
+
+
+def _living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
     """Those of `processes` that are still there."""
     found = []
     for process in processes:
@@ -126,8 +160,7 @@ def _files(known: Known) -> Iterator[Leftover]:
 
 
 def _memory(known: Known) -> Iterator[Leftover]:
-    mark = known.spec.get("mark")
-    if not isinstance(mark, str) or not mark:
+    if not (mark := mark_of(known)):
         return
     name = re.compile(rf"\Asupervise-{re.escape(mark)}(?:[.-].*)?\Z")
     with contextlib.suppress(OSError):
@@ -138,8 +171,8 @@ def _memory(known: Known) -> Iterator[Leftover]:
 
 def _groups(known: Known) -> Iterator[Leftover]:
     """Memory groups that `oom` faults have made."""
-    mark = known.spec.get("mark")
-    for group in groups_of(mark) if isinstance(mark, str) and mark else []:
+    mark = mark_of(known)
+    for group in groups_of(mark) if mark else []:
         yield Leftover(known.id, Kind.GROUP, str(group.path), 0)
 
 
@@ -155,7 +188,7 @@ def remove(leftover: Leftover, known: Known) -> str | None:
     """It is gone (None), or why not. A process that does not carry the run's mark now is not the one meant; a snapshot that
     is newer than what is on disk is made a checkpoint first."""
     if leftover.kind is Kind.PROCESS:
-        return _kill(int(leftover.place), str(known.spec.get("mark", "")))
+        return _kill(int(leftover.place), mark_of(known))
     path = Path(leftover.place)
     if leftover.kind is Kind.GROUP:
         # Its files are the kernel's: only the folder itself can be removed, and only while nothing runs in it.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.leftovers import claimed, find, marks, remove
+from supervisor.leftovers import claimed, clear, mark_of, marks
 from supervisor.proctree import Process
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.runs import load
@@ -132,9 +132,7 @@ class Runner:
         with claimed(self._run) as ours:
             if not ours:
                 return ("its lock is held",)
-            found = find(known, marks().get(str(known.spec.get("mark")), []))
-            for leftover in found:
-                remove(leftover, known)
+            found = [fate.leftover for fate in clear(known, marks().get(mark_of(known), []))]
             return tuple(f"{leftover.kind.value} {leftover.place}" for leftover in found)
 
 

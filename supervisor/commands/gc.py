@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import click
 import orjson
@@ -11,22 +11,13 @@ import psutil
 from supervisor.core.size import human_bytes
 from supervisor.custody import vet
 from supervisor.errors import Refusal
-from supervisor.leftovers import Kind, Leftover, claimed, find, living, marks, remove
+from supervisor.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.runs import Known, all_runs
 from supervisor.runs import find as find_run
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """What became of a leftover: `removed`, or not, with the `problem` if it was tried."""
-
-    leftover: Leftover
-    removed: bool = False
-    problem: str | None = None
 
 
 @click.command("gc")
@@ -45,17 +36,13 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     if yes and run is not None:
         vet(runs[0].run)
     processes = marks()
-    fates = [fate for known in runs for fate in _collect(known, processes.get(_mark(known), []), yes)]
+    fates = [fate for known in runs for fate in _collect(known, processes.get(mark_of(known), []), yes)]
     if as_json:
         click.echo(orjson.dumps({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
     else:
         _print(fates, yes)
     if any(fate.problem for fate in fates):
         click.get_current_context().exit(1)
-
-
-def _mark(known: Known) -> str:
-    return str(known.spec.get("mark", ""))
 
 
 def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[Fate]:
@@ -68,24 +55,7 @@ def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[F
             vet(known.run)
         except Refusal as refusal:
             return [Fate(leftover, problem=str(refusal)) for leftover in find(known, processes)]
-        return _remove(known, processes)
-
-
-def _remove(known: Known, processes: list[psutil.Process]) -> list[Fate]:
-    fates: list[Fate] = []
-    # Looked for again until there are none: one of them may have forked between the look and its end.
-    while processes:
-        fates += [_end(leftover, known) for leftover in living(known, processes)]
-        if any(fate.problem for fate in fates):
-            # It may still be writing the rest.
-            return fates + [Fate(rest, problem="a process of the run is alive") for rest in find(known, [])]
-        processes = marks().get(_mark(known), [])
-    return fates + [_end(leftover, known) for leftover in find(known, [])]
-
-
-def _end(leftover: Leftover, known: Known) -> Fate:
-    problem = remove(leftover, known)
-    return Fate(leftover, problem is None, problem)
+        return clear(known, processes)
 
 
 def _json(fate: Fate) -> dict[str, object]:
