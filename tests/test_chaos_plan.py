@@ -79,6 +79,16 @@ def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: in
 
 
 @given(seeds, jobs, sizes)
+def test_what_the_first_save_shows_is_not_cut_off(seed: int, job: Job, size: int) -> None:
+    """A fault of the first attempt's start that only a save or a restore can show is not in a round with one that ends that
+    attempt before its first save."""
+    for round_ in plan.pack(random.Random(seed), plan.matrix(KINDS, job.moments), job, size):
+        opening = [b for b in round_.blows if b.moment is Moment.STARTUP and "step=" not in b.spec]
+        if any(EXPECTED[b.kind].before for b in opening):
+            assert not any(b.moment is Moment.EARLY for b in round_.blows), round_
+
+
+@given(seeds, jobs, sizes)
 def test_the_matrix_is_whole(seed: int, job: Job, size: int) -> None:
     """Every cell is in one round, which is of its tier where that can be had, and its spec means its moment."""
     cells = plan.matrix(KINDS, job.moments)

@@ -174,9 +174,9 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
     """Groups that strike together, in order; None stands for a helper."""
     carriers = [c for c in cells if c.moment is Moment.STEP and EXPECTED[c.kind].carries]
     slots: list[list[Cell | None]] = []
+    early = [c for c in cells if c.moment is Moment.EARLY]
     # The first attempt comes up anyway.
-    opening = [c for c in cells if c.moment is Moment.STARTUP and c.kind not in DAMAGE][:1]
-    opening += [c for c in cells if c.moment is Moment.EARLY]
+    opening = [c for c in cells if c.moment is Moment.STARTUP and _opens(c, early)][:1] + early
     for cell in [c for c in cells if c not in carriers and c not in opening]:
         if cell.moment in _CARRIED:
             slots.append([carriers.pop() if carriers else None, cell])
@@ -188,6 +188,11 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
     pick.shuffle(slots)
     first: list[list[Cell | None]] = [[cell] for cell in opening]
     return first + slots
+
+
+def _opens(cell: Cell, early: Sequence[Cell]) -> bool:
+    """Whether the first attempt will show it: it has no checkpoint to damage, and no save before an early end."""
+    return cell.kind not in DAMAGE and not (early and EXPECTED[cell.kind].before)
 
 
 def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step: int) -> list[Blow]:
