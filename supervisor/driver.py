@@ -193,7 +193,7 @@ class Driver:
     def _meddle(self, watch: Watch) -> None:
         armed, fired = self._saboteur.news()
         self._chronicle.faults(armed, fired)
-        if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming) or armed:
+        if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming()) or armed:
             watch.ask_faults()
         supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
         self._saboteur.fire(watch.beats, watch.ranks, supervision, self.log.attempt)

@@ -28,6 +28,8 @@ class Saboteur:
         self._told = set(told)
         self._told_armed = set(told_armed)
         self._stamp = -1
+        self._begun: int | None = None
+        """The run's steps when the standby that is in the making was begun."""
         self._flush: Process | None = None
         """The flush that was under way at the last look."""
 
@@ -48,10 +50,11 @@ class Saboteur:
         self._told |= set(fired)
         return asked, new
 
-    def ripen(self, step: int, warming: Callable[[], bool]) -> bool:
-        """What waited for the run to have done `step` steps, or for a standby in the making, is ripe; whether any is new."""
-        waiting = [f for f in self._armed if f.waits and not f.ripe]
-        ripe = [f for f in waiting if f.ripens(step, f.standby and warming())]
+    def ripen(self, step: int, warming: bool) -> bool:
+        """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe; whether any
+        is new."""
+        self._begun = None if not warming else step if self._begun is None else self._begun
+        ripe = [f for f in self._armed if f.waits and not f.ripe and f.ripens(step, self._begun)]
         for fault in ripe:
             faults.ripen(self._folder, fault)
         self._armed = [replace(f, ripe=f.ripe or f in ripe) for f in self._armed] if ripe else self._armed

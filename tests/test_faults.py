@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.faults import Saboteur
 from trainer.rundir import faults
 from trainer.rundir.beats import Phase
 from trainer.rundir.duration import parse_duration
@@ -105,8 +106,24 @@ def test_what_a_rank_cannot_know_is_told_to_it(trigger: str, done: int) -> None:
     for step in (0, done):
         assert not fault.due(step, 0.0, Phase.RESTORE)
         assert ripe.due(step, 0.0, Phase.RESTORE)
-    assert fault.ripens(done, True) == (done >= (fault.step or 0))
-    assert fault.ripens(done, False) == (done >= (fault.step or 0) and not fault.standby)
+    late = done >= (fault.step or 0)
+    assert fault.ripens(done, done) == late
+    assert fault.ripens(done, None) == (late and not fault.standby)
+    # A standby that was begun before its time does not count.
+    assert fault.ripens(done, 0) == (late and not (fault.standby and fault.step))
+
+
+def test_a_standby_counts_from_its_beginning(tmp_path: Path) -> None:
+    """One that was in the making before the step is not the one that is meant; the next one is."""
+    faults.arm(tmp_path / "faults", faults.parse_fault("kill@standby=warming,step=40"))
+    saboteur = Saboteur(tmp_path / "faults", tmp_path, (), ())
+    saboteur.news()
+
+    looks = [(39, True), (41, True), (41, False), (50, False)]
+    assert not any(saboteur.ripen(step, warming) for step, warming in looks)
+    assert saboteur.ripen(51, True)
+    assert faults.armed(tmp_path / "faults")[0].ripe
+    assert not saboteur.ripen(52, True)
 
 
 def test_ripe_is_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank
     @step=40                      once 40 steps are done
     @after=3s                     three seconds after it was asked for
     @phase=save                   when its rank enters that phase: startup restore first_step train save eval teardown
-    @standby=warming              while the next worker group is in the making
+    @standby=warming              while the next worker group is in the making (`,step=N`: begun after N steps)
     @phase=restore,step=40        the same, but not before the run has done 40 steps
 
 A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates `faults/0001.rank1.fired`
@@ -67,7 +67,7 @@ class Fault:
     after: float | None = None
     phase: Phase | None = None
     standby: bool = False
-    """Only while a standby is in the making."""
+    """Only while a standby is in the making, one that was begun after `step`."""
     text: str = ""
     number: int = 0
     armed: float = 0.0
@@ -85,9 +85,11 @@ class Fault:
         """Whether it needs the supervisor's word that its moment has come: see ripens()."""
         return self.standby or (self.phase in _EARLY and self.step is not None)
 
-    def ripens(self, step: int, warming: bool) -> bool:
-        """Whether what it waits for is there, now that the run has done `step` steps; `warming`: a standby is being made."""
-        return step >= (self.step or 0) and (warming or not self.standby)
+    def ripens(self, step: int, begun: int | None) -> bool:
+        """Whether what it waits for is there, now that the run has done `step` steps. `begun`: how many it had done when the
+        standby that is in the making was begun; None if none is."""
+        since = begun if self.standby else step
+        return since is not None and (self.step is None or since >= self.step)
 
     def on(self, rank: int) -> bool:
         return self.rank is None or self.rank == rank

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from supervisor.core.chaos.expect import DAMAGE, EXPECTED, Moment, Tier
+from supervisor.core.chaos.expect import DAMAGE, EXPECTED, WAITED_FOR, Moment, Tier
 
 
 class Pick(Protocol):
@@ -179,7 +179,7 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
     opening = [c for c in cells if c.moment is Moment.STARTUP and _opens(c, early)][:1] + early
     for cell in [c for c in cells if c not in carriers and c not in opening]:
         if cell.moment in _CARRIED:
-            slots.append([carriers.pop() if carriers else None, cell])
+            slots.append([_carrier(carriers, cell.moment), cell])
         elif cell.kind in DAMAGE and cell.moment is Moment.STEP:
             slots.append([cell, carriers.pop() if carriers else None])
         else:
@@ -188,6 +188,15 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
     pick.shuffle(slots)
     first: list[list[Cell | None]] = [[cell] for cell in opening]
     return first + slots
+
+
+def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
+    """One of `carriers`, taken out; None if none will do: a hang is not over before another standby may be in the making."""
+    fit = [c for c in carriers if moment is not Moment.STANDBY or not EXPECTED[c.kind].causes & {*WAITED_FOR}]
+    if not fit:
+        return None
+    carriers.remove(fit[-1])
+    return fit[-1]
 
 
 def _opens(cell: Cell, early: Sequence[Cell]) -> bool:
