@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.supervised import Run
+from tests.training import Here, Notes
+from trainer import progress
+from trainer.checkpoint import memory
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 
@@ -23,6 +27,25 @@ def run(tmp_path: Path) -> Iterator[Run]:
     made = Run(tmp_path)
     yield made
     made.kill()
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
+    notes = Notes()
+    monkeypatch.setattr(progress, "_current", notes)
+    return notes
+
+
+@pytest.fixture(params=[True, False], ids=["overlapped", "blocking"])
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes, request: pytest.FixtureRequest
+) -> Iterator[Here]:
+    """With a core to spare for copying, and without one."""
+    monkeypatch.setattr(memory, "spare_cores", lambda world_size: request.param)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if request.param else 2)
+    yield Here(tmp_path, monkeypatch)
+    torch.set_num_threads(threads)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""The same for the single files of a run: events.jsonl, run.json, metrics that start over, faults, and what is only for the
+"""How the single files of a run come to be: events.jsonl, run.json, metrics that start over, faults, and what is only for the
 living."""
 
 from __future__ import annotations

@@ -127,6 +127,10 @@ class Run:
         """(cause, rank) of each verdict."""
         return [(e["cause"], e["rank"]) for e in self.events("verdict")]
 
+    def warnings(self) -> str:
+        """What the run has warned of, a line each."""
+        return "\n".join(event["text"] for event in self.events("warning"))
+
     def mark(self) -> str:
         mark: str = json.loads(self.dir.run_json.read_bytes())["mark"]
         return mark

@@ -14,10 +14,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from supervisor.lock import holder
 from tests.jobs import TINY, final_state, same
+from tests.scripts import STEPPING
 from tests.supervised import ROOT, SUPERVISE, Run, environment, until
 from trainer.rundir.beats import BeatReader
 from trainer.rundir.layout import committed_steps
@@ -38,15 +40,6 @@ runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 JOB = ["paced.py", *TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "40", "--keep", "2"]
 BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", "1ms:1ms")
 SEED = 20261124
-SCRIPT = """
-import sys, time, torch
-model = torch.nn.Linear(2, 2)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for step in range(int(sys.argv[1])):
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    time.sleep(0.02)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +246,7 @@ def test_without_the_kernels_word(run: Run) -> None:
         "sys.exit(run(sys.argv[1:]))"
     )
     run.program = [sys.executable, "-c", code]
-    run.start("--nproc", "2", run.script(SCRIPT), "100")
+    run.start("--nproc", "2", run.script(STEPPING), "100", "0.02")
     for count in (1, 2):
         run.until_event("first_step", count)
         run.kill_supervisor()
@@ -270,7 +263,7 @@ def test_without_the_kernels_word(run: Run) -> None:
 
 def test_two_at_once(run: Run) -> None:
     """While a supervisor lives there is no other; of two that want to adopt at the same instant one does, one is refused."""
-    run.start("--nproc", "2", run.script(SCRIPT), "4000")
+    run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")
     run.cli("launch", "--run-dir", "run", check=108)
     before = living(run)
@@ -293,7 +286,7 @@ def test_two_at_once(run: Run) -> None:
 def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
     """Launched anew with other arguments, the old attempt is ended before the new one begins. That one ends well under no
     supervisor: the next says so, and starts nothing again."""
-    run.start("--nproc", "2", run.script(SCRIPT), "4000")
+    run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")
     before = living(run)[0]
     run.kill_supervisor()
@@ -310,3 +303,30 @@ def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
     assert run.verdicts() == [("finished", None)]
     assert run.events("verdict")[-1]["step"] == 40
     run.assert_nothing_left()
+
+
+def test_what_cannot_be_adopted_is_ended(run: Run) -> None:
+    """Supervisor and launcher are killed, the ranks live: the next launch ends them first, and counts attempts on."""
+    text = (
+        "import os, time, pathlib\n"
+        "n = os.environ['SUPERVISE_ATTEMPT']\n"
+        # A zombie that nobody has reaped yet has no exe.
+        "others = [p for p in pathlib.Path('.').glob('alive*') if os.path.exists('/proc/' + p.read_text() + '/exe')]\n"
+        "open('overlap', 'a').write(str(others)) if others and n != '0' else None\n"
+        "open('alive' + n + os.environ['RANK'], 'w').write(str(os.getpid())) if n == '0' else None\n"
+        "while n == '0': time.sleep(0.05)"
+    )
+    process = run.start("--nproc", "2", run.script(text))
+    until(lambda: len(list(run.folder.glob("alive0*"))) == 2)
+    process.kill()
+    process.wait()
+    os.kill(run.events("attempt_started")[0]["launcher_pid"], signal.SIGKILL)
+    pids = [int(p.read_text()) for p in run.folder.glob("alive0*")]
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    assert json.loads(run.cli("status", "run", "--json").stdout)["state"] == "lost"
+
+    assert run.launch() == 0
+
+    assert not (run.folder / "overlap").exists()
+    assert run.dir.attempts() == [0, 1]
+    assert run.events("takeover")[0]["killed"] >= 2

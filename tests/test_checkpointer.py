@@ -19,34 +19,11 @@ from torch import nn
 
 from tests.disks import Cut, FullDisk
 from tests.jobs import ROOT, environment, on_ranks, same
-from trainer import progress
+from tests.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint, StateError
 from trainer.checkpoint.interval import Interval
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import committed_steps
-
-
-class Notes(progress.Progress):
-    """Keeps what a rank has to say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[tuple[str, dict[str, Any]]] = []
-        self.steps: list[int] = []
-        self.note = lambda kind, **fields: self.kept.append((kind, fields))  # type: ignore[assignment]
-
-    def step(self, done: int, optimizer: Any = None) -> None:
-        self.steps.append(done)
-
-    def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.kept]
-
-
-@pytest.fixture
-def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
-    notes = Notes()
-    monkeypatch.setattr(progress, "_current", notes)
-    return notes
 
 
 def _loop(folder: Path, steps: int, die_at: int = -1) -> dict[str, Any]:

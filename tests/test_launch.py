@@ -11,21 +11,11 @@ import psutil
 import pytest
 
 from supervisor.lock import is_held
+from tests.scripts import FOREVER, STEPPING
 from tests.supervised import Run, until
 from trainer.rundir import environment as names
 
 QUICK = "print('hello from', __name__)"
-FOREVER = "import time\nopen('up', 'a').write('x')\nwhile True: time.sleep(0.05)"
-STEPS = """
-import os, sys, time, torch
-steps, pause = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
-model = torch.nn.Linear(2, 2)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for step in range(steps):
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    time.sleep(pause)
-"""
 BAD_BATCH = """
     if (step, os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]) == (4, "0", "1"):
         raise ValueError("bad batch")
@@ -240,106 +230,12 @@ def test_users_module_named_trainer(run: Run) -> None:
 
 def test_steps_of_a_script_that_does_not_tell(run: Run) -> None:
     """Steps are counted by the optimizer hook; an exception in the middle is told with rank and frame, and cured."""
-    assert run.launch("--nproc", "2", run.script(STEPS + BAD_BATCH), "8", "0.02") == 0
+    assert run.launch("--nproc", "2", run.script(STEPPING + BAD_BATCH), "8", "0.02") == 0
 
     assert run.verdicts() == [("exception", 1), ("finished", None)]
     first, last = run.events("verdict")
     assert first["step"] == 5 and "ValueError: bad batch" in first["reason"]
     assert last["step"] == 8
-
-
-def test_stopped_rank_is_found_with_stacks(run: Run) -> None:
-    """A rank that is stopped is found, its stacks and the others' are kept, and the run goes on."""
-    inject = "stop:rank=1@step=5"
-    assert run.launch("--nproc", "2", "--inject", inject, run.script(STEPS), "40", "0.05") == 0
-
-    assert run.verdicts() == [("stopped", 1), ("finished", None)]
-    stacks = run.dir.attempt(0).stacks
-    assert all("script.py" in (stacks / f"rank{rank}.txt").read_text() for rank in range(2))
-
-
-def test_hang_is_found(run: Run) -> None:
-    """A rank that is alive, idle and deaf to TERM is found by its silence and killed."""
-    inject = "hang:rank=0@step=5"
-    assert run.launch("--hang-timeout", "1s", "--inject", inject, run.script(STEPS), "8", "0.02") == 0
-
-    assert run.verdicts() == [("hang", 0), ("finished", None)]
-
-
-@pytest.mark.parametrize(
-    ("fault", "cause"),
-    [
-        ("segv", "segfault"),
-        ("abort", "abort"),
-        ("exit:code=9", "exception"),
-        ("exc", "exception"),
-        ("term", "killed"),
-    ],
-)
-def test_fault_has_its_cause(run: Run, fault: str, cause: str) -> None:
-    """Each fault that ends a process is diagnosed as what it is, fires once, and is on record."""
-    assert run.launch("--inject", f"{fault}@step=3", run.script(STEPS), "6") == 0
-
-    assert run.verdicts() == [(cause, 0), ("finished", None)]
-    assert [e["spec"] for e in run.events("fault_injected")] == [f"{fault}@step=3"]
-
-
-def test_gil_holder_is_found(run: Run) -> None:
-    """A rank stuck in C with the GIL held, deaf to every Python signal handler, is found and killed."""
-    assert run.launch("--hang-timeout", "1s", "--inject", "gil@step=3", run.script(STEPS), "6", "0.02") == 0
-
-    assert run.verdicts() == [("hang", 0), ("finished", None)]
-
-
-def test_launcher_killed(run: Run) -> None:
-    """When torchrun itself is killed its ranks live on; they are found and ended before the next attempt."""
-    assert run.launch("--nproc", "2", "--inject", "kill-launcher@step=3", run.script(STEPS), "40", "0.05") == 0
-
-    assert run.verdicts() == [("launcher_died", None), ("finished", None)]
-
-
-def test_what_cannot_be_adopted_is_ended(run: Run) -> None:
-    """Supervisor and launcher are killed, the ranks live: the next launch ends them first, and counts attempts on."""
-    text = (
-        "import os, time, pathlib\n"
-        "n = os.environ['SUPERVISE_ATTEMPT']\n"
-        # A zombie that nobody has reaped yet has no exe.
-        "others = [p for p in pathlib.Path('.').glob('alive*') if os.path.exists('/proc/' + p.read_text() + '/exe')]\n"
-        "open('overlap', 'a').write(str(others)) if others and n != '0' else None\n"
-        "open('alive' + n + os.environ['RANK'], 'w').write(str(os.getpid())) if n == '0' else None\n"
-        "while n == '0': time.sleep(0.05)"
-    )
-    process = run.start("--nproc", "2", run.script(text))
-    until(lambda: len(list(run.folder.glob("alive0*"))) == 2)
-    process.kill()
-    process.wait()
-    os.kill(run.events("attempt_started")[0]["launcher_pid"], signal.SIGKILL)
-    pids = [int(p.read_text()) for p in run.folder.glob("alive0*")]
-    assert all(psutil.pid_exists(pid) for pid in pids)
-    assert json.loads(run.cli("status", "run", "--json").stdout)["state"] == "lost"
-
-    assert run.launch() == 0
-
-    assert not (run.folder / "overlap").exists()
-    assert run.dir.attempts() == [0, 1]
-    assert run.events("takeover")[0]["killed"] >= 2
-
-
-def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
-    """Budget and attempt number survive the supervisor's death; its own death costs no restart."""
-    run.script(STEPS)
-    arguments = "--max-restarts", "5", "--inject", "kill:rank=0@step=2", "--inject", "kill-supervisor@step=4"
-    run.start(*arguments, "script.py", "400", "0.02")
-    assert run.process is not None and run.process.wait(60) == -signal.SIGKILL
-
-    run.start("--inject", "kill:rank=0@step=6")
-    run.until_event("attempt_started", 3)
-    status = json.loads(run.cli("status", "run", "--json").stdout)
-    run.cli("stop", "run", "--now")
-
-    assert run.wait() == 103
-    assert status["budget"]["used"] == 2
-    assert run.dir.attempts() == [0, 1, 2]
 
 
 def test_detached(run: Run) -> None:
@@ -353,20 +249,6 @@ def test_detached(run: Run) -> None:
     run.cli("stop", "run", "--now")
     until(lambda: not is_held(run.dir))
     run.assert_nothing_left()
-
-
-def test_live_injection(run: Run) -> None:
-    """A fault goes into a run that is under way, once; a rank may be hit by the clock as well as by the step."""
-    run.start("--nproc", "2", run.script(STEPS), "60", "0.05")
-    run.until_event("first_step")
-
-    run.cli("inject", "run", "kill:rank=1")
-    run.until_event("verdict")
-    run.until_event("first_step", 2)
-    run.cli("inject-failure", "run", "kill:rank=0@after=10ms")
-
-    assert run.wait() == 0
-    assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
 
 
 def test_run_directory_that_cannot_be_made(run: Run, tmp_path: Path) -> None:

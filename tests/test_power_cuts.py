@@ -18,7 +18,7 @@ import pytest
 
 from tests.kernel import Recorder, recorded
 from tests.powercut import Count, Sweep, laid_out, mutants
-from tests.protocols import CHECKPOINTS
+from tests.protocols_of_checkpoints import CHECKPOINTS
 from tests.protocols_of_files import FILES
 from trainer.checkpoint.errors import CheckpointError
 

@@ -10,17 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.scripts import STEPPING
 from tests.supervised import Run, environment, until
-
-STEPS = """
-import sys, time, torch
-model = torch.nn.Linear(2, 2)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for step in range(int(sys.argv[1])):
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    time.sleep(0.05)
-"""
 
 
 def kinds(run: Run) -> list[str]:
@@ -30,7 +21,7 @@ def kinds(run: Run) -> list[str]:
 
 def test_recovery_takes_the_group_that_waits(run: Run) -> None:
     """After a kill the next attempt is the very group that stood by; the standby after it is made, and goes in the end."""
-    run.start("--nproc", "2", run.script(STEPS), "120")
+    run.start("--nproc", "2", run.script(STEPPING), "120", "0.05")
     standby = run.until_event("standby_ready")
     run.cli("inject", "run", "kill:rank=1")
     run.until_event("standby_ready", 2)
@@ -46,10 +37,7 @@ def test_recovery_takes_the_group_that_waits(run: Run) -> None:
 def test_two_kills_within_a_second(run: Run) -> None:
     """The second kill comes before the next standby is there; it is recovered from by a fork all the same."""
     inject = ["--inject", "kill:rank=0@step=30", "--inject", "kill:rank=1@step=2"]
-    text = STEPS.replace("import sys", "import os, sys").replace(
-        "for step", "if os.environ['SUPERVISE_ATTEMPT'] == '0': time.sleep(0)\nfor step"
-    )
-    assert run.launch("--nproc", "2", *inject, run.script(text), "40") == 0
+    assert run.launch("--nproc", "2", *inject, run.script(STEPPING), "40", "0.05") == 0
 
     assert kinds(run) == ["fork"] * 3
     # Rank 1 dies at step 2 of the first attempt, rank 0 at step 30 of the second.
@@ -58,7 +46,7 @@ def test_two_kills_within_a_second(run: Run) -> None:
 
 def test_dead_nursery_is_replaced(run: Run) -> None:
     """The nursery is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
-    run.start("--nproc", "2", run.script(STEPS), "200")
+    run.start("--nproc", "2", run.script(STEPPING), "200", "0.05")
     standby = run.until_event("standby_ready")
     os.kill(standby["nursery_pid"], signal.SIGKILL)
     run.until_event("standby_lost")
@@ -74,7 +62,7 @@ def test_dead_nursery_is_replaced(run: Run) -> None:
 
 def test_dead_standby_is_replaced(run: Run) -> None:
     """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its place."""
-    run.start("--nproc", "2", run.script(STEPS), "200")
+    run.start("--nproc", "2", run.script(STEPPING), "200", "0.05")
     standby = run.until_event("standby_ready")
     os.kill(standby["pids"][1], signal.SIGKILL)
     replaced = run.until_event("standby_ready", 2)
@@ -88,7 +76,7 @@ def test_dead_standby_is_replaced(run: Run) -> None:
 
 def test_no_standby(run: Run) -> None:
     """--no-standby: every group is started cold, and nothing stands by."""
-    assert run.launch("--no-standby", "--inject", "kill@step=3", run.script(STEPS), "6") == 0
+    assert run.launch("--no-standby", "--inject", "kill@step=3", run.script(STEPPING), "6", "0.05") == 0
 
     assert kinds(run) == ["exec", "exec"]
     assert run.events("standby_ready") == []
@@ -102,7 +90,7 @@ def test_module_that_starts_a_thread(run: Run) -> None:
         "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
     )
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    run.start(run.script("import noisy\n" + STEPS), "200", PYTHONPATH=path)
+    run.start(run.script("import noisy\n" + STEPPING), "200", "0.05", PYTHONPATH=path)
     lost = run.until_event("standby_lost")
     run.until_event("standby_ready", len(run.events("standby_ready")) + 1)
     run.cli("inject", "run", "kill")
@@ -117,13 +105,13 @@ def test_module_that_starts_a_thread(run: Run) -> None:
 
 def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
     """Where no nursery can be had, the standby is a group of fresh interpreters that have imported and wait."""
-    run.script(STEPS)
+    run.script(STEPPING)
     code = (
         "import sys, supervisor.standby as standby\n"
         "def refuse(*_): raise OSError('no nursery here')\n"
         "standby.Nursery = refuse\nstandby._PAUSE = 0.01\n"
         "from supervisor.cli import run\n"
-        "sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', '400']))"
+        "sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', '400', '0.05']))"
     )
     run.process = subprocess.Popen([sys.executable, "-c", code], cwd=run.folder, env=environment(), text=True)
     standby = run.until_event("standby_ready")
@@ -138,7 +126,7 @@ def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
 
 def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
     """The waiting group goes when its supervisor is killed; the nursery too; the ranks that train stay."""
-    run.start("--nproc", "2", run.script(STEPS), "400")
+    run.start("--nproc", "2", run.script(STEPPING), "400", "0.05")
     standby = run.until_event("standby_ready")
     pids = run.events("group_ready")[0]["pids"]
     assert run.process is not None
@@ -152,7 +140,7 @@ def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
 
 def test_status_shows_the_standby(run: Run) -> None:
     """status names the group that waits and the memory that it and the nursery take, shared pages counted once."""
-    run.start("--nproc", "2", run.script(STEPS), "400")
+    run.start("--nproc", "2", run.script(STEPPING), "400", "0.05")
     standby = run.until_event("standby_ready")
     shown: dict[str, Any] = json.loads(run.cli("status", "run", "--json").stdout)["standby"]
     run.cli("stop", "run", "--now")

@@ -14,7 +14,15 @@ import pytest
 from tests.jobs import ROOT, TINY, environment
 from tests.kernel import Op, recorded, tree_of
 from tests.powercut import Sweep
-from tests.protocols import CHECKPOINTS, found_by_restore, metrics_from, one_of, trained, two_with_metrics, with_metrics
+from tests.protocols_of_checkpoints import (
+    CHECKPOINTS,
+    found_by_restore,
+    metrics_from,
+    one_of,
+    trained,
+    two_with_metrics,
+    with_metrics,
+)
 from tests.protocols_of_files import FILES
 from tests.snapshots import snapshot_of
 from tests.straced import joined, operations, straced

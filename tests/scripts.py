@@ -1,0 +1,40 @@
+"""Scripts for tests of real runs: they know nothing of what supervises them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+STEPPING = """
+import os, sys, time, torch
+steps, pause = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(steps):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    time.sleep(pause)
+"""
+"""Arguments: how many steps, and how many seconds each sleeps."""
+FOREVER = "import time\nopen('up', 'a').write('x')\nwhile True: time.sleep(0.05)"
+PRINTS = """
+import os, time
+for step in range(10_000):
+    print("step", step, "x" * 2000)
+    with open("../step.new", "w") as file:
+        file.write(str(step))
+    os.replace("../step.new", "../step")
+    time.sleep(0.01)
+    if os.path.exists("../fail"):
+        raise ValueError("in my own words")
+    if os.path.exists("../finish"):
+        break
+"""
+"""Started in a folder below its run's: prints until the file `finish` or `fail` is there, its step in the file `step`."""
+
+
+def printed(folder: Path) -> int:
+    """The step that PRINTS is at, started below `folder`; -1 before the first."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / "step").read_text())
+    return -1
