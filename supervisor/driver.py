@@ -17,7 +17,9 @@ from supervisor.chronicle import Chronicle
 from supervisor.core import machine
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
+from supervisor.core.nap import CALM, nap
 from supervisor.core.pace import Pace
+from supervisor.core.rules import STUCK
 from supervisor.events import EventLog
 from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
@@ -30,11 +32,6 @@ from supervisor.standby import SETTLED, Standby
 from supervisor.stops import Stops, signals
 from supervisor.watch import Watch
 from trainer.rundir.layout import RunDir, committed_steps
-
-_TICK = 0.2
-"""Seconds between two looks at a run that trains. What ends a process wakes the loop at once."""
-_TICK_EAGER = 0.01
-"""While an attempt comes up or goes down, where every millisecond is one of recovery."""
 
 
 @dataclass
@@ -94,18 +91,20 @@ class Driver:
                     ended = self._sleep(state, wakeup)
             paces.write(state.hang.pace)
             self._standby.close()
-            if self._ended.exit_code != 106:
+            if self._ended.exit_code != STUCK:
                 self._flusher.finish()
-            left = proctree.end_all(self.spec.mark, set(), self._reaped, self.spec.policy.stuck_after)
-            if left and self._ended.exit_code != 106:
-                self._ended = End(106, "stuck", "the standby's processes cannot be killed")
+            # What could not be killed has had its time.
+            patience = 1.0 if self._ended.exit_code == STUCK else self.spec.policy.stuck_after
+            left = proctree.end_all(self.spec.mark, set(), self._reaped, patience)
+            if left and self._ended.exit_code != STUCK:
+                self._ended = machine.stuck(left, patience)
         return self._finish(self._ended)
 
     def _blind(self, error: Exception) -> None:
         """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
         self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
-        time.sleep(_TICK)
+        time.sleep(CALM)
 
     # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +114,7 @@ class Driver:
         heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
         self._attempt = heir.adopt(now)
         if self._attempt is None and (left := heir.clear()):
-            self._ended = End(106, "stuck", f"{left} processes of a dead supervisor cannot be killed")
+            self._ended = machine.stuck(left, self.spec.policy.stuck_after)
         gate = self._attempt.gate if self._attempt is not None else None
         self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
         if self._attempt is None:
@@ -139,8 +138,8 @@ class Driver:
         if attempt is not None and state.mode is machine.Mode.RUNNING:
             self._raise_up(attempt, now)
         self._flusher.tick(ended, state.mode is machine.Mode.RUNNING and state.stepped)
-        alive = len(attempt.members(self._spared())) if attempt is not None and stopping else 1
-        over = stopping and alive == 0
+        alive = tuple(p.pid for p in attempt.members(self._spared())) if attempt is not None and stopping else ()
+        over = stopping and not alive
         watch = attempt.watch if attempt is not None else None
         if watch is not None:
             watch.look(now, ended)
@@ -255,17 +254,13 @@ class Driver:
 
     def _sleep(self, state: machine.State, wakeup: int) -> set[int]:
         """Returns the pidfds that are readable: which processes have ended."""
-        eager = state.mode is not machine.Mode.RUNNING or not state.stepped or state.suspects
-        timeout = _TICK_EAGER if eager else _TICK
-        if (deadline := machine.deadline(state)) is not None and state.mode is machine.Mode.BACKOFF:
-            timeout = min(_TICK, max(0.0, deadline - self.clock()))
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         watch = self._attempt.watch if self._attempt else None
         fds = [*self._standby.fds(), *self._flusher.fds(), *(watch.fds() if watch else [])]
         for fd in fds:
             poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(timeout * 1000)}
+        ready = {fd for fd, _ in poll.poll(nap(state, self.clock()) * 1000)}
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 4096)

@@ -60,9 +60,9 @@ class Heir:
         self.flusher.inherit(training=verdict is None)
         return attempt
 
-    def clear(self) -> int:
+    def clear(self) -> tuple[int, ...]:
         """Nothing of an earlier supervisor's attempt is alive, because two gangs must never run at once, and what it has left
-        untold is told; returns how many processes could not be killed."""
+        untold is told; returns the pids that could not be killed."""
         last = self.legacy.last_attempt
         self.chronicle.go_on(self.legacy.events)
         notes = Notes(self.run.attempt(last), self.spec.nproc)

@@ -191,9 +191,9 @@ def send_all(processes: list[psutil.Process], number: int) -> int:
     return sent
 
 
-def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float) -> int:
-    """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns how many could not be
-    killed within `patience` seconds. Children of ours are reaped into `reaped`."""
+def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float) -> tuple[int, ...]:
+    """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns the pids of those that could
+    not be killed within `patience` seconds. Children of ours are reaped into `reaped`."""
     until = time.monotonic() + patience
     processes = members(mark, spared)
     while processes and time.monotonic() < until:
@@ -201,4 +201,4 @@ def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float
         reap(reaped)
         time.sleep(_TICK)
         processes = members(mark, spared)
-    return len(processes)
+    return tuple(process.pid for process in processes)

@@ -88,7 +88,7 @@ class World(RuleBasedStateMachine):
             steps=self.steps,
             exits=tuple(self.exits),
             raised=tuple(self.raised),
-            alive=len(self.ranks) + self.launcher + self.helpers,
+            alive=tuple(range(len(self.ranks) + self.launcher + self.helpers)),
             checkpoint_step=self.checkpoint,
             stacks=self.stacks,
             stop=self.stop,
@@ -100,7 +100,7 @@ class World(RuleBasedStateMachine):
             self.log.append((self.now, action))
             self.check_grace(action)
             if isinstance(action, Launch):
-                assert alive == 0, "two attempts at once"
+                assert not alive, "two attempts at once"
                 assert self.stop is None, "a launch after a stop"
                 assert before.mode is Mode.BACKOFF
                 self.launches.append(action.attempt)

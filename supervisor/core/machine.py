@@ -112,18 +112,6 @@ def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -
             return state, []
 
 
-def deadline(state: State) -> float | None:
-    """The next moment at which step() could act without anything new to see."""
-    match state.mode:
-        case Mode.BACKOFF:
-            return state.next_at
-        case Mode.STOPPING:
-            times = [t for t in (state.term_at, state.kill_at) if t is not None]
-            return min(times, default=None)
-        case _:
-            return None
-
-
 def _backoff(state: State, seen: Observation) -> tuple[State, list[Action]]:
     if seen.stop is not None:
         return _end_stopped(state, seen.stop)
@@ -202,7 +190,7 @@ def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tup
 
 def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) -> tuple[State, list[Action]]:
     state = _note_progress(state, seen)
-    if seen.alive == 0:
+    if not seen.alive:
         return _gone(policy, state, seen, jitter)
     if state.killed_at is not None:
         if seen.now >= state.killed_at + policy.stuck_after:
@@ -264,8 +252,14 @@ def _where(state: State) -> str:
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
-    reason = f"{seen.alive} processes are alive {seen.now - (state.killed_at or seen.now):.0f} s after SIGKILL"
-    return replace(state, mode=Mode.ENDED), [End(STUCK, "stuck", reason)]
+    return replace(state, mode=Mode.ENDED), [stuck(seen.alive, seen.now - (state.killed_at or seen.now))]
+
+
+def stuck(pids: tuple[int, ...], seconds: float) -> End:
+    """The end of a run of which `pids` were alive `seconds` after their SIGKILL: beside them there is no next attempt."""
+    who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
+    why = "as a process is that waits for a disk or a driver"
+    return End(STUCK, "stuck", f"{who} alive {seconds:.0f} s after SIGKILL: {why}")
 
 
 def _verdict_event(verdict: Verdict, now: float) -> Emit:

@@ -154,8 +154,8 @@ class Observation:
     """By rank, the last step finished; of ranks that have gone too, and only of those that have finished one."""
     exits: tuple[Exit, ...] = ()
     raised: tuple[Raised, ...] = ()
-    alive: int = 0
-    """Processes of the attempt that are not yet gone, whoever their parent is."""
+    alive: tuple[int, ...] = ()
+    """Of an attempt that is being stopped, the pids that are not yet gone, whoever their parent is."""
     checkpoint_step: int = -1
     """Newest committed checkpoint, or -1."""
     checkpoints: tuple[int, ...] = ()
