@@ -259,6 +259,24 @@ def test_files_are_compared_by_their_bits(tmp_path: Path) -> None:
     assert compare(one, other, []).difference == "metrics.jsonl differs"
 
 
+def test_each_nan_is_its_own_failure() -> None:
+    """Two of them in attempts that follow each other are not the first one, failing again."""
+    first, second = "nan:rank=0@step=10", "nan:rank=1@step=20"
+    tape = Tape().attempt(0).fault(first, 10).dies("nan", 10).attempt(9).fault(second, 20).dies("nan", 20)
+    found = rows(tape.attempt(19).ends(90), blow(first), blow(second))
+    assert [(row.detected, row.attempt, row.problem) for row in found] == [("nan", 0, ""), ("nan", 1, "")]
+
+
+def test_all_ranks_need_not_fall_in_one_attempt() -> None:
+    """A rank that was killed as a survivor, before the fault came to it, meets it in the next attempt."""
+    spec = "kill:rank=all@phase=startup,step=10"
+    tape = Tape().attempt(0).fault(spec, 0).dies("killed", 0).attempt(0).fault(spec, 0).dies("killed", 0)
+    assert [row.problem for row in rows(tape.attempt(0).ends(90), blow(spec))] == [""]
+    # Not any failure of a later attempt, though.
+    tape = Tape().attempt(0).fault(spec, 0).dies("killed", 0).attempt(0).dies("killed", 0)
+    assert len(rows(tape.attempt(0).ends(90), blow(spec))) == 2
+
+
 def test_what_was_saved_with_a_nan_fails_again() -> None:
     """Attempts in a row that die of a NaN which one fault began are its doing; a later one is not."""
     spec = "nan:rank=0@step=10"

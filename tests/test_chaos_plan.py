@@ -65,6 +65,13 @@ def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: in
         assert len({blow.spec for blow in round_.blows}) == len(parsed)
         assert all((f.step or 0) < job.steps - 1 for f in parsed), round_
         assert all(f.rank is None or f.rank < job.nproc for f in parsed)
+        if job.every > 1:
+            # Nor does a rank stand still at the step of a save, which the others then wait in.
+            assert all(
+                f.step % job.every or f.phase is Phase.SAVE or b.moment is Moment.STANDBY
+                for f, b in zip(parsed, round_.blows, strict=True)
+                if f.step is not None and b.kind in ("hang", "gil")
+            )
         inside = [f.step for f, b in zip(parsed, round_.blows, strict=True) if EXPECTED[b.kind].ends and not f.waits]
         assert len(set(inside)) == len(inside), round_
         before: Blow | None = None

@@ -274,6 +274,23 @@ def test_phases_learn_their_limits() -> None:
     assert saving.hang.pace.phases["save"] >= 999.0
 
 
+def test_a_save_has_its_own_limit_whatever_was_given_for_steps() -> None:
+    """Once saves were seen to be short, one that does not end is found in minutes, not in half an hour."""
+    for policy, limit in (
+        (Policy(), PHASE_FLOOR),
+        (Policy(hang_timeout=6.0), PHASE_FLOOR),
+        (Policy(hang_timeout=200.0), 200.0),
+    ):
+        life = trained(policy=policy)
+        life.set(phase="save", beat_at=life.now)
+        assert life.pass_time(1.0)[1] is None
+        life.set(phase="train", step=999, beat_at=life.now)
+        assert life.train(3, 0.1) is None
+        life.set(phase="save", beat_at=life.now)
+        after, silence = life.pass_time(1000.0)
+        assert silence is not None and limit - TICK <= after <= limit + 1.0
+
+
 def test_stopped_rank_is_seen_at_once() -> None:
     """State T is evidence by itself, also after a pause."""
     life = trained(ranks=2)

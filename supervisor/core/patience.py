@@ -41,11 +41,12 @@ def told_limit(pace: Pace, policy: Policy, phase: str) -> float:
     """Seconds of silence in a phase that has its own limit, or that the user has given one."""
     if phase == "train":
         return policy.hang_timeout or 0.0
-    ceiling = policy.startup_timeout if phase in STARTING else max(SAVE_LIMIT, policy.hang_timeout or 0.0)
+    given = policy.hang_timeout or 0.0
+    ceiling = policy.startup_timeout if phase in STARTING else max(SAVE_LIMIT, given)
     seen = pace.phases.get(phase)
-    if seen is None or policy.hang_timeout is not None:
+    if seen is None or (phase in STARTING and policy.hang_timeout is not None):
         return ceiling
-    return min(ceiling, max(PHASE_FLOOR, FACTOR * seen))
+    return min(ceiling, max(PHASE_FLOOR, given, FACTOR * seen))
 
 
 def usual(pace: Pace, doubt: float) -> float:

@@ -63,6 +63,18 @@ class _Case:
     events: Sequence[Mapping[str, Any]]
     survivors: Mapping[int, int]
     explained: set[int] = field(default_factory=set)
+    struck: set[int] = field(default_factory=set)
+    """The attempts in which a fault has fired."""
+
+    def attempt_at(self, mono: float) -> int:
+        """The index of the attempt that was under way."""
+        return max((i for i, a in enumerate(self.story.attempts) if a.started <= mono), default=0)
+
+    def firings(self, spec: str) -> list[tuple[float, Mapping[str, Any]]]:
+        """When that fault fired, and what the events say of it, the first one first: several if it strikes all ranks."""
+        told = [e for e in self.events if e.get("msg") == "fault_injected" and e.get("spec") == spec]
+        found = [(e["fired_mono"], e) for e in told if isinstance(e.get("fired_mono"), int | float)]
+        return sorted(found, key=lambda firing: firing[0])
 
 
 def judge(round_: Round, events: Sequence[Mapping[str, Any]], survivors: Mapping[int, int]) -> list[Row]:
@@ -70,6 +82,7 @@ def judge(round_: Round, events: Sequence[Mapping[str, Any]], survivors: Mapping
     attempt, the processes that were found alive after it was said to be gone."""
     events = [e for e in events if isinstance(e.get("mono"), int | float)]
     case = _Case(tell(events), events, survivors)
+    case.struck = {case.attempt_at(at) for blow in round_.blows for at, _ in case.firings(blow.spec)}
     rows = [_row(case, blow) for blow in sorted(round_.blows, key=lambda b: not EXPECTED[b.kind].ends)]
     rows.sort(key=lambda row: [b.spec for b in round_.blows].index(row.spec))
     attempts = case.story.attempts
@@ -103,16 +116,19 @@ def _failed(attempt: AttemptStory) -> bool:
 
 
 def _row(case: _Case, blow: Blow) -> Row:
-    fired = [e for e in case.events if e.get("msg") == "fault_injected" and e.get("spec") == blow.spec]
-    times = [e["fired_mono"] for e in fired if isinstance(e.get("fired_mono"), int | float)]
-    if not times or not case.story.attempts:
+    fired = case.firings(blow.spec)
+    if not fired or not case.story.attempts:
         return Row(blow.spec, blow.moment.value, helper=blow.helper, problem="it never fired")
-    at = min(times)
-    index = max((i for i, a in enumerate(case.story.attempts) if a.started <= at), default=0)
+    at, first = fired[0]
+    index = case.attempt_at(at)
     attempt = case.story.attempts[index]
-    step = fired[0].get("step")
+    step = first.get("step")
     step = step if isinstance(step, int) else None
     detected, seen_at, problem = _detected(case, blow, index, at, step)
+    for later in {case.attempt_at(again) for again, _ in fired[1:]} - {index}:
+        # A rank that died with the first one struck, before it came to its own, meets it in the next attempt.
+        if case.story.attempts[later].cause in EXPECTED[blow.kind].causes:
+            case.explained.add(later)
     ended = detected is not None and detected == attempt.cause
     after = _recovered(case.story, index) if ended else None
     return Row(
@@ -139,7 +155,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     if blow.kind == SUPERVISOR:
         return _supervisor(case, attempt, index, at)
     if attempt.cause in expected.causes and index not in case.explained:
-        case.explained |= _alike(case.story.attempts, index) if expected.recurs else {index}
+        case.explained |= _alike(case, index) if expected.recurs else {index}
         return attempt.cause, attempt.verdict, ""
     done = max(step or 0, attempt.from_step or 0)
     if expected.event and (shown := _shown(case.events, blow, at, done)) is not None:
@@ -157,10 +173,10 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     return ("not read" if blow.kind in DAMAGE else None), None, ""
 
 
-def _alike(attempts: Sequence[AttemptStory], index: int) -> set[int]:
-    """`index`, and those of the attempts right after it that died of the same."""
-    end = index + 1
-    while end < len(attempts) and attempts[end].cause == attempts[index].cause:
+def _alike(case: _Case, index: int) -> set[int]:
+    """`index`, and those of the attempts right after it that died of the same, and in which nothing else had struck."""
+    attempts, end = case.story.attempts, index + 1
+    while end < len(attempts) and attempts[end].cause == attempts[index].cause and end not in case.struck:
         end += 1
     return set(range(index, end))
 

@@ -209,6 +209,9 @@ def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step:
     if slot[0] is not None and slot[0].kind in DAMAGE and slot[0].moment is Moment.STEP and job.every:
         # Right after a checkpoint, and well before the next: the one that is damaged is the one that will be read.
         step += -step % job.every + 1
+    elif job.every > 1 and step % job.every == 0:
+        # Who is struck at the step of a save is waited for by ranks that save, and a save may take long.
+        step += 1
     blows = []
     for index, cell in enumerate(slot):
         carried = cell is not None and cell.moment in _CARRIED
