@@ -50,8 +50,17 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
     driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
     console = Console(run, quiet)
     console.say(opening_words(run, spec))
-    with console:
-        end = driver.drive()
+    try:
+        with console:
+            end = driver.drive()
+    except Exception as error:
+        # A mistake of ours. It ends as a SIGKILL would: the ranks train on, and another supervisor goes on with them.
+        log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}")
+        log.close()
+        console.say(
+            f"internal error, please report it; the ranks train on: supervise resume {spec.run} goes on with them"
+        )
+        raise
     log.close()
     if log.unwritten:
         console.say(f"  {log.unwritten}")

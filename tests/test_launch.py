@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,18 @@ QUICK = "print('hello from', __name__)"
 BAD_BATCH = """
     if (step, os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]) == (4, "0", "1"):
         raise ValueError("bad batch")
+"""
+BUG = """
+import sys
+from supervisor.cli import run
+from supervisor.driver import Driver
+look = Driver._look
+def mistaken(self, state, ended):
+    if state.step >= 5:
+        raise ValueError("a mistake of ours")
+    return look(self, state, ended)
+Driver._look = mistaken
+sys.exit(run(sys.argv[1:]))
 """
 SAVES_ON_TERM = """
 import os, signal, sys, time
@@ -97,6 +110,24 @@ def test_budget_is_100(run: Run) -> None:
     assert run.dir.attempts() == [0, 1, 2]
     assert run.verdicts() == [("killed", 0)] * 3
     assert [e["signal"] for e in run.events("verdict")] == [9] * 3
+
+
+def test_internal_error_is_1(run: Run) -> None:
+    """A bug of the supervisor ends it, not the training: the ranks go on, it says what to do, and `resume` adopts them."""
+    run.script(BUG, "bug.py")
+    program = [sys.executable, str(run.folder / "bug.py")]
+    process = run.start("--nproc", "2", run.script(STEPPING), "300", "0.03", program=program)
+
+    assert process.wait(60) == 1
+
+    pids = run.events("group_ready")[0]["pids"]
+    assert all(Path(f"/proc/{pid}/exe").exists() for pid in pids)
+    assert run.events("supervisor_failed")[0]["error"] == "ValueError: a mistake of ours"
+    name = json.loads(run.dir.run_json.read_bytes())["run"]
+    assert f"supervise resume {name}" in (run.folder / "stderr").read_text()
+    run.cli("resume", "run")
+    run.assert_nothing_left()
+    assert run.dir.attempts() == [0] and run.verdicts() == [("finished", None)]
 
 
 def test_no_progress_is_105(run: Run) -> None:
