@@ -13,6 +13,9 @@ from supervisor.reading.plain import plain
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
 
+_NOTHING: tuple[Any, ...] = (None, "", [], -1)
+"""What a field has for "none" of it, a step for one: not worth a word."""
+
 
 def event_text(event: Event) -> str:
     """Time (UTC), name, the event's own fields, and last the sentence that gives the reason; fit for a terminal."""
@@ -21,7 +24,7 @@ def event_text(event: Event) -> str:
     pairs = [
         f"{key}={_value(key, value)}"
         for key, value in fields.items()
-        if key not in _SHOWN_ELSEWHERE and not key.endswith("_mono") and value is not None and value != []
+        if key not in _SHOWN_ELSEWHERE and not key.endswith("_mono") and value not in _NOTHING
     ]
     sentence = fields.get("reason") or fields.get("text")
     return plain(" ".join([clock, event.name, *pairs, *(["·", str(sentence)] if sentence else [])]))
