@@ -27,25 +27,28 @@ class Saboteur:
         self._armed: list[faults.Fault] = []
         self._told = set(told)
         self._told_armed = set(told_armed)
-        self._stamp = -1
+        self._stamp = self._before = -1
         self._begun: int | None = None
         """The run's steps when the standby that is in the making was begun."""
         self._flush: Process | None = None
         """The flush that was under way at the last look."""
 
     def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
-        """Faults armed and faults fired since the last call; one stat when there is nothing new."""
+        """Faults armed and faults fired since the last call; one stat when there has been nothing new for a while."""
         try:
             stamp = self._folder.stat().st_mtime_ns
         except FileNotFoundError:
             return [], []
         if stamp == self._stamp:
             return [], []
-        self._stamp = stamp
         self._armed = faults.armed(self._folder)
         asked = [f for f in self._armed if f.number not in self._told_armed]
         self._told_armed |= {f.number for f in asked}
         fired = faults.fired(self._folder)
+        # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of that
+        # clock: the folder is known only once all marks could be read, and it was the same at two looks.
+        whole = len(fired) == sum(1 for _ in self._folder.glob("*.fired"))
+        self._stamp, self._before = stamp if whole and stamp == self._before else -1, stamp
         new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
         self._told |= set(fired)
         return asked, new

@@ -113,6 +113,22 @@ def test_what_a_rank_cannot_know_is_told_to_it(trigger: str, done: int) -> None:
     assert fault.ripens(done, 0) == (late and not (fault.standby and fault.step))
 
 
+def test_a_mark_that_is_being_written_is_told_once_it_is_whole(tmp_path: Path) -> None:
+    """Its name is there before its content, which does not change the folder's time again."""
+    folder = tmp_path / "faults"
+    faults.arm(folder, faults.parse_fault("kill:rank=1@step=4"))
+    saboteur = Saboteur(folder, tmp_path, (), ())
+    assert [fault.kind for fault in saboteur.news()[0]] == ["kill"]
+    mark = folder / "0001.rank1.fired"
+    mark.touch()
+    for _ in range(3):
+        assert saboteur.news() == ([], [])
+    mark.write_text('{"spec": "kill:rank=1@step=4", "rank": 1, "attempt": 0, "step": 4, "mono": 1.0}')
+
+    assert [body["fault"] for body in saboteur.news()[1]] == [mark.name]
+    assert [saboteur.news() for _ in range(3)] == [([], [])] * 3
+
+
 def test_a_standby_counts_from_its_beginning(tmp_path: Path) -> None:
     """One that was in the making before the step is not the one that is meant; the next one is."""
     faults.arm(tmp_path / "faults", faults.parse_fault("kill@standby=warming,step=40"))
