@@ -40,6 +40,8 @@ class Chronicle:
         """When those notes were made that an earlier supervisor has told of."""
         self._unsaid = -1
         """A step that the last scan found without its note."""
+        self._found = -1
+        """A step that a scan has told of, while its flush, perhaps, had not ended yet."""
         self._scanned_at = float("-inf")
 
     def new_attempt(self, number: int) -> None:
@@ -106,8 +108,10 @@ class Chronicle:
             if warning := outcome.pop("warning", None):
                 self._log.emit("warning", "warning", text=warning)
             # Nobody waited for it: its seconds are not a stall.
-            took = outcome.pop("seconds", None)
-            self._committed(int(outcome.pop("step")), by="flush", took_s=took, **outcome)
+            took, step = outcome.pop("seconds", None), int(outcome.pop("step"))
+            if step != self._found:
+                self._committed(step, by="flush", took_s=took, **outcome)
+            self._found = -1
 
     def faults(self, armed: Iterable[Fault], fired: Iterable[Mapping[str, Any]]) -> None:
         """The faults that were asked for, and those that have struck, are told."""
@@ -148,9 +152,10 @@ class Chronicle:
         self._scanned_at = now
         newest = newest_checkpoint(self._run.checkpoints)
         if newest < self.checkpoint:
-            self.checkpoint = newest
+            self.checkpoint, self._found = newest, -1
         if newest > self.checkpoint and (final or newest == self._unsaid):
             self._committed(newest)
+            self._found = newest
         self._unsaid = newest
 
     def _tell_note(self, rank: int, note: dict[str, Any]) -> None:
