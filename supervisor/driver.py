@@ -49,6 +49,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.stops = Stops()
+        self._policy = self.spec.policy
         self._attempt: Attempt | None = None
         self._launched = False
         """Whether there is an attempt of this request, ours or adopted."""
@@ -77,7 +78,7 @@ class Driver:
                 except (OSError, MemoryError) as error:
                     self._blind(error)
                     continue
-                state, actions = machine.step(self.spec.policy, state, seen, self.jitter())
+                state, actions = machine.step(self._policy, state, seen, self.jitter())
                 if state.verdict is not None and self._attempt is not None and self._attempt.witness is not None:
                     self._attempt.witness.verdict = state.verdict
                 for action in actions:
@@ -94,7 +95,7 @@ class Driver:
             if self._ended.exit_code != STUCK:
                 self._flusher.finish()
             # What could not be killed has had its time.
-            patience = 1.0 if self._ended.exit_code == STUCK else self.spec.policy.stuck_after
+            patience = 1.0 if self._ended.exit_code == STUCK else self._policy.stuck_after
             left = proctree.end_all(self.spec.mark, set(), self._reaped, patience)
             if left and self._ended.exit_code != STUCK:
                 self._ended = machine.stuck(left, patience)
@@ -114,7 +115,7 @@ class Driver:
         heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
         self._attempt = heir.adopt(now)
         if self._attempt is None and (left := heir.clear()):
-            self._ended = machine.stuck(left, self.spec.policy.stuck_after)
+            self._ended = machine.stuck(left, self._policy.stuck_after)
         gate = self._attempt.gate if self._attempt is not None else None
         self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
         if self._attempt is None:

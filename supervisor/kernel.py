@@ -67,19 +67,28 @@ class Wait:
 def glance(pid: int) -> Glance:
     """Of `pid` now; an empty one if it is gone."""
     try:
-        state, cpu = _stat(Path(f"/proc/{pid}/stat"))
+        state, cpu = _stat(f"/proc/{pid}/stat")
     except (OSError, ValueError, IndexError):
         return Glance()
     starved, turns = 0.0, ""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{pid}/schedstat").read_text().split()
-        starved, turns = int(fields[1]) / 1e9, fields[2]
+        _, waited, given = _content(f"/proc/{pid}/schedstat").split()
+        starved, turns = int(waited) / 1e9, given.decode()
     return Glance(state, cpu, starved, turns)
 
 
-def _stat(path: Path) -> tuple[str, float]:
-    fields = path.read_bytes().rpartition(b")")[2].split()
+def _stat(path: str) -> tuple[str, float]:
+    fields = _content(path).rpartition(b")")[2].split()
     return fields[0].decode(), (int(fields[11]) + int(fields[12])) * _TICK
+
+
+def _content(path: str) -> bytes:
+    """Of a small file in /proc; without what a Python file would ask the kernel besides, for this is read all the time."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def descendants(pid: int) -> list[int]:
@@ -108,7 +117,7 @@ def closely(pid: int) -> Close:
     for member in tree:
         for thread in _threads(member):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                disk = disk or _stat(thread / "stat")[0] == "D"
+                disk = disk or _stat(f"{thread}/stat")[0] == "D"
             if thread.name != str(pid):
                 bound = bound and _bound(thread)
     wait = waiting(pid)

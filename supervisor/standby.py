@@ -116,7 +116,7 @@ class Standby:
 
     def is_warming(self) -> bool:
         """Whether a gang is in the making."""
-        return self._gang is not None and not self._gang.parked
+        return self._gang is not None and not self._said_parked
 
     def spared(self) -> set[int]:
         """The processes at the root of what belongs to no attempt yet."""
@@ -234,7 +234,7 @@ class Standby:
             self._gang = None
             self._disband(gang)
             self._lost(now, "the waiting worker group has died")
-        elif gang.parked and not self._said_parked:
+        elif not self._said_parked and gang.parked:
             self._said_parked = True
             assert gang.launcher is not None
             nursery = self._nursery.pid if self._nursery else None

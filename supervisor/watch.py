@@ -17,7 +17,9 @@ from trainer.rundir.layout import AttemptDir, committed_steps
 from trainer.rundir.notes import NoteReader
 
 _KERNEL_EVERY = 0.15
-"""Seconds between two looks at the state and CPU time of the ranks."""
+"""Seconds between two looks at the state and CPU time of the ranks, when one of them is silent or was not at work."""
+_KERNEL_CALM = 1.0
+"""The same while all of them step."""
 _QUIET_AFTER = 0.4
 """Seconds without a beat after which a rank that uses no CPU is looked at closely."""
 _QUIET_SHARE = 0.1
@@ -90,7 +92,8 @@ class Watch:
             self._files_at = now
             self._collect_raised()
             self._measure_logs(now)
-        if now >= self._kernel_at + _KERNEL_EVERY:
+        at_work = all(glance.state in "RS" for glance in self._kernel.values())
+        if now >= self._kernel_at + (_KERNEL_CALM if at_work and not self.quiet(now) else _KERNEL_EVERY):
             self._look_at_kernel(now)
 
     def views(self) -> tuple[RankView, ...]:

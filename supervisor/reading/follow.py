@@ -26,6 +26,8 @@ from trainer.rundir.layout import RunDir
 
 POLL = 0.15
 """Seconds between two polls."""
+REST = 0.5
+"""The same when nothing has come for a while: each poll takes its 0.6 ms from those who train."""
 RETIRE = 2.0
 """Seconds into an attempt after which the logs of the one before are taken for complete."""
 LOOK = 1.0
@@ -227,11 +229,14 @@ def pump(
     follower: RunFollower, write: Callable[[Record], None], wait: Callable[[float], None], follow: bool = True
 ) -> None:
     """Every record was written, in order; with `follow`, until the run is over. `wait` gets seconds, 0 if more waits."""
+    pause = POLL
     while True:
+        pause = min(1.5 * pause, REST)
         for record in follower.poll():
             write(record)
+            pause = POLL
         if follower.over or not follow:
             for record in follower.finish():
                 write(record)
             return
-        wait(0.0 if follower.behind else POLL)
+        wait(0.0 if follower.behind else pause)

@@ -66,11 +66,16 @@ class NoteReader:
     def read(self) -> list[dict[str, Any]]:
         """The notes that were added since the last call."""
         try:
-            with os.fdopen(open_file(self._path), "rb") as file:
-                file.seek(self._offset)
-                data = file.read(_WINDOW)
+            fd = open_file(self._path)
         except OSError:
             return []
+        try:
+            size = os.fstat(fd).st_size
+            data = os.pread(fd, min(_WINDOW, size - self._offset), self._offset) if size > self._offset else b""
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
         whole = data[: data.rfind(b"\n") + 1] if len(data) < _WINDOW or b"\n" in data else data
         self._offset += len(whole)
         notes = []
