@@ -219,14 +219,14 @@ def test_without_a_supervisor_there_is_none(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_pace() -> None:
-    """Every step at first; then so that the median cost is at most 1 % of the time."""
+    """Every step at first; then so that the median cost is at most 0.5 % of the time."""
     pace = Pace()
     for step in range(9):
         pace.stepped(step * 0.1)
         pace.spent(0.0005)
     assert pace.every == 1
     for _ in range(9):
-        pace.spent(0.0025)
+        pace.spent(0.00125)
     assert pace.every == 3
     pace.spent(100.0)
     assert pace.every == 3

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import json
 from collections.abc import Callable, Set
 
 import torch
@@ -20,7 +19,8 @@ from trainer.checkpoint.packing import Packed
 from trainer.checkpoint.plan import Share, Spec, plan
 from trainer.checkpoint.segment import Buffer
 from trainer.checkpoint.shard import Entry, entry_of, header_of, index
-from trainer.checkpoint.tensors import bytes_of
+from trainer.checkpoint.tensors import bytes_of, is_plain
+from trainer.checkpoint.tree import text_of
 
 _SMALL = 32_000
 """torch copies up to here in the calling thread; above, with as many threads as it trains with, which would disturb those."""
@@ -34,10 +34,6 @@ Copy = Callable[[Buffer, torch.Tensor, list[Pair]], None]
 def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
     """That share of `tensor` (contiguous) as bytes, not copied."""
     return tensor.detach().reshape(-1)[share.start : share.start + share.count].view(torch.uint8)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 class Image:
@@ -62,7 +58,7 @@ class Image:
         at = 0
         for share in shares:
             tensor, size = tensors[share.name], share.count * tensors[share.name].element_size()
-            if _is_plain(tensor):
+            if is_plain(tensor):
                 self._plain.append(flat_bytes(tensor, share))
                 self._plain_at.append(at)
             else:
@@ -80,7 +76,7 @@ class Image:
         if self._own_specs != own.specs:
             self._own_specs = dict(own.specs)
             self._index = index(self._entries + [Entry(name, spec) for name, spec in own.specs.items()])
-        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": json.dumps(own.tree)})
+        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": text_of(own.tree).decode()})
 
     def payload(self, header: bytes, own: Packed) -> int:
         """The bytes of the whole file."""

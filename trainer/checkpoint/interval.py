@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 ASSUMED_MTBF_S = 3600.0
 _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
-_SNAPSHOT_OVERHEAD = 0.01
+_SNAPSHOT_OVERHEAD = 0.005
 _MEMORY = 9
 
 
@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(slots=True)
 class Pace:
-    """The rule "auto" for snapshots: the smallest number of steps at which a snapshot's cost is at most 1 % of the time.
+    """The rule "auto" for snapshots: the smallest number of steps at which a snapshot's cost is at most 0.5 % of the time.
 
     Medians of the last nine, so that one slow step changes nothing. It begins at every step.
     """

@@ -12,7 +12,6 @@ Parameters and optimizer state do not change in between; what does (buffers, gen
 from __future__ import annotations
 
 import errno
-import json
 import math
 import queue
 import threading
@@ -32,6 +31,7 @@ from trainer.checkpoint.image import Image
 from trainer.checkpoint.packing import Packer
 from trainer.checkpoint.segment import Segment
 from trainer.checkpoint.state import Stateful, capture, capture_rank, steadiness
+from trainer.checkpoint.tree import text_of
 
 _BANDWIDTH = 0.25
 
@@ -71,7 +71,7 @@ class Memory:
         self._image: Image | None = None
         self._needed = 0
         self.spare = spare_cores(place.world_size) if spare is None else spare
-        self._specs_text: tuple[object, str] = (None, "")
+        self._specs_text: tuple[object, bytes] = (None, b"")
         self._copier: Copier | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
@@ -174,10 +174,10 @@ class Memory:
         known, text = self._specs_text
         if known is not job.image.specs:
             specs = {name: [spec.dtype, spec.shape] for name, spec in job.image.specs.items()}
-            text = json.dumps(specs, separators=(",", ":"))
+            text = text_of(specs)
             self._specs_text = (job.image.specs, text)
         about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
-        return (json.dumps(about, separators=(",", ":"))[:-1] + ',"tensors":' + text + "}").encode()
+        return text_of(about)[:-1] + b',"tensors":' + text + b"}"
 
 
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:

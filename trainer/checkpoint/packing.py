@@ -72,13 +72,17 @@ def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.stride(), tensor.is_conj()
 
 
+def _identities(values: list[torch.Tensor]) -> list[tuple[Any, ...]]:
+    return [(t.data_ptr(), t.stride(), t.is_conj(), t.dtype, t.shape) for t in values]
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """A dict of nothing but steady tensors, or dicts of them, which are most of a state: compared, not encoded again."""
 
     keys: list[Any]
     names: list[str]
-    addresses: list[tuple[Any, ...]]
+    identities: list[tuple[Any, ...]]
     encoded: Any
 
 
@@ -162,8 +166,7 @@ class Packer:
             return
         met = {id(v) for v in inside}
         self._visits = [v for v in self._visits if id(v) not in met]
-        addresses = [(*_address(t), t.dtype, t.shape) for t in found[1]]
-        self._blocks[path] = _Block(found[0], [v.name for v in inside], addresses, encoded)
+        self._blocks[path] = _Block(found[0], [v.name for v in inside], _identities(found[1]), encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}
@@ -184,11 +187,7 @@ class Packer:
 
         for path, block in self._blocks.items():
             now = _block_at(state, path)
-            if (
-                now is None
-                or now[0] != block.keys
-                or [(*_address(t), t.dtype, t.shape) for t in now[1]] != block.addresses
-            ):
+            if now is None or now[0] != block.keys or _identities(now[1]) != block.identities:
                 raise _Moved
             found.update(zip(block.names, now[1], strict=True))
             state = _without(state, path, None)

@@ -11,7 +11,6 @@ rank 0      `latest`, then prune: nothing that goes wrong here undoes the checkp
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from trainer.checkpoint.packing import Packed
 from trainer.checkpoint.plan import Share, Shares, plan
 from trainer.checkpoint.shard import Digest, Entry, entry_of, header
 from trainer.checkpoint.tensors import bytes_of
+from trainer.checkpoint.tree import text_of
 from trainer.rundir.durable import Buffer, Disk
 
 
@@ -60,7 +60,7 @@ def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: i
     """The bytes of this rank's file, in order: its shares of the shared state, and all that is its own."""
     entries = [entry_of(share, shared.specs[share.name]) for share in shares]
     entries += [Entry(name, spec) for name, spec in own.specs.items()]
-    yield header(entries, {"format": "pt", "rank": str(rank), "state": json.dumps(own.tree)})
+    yield header(entries, {"format": "pt", "rank": str(rank), "state": text_of(own.tree).decode()})
     for share in shares:
         _alive, view = bytes_of(shared.tensors[share.name], share)
         yield view

@@ -45,8 +45,15 @@ def view_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr() if size else 0)).cast("B")
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether its bytes lie in C order, and mean what they say."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
 def bytes_of(tensor: torch.Tensor, share: Share) -> tuple[torch.Tensor, memoryview]:
     """The bytes of that share of `tensor`, in C order, and the tensor that they belong to, to be kept meanwhile."""
+    if share == Share(share.name, 0, tensor.numel()) and is_plain(tensor) and tensor.is_cpu:
+        return tensor, view_of(tensor)
     flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
     part = flat[share.start : share.start + share.count].cpu().contiguous()
     return part, view_of(part)
