@@ -135,8 +135,11 @@ def training(**options: Any) -> Iterator[Training]:
 
 def train(ranks: Any, steps: range, agreed: Callable[[int], Wish] = lambda step: TAKE, **options: Any) -> Any:
     """A rank that trains those steps on its own copy of the same model; its last weights and where it began."""
-    torch.manual_seed(3)
+    # Ranks are threads here: torch's own generator, seeded by each of them, would give them what the others leave of it.
+    numbers = torch.Generator().manual_seed(3)
     model = nn.Linear(30, 30)
+    for p in model.parameters():
+        p.data.copy_(torch.rand(p.shape, generator=numbers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     ckpt = Checkpointer(model=model, optimizer=optimizer, **{"every": None, "snapshot_every": 1, **options})
     ckpt._ranks = ranks
