@@ -12,6 +12,8 @@ from supervisor.reading.plain import plain
 
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
+_COUNTED = frozenset({"best_step", "barren", "startup_failures", "rollbacks"})
+"""What a supervisor that takes over counts on from; people have it in `status`."""
 
 _NOTHING: tuple[Any, ...] = (None, "", [], -1)
 """What a field has for "none" of it, a step for one: not worth a word."""
@@ -24,7 +26,7 @@ def event_text(event: Event) -> str:
     pairs = [
         f"{key}={_value(key, value)}"
         for key, value in fields.items()
-        if key not in _SHOWN_ELSEWHERE and not key.endswith("_mono") and value not in _NOTHING
+        if key not in _SHOWN_ELSEWHERE | _COUNTED and not key.endswith("_mono") and value not in _NOTHING
     ]
     sentence = fields.get("reason") or fields.get("text")
     return plain(" ".join([clock, event.name, *pairs, *(["·", str(sentence)] if sentence else [])]))
