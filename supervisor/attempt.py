@@ -10,11 +10,11 @@ import psutil
 
 from supervisor import proctree, stacks
 from supervisor.core.evidence import Evidence
-from supervisor.core.model import Reach, Rollback
+from supervisor.core.model import Reach
 from supervisor.core.stack import Stacks
 from supervisor.evidence import Witness
 from supervisor.gang import Gang
-from supervisor.launch import release
+from supervisor.launch import Order, release
 from supervisor.room import places
 from supervisor.spec import Spec
 from supervisor.standby import Standby
@@ -26,18 +26,15 @@ from trainer.rundir.layout import RunDir
 class Attempt:
     """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
 
-    def __init__(
-        self, run: RunDir, spec: Spec, number: int, resume: str, relaunch: bool, rollback: Rollback | None, now: float
-    ) -> None:
+    def __init__(self, run: RunDir, spec: Spec, order: Order, now: float) -> None:
         self.wanted = now
-        self.number = number
+        self.number = order.attempt
         self.watch: Watch | None = None
         self.witness: Witness | None = None
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
-        self._run, self._spec = run, spec
-        self._resume, self._relaunch, self._rollback = resume, relaunch, rollback
+        self._run, self._spec, self._order = run, spec, order
         self._gang: Gang | None = None
         self._adopted = False
         self.stacks: Stacks | None = None
@@ -87,8 +84,7 @@ class Attempt:
         if not folder.beats.exists():
             folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
-        order = release(self._spec, self._run, self.number, self._resume, self._relaunch, self._rollback)
-        gang.release({**order, "kind": gang.kind}, folder)
+        gang.release({**release(self._spec, self._run, self._order), "kind": gang.kind}, folder)
         self._gang, self.kind = gang, gang.kind
         return True
 

@@ -25,6 +25,7 @@ from supervisor.evidence import Witness
 from supervisor.faults import Saboteur
 from supervisor.flush import Flusher
 from supervisor.heir import Heir
+from supervisor.launch import Order
 from supervisor.legacy import Legacy
 from supervisor.paces import Paces
 from supervisor.spec import Spec
@@ -228,7 +229,7 @@ class Driver:
         resume = self.spec.resume if first else "auto"
         relaunch = not first or self._chronicle.checkpoint >= 0
         now = self.clock()
-        self._attempt = Attempt(self.run, self.spec, number, resume, relaunch, rollback, now)
+        self._attempt = Attempt(self.run, self.spec, Order(number, resume, relaunch, rollback), now)
         self._raise_up(self._attempt, now)
 
     def _leave(self) -> None:

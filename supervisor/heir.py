@@ -9,6 +9,7 @@ from supervisor.attempt import Attempt
 from supervisor.chronicle import Chronicle
 from supervisor.events import EventLog
 from supervisor.flush import Flusher
+from supervisor.launch import Order
 from supervisor.legacy import Legacy
 from supervisor.spec import Spec
 from supervisor.watch import Notes, last_beat
@@ -34,7 +35,7 @@ class Heir:
         gang = legacy.gang(self.run, self.spec)
         if gang is None:
             return None
-        attempt = Attempt(self.run, self.spec, legacy.last_attempt, "auto", True, None, now)
+        attempt = Attempt(self.run, self.spec, Order(legacy.last_attempt), now)
         try:
             attempt.adopt(gang, self.reaped)
         except (OSError, ValueError):

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +57,32 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     return env
 
 
-def release(
-    spec: Spec,
-    run: RunDir,
-    attempt: int,
-    resume: str,
-    relaunch: bool,
-    rollback: Rollback | None = None,
-    outer: Mapping[str, str] = os.environ,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one attempt is to do."""
+
+    attempt: int
+    resume: str = "auto"
+    relaunch: bool = True
+    """Whether the script gets the arguments for a resume, too."""
+    rollback: Rollback | None = None
+
+
+def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
-    order = (
-        rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to)
-        if rollback and resume != "never"
-        else None
-    )
-    newest = _newest(run.checkpoints, order) if resume != "never" else -1
+    back, fresh = order.rollback, order.resume == "never"
+    rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
+    newest = -1 if fresh else _newest(run.checkpoints, rollback)
     env = {
-        names.MARK: f"{spec.mark}.{attempt}",
-        names.ATTEMPT: str(attempt),
-        names.RESUME: resume,
+        names.MARK: f"{spec.mark}.{order.attempt}",
+        names.ATTEMPT: str(order.attempt),
+        names.RESUME: order.resume,
         names.RESUME_STEP: str(newest),
         names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
-        names.ROLLBACK: order.encode() if order else "",
+        names.ROLLBACK: rollback.encode() if rollback else "",
     }
-    arguments = Redactor(outer).command(_arguments(spec, relaunch))
-    return {"attempt": attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
+    arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
+    return {"attempt": order.attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
 
 
 def _arguments(spec: Spec, relaunch: bool) -> list[str]:
@@ -96,10 +97,12 @@ def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str
     return same and released.get("arguments") in asked
 
 
-def _newest(checkpoints: Path, order: rollbacks.Rollback | None) -> int:
+def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
     """The newest committed step that the attempt may go on from, or -1."""
     for step in reversed(committed_steps(checkpoints)):
-        if order is None or step < order.before or not order.covers(attempt_of(checkpoints / step_name(step)), step):
+        if rollback is None or step < rollback.before:
+            return step
+        if not rollback.covers(attempt_of(checkpoints / step_name(step)), step):
             return step
     return -1
 
