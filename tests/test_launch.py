@@ -17,6 +17,21 @@ from tests.supervised import Run, until
 from trainer.rundir import environment as names
 
 QUICK = "print('hello from', __name__)"
+CHECKPOINTED = """
+import os, torch
+from trainer.checkpoint import Checkpointer
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+checkpointer = Checkpointer(model=model, optimizer=optimizer, every=5)
+for step in range(checkpointer.restore(), 10):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpointer.step(step + 1)
+    if step + 1 == 5:
+        checkpointer.save()
+        os._exit(1)
+checkpointer.close()
+"""
 BAD_BATCH = """
     if (step, os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]) == (4, "0", "1"):
         raise ValueError("bad batch")
@@ -267,6 +282,17 @@ def test_steps_of_a_script_that_does_not_tell(run: Run) -> None:
     first, last = run.events("verdict")
     assert first["step"] == 5 and "ValueError: bad batch" in first["reason"]
     assert last["step"] == 8
+
+
+def test_steps_of_an_optimizer_that_does_not_count(run: Run) -> None:
+    """SGD without momentum has no state to tell a resume by; its Checkpointer has: nothing is said to be lost."""
+    assert run.launch(run.script(CHECKPOINTED)) == 0
+
+    _, resumed = run.events("resumed")
+    _, first = run.events("first_step")
+    assert resumed["step"] == first["from_step"] >= 5
+    assert first["lost_steps"] == 0
+    run.assert_nothing_left()
 
 
 def test_detached(run: Run) -> None:

@@ -44,7 +44,10 @@ class Reporter(Progress):
         self._beats = BeatWriter(place.attempt.beats, rank, os.getpid())
         self._done = 0
         self._announced = False
-        self._hooked = False
+        self._resumed = False
+        """Whether it is known from where this rank has gone on."""
+        self._ahead = 0
+        """Steps that were done before those that the optimizer's hook has counted."""
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -62,11 +65,14 @@ class Reporter(Progress):
 
     def hooked(self, done: int, optimizer: Any) -> None:
         """An optimizer has stepped. It counts unless the loop says its steps itself."""
-        if not self._announced:
-            if not self._hooked:
-                self._hooked = True
-                self._beats.resume_at(done - 1)
-            self._stepped(done, Source.HOOK, optimizer)
+        if self._announced:
+            return
+        if not self._resumed:
+            self.resume_at(done - 1)
+        if not self._steps_here:
+            # An optimizer without a count of its own has its first step after every restore.
+            self._ahead = self._done - (done - 1)
+        self._stepped(done + self._ahead, Source.HOOK, optimizer)
 
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done
@@ -134,7 +140,7 @@ class Reporter(Progress):
         return self._redactor.json(json.dumps(record).encode())
 
     def resume_at(self, step: int) -> None:
-        self._done = step
+        self._done, self._resumed = step, True
         self._beats.resume_at(step)
 
     @contextlib.contextmanager
