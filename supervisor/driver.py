@@ -16,6 +16,7 @@ from supervisor.attempt import Attempt, sweep
 from supervisor.chronicle import Chronicle
 from supervisor.core import machine
 from supervisor.core.evidence import Evidence
+from supervisor.core.failures import Failures
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
 from supervisor.core.nap import CALM, nap
 from supervisor.core.pace import Pace
@@ -54,6 +55,7 @@ class Driver:
         self._attempt: Attempt | None = None
         self._launched = False
         """Whether there is an attempt of this request, ours or adopted."""
+        self._failures = Failures()
         self._reaped: dict[int, int] = {}
         self._ended: End | None = None
         self._witnesses: list[Witness] = []
@@ -229,7 +231,9 @@ class Driver:
         resume = self.spec.resume if first else "auto"
         relaunch = not first or self._chronicle.checkpoint >= 0
         now = self.clock()
-        self._attempt = Attempt(self.run, self.spec, Order(number, resume, relaunch, rollback), now)
+        self._failures.launched(now)
+        order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())
+        self._attempt = Attempt(self.run, self.spec, order, now)
         self._raise_up(self._attempt, now)
 
     def _leave(self) -> None:

@@ -55,6 +55,9 @@ class Flusher:
         self._after_crash = False
         self.process: Process | None = None
         """The one flush under way."""
+        self._began = 0.0
+        self.took: float | None = None
+        """Seconds of the newest flush that made a checkpoint, its process and all."""
         self._stdout: Any = None
         self._inherited: list[Process] = []
         """Flushes of a supervisor that died. They end by themselves, and what they have made is found on the disk."""
@@ -106,6 +109,8 @@ class Flusher:
             outcome = self._outcome()
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
+            if "seconds" in outcome:
+                self.took = time.monotonic() - self._began
             self._chronicle.flushed(outcome)
         for inherited in [process for process in self._inherited if process.fd in ended]:
             inherited.close()
@@ -167,6 +172,7 @@ class Flusher:
 
     def _start(self, wanted: Wanted) -> None:
         step = "newest" if wanted.step is None else str(wanted.step)
+        self._began = time.monotonic()
         try:
             process = subprocess.Popen(
                 flush_command(self.segment, self._run, step, wanted.keep),

@@ -66,6 +66,10 @@ class Order:
     relaunch: bool = True
     """Whether the script gets the arguments for a resume, too."""
     rollback: Rollback | None = None
+    flush_s: float | None = None
+    """How long the run's newest flush took."""
+    mtbf_s: float | None = None
+    """The mean time between the run's newest failures."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -80,6 +84,8 @@ def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os
         names.RESUME_STEP: str(newest),
         names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
         names.ROLLBACK: rollback.encode() if rollback else "",
+        names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
+        names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
     return {"attempt": order.attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}

@@ -25,7 +25,7 @@ from trainer.checkpoint.commit import tidy
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import ranks as this_group
 from trainer.checkpoint.guard import Guard, Window
-from trainer.checkpoint.interval import Interval
+from trainer.checkpoint.interval import Interval, Pace, flush_cost
 from trainer.checkpoint.memory import Memory, Place
 from trainer.checkpoint.options import Every, checked_every, checked_keep, checked_resume
 from trainer.checkpoint.preemption import StopFlag
@@ -106,6 +106,8 @@ class Checkpointer:
         self._tier: Tier | None = None
         self._ranks = this_group()
         self._interval = Interval()
+        self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
+        self._flush_s = here.flush_s if here else None
         self._done = 0
         self._saved = -1
         self._problem: str | None = None
@@ -242,7 +244,10 @@ class Checkpointer:
             problem = str(error)
         problems = [text for text in self._ranks.exchange(problem) if text]
         if memory is not None and not problems:
-            self._tier = Tier(memory, self._ranks, self._snapshot_every, self._interval, self._keep)
+            if self._flush_s is not None:
+                self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
+            every = self._pace if self._snapshot_every == "auto" else self._snapshot_every
+            self._tier = Tier(memory, self._ranks, every, self._interval, self._keep)
         else:
             self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 

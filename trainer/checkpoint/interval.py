@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 ASSUMED_MTBF_S = 3600.0
 _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
-_SNAPSHOT_OVERHEAD = 0.005
+_SNAPSHOT_OVERHEAD = (0.005, 0.01)
 _MEMORY = 9
 
 
@@ -24,9 +24,9 @@ def flush_cost(seconds: float, spare: bool) -> float:
 class Interval:
     """The rule "auto": Young and Daly's sqrt(2 x cost x time between failures), in seconds of training.
 
-    The cost is that of the newest save; before the first one it is taken as 5 ms, so that the first save comes after 6 s
-    and measures it; that is also the least interval. One failure an hour is assumed, not measured. Saving never takes more
-    than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
+    The cost is that of the newest save; before the run's first one it is taken as 5 ms, so that the first save comes after
+    6 s and measures it; that is also the least interval. One failure an hour is assumed, not measured. Saving never takes
+    more than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
     """
 
     cost_s: float = _FIRST_COST_S
@@ -46,11 +46,14 @@ class Interval:
 
 @dataclass(slots=True)
 class Pace:
-    """The rule "auto" for snapshots: the smallest number of steps at which a snapshot's cost is at most 0.5 % of the time.
+    """The rule "auto" for snapshots: the smallest number of steps at which they cost at most a certain part of the time.
 
-    Medians of the last nine, so that one slow step changes nothing. It begins at every step.
+    That is 0.5 %. In a run that fails often the steps that are done again cost more, and then it is what Young and Daly's
+    interval costs, sqrt(cost / (2 x time between failures)), up to 1 %. Medians of the last nine, so that one slow step
+    changes nothing. It begins at every step.
     """
 
+    mtbf_s: float = math.inf
     every: int = 1
     _costs: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
     _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
@@ -66,5 +69,7 @@ class Pace:
         """A snapshot has cost that."""
         self._costs.append(cost_s)
         if len(self._costs) >= 3 and self._steps:
-            budget = _SNAPSHOT_OVERHEAD * max(statistics.median(self._steps), 1e-6)
-            self.every = max(1, math.ceil(statistics.median(self._costs) / budget))
+            cost, step = statistics.median(self._costs), max(statistics.median(self._steps), 1e-6)
+            least, most = _SNAPSHOT_OVERHEAD
+            overhead = min(max(math.sqrt(cost / (2 * max(self.mtbf_s, 1e-6))), least), most)
+            self.every = max(1, math.ceil(cost / (overhead * step)))

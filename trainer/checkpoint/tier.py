@@ -35,12 +35,11 @@ class Wish(NamedTuple):
 
 
 class Tier:
-    """The memory tier of a run, on one rank. `every` is a number of steps or "auto"."""
+    """The memory tier of a run, on one rank. `every` is a number of steps, or the pace that finds one."""
 
-    def __init__(self, memory: Memory, ranks: Ranks, every: int | str, interval: Interval, keep: int) -> None:
+    def __init__(self, memory: Memory, ranks: Ranks, every: int | Pace, interval: Interval, keep: int) -> None:
         self._memory, self._ranks, self._every, self._interval = memory, ranks, every, interval
         self._keep = keep
-        self._pace = Pace()
         self._since = 0
         self._boards: dict[int, Board] = {}
         self._pinned: int | None = None
@@ -54,13 +53,14 @@ class Tier:
         lost = self._memory.problem is not None
         if self._ranks.rank != 0:
             return False, False, lost
-        snapshot = self._every == "auto" and self._since + 1 >= self._pace.every
+        snapshot = isinstance(self._every, Pace) and self._since + 1 >= self._every.every
         return (due or self._owed) and self._is_free(), snapshot, lost
 
     def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
         """`done` steps are finished; the flags are the same on all ranks: rank 0 wishes to save, a save is due by the
         number of steps, rank 0 wishes a snapshot."""
-        self._pace.stepped(time.monotonic())
+        if isinstance(self._every, Pace):
+            self._every.stepped(time.monotonic())
         self._announce()
         self._learn()
         if due and not save:
@@ -86,7 +86,8 @@ class Tier:
     def _take(self, done: int, extra: Any, pin: bool) -> None:
         self._memory.take(done, extra, pin)
         self._since = 0
-        self._pace.spent(self._memory.cost_s)
+        if isinstance(self._every, Pace):
+            self._every.spent(self._memory.cost_s)
         if self._memory.segment.cramped and not self._cramped:
             self._cramped = True
             progress().note("warning", text="no room in shared memory for a third buffer: no snapshots during a flush")

@@ -30,6 +30,10 @@ RESUME_FROM = "SUPERVISE_RESUME_FROM"
 """That checkpoint's path, or empty."""
 ROLLBACK = "SUPERVISE_ROLLBACK"
 """An order to go back (trainer.rundir.rollback), or empty."""
+FLUSH_SECONDS = "SUPERVISE_FLUSH_SECONDS"
+"""How long the run's newest flush took, or empty."""
+MTBF_SECONDS = "SUPERVISE_MTBF_SECONDS"
+"""The mean time between the run's newest failures, or empty: none yet."""
 
 STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
 """Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
@@ -50,6 +54,8 @@ class Supervised:
     resume: str
     supervisor_pid: int
     rollback: Rollback | None = None
+    flush_s: float | None = None
+    mtbf_s: float | None = None
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
@@ -66,4 +72,10 @@ def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
         resume=environ.get(RESUME, "auto"),
         supervisor_pid=int(environ.get(SUPERVISOR_PID, "0")),
         rollback=decode(environ.get(ROLLBACK, "")),
+        flush_s=_seconds(environ.get(FLUSH_SECONDS, "")),
+        mtbf_s=_seconds(environ.get(MTBF_SECONDS, "")),
     )
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text else None
