@@ -37,6 +37,7 @@ class Attempt:
         self._run, self._spec, self._order = run, spec, order
         self._gang: Gang | None = None
         self._adopted = False
+        self._killed_since: float | None = None
         self.stacks: Stacks | None = None
 
     def adopt(self, gang: Gang, reaped: dict[int, int]) -> None:
@@ -115,15 +116,17 @@ class Attempt:
         launcher = [self.watch.launcher.pid] if self.watch.launcher else []
         return launcher + [process.pid for process in self.watch.ranks.values()]
 
-    def send(self, name: str, reach: Reach, spared: set[int]) -> int:
+    def send(self, name: str, reach: Reach, spared: set[int], now: float) -> int:
         """The signal has gone out; returns to how many."""
-        number = signal.SIGKILL if name == "KILL" else signal.SIGTERM
+        if name == "KILL":
+            self._killed_since = now if self._killed_since is None else self._killed_since
+            return proctree.kill_all(self.members(spared), self._killed_since, now)
         if reach is Reach.ALL or self.watch is None:
-            return proctree.send_all(self.members(spared), number)
+            return proctree.send_all(self.members(spared), signal.SIGTERM)
         # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
         targets = [*self.watch.ranks.values(), *launcher]
-        sent = sum(process.send(number) for process in targets)
+        sent = sum(process.send(signal.SIGTERM) for process in targets)
         for process in targets:
             # A stopped process takes its TERM only once it goes on.
             process.send(signal.SIGCONT)

@@ -253,7 +253,7 @@ class Driver:
     def _send(self, name: str, reach: Reach) -> None:
         if self._attempt is None:
             return
-        if sent := self._attempt.send(name, reach, self._spared()):
+        if sent := self._attempt.send(name, reach, self._spared(), self.clock()):
             self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
 
     # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,6 +28,9 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TICK = 0.01
+_CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
+_CARE = 2.0
+"""Seconds that a caretaker has, once those it takes care of are killed."""
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -191,14 +194,30 @@ def send_all(processes: list[psutil.Process], number: int) -> int:
     return sent
 
 
+def kill_all(processes: list[psutil.Process], since: float, now: float) -> int:
+    """SIGKILL went to each of `processes`, which have been killed `since` then; returns how many got it.
+
+    The last to get it, after two seconds, are Python's resource tracker and torch's manager of shared memory: they outlive
+    the processes they belong to, remove from /dev/shm what those have left there, and go by themselves.
+    """
+    late = now >= since + _CARE
+    return send_all([process for process in processes if late or not _is_caretaker(process)], signal.SIGKILL)
+
+
+def _is_caretaker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(name in word for word in process.cmdline() for name in _CARETAKERS)
+    return False
+
+
 def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float) -> tuple[int, ...]:
     """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns the pids of those that could
     not be killed within `patience` seconds. Children of ours are reaped into `reaped`."""
-    until = time.monotonic() + patience
+    began = now = time.monotonic()
     processes = members(mark, spared)
-    while processes and time.monotonic() < until:
-        send_all(processes, signal.SIGKILL)
+    while processes and now < began + patience:
+        kill_all(processes, began, now)
         reap(reaped)
         time.sleep(_TICK)
-        processes = members(mark, spared)
+        processes, now = members(mark, spared), time.monotonic()
     return tuple(process.pid for process in processes)
