@@ -4,7 +4,8 @@ goodput = steps × median step time of plain torchrun without failures or saves,
           ÷ wall time from the first step to the last
 
 and the same with the mean step in place of the median: a few steps of an undisturbed run are long, too, so that by the median
-even such a run falls short of 100 %.
+even such a run falls short of 100 %. "By its own" takes the median step of the very run, its first ten after each start left
+out: what failures cost, without what being supervised adds to a step and without the machine's moods between the runs.
 
 supervise runs the built-in GPT with its defaults; torchrun runs the same GPT with the saving of PyTorch's DDP tutorial, every
 20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T, 2T, … after the first step; where the group is not
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -37,6 +39,8 @@ from steps import intervals
 
 PATIENCE = 300.0
 """Seconds without a step after which a run is given up. torchrun waits 30 s for a survivor that does not go."""
+SETTLING = 10
+"""Steps after a start during which other things than training go on."""
 NO_PROGRESS = 6
 """Kills without a new step after which a run is given up."""
 TUTORIAL = Path(__file__).resolve().parent / "scripts" / "tutorial_gpt.py"
@@ -84,6 +88,7 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
             side.process.wait(60)
         end = max(step.at for step in side.steps.steps if step.done == steps) if ended else side.steps.steps[-1].at
         trained = len(side.steps.of({step.pid for step in side.steps.steps if step.rank == 0}))
+        own = own_steps(side)
         return {
             "wall_s": end - begin,
             "kills": len(struck),
@@ -92,8 +97,15 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
             "ended": ended,
             "steps_reached": reached[-1],
             "steps_done_again": trained - reached[-1],
+            "own_step_s": statistics.median(own) if own else None,
             "ledger": ledger(side) if plan.supervised else None,
         }
+
+
+def own_steps(side: Side) -> list[float]:
+    """The step times of rank 0 in this run, from the eleventh of each of its processes on."""
+    pids = dict.fromkeys(step.pid for step in side.steps.steps if step.rank == 0)
+    return [time for pid in pids for time in intervals(side.steps.of({pid}))[SETTLING:]]
 
 
 def done(side: Side, nproc: int, steps: int) -> bool:
@@ -126,6 +138,8 @@ def one_round(plans: dict[str, tuple[Plan, list[str]]], given: argparse.Namespac
         # From the first step's end to the last one's.
         sample["goodput"] = (sample["steps_reached"] - 1) * sample["step_s"] / sample["wall_s"]
         sample["goodput_by_mean"] = (sample["steps_reached"] - 1) * sample["mean_step_s"] / sample["wall_s"]
+        if (own := sample["own_step_s"]) is not None:
+            sample["goodput_by_own"] = (sample["steps_reached"] - 1) * own / sample["wall_s"]
     return samples
 
 
@@ -154,6 +168,9 @@ def main() -> None:
             "every_s": every,
             "goodput": common.summary([s["goodput"] for s in samples]),
             "goodput_by_mean": common.summary([s["goodput_by_mean"] for s in samples]),
+            "goodput_by_own": common.summary(
+                [s["goodput_by_own"] for s in samples if "goodput_by_own" in s] or [math.nan]
+            ),
             "given_up": sum(not s["ended"] for s in samples),
         }
         for (side, every), samples in grouped.items()
@@ -171,6 +188,7 @@ def main() -> None:
             "goodput",
             "least, most",
             "by the mean step",
+            "by its own",
             "by the ledger",
         ),
         [row(side, every, samples) for (side, every), samples in grouped.items()],
@@ -195,6 +213,7 @@ def row(side: str, every: float, samples: list[dict[str, Any]]) -> tuple[object,
         middle(by_median),
         f"{100 * min(by_median):.1f}, {100 * max(by_median):.1f}",
         middle([s["goodput_by_mean"] for s in samples]),
+        middle([s["goodput_by_own"] for s in samples if "goodput_by_own" in s]),
         middle([s["ledger"]["goodput"] for s in samples]) if samples[0]["ledger"] else "-",
     )
 
