@@ -14,9 +14,12 @@ from multiprocessing.shared_memory import SharedMemory
 if __name__ == "__main__":
     memory = SharedMemory(create=True, size=1 << 20)
     lock = multiprocessing.get_context("spawn").Lock()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    tensor = torch.zeros(1000).share_memory_()
+    _, handle, _ = tensor.untyped_storage()._share_filename_cpu_()
     tracker = resource_tracker._resource_tracker._pid
     with open("names", "a") as file:
-        print(memory.name, "sem." + lock._semlock.name.lstrip("/"), tracker, file=file)
+        print(tracker, memory.name, "sem." + lock._semlock.name.lstrip("/"), handle.decode().lstrip("/"), file=file)
     if (sys.argv[1], os.environ["SUPERVISE_ATTEMPT"]) == ("stopped", "0"):
         os.kill(tracker, signal.SIGSTOP)
     model = torch.nn.Linear(2, 2)
@@ -34,7 +37,7 @@ def _shared(run: Run) -> tuple[list[Path], list[int]]:
     """Everything in shared memory that the ranks said they made, and their trackers."""
     lines = [line.split() for line in (run.folder / "names").read_text().splitlines()]
     assert len(lines) == 4
-    return [Path("/dev/shm", name) for line in lines for name in line[:2]], [int(line[2]) for line in lines]
+    return [Path("/dev/shm", name) for line in lines for name in line[1:]], [int(line[0]) for line in lines]
 
 
 def test_shared_memory_of_killed_ranks_is_gone(run: Run) -> None:
