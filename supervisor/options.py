@@ -169,7 +169,8 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
         raise Refusal(f"no config file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{chosen} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
+        # A TOMLDecodeError; or a number of more digits than Python reads, which tomllib lets through.
         raise Refusal(f"{chosen} is not TOML: {error}") from None
     except RecursionError:
         raise Refusal(f"{chosen} is nested too deep") from None

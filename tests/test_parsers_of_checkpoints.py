@@ -293,3 +293,23 @@ def test_a_state_of_any_values(value: Any, where: int) -> None:
         tree.decode(wrapped)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         assert isinstance(error, Exception)
+
+
+def test_half_a_surrogate_pair_in_a_header(origin: Path, tmp_path: Path) -> None:
+    """JSON may hold what no file and no terminal takes: the checkpoint is put aside all the same, with its reason."""
+    folder = Path(shutil.copytree(origin, tmp_path / "shard"))
+    newest = folder / "step-00000002"
+    raw = (newest / "rank0.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["model/w"]["shape"] = "\ud800"
+    head = json.dumps(header).encode()
+    raw = len(head).to_bytes(8, "little") + head + raw[8 + length :]
+    (newest / "rank0.safetensors").write_bytes(raw)
+    body = _body(newest)
+    body["files"]["rank0.safetensors"] = {"bytes": len(raw), "digest": xxhash.xxh3_128_hexdigest(raw)}
+    (newest / "manifest.json").write_bytes(_sealed(as_json(body)))
+
+    loaded = restore(Tiers(folder), "auto", Ranks(), DISK)
+    assert loaded is not None and loaded.name == "step-00000001"
+    assert "model/w" in (folder / "quarantine" / "step-00000002-1.txt").read_text()

@@ -70,6 +70,7 @@ class _Accepted(Exception):
 @example(raw=b"grace = -5")
 @example(raw=b'resume-args = "it\'s"')
 @example(raw=b"a = " + b"[" * 5000)
+@example(raw=b"nproc = 1" + b"0" * 5000)
 def test_supervise_toml(raw: bytes, folder: Path) -> None:
     """The launch gets options of the right kinds, or says in one line what is wrong and exits with 2."""
     path = folder / "supervise.toml"

@@ -65,7 +65,9 @@ def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
     disk.sync_dir(place)
     disk.sync_dir(folder)
     with contextlib.suppress(OSError):
-        replace_file(target.with_name(target.name + ".txt"), f"{name}: {reason}\n".encode(), disk)
+        replace_file(
+            target.with_name(target.name + ".txt"), f"{name}: {reason}\n".encode(errors="backslashreplace"), disk
+        )
     return target
 
 

@@ -100,9 +100,9 @@ def _parse_header(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
     for key, field in sorted(fields.items(), key=lambda item: item[1]["data_offsets"]):
         spec = Spec(field["dtype"], tuple(field["shape"]))
         if any(type(n) is not int or n < 0 for n in spec.shape):
-            raise ValueError(f"{key!r} has shape {field['shape']}")
+            raise ValueError(f"{key!r} has shape {field['shape']!r}")
         if field["data_offsets"] != [at, at + spec.bytes]:
-            raise ValueError(f"{key!r} lies at {field['data_offsets']}, not at {at}")
+            raise ValueError(f"{key!r} lies at {field['data_offsets']!r}, not at {at}")
         entries.append(Entry(key, spec))
         at += spec.bytes
     if at != room:
