@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
 import statistics
 import subprocess
@@ -168,9 +167,7 @@ def main() -> None:
             "every_s": every,
             "goodput": common.summary([s["goodput"] for s in samples]),
             "goodput_by_mean": common.summary([s["goodput_by_mean"] for s in samples]),
-            "goodput_by_own": common.summary(
-                [s["goodput_by_own"] for s in samples if "goodput_by_own" in s] or [math.nan]
-            ),
+            "goodput_by_own": common.summary([s["goodput_by_own"] for s in samples if "goodput_by_own" in s]),
             "given_up": sum(not s["ended"] for s in samples),
         }
         for (side, every), samples in grouped.items()

@@ -124,6 +124,15 @@ def test_a_checkpoint_with_any_manifest(
     assert loaded.name == "step-00000002" or same(loaded.shared, state_of(1))
 
 
+def _put_shard(checkpoint: Path, raw: bytes, known: bool) -> None:
+    """`raw` is the file of rank 0, and if `known` the manifest says so."""
+    (checkpoint / "rank0.safetensors").write_bytes(raw)
+    body = _body(checkpoint)
+    if known:
+        body["files"]["rank0.safetensors"] = {"bytes": len(raw), "digest": xxhash.xxh3_128_hexdigest(raw)}
+    (checkpoint / "manifest.json").write_bytes(_sealed(as_json(body)))
+
+
 @SLOW
 @given(data=st.data())
 def test_a_shard_of_any_bytes(data: st.DataObject, origin: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -139,11 +148,7 @@ def test_a_shard_of_any_bytes(data: st.DataObject, origin: Path, tmp_path_factor
         raw = len(head).to_bytes(8, "little") + head + raw[8 + length :]
     else:
         raw = data.draw(mangled(raw))
-    (newest / "rank0.safetensors").write_bytes(raw)
-    body = _body(newest)
-    if data.draw(st.integers(0, 3)):
-        body["files"]["rank0.safetensors"] = {"bytes": len(raw), "digest": xxhash.xxh3_128_hexdigest(raw)}
-    (newest / "manifest.json").write_bytes(_sealed(as_json(body)))
+    _put_shard(newest, raw, known=bool(data.draw(st.integers(0, 3))))
     with bounded():
         try:
             load(newest, 0)
@@ -305,10 +310,7 @@ def test_half_a_surrogate_pair_in_a_header(origin: Path, tmp_path: Path) -> None
     header["model/w"]["shape"] = "\ud800"
     head = json.dumps(header).encode()
     raw = len(head).to_bytes(8, "little") + head + raw[8 + length :]
-    (newest / "rank0.safetensors").write_bytes(raw)
-    body = _body(newest)
-    body["files"]["rank0.safetensors"] = {"bytes": len(raw), "digest": xxhash.xxh3_128_hexdigest(raw)}
-    (newest / "manifest.json").write_bytes(_sealed(as_json(body)))
+    _put_shard(newest, raw, known=True)
 
     loaded = restore(Tiers(folder), "auto", Ranks(), DISK)
     assert loaded is not None and loaded.name == "step-00000001"

@@ -246,8 +246,8 @@ class Checkpointer:
         if memory is not None and not problems:
             if self._flush_s is not None:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
-            every = self._pace if self._snapshot_every == "auto" else self._snapshot_every
-            self._tier = Tier(memory, self._ranks, every, self._interval, self._keep)
+            every = None if self._snapshot_every == "auto" else self._snapshot_every
+            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep)
         else:
             self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 

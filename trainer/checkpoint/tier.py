@@ -35,11 +35,13 @@ class Wish(NamedTuple):
 
 
 class Tier:
-    """The memory tier of a run, on one rank. `every` is a number of steps, or the pace that finds one."""
+    """The memory tier of a run, on one rank. `every` is a number of steps; None: as `pace` has it."""
 
-    def __init__(self, memory: Memory, ranks: Ranks, every: int | Pace, interval: Interval, keep: int) -> None:
-        self._memory, self._ranks, self._every, self._interval = memory, ranks, every, interval
-        self._keep = keep
+    def __init__(
+        self, memory: Memory, ranks: Ranks, every: int | None, pace: Pace, interval: Interval, keep: int
+    ) -> None:
+        self._memory, self._ranks, self._every, self._pace = memory, ranks, every, pace
+        self._interval, self._keep = interval, keep
         self._since = 0
         self._boards: dict[int, Board] = {}
         self._pinned: int | None = None
@@ -53,20 +55,19 @@ class Tier:
         lost = self._memory.problem is not None
         if self._ranks.rank != 0:
             return False, False, lost
-        snapshot = isinstance(self._every, Pace) and self._since + 1 >= self._every.every
+        snapshot = self._every is None and self._since + 1 >= self._pace.every
         return (due or self._owed) and self._is_free(), snapshot, lost
 
     def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
         """`done` steps are finished; the flags are the same on all ranks: rank 0 wishes to save, a save is due by the
         number of steps, rank 0 wishes a snapshot."""
-        if isinstance(self._every, Pace):
-            self._every.stepped(time.monotonic())
+        self._pace.stepped(time.monotonic())
         self._announce()
         self._learn()
         if due and not save:
             save = self._ranks.lead(self._is_free)
             self._owed = not save
-        if isinstance(self._every, int):
+        if self._every is not None:
             snapshot = done % self._every == 0
         self._since += 1
         if save:
@@ -86,8 +87,7 @@ class Tier:
     def _take(self, done: int, extra: Any, pin: bool) -> None:
         self._memory.take(done, extra, pin)
         self._since = 0
-        if isinstance(self._every, Pace):
-            self._every.spent(self._memory.cost_s)
+        self._pace.spent(self._memory.cost_s)
         if self._memory.segment.cramped and not self._cramped:
             self._cramped = True
             progress().note("warning", text="no room in shared memory for a third buffer: no snapshots during a flush")
