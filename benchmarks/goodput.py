@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
 import statistics
 import subprocess
@@ -197,7 +196,7 @@ def main() -> None:
 
 def row(side: str, every: float, samples: list[dict[str, Any]]) -> tuple[object, ...]:
     def middle(values: Sequence[float]) -> str:
-        return f"{100 * statistics.median(values):.1f} %"
+        return f"{100 * statistics.median(values):.1f} %" if values else "-"
 
     by_median = [s["goodput"] for s in samples]
     return (
@@ -211,7 +210,7 @@ def row(side: str, every: float, samples: list[dict[str, Any]]) -> tuple[object,
         middle(by_median),
         f"{100 * min(by_median):.1f}, {100 * max(by_median):.1f}",
         middle([s["goodput_by_mean"] for s in samples]),
-        middle([s.get("goodput_by_own", math.nan) for s in samples]),
+        middle([s["goodput_by_own"] for s in samples if "goodput_by_own" in s]),
         middle([s["ledger"]["goodput"] for s in samples]) if samples[0]["ledger"] else "-",
     )
 
