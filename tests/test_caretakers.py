@@ -22,12 +22,15 @@ if __name__ == "__main__":
         print(tracker, memory.name, "sem." + lock._semlock.name.lstrip("/"), handle.decode().lstrip("/"), file=file)
     if (sys.argv[1], os.environ["SUPERVISE_ATTEMPT"]) == ("stopped", "0"):
         os.kill(tracker, signal.SIGSTOP)
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()  # no rank is killed before each has said what it made
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(12):
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         time.sleep(0.01)
+    torch.distributed.destroy_process_group()
     memory.close()
     memory.unlink()
 """
