@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import ctypes
 import io
 import json
+import mmap
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -36,6 +38,8 @@ from trainer.rundir.gate import GANG, PRELOAD, Gate
 from trainer.rundir.learned import remembered
 
 _PR_SET_PDEATHSIG = 1
+_MOST_FROM_HEAP = 32 << 20
+"""DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""
 _MAIN = multiprocessing.process.current_process()
 """As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
 
@@ -91,6 +95,7 @@ def serve() -> None:
     for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
         if int(index) < len(arguments):
             arguments[int(index)] = secret
+    _settle_malloc()
     place = supervised()
     assert place is not None
     output.redirect(place.attempt.rank_log(rank))
@@ -100,6 +105,18 @@ def serve() -> None:
     watch_torch(reporter)
     with record_exception(reporter):
         run(arguments)
+
+
+def _settle_malloc() -> None:
+    """glibc serves what is as large as the tensors of a step from its heap, and keeps that.
+
+    It begins with pages from the kernel for each, faulted in at every use (2.5 µs each here, 10,000 in a forward pass), and
+    learns from what is freed to do otherwise (mallopt(3), M_MMAP_THRESHOLD). A recovery would have to learn it anew.
+    """
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        libc.free(libc.malloc(ctypes.c_size_t(_MOST_FROM_HEAP - 2 * mmap.PAGESIZE)))
 
 
 def forked_rank() -> None:
