@@ -18,7 +18,8 @@ from trainer.errors import UsageError
 STDLIB_BYTES = 8 << 20
 RANDOM_BYTES = 1 << 20
 FOLDER_BYTES = 1 << 30
-_PART = 1 << 20
+_PART = 1 << 16
+"""Bytes read at once. Of more, malloc takes pages from the kernel and gives them back, for each file."""
 
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip"}
 """Parts of the standard library that some systems package apart, or that are mostly test data."""

@@ -20,6 +20,20 @@ class GPTConfig:
     dropout: float
 
 
+class Linear(nn.Linear):
+    """Without values of its own: GPT draws them, and a recovery, which waits for this, puts others in their place."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """The same."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     """Causal self-attention, (batch, time, n_embd) to the same."""
 
@@ -27,8 +41,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = Linear(config.n_embd, config.n_embd, bias=False)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,8 +63,8 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(config.n_embd, bias=False)
         self.attention = Attention(config)
         self.norm_2 = nn.LayerNorm(config.n_embd, bias=False)
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.up = Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.down = Linear(4 * config.n_embd, config.n_embd, bias=False)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,23 +79,18 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(VOCABULARY, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(VOCABULARY, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=False)
-        self.head = nn.Linear(config.n_embd, VOCABULARY, bias=False)
+        self.head = Linear(config.n_embd, VOCABULARY, bias=False)
         self.head.weight = self.wte.weight
-        self.apply(self._init)
-        # As in GPT-2: the residual stream adds up 2 * n_layer of these.
+        # As in GPT-2: the residual stream adds up 2 * n_layer of those that end a block.
+        last = 0.02 / math.sqrt(2 * config.n_layer)
         for name, parameter in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
-
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            if parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=last if name.endswith(("proj.weight", "down.weight")) else 0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         x = self.drop(self.wte(tokens) + self.wpe.weight[: tokens.shape[1]])
