@@ -230,3 +230,40 @@ def test_forks_draw_different_numbers(run: Run) -> None:
 
     first, second = (json.loads((run.folder / f"drawn{rank}").read_bytes()) for rank in range(2))
     assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+FILLING = """
+import resource, sys, torch
+
+def faults(megabytes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(megabytes << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(30)
+with open("faults", "w") as file:
+    print(faults(25), file=file)
+"""
+
+
+def test_memory_of_a_step_is_kept_from_the_first(run: Run) -> None:
+    """What a rank frees after its first step it need not have from the kernel again at the second."""
+    assert run.launch("--nproc", "1", run.script(FILLING)) == 0
+    assert int((run.folder / "faults").read_text()) < (25 << 20) // 4096 // 10
+
+
+def test_names_of_methods_as_torch_finds_them() -> None:
+    """What takes torch the whole stack takes the launcher one frame, and is the same."""
+    code = """
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous as rendezvous
+from trainer.launcher import _name_quickly
+record = lambda: rendezvous.get_method_name()
+def caller(): return record()
+def other(): return rendezvous.get_method_name(depth=1)
+before = caller(), other()
+slow = rendezvous.get_method_name
+_name_quickly()
+assert rendezvous.get_method_name is not slow
+assert (caller(), other()) == before == ("caller", "other"), before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
