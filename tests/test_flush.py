@@ -25,6 +25,10 @@ from trainer.rundir import shm
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
 
+_ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
+AUTOGROUPS = (
+    _ENABLED.exists() and _ENABLED.read_text().strip() == "1" and Path("/proc/self/autogroup").read_text() != ""
+)
 FLUSH = ROOT / "trainer" / "checkpoint" / "flush.py"
 
 
@@ -254,3 +258,17 @@ def test_the_program(segment: Path, tmp_path: Path) -> None:
     assert "step 9" in outcome["error"]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import trainer.checkpoint.flush; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.sep, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not AUTOGROUPS, reason="the kernel weighs no sessions")
+@pytest.mark.parametrize("alone", [True, False])
+def test_it_is_nice_to_other_sessions(alone: bool) -> None:
+    """A session of its own is as nice as its process, or that would mean nothing; somebody else's session is left alone."""
+    code = (
+        f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from trainer.checkpoint.flush import yield_to_training\n"
+        "read = lambda: int(open('/proc/self/autogroup').read().split()[-1])\n"
+        "before = read(); yield_to_training(7); print(os.nice(0), read() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], start_new_session=alone, stdout=subprocess.PIPE, check=True)
+    assert done.stdout.split() == [str(os.nice(0) + 7).encode(), b"7" if alone else b"0"]

@@ -14,6 +14,7 @@ durable, or {"step", "existed": true} if there was nothing to do, with exit stat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -112,6 +113,15 @@ def _sync(path: Path | None, disk: Disk) -> None:
     disk.sync_dir(path.parent)
 
 
+def yield_to_training(nice: int) -> None:
+    """This process is that nice, and so is its session if it is alone there: between two sessions the kernel weighs their
+    groups, not their processes (sched(7), "The autogroup feature")."""
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Makes a durable checkpoint of a snapshot in shared memory.")
     parser.add_argument("segment", type=Path)
@@ -121,7 +131,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seal", type=Path)
     parser.add_argument("--nice", type=int, default=10)
     options = parser.parse_args(arguments)
-    os.nice(options.nice)
+    yield_to_training(options.nice)
     outcome = flush(options.segment, options.checkpoints, options.step, options.keep, options.seal)
     print(json.dumps(outcome), flush=True)
     return 1 if "error" in outcome else 0
