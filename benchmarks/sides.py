@@ -151,7 +151,7 @@ class Side:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(15)
         for _ in range(100):
-            left = self._left()
+            left = self.processes()
             if not left:
                 break
             for process in left:
@@ -160,7 +160,7 @@ class Side:
             time.sleep(0.05)
         self.process.wait()
 
-    def _left(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """Living processes that were started by this side."""
         found = []
         for process in psutil.process_iter():
