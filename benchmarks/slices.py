@@ -24,7 +24,7 @@ from typing import Any
 import common
 import psutil
 import sides
-from kills import next_group
+from kills import PATIENCE, next_group
 from overhead import NOTHING
 from sides import Side
 
@@ -51,10 +51,13 @@ def used(side: Side, nproc: int) -> tuple[float, int]:
 
 def reach(side: Side, done: int) -> None:
     """Rank 0 has finished `done` steps."""
-    while side.steps.newest[0].done < done:
+
+    def there() -> bool:
         side.check()
-        time.sleep(0.005)
         side.steps.read()
+        return side.steps.newest[0].done >= done
+
+    common.until(there, PATIENCE, f"{side.plan.name}: step {done}", every=0.005)
 
 
 def slice_of(side: Side, nproc: int, steps: int) -> dict[str, float]:
