@@ -111,7 +111,8 @@ def _settle_malloc() -> None:
     """glibc serves what is as large as the tensors of a step from its heap, and keeps that.
 
     It begins with pages from the kernel for each, faulted in at every use (2.5 µs each here, 10,000 in a forward pass), and
-    learns from what is freed to do otherwise (mallopt(3), M_MMAP_THRESHOLD). A recovery would have to learn it anew.
+    learns from what is freed to do otherwise (mallopt(3), M_MMAP_THRESHOLD). A recovery would have to learn it anew. The
+    price: up to 64 MB that are free at the end of the heap are kept. Another malloc than glibc's is none the wiser.
     """
     with contextlib.suppress(AttributeError):
         libc = ctypes.CDLL(None)
