@@ -24,10 +24,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from states import nested, snapshot_of
 
-from trainer.checkpoint import snapshots
+from trainer.checkpoint.memory import snapshots
 from trainer.rundir.shm import segment_of
 
-FLUSH = Path(__file__).resolve().parent.parent / "trainer" / "checkpoint" / "flush.py"
+FLUSH = Path(__file__).resolve().parent.parent / "trainer" / "checkpoint" / "disk" / "flush.py"
 
 
 def _sync_tree(path: Path) -> None:

@@ -25,9 +25,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from states import model_of, snapshot_of, stepped
 
-from trainer.checkpoint.flush import flush
-from trainer.checkpoint.restore import load, recall
-from trainer.checkpoint.state import apply
+from trainer.checkpoint.disk.flush import flush
+from trainer.checkpoint.disk.restore import load, recall
+from trainer.checkpoint.state.state import apply
 from trainer.rundir import shm
 from trainer.rundir.layout import step_name
 

@@ -21,9 +21,9 @@ import sides
 from kills import strike
 from sides import Side
 
-from supervisor import spec as specs
-from supervisor.events import EventLog
-from supervisor.spec import Spec
+from supervisor.run import spec as specs
+from supervisor.run.events import EventLog
+from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 
 SCRIPT = "import time\nwhile True: time.sleep(0.05)\n"

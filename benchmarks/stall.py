@@ -28,7 +28,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from states import model_of, stepped
 
-from trainer.checkpoint.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.rundir import shm
 
 WINDOW = 20

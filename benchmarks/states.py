@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoint.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory, Place
 
 
 def model_of(mb: float, parameters: int = 24) -> nn.Module:

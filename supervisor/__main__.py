@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    from supervisor.cli import run
+    from supervisor.commands.cli import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -11,8 +11,8 @@ import torch
 
 from tests.supervised import Run
 from tests.training import Here, Notes
-from trainer import progress
-from trainer.checkpoint import memory
+from trainer.checkpoint.memory import memory
+from trainer.rank import progress
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 

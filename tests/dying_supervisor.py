@@ -1,7 +1,7 @@
 """A supervisor that kills itself at a named moment: `python -m tests.dying_supervisor ARGUMENTS of supervise`.
 
 The moment is in the file `moment` of the current folder, which a test may write at any time: `before event:verdict`,
-`after supervisor.gang:Gang.release`. It is struck with SIGKILL, so nothing is tidied up; the file is gone by then.
+`after supervisor.group.group:Gang.release`. It is struck with SIGKILL, so nothing is tidied up; the file is gone by then.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 MOMENT = Path("moment").absolute()
 POINTS = (
-    "supervisor.attempt:create_beats",
-    "supervisor.attempt:Attempt.send",
-    "supervisor.gang:Gang.release",
-    "supervisor.flush:Flusher._start",
-    "supervisor.flush:Flusher.finish",
+    "supervisor.attempt.attempt:create_beats",
+    "supervisor.attempt.attempt:Attempt.send",
+    "supervisor.group.group:Gang.release",
+    "supervisor.loop.flush:Flusher._start",
+    "supervisor.loop.flush:Flusher.finish",
 )
 
 
@@ -55,9 +55,9 @@ def _wrap(where: str, name: Callable[..., str]) -> None:
 
 
 if __name__ == "__main__":
-    from supervisor.cli import run
+    from supervisor.commands.cli import run
 
     for point in POINTS:
         _wrap(point, lambda *_, point=point: point)  # type: ignore[misc]
-    _wrap("supervisor.events:EventLog.emit", lambda _log, event, *_: f"event:{event}")
+    _wrap("supervisor.run.events:EventLog.emit", lambda _log, event, *_: f"event:{event}")
     sys.exit(run(sys.argv[1:]))

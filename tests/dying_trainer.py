@@ -7,8 +7,8 @@ import signal
 import sys
 from typing import Any
 
-from trainer import progress
 from trainer.__main__ import main
+from trainer.rank import progress
 
 
 class Dying(progress.Progress):

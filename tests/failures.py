@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core.diagnose import diagnose
+from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Exit, Observation, Raised, RankView, Verdict
 

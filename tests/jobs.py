@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.commit import tidy
+from trainer.checkpoint.disk.commit import tidy
+from trainer.checkpoint.disk.restore import load
+from trainer.checkpoint.disk.save import Order, Outcome, save
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.restore import load
-from trainer.checkpoint.save import Order, Outcome, save
-from trainer.checkpoint.state import capture_rank
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import step_name
 

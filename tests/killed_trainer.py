@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401  the first optimizer imports it; here all attempts have it
 
-from trainer.checkpoint import snapshots
-from trainer.config import Place, parse
-from trainer.loop import train
+from trainer.checkpoint.memory import snapshots
+from trainer.gpt.config import Place, parse
+from trainer.gpt.loop import train
 from trainer.rundir.environment import ATTEMPT, MARK, RUN_DIR
 from trainer.rundir.shm import segment_here
 

@@ -16,18 +16,18 @@ from tests.jobs import ThreadRanks, holds, state_of, write
 from tests.kernel import Recorder
 from tests.protocols import Marks, Protocol
 from tests.snapshots import snapshot_of
-from trainer.checkpoint import retention, store
-from trainer.checkpoint.commit import tidy
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk.commit import tidy
+from trainer.checkpoint.disk.export import export_safetensors
+from trainer.checkpoint.disk.export_torch import export_torch
+from trainer.checkpoint.disk.flush import flush
+from trainer.checkpoint.disk.restore import Tiers, restore
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import CheckpointError, NoUsableCheckpoint
-from trainer.checkpoint.export import export_safetensors
-from trainer.checkpoint.export_torch import export_torch
-from trainer.checkpoint.flush import flush
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.restore import Tiers, restore
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import capture_rank
-from trainer.metrics import Metrics
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
+from trainer.gpt.metrics import Metrics
 from trainer.rundir.durable import DISK
 
 

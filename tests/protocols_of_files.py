@@ -12,27 +12,28 @@ from typing import Any
 
 import torch
 
-from supervisor import spec as specs
 from supervisor.commands.launch import _make_folder
-from supervisor.events import EventLog
-from supervisor.lock import RunLock, holder
+from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import read_events
-from supervisor.runs import load
-from supervisor.spec import Spec
-from supervisor.status import story_of
-from supervisor.stops import Stops
+from supervisor.run import spec as specs
+from supervisor.run.events import EventLog
+from supervisor.run.lock import RunLock, holder
+from supervisor.run.runs import load
+from supervisor.run.spec import Spec
+from supervisor.run.status import story_of
 from tests.jobs import state_of
 from tests.kernel import Recorder
 from tests.protocols import Marks, Protocol
 from tests.supervised import until
-from trainer.checkpoint import load_checkpoint, save_checkpoint, store
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint.disk import store
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import Damaged
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import capture_rank
-from trainer.metrics import Metrics
-from trainer.modules import remember
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
+from trainer.gpt.metrics import Metrics
+from trainer.rank.preload import remember
 from trainer.rundir import faults
 from trainer.rundir.durable import DISK, replace_file
 from trainer.rundir.gate import Gate

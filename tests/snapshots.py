@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.jobs import state_of
-from trainer.checkpoint.image import Image, copy_here
-from trainer.checkpoint.memory import Memory, Place
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.segment import Segment
-from trainer.checkpoint.state import capture_rank
+from trainer.checkpoint.memory.image import Image, copy_here
+from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.segment import Segment
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
 
 
 def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:

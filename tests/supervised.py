@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from supervisor.proctree import marked
+from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
 from trainer.rundir.cgroup import groups_of
 from trainer.rundir.layout import RunDir

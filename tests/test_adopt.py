@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from supervisor.lock import holder
+from supervisor.run.lock import holder
 from tests.jobs import TINY, final_state, same
 from tests.scripts import STEPPING
 from tests.supervised import ROOT, SUPERVISE, Run, environment, until
@@ -198,16 +198,16 @@ def test_every_moment(run: Run, reference: Any) -> None:
     dies(at="after event:verdict")
     dies(at="after event:group_gone")
     dies(at="after event:relaunch_scheduled")
-    dies(at="after supervisor.attempt:create_beats")
-    dies(at="after supervisor.gang:Gang.release")
+    dies(at="after supervisor.attempt.attempt:create_beats")
+    dies(at="after supervisor.group.group:Gang.release")
     # The gang that waited was let go, and nobody was told.
-    dies(at="after supervisor.gang:Gang.release", first="standby_ready", blow="kill")
+    dies(at="after supervisor.group.group:Gang.release", first="standby_ready", blow="kill")
     released = run.events("standby_ready")[-1]
-    dies(at="after supervisor.flush:Flusher._start")
+    dies(at="after supervisor.loop.flush:Flusher._start")
     assert run.events("adopted")[-1]["launcher_pid"] == released["launcher_pid"]
-    dies(at="after supervisor.attempt:Attempt.send", first="adopted", blow="stop")
+    dies(at="after supervisor.attempt.attempt:Attempt.send", first="adopted", blow="stop")
     hurry(run)
-    dies(at="before supervisor.flush:Flusher.finish")
+    dies(at="before supervisor.loop.flush:Flusher.finish")
     dies(at="before event:run_ended")
 
     assert run.launch(PYTHONPATH=str(ROOT)) == 0
@@ -240,9 +240,9 @@ def test_without_the_kernels_word(run: Run) -> None:
     """Before Linux 6.15 a pidfd does not tell how its process ended. A rank's status is found all the same, and the end of a
     launcher that is nobody's child is known by its report."""
     code = (
-        "import sys, supervisor.proctree as proctree\n"
+        "import sys, supervisor.process.proctree as proctree\n"
         "proctree._pidfd_status = lambda fd: None\n"
-        "from supervisor.cli import run\n"
+        "from supervisor.commands.cli import run\n"
         "sys.exit(run(sys.argv[1:]))"
     )
     run.program = [sys.executable, "-c", code]

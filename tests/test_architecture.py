@@ -72,7 +72,9 @@ def test_rundir_is_a_leaf(path: Path) -> None:
     assert all(name.startswith("trainer.rundir") for name in names if name.startswith("trainer"))
 
 
-@pytest.mark.parametrize("module", ["trainer.rundir.layout", "trainer.checkpoint.store", "supervisor.session"])
+@pytest.mark.parametrize(
+    "module", ["trainer.rundir.layout", "trainer.checkpoint.disk.store", "supervisor.commands.session"]
+)
 def test_torch_is_not_loaded(module: str) -> None:
     """Neither the shared parts nor the whole supervisor load torch."""
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
@@ -97,7 +99,7 @@ def test_processes_are_signalled_in_one_place() -> None:
         assert "os.killpg" not in names, path
         if path.name != "proctree.py":
             assert "signal.pidfd_send_signal" not in names, path
-        if path.name not in ("proctree.py", "faults.py"):
+        if path.name not in ("proctree.py", "fault_injector.py"):
             assert "os.kill" not in names, path
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.blame import odd
+from supervisor.core.hangs.blame import odd
 from supervisor.core.stack import Frame, Stack, Stacks, grouped, named, summary
 
 LIB = "/venv/lib/python3.11/site-packages/torch"

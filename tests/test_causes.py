@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.evidence import Case
+from supervisor.attempt.evidence import Case
 from tests.supervised import Run
 from trainer.rundir import cgroup
 

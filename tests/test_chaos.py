@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.leftovers import marks
-from supervisor.proctree import marked
-from supervisor.runs import all_runs
+from supervisor.process.proctree import marked
+from supervisor.run.leftovers import marks
+from supervisor.run.runs import all_runs
 from tests.supervised import SUPERVISE, environment, until
 from trainer.rundir.shm import segment_of
 

@@ -14,7 +14,7 @@ from supervisor.chaos.compare import compare
 from supervisor.core.chaos.expect import Moment, Tier
 from supervisor.core.chaos.judge import Row, judge, spans
 from supervisor.core.chaos.plan import Blow, Round
-from supervisor.core.story import tell
+from supervisor.core.telling.story import tell
 from tests.jobs import on_ranks, write
 from trainer.rundir.layout import RunDir
 

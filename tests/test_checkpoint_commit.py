@@ -10,12 +10,12 @@ import pytest
 
 from tests.disks import CrashingDisk, Cut, FullDisk
 from tests.jobs import holds, on_ranks, state_of, write
-from trainer.checkpoint import retention, store
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk.restore import Tiers, restore
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.restore import Tiers, restore
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import capture_rank
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
 

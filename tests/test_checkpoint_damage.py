@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import holds, on_ranks, write
-from trainer.checkpoint import store
+from trainer.checkpoint.disk import store
+from trainer.checkpoint.disk.restore import Bad, Tiers, load, restore
 from trainer.checkpoint.errors import CheckpointError, Damaged, NoUsableCheckpoint, Unreadable
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.restore import Bad, Tiers, load, restore
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import committed_steps
 
@@ -246,7 +246,7 @@ def test_ranks_that_cannot_read_do_not_condemn(tmp_path: Path, monkeypatch: pyte
             raise Unreadable("manifest.json cannot be opened: Permission denied")
         return genuine(path, rank)
 
-    monkeypatch.setattr("trainer.checkpoint.restore.load", refused)
+    monkeypatch.setattr("trainer.checkpoint.disk.restore.load", refused)
     loaded = on_ranks(2, lambda ranks: restore(Tiers(tmp_path), "auto", ranks, DISK))
 
     assert [one.manifest.step for one in loaded] == [1, 1]

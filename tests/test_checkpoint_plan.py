@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.checkpoint.plan import ITEM_BYTES, Spec, plan
+from trainer.checkpoint.format.plan import ITEM_BYTES, Spec, plan
 
 SPECS = st.builds(Spec, st.sampled_from(sorted(ITEM_BYTES)), st.lists(st.integers(0, 9), max_size=3).map(tuple))
 TENSORS = st.dictionaries(st.text("abc", min_size=1, max_size=3), SPECS, max_size=8)

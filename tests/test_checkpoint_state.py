@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from tests.jobs import on_ranks, same
-from trainer.checkpoint import rng
+from trainer.checkpoint.disk.restore import load
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import CheckpointMismatch, StateError
+from trainer.checkpoint.format.plan import PIECE_BYTES
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.plan import PIECE_BYTES
-from trainer.checkpoint.restore import load
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import apply, capture_rank
-from trainer.checkpoint.tensors import DTYPES
+from trainer.checkpoint.state import rng
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import apply, capture_rank
+from trainer.checkpoint.state.tensors import DTYPES
 from trainer.rundir.durable import DISK
 
 

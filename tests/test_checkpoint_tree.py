@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.jobs import same
 from trainer.checkpoint.errors import StateError
-from trainer.checkpoint.tree import decode, encode
+from trainer.checkpoint.state.tree import decode, encode
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["$tuple", "$float"])
 KEYS = st.text() | st.integers() | st.none() | st.sampled_from(["$dict", "$tensor", "$int"]) | st.tuples(st.integers())

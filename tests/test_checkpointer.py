@@ -283,9 +283,9 @@ def test_interval_follows_the_cost() -> None:
 def test_the_package_loads_no_torch() -> None:
     """The supervisor reads, verifies and prunes checkpoints in an interpreter that may not import torch."""
     code = (
-        "import sys; sys.modules['torch'] = None; import trainer.checkpoint, trainer.checkpoint.store, "
-        "trainer.checkpoint.retention, trainer.checkpoint.manifest, trainer.checkpoint.plan, trainer.checkpoint.tree, "
-        "trainer.checkpoint.shard, trainer.checkpoint.interval"
+        "import sys; sys.modules['torch'] = None; import trainer.checkpoint, trainer.checkpoint.disk.store, "
+        "trainer.checkpoint.disk.retention, trainer.checkpoint.format.manifest, trainer.checkpoint.format.plan, "
+        "trainer.checkpoint.state.tree, trainer.checkpoint.format.shard, trainer.checkpoint.interval"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT)
 

@@ -14,15 +14,15 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from torch import nn
 
-from supervisor.cli import run
 from supervisor.commands import ckpt
+from supervisor.commands.cli import run
 from supervisor.errors import HeldByAnother, NoSuchRun, Refusal
 from tests.runs_on_disk import Writer
-from trainer.checkpoint.commit import tidy
+from trainer.checkpoint.disk.commit import tidy
+from trainer.checkpoint.disk.save import Order, _write, save
+from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.plan import plan
-from trainer.checkpoint.save import Order, _write, save
-from trainer.checkpoint.state import capture, capture_rank
+from trainer.checkpoint.state.state import capture, capture_rank
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import step_name
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import Batches, load_bytes
 from trainer.errors import UsageError
+from trainer.gpt.data import Batches, load_bytes
 
 
 @given(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.diagnose import LAST_WORDS, SETTLE, diagnose
+from supervisor.core.diagnosis.diagnose import LAST_WORDS, SETTLE, diagnose
 from supervisor.core.evidence import Evidence, Memory, OomKill
 from supervisor.core.model import Cause, Exit, Observation, Raised
 from tests.failures import FULL_DISK, GLOO, RECV, TRACEBACK, WATCHDOG, WORKER, error, seen, wait_in_vain

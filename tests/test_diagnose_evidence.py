@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core.diagnose import diagnose
+from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.evidence import Evidence, Memory, OomKill
 from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
 from tests.failures import FULL_DISK, TRACEBACK, WATCHDOG, WORKER, kinds, of_one, wait_in_vain

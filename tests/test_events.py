@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import events
-from supervisor.chronicle import Chronicle
+from supervisor.loop.narrator import Chronicle
 from supervisor.reading.events_file import read_events
+from supervisor.run import events
 from trainer.rundir.durable import Disk
 from trainer.rundir.layout import RunDir, step_name
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.evidence import last_lines
-from supervisor.kernel_log import KernelLog, oom_kills
-from supervisor.room import disks, places
+from supervisor.attempt.evidence import last_lines
+from supervisor.attempt.kernel_log import KernelLog, oom_kills
+from supervisor.process.room import disks, places
 from trainer.rundir import cgroup
 from trainer.rundir.cgroup import MemoryGroup, NoGroup, own_group
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.faults import Saboteur
+from supervisor.loop.fault_injector import Saboteur
 from trainer.rundir import faults
 from trainer.rundir.beats import Phase
 from trainer.rundir.duration import parse_duration

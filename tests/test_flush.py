@@ -15,12 +15,13 @@ import pytest
 from tests.disks import CrashingDisk, Cut, FullDisk
 from tests.jobs import ROOT, environment, holds, write
 from tests.snapshots import snapshot_of
-from trainer.checkpoint import retention, snapshots, store
-from trainer.checkpoint.board import Board
-from trainer.checkpoint.commit import begin
-from trainer.checkpoint.flush import flush
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk.commit import begin
+from trainer.checkpoint.disk.flush import flush
+from trainer.checkpoint.disk.restore import Tiers, restore
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.restore import Tiers, restore
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.board import Board
 from trainer.rundir import shm
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
@@ -29,7 +30,7 @@ _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUPS = (
     _ENABLED.exists() and _ENABLED.read_text().strip() == "1" and Path("/proc/self/autogroup").read_text() != ""
 )
-FLUSH = ROOT / "trainer" / "checkpoint" / "flush.py"
+FLUSH = ROOT / "trainer" / "checkpoint" / "disk" / "flush.py"
 
 
 @pytest.fixture
@@ -256,7 +257,8 @@ def test_the_program(segment: Path, tmp_path: Path) -> None:
     code, outcome = _run(str(segment), str(folder), "--step", "9")
     assert code == 1
     assert "step 9" in outcome["error"]
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import trainer.checkpoint.flush; sys.exit('torch' in sys.modules)"
+    path = f"sys.path.insert(0, {str(ROOT)!r})"
+    code = f"import sys; {path}; import trainer.checkpoint.disk.flush; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.sep, check=False).returncode == 0
 
 
@@ -266,7 +268,7 @@ def test_it_is_nice_to_other_sessions(alone: bool) -> None:
     """A session of its own is as nice as its process, or that would mean nothing; somebody else's session is left alone."""
     code = (
         f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from trainer.checkpoint.flush import yield_to_training\n"
+        "from trainer.checkpoint.disk.flush import yield_to_training\n"
         "read = lambda: int(open('/proc/self/autogroup').read().split()[-1])\n"
         "before = read(); yield_to_training(7); print(os.nice(0), read() - before)"
     )

@@ -17,8 +17,8 @@ import pytest
 from tests.jobs import TINY, final_state, same
 from tests.scripts import PRINTS, printed
 from tests.supervised import Run, until
-from trainer.checkpoint import store
-from trainer.checkpoint.snapshots import newest_snapshot
+from trainer.checkpoint.disk import store
+from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import committed_steps, step_name
 from trainer.rundir.shm import segment_of

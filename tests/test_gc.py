@@ -16,9 +16,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from supervisor import leftovers
 from supervisor.commands import gc
-from supervisor.runs import load
+from supervisor.run import leftovers
+from supervisor.run.runs import load
 from tests.runs_on_disk import Writer, recovered_run
 from trainer.rundir.environment import MARK
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.core.hang import STOPPED_FOR, Hang, Silence, look
+from supervisor.core.hangs.hang import STOPPED_FOR, Hang, Silence, look
+from supervisor.core.hangs.limits import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR
+from supervisor.core.hangs.timings import Pace, from_json, to_json
 from supervisor.core.model import Observation, Policy, RankView
-from supervisor.core.pace import Pace, from_json, to_json
-from supervisor.core.patience import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR
 
 AUTO = Policy(startup_timeout=600.0)
 TICK = 0.2

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from supervisor import cli
+from supervisor.commands import cli
 from tests.jobs import write
 from tests.runs_on_disk import recovered_run
 from trainer.rundir.beats import create_beats

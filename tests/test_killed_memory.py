@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from tests.jobs import ROOT, TINY, environment, final_state, same, trainer
-from trainer.checkpoint import snapshots
+from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.shm import segment_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.proctree import marked
+from supervisor.process.proctree import marked
 from tests.jobs import TINY, final_state, same
 from tests.supervised import Run, until
 

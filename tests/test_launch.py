@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from supervisor.lock import is_held
+from supervisor.run.lock import is_held
 from tests.scripts import FOREVER, STEPPING
 from tests.supervised import Run, until
 from trainer.rundir import environment as names
@@ -38,8 +38,8 @@ BAD_BATCH = """
 """
 BUG = """
 import sys
-from supervisor.cli import run
-from supervisor.driver import Driver
+from supervisor.commands.cli import run
+from supervisor.loop.driver import Driver
 look = Driver._look
 def mistaken(self, state, ended):
     if state.step >= 5:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.ledger import BUCKETS, ledger, percentile, report
-from supervisor.core.story import _TELLERS, tell
+from supervisor.core.telling.ledger import BUCKETS, ledger, percentile, report
+from supervisor.core.telling.story import _TELLERS, tell
 
 
 def event(mono: float, msg: str, **fields: Any) -> dict[str, Any]:

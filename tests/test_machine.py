@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.core import machine
+from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
 from supervisor.core.model import (
     Action,
@@ -30,7 +31,6 @@ from supervisor.core.model import (
     StopKind,
     Verdict,
 )
-from supervisor.core.pace import Pace
 from supervisor.core.stack import Stack, Stacks
 
 RANKS = 2

@@ -14,8 +14,9 @@ from torch import nn
 
 from tests.jobs import on_ranks, same
 from tests.training import SAVE, TAKE, Here, Training, train, training
-from trainer.checkpoint import Checkpointer, copier, snapshots
-from trainer.checkpoint.tier import Wish
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.memory import copier, snapshots
+from trainer.checkpoint.memory.tier import Wish
 
 STEPS = 30
 

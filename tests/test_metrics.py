@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.metrics import Metrics
+from trainer.gpt.metrics import Metrics
 
 
 def _file(tmp_path: Path, content: bytes) -> Metrics:

@@ -14,28 +14,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor import spec as specs
-from supervisor.chronicle import Chronicle
-from supervisor.core.ledger import report
-from supervisor.core.story import tell
+from supervisor.attempt.watch import _read_record
+from supervisor.core.telling.ledger import report
+from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
-from supervisor.events import EventLog
-from supervisor.lock import describe, holder
+from supervisor.loop.narrator import Chronicle
+from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import EventReader, read_events
-from supervisor.runs import Known, load
-from supervisor.status import status
-from supervisor.stops import Stops
-from supervisor.watch import _read_record
+from supervisor.run import spec as specs
+from supervisor.run.events import EventLog
+from supervisor.run.lock import describe, holder
+from supervisor.run.runs import Known, load
+from supervisor.run.status import status
 from tests.mangled import VALUES, as_json, files, mangled, values
 from tests.runs_on_disk import recovered_run
-from trainer.metrics import Metrics
+from trainer.gpt.metrics import Metrics
 from trainer.rundir import faults
 from trainer.rundir.beats import BeatReader, BeatWriter, Phase, Source, create_beats
 from trainer.rundir.gate import Gate
-from trainer.rundir.intake import parse
 from trainer.rundir.layout import RunDir
 from trainer.rundir.learned import remembered
 from trainer.rundir.notes import NoteReader
+from trainer.rundir.untrusted_files import parse
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 FAST = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))

@@ -19,20 +19,23 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.checkpoints import age_of, described
+from supervisor.run.checkpoints import age_of, described
 from tests.jobs import same, state_of, write
 from tests.mangled import VALUES, as_json, files, mangled, values
 from tests.snapshots import snapshot_of
 from tests.test_parsers import bounded, is_one_line
-from trainer.checkpoint import board as boards
-from trainer.checkpoint import load_checkpoint, manifest, save_checkpoint, snapshots, store
-from trainer.checkpoint.board import Board, Record
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint.disk import store
+from trainer.checkpoint.disk.export import export_safetensors
+from trainer.checkpoint.disk.flush import flush
+from trainer.checkpoint.disk.restore import Tiers, load, recall, restore
 from trainer.checkpoint.errors import CheckpointError, CheckpointMismatch, Damaged, Unreadable
-from trainer.checkpoint.export import export_safetensors
-from trainer.checkpoint.flush import flush
+from trainer.checkpoint.format import manifest
+from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.restore import Tiers, load, recall, restore
+from trainer.checkpoint.memory import board as boards
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.board import Board, Record
 from trainer.rundir.durable import DISK
 from trainer.rundir.shm import board_path, buffer_path
 
@@ -291,7 +294,7 @@ def test_save_checkpoint_files(data: st.DataObject, tmp_path_factory: pytest.Tem
 @given(VALUES, st.integers(0, 3))
 def test_a_state_of_any_values(value: Any, where: int) -> None:
     """tree.decode() of whatever JSON gives what encode() took, or the errors that a restore knows."""
-    from trainer.checkpoint import tree
+    from trainer.checkpoint.state import tree
 
     wrapped = [value, {"$tuple": value}, {"$dict": value}, {"$int": value}][where]
     try:

@@ -12,16 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from supervisor import cli
-from supervisor import spec as specs
-from supervisor.commands import launch
+from supervisor.commands import cli, launch
+from supervisor.commands.options import read_config
 from supervisor.errors import Refusal
-from supervisor.options import read_config
-from supervisor.spec import Spec
+from supervisor.run import spec as specs
+from supervisor.run.spec import Spec
 from tests.mangled import mangled
 from tests.test_parsers import FAST, SPEC, bounded
-from trainer.config import TrainConfig, parse
 from trainer.errors import UsageError
+from trainer.gpt.config import TrainConfig, parse
 from trainer.rundir import faults
 from trainer.rundir.duration import LONGEST, parse_duration
 from trainer.rundir.faults import Fault, FaultSpecError, parse_fault

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from supervisor.cli import COMMANDS
+from supervisor.commands.cli import COMMANDS
 from tests.jobs import environment
 from tests.supervised import ROOT, Run
-from trainer.checkpoint.restore import load
+from trainer.checkpoint.disk.restore import load
 from trainer.rundir.faults import KINDS
 from trainer.rundir.layout import step_name
 

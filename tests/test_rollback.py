@@ -11,13 +11,13 @@ import torch
 
 from tests.jobs import TINY, final_state, same, state_of, write
 from tests.supervised import Run
+from trainer.checkpoint.disk.restore import Bad, Tiers, load, restore
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import NoUsableCheckpoint
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.guard import joined
-from trainer.checkpoint.packing import pack
-from trainer.checkpoint.restore import Bad, Tiers, load, restore
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import capture_rank
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import committed_steps, step_name
 from trainer.rundir.rollback import Rollback

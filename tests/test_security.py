@@ -13,16 +13,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from supervisor import cli
-from supervisor import spec as specs
-from supervisor.lock import is_held
-from supervisor.runs import load
-from supervisor.spec import Spec
-from supervisor.stops import Stops
+from supervisor.commands import cli
+from supervisor.loop.stop_requests import Stops
+from supervisor.run import spec as specs
+from supervisor.run.lock import is_held
+from supervisor.run.runs import load
+from supervisor.run.spec import Spec
 from tests.runs_on_disk import recovered_run
 from tests.supervised import SUPERVISE, Run, environment, until
-from trainer.checkpoint.segment import Segment
-from trainer.checkpoint.snapshots import newest_snapshot
+from trainer.checkpoint.memory.segment import Segment
+from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir import shm
 from trainer.rundir.layout import RunDir
 from trainer.rundir.secrets import HIDDEN, Redactor

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint import snapshots
-from trainer.checkpoint.board import RECORD_BYTES, Board
-from trainer.checkpoint.segment import Segment
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.board import RECORD_BYTES, Board
+from trainer.checkpoint.memory.segment import Segment
 from trainer.rundir import shm
 
 SIZE = 64
@@ -22,7 +22,7 @@ SIZE = 64
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shm, "ROOT", tmp_path)
-    monkeypatch.setattr("trainer.checkpoint.segment._SLACK", 0)
+    monkeypatch.setattr("trainer.checkpoint.memory.segment._SLACK", 0)
     return shm.segment_of("test")
 
 

@@ -117,10 +117,10 @@ def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
     """Where no nursery can be had, the standby is a group of fresh interpreters that have imported and wait."""
     run.script(STEPPING)
     code = (
-        "import sys, supervisor.standby as standby\n"
+        "import sys, supervisor.group.standby as standby\n"
         "def refuse(*_): raise OSError('no nursery here')\n"
         "standby.Nursery = refuse\nstandby._PAUSE = 0.01\n"
-        "from supervisor.cli import run\n"
+        "from supervisor.commands.cli import run\n"
         f"sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', *{ENDLESS}]))"
     )
     run.process = subprocess.Popen([sys.executable, "-c", code], cwd=run.folder, env=environment(), text=True)
@@ -256,7 +256,7 @@ def test_names_of_methods_as_torch_finds_them() -> None:
     """What takes torch the whole stack takes the launcher one frame, and is the same."""
     code = """
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous as rendezvous
-from trainer.launcher import _name_quickly
+from trainer.rank.launcher import _name_quickly
 record = lambda: rendezvous.get_method_name()
 def caller(): return record()
 def other(): return rendezvous.get_method_name(depth=1)

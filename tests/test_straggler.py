@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.core.hangs.straggler import FINE, SLOW, STREAK, WINDOW, Arrivals, Straggler, arrive
 from supervisor.core.model import RankView
-from supervisor.core.straggler import FINE, SLOW, STREAK, WINDOW, Arrivals, Straggler, arrive
 from tests.supervised import Run, until
 
 SCRIPT = """

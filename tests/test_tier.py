@@ -14,11 +14,12 @@ from torch import nn
 
 from tests.jobs import on_ranks, same
 from tests.training import SAVE, Here, Notes, train, training
-from trainer.checkpoint import Checkpointer, NoUsableCheckpoint, snapshots, tier
-from trainer.checkpoint.flush import flush
+from trainer.checkpoint import Checkpointer, NoUsableCheckpoint
+from trainer.checkpoint.disk.flush import flush
+from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.interval import Pace
-from trainer.checkpoint.restore import load
-from trainer.checkpoint.tier import Wish
+from trainer.checkpoint.memory import snapshots, tier
+from trainer.checkpoint.memory.tier import Wish
 from trainer.rundir import shm
 from trainer.rundir.layout import committed_steps, step_name
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.jobs import ROOT, TINY, environment
 from trainer.__main__ import main
-from trainer.config import TrainConfig, parse
+from trainer.gpt.config import TrainConfig, parse
+from trainer.gpt.schedule import learning_rate
 from trainer.rundir.layout import committed_steps
-from trainer.schedule import learning_rate
 
 FLAGS = (
     "--steps --data --batch-size --block-size --n-layer --n-head --n-embd --lr --amp --seed --checkpoint-every "

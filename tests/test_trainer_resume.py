@@ -14,9 +14,9 @@ import pytest
 
 from tests.disks import Cut
 from tests.jobs import TINY, final_state, same, trainer
-from trainer import progress
-from trainer.config import Place, parse
-from trainer.loop import train
+from trainer.gpt.config import Place, parse
+from trainer.gpt.loop import train
+from trainer.rank import progress
 from trainer.rundir.layout import committed_steps
 
 

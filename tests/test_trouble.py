@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.core.story import tell
+from supervisor.core.telling.story import tell
 from tests.scripts import PRINTS, printed
 from tests.supervised import SUPERVISE, Run, environment, until
 
@@ -28,7 +28,7 @@ class Stepped(datetime.datetime):
     def now(cls, tz=None):
         return cls.fromtimestamp(time.time(), tz)
 datetime.datetime = Stepped
-from supervisor.cli import run
+from supervisor.commands.cli import run
 sys.exit(run(sys.argv[1:]))
 """
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import progress
 from trainer.checkpoint import Checkpointer
-from trainer.checkpoint.tier import Wish
+from trainer.checkpoint.memory.tier import Wish
+from trainer.rank import progress
 from trainer.rundir import shm
 
 TAKE = Wish(snapshot=True)

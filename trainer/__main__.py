@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 from trainer.checkpoint.errors import CheckpointError
-from trainer.config import parse, place
 from trainer.errors import NotFinite, UsageError
-from trainer.progress import progress
+from trainer.gpt.config import parse, place
+from trainer.rank.progress import progress
 from trainer.rundir.environment import PREEMPTED
 
 
@@ -19,7 +19,7 @@ def main() -> int:
     try:
         config = parse(sys.argv[1:])
         here = place()
-        from trainer.loop import train
+        from trainer.gpt.loop import train
 
         train(config, here)
     except (UsageError, CheckpointError) as error:

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer.config import parse, place
-from trainer.loop import build
-from trainer.schedule import learning_rate
+from trainer.gpt.config import parse, place
+from trainer.gpt.loop import build
+from trainer.gpt.schedule import learning_rate
 
 EVERY = 20
 

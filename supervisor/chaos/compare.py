@@ -10,10 +10,10 @@ from typing import Any
 import xxhash
 
 from supervisor.core.chaos.summary import Comparison
-from trainer.checkpoint import store
+from trainer.checkpoint.disk import store
 from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.shard import Entry
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.shard import Entry
 from trainer.rundir.layout import RunDir
 
 _CHUNK = 4 << 20

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.leftovers import claimed, clear, mark_of, marks
-from supervisor.proctree import Process
+from supervisor.process.proctree import Process
 from supervisor.reading.events_file import Event, EventReader
-from supervisor.runs import load
-from supervisor.status import OVER, story_of
+from supervisor.run.leftovers import claimed, clear, mark_of, marks
+from supervisor.run.runs import load
+from supervisor.run.status import OVER, story_of
 from trainer.rundir.durable import replace_file
 from trainer.rundir.layout import RunDir
 

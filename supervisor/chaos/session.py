@@ -13,16 +13,16 @@ from typing import Any
 
 from supervisor.chaos.compare import compare
 from supervisor.chaos.runner import Outcome, Runner
-from supervisor.core import ledger
 from supervisor.core.chaos import plan
 from supervisor.core.chaos.expect import EXPECTED, SUPERVISOR, Moment, Tier
 from supervisor.core.chaos.judge import judge, spans
 from supervisor.core.chaos.plan import Job, Round
 from supervisor.core.chaos.summary import Comparison, RoundResult
-from supervisor.core.story import tell
+from supervisor.core.telling import ledger
+from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
 from supervisor.reading.events_file import read_events
-from supervisor.runs import RUNS
+from supervisor.run.runs import RUNS
 from trainer.rundir.layout import RunDir
 
 _NEEDS_CHECKPOINTER = ("enospc", "torn", "corrupt", "kill-flush")

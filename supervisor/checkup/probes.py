@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from supervisor.attempt.stacks import pyspy
 from supervisor.checkup.checks import Check, Verdict
-from supervisor.proctree import Process, become_subreaper
-from supervisor.stacks import pyspy
+from supervisor.process.proctree import Process, become_subreaper
 
 PATIENCE = 60.0
 """Seconds that torch may take to import: a cold network disk is slow."""

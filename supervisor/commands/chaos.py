@@ -15,11 +15,11 @@ import click
 from supervisor.chaos.page import page
 from supervisor.chaos.session import Interrupted, Session, Wanted
 from supervisor.chaos.words import figures, verdicts
+from supervisor.commands.options import Duration, Nproc, nearest
 from supervisor.core.chaos.expect import EXPECTED, Moment
 from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
-from supervisor.options import Duration, Nproc, nearest
-from supervisor.runs import SCHEMA
+from supervisor.run.runs import SCHEMA
 
 FAILED, STOPPED = 107, 103
 _COUNT = 8

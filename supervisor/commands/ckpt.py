@@ -10,7 +10,11 @@ from typing import Any
 import click
 import orjson
 
-from supervisor.checkpoints import (
+from supervisor.core.size import human_bytes
+from supervisor.errors import HeldByAnother, Refusal
+from supervisor.reading.plain import plain
+from supervisor.reading.table import table
+from supervisor.run.checkpoints import (
     age_of,
     described,
     folder_of,
@@ -21,18 +25,14 @@ from supervisor.checkpoints import (
     to_export,
     verified,
 )
-from supervisor.core.size import human_bytes
-from supervisor.custody import own, vet
-from supervisor.errors import HeldByAnother, Refusal
-from supervisor.launch import TRAINER
-from supervisor.leftovers import claimed
-from supervisor.reading.plain import plain
-from supervisor.reading.table import table
-from trainer.checkpoint import retention, store
+from supervisor.run.leftovers import claimed
+from supervisor.run.ownership import own, vet
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.export import export_safetensors
 from trainer.rundir.durable import DISK
 from trainer.rundir.layout import RunDir, step_name
+from trainer.rundir.programs import program
 
 SCHEMA = 1
 BAD = 3
@@ -137,7 +137,7 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
 
 def _export_torch(path: Path, output: Path) -> list[str]:
     # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of ours.
-    child = [sys.executable, str(TRAINER / "checkpoint" / "export_torch.py"), str(path), str(output)]
+    child = [sys.executable, program("checkpoint/disk/export_torch.py"), str(path), str(output)]
     done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise Refusal(f"{path.name} cannot be exported: {(done.stderr.strip().splitlines() or ['torch failed'])[-1]}")

@@ -11,7 +11,7 @@ from supervisor.checkup import checks, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.runs import RUNS
+from supervisor.run.runs import RUNS
 
 SCHEMA = 1
 LOOKS = (

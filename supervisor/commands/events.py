@@ -6,11 +6,11 @@ import click
 
 from supervisor.commands.stream import colours, stream
 from supervisor.commands.tail import known_event
-from supervisor.lock import is_held
 from supervisor.reading.choice import LEVELS, Choice
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_raw
-from supervisor.runs import find
+from supervisor.run.lock import is_held
+from supervisor.run.runs import find
 
 
 @click.command("events")

@@ -9,13 +9,13 @@ import orjson
 import psutil
 
 from supervisor.core.size import human_bytes
-from supervisor.custody import vet
 from supervisor.errors import Refusal
-from supervisor.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.runs import Known, all_runs
-from supervisor.runs import find as find_run
+from supervisor.run.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
+from supervisor.run.ownership import vet
+from supervisor.run.runs import Known, all_runs
+from supervisor.run.runs import find as find_run
 
 SCHEMA = 1
 

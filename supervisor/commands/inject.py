@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from supervisor.custody import vet
+from supervisor.commands.options import FaultSpec
 from supervisor.errors import Refusal
-from supervisor.lock import is_held
-from supervisor.options import FaultSpec
-from supervisor.runs import find
+from supervisor.run.lock import is_held
+from supervisor.run.ownership import vet
+from supervisor.run.runs import find
 from trainer.rundir import faults
 
 

@@ -15,15 +15,25 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from supervisor import spec as specs
-from supervisor.custody import make_private
+from supervisor.commands.options import (
+    PREFIX,
+    CauseAction,
+    Duration,
+    FaultSpec,
+    Nproc,
+    Range,
+    Words,
+    nearest,
+    read_config,
+)
+from supervisor.commands.session import arm_faults, detach, drive
 from supervisor.errors import Refusal
-from supervisor.lock import RunLock
-from supervisor.options import PREFIX, CauseAction, Duration, FaultSpec, Nproc, Range, Words, nearest, read_config
-from supervisor.runs import RUNS, Known, load
-from supervisor.session import arm_faults, detach, drive
-from supervisor.spec import Spec, resolved
-from supervisor.status import story_of
+from supervisor.run import spec as specs
+from supervisor.run.lock import RunLock
+from supervisor.run.ownership import make_private
+from supervisor.run.runs import RUNS, Known, load
+from supervisor.run.spec import Spec, resolved
+from supervisor.run.status import story_of
 from trainer.rundir.durable import ensure_dir
 from trainer.rundir.layout import RunDir, committed_steps
 

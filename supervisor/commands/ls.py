@@ -10,8 +10,8 @@ import click
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.runs import SCHEMA, Known, all_runs
-from supervisor.status import status
+from supervisor.run.runs import SCHEMA, Known, all_runs
+from supervisor.run.status import status
 
 
 @click.command()

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from supervisor import spec as specs
 from supervisor.commands.launch import as_configured
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, Rule, table
 from supervisor.reading import table as tables
-from supervisor.runs import SCHEMA, find
+from supervisor.run import spec as specs
+from supervisor.run.runs import SCHEMA, find
 
 
 @click.command()

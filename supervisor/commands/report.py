@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from supervisor.console import attempt_lines
-from supervisor.core import ledger
-from supervisor.core.story import Story
+from supervisor.commands.console import attempt_lines
+from supervisor.core.telling import ledger
+from supervisor.core.telling.story import Story
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.runs import SCHEMA, find
-from supervisor.status import story_of
+from supervisor.run.runs import SCHEMA, find
+from supervisor.run.status import story_of
 from trainer.rundir.layout import RunDir
 
 

@@ -6,12 +6,12 @@ import dataclasses
 
 import click
 
-from supervisor import spec as specs
+from supervisor.commands.session import detach, drive
 from supervisor.errors import Refusal
-from supervisor.lock import RunLock
-from supervisor.runs import find
-from supervisor.session import detach, drive
-from supervisor.status import story_of
+from supervisor.run import spec as specs
+from supervisor.run.lock import RunLock
+from supervisor.run.runs import find
+from supervisor.run.status import story_of
 
 
 @click.command()

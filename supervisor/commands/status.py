@@ -9,8 +9,8 @@ import click
 
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
-from supervisor.runs import find
-from supervisor.status import status
+from supervisor.run.runs import find
+from supervisor.run.status import status
 
 _RUNNING = 101
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from supervisor.custody import vet
 from supervisor.errors import Refusal
-from supervisor.lock import is_held
-from supervisor.runs import find
-from supervisor.spec import restore
-from supervisor.status import OVER, story_of
+from supervisor.run.lock import is_held
+from supervisor.run.ownership import vet
+from supervisor.run.runs import find
+from supervisor.run.spec import restore
+from supervisor.run.status import OVER, story_of
 from trainer.rundir.durable import replace_file
 
 _SLACK = 60.0

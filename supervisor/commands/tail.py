@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from supervisor.commands.stream import colours, stream
-from supervisor.lock import is_held
 from supervisor.reading.choice import LEVELS, Choice, parse_since
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
-from supervisor.runs import find
+from supervisor.run.lock import is_held
+from supervisor.run.runs import find
 
 
 class Number(click.ParamType[int]):
@@ -53,7 +53,7 @@ def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -
     """The names, or a usage error that gives the nearest there is."""
     if not names:
         return frozenset()
-    from supervisor.events import EVENTS  # costs 100 ms, which only who asks for it pays
+    from supervisor.run.events import EVENTS  # costs 100 ms, which only who asks for it pays
 
     for name in names:
         if name not in EVENTS:

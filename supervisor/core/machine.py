@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from supervisor.core.blame import hang_verdict
-from supervisor.core.diagnose import diagnose
-from supervisor.core.hang import Hang, Silence, look
+from supervisor.core.diagnosis.diagnose import diagnose
+from supervisor.core.hangs.blame import hang_verdict
+from supervisor.core.hangs.hang import Hang, Silence, look
+from supervisor.core.hangs.straggler import Arrivals, arrive
+from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import (
     Action,
     Cause,
@@ -36,10 +38,8 @@ from supervisor.core.model import (
     StopKind,
     Verdict,
 )
-from supervisor.core.pace import Pace
 from supervisor.core.policy import decide, learn
 from supervisor.core.rules import STUCK
-from supervisor.core.straggler import Arrivals, arrive
 
 FRESH = 5.0
 """Seconds for which stacks that were asked for are of the same silence."""

@@ -20,21 +20,21 @@ from typing import Any
 
 from torch import nn
 
-from trainer.checkpoint import rng
-from trainer.checkpoint.commit import tidy
+from trainer.checkpoint.disk.commit import tidy
+from trainer.checkpoint.disk.restore import Loaded, Tiers, restore
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.group import ranks as this_group
 from trainer.checkpoint.guard import Guard, Window
 from trainer.checkpoint.interval import Interval, Pace, flush_cost
-from trainer.checkpoint.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.tier import Tier, Wish
+from trainer.checkpoint.notices import Voice
 from trainer.checkpoint.options import Every, checked_every, checked_keep, checked_resume
 from trainer.checkpoint.preemption import StopFlag
-from trainer.checkpoint.restore import Loaded, Tiers, restore
-from trainer.checkpoint.save import Order, save
-from trainer.checkpoint.state import Stateful, apply, bare, capture, capture_rank
-from trainer.checkpoint.tier import Tier, Wish
-from trainer.checkpoint.voice import Voice
-from trainer.progress import Phase, progress
+from trainer.checkpoint.state import rng
+from trainer.checkpoint.state.state import Stateful, apply, bare, capture, capture_rank
+from trainer.rank.progress import Phase, progress
 from trainer.rundir.environment import PREEMPTED, supervised
 from trainer.rundir.shm import segment_here
 
@@ -56,7 +56,7 @@ class Checkpointer:
     does the same when the loss jumps (see guard.is_spike), off if None.
 
     What comes back is exact to the bit. That the next step then is, too, under DDP with three ranks or more, also needs
-    DDP's buckets in their final order before the first step: trainer.parallel.parallel() shows how.
+    DDP's buckets in their final order before the first step: trainer.gpt.parallel.parallel() shows how.
     """
 
     def __init__(

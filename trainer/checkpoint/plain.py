@@ -19,8 +19,8 @@ import xxhash
 from torch import nn
 
 from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.state import Stateful, apply, bare
-from trainer.checkpoint.tree import plain
+from trainer.checkpoint.state.state import Stateful, apply, bare
+from trainer.checkpoint.state.tree import plain
 from trainer.rundir.durable import DISK, replace_file
 
 _LABEL = b"xxh3-128:"

@@ -33,7 +33,7 @@ class AttemptDir:
 
     @property
     def evidence(self) -> Path:
-        """What was looked at when it failed: supervisor/evidence.py says what each field is."""
+        """What was looked at when it failed: supervisor/attempt/evidence.py says what each field is."""
         return self.path / "evidence.json"
 
     @property
@@ -148,3 +148,9 @@ def committed_steps(checkpoints: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(step for step in map(step_of, names) if step is not None)
+
+
+def newest_checkpoint(checkpoints: Path) -> int:
+    """The newest committed step, or -1."""
+    steps = committed_steps(checkpoints)
+    return steps[-1] if steps else -1

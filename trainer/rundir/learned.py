@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.rundir.intake import read_json
+from trainer.rundir.untrusted_files import read_json
 
 
 def remembered(path: Path) -> list[str]:
-    """The names that trainer.modules.remember() wrote to `path`; none, if it did not or that cannot be read."""
+    """The names that trainer.rank.preload.remember() wrote to `path`; none, if it did not or that cannot be read."""
     try:
         names = read_json(path)
     except (OSError, ValueError):

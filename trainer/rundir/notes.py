@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.rundir.durable import append_line
-from trainer.rundir.intake import open_file, parse
 from trainer.rundir.secrets import Redactor
+from trainer.rundir.untrusted_files import open_file, parse
 
 _KEPT = 1000
 """Notes that wait for a full disk to have room."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from supervisor.core.chaos.expect import DAMAGE, EXPECTED, SUPERVISOR
 from supervisor.core.chaos.plan import Blow, Round
-from supervisor.core.story import AttemptStory, Story, tell
+from supervisor.core.telling.story import AttemptStory, Story, tell
 
 _FINE = (None, "finished")
 

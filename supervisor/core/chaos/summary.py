@@ -9,7 +9,7 @@ from typing import Any
 from supervisor.core.chaos.expect import WAITED_FOR
 from supervisor.core.chaos.judge import Row, Span
 from supervisor.core.chaos.plan import Round
-from supervisor.core.ledger import percentile
+from supervisor.core.telling.ledger import percentile
 
 
 @dataclass(frozen=True, slots=True)

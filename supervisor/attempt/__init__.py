@@ -1,0 +1,1 @@
+"""One attempt: started, watched, signalled, and explained when it fails."""

@@ -1,0 +1,159 @@
+"""One attempt: a gang taken and released, watched, signalled, left."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import psutil
+
+from supervisor.attempt import stacks
+from supervisor.attempt.evidence import Witness
+from supervisor.attempt.watch import Watch
+from supervisor.core.evidence import Evidence
+from supervisor.core.model import Reach
+from supervisor.core.stack import Stacks
+from supervisor.group.group import Gang
+from supervisor.group.launch import Order, release
+from supervisor.group.standby import Standby
+from supervisor.process import proctree
+from supervisor.process.room import places
+from supervisor.run.spec import Spec
+from trainer.rundir.beats import create_beats
+from trainer.rundir.layout import RunDir
+
+
+class Attempt:
+    """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
+
+    def __init__(self, run: RunDir, spec: Spec, order: Order, now: float) -> None:
+        self.wanted = now
+        self.number = order.attempt
+        self.watch: Watch | None = None
+        self.witness: Witness | None = None
+        self.error = ""
+        """Why it could not be launched."""
+        self.kind = ""
+        self._run, self._spec, self._order = run, spec, order
+        self._gang: Gang | None = None
+        self._adopted = False
+        self._killed_since: float | None = None
+        self.stacks: Stacks | None = None
+
+    def adopt(self, gang: Gang, reaped: dict[int, int]) -> None:
+        """It is the attempt that `gang` has been since another supervisor released it. OSError or ValueError if its beats
+        cannot be read."""
+        self._observe(gang, reaped)
+        self._gang, self.kind, self._adopted = gang, gang.kind, True
+
+    def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
+        """A gang is taken and released, when there is one; whether the attempt has just begun to be watched."""
+        if self.watch is not None or self.error:
+            return False
+        try:
+            if self._gang is None and not self._take(standby, now):
+                return False
+            gang = self._gang
+            assert gang is not None
+            if gang.stillborn:
+                # Its nursery died under it; the next gang comes from elsewhere.
+                gang.dissolve()
+                self._gang = None
+                return False
+            if gang.launcher is None:
+                return False
+            self._observe(gang, reaped)
+        except OSError as error:
+            if error.errno in proctree.EXHAUSTED:
+                raise  # it will be raised up once there are descriptors or memory again
+            self.error = str(error)
+            return False
+        return True
+
+    def _observe(self, gang: Gang, reaped: dict[int, int]) -> None:
+        folder = self._run.attempt(self.number)
+        self.watch = Watch(folder, gang, reaped)
+        if not folder.evidence.exists():
+            disks = places(self._run.path, self._spec.cwd, self._spec.command)
+            self.witness = Witness(folder, self.number, self._spec.mark, disks)
+
+    def _take(self, standby: Standby, now: float) -> bool:
+        gang = standby.take(now)
+        if gang is None:
+            return False
+        folder = self._run.attempt(self.number)
+        if not folder.beats.exists():
+            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_beats(folder.beats, self._spec.nproc)
+        gang.release({**release(self._spec, self._run, self._order), "kind": gang.kind}, folder)
+        self._gang, self.kind = gang, gang.kind
+        return True
+
+    @property
+    def launcher_pid(self) -> int | None:
+        return self._gang.launcher.pid if self._gang is not None and self._gang.launcher is not None else None
+
+    @property
+    def gate(self) -> Path | None:
+        """The folder where its gang was released."""
+        return self._gang.gate.path if self._gang is not None else None
+
+    def hear(self) -> Evidence:
+        """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""
+        if self.watch is None or self.witness is None:
+            return Evidence()
+        watch = self.watch
+        return self.witness.hear(watch.exits, watch.raised, watch.pids, watch.steps())
+
+    def members(self, spared: set[int]) -> list[psutil.Process]:
+        """Every living process of it, whoever its parent is now."""
+        return proctree.members(self._spec.mark, spared, self.launcher_pid, self._roots())
+
+    def _roots(self) -> list[int]:
+        """Its living processes, where they are not our descendants: another supervisor started them."""
+        if not self._adopted or self.watch is None:
+            return []
+        launcher = [self.watch.launcher.pid] if self.watch.launcher else []
+        return launcher + [process.pid for process in self.watch.ranks.values()]
+
+    def send(self, name: str, reach: Reach, spared: set[int], now: float) -> int:
+        """The signal has gone out; returns to how many."""
+        if name == "KILL":
+            self._killed_since = now if self._killed_since is None else self._killed_since
+            return proctree.kill_all(self.members(spared), self._killed_since, now)
+        if reach is Reach.ALL or self.watch is None:
+            return proctree.send_all(self.members(spared), signal.SIGTERM)
+        # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
+        launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
+        targets = [*self.watch.ranks.values(), *launcher]
+        sent = sum(process.send(signal.SIGTERM) for process in targets)
+        for process in targets:
+            # A stopped process takes its TERM only once it goes on.
+            process.send(signal.SIGCONT)
+        return sent
+
+    def dump(self) -> Stacks | None:
+        """Where the ranks are, now also in the attempt's folder; None before there are any."""
+        if self.watch is not None:
+            with contextlib.suppress(OSError):
+                self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
+        return self.stacks
+
+    def leave(self) -> None:
+        """Nothing of it is open, and what its processes were writing when they were killed is removed."""
+        if self.watch is not None:
+            self.watch.close()
+        if self._gang is not None:
+            self._gang.dissolve()
+            self._gang = None
+        sweep(self._run, self.number)
+        self.watch = None
+
+
+def sweep(run: RunDir, number: int) -> None:
+    """What processes of that attempt were writing when they died is removed, where the disk allows it."""
+    for folder in (run.path, run.attempt(number).path):
+        with contextlib.suppress(OSError):
+            for unfinished in folder.glob(".*.tmp-*"):
+                unfinished.unlink(missing_ok=True)

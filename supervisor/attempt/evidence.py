@@ -1,0 +1,239 @@
+"""The witness of one attempt: what kernel, disks and logs say when it fails, for the verdict and for those who come later.
+
+    the attempt begins       counters are read, the end of the kernel's log is noted (0.3 ms, while the ranks already start)
+    something has failed     all of that again, free space, the last lines of whom left no exception (0.3 ms); the kernel's
+                             log is waited for, 50 ms at most, only if a counter says that the OOM killer has killed
+    the next one trains      attempts/NNNN/evidence.json: nobody waits for it then
+
+evidence.json holds the fields of `Case` and no others. What could not be read is null, and `unreadable` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.attempt.kernel_log import KernelLog
+from supervisor.core.evidence import Evidence, Memory
+from supervisor.core.model import Exit, Raised, Verdict
+from supervisor.process.room import disks, is_full
+from trainer.rundir.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
+from trainer.rundir.durable import replace_soon
+from trainer.rundir.layout import AttemptDir
+from trainer.rundir.secrets import Redactor
+
+SCHEMA = 1
+PATIENCE = 0.05
+"""Seconds that the line of an OOM kill may be late, after the kill itself."""
+_TAIL = 16_384
+_LINES = 30
+_LONGEST = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """evidence.json."""
+
+    schema: int
+    attempt: int
+    cause: str | None
+    rank: int | None
+    reason: str
+    exits: list[dict[str, Any]]
+    """Each process that ended: rank (null: the launcher), pid, status (exit code, or minus the signal), signal, mono."""
+    exceptions: list[dict[str, Any]]
+    """Each rank's exception: rank, type, message, errno, frames (innermost last), raised_from, mono."""
+    steps: dict[int, int]
+    """By rank, the last step finished."""
+    memory: dict[str, Any] | None
+    """The run's memory group: path, version, and at_start and at_end: oom_kills, hits (of the limit), limit, used, peak."""
+    machine: dict[str, Any]
+    """oom_kills on the whole machine since the attempt began; total and available bytes of memory now."""
+    kernel_log: list[str] | None
+    """What the kernel has logged since the attempt began, as far as it may matter."""
+    disks: list[dict[str, Any]]
+    """path, total, free (bytes), free_inodes."""
+    last_lines: dict[str, list[str]]
+    """By log, the last lines: of the failing rank, or of the launcher."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the kernel counts, at one moment."""
+
+    group: dict[str, int | None] | None
+    """Of the run's memory group."""
+    kills: dict[Path, int]
+    """By memory group of the run (a fault may have made more of them): processes that the OOM killer has killed in it."""
+    machine: dict[str, int | None]
+    """oom_kills since the machine was started; total and available bytes of memory."""
+
+
+class Witness:
+    """Of one attempt, from its begin on. Never raises."""
+
+    def __init__(self, folder: AttemptDir, number: int, mark: str, places: Sequence[Path]) -> None:
+        """`places` are folders that the script may write to."""
+        self.evidence = Evidence()
+        self.verdict: Verdict | None = None
+        """Set by whoever hears of it."""
+        self._folder, self._number, self._mark, self._places = folder, number, mark, places
+        self._unreadable: dict[str, str] = {}
+        self._kernel = KernelLog()
+        self._group = self._own_group()
+        self._begin = self._count()
+        self._end: Counters | None = None
+        self._facts: tuple[int, int] = (0, 0)
+        self._seen: tuple[Sequence[Exit], Sequence[Raised]] = ((), ())
+        self._pids: Mapping[int | None, int] = {}
+        self._steps: Mapping[int, int] = {}
+
+    def hear(
+        self, exits: Sequence[Exit], raised: Sequence[Raised], pids: Mapping[int | None, int], steps: Mapping[int, int]
+    ) -> Evidence:
+        """The evidence, looked at anew whenever something more has failed."""
+        self._seen, self._pids, self._steps = (tuple(exits), tuple(raised)), pids, steps
+        self._kernel.follow(time.monotonic())
+        failed = [e for e in exits if e.status != 0]
+        if (facts := (len(failed), len(raised))) == self._facts:
+            return self.evidence
+        self._facts, self._end = facts, self._count()
+        self._kernel.read()
+        known = {r.rank for r in raised}
+        speechless = [e.rank for e in failed if e.rank not in known and e.status not in (None, -9, -15)]
+        self.evidence = Evidence(
+            memory=self._memory(self._end, {pids[e.rank] for e in failed if e.status == -9 and e.rank in pids}),
+            pids=dict(pids),
+            lines={rank: tuple(last_lines(self._log(rank))) for rank in speechless},
+            full=tuple(disk["path"] for disk in disks(self._places) if is_full(disk)),
+        )
+        return self.evidence
+
+    def write(self) -> None:
+        """evidence.json is there, unless the disk refused it, and the attempt leaves no memory group behind."""
+        case = asdict(self._case(self._end or self._count()))
+        with contextlib.suppress(OSError):
+            replace_soon(self._folder.evidence, Redactor(os.environ).json(json.dumps(case, indent=1).encode()))
+        self._kernel.close()
+        for group in groups_of(self._mark):
+            if attempt_of(group) <= self._number:
+                remove(group.path)
+
+    def _case(self, end: Counters) -> Case:
+        verdict, (exits, raised) = self.verdict, self._seen
+        rank = verdict.rank if verdict is not None else None
+        log = self._log(rank)
+        if self._kernel.unreadable:
+            self._unreadable["kernel_log"] = self._kernel.unreadable
+        memory = None
+        if self._group is not None:
+            place = {"path": str(self._group.path), "version": self._group.version}
+            memory = {**place, "at_start": self._begin.group, "at_end": end.group}
+        return Case(
+            schema=SCHEMA,
+            attempt=self._number,
+            cause=verdict.cause.value if verdict else None,
+            rank=rank,
+            reason=verdict.reason if verdict else "",
+            exits=[_exit(e, self._pids) for e in exits],
+            exceptions=[_exception(r) for r in raised],
+            steps=dict(self._steps),
+            memory=memory,
+            machine={**end.machine, "oom_kills": self._on_machine(end)},
+            kernel_log=None if self._kernel.unreadable else self._kernel.lines[-_LINES:],
+            disks=disks(self._places),
+            last_lines={log.name: last_lines(log)},
+            unreadable=self._unreadable,
+        )
+
+    def _own_group(self) -> MemoryGroup | None:
+        try:
+            return own_group()
+        except NoGroup as error:
+            self._unreadable["memory"] = str(error)
+            return None
+
+    def _count(self) -> Counters:
+        kills = {}
+        for group in [*([self._group] if self._group else []), *groups_of(self._mark)]:
+            with contextlib.suppress(NoGroup):
+                kills[group.path] = group.oom_kills()
+        machine = {"oom_kills": _vmstat(), **_meminfo()}
+        if machine["oom_kills"] is None:
+            self._unreadable["machine"] = "/proc/vmstat does not count OOM kills"
+        return Counters(self._group.counters() if self._group else None, kills, machine)
+
+    def _on_machine(self, end: Counters) -> int | None:
+        before, now = self._begin.machine["oom_kills"], end.machine["oom_kills"]
+        return None if before is None or now is None else max(0, now - before)
+
+    def _memory(self, end: Counters, killed: set[int]) -> Memory:
+        """What the OOM killer may have to do with it. It waits for the kernel's log only if a counter says that one of the
+        run was killed."""
+        rises = [max(0, count - self._begin.kills.get(path, 0)) for path, count in end.kills.items()]
+        kills, on_machine = sum(rises) if rises else None, self._on_machine(end)
+        if on_machine == 0 or (on_machine is None and kills == 0):
+            return Memory(kills=0, victims=())
+        if kills:
+            self._kernel.wait_for(killed, time.monotonic() + PATIENCE)
+        group = end.group or {}
+        limit = group.get("limit") or end.machine["total"]
+        return Memory(kills, self._kernel.victims(), group.get("peak") or group.get("used"), limit)
+
+    def _log(self, rank: int | None) -> Path:
+        return self._folder.launcher_log if rank is None else self._folder.rank_log(rank)
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines of a log, each cut to a length that can be read; none where there is no log."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            text = file.read(_TAIL).decode(errors="replace")
+    except OSError:
+        return []
+    # A progress bar is one line to a terminal: what it showed last is what counts.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return [line[:_LONGEST] for line in lines if line.strip()][-_LINES:]
+
+
+def _exit(exit_: Exit, pids: Mapping[int | None, int]) -> dict[str, Any]:
+    name = None
+    if exit_.status is not None and exit_.status < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-exit_.status).name
+    return {"rank": exit_.rank, "pid": pids.get(exit_.rank), "status": exit_.status, "signal": name, "mono": exit_.at}
+
+
+def _exception(raised: Raised) -> dict[str, Any]:
+    told = {"rank": raised.rank, "type": raised.type, "message": raised.message, "errno": raised.errno}
+    chain = [f"{each.type}: {each.message}" for each in raised.because]
+    return {**told, "frames": list(raised.frames), "raised_from": chain, "mono": raised.at}
+
+
+def _vmstat() -> int | None:
+    """Processes that the OOM killer has killed on this machine since it was started."""
+    with contextlib.suppress(OSError, ValueError):
+        _, found, rest = Path("/proc/vmstat").read_bytes().partition(b"\noom_kill ")
+        return int(rest.partition(b"\n")[0]) if found else None
+    return None
+
+
+def _meminfo() -> dict[str, int | None]:
+    values: dict[str, int | None] = {"total": None, "available": None}
+    names = {"MemTotal:": "total", "MemAvailable:": "available"}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines()[:4]:
+            words = line.split()
+            if words[0] in names:
+                values[names[words[0]]] = int(words[1]) * 1024
+    return values

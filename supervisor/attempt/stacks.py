@@ -1,0 +1,162 @@
+"""Where all ranks are, kept in the attempt's folder before a hung attempt is killed.
+
+faulthandler's handler, which the bootstrap registers, answers within milliseconds, also while C code holds the GIL.
+py-spy, where it is installed, is asked for those that do not answer: a stopped rank, or one that took the signal for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from supervisor.core.stack import Frame, Stack, Stacks, grouped, named, summary
+from supervisor.process import kernel
+from supervisor.process.proctree import Process
+from trainer.rundir.environment import STACKS_SIGNAL
+
+PATIENCE = 2.0
+"""Seconds for all ranks together: evidence must not hold up the recovery for long."""
+_CHILDREN = 8
+"""Of each rank, at most: DataLoader workers."""
+_FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
+_PYSPY = re.compile(r"^    (?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)$")
+
+
+def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
+    """The stacks are in `folder`: a file a rank with all threads, and groups.txt with what stands together."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    until = time.monotonic() + PATIENCE
+    texts = _by_signal({rank: process.pid for rank, process in ranks.items()}, folder, until)
+    rest = {rank: process for rank, process in ranks.items() if rank not in texts}
+    found = {rank: _main_of_faulthandler(text) for rank, text in texts.items()}
+    for rank, text in _by_pyspy(rest, until).items():
+        texts[rank], found[rank] = text, _main_of_pyspy(text)
+    for rank, text in texts.items():
+        (folder / f"rank{rank}.txt").write_text(text)
+    stacks = [Stack(rank, found.get(rank, ()), kernel.wait_text(process.pid)) for rank, process in ranks.items()]
+    stacks += _children(ranks, folder, until)
+    result = Stacks(time.monotonic(), tuple(stacks))
+    (folder / "groups.txt").write_text(_told(result))
+    return result
+
+
+def _told(found: Stacks) -> str:
+    """For people: who stands where, then each group's whole stack."""
+    parts = ["\n".join(summary(found.stacks))]
+    for ranks, stack in grouped(found.stacks):
+        parts.append("\n".join([named(ranks), *(f"  {f.file}:{f.line} {f.function}" for f in stack.frames)]))
+    for stack in (s for s in found.stacks if s.child is not None):
+        heads = [f"rank {stack.rank}, its child {stack.child}"]
+        parts.append("\n".join([*heads, *(f"  {f.file}:{f.line} {f.function}" for f in stack.frames)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _children(ranks: dict[int, Process], folder: Path, until: float) -> Iterable[Stack]:
+    """A forked child has inherited the rank's handler, and its file: one after the other, then."""
+    for rank, process in ranks.items():
+        for child in kernel.descendants(process.pid)[:_CHILDREN]:
+            with contextlib.suppress(OSError):
+                text = _by_signal({rank: child}, folder, min(until, time.monotonic() + 0.3)).get(rank, "")
+                if text:
+                    yield Stack(rank, _main_of_faulthandler(text), kernel.wait_text(child), child)
+
+
+def pyspy() -> str | None:
+    """The py-spy program: beside the running interpreter, or on the PATH."""
+    beside = Path(sys.executable).parent / "py-spy"
+    return str(beside) if beside.exists() else shutil.which("py-spy")
+
+
+def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
+    program = pyspy()
+    if program is None or not ranks:
+        return {}
+    started = {}
+    for rank, process in ranks.items():
+        # Not to wait for a stopped process to stop, --nonblocking; the process is stuck anyway.
+        command = [program, "dump", "--nonblocking", "--full-filenames", "--pid", str(process.pid)]
+        with contextlib.suppress(OSError):
+            started[rank] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+    found = {}
+    for rank, dumper in started.items():
+        try:
+            text, _ = dumper.communicate(timeout=max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            dumper.kill()
+            text, _ = dumper.communicate()
+        if text:
+            found[rank] = text
+    return found
+
+
+def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, str]:
+    """By rank, what the process that shares its file wrote. Who is stopped, or has no handler, is not asked."""
+    asked: dict[int, tuple[Path, int]] = {}
+    for rank, pid in pids.items():
+        path = folder / f"rank{rank}.faulthandler.txt"
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+            # Without the bootstrap's handler the signal would kill it before its stacks are known.
+            if kernel.glance(pid).state not in "TZ" and _handles(pid) and _send(pid):
+                asked[rank] = path, size
+    texts: dict[int, str] = {}
+    whole: Callable[[str], bool] = lambda text: bool(text) and text.endswith("\n")  # noqa: E731
+    before: dict[int, str] = {}
+    while asked.keys() - texts.keys() and time.monotonic() < until:
+        time.sleep(0.01)
+        for rank, (path, size) in asked.items():
+            text = path.read_bytes()[size:].decode(errors="replace")
+            # Complete when nothing was added between two looks.
+            if rank not in texts and whole(text) and before.get(rank) == text:
+                texts[rank] = text
+            before[rank] = text
+    return texts
+
+
+def _send(pid: int) -> bool:
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return process.send(STACKS_SIGNAL)
+    finally:
+        process.close()
+
+
+def _handles(pid: int) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (STACKS_SIGNAL - 1) & 1)
+    return False
+
+
+def _main_of_faulthandler(text: str) -> tuple[Frame, ...]:
+    """The frames of the main thread, which is written last."""
+    frames: list[Frame] = []
+    for line in text.splitlines():
+        if match := _FAULTHANDLER.match(line):
+            frames.append(Frame(match["function"], match["file"], int(match["line"])))
+        elif "hread 0x" in line:
+            frames = []
+    return tuple(frames)
+
+
+def _main_of_pyspy(text: str) -> tuple[Frame, ...]:
+    frames: list[Frame] = []
+    ours = False
+    for line in text.splitlines():
+        if line.startswith("Thread "):
+            ours = '"MainThread"' in line
+        elif ours and (match := _PYSPY.match(line)):
+            frames.append(Frame(match["function"], match["file"], int(match["line"])))
+    return tuple(frames)

@@ -1,0 +1,43 @@
+"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume -d`.
+
+What run.json does not keep, the secrets of the command line, comes on stdin: [command, resume_args].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+
+# Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from supervisor.commands.session import drive
+from supervisor.errors import Refusal
+from supervisor.run import spec as specs
+from supervisor.run.lock import RunLock
+from supervisor.run.runs import load
+from trainer.rundir.layout import RunDir
+
+
+def main(path: Path) -> int:
+    run = RunDir(path)
+    try:
+        with RunLock(run):
+            known = load(path)
+            if known is None:
+                raise Refusal(f"no run in {path}")
+            command, resume_args = json.load(sys.stdin)
+            spec = dataclasses.replace(specs.restore(known.spec), command=tuple(command), resume_args=resume_args)
+            return drive(run, spec, quiet=True)
+    except Refusal as refusal:
+        print(f"supervise: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+
+
+if __name__ == "__main__":
+    # The terminal that launched it may close.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,115 @@
+"""A supervisor's session with one run: from the lock to the last word, in the foreground or detached."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor.commands.console import Console, closing_words, opening_words
+from supervisor.errors import HeldByAnother, Refusal
+from supervisor.loop.driver import Driver
+from supervisor.process.descriptors import enough
+from supervisor.reading.plain import plain_lines
+from supervisor.run import spec as specs
+from supervisor.run import status as statuses
+from supervisor.run.events import EventLog
+from supervisor.run.lock import describe, holder
+from supervisor.run.previous import legacy_of
+from supervisor.run.runs import load
+from supervisor.run.spec import Spec
+from trainer.rundir import faults
+from trainer.rundir.layout import RunDir
+
+
+def arm_faults(run: RunDir, spec: Spec) -> None:
+    """Every fault asked for with --inject is armed, once a run: asking again in the same words is the same fault."""
+    known = {fault.text for fault in faults.armed(run.faults)}
+    for text in dict.fromkeys(spec.inject):
+        if text not in known:
+            faults.arm(run.faults, faults.parse_fault(text))
+
+
+def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
+    """The run is over; returns the exit code of `launch`. The caller holds the lock."""
+    enough(spec.nproc)
+    legacy = legacy_of(run)
+    try:
+        log = EventLog(run, spec.run)
+    except OSError as error:
+        raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
+    log.attempt = legacy.last_attempt
+    command = list(specs.shown(spec).command)
+    about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid(), "boot": _boot()}
+    log.emit("run_started", "info", **about, fresh_budget=not legacy.goes_on)
+    driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
+    console = Console(run, quiet)
+    console.say(opening_words(run, spec))
+    try:
+        with console:
+            end = driver.drive()
+    except Exception as error:
+        # A mistake of ours. It ends as a SIGKILL would: the ranks train on, and another supervisor goes on with them.
+        log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}")
+        log.close()
+        console.say(
+            f"internal error, please report it; the ranks train on: supervise resume {spec.run} goes on with them"
+        )
+        raise
+    log.close()
+    if log.unwritten:
+        console.say(f"  {log.unwritten}")
+    console.say(closing_words(run, end))
+    if as_json:
+        print_status(run)
+    return end.exit_code
+
+
+def _boot() -> str | None:
+    """Tells this boot of the machine from every other: CLOCK_MONOTONIC begins anew with each."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
+def print_status(run: RunDir, **more: Any) -> None:
+    """The run's `status --json` is on stdout."""
+    known = load(run.path)
+    assert known is not None
+    print(json.dumps({**statuses.status(known), **more}))
+
+
+def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
+    """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
+    enough(spec.nproc)
+    with run.supervisor_log.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    # What run.json does not keep, a pipe can tell.
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(json.dumps([spec.command, spec.resume_args]).encode())
+    until = time.monotonic() + 30.0
+    while time.monotonic() < until and child.poll() is None and holder(run).get("pid") != child.pid:
+        time.sleep(0.02)
+    holds = holder(run).get("pid") == child.pid
+    if not holds and child.poll() == HeldByAnother.exit_code:
+        raise HeldByAnother(f"{run.path} is {describe(run)}")
+    if not holds and child.poll() not in (None, 0):
+        raise Refusal(f"the supervisor did not start; see {run.supervisor_log}")
+    child.returncode = 0
+    if not quiet:
+        print(plain_lines(opening_words(run, spec)), file=sys.stderr)
+    if as_json:
+        print_status(run, supervisor_pid=child.pid)
+    return 0

@@ -1,0 +1,1 @@
+"""From exits, exceptions and evidence to one cause."""

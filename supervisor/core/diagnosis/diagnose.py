@@ -1,0 +1,212 @@
+"""What happened: from exits, exceptions and evidence to one verdict that names the first failure, not its victims.
+
+who    every rank that failed, by blame (its own failure, waited in vain, victim), then by the clock: the first is the root
+what   how it ended: a signal (and whose), an exception (core/signs.py), an exit code
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from supervisor.core.diagnosis.symptoms import (
+    Blame,
+    blame_of,
+    blame_of_abort,
+    cause_of,
+    cut_short,
+    dead_workers,
+    spoken,
+    waited,
+)
+from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
+
+NEVER_RESTART = 78
+PREEMPTED = 75
+_KILLERS = {9: "SIGKILL", 15: "SIGTERM", 2: "SIGINT", 1: "SIGHUP"}
+_CRASHES = {11: (Cause.SEGFAULT, "SIGSEGV"), 7: (Cause.SEGFAULT, "SIGBUS"), 6: (Cause.ABORT, "SIGABRT")}
+_CRASHES |= {4: (Cause.ABORT, "SIGILL"), 8: (Cause.ABORT, "SIGFPE")}
+_UNKNOWN_KILLER = " (nothing here tells whether by the kernel's OOM killer)"
+
+USER_ERRORS = frozenset({"SyntaxError", "IndentationError", "TabError", "ImportError", "ModuleNotFoundError"})
+"""Exceptions that a second start cannot cure."""
+
+LAST_WORDS = 0.25
+"""Seconds that a rank which has raised gets to print its traceback and leave by itself."""
+SETTLE = 0.5
+"""Seconds that a victim's failure waits for its cause to show itself."""
+
+
+def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
+    """The verdict on what has exited or raised so far, or None while there is nothing to judge.
+
+    `stepped` is whether any rank has finished a step in this attempt, `step` the highest step finished.
+    """
+    failed = _failures(seen)
+    launcher = next((e for e in seen.exits if e.rank is None), None)
+    if not failed:
+        return _launcher_alone(seen, launcher, stepped, step) if launcher else None
+    first = min(failed, key=lambda exit_: (_blame(seen, exit_), _when(seen, exit_)))
+    blame = _blame(seen, first)
+    if launcher is None and blame is not Blame.OWN and seen.now < first.at + SETTLE:
+        return None
+    # The failing rank's own step: the others may be ahead, and not twice by as much.
+    own_step = seen.steps.get(first.rank or 0, step)
+    if blame is Blame.WAITED:
+        verdict, followed = _in_vain(seen, first, failed, own_step), ""
+    else:
+        verdict, followed = _of_rank(seen, first, stepped, own_step), "; rank{} {} followed"
+    others = tuple(sorted({e.rank for e in failed if e.rank is not None and e.rank != verdict.rank}))
+    if others:
+        followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
+        verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
+    return verdict
+
+
+def _failures(seen: Observation) -> list[Exit]:
+    """Every rank that failed. One that has raised counts before it is gone: its exit can take seconds, or for ever."""
+    late = seen.now - LAST_WORDS
+    exited = {e.rank: e for e in seen.exits if e.rank is not None}
+    failed = [e for e in exited.values() if e.status not in (0, None)]
+    return failed + [Exit(r.rank, r.exit_code, r.at) for r in seen.raised if r.rank not in exited and r.at <= late]
+
+
+def _said(seen: Observation, exit_: Exit) -> Raised | None:
+    """The exception that ended the rank: on record, or printed as its last words before it exited by itself."""
+    record = next((r for r in seen.raised if r.rank == exit_.rank), None)
+    if record is None and exit_.rank is not None and (exit_.status or 0) > 0:
+        record = spoken(exit_.rank, seen.evidence.lines.get(exit_.rank, ()), exit_.at)
+    return record
+
+
+def _when(seen: Observation, exit_: Exit) -> float:
+    raised = _said(seen, exit_)
+    return min(raised.at, exit_.at) if raised else exit_.at
+
+
+def _blame(seen: Observation, exit_: Exit) -> Blame:
+    if exit_.status == -15:
+        return Blame.VICTIM
+    if raised := _said(seen, exit_):
+        return blame_of(raised)
+    return blame_of_abort(seen.evidence.lines.get(exit_.rank, ())) if exit_.status == -6 else Blame.OWN
+
+
+def _in_vain(seen: Observation, first: Exit, failed: list[Exit], step: int) -> Verdict:
+    """Nobody has failed by himself, and somebody waited in vain. Who has not even complained is the one waited for."""
+    raised = _said(seen, first)
+    lines = seen.evidence.lines.get(first.rank, ())
+    words = waited(raised.message if raised else "\n".join(lines))
+    spoke = {e.rank for e in failed if e.status != -15} | {r.rank for r in seen.raised}
+    silent = sorted(
+        {view.rank for view in seen.ranks} | {e.rank for e in failed if e.rank is not None and e.status == -15}
+    )
+    silent = [rank for rank in silent if rank not in spoke]
+    where = f"at step {step}" if step >= 0 else "before the first step"
+    told = {"at": seen.now, "step": step, "failed_at": _when(seen, first)}
+    if silent:
+        names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
+        reason = f"rank {first.rank} waited in vain for {names} in a collective {where}: {words}"
+        return Verdict(Cause.HANG, reason, rank=silent[0], **told)  # type: ignore[arg-type]
+    reason = f"the ranks waited for each other in vain {where}; rank {first.rank} gave up first: {words}"
+    frame = raised.frame if raised else ""
+    return Verdict(Cause.NCCL_OR_GLOO_TIMEOUT, reason, rank=first.rank, frame=frame, **told)  # type: ignore[arg-type]
+
+
+def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdict:
+    rank, status, raised = first.rank, first.status or 0, _said(seen, first)
+    where = f"at step {step}" if step >= 0 else ("at an unknown step" if stepped else "before the first step")
+    if status < 0:
+        pid = seen.evidence.pids.get(rank)
+        cause, reason = _signalled(seen, f"rank {rank}", where, -status, pid)
+    elif status == PREEMPTED:
+        cause, reason = Cause.PREEMPTED, f"rank {rank} exited with 75: it asks to be started again"
+    elif raised is not None:
+        cause, reason = _raised(seen, raised, where, status, stepped)
+    else:
+        cause, reason = _exited(rank, status, where, stepped)
+    return Verdict(
+        cause=cause,
+        reason=reason,
+        at=seen.now,
+        rank=rank,
+        signal=-status if status < 0 else None,
+        exit_code=status if status >= 0 else None,
+        step=step,
+        frame=raised.frame if raised else "",
+        failed_at=_when(seen, first),
+        bad_step=raised.bad_step if raised else -1,
+        data_step=raised.data_step if raised else -1,
+    )
+
+
+def _signalled(seen: Observation, who: str, where: str, number: int, *pids: int | None) -> tuple[Cause, str]:
+    """Of a rank or of what works for it: whose signal it was."""
+    if number in _CRASHES:
+        cause, name = _CRASHES[number]
+        return cause, f"{who} died of {name} {where}"
+    memory = seen.evidence.memory
+    if number == 9:
+        if oom := next((victim for pid in pids if (victim := memory.victim(pid))), None):
+            return Cause.HOST_OOM, f"{who} was killed by the kernel's OOM killer {where}{oom.numbers()}"
+        if memory.unknown and pids != (None,):
+            return Cause.KILLED, f"{who} was killed by SIGKILL {where}{_UNKNOWN_KILLER}"
+    name = _KILLERS.get(number, f"signal {number}")
+    return Cause.KILLED, f"{who} was killed by {name} {where}"
+
+
+def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped: bool) -> tuple[Cause, str]:
+    rank = raised.rank
+    if workers := dead_workers(raised):
+        who = f"rank {rank}'s DataLoader worker (pid {', '.join(map(str, workers.pids))})"
+        if any(seen.evidence.memory.victim(pid) for pid in workers.pids):
+            return _signalled(seen, who, where, 9, *workers.pids)
+        if workers.signal is not None:
+            return _signalled(seen, who, where, workers.signal, *workers.pids)
+    proven = cause_of(raised)
+    if proven is None and seen.evidence.full and cut_short(raised):
+        proven = Cause.NO_SPACE
+    if status == NEVER_RESTART and proven is None:
+        why = f": {raised.message}" if raised.message else ""
+        return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help{why}"
+    in_frame = f", in {raised.frame}" if raised.frame else ""
+    what = f"rank {rank} raised {raised.type}: {raised.message or '(no message)'} {where}{in_frame}"
+    if proven is Cause.NO_SPACE and seen.evidence.full:
+        what += f"; no room is left on the disk of {', '.join(seen.evidence.full)}"
+    if proven is Cause.NAN:
+        # It says itself at which step: the one that is bad, not the last one done.
+        return proven, f"rank {rank} raised {raised.type}: {raised.message}"
+    if proven is not None:
+        return proven, what
+    if raised.type in USER_ERRORS and not stepped:
+        return Cause.USER_ERROR, what
+    return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, what
+
+
+def _exited(rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:
+    if status == NEVER_RESTART:
+        return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help"
+    if status == 2 and not stepped:
+        return Cause.USER_ERROR, f"rank {rank} exited with 2 (usage error) {where}"
+    return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, f"rank {rank} exited with {status} {where}"
+
+
+def _launcher_alone(seen: Observation, launcher: Exit, stepped: bool, step: int) -> Verdict:
+    def verdict(cause: Cause, reason: str, signal: int | None = None, code: int | None = None) -> Verdict:
+        return Verdict(cause, reason, seen.now, None, signal, code, step, failed_at=launcher.at)
+
+    status = launcher.status
+    if status == 0:
+        return verdict(Cause.FINISHED, "every rank exited with 0" + (f" at step {step}" if step >= 0 else ""), code=0)
+    if status is not None and status < 0:
+        name = _KILLERS.get(-status, f"signal {-status}")
+        oom = seen.evidence.memory.victim(seen.evidence.pids.get(None)) if status == -9 else None
+        if oom:
+            reason = f"the launcher was killed by the kernel's OOM killer{oom.numbers()}"
+            return verdict(Cause.HOST_OOM, reason, signal=9)
+        return verdict(Cause.LAUNCHER_DIED, f"the launcher was killed by {name}", signal=-status)
+    where = "after the first step" if stepped else "before any rank had started"
+    said = spoken(-1, seen.evidence.lines.get(None, ()), launcher.at)
+    if said is not None and (proven := cause_of(said)):
+        return verdict(proven, f"the launcher raised {said.type}: {said.message} {where}", code=status)
+    cause = Cause.LAUNCHER_DIED if stepped else Cause.STARTUP_ERROR
+    return verdict(cause, f"the launcher exited with {status} {where}; see launcher.log", code=status)

@@ -1,0 +1,1 @@
+"""When a silence is a hang, and whose it is."""

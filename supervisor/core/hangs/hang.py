@@ -1,0 +1,224 @@
+"""The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is patience.py's.
+
+Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused machine
+nor a crowded one makes a hang. A stopped rank (state T) needs no patience. A rank is given no verdict while one that it may
+be waiting for still has time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from supervisor.core.hangs.limits import STARTING, WARM_UP, held_limit, told_limit, train_limit, usual
+from supervisor.core.hangs.timings import Pace
+from supervisor.core.model import Observation, Policy, RankView
+
+LONGEST_GAP = 0.5
+"""Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
+STOPPED_FOR = 0.4
+COLD = 3.0
+"""What a restart costs more where no standby waits."""
+RESTART = 10.0
+"""What a restart costs before the first one, or the first start, was seen."""
+_IDLE_SHARE = 0.05
+_INFINITE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A rank that is overdue, and why that is so."""
+
+    rank: int
+    kind: str
+    """stopped, held, idle, busy, or the limit of a phase or of the user (told)."""
+    silent_for: float
+    limit: float
+    since: float
+    step: int
+    phase: str
+
+    @property
+    def stopped(self) -> bool:
+        return self.kind == "stopped"
+
+    @property
+    def evidence(self) -> str:
+        """In words."""
+        match self.kind:
+            case "stopped":
+                return f"stopped (state T) for {self.silent_for:.1f} s"
+            case "held":
+                return f"silent for {self.silent_for:.1f} s, and no rank can go on unless another one does"
+            case kind:
+                how = {"idle": ", idle", "busy": ", using the CPU"}.get(kind, "")
+                return f"silent for {self.silent_for:.1f} s in phase {self.phase} (limit {self.limit:.1f} s{how})"
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the rule remembers of one rank. All times are watched time."""
+
+    step: int
+    phase: str
+    beat_at: float
+    silent: float = 0.0
+    """Since its last beat, without the time it waited for a CPU."""
+    idle: float = 0.0
+    """Of that, the last stretch with hardly any CPU used."""
+    used: float = 0.0
+    """What it had used (or waited for) when that stretch began."""
+    starved: float = 0.0
+    disk: bool = False
+    """It has waited for a disk in this silence."""
+    held: str = ""
+    held_for: float = 0.0
+    stopped_for: float | None = None
+    steps: int = 0
+    """Done in this attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """What the rule remembers. `pace` and `doubt` outlive attempts; the rest is of the one that runs."""
+
+    pace: Pace = field(default_factory=Pace)
+    doubt: float = 0.0
+    """A silence that ended in a verdict: it counts as seen until a rank has got past `doubt_step`."""
+    doubt_step: int = -1
+    looked_at: float | None = None
+    began_at: float | None = None
+    saves: int = 0
+    saved_at: float | None = None
+    log_grew_at: float = 0.0
+    stepped: bool = False
+    ranks: dict[int, Watched] = field(default_factory=dict)
+
+    def new_attempt(self) -> Hang:
+        return Hang(self.pace, self.doubt, self.doubt_step)
+
+    def judged(self, silence: Silence) -> Hang:
+        """After a verdict: if the silence comes again at the same step, it may last three times as long."""
+        if silence.kind not in ("idle", "busy"):
+            return self
+        return replace(self, doubt=silence.silent_for, doubt_step=silence.step)
+
+
+def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence | None]:
+    """The memory after this look, and the rank to blame if the group is overdue."""
+    passed = seen.now - hang.looked_at if hang.looked_at is not None else 0.0
+    hang = _learn(hang, seen, passed)
+    log_grew = seen.log_grew_at > hang.log_grew_at
+    ranks = {v.rank: _watch(hang.ranks.get(v.rank), v, min(passed, LONGEST_GAP), log_grew) for v in seen.ranks}
+    saved = seen.saves > hang.saves
+    hang = replace(
+        hang,
+        looked_at=seen.now,
+        began_at=hang.began_at if hang.began_at is not None or not seen.ranks else seen.now,
+        saves=seen.saves,
+        saved_at=seen.now if saved else hang.saved_at,
+        log_grew_at=seen.log_grew_at,
+        ranks=ranks,
+    )
+    if policy.hang_timeout == _INFINITE:
+        return hang, None
+    patience = cost(hang, seen)
+    overdue = {v.rank: s for v in seen.ranks if (s := _overdue(hang, policy, v, patience)) is not None}
+    blamed = [s for s in overdue.values() if s.stopped or not _excused(hang, s.rank, overdue)]
+    return hang, min(blamed, key=lambda s: (not s.stopped, s.step, s.kind == "held", s.since), default=None)
+
+
+def cost(hang: Hang, seen: Observation) -> float:
+    """Seconds that a wrong verdict would cost now: the restart, and the work since the last step that is safe."""
+    restart = (RESTART if hang.pace.restart is None else hang.pace.restart) + (0.0 if seen.standby else COLD)
+    if seen.safe_step >= 0:
+        redo = max(0, max(seen.steps.values(), default=0) - seen.safe_step) * hang.pace.typical
+    else:
+        since = hang.saved_at if hang.saved_at is not None else hang.began_at
+        redo = seen.now - since if since is not None else 0.0
+    return restart + redo
+
+
+def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
+    """With what the ranks have done since the last look. What a pause fell into says nothing of the script."""
+    pace, slowest, steps = hang.pace, 0.0, 0
+    for view in seen.ranks:
+        old = hang.ranks.get(view.rank)
+        if old is None or passed > LONGEST_GAP:
+            continue
+        if view.phase == old.phase == "train" and view.step > old.step:
+            # Many steps may lie between two looks; what was silent at the last one was one step. Watched time: a pause
+            # of the machine between the two beats is none of the script's.
+            took = min(view.beat_at - old.beat_at, old.silent + passed)
+            each = max(took, 0.0) / (view.step - old.step)
+            slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
+        elif view.phase != old.phase != "train":
+            pace = pace.stayed(old.phase, old.silent + passed)
+    if steps:
+        pace = pace.stepped(slowest, steps)
+    if any(view.step > hang.doubt_step for view in seen.ranks if view.phase == "train" and hang.stepped):
+        hang = replace(hang, doubt=0.0)
+    first = [v.beat_at for v in seen.ranks if v.phase == "train"]
+    if first and not hang.stepped:
+        if hang.began_at is not None:
+            pace = replace(pace, restart=max(0.0, min(first) - hang.began_at))
+        hang = replace(hang, stepped=True)
+    return replace(hang, pace=pace)
+
+
+def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -> Watched:
+    used = view.cpu + view.starved
+    if old is None:
+        stopped = 0.0 if view.stopped else None
+        return Watched(view.step, view.phase, view.beat_at, 0.0, 0.0, used, view.starved, stopped_for=stopped)
+    lives = view.beat_at != old.beat_at or (log_grew and not view.announces)
+    waited = min(passed, max(0.0, view.starved - old.starved))
+    busy = view.disk or used - old.used > _IDLE_SHARE * max(old.idle + passed, 1.0)
+    quiet = not (busy or lives)
+    return Watched(
+        step=view.step,
+        phase=view.phase,
+        beat_at=view.beat_at,
+        silent=0.0 if lives else old.silent + passed - waited,
+        idle=old.idle + passed if quiet else 0.0,
+        used=old.used if quiet else used,
+        starved=view.starved,
+        disk=view.disk or (old.disk and not lives),
+        held=view.held,
+        held_for=old.held_for + passed if quiet and view.held and view.held == old.held else 0.0,
+        stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
+        if view.stopped
+        else None,
+        steps=old.steps + max(0, view.step - old.step),
+    )
+
+
+def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Silence | None:
+    known = hang.ranks[view.rank]
+
+    def silence(kind: str, silent: float, allowed: float) -> Silence:
+        return Silence(view.rank, kind, silent, allowed, view.beat_at, view.step, view.phase)
+
+    if known.stopped_for is not None:
+        allowed = STOPPED_FOR
+        return silence("stopped", known.stopped_for, allowed) if known.stopped_for >= allowed else None
+    if view.phase != "train" or policy.hang_timeout is not None:
+        allowed = told_limit(hang.pace, policy, view.phase)
+        return silence("told", known.silent, allowed) if known.silent >= allowed else None
+    if min(known.held_for, known.idle) >= (allowed := held_limit(patience)):
+        return silence("held", known.silent, allowed)
+    normal = usual(hang.pace, hang.doubt)
+    for kind, silent in (("idle", known.idle), ("busy", known.silent)):
+        allowed = train_limit(kind, hang.pace, normal, patience, view.announces, known.disk)
+        if silent >= allowed:
+            return silence(kind, silent, allowed)
+    return None
+
+
+def _excused(hang: Hang, rank: int, overdue: dict[int, Silence]) -> bool:
+    """Whether `rank` may be waiting for one that still has time: no other can have finished the step that it is in."""
+    mine = hang.ranks[rank]
+    for other, known in hang.ranks.items():
+        together = known.phase not in STARTING or mine.steps < WARM_UP
+        if other not in overdue and known.step <= mine.step and together:
+            return True
+    return False

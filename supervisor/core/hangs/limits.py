@@ -1,0 +1,74 @@
+"""How long a rank may be silent: by what it does meanwhile, by what was seen, and by what a mistake costs.
+
+A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a mistake
+would cost is never worse than twice the best (ski rental), so patience is the cost times how doubtful the evidence is:
+
+    held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
+    idle    no CPU is used, but a disk, a network or a timer may answer: 1 x cost
+    busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
+
+each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over.
+"""
+
+from __future__ import annotations
+
+from supervisor.core.hangs.timings import Pace
+from supervisor.core.model import Policy
+
+FACTOR = 25.0
+"""Times the typical step: one that takes twenty times as long is not a hang."""
+MARGIN = 3.0
+"""Times the slowest step."""
+WARM_UP = 5
+"""Looks at steps before anything is known of them."""
+HELD = (0.01, 1.0, 10.0)
+"""(times the cost, at least, at most), in seconds."""
+IDLE = (1.0, 3.0, 60.0)
+IDLE_UNTOLD = (1.0, 30.0, 120.0)
+"""Of a script that says nothing: it may be uploading a model."""
+BUSY = (10.0, 15.0, 60.0)
+BUSY_UNTOLD = (10.0, 300.0, 300.0)
+"""Of a script that says nothing: it may be evaluating."""
+DISK_LIMIT = 120.0
+"""While a rank waits for a disk or a file server: under load they take long, and a kill does not end such a wait."""
+SAVE_LIMIT = 1800.0
+PHASE_FLOOR = 120.0
+"""No phase but train has a shorter limit than this, however short it was so far."""
+STARTING = ("none", "startup", "restore", "first_step")
+
+
+def told_limit(pace: Pace, policy: Policy, phase: str) -> float:
+    """Seconds of silence in a phase that has its own limit, or that the user has given one."""
+    if phase == "train":
+        return policy.hang_timeout or 0.0
+    given = policy.hang_timeout or 0.0
+    ceiling = policy.startup_timeout if phase in STARTING else max(SAVE_LIMIT, given)
+    seen = pace.phases.get(phase)
+    if seen is None or (phase in STARTING and policy.hang_timeout is not None):
+        return ceiling
+    return min(ceiling, max(PHASE_FLOOR, given, FACTOR * seen))
+
+
+def usual(pace: Pace, doubt: float) -> float:
+    """What no silence is judged before: a step that takes twenty times as long as others is none, nor is one like the
+    slowest, nor `doubt`, a silence that has ended in a verdict."""
+    return max(FACTOR * pace.typical, MARGIN * pace.slowest, MARGIN * doubt)
+
+
+def held_limit(cost: float) -> float:
+    return _between(HELD, cost)
+
+
+def train_limit(kind: str, pace: Pace, normal: float, cost: float, announces: bool, disk: bool) -> float:
+    """Seconds of silence in training, idle or busy, where nobody has given a limit."""
+    if len(pace.recent) < WARM_UP:
+        return IDLE_UNTOLD[2] if kind == "idle" else BUSY_UNTOLD[2]
+    idle, busy = (IDLE, BUSY) if announces else (IDLE_UNTOLD, BUSY_UNTOLD)
+    if kind == "idle":
+        return max(normal, _between(idle, cost))
+    return max(normal, _between(busy, cost), DISK_LIMIT if disk else 0.0)
+
+
+def _between(rule: tuple[float, float, float], cost: float) -> float:
+    times, floor, ceiling = rule
+    return min(max(times * cost, floor), ceiling)

@@ -1,0 +1,1 @@
+"""A worker group: started cold or forked, parked as a standby, released."""

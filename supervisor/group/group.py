@@ -1,0 +1,104 @@
+"""A worker group from its order to its release: forked by the nursery or started cold, it waits at its gate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from supervisor.process.proctree import Process, carries
+from trainer.rundir.gate import Gate, started_at
+from trainer.rundir.layout import AttemptDir
+from trainer.rundir.untrusted_files import read_json
+
+
+class Gang:
+    """Its launcher has a pid once it is `born`; its ranks wait at the gate once it is `parked`."""
+
+    def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None) -> None:
+        """`kind` is fork or exec; `fd` keeps the gate shut, None where it has been opened."""
+        self.gate = gate
+        self.kind = kind
+        self.nproc = nproc
+        self.launcher: Process | None = None
+        self.knows = 0
+        """How much its nursery had learned when it was forked."""
+        self.stillborn = False
+        """Whoever was to make it is gone: it will never have a launcher."""
+        self._fd = fd
+
+    @classmethod
+    def ordered(cls, folder: Path, nproc: int, kind: str) -> Gang:
+        """A new one, whose gate is shut. OSError where the gate cannot be made."""
+        gate = Gate(folder)
+        fd = gate.close()
+        gate.launcher_log.touch(0o600)
+        return cls(gate, nproc, kind, fd)
+
+    @classmethod
+    def released(cls, folder: Path, mark: str) -> tuple[Gang, dict[str, Any]] | None:
+        """The gang that another supervisor of the run with that mark let go from `folder`, and what with; None if it
+        released none. It has a launcher if that still lives."""
+        gate = Gate(folder)
+        try:
+            body = read_json(gate.release)
+            gang = cls(gate, int(body["nproc"]), str(body["kind"]), None)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        gang.launcher = _launcher(gate, mark)
+        return gang, body
+
+    def born(self, pid: int) -> None:
+        """Its launcher has this pid. ProcessLookupError if it is gone already."""
+        self.launcher = Process(pid)
+
+    @property
+    def parked(self) -> bool:
+        """Whether every rank waits at the gate."""
+        return self.launcher is not None and all(self.gate.ready(rank).exists() for rank in range(self.nproc))
+
+    def release(self, body: dict[str, Any], attempt: AttemptDir) -> None:
+        """Its ranks go on as the attempt; those that are not at the gate yet will not wait there."""
+        assert self._fd is not None
+        with contextlib.suppress(OSError):
+            # The launcher writes on into the file, by whichever name.
+            os.link(self.gate.launcher_log, attempt.launcher_log)
+        fd, self._fd = self._fd, None
+        self.gate.open(fd, body)
+
+    def rank_pids(self) -> list[int]:
+        """Of the ranks that have come to the gate."""
+        found = []
+        for rank in range(self.nproc):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(int(self.gate.ready(rank).read_text()))
+        return found
+
+    def abandon(self) -> None:
+        """The gate is shut for good: nobody waits for this supervisor any more."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        if self.launcher is not None:
+            self.launcher.close()
+            self.launcher = None
+
+    def dissolve(self) -> None:
+        """It is abandoned, and its folder gone."""
+        self.abandon()
+        shutil.rmtree(self.gate.path, ignore_errors=True)
+
+
+def _launcher(gate: Gate, mark: str) -> Process | None:
+    try:
+        known = read_json(gate.launcher)
+        process = Process(int(known["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The pidfd is open, so what the pid names from here on is what will be watched.
+    if started_at(process.pid) == known.get("started") and carries(process.pid, mark):
+        return process
+    process.close()
+    return None

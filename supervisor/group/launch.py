@@ -1,0 +1,144 @@
+"""From a Spec to what is started: environments, torchrun's flags, the script's arguments, and a cold launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.model import Rollback
+from supervisor.run.spec import Spec
+from trainer.checkpoint.disk.store import attempt_of
+from trainer.rundir import environment as names
+from trainer.rundir import rollback as rollbacks
+from trainer.rundir.gate import Gate
+from trainer.rundir.layout import RunDir, committed_steps, step_name
+from trainer.rundir.programs import program
+from trainer.rundir.secrets import Redactor
+
+# What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
+_STALE = re.compile(
+    r"^(PET_.*|TORCHELASTIC_.*|MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE"
+    r"|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_NAME|ROLE_WORLD_SIZE|SUPERVISE_.*)$"
+)
+
+
+def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, str]:
+    """The environment of whatever the run starts: `outer` without what is stale, with what no attempt changes."""
+    env = {key: value for key, value in outer.items() if not _STALE.match(key)}
+    env |= {
+        names.MARK: f"{spec.mark}.gang",
+        names.RUN_ID: spec.run,
+        names.RUN_DIR: str(run.path),
+        names.SUPERVISOR_PID: str(os.getpid()),
+        names.GRACE: str(spec.grace),
+        "PYTHONUNBUFFERED": outer.get("PYTHONUNBUFFERED", "1"),
+    }
+    arguments = _arguments(spec, relaunch=True)
+    written = Redactor(outer).command(arguments)
+    hidden = {i: own for i, (own, safe) in enumerate(zip(arguments, written, strict=True)) if own != safe}
+    if hidden:
+        env[names.HIDDEN_ARGUMENTS] = json.dumps(hidden)
+    # One run in the tracker over all attempts. A user's own choice stands.
+    env.setdefault("WANDB_RUN_ID", spec.run)
+    env.setdefault("WANDB_RESUME", "allow")
+    if spec.nproc > 1:
+        # torchrun's own default, set here so that it does not print a paragraph about it in every attempt.
+        env.setdefault("OMP_NUM_THREADS", "1")
+    return env
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one attempt is to do."""
+
+    attempt: int
+    resume: str = "auto"
+    relaunch: bool = True
+    """Whether the script gets the arguments for a resume, too."""
+    rollback: Rollback | None = None
+    flush_s: float | None = None
+    """How long the run's newest flush took."""
+    mtbf_s: float | None = None
+    """The mean time between the run's newest failures."""
+
+
+def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
+    back, fresh = order.rollback, order.resume == "never"
+    rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
+    newest = -1 if fresh else _newest(run.checkpoints, rollback)
+    env = {
+        names.MARK: f"{spec.mark}.{order.attempt}",
+        names.ATTEMPT: str(order.attempt),
+        names.RESUME: order.resume,
+        names.RESUME_STEP: str(newest),
+        names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
+        names.ROLLBACK: rollback.encode() if rollback else "",
+        names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
+        names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
+    }
+    arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
+    return {"attempt": order.attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
+
+
+def _arguments(spec: Spec, relaunch: bool) -> list[str]:
+    more = shlex.split(spec.resume_args) if relaunch else []
+    return [*(["-m"] if spec.module else []), *spec.command, *more]
+
+
+def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str] = os.environ) -> bool:
+    """Whether what a gang was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
+    asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
+    same = (released.get("nproc"), released.get("cwd")) == (spec.nproc, spec.cwd)
+    return same and released.get("arguments") in asked
+
+
+def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
+    """The newest committed step that the attempt may go on from, or -1."""
+    for step in reversed(committed_steps(checkpoints)):
+        if rollback is None or step < rollback.before:
+            return step
+        if not rollback.covers(attempt_of(checkpoints / step_name(step)), step):
+            return step
+    return -1
+
+
+def flags(spec: Spec, gate: Gate) -> list[str]:
+    """torchrun's flags: a fresh engine with a rendezvous of its own on a free port."""
+    return [
+        "--nnodes=1",
+        f"--nproc-per-node={spec.nproc}",
+        "--max-restarts=0",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        f"--rdzv-id={spec.mark}-{gate.path.name}",
+        f"--log-dir={gate.path / 'torchelastic'}",
+    ]
+
+
+def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
+    """The pid of a launcher in a session of its own, whose ranks are fresh interpreters that will wait at `gate`.
+
+    OSError if the disk or the process table is full.
+    """
+    with gate.launcher_log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, program("rank/launcher.py"), str(gate.path), *flags(spec, gate)],
+            env=dict(env),
+            cwd=spec.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    # The supervisor reaps every child in one place; Popen must not wait for this one, nor complain that nobody did.
+    process.returncode = 0
+    return process.pid

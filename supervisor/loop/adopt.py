@@ -1,0 +1,99 @@
+"""The heir of a supervisor that died: it takes up the attempt that lives on, or ends what is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supervisor.attempt.attempt import Attempt
+from supervisor.attempt.watch import Notes, last_beat
+from supervisor.group.group import Gang
+from supervisor.group.launch import Order, is_as_asked
+from supervisor.loop.flush import Flusher
+from supervisor.loop.narrator import Chronicle
+from supervisor.process import proctree
+from supervisor.run.events import EventLog
+from supervisor.run.previous import Legacy
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """Adopts, or clears: one of the two, once, before anything is launched."""
+
+    run: RunDir
+    spec: Spec
+    log: EventLog
+    legacy: Legacy
+    chronicle: Chronicle
+    flusher: Flusher
+    reaped: dict[int, int]
+
+    def adopt(self, now: float) -> Attempt | None:
+        """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
+        if there is none to adopt."""
+        legacy = self.legacy
+        gang = self._gang()
+        if gang is None:
+            return None
+        attempt = Attempt(self.run, self.spec, Order(legacy.last_attempt), now)
+        try:
+            attempt.adopt(gang, self.reaped)
+        except (OSError, ValueError):
+            gang.abandon()
+            return None
+        self.chronicle.go_on(legacy.events)
+        if legacy.told("attempt_started") is None:
+            self.chronicle.started(attempt, self.spec.nproc)
+        assert attempt.watch is not None
+        attempt.watch.ask_faults()
+        attempt.watch.look(now, set())
+        attempt.hear()
+        verdict = legacy.verdict()
+        pids = [process.pid for _, process in sorted(attempt.watch.ranks.items())]
+        about = {
+            "launcher_pid": attempt.launcher_pid,
+            "pids": pids,
+            "verdict": verdict.cause.value if verdict else None,
+        }
+        self.log.emit("adopted", "warning", step=max(attempt.watch.steps().values(), default=-1), **about)
+        self.chronicle.tell(attempt.watch, self.spec.nproc)
+        self.chronicle.catch_up()
+        self.flusher.inherit(training=verdict is None)
+        return attempt
+
+    def _gang(self) -> Gang | None:
+        """The gang of the last attempt, to be adopted."""
+        legacy = self.legacy
+        if not legacy.unsettled or self.spec.resume == "never":
+            return None
+        for folder in self.run.standby.glob("[0-9]*"):
+            found = Gang.released(folder, self.spec.mark)
+            if found is None:
+                continue
+            gang, body = found
+            known = gang.launcher is not None or gang.gate.launcher_report.exists() or legacy.verdict() is not None
+            if body.get("attempt") == legacy.last_attempt and is_as_asked(self.spec, body) and known:
+                return gang
+            gang.abandon()
+        return None
+
+    def clear(self) -> tuple[int, ...]:
+        """Nothing of an earlier supervisor's attempt is alive, because two gangs must never run at once, and what it has left
+        untold is told; returns the pids that could not be killed."""
+        last = self.legacy.last_attempt
+        self.chronicle.go_on(self.legacy.events)
+        notes = Notes(self.run.attempt(last), self.spec.nproc)
+        self.chronicle.hear(notes.read())
+        self.flusher.inherit(training=False)
+        spared = self.flusher.pids()
+        leftovers = proctree.members(self.spec.mark, spared)
+        if leftovers or self.legacy.unfinished:
+            step = last_beat(self.run.attempt(last))
+            self.chronicle.high_step = max(self.chronicle.high_step, step)
+            self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
+        left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
+        self.chronicle.hear(notes.read())
+        self.chronicle.flush_due = None
+        self.chronicle.catch_up()
+        return left

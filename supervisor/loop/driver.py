@@ -1,0 +1,296 @@
+"""The loop: look, let the core decide, do what it says, sleep until something ends, a timer is due or a signal comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from supervisor.attempt.attempt import Attempt, sweep
+from supervisor.attempt.evidence import Witness
+from supervisor.attempt.watch import Watch
+from supervisor.core import machine
+from supervisor.core.evidence import Evidence
+from supervisor.core.failures import Failures
+from supervisor.core.hangs.timings import Pace
+from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
+from supervisor.core.poll_interval import CALM, nap
+from supervisor.core.rules import STUCK
+from supervisor.group.launch import Order
+from supervisor.group.standby import SETTLED, Standby
+from supervisor.loop.adopt import Heir
+from supervisor.loop.fault_injector import Saboteur
+from supervisor.loop.flush import Flusher
+from supervisor.loop.narrator import Chronicle
+from supervisor.loop.stop_requests import Stops, signals
+from supervisor.process import proctree
+from supervisor.run.events import EventLog
+from supervisor.run.hang_limits import Paces
+from supervisor.run.previous import Legacy
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir, committed_steps
+
+
+@dataclass
+class Driver:
+    """One supervisor's life with one run. The caller holds the run's lock."""
+
+    run: RunDir
+    spec: Spec
+    log: EventLog
+    environ: Mapping[str, str]
+    legacy: Legacy = field(default_factory=Legacy)
+    history: History = field(default_factory=History)
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self.stops = Stops()
+        self._policy = self.spec.policy
+        self._attempt: Attempt | None = None
+        self._launched = False
+        """Whether there is an attempt of this request, ours or adopted."""
+        self._failures = Failures()
+        self._reaped: dict[int, int] = {}
+        self._ended: End | None = None
+        self._witnesses: list[Witness] = []
+        """Of attempts that are over, and whose evidence is not on disk yet."""
+        self._first_step_at: float | None = None
+        story = self.legacy.story
+        told = self.legacy.checkpoints if self.legacy.unfinished else None
+        self._chronicle = Chronicle(self.run, self.log, story.high_step, told)
+        self._flusher = Flusher(self.run, self.spec.mark, self._chronicle)
+        fired, armed = self.legacy.faults_fired, self.legacy.faults_armed
+        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, fired, armed)
+
+    def drive(self) -> End:
+        """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
+        proctree.become_subreaper()
+        with signals(self.stops) as wakeup:
+            paces = Paces(self.run)
+            state = self._take_up(paces.last())
+            ended: set[int] = set()
+            while self._ended is None:
+                try:
+                    seen = self._look(state, ended)
+                except (OSError, MemoryError) as error:
+                    self._blind(error)
+                    continue
+                state, actions = machine.step(self._policy, state, seen, self.jitter())
+                if state.verdict is not None and self._attempt is not None and self._attempt.witness is not None:
+                    self._attempt.witness.verdict = state.verdict
+                for action in actions:
+                    try:
+                        self._perform(action)
+                    except (OSError, MemoryError) as error:
+                        self._blind(error)
+                if self._ended is None:
+                    self.log.sync()
+                    paces.keep(state.hang.pace, seen.now)
+                    ended = self._sleep(state, wakeup)
+            paces.write(state.hang.pace)
+            self._standby.close()
+            if self._ended.exit_code != STUCK:
+                self._flusher.finish()
+            # What could not be killed has had its time.
+            patience = 1.0 if self._ended.exit_code == STUCK else self._policy.stuck_after
+            left = proctree.end_all(self.spec.mark, set(), self._reaped, patience)
+            if left and self._ended.exit_code != STUCK:
+                self._ended = machine.stuck(left, patience)
+        return self._finish(self._ended)
+
+    def _blind(self, error: Exception) -> None:
+        """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
+        text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
+        self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
+        time.sleep(CALM)
+
+    # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_up(self, pace: Pace) -> machine.State:
+        """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
+        now = self.clock()
+        heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
+        self._attempt = heir.adopt(now)
+        if self._attempt is None and (left := heir.clear()):
+            self._ended = machine.stuck(left, self._policy.stuck_after)
+        gate = self._attempt.gate if self._attempt is not None else None
+        self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
+        if self._attempt is None:
+            return machine.begin(self.legacy.last_attempt, self.history, pace)
+        self._launched = True
+        verdict = self.legacy.verdict()
+        state, actions = machine.adopt(self._attempt.number, self.history, pace, self.legacy.began(now), now, verdict)
+        for action in actions:
+            self._perform(action)
+        return state
+
+    # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _look(self, state: machine.State, ended: set[int]) -> Observation:
+        now = self.clock()
+        proctree.reap(self._reaped)
+        self.stops.read(self.run.stop)
+        attempt = self._attempt
+        stopping = state.mode is machine.Mode.STOPPING
+        self._standby.tick(now, ended, self._settled(state, now))
+        if attempt is not None and state.mode is machine.Mode.RUNNING:
+            self._raise_up(attempt, now)
+        self._flusher.tick(ended, state.mode is machine.Mode.RUNNING and state.stepped)
+        alive = tuple(p.pid for p in attempt.members(self._spared())) if attempt is not None and stopping else ()
+        over = stopping and not alive
+        watch = attempt.watch if attempt is not None else None
+        if watch is not None:
+            watch.look(now, ended)
+            self._chronicle.tell(watch, self.spec.nproc)
+            self._meddle(watch)
+        running = state.mode is machine.Mode.RUNNING
+        if running and state.stepped:
+            self._keep_evidence()
+        self._chronicle.scan(now, final=over)
+        return Observation(
+            now=now,
+            ranks=watch.views() if watch else (),
+            steps=watch.steps() if watch else {},
+            exits=tuple(watch.exits) if watch else (),
+            raised=tuple(watch.raised) if watch else (),
+            alive=alive,
+            checkpoint_step=self._safe_step(over),
+            checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
+            saves=watch.saves() if watch else 0,
+            safe_step=max(self._chronicle.checkpoint, self._flusher.newest() if watch and watch.quiet(now) else -1),
+            standby=self._standby.warm,
+            stacks=attempt.stacks if attempt else None,
+            log_grew_at=watch.log_grew_at if watch else 0.0,
+            launch_error=attempt.error if attempt else "",
+            evidence=attempt.hear() if attempt and running else Evidence(),
+            stop=self.stops.kind,
+            stop_now=self.stops.now,
+        )
+
+    def _safe_step(self, over: bool) -> int:
+        """The newest step that nothing but the loss of the machine can take away: on disk, or in memory for good."""
+        return max(self._chronicle.checkpoint, self._flusher.newest() if over else -1)
+
+    def _spared(self) -> set[int]:
+        """Processes of the run that belong to no attempt."""
+        return self._standby.spared() | self._flusher.pids()
+
+    def _settled(self, state: machine.State, now: float) -> bool:
+        """Whether the attempt trains, and has done so for long enough not to be held up by the making of the next."""
+        if state.mode is not machine.Mode.RUNNING or not state.stepped:
+            self._first_step_at = None
+            return False
+        self._first_step_at = self._first_step_at or now
+        return now >= self._first_step_at + SETTLED
+
+    def _raise_up(self, attempt: Attempt, now: float) -> None:
+        if attempt.raise_up(self._standby, self._reaped, now):
+            self._chronicle.started(attempt, self.spec.nproc)
+
+    def _meddle(self, watch: Watch) -> None:
+        armed, fired = self._saboteur.news()
+        self._chronicle.faults(armed, fired)
+        if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming()) or armed:
+            watch.ask_faults()
+        supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
+        self._saboteur.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
+
+    # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Launch(number, rollback):
+                self._launch(number, rollback)
+            case Send(name, reach):
+                self._send(name, reach)
+            case DumpStacks():
+                if self._attempt is not None and (dumped := self._attempt.dump()):
+                    self._chronicle.stacks(dumped)
+            case Emit("group_gone", _, fields):
+                self._chronicle.once("gone", "group_gone", **fields)
+            case Emit(event, level, fields):
+                self.log.emit(event, level, **fields)
+            case End():
+                self._ended = action
+
+    def _launch(self, number: int, rollback: Rollback | None) -> None:
+        self._leave()
+        self._chronicle.new_attempt(number)
+        # `never` is about what was there at the launch; what this run has saved since is its own.
+        first, self._launched = not self._launched, True
+        if not first:
+            self._flusher.attempt_died()
+        if rollback is not None and rollback.attempt == number - 1:
+            self._flusher.abandon()
+        resume = self.spec.resume if first else "auto"
+        relaunch = not first or self._chronicle.checkpoint >= 0
+        now = self.clock()
+        self._failures.launched(now)
+        order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())
+        self._attempt = Attempt(self.run, self.spec, order, now)
+        self._raise_up(self._attempt, now)
+
+    def _leave(self) -> None:
+        """The attempt is left. Its evidence is written once the next one trains, so that the recovery has the machine for
+        itself."""
+        if self._attempt is None:
+            return
+        self._keep_evidence()
+        self._attempt.leave()
+        if self._attempt.witness is not None:
+            self._witnesses.append(self._attempt.witness)
+
+    def _keep_evidence(self) -> None:
+        while self._witnesses:
+            self._witnesses.pop().write()
+
+    def _send(self, name: str, reach: Reach) -> None:
+        if self._attempt is None:
+            return
+        if sent := self._attempt.send(name, reach, self._spared(), self.clock()):
+            self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
+
+    # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _sleep(self, state: machine.State, wakeup: int) -> set[int]:
+        """Returns the pidfds that are readable: which processes have ended."""
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        watch = self._attempt.watch if self._attempt else None
+        fds = [*self._standby.fds(), *self._flusher.fds(), *(watch.fds() if watch else [])]
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(nap(state, self.clock()) * 1000)}
+        if wakeup in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wakeup, 4096)
+        return ready & set(fds)
+
+    def _finish(self, end: End) -> End:
+        if self._attempt is not None and self._attempt.witness is not None:
+            self._witnesses.append(self._attempt.witness)
+        self._keep_evidence()
+        for number in self.run.attempts():
+            sweep(self.run, number)
+        level = "info" if end.exit_code == 0 else "error"
+        self.log.emit(
+            "run_ended",
+            level,
+            exit_code=end.exit_code,
+            state=end.state,
+            step=self._chronicle.high_step,
+            checkpoint_step=self._chronicle.checkpoint,
+            reason=end.reason,
+        )
+        self.log.sync()
+        # Not before that is told: until then a new supervisor may have to know this attempt's gang.
+        if self._attempt is not None:
+            self._attempt.leave()
+        shutil.rmtree(self.run.standby, ignore_errors=True)
+        return end

@@ -1,0 +1,116 @@
+"""The faults that the supervisor fires: signals by the clock, damage on disk, the death of the launcher or of itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from supervisor.process.proctree import Process
+from trainer.rundir import faults
+from trainer.rundir.beats import Beat, Phase
+from trainer.rundir.damage import damage
+
+
+class Saboteur:
+    """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
+
+    def __init__(self, folder: Path, checkpoints: Path, told: Collection[str], told_armed: Collection[int]) -> None:
+        """`told` names the firings that the run's events tell already: what fired while nobody watched is news.
+        `told_armed` are the numbers of faults of which the events tell that they were asked for."""
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._armed: list[faults.Fault] = []
+        self._told = set(told)
+        self._told_armed = set(told_armed)
+        self._stamp = self._before = -1
+        self._begun: int | None = None
+        """The run's steps when the standby that is in the making was begun."""
+        self._flush: Process | None = None
+        """The flush that was under way at the last look."""
+
+    def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
+        """Faults armed and faults fired since the last call; one stat when there has been nothing new for a while."""
+        try:
+            stamp = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return [], []
+        if stamp == self._stamp:
+            return [], []
+        self._armed = faults.armed(self._folder)
+        asked = [f for f in self._armed if f.number not in self._told_armed]
+        self._told_armed |= {f.number for f in asked}
+        fired = faults.fired(self._folder)
+        # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of that
+        # clock: the folder is known only once all marks could be read, and it was the same at two looks.
+        whole = len(fired) == sum(1 for _ in self._folder.glob("*.fired"))
+        self._stamp, self._before = stamp if whole and stamp == self._before else -1, stamp
+        new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
+        self._told |= set(fired)
+        return asked, new
+
+    def ripen(self, step: int, warming: bool) -> bool:
+        """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe; whether any
+        is new."""
+        self._begun = None if not warming else step if self._begun is None else self._begun
+        ripe = [f for f in self._armed if f.waits and not f.ripe and f.ripens(step, self._begun)]
+        for fault in ripe:
+            faults.ripen(self._folder, fault)
+        self._armed = [replace(f, ripe=f.ripe or f in ripe) for f in self._armed] if ripe else self._armed
+        return bool(ripe)
+
+    def fire(
+        self, beats: list[Beat], ranks: dict[int, Process], supervision: dict[str, Process | None], attempt: int
+    ) -> None:
+        """Whatever is due and ours has fired; each fault is on disk as fired before that. `supervision` are the processes
+        that faults of that name kill, where they are alive."""
+        step = max((b.step for b in beats), default=0)
+        now = time.monotonic()
+        for fault in self._armed:
+            if fault.kind in faults.ON_SUPERVISION:
+                self._strike(fault, beats, supervision, attempt, now)
+            elif fault.kind in faults.SIGNALS and fault.after is not None:
+                self._signal(fault, ranks, attempt, step, now)
+            elif fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
+                self._damage(fault, attempt, step, now)
+        self._flush = supervision.get("kill-flush")
+
+    def _claim(self, fault: faults.Fault, rank: int | None, attempt: int, step: int) -> bool:
+        if faults.has_fired(self._folder, fault, rank):
+            return False
+        return faults.claim(self._folder, fault, rank, attempt, step)
+
+    def _strike(
+        self,
+        fault: faults.Fault,
+        beats: list[Beat],
+        supervision: dict[str, Process | None],
+        attempt: int,
+        now: float,
+    ) -> None:
+        victim = supervision.get(fault.kind)
+        if victim is None and fault.kind != "kill-supervisor":
+            return
+        if fault.kind == "kill-flush" and victim is self._flush:
+            return  # it may have done its work by now; the next one has not
+        step = max((b.step for b in beats if b.phase >= Phase.TRAIN), default=0)
+        due = any(fault.due(step, now, beat.phase) for beat in beats if fault.on(beat.rank)) or fault.due(step, now)
+        if due and self._claim(fault, None, attempt, step):
+            if victim is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                victim.send(signal.SIGKILL)
+
+    def _signal(self, fault: faults.Fault, ranks: dict[int, Process], attempt: int, step: int, now: float) -> None:
+        for rank, process in ranks.items():
+            if fault.on(rank) and fault.due(step, now) and self._claim(fault, rank, attempt, step):
+                process.send(signal.Signals(faults.SIGNALS[fault.kind]))
+
+    def _damage(self, fault: faults.Fault, attempt: int, step: int, now: float) -> None:
+        exists: Callable[[], bool] = lambda: any(self._checkpoints.glob("step-*/*.safetensors"))  # noqa: E731
+        if fault.due(step, now) and exists() and self._claim(fault, None, attempt, step):
+            damage(self._checkpoints, fault)

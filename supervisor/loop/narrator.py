@@ -1,0 +1,182 @@
+"""Tells a run's events: what is new in an attempt's beats, its ranks' notes, and the checkpoints on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from supervisor.attempt.attempt import Attempt
+from supervisor.attempt.watch import Watch
+from supervisor.core.stack import Stacks, summary
+from supervisor.run.events import EventLog
+from trainer.rundir.faults import Fault
+from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
+
+_SCAN_EVERY = 0.5
+_ONCE = {"group_ready": "ready", "resumed": "resumed", "first_step": "first", "caught_up": "caught up"}
+_ONCE |= {"group_gone": "gone"}
+"""Events that are told once an attempt, with the key under which once() knows them."""
+
+
+class Chronicle:
+    """Knows what has been told, and so what is news."""
+
+    def __init__(self, run: RunDir, log: EventLog, high_step: int, told: Collection[int] | None = None) -> None:
+        """`told` are the checkpoints that the events tell of, where a supervisor died that may not have told of all."""
+        self.checkpoint = newest_checkpoint(run.checkpoints)
+        """The newest committed step, or -1."""
+        self._untold: set[int] = set()
+        if told is not None:
+            self.checkpoint = min(self.checkpoint, max(told, default=-1))
+            self._untold = set(committed_steps(run.checkpoints)) - set(told)
+        self.high_step = high_step
+        """The highest step that any attempt has reached, or -1."""
+        self.flush_due: tuple[int, int | None] | None = None
+        """(step, checkpoints to keep) of a snapshot that the ranks want flushed."""
+        self._run, self._log = run, log
+        self._said: set[str] = set()
+        self._heard: set[float] = set()
+        """When those notes were made that an earlier supervisor has told of."""
+        self._unsaid = -1
+        """A step that the last scan found without its note."""
+        self._found = -1
+        """A step that a scan has told of, while its flush, perhaps, had not ended yet."""
+        self._scanned_at = float("-inf")
+
+    def new_attempt(self, number: int) -> None:
+        """What is told once an attempt may be told again."""
+        self._log.attempt = number
+        self._said.clear()
+        self._heard.clear()
+
+    def started(self, attempt: Attempt, nproc: int) -> None:
+        """That the attempt has a launcher is told."""
+        fields: dict[str, Any] = {
+            "launcher_pid": attempt.launcher_pid,
+            "kind": attempt.kind,
+            "nproc": nproc,
+            "checkpoint_step": self.checkpoint,
+            "wanted_mono": attempt.wanted,
+        }
+        self._log.emit("attempt_started", **fields)
+
+    def go_on(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Nothing that `events` tell already, of the attempt that goes on, is told again."""
+        for event in events:
+            if (key := _ONCE.get(event["msg"])) is not None:
+                self._said.add(key)
+            if isinstance(event.get("noted_mono"), float):
+                self._heard.add(event["noted_mono"])
+
+    def once(self, key: str, event: str, **fields: Any) -> None:
+        """The event is told once an attempt under `key`."""
+        if key not in self._said:
+            self._said.add(key)
+            self._log.emit(event, **fields)
+
+    def tell(self, watch: Watch, nproc: int) -> None:
+        """What the ranks have done and noted since the last call is told."""
+        if len(watch.seen_ranks) == nproc:
+            self.once("ready", "group_ready", pids=[watch.seen_ranks[rank] for rank in sorted(watch.seen_ranks)])
+        self.hear(watch.notes())
+        steps = watch.steps()
+        trained = [beat for beat in watch.beats if beat.rank in steps]
+        if not trained:
+            return
+        step = max(steps.values())
+        start = min(max(beat.first_step, 0) for beat in trained)
+        at = min(beat.at for beat in trained)
+        lost = max(0, self.high_step - start)
+        self.once("first", "first_step", step=step, from_step=start, lost_steps=lost, at_mono=at)
+        if step >= self.high_step:
+            if self._log.attempt > 0:
+                self.once("caught up", "caught_up", step=step)
+            self.high_step = step
+
+    def hear(self, notes: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """What is new in the ranks' `notes` is told."""
+        for rank, note in notes:
+            if note.get("mono") not in self._heard:
+                self._tell_note(rank, note)
+
+    def flushed(self, outcome: dict[str, Any]) -> None:
+        """How a flush ended is told, as a save of the ranks' own would be."""
+        if "error" in outcome:
+            self._log.emit("checkpoint_failed", "error", by="flush", **outcome)
+        elif not outcome.get("existed"):
+            if warning := outcome.pop("warning", None):
+                self._log.emit("warning", "warning", text=warning)
+            # Nobody waited for it: its seconds are not a stall.
+            took, step = outcome.pop("seconds", None), int(outcome.pop("step"))
+            if step != self._found:
+                self._committed(step, by="flush", took_s=took, **outcome)
+            self._found = -1
+
+    def faults(self, armed: Iterable[Fault], fired: Iterable[Mapping[str, Any]]) -> None:
+        """The faults that were asked for, and those that have struck, are told."""
+        for fault in armed:
+            self._log.emit("fault_armed", number=fault.number, spec=fault.text)
+        for body in fired:
+            fields = {key: body[key] for key in ("spec", "fault", "rank", "step") if key in body}
+            self._log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
+
+    def catch_up(self) -> None:
+        """The checkpoints that were there already, and neither an event nor a note has told of, are told."""
+        for step in sorted(self._untold):
+            self._committed(step)
+
+    def _committed(self, step: int, **fields: Any) -> None:
+        self.checkpoint = max(self.checkpoint, step)
+        self._untold.discard(step)
+        self._log.emit("checkpoint_committed", step=step, **fields)
+
+    def only_in_memory(self, step: int, segment: Path) -> None:
+        """That the newest step is safe until the machine stops, and no longer, is told."""
+        text = (
+            f"step {step} could not be saved; it is in memory only, in {segment}, until the machine stops: make room, "
+        )
+        text += "then save it with supervise gc --yes, or go on from it with supervise resume"
+        self._log.emit("warning", "error", text=text)
+
+    def stacks(self, found: Stacks) -> None:
+        """Where the ranks stand is told, in groups."""
+        ranks = sorted(stack.rank for stack in found.stacks if stack.frames and stack.child is None)
+        missing = sorted(stack.rank for stack in found.stacks if not stack.frames and stack.child is None)
+        self._log.emit("stacks_dumped", ranks=ranks, missing=missing, groups=summary(found.stacks))
+
+    def scan(self, now: float, final: bool) -> None:
+        """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""
+        if now < self._scanned_at + _SCAN_EVERY and not final:
+            return
+        self._scanned_at = now
+        newest = newest_checkpoint(self._run.checkpoints)
+        if newest < self.checkpoint:
+            self.checkpoint, self._found = newest, -1
+        if newest > self.checkpoint and (final or newest == self._unsaid):
+            self._committed(newest)
+            self._found = newest
+        self._unsaid = newest
+
+    def _tell_note(self, rank: int, note: dict[str, Any]) -> None:
+        kind = note.pop("kind")
+        note["noted_mono"] = note.pop("mono", None)
+        match kind:
+            case "resumed":
+                self.once("resumed", "resumed", rank=rank, **note)
+            case "data_skipped":
+                self._log.emit("data_skipped", "warning", rank=rank, **note)
+            case "checkpoint_saved":
+                step = int(note.pop("step", -1))
+                if step > self.checkpoint or step in self._untold:
+                    self._committed(step, **note)
+            case "flush_due":
+                self.flush_due = (int(note["step"]), note.get("keep"))
+            case "checkpoint_failed":
+                self._log.emit("checkpoint_failed", "error", rank=rank, **note)
+            case "checkpoint_bad":
+                self._log.emit("checkpoint_quarantined", "error", rank=rank, **note)
+            case "warning":
+                self._log.emit("warning", "warning", rank=rank, **note)
+            case _:
+                pass

@@ -1,0 +1,58 @@
+"""What asks a run to stop: signals to the supervisor, and the stop file in the run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.model import StopKind
+from trainer.rundir.untrusted_files import open_file
+
+
+@dataclass
+class Stops:
+    """What signals and the stop file have asked for; a second time means now."""
+
+    kind: StopKind | None = None
+    now: bool = False
+
+    def ask(self, kind: StopKind, now: bool = False) -> None:
+        self.now = self.now or now or self.kind is not None
+        self.kind = self.kind or kind
+
+    def read(self, path: Path) -> None:
+        """What the stop file at `path` asks for is asked, and the file is gone."""
+        with contextlib.suppress(OSError):
+            fd = open_file(path)
+            with os.fdopen(fd, "rb") as file:
+                asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
+            path.unlink()
+            # The folder is private; should its owner have opened it, others still may not steer.
+            if owner == os.geteuid():
+                self.ask(StopKind.USER, now=asked == b"now")
+
+
+@contextlib.contextmanager
+def signals(stops: Stops) -> Iterator[int]:
+    """SIGINT asks for a user's stop, SIGTERM and SIGHUP for a preemption's; the fd yielded is readable after each."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    kinds = {signal.SIGINT: StopKind.USER, signal.SIGTERM: StopKind.PREEMPTION, signal.SIGHUP: StopKind.PREEMPTION}
+    handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number, kind in kinds.items():
+        # A detached run ignores the terminal's hang-up; nohup asked for the same.
+        if not (number == signal.SIGHUP and handlers[number] == signal.SIG_IGN):
+            signal.signal(number, lambda _signal, _frame, kind=kind: stops.ask(kind))  # type: ignore[misc]
+    try:
+        yield read
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)

@@ -1,0 +1,1 @@
+"""Processes and what the kernel says of them: found, signalled, reaped, verified gone."""

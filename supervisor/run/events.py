@@ -1,0 +1,223 @@
+"""events.jsonl: what happened, one flat JSON line each, written by the supervisor alone, through structlog.
+
+Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
+name, of the closed set EVENTS) and its own fields, without the secrets of the environment. A full disk does not stop a run:
+lines wait in memory and are written when there is room again. Nor does a slow one: it is synced by a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from trainer.rundir.durable import DISK, Disk, append_line, mend_tail
+from trainer.rundir.layout import RunDir
+from trainer.rundir.secrets import Redactor
+from trainer.rundir.untrusted_files import open_file
+
+EVENTS = {
+    "run_started": "a supervisor took up the run",
+    "takeover": "what a supervisor that died had left was ended",
+    "adopted": "the attempt of a supervisor that died goes on under this one",
+    "attempt_started": "the launcher of an attempt runs",
+    "group_ready": "every rank has registered",
+    "resumed": "a rank went on from a checkpoint",
+    "data_skipped": "a rank went back, and passes over the data from index `from` up to, not including, `to`",
+    "first_step": "the first optimizer step of the attempt is done",
+    "caught_up": "the highest step ever reached was reached again",
+    "checkpoint_committed": "a checkpoint is durable",
+    "checkpoint_failed": "a save failed; training goes on",
+    "checkpoint_quarantined": "a bad checkpoint was moved aside",
+    "standby_ready": "the next worker group waits, its rendezvous done",
+    "standby_lost": "the nursery or the waiting group died, or is of no use, and why",
+    "fault_armed": "a fault was asked for",
+    "fault_injected": "a fault is about to fire",
+    "stop_requested": "somebody asked the run to stop",
+    "verdict": "the attempt is over, and why",
+    "stacks_dumped": "the stacks of the ranks were kept, because they stand still",
+    "straggler": "a rank is slower than the others, step after step, or no longer is",
+    "signal_sent": "a signal of the stop ladder went out",
+    "group_gone": "nothing of the attempt is alive",
+    "relaunch_scheduled": "the next attempt is decided",
+    "run_ended": "the run is over",
+    "supervisor_failed": "the supervisor has met an error of its own and is gone; the ranks train on",
+    "warning": "something a person should look at",
+}
+
+_KEPT = 10_000
+
+
+class EventLog:
+    """The writer. One a run at a time: the holder of the lock."""
+
+    def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
+        self.attempt = -1
+        self._redactor = Redactor(environ)
+        cut = mend_tail(run.events)
+        self._seq = _last_seq(run)
+        self._fd = open_file(run.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._full = False
+        self.unwritten = ""
+        """How many events wait for the disk, and why."""
+        self._unsynced = ""
+        """What was the matter with the last sync."""
+        self._syncer = _Syncer(self._fd, run.events, disk)
+        self._log = structlog.wrap_logger(
+            self,
+            processors=[self._stamp, structlog.processors.EventRenamer("msg"), self._render],
+            wrapper_class=structlog.BoundLogger,
+            cache_logger_on_first_use=True,
+        ).bind(run=run_id)
+        if cut:
+            self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
+
+    def emit(self, event: str, level: str = "info", **fields: Any) -> None:
+        """The event is in the file (not yet synced), or waits in memory while the disk refuses it."""
+        assert event in EVENTS, event
+        self._log._proxy_to_logger(level, event, **fields)
+
+    def _stamp(self, _: Any, level: str, fields: Any) -> Any:
+        self._seq += 1
+        ts = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        own = {key: value for key, value in fields.items() if key != "run"}
+        head = {"ts": ts, "mono": round(time.monotonic(), 6), "seq": self._seq, "level": level, "run": fields["run"]}
+        return {**head, "attempt": own.pop("attempt", self.attempt), **own}
+
+    def _render(self, _: Any, __: str, fields: Any) -> bytes:
+        return self._redactor.json(_line(fields))
+
+    def _write(self, line: bytes) -> None:
+        self._waiting.append(line)
+        while len(self._waiting) > _KEPT:
+            self._waiting.popleft()
+            self._dropped += 1
+        self._flush()
+
+    info = warning = error = _write
+
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                append_line(self._fd, self._waiting[0])
+                self._waiting.popleft()
+                self._syncer.dirty = True
+        except OSError as error:
+            self.unwritten = f"{len(self._waiting)} events could not be written: {error.strerror}"
+            if not self._full:
+                self._full = True
+                text = f"events.jsonl cannot be written ({error.strerror}); events wait in memory until it can"
+                self.emit("warning", "warning", text=text)
+        else:
+            self._full, self.unwritten = False, ""
+            if dropped := self._dropped:
+                self._dropped = 0
+                self.emit(
+                    "warning", "warning", text=f"{dropped} events were lost: there were too many to wait in memory"
+                )
+
+    def sync(self) -> None:
+        """What was written will soon survive a power cut. Nobody waits for the disk here: that may take seconds, in which
+        a rank may die."""
+        self._flush()
+        self._syncer.start()
+        problem, before = self._syncer.problem, self._unsynced
+        self._unsynced = problem
+        if problem and problem != before:
+            text = f"events.jsonl cannot be synced ({problem}): a power cut may take the last events"
+            self.emit("warning", "warning", text=text)
+
+    def close(self) -> None:
+        """What was written survives a power cut; waits for the disk, however slow."""
+        self._flush()
+        self._syncer.close()
+        os.close(self._fd)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields, default=str)
+    except TypeError:
+        # Half a character, as in the name of a file that is no text, or a number of more than 64 bits: an event all the same.
+        return json.dumps(fields, default=str, ensure_ascii=False).encode(errors="replace")
+
+
+class _Syncer:
+    """A file's fsync in a thread of its own, at most one at a time."""
+
+    def __init__(self, fd: int, path: Path, disk: Disk) -> None:
+        self.dirty = False
+        """Whether something was written since the last sync began."""
+        self.problem = ""
+        self._fd, self._path, self._disk = fd, path, disk
+        self._thread: threading.Thread | None = None
+        self._due = threading.Semaphore(0)
+        self._busy = False
+        self._named = False
+        self._ended = False
+
+    def start(self) -> None:
+        """A sync of what was written is under way, unless one is already: then the next call starts it."""
+        if not self.dirty or self._busy:
+            return
+        self.dirty = False
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="sync", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError:
+            self._sync()  # no memory for a thread: then we wait
+            return
+        self._busy = True
+        self._due.release()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._ended = True
+            self._due.release()
+            self._thread.join()
+        if self.dirty:
+            self._sync()
+
+    def _serve(self) -> None:
+        while self._due.acquire() and not self._ended:
+            self._sync()
+            self._busy = False
+
+    def _sync(self) -> None:
+        try:
+            self._disk.fsync(self._fd, self._path)
+            if not self._named:
+                # The first time the file's name too, which no sync of its content promises.
+                self._disk.sync_dir(self._path.parent)
+                self._named = True
+            self.problem = ""
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+
+def _last_seq(run: RunDir) -> int:
+    try:
+        with os.fdopen(open_file(run.events), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(orjson.loads(line)["seq"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0

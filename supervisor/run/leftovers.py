@@ -1,0 +1,241 @@
+"""What a run that nobody holds has left on the machine: processes, half-written folders and files, shared memory,
+memory cgroups.
+
+    lock free? ── take it ──▶ kill processes, by pidfd ──▶ all gone? ──▶ remove folders, files, memory ──▶ give it back
+
+A run whose lock is held is never touched, and nobody can take up a run while it is being cleaned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from supervisor.process.proctree import Process
+from supervisor.run.checkpoints import flush_command
+from supervisor.run.runs import Known
+from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.rundir.cgroup import groups_of
+from trainer.rundir.cgroup import remove as remove_group
+from trainer.rundir.environment import MARK
+from trainer.rundir.layout import RunDir, newest_checkpoint
+from trainer.rundir.secrets import Redactor
+from trainer.rundir.untrusted_files import open_file
+
+SHM = Path("/dev/shm")
+PATIENCE = 5.0
+"""Seconds that a process may take to be gone after its SIGKILL."""
+_FOLDER = re.compile(r"\A\.step-\d{8,}\.tmp-")
+_FILE = re.compile(r"\A\..+\.tmp-\d+-\d+\Z|\A\.spec-\d+\Z")
+
+
+class Kind(enum.Enum):
+    PROCESS = "process"
+    FOLDER = "folder"
+    FILE = "file"
+    MEMORY = "memory"
+    GROUP = "cgroup"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that a dead run left. `place` is a path, or the pid of a process."""
+
+    run: str
+    kind: Kind
+    place: str
+    bytes: int
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a leftover: `removed`, or not, with the `problem` if it was tried."""
+
+    leftover: Leftover
+    removed: bool = False
+    problem: str | None = None
+
+
+@contextlib.contextmanager
+def claimed(run: RunDir) -> Iterator[bool]:
+    """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
+    try:
+        fd = open_file(run.lock, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def marks() -> dict[str, list[psutil.Process]]:
+    """The living processes of this user that carry a run's mark, by mark; neither this one nor those it descends from."""
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            mark, dot, _ = process.environ().get(MARK, "").rpartition(".")
+            mine = process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE
+            if dot and mine and process.pid not in spared:
+                found.setdefault(mark, []).append(process)
+    return found
+
+
+def mark_of(known: Known) -> str:
+    """What all that belongs to the run is marked with; "" if its spec has none."""
+    mark = known.spec.get("mark")
+    return mark if isinstance(mark, str) else ""
+
+
+def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
+    """What there is of the run, processes first. Says nothing of whether the run is held."""
+    return [*_living(known, processes), *_files(known), *_memory(known), *_groups(known)]
+
+
+def clear(known: Known, processes: list[psutil.Process]) -> list[Fate]:
+    """Nothing of the run is there any more, or the fates say what is and why. Its lock must be ours. `processes` are those
+    that carry its mark; files stay while one of them does not end."""
+    fates: list[Fate] = []
+    # Looked for again until there are none: one of them may have forked between the look and its end.
+    while processes:
+        fates += [_end(leftover, known) for leftover in _living(known, processes)]
+        if any(fate.problem for fate in fates):
+            # It may still be writing the rest.
+            return fates + [Fate(rest, problem="a process of the run is alive") for rest in find(known, [])]
+        processes = marks().get(mark_of(known), [])
+    return fates + [_end(leftover, known) for leftover in find(known, [])]
+
+
+def _end(leftover: Leftover, known: Known) -> Fate:
+    problem = remove(leftover, known)
+    return Fate(leftover, problem is None, problem)
+
+
+def _living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
+    """Those of `processes` that are still there."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(Redactor(os.environ).command(process.cmdline()))[:120]
+            size = process.memory_info().rss
+            found.append(Leftover(known.id, Kind.PROCESS, str(process.pid), size, command))
+    return found
+
+
+def _files(known: Known) -> Iterator[Leftover]:
+    run = known.run
+    attempts = [run.attempt(number).path for number in run.attempts()]
+    for folder in [run.path, run.checkpoints, run.checkpoints / "quarantine", run.faults, *attempts]:
+        with contextlib.suppress(OSError):
+            for path in sorted(folder.iterdir()):
+                if path.is_symlink():
+                    continue
+                if folder == run.checkpoints and _FOLDER.match(path.name) and path.is_dir():
+                    yield Leftover(known.id, Kind.FOLDER, str(path), _size(path))
+                elif _FILE.match(path.name) and path.is_file():
+                    yield Leftover(known.id, Kind.FILE, str(path), _size(path))
+
+
+def _memory(known: Known) -> Iterator[Leftover]:
+    if not (mark := mark_of(known)):
+        return
+    name = re.compile(rf"\Asupervise-{re.escape(mark)}(?:[.-].*)?\Z")
+    with contextlib.suppress(OSError):
+        for path in sorted(SHM.iterdir()):
+            if name.match(path.name) and not path.is_symlink() and path.lstat().st_uid == os.getuid():
+                yield Leftover(known.id, Kind.MEMORY, str(path), _size(path))
+
+
+def _groups(known: Known) -> Iterator[Leftover]:
+    """Memory groups that `oom` faults have made."""
+    mark = mark_of(known)
+    for group in groups_of(mark) if mark else []:
+        yield Leftover(known.id, Kind.GROUP, str(group.path), 0)
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            total += each.lstat().st_blocks * 512
+    return total
+
+
+def remove(leftover: Leftover, known: Known) -> str | None:
+    """It is gone (None), or why not. A process that does not carry the run's mark now is not the one meant; a snapshot that
+    is newer than what is on disk is made a checkpoint first."""
+    if leftover.kind is Kind.PROCESS:
+        return _kill(int(leftover.place), mark_of(known))
+    path = Path(leftover.place)
+    if leftover.kind is Kind.GROUP:
+        # Its files are the kernel's: only the folder itself can be removed, and only while nothing runs in it.
+        return None if remove_group(path) else "a process is in it"
+    if leftover.kind is Kind.MEMORY and (problem := rescue(path, known.run)):
+        return problem
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def rescue(segment: Path, run: RunDir) -> str | None:
+    """The newest snapshot in `segment` is durable (None), or why it could not be made so."""
+    step = newest_snapshot(segment)
+    if step is None or step <= newest_checkpoint(run.checkpoints):
+        return None
+    done = subprocess.run(
+        flush_command(segment, run, "newest", 3), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    return (
+        f"its snapshot of step {step} is newer than the disk and cannot be saved: {done.stdout.strip() or done.stderr}"
+    )
+
+
+def _kill(pid: int, mark: str) -> str | None:
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        # The pidfd is open, so what the pid names from here on is what will be killed.
+        carried = psutil.Process(pid).environ().get(MARK, "")
+        if carried.rpartition(".")[0] != mark:
+            return None
+        process.send(signal.SIGKILL)
+        poller = select.poll()
+        poller.register(process.fd, select.POLLIN)
+        return None if poller.poll(PATIENCE * 1000) else f"alive {PATIENCE:.0f} s after SIGKILL"
+    except psutil.NoSuchProcess:
+        return None
+    except (psutil.Error, OSError) as error:
+        return str(error)
+    finally:
+        process.close()

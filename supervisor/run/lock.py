@@ -1,0 +1,82 @@
+"""One supervisor a run: a flock on the run directory, and a note of who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from datetime import datetime, timezone
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from supervisor.errors import HeldByAnother, Refusal
+from supervisor.run.ownership import vet
+from trainer.rundir.durable import replace_file
+from trainer.rundir.layout import RunDir
+from trainer.rundir.untrusted_files import open_file, read_json
+
+_PATIENCE = 0.5
+"""Seconds to try: a query holds the lock for an instant to learn whether somebody does."""
+
+
+class RunLock:
+    """Held from enter to exit, or until the process dies, however it dies; by nobody but the run's owner."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._lock = FileLock(run.lock, timeout=_PATIENCE, mode=0o600)
+
+    def __enter__(self) -> RunLock:
+        vet(self._run)
+        try:
+            self._lock.acquire(poll_interval=0.02)
+        except Timeout:
+            raise HeldByAnother(f"{self._run.path} is {describe(self._run)}") from None
+        except OSError as error:
+            raise Refusal(f"{self._run.lock} cannot be locked: {error}") from None
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
+        try:
+            replace_file(self._run.holder, json.dumps(me).encode())
+        except OSError as error:
+            self._lock.release()
+            raise Refusal(f"{self._run.path} cannot be written: {error.strerror or error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def is_held(run: RunDir) -> bool:
+    """Whether a living supervisor holds the run."""
+    try:
+        fd = open_file(run.lock)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def holder(run: RunDir) -> dict[str, Any]:
+    """Who took the lock last: pid, host, since; empty if that cannot be read."""
+    try:
+        who = read_json(run.holder)
+    except (OSError, ValueError):
+        return {}
+    return who if isinstance(who, dict) else {}
+
+
+def describe(run: RunDir) -> str:
+    who = holder(run)
+    if not who:
+        return "held by another supervisor; stop it first, or use another --run-dir"
+    return (
+        f"held by another supervisor: pid {who.get('pid')} on {who.get('host')} since {who.get('since')}; "
+        "stop it with: supervise stop, or use another --run-dir"
+    )

@@ -1,0 +1,91 @@
+"""Which run is meant: an id, a unique prefix of one, a path, or nothing for the newest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.errors import NoSuchRun, Refusal
+from trainer.rundir.layout import RunDir
+from trainer.rundir.untrusted_files import read_json
+
+RUNS = Path("runs")
+SCHEMA = 1
+INODE = "inode"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run directory and its run.json."""
+
+    run: RunDir
+    spec: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.spec["run"])
+
+
+def load(path: Path) -> Known | None:
+    """The run at `path`, or None if there is no run.json; Refusal if it cannot be read or is of a newer version."""
+    run = RunDir(path)
+    try:
+        spec = read_json(run.run_json)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{run.run_json} cannot be read: {error}; restore it, or use another --run-dir") from None
+    named = isinstance(spec, dict) and isinstance(spec.get("run"), str) and spec["run"].isprintable()
+    if not named or not isinstance(spec.get("schema"), int):
+        raise Refusal(f"{run.run_json} is not a run of supervise; use another --run-dir")
+    if spec["schema"] > SCHEMA:
+        raise Refusal(
+            f"{run.run_json} has schema {spec['schema']}, this supervise reads up to {SCHEMA}; "
+            "use the newer supervise that wrote it"
+        )
+    if spec.get(INODE) != inode(run):
+        # A copy is another run: with the original's mark it would kill the original's ranks and take its shared memory.
+        spec["mark"] = f"{spec.get('mark')}x{inode(run):x}"
+    return Known(run, spec)
+
+
+def inode(run: RunDir) -> int:
+    """Tells a run's folder from every copy of it."""
+    return run.path.stat().st_ino
+
+
+def all_runs(root: Path = RUNS) -> list[Known]:
+    """Every readable run under `root`, newest first."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        try:
+            known = load(path)
+        except Refusal:
+            continue
+        if known:
+            found.append(known)
+    return sorted(found, key=lambda known: str(known.spec.get("created", "")), reverse=True)
+
+
+def find(name: str | None, root: Path = RUNS) -> Known:
+    """The run that `name` means; NoSuchRun names what there is."""
+    if name is not None and (known := load(Path(name))):
+        return known
+    runs = all_runs(root)
+    if name is None:
+        if here := load(Path()):
+            return here
+        if not runs:
+            raise NoSuchRun(f"no run in {root}/; start one with: supervise launch")
+        return runs[0]
+    matches = [r for r in runs if name in (r.id, r.run.path.name)]
+    matches = matches or [r for r in runs if r.id.startswith(name) or r.run.path.name.startswith(name)]
+    if len(matches) > 1:
+        raise NoSuchRun(f"{name!r} could be any of: {' '.join(r.id for r in matches)}; give more of it")
+    if not matches:
+        known_ids = " ".join(r.id for r in runs[:8]) or "none"
+        raise NoSuchRun(f"no run {name!r} in {root}/; there are: {known_ids}")
+    return matches[0]

@@ -1,0 +1,144 @@
+"""How a run stands: its story from the events, with what the beats and the lock say right now."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.rules import spent
+from supervisor.core.telling.story import AttemptStory, Story, tell
+from supervisor.reading.events_file import read_events
+from supervisor.run.lock import holder, is_held
+from supervisor.run.runs import SCHEMA, Known
+from supervisor.run.spec import Spec, restore
+from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.rundir.beats import last_beats
+from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
+from trainer.rundir.shm import segment_of
+
+OVER = ("finished", "failed", "stopped", "preempted", "stuck")
+
+
+def story_of(run: RunDir) -> Story:
+    """The story of `run`; its state is `lost` if it is not over and no supervisor holds it."""
+    story = tell(read_events(run.events)[0])
+    if story.state not in OVER and not is_held(run):
+        story.state = "lost"
+    return story
+
+
+def status(known: Known) -> dict[str, Any]:
+    """`status --json`."""
+    run, spec = known.run, restore(known.spec)
+    story = story_of(run)
+    alive = story.state not in OVER and story.state != "lost"
+    attempt = story.attempt
+    return {
+        "schema": SCHEMA,
+        "run": known.id,
+        "run_dir": str(run.path.resolve()),
+        "state": story.state,
+        "exit_code": story.exit_code,
+        "reason": story.reason,
+        "attempt": attempt.number if attempt else None,
+        "restarts": story.restarts,
+        "supervisor_pid": holder(run).get("pid") if alive else None,
+        "launcher_pid": story.launcher_pid if alive else None,
+        "workers": _workers(run, attempt.number) if alive and attempt else [],
+        "stragglers": _stragglers(attempt) if alive and attempt else [],
+        "standby": _standby(story) if alive else None,
+        "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
+        "checkpoint": _checkpoint(run),
+        "step": _step(run, story),
+        "last_failure": _last_failure(story),
+        "budget": _budget(story, spec),
+    }
+
+
+def _standby(story: Story) -> dict[str, Any] | None:
+    """The group that waits, and the memory that it and the nursery take, in bytes, shared pages counted once (PSS)."""
+    if story.standby is None:
+        return None
+    known = {key: story.standby.get(key) for key in ("kind", "launcher_pid", "nursery_pid", "pids")}
+    ranks = known["pids"] if isinstance(known["pids"], list) else []
+    pids = [pid for pid in (known["launcher_pid"], known["nursery_pid"], *ranks) if isinstance(pid, int)]
+    return {**known, "pss_bytes": sum(map(_pss, pids))}
+
+
+def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
+    return [{"rank": rank, "text": text} for rank, text in sorted(attempt.stragglers.items())]
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
+    now = time.monotonic()
+    return [
+        {
+            "rank": beat.rank,
+            "pid": beat.pid,
+            "step": beat.step,
+            "phase": beat.phase.name.lower(),
+            "beat_age_s": round(max(0.0, now - beat.at), 3),
+        }
+        for beat in last_beats(run.attempt(attempt).beats)
+    ]
+
+
+def _checkpoint(run: RunDir) -> dict[str, Any] | None:
+    step = newest_checkpoint(run.checkpoints)
+    if step < 0:
+        return None
+    path = run.checkpoints / step_name(step)
+    try:
+        age = round(max(0.0, time.time() - path.stat().st_mtime), 3)
+    except OSError:
+        return None
+    return {"step": step, "path": str(path.resolve()), "age_s": age}
+
+
+def _step(run: RunDir, story: Story) -> int | None:
+    steps = [story.high_step, story.attempt.to_step if story.attempt else -1]
+    if story.attempt and story.state not in OVER:
+        steps += [worker["step"] for worker in _workers(run, story.attempt.number)]
+    return max(steps) if max(steps) >= 0 else None
+
+
+def _last_failure(story: Story) -> dict[str, Any] | None:
+    failures = story.failures()
+    if not failures:
+        return None
+    last = failures[-1]
+    index = story.attempts.index(last)
+    following = story.attempts[index + 1] if index + 1 < len(story.attempts) else None
+    resumed = following.from_step if following else None
+    return {
+        "attempt": last.number,
+        "rank": last.rank,
+        "cause": last.cause,
+        "signal": last.signal,
+        "step": last.to_step if last.to_step >= 0 else None,
+        "lost_steps": max(0, last.to_step - resumed) if resumed is not None and last.to_step >= 0 else None,
+        "reason": last.reason,
+    }
+
+
+def _budget(story: Story, spec: Spec) -> dict[str, Any]:
+    policy = spec.policy
+    used = spent(story.history, policy, time.monotonic() + story.offset)
+    return {
+        "max_restarts": policy.max_restarts,
+        "used": used,
+        "left": max(0, policy.max_restarts - used),
+        "window_s": policy.window,
+        "no_progress": story.history.barren,
+        "no_progress_limit": policy.no_progress_limit,
+    }

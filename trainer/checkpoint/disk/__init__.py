@@ -1,0 +1,1 @@
+"""The disk tier: checkpoints written, committed, verified, restored, pruned, exported."""

@@ -1,0 +1,89 @@
+"""The two ends of a save, the same for a save by ranks and for a flush: a fresh folder, and the commit. Needs no torch.
+
+    begin:   step-N there and whole? done -> damaged? quarantine -> room? -> mkdir .step-N.tmp-<id>/
+    commit:  seal -> manifest.json, synced -> sync folder -> rename to step-N = COMMIT -> sync parent
+    tidy:    `latest`, then prune: nothing that goes wrong here undoes the checkpoint
+
+Two may write one step at the same time, each in a folder of its own: one commits, the other finds it done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.errors import CheckpointError, Damaged
+from trainer.checkpoint.format import manifest as manifests
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.rundir.durable import Disk, ensure_dir, publish_dir, replace_file
+from trainer.rundir.layout import committed_steps, step_name
+
+_SPARE = 1 << 20
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+def now() -> str:
+    """UTC, ISO 8601, as manifests have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> str | None:
+    """The name of a fresh folder to write into; None if this step has a whole checkpoint already. OSError if the disk has
+    no room for `size` bytes."""
+    ensure_dir(folder, disk)
+    name = step_name(step)
+    if os.path.lexists(folder / name):
+        try:
+            store.verify(folder / name)
+            return None
+        except Damaged as error:
+            retention.quarantine(folder, name, str(error), disk)
+    free = shutil.disk_usage(folder).free
+    if free < size + _SPARE:
+        said = f"{os.strerror(errno.ENOSPC)}: a checkpoint needs {size + _SPARE} bytes and {free} are left"
+        raise OSError(errno.ENOSPC, said)
+    temporary = retention.temporary_name(step, label)
+    disk.mkdir(folder / temporary)
+    return temporary
+
+
+def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], None], disk: Disk) -> bool:
+    """The finished files in `temporary` are the checkpoint of their step, durably. False if somebody else has committed
+    that step meanwhile, and theirs is whole."""
+    seal()
+    final = folder / step_name(manifest.step)
+    disk.create(folder / temporary / manifests.NAME, [manifests.encode(manifest)])
+    try:
+        publish_dir(folder / temporary, final, disk)
+    except OSError as error:
+        if error.errno not in _TAKEN or not is_whole(final):
+            raise
+        retention.discard(folder / temporary, disk)
+        return False
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the checkpoint `path` is there and every byte of it is as it was written."""
+    try:
+        store.verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def tidy(folder: Path, step: int, keep: int, disk: Disk) -> str | None:
+    """`latest` names `step`, unless a newer one has been committed, and at most `keep` checkpoints (never under two) are
+    left; or what went wrong. Called by one process for a step that it has committed."""
+    try:
+        if step >= max(committed_steps(folder), default=step):
+            replace_file(folder / store.LATEST, f"{step_name(step)}\n".encode(), disk)
+        retention.prune(folder, keep, disk)
+    except OSError as error:
+        return str(error)
+    return None

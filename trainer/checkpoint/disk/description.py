@@ -1,0 +1,58 @@
+"""What a snapshot consists of, from its sidecar: the manifest that it would have on disk, but for its digests. No torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+
+from trainer.checkpoint.disk.commit import now
+from trainer.checkpoint.errors import Damaged
+from trainer.checkpoint.format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
+from trainer.checkpoint.format.plan import Spec, plan, total
+from trainer.checkpoint.memory.snapshots import Snapshot
+from trainer.rundir.untrusted_files import parse
+
+
+def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:
+    """The manifest of `snapshot` with these files, or with files of no digest. Damaged if its sidecar is none."""
+    record = snapshot.record(0)
+    try:
+        with snapshot.path(0).open("rb") as file:
+            if record.payload + record.sidecar > os.fstat(file.fileno()).st_size:
+                raise ValueError("it is shorter than its record says")
+            file.seek(record.payload)
+            about = parse(file.read(record.sidecar))
+        specs = {str(name): Spec(str(dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
+        if any(not is_proper(spec) for spec in specs.values()) or total(specs) > snapshot.bytes:
+            raise ValueError("tensors that cannot be in it")
+        manifest = Manifest(
+            step=snapshot.step,
+            world_size=snapshot.world_size,
+            run=about["run"],
+            attempt=about["attempt"],
+            torch=about["torch"],
+            created=now(),
+            save_seconds=round(seconds, 6),
+            bytes=snapshot.bytes,
+            state=about["state"],
+            tensors=stored(specs, plan(specs, snapshot.world_size)),
+            files=files
+            or {shard_name(r): StoredFile(snapshot.record(r).payload, "") for r in range(snapshot.world_size)},
+        )
+        check(manifest)
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"what it consists of cannot be read: {error!r}") from None
+
+
+def payload(snapshot: Snapshot, rank: int) -> memoryview:
+    """The bytes of that rank's file, mapped. Damaged if they are not all there, OSError if they cannot be read."""
+    fd = os.open(snapshot.path(rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        memory = mmap.mmap(fd, snapshot.record(rank).payload, prot=mmap.PROT_READ)
+    except (ValueError, OverflowError) as error:
+        raise Damaged(f"the snapshot of rank {rank} is shorter than its record says") from error
+    finally:
+        os.close(fd)
+    return memoryview(memory)

@@ -1,0 +1,121 @@
+"""The model of a checkpoint as one safetensors file, for whatever else reads those. Needs no torch.
+
+The file is laid out first and mapped; the pieces of the model go from the ranks' files straight to their places, digested
+on the way, so a model may be larger than memory, and a damaged checkpoint is never exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.disk import store
+from trainer.checkpoint.errors import CheckpointError, Damaged
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.plan import ITEM_BYTES
+from trainer.checkpoint.format.shard import Entry, header
+from trainer.checkpoint.state import tree
+from trainer.rundir.durable import DISK
+
+
+@contextlib.contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A path beside `out`. What was written there is `out`, durably, after the block, or is gone if the block failed."""
+    temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:12]}")
+    try:
+        yield temporary
+        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            DISK.fsync(fd, temporary)
+        finally:
+            os.close(fd)
+        DISK.rename(temporary, out)
+        DISK.sync_dir(out.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Name(str):
+    """A tensor's name, told apart from text."""
+
+
+def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
+    """(tensors, others): the model's keys with the names of their tensors, and its keys that are no tensors.
+
+    CheckpointError if the checkpoint holds no model.
+    """
+    model = manifest.state.get("model") if isinstance(manifest.state, dict) else None
+    try:
+        found = tree.decode(model, _Name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"its state is not one: {error!r}") from None
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"checkpoint {manifest.step} holds no model")
+    tensors = {str(key): str(name) for key, name in found.items() if isinstance(name, _Name)}
+    if not set(tensors.values()) <= manifest.tensors.keys():
+        raise Damaged("its state names a tensor that it does not have")
+    return tensors, [str(key) for key in found if str(key) not in tensors]
+
+
+def export_safetensors(path: Path, out: Path) -> list[str]:
+    """`out` holds the model of the checkpoint `path`, every byte verified. Returns the model's keys that are no tensors,
+    which are left out. Damaged, Unreadable or OSError, and there is no `out`."""
+    manifest = store.check(path)
+    try:
+        keys, others = model_tensors(manifest)
+        specs = {key: manifest.tensors[name].spec for key, name in keys.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"its state is not one: {error!r}") from None
+    # Wide elements first: then every tensor is aligned.
+    entries = [Entry(key, specs[key]) for key in sorted(specs, key=lambda key: -ITEM_BYTES[specs[key].dtype])]
+    head = header(entries, {"format": "pt", "step": str(manifest.step)})
+    with written_aside(out) as temporary:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            # A full disk must be an OSError here, not a SIGBUS while the mapping is filled.
+            os.posix_fallocate(fd, 0, len(head) + sum(entry.spec.bytes for entry in entries))
+            with mmap.mmap(fd, 0) as memory:
+                memory[: len(head)] = head
+                with memoryview(memory) as view:
+                    _fill(path, manifest, keys, _places(entries, len(head)), view)
+        finally:
+            os.close(fd)
+    return others
+
+
+def _places(entries: list[Entry], at: int) -> dict[str, slice]:
+    places = {}
+    for entry in entries:
+        places[entry.key] = slice(at, at + entry.spec.bytes)
+        at += entry.spec.bytes
+    return places
+
+
+def _fill(
+    path: Path, manifest: Manifest, keys: Mapping[str, str], places: Mapping[str, slice], view: memoryview
+) -> None:
+    first: dict[str, str] = {}
+    for key, name in keys.items():
+        first.setdefault(name, key)
+    homes: dict[tuple[str, str], slice] = {}
+    for name, key in first.items():
+        size, start = ITEM_BYTES[manifest.tensors[name].dtype], places[key].start
+        for piece in manifest.tensors[name].pieces:
+            begin = start + piece.start * size
+            homes[piece.file, piece.key] = slice(begin, begin + piece.count * size)
+    for file in manifest.files:
+
+        def sink(entry: Entry, file: str = file) -> Any:
+            home = homes.get((file, entry.key))
+            return None if home is None else view[home]
+
+        store.read_file(path, manifest, file, sink)
+    for key, name in keys.items():
+        # Tied weights are stored once, and every name of them is exported.
+        if first[name] != key:
+            view[places[key]] = view[places[first[name]]]

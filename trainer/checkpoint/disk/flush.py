@@ -1,0 +1,142 @@
+"""The process that makes a durable checkpoint of a snapshot, while training goes on.
+
+    python flush.py SEGMENT CHECKPOINTS --step N|newest [--keep K] [--seal FILE] [--nice 10]
+
+Run as a file by the supervisor, without torch. Prints one JSON line: {"step", "bytes", "seconds"} once the checkpoint is
+durable, or {"step", "existed": true} if there was nothing to do, with exit status 0; {"step", "error"} with 1.
+
+    pin (so that no rank writes over it)
+    mkdir .step-N.tmp-flush-<id>/, locked  ->  each rank's file: read, digest, write, sync
+    is the snapshot unchanged?  ->  sync FILE  ->  manifest, synced  ->  rename = COMMIT  ->  sync parent
+    `latest`, prune  ->  unpin, also when anything above went wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Run by path, so that a module of the user's called `trainer` is not found in place of this package; and what lies beside
+# this file is not on top of the standard library.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from trainer.checkpoint.disk import retention
+from trainer.checkpoint.disk.commit import begin, commit, is_whole, tidy
+from trainer.checkpoint.disk.description import describe, payload
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.format.manifest import StoredFile, shard_name
+from trainer.checkpoint.format.shard import Digest, entries_in
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.snapshots import Snapshot
+from trainer.rundir.durable import DISK, Disk
+from trainer.rundir.layout import committed_steps, step_name
+
+CHUNK = 4 << 20
+
+
+def flush(
+    segment: Path, folder: Path, step: int | None, keep: int, seal: Path | None, disk: Disk = DISK
+) -> dict[str, Any]:
+    """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and nothing is pinned any more."""
+    began = time.monotonic()
+    snapshot = snapshots.find(segment, step)
+    found = snapshot.step if snapshot else step
+    try:
+        if snapshot is None:
+            raise CheckpointError(
+                f"no snapshot of step {step} that all ranks have" if step is not None else "no snapshot"
+            )
+        snapshots.pin(snapshot)
+        if not _flushed(snapshot, folder, step is None, seal, disk):
+            return {"step": found, "existed": True}
+        problem = tidy(folder, snapshot.step, keep, disk)
+    except (OSError, CheckpointError) as error:
+        return {"step": found, "error": str(error)}
+    finally:
+        snapshots.clear_pins(segment)
+    done = {"step": found, "bytes": snapshot.bytes, "seconds": round(time.monotonic() - began, 6)}
+    return {**done, "warning": f"tidying up failed: {problem}"} if problem else done
+
+
+def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | None, disk: Disk) -> bool:
+    """Whether there was anything to do, and it is done."""
+    if only_newer and any(is_whole(folder / step_name(s)) for s in committed_steps(folder) if s >= snapshot.step):
+        return False
+    began = time.monotonic()
+    temporary = begin(folder, snapshot.step, snapshot.bytes, disk, "flush-")
+    if temporary is None:
+        return False
+    try:
+        with retention.in_use(folder / temporary):
+            files = {
+                shard_name(rank): _copied(snapshot, rank, folder / temporary / shard_name(rank), disk)
+                for rank in range(snapshot.world_size)
+            }
+            manifest = describe(snapshot, files, time.monotonic() - began)
+            if not snapshots.unchanged(snapshot):
+                raise CheckpointError(f"the snapshot of step {snapshot.step} was written over while it was read")
+            return commit(folder, temporary, manifest, lambda: _sync(seal, disk), disk)
+    except (OSError, CheckpointError):
+        retention.discard(folder / temporary, disk)
+        raise
+
+
+def _copied(snapshot: Snapshot, rank: int, path: Path, disk: Disk) -> StoredFile:
+    digest = Digest()
+    with payload(snapshot, rank) as view:
+        # What cannot be read must not become a checkpoint, for which an older one would be pruned.
+        entries_in(view)
+        disk.create(path, digest.through(_chunks(view)))
+    return StoredFile(digest.bytes, digest.hex)
+
+
+def _chunks(view: memoryview) -> Iterator[memoryview]:
+    return (view[at : at + CHUNK] for at in range(0, len(view), CHUNK))
+
+
+def _sync(path: Path | None, disk: Disk) -> None:
+    """`path` and what is in it are durable, whoever wrote it."""
+    if path is None or not path.exists():
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk.fsync(fd, path)
+    finally:
+        os.close(fd)
+    disk.sync_dir(path.parent)
+
+
+def yield_to_training(nice: int) -> None:
+    """This process is that nice, and so is its session if it is alone there: between two sessions the kernel weighs their
+    groups, not their processes (sched(7), "The autogroup feature")."""
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Makes a durable checkpoint of a snapshot in shared memory.")
+    parser.add_argument("segment", type=Path)
+    parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("--step", type=lambda text: None if text == "newest" else int(text), default=None)
+    parser.add_argument("--keep", type=int, default=3)
+    parser.add_argument("--seal", type=Path)
+    parser.add_argument("--nice", type=int, default=10)
+    options = parser.parse_args(arguments)
+    yield_to_training(options.nice)
+    outcome = flush(options.segment, options.checkpoints, options.step, options.keep, options.seal)
+    print(json.dumps(outcome), flush=True)
+    return 1 if "error" in outcome else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,253 @@
+"""Find the newest state that every rank can read whole, in memory or on disk, and go on from it.
+
+    rank 0      sweep what dead attempts left; name a candidate, newest first: a snapshot, if it is newer than any checkpoint
+    all ranks   read it, digesting the bytes as they are parsed -> exchange (manifest's digest, problem)
+    all good    it is the one
+    any bad     rank 0 moves it to quarantine/ (a snapshot is forgotten) -> the next older one
+
+Ranks never choose alone, and only rank 0 moves anything. Step 0 is only for a run that never had a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk.description import describe, payload
+from trainer.checkpoint.errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
+from trainer.checkpoint.format.manifest import Manifest, shard_name
+from trainer.checkpoint.format.shard import Entry, Sink, entries_in
+from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.state import tensors, tree
+from trainer.rundir.durable import Disk
+from trainer.rundir.layout import committed_steps, step_name, step_of
+from trainer.rundir.rollback import Rollback
+
+MODES = ("auto", "never", "must")
+_SNAPSHOT = "snapshot of step "
+_WENT_BACK = "the run went back to before it, because of what came after it"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint in memory, every byte of it as written. `own` is None for a rank that did not exist then."""
+
+    name: str
+    manifest: Manifest
+    shared: dict[str, Any]
+    own: dict[str, Any] | None
+    source: Literal["disk", "memory"] = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A checkpoint that was passed over. `moved_to` is None if it was left where it is. Without a path it is a snapshot."""
+
+    path: Path | None
+    reason: str
+    moved_to: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Where to look: the folder of checkpoints, and the segment with the snapshots of `run` if there is one. What `rollback`
+    covers is not looked at."""
+
+    folder: Path
+    segment: Path | None = None
+    run: str | None = None
+    rollback: Rollback | None = None
+
+
+def load(path: Path, rank: int) -> Loaded:
+    """The checkpoint `path` as `rank` needs it; Damaged or Unreadable, and nothing of it may be used."""
+    # Sizes are compared before there is memory for what a manifest promises.
+    manifest = store.check(path)
+    return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
+
+
+def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
+    """The snapshot of `step` as `rank` needs it, whatever the size of the world that it is of; else Damaged."""
+    snapshot = snapshots.find(segment, step)
+    if snapshot is None:
+        raise Damaged("it is gone")
+    manifest = describe(snapshot)
+    if manifest.run != run:
+        raise Damaged(f"it is of another run, {manifest.run}")
+    files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
+    loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, lambda file, sink: _taken(files[file], sink))
+    if not snapshots.unchanged(snapshot):
+        raise Damaged("it was written over while it was read")
+    identity = "-".join(str(record.serial) for _, record in snapshot.places)
+    return replace(loaded, manifest=replace(manifest, digest=identity), source="memory")
+
+
+def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
+    entries, metadata = entries_in(file)
+    for entry, content in entries:
+        if (view := sink(entry)) is not None:
+            view[:] = content
+    return metadata
+
+
+def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+    """What `read` finds in the files of `manifest`, put together; Damaged or Unreadable."""
+    try:
+        return _assemble(name, manifest, rank, read)
+    except StateError as error:
+        raise Unreadable(str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"its state is not one: {error!r}") from None
+    except (MemoryError, RuntimeError) as error:
+        raise Unreadable(f"there is no memory for it: {error}") from None
+
+
+def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+    shared = {key: tensors.empty(stored.spec) for key, stored in manifest.tensors.items()}
+    homes: dict[tuple[str, str], memoryview] = {}
+    for key, stored in manifest.tensors.items():
+        view, size = tensors.view_of(shared[key]), shared[key].element_size()
+        for piece in stored.pieces:
+            homes[piece.file, piece.key] = view[piece.start * size : (piece.start + piece.count) * size]
+    own: dict[str, torch.Tensor] = {}
+    own_tree: str | None = None
+    for file in manifest.files:
+        mine = file == shard_name(rank)
+
+        def sink(entry: Entry, file: str = file, mine: bool = mine) -> memoryview | None:
+            if (home := homes.pop((file, entry.key), None)) is not None:
+                return home
+            if not mine:
+                return None
+            own[entry.key] = tensors.empty(entry.spec)
+            return tensors.view_of(own[entry.key])
+
+        metadata = read(file, sink)
+        if mine:
+            own_tree = metadata["state"]
+    if homes:
+        raise Damaged(f"{next(iter(homes))[1]} is in no file")
+    return Loaded(
+        name=name,
+        manifest=manifest,
+        shared=tree.decode(manifest.state, shared.__getitem__),
+        own=None if own_tree is None else tree.decode(json.loads(own_tree), own.__getitem__),
+    )
+
+
+def _attempt(tiers: Tiers, name: str, rank: int) -> tuple[Loaded | None, dict[str, Any]]:
+    try:
+        if name.startswith(_SNAPSHOT) and tiers.segment:
+            loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, rank)
+        else:
+            loaded = load(tiers.folder / name, rank)
+    except Damaged as error:
+        return None, {"problem": str(error), "damaged": True}
+    except (Unreadable, OSError) as error:
+        return None, {"problem": str(error), "damaged": False}
+    return loaded, {"digest": loaded.manifest.digest}
+
+
+def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
+    """Why the ranks cannot use it, and whether it is damaged; None if they all can."""
+    bad = [(rank, report) for rank, report in enumerate(reports) if "problem" in report]
+    for rank, report in sorted(bad, key=lambda item: not item[1]["damaged"]):
+        text = report["problem"] if len(bad) == len(reports) else f"rank {rank}: {report['problem']}"
+        return text, report["damaged"]
+    if len({report["digest"] for report in reports}) > 1:
+        return "ranks do not see the same manifest; is the folder on a disk that all of them share?", False
+    return None
+
+
+def _prepare(tiers: Tiers, mode: str, disk: Disk) -> list[tuple[str, str]]:
+    """What was put aside for an order to go back: name, and where it is now."""
+    retention.sweep(tiers.folder, disk)
+    if mode != "never":
+        return _go_back(tiers, tiers.rollback, disk) if tiers.rollback else []
+    if tiers.segment:
+        snapshots.remove(tiers.segment)
+    if tiers.folder.is_dir():
+        retention.start_over(tiers.folder, disk)
+    return []
+
+
+def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]:
+    covered = [
+        step_name(step)
+        for step in committed_steps(tiers.folder)
+        if step >= order.before and order.covers(store.attempt_of(tiers.folder / step_name(step)), step)
+    ]
+    if covered and len(covered) == len(committed_steps(tiers.folder)):
+        raise NoUsableCheckpoint(
+            f"the run is to go back before step {order.before}, and {tiers.folder} has no checkpoint that old"
+        )
+    # Gone from both tiers for good, so that a later attempt, or a flush, cannot meet them among what is saved anew.
+    if tiers.segment:
+        snapshots.drop(tiers.segment, order.covers)
+    return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk))) for name in covered]
+
+
+def _next(tiers: Tiers, tried: list[str]) -> str | None:
+    """The newest that was not tried; of a step that both tiers have, the checkpoint, which can be verified."""
+    names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
+    if tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
+        names.append((step, 0, f"{_SNAPSHOT}{step}"))
+    return max(((at, tier, name) for at, tier, name in names if name not in tried), default=(0, 0, None))[2]
+
+
+def _set_aside(tiers: Tiers, name: str, reason: str, damaged: bool, disk: Disk) -> str | None:
+    if not damaged or name.startswith(_SNAPSHOT):
+        return None
+    try:
+        return str(retention.quarantine(tiers.folder, name, reason, disk))
+    except OSError:
+        return None  # on a read-only disk it is passed over where it lies
+
+
+def restore(
+    tiers: Tiers, mode: str, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None] = lambda bad: None
+) -> Loaded | None:
+    """The newest state in `tiers` that all ranks read whole, the same on every rank; None if there never was one.
+    `on_bad` hears of each that was passed over. Snapshots that were not used are gone: training from another state may
+    not meet them again. NoUsableCheckpoint if there were checkpoints and nothing is good, or if mode is "must" and there
+    is nothing; after mode "never" all checkpoints there were have been moved aside."""
+    for name, moved in ranks.lead(lambda: _prepare(tiers, mode, disk)):
+        on_bad(Bad(tiers.folder / name, _WENT_BACK, Path(moved)))
+    loaded = _newest_whole(tiers, ranks, disk, on_bad)
+    if tiers.segment and (loaded is None or loaded.source == "disk"):
+        segment = tiers.segment
+        ranks.lead(lambda: snapshots.remove(segment))
+    if loaded is not None:
+        return loaded
+    lost = ranks.lead(lambda: retention.ever_held(tiers.folder))
+    if lost:
+        raise NoUsableCheckpoint(
+            f"none of the checkpoints in {tiers.folder} can be used: {', '.join(lost)}; bring a good one back, or start "
+            "over with resume=never, which moves them aside"
+        )
+    if mode == "must":
+        raise NoUsableCheckpoint(f"there is no checkpoint in {tiers.folder}, and resume=must asks for one")
+    return None
+
+
+def _newest_whole(tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None]) -> Loaded | None:
+    tried: list[str] = []
+    while (name := ranks.lead(lambda: _next(tiers, tried))) is not None:
+        tried.append(name)
+        loaded, report = _attempt(tiers, name, ranks.rank)
+        problem = _problem(ranks.exchange(report))
+        if problem is None:
+            return loaded
+        loaded = None
+        reason, damaged = problem
+        moved = ranks.lead(lambda n=name, r=reason, d=damaged: _set_aside(tiers, n, r, d, disk))  # type: ignore[misc]
+        path = None if name.startswith(_SNAPSHOT) else tiers.folder / name
+        on_bad(Bad(path, reason if path else f"the {name}: {reason}", Path(moved) if moved else None))
+    return None

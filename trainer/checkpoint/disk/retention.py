@@ -1,0 +1,184 @@
+"""What becomes of checkpoints that are not wanted where they are: quarantined, pruned, moved aside, or swept away.
+
+    quarantine:  step-N        -> rename -> quarantine/step-N-1 (and step-N-1.txt: why)
+    prune:       step-N        -> rename -> .step-N.tmp-pruned-<id> -> fsync folder -> files removed
+    start over:  all there is  -> rename one by one -> superseded-1.tmp/ -> rename = done -> superseded-1/
+    sweep:       .step-*.tmp-* and .latest.tmp-* of the dead removed; a start over that a death cut short is finished
+
+Only rank 0 calls any of this, and a flush what concerns its own temporary folder, and prune. A death at any point leaves
+nothing that a reader could take for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.checkpoint.disk.store import LATEST, QUARANTINE, listing, read_latest
+from trainer.rundir.durable import Disk, ensure_dir, replace_file
+from trainer.rundir.layout import committed_steps, step_name
+
+_TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
+_ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")
+"""What replace_file() was writing; the first number is the pid."""
+_SUPERSEDED = re.compile(r"\Asuperseded-([0-9]+)(\.tmp)?\Z")
+
+
+def temporary_name(step: int, label: str = "") -> str:
+    """A folder name that no reader takes for a checkpoint and that nobody else uses."""
+    return f".{step_name(step)}.tmp-{label}{uuid.uuid4().hex[:12]}"
+
+
+def remove_tree(path: Path, disk: Disk) -> None:
+    """`path` and what it holds are gone; links are removed, never followed. OSError if something would not go."""
+    with os.scandir(path) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(Path(entry.path), disk)
+            else:
+                disk.remove(Path(entry.path))
+    disk.rmdir(path)
+
+
+def discard(path: Path, disk: Disk) -> None:
+    """Whatever could be removed of the temporary folder `path` is; the rest is swept by a later attempt."""
+    with contextlib.suppress(OSError):
+        remove_tree(path, disk)
+
+
+def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
+    """The checkpoint `name` has moved to the path returned, with a text beside it that says why. OSError if it cannot."""
+    place = folder / QUARANTINE
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which may lead anywhere", str(place))
+    ensure_dir(place, disk)
+    number = 1
+    while os.path.lexists(target := place / f"{name}-{number}"):
+        number += 1
+    disk.rename(folder / name, target)
+    disk.sync_dir(place)
+    disk.sync_dir(folder)
+    with contextlib.suppress(OSError):
+        replace_file(
+            target.with_name(target.name + ".txt"), f"{name}: {reason}\n".encode(errors="backslashreplace"), disk
+        )
+    return target
+
+
+def prune(folder: Path, keep: int, disk: Disk) -> list[int]:
+    """The steps removed: all but the newest `keep` (at least two) that are whole by size. Never what `latest` names,
+    and never a damaged one: that is for quarantine, and does not count as kept."""
+    good = [found.step for found in listing(folder) if found.problem is None]
+    latest = read_latest(folder)
+    removed = [step for step in good[: -max(2, keep)] if step != latest]
+    for step in removed:
+        # Under its own name a half-removed checkpoint would be found damaged; so it loses its name first, for good.
+        away = folder / temporary_name(step, "pruned-")
+        with contextlib.suppress(FileNotFoundError):  # a flush prunes too
+            disk.rename(folder / step_name(step), away)
+            disk.sync_dir(folder)
+            remove_tree(away, disk)
+    return removed
+
+
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """The temporary folder `path` is not swept while the block runs.
+    FileNotFoundError if it was swept before."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        path.stat()
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep(path: Path, disk: Disk) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        discard(path, disk)
+    except BlockingIOError:
+        return  # a flush is at work in it
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path, disk: Disk) -> None:
+    """No temporary folder or file of a dead process is left, and a start over that was cut short is finished."""
+    if not folder.is_dir():
+        return
+    for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
+        if (match := _ASIDE.match(path.name)) and not path.is_dir() and not _lives(int(match[1])):
+            with contextlib.suppress(OSError):
+                disk.remove(path)
+    for name in sorted(p.name for p in folder.iterdir()):
+        if _TEMPORARY.match(name):
+            _sweep(folder / name, disk)
+        elif (match := _SUPERSEDED.match(name)) and match[2]:
+            _move_aside(folder, folder / name, disk)
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of that pid; a flush may be at work."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def start_over(folder: Path, disk: Disk) -> Path | None:
+    """No checkpoint is left in `folder`: all have moved to the folder returned (None if there was nothing to move)."""
+    if not ever_held(folder):
+        return None
+    taken = [int(m[1]) for p in folder.iterdir() if (m := _SUPERSEDED.match(p.name))]
+    aside = folder / f"superseded-{max(taken, default=0) + 1}.tmp"
+    disk.mkdir(aside)
+    disk.sync_dir(folder)
+    return _move_aside(folder, aside, disk)
+
+
+def _move_aside(folder: Path, aside: Path, disk: Disk) -> Path:
+    names = [step_name(step) for step in committed_steps(folder)]
+    for name in [*names, QUARANTINE, LATEST]:
+        if os.path.lexists(folder / name):
+            disk.rename(folder / name, aside / name)
+    disk.sync_dir(aside)
+    # That syncing the folder that a name came to syncs that which it left is promised nowhere.
+    disk.sync_dir(folder)
+    # The name without .tmp says that nothing of the old history is left outside it.
+    done = aside.with_suffix("")
+    disk.rename(aside, done)
+    disk.sync_dir(folder)
+    return done
+
+
+def held(folder: Path) -> list[str]:
+    """The names of the committed checkpoints in `folder`, oldest first."""
+    return [step_name(step) for step in committed_steps(folder)]
+
+
+def _quarantined(folder: Path) -> list[str]:
+    place = folder / QUARANTINE
+    if not place.is_dir():
+        return []
+    return sorted(p.name for p in place.iterdir() if not p.name.endswith(".txt") and not p.name.startswith("."))
+
+
+def ever_held(folder: Path) -> list[str]:
+    """Every trace of a checkpoint in `folder`: committed ones, quarantined ones, and a `latest` that outlived its target."""
+    traces = held(folder) + [f"{QUARANTINE}/{name}" for name in _quarantined(folder)]
+    return traces or [LATEST for _ in range(os.path.lexists(folder / LATEST))]

@@ -1,0 +1,163 @@
+"""The folder of checkpoints, as a reader sees it: list, load one's manifest, verify one or all. Needs no torch.
+
+    checkpoints/
+      step-00000040/{manifest.json, rank0.safetensors, rank1.safetensors}     committed: the name is the promise
+      .step-00000050.tmp-<id>/                                                being written, pruned, or left by a death
+      latest                          the name of the newest, a hint: nothing depends on it
+      quarantine/                     damaged ones, each with a text that says why
+      superseded-1/                   moved aside by a run that started over
+
+Names are never followed out of the folder: only a plain folder whose name is exactly that of a step counts, its files are
+opened relative to it, and a symbolic link is damage.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint.errors import CheckpointError, Damaged, Unreadable
+from trainer.checkpoint.format import manifest as manifests
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.shard import Sink, read_shard
+from trainer.rundir.layout import committed_steps, step_name, step_of
+
+LATEST = "latest"
+QUARANTINE = "quarantine"
+
+_LINK = (errno.ELOOP, errno.ENOTDIR)
+_LARGEST = 256 << 20
+"""Bytes of the largest manifest."""
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[int]:
+    """A descriptor of the regular file `name` in the checkpoint `path`. Damaged if it is missing or a link, Unreadable if
+    the system refuses it; the same for what goes wrong inside."""
+    try:
+        # Each step refuses links, and O_NONBLOCK keeps a pipe put in a file's place from blocking for ever.
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        raise Damaged(f"{name} is missing") from None
+    except OSError as error:
+        if error.errno in _LINK:
+            raise Damaged(f"{name} or its folder is a link, not the thing itself") from None
+        raise Unreadable(f"{name} cannot be opened: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Damaged(f"{name} is not a regular file")
+        yield fd
+    except OSError as error:
+        raise Unreadable(f"{name} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of the checkpoint `path`, unchanged since it was written; else Damaged or Unreadable."""
+    with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+        if os.fstat(fd).st_size > _LARGEST:
+            raise Damaged(f"{manifests.NAME} is larger than any can be")
+        manifest = manifests.decode(file.read(_LARGEST))
+    if step_name(manifest.step) != path.name:
+        raise Damaged(f"{manifests.NAME} is that of step {manifest.step}")
+    return manifest
+
+
+def attempt_of(path: Path) -> int:
+    """The attempt that made the checkpoint `path`; -1 if nobody supervised it, or its manifest does not tell."""
+    try:
+        attempt = load_manifest(path).attempt
+    except CheckpointError:
+        return -1
+    return -1 if attempt is None else attempt
+
+
+def read_file(path: Path, manifest: Manifest, name: str, sink: Sink) -> dict[str, str]:
+    """The metadata of file `name`, its entries in what `sink` gave for them, all unchanged since they were written; else
+    Damaged or Unreadable, and what was read so far must not be used."""
+    stored = manifest.files[name]
+    with opened(path, name) as fd:
+        size = os.fstat(fd).st_size
+        if size != stored.bytes:
+            raise Damaged(f"{name} has {size} bytes, its manifest says {stored.bytes}")
+        try:
+            digest, metadata = read_shard(fd, sink)
+        except Damaged as error:
+            raise Damaged(f"{name}: {error}") from None
+        if (digest.bytes, digest.hex) != (stored.bytes, stored.digest):
+            raise Damaged(f"{name} does not match its digest")
+    return metadata
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of the checkpoint `path`, every byte of which was just read and is as written; else Damaged or
+    Unreadable."""
+    manifest = load_manifest(path)
+    for name in manifest.files:
+        read_file(path, manifest, name, lambda entry: None)
+    return manifest
+
+
+def check(path: Path) -> Manifest:
+    """The manifest of the checkpoint `path`, whose files are there and of the right size; their content was not read."""
+    manifest = load_manifest(path)
+    for name, stored in manifest.files.items():
+        with opened(path, name) as fd:
+            if os.fstat(fd).st_size != stored.bytes:
+                raise Damaged(f"{name} has {os.fstat(fd).st_size} bytes, its manifest says {stored.bytes}")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A committed checkpoint as found: its manifest, or what is wrong with it."""
+
+    step: int
+    path: Path
+    manifest: Manifest | None
+    problem: str | None
+
+
+def listing(folder: Path, look: Callable[[Path], Manifest] = check) -> list[Listed]:
+    """Every committed checkpoint in `folder`, oldest first; `look` is load_manifest, check or verify."""
+    found = []
+    for step in committed_steps(folder):
+        path = folder / step_name(step)
+        try:
+            found.append(Listed(step, path, look(path), None))
+        except CheckpointError as error:
+            found.append(Listed(step, path, None, str(error)))
+    return found
+
+
+def newest_good(folder: Path) -> Listed | None:
+    """The newest checkpoint in `folder` that verifies, or None."""
+    for step in reversed(committed_steps(folder)):
+        path = folder / step_name(step)
+        try:
+            return Listed(step, path, verify(path), None)
+        except CheckpointError:
+            continue
+    return None
+
+
+def read_latest(folder: Path) -> int | None:
+    """The step that `latest` names, or None if there is no such file or it names none."""
+    try:
+        fd = os.open(folder / LATEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return step_of(os.read(fd, 64).decode("ascii", "replace").strip())
+        finally:
+            os.close(fd)
+    except OSError:
+        return None

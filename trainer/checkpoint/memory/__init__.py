@@ -1,0 +1,1 @@
+"""The memory tier: snapshots in shared memory."""

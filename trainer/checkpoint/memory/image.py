@@ -1,0 +1,123 @@
+"""The image of a rank's file in memory: the bytes that a save would write, from live tensors, planned once and filled often.
+
+    | header: index (planned), the rank's own state | shares of the shared state | own tensors | sidecar |
+    '---------------------------- payload: the file, byte for byte --------------------'
+
+Steady tensors do not change between two optimizer steps and are copied by whoever fills. All others are staged: copied aside
+at once, by the thread that trains, and from there later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Set
+
+import torch
+
+from trainer.checkpoint.format.plan import Share, Spec, plan
+from trainer.checkpoint.format.shard import Entry, entry_of, header_of, index
+from trainer.checkpoint.memory.segment import Buffer
+from trainer.checkpoint.state.packing import Packed
+from trainer.checkpoint.state.tensors import bytes_of, is_plain
+from trainer.checkpoint.state.tree import text_of
+
+_SMALL = 32_000
+"""torch copies up to here in the calling thread; above, with as many threads as it trains with, which would disturb those."""
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""(destination, source), both bytes."""
+Copy = Callable[[Buffer, torch.Tensor, list[Pair]], None]
+"""Called with a buffer, its memory, and the pairs whose destinations are in it."""
+
+
+def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
+    """That share of `tensor` (contiguous) as bytes, not copied."""
+    return tensor.detach().reshape(-1)[share.start : share.start + share.count].view(torch.uint8)
+
+
+class Image:
+    """Planned for one set of tensors: those of `shared`, of which `steady` names the steady ones."""
+
+    def __init__(self, shared: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
+        self.specs = shared.specs
+        self._rank = rank
+        shares = [share for share in plan(shared.specs, world_size)[rank] if share.count]
+        self._entries = [entry_of(share, shared.specs[share.name]) for share in plan(shared.specs, world_size)[rank]]
+        self._index = b""
+        self._own_specs: dict[str, Spec] | None = None
+        self._stage = {
+            share.name: torch.empty_like(shared.tensors[share.name], memory_format=torch.contiguous_format)
+            for share in shares
+            if share.name not in steady
+        }
+        tensors = {**shared.tensors, **self._stage}
+        self._plain: list[torch.Tensor] = []
+        self._plain_at: list[int] = []
+        self._awkward: list[tuple[int, torch.Tensor, Share]] = []
+        at = 0
+        for share in shares:
+            tensor, size = tensors[share.name], share.count * tensors[share.name].element_size()
+            if is_plain(tensor):
+                self._plain.append(flat_bytes(tensor, share))
+                self._plain_at.append(at)
+            else:
+                self._awkward.append((at, tensor, share))
+            at += size
+        self._shared_bytes = at
+        self._pairs: dict[str, tuple[int, int, torch.Tensor, list[Pair]]] = {}
+
+    def stage(self, shared: Packed) -> None:
+        """What may change from now on is as it is now."""
+        if self._stage:
+            torch._foreach_copy_(list(self._stage.values()), [shared.tensors[name].detach() for name in self._stage])
+
+    def header(self, own: Packed) -> bytes:
+        if self._own_specs != own.specs:
+            self._own_specs = dict(own.specs)
+            self._index = index(self._entries + [Entry(name, spec) for name, spec in own.specs.items()])
+        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": text_of(own.tree).decode()})
+
+    def payload(self, header: bytes, own: Packed) -> int:
+        """The bytes of the whole file."""
+        return len(header) + self._shared_bytes + sum(spec.bytes for spec in own.specs.values())
+
+    def fill(self, buffer: Buffer, header: bytes, own: Packed, sidecar: bytes, copy: Copy) -> None:
+        """`buffer` holds the image: the file, and after it `sidecar`."""
+        memory, pairs = self._placed(buffer, len(header))
+        # Before copy(), which says that the state may change.
+        for at, tensor, share in self._awkward:
+            part = tensor.detach().resolve_conj().resolve_neg().reshape(-1)[share.start : share.start + share.count]
+            start = len(header) + at
+            memory[start : start + part.numel() * part.element_size()].copy_(part.contiguous().view(torch.uint8))
+        copy(buffer, memory, pairs)
+        buffer.memory[: len(header)] = header
+        at = len(header) + self._shared_bytes
+        for name, spec in own.specs.items():
+            _alive, view = bytes_of(own.tensors[name], Share(name, 0, spec.count))
+            buffer.memory[at : at + spec.bytes] = view
+            at += spec.bytes
+        buffer.memory[at : at + len(sidecar)] = sidecar
+
+    def _placed(self, buffer: Buffer, head: int) -> tuple[torch.Tensor, list[Pair]]:
+        known = self._pairs.get(buffer.slot)
+        if known is None or known[:2] != (buffer.serial, head):
+            memory = torch.frombuffer(buffer.memory, dtype=torch.uint8)
+            pairs = [
+                (memory[head + at : head + at + source.numel()], source)
+                for at, source in zip(self._plain_at, self._plain, strict=True)
+            ]
+            known = self._pairs[buffer.slot] = (buffer.serial, head, memory, pairs)
+            # Or a buffer that is dropped would stay mapped, and its memory taken.
+            buffer.releases.append(functools.partial(self._pairs.pop, buffer.slot, None))
+        return known[2], known[3]
+
+
+def copy_here(pairs: list[Pair]) -> None:
+    """Each destination holds what its source does, both on the CPU; copied by this thread alone, without the GIL."""
+    small = [(target, source) for target, source in pairs if source.numel() <= _SMALL]
+    if small:
+        torch._foreach_copy_([target for target, _ in small], [source for _, source in small])
+    for target, source in pairs:
+        if source.numel() > _SMALL:
+            ctypes.memmove(target.data_ptr(), source.data_ptr(), source.numel())

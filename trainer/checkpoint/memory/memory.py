@@ -1,0 +1,194 @@
+"""The memory tier of one rank: a snapshot of the state in shared memory, copied while the next step computes.
+
+Where a core is spare for it, or the state lies on a GPU (else all of it happens in take(), see copier):
+
+    training thread   optimizer.step(k) | take: capture, stage |  forward  backward  | gate | optimizer.step(k+1)
+    copying thread                      '-> begin -> fill -> commit (k is safe)      ^
+                                                               a late copy is waited for here, by a hook of the optimizer
+
+Parameters and optimizer state do not change in between; what does (buffers, generators, numbers) is captured by take().
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from trainer.checkpoint.memory.copier import Copier, copier_for, spare_cores
+from trainer.checkpoint.memory.image import Image
+from trainer.checkpoint.memory.segment import Segment
+from trainer.checkpoint.state import rng
+from trainer.checkpoint.state.packing import Packer
+from trainer.checkpoint.state.state import Stateful, capture, capture_rank, steadiness
+from trainer.checkpoint.state.tree import text_of
+
+_BANDWIDTH = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    step: int
+    pin: bool
+    image: Image
+    tree: Any
+    generators: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose snapshots, and where."""
+
+    folder: Path
+    rank: int
+    world_size: int
+    attempt: int
+    run: str | None
+
+
+class Memory:
+    """Snapshots of `parts`. OSError if there can be none in that place. `problem` says why there are none any more."""
+
+    def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
+        """`spare`: whether a core is spare for copying; None finds out."""
+        self.problem: str | None = None
+        self.cost_s = 0.0
+        """What the newest snapshot took from training, in seconds: the training thread's time, its waiting, and, for
+        memory bandwidth, a quarter of the copying thread's CPU time."""
+        self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
+        self._place, self._parts = place, parts
+        self._packer = Packer(lambda: steadiness(parts))
+        self._image: Image | None = None
+        self._needed = 0
+        self.spare = spare_cores(place.world_size) if spare is None else spare
+        self._specs_text: tuple[object, bytes] = (None, b"")
+        self._copier: Copier | None = None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._spent_s, self._waited_s, self._copied_s = 0.0, 0.0, 0.0
+        # Daemon: a rank that dies of an exception must not hang in it. The finalizer lets a copy under way end first.
+        self._thread = threading.Thread(
+            target=_serve, args=(weakref.ref(self), self._jobs), name="snapshot", daemon=True
+        )
+        self._thread.start()
+        self._finish = weakref.finalize(self, _finish, self._jobs, self._thread)
+        itself = weakref.ref(self)
+
+        def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+            if (memory := itself()) is not None:
+                memory.gate()
+
+        # Of every optimizer: a second one may change what this one's state is copied with.
+        self._hook = register_optimizer_step_pre_hook(before_step)
+
+    def take(self, step: int, extra: Any, pin: bool = False) -> None:
+        """The state as it is now will be this rank's snapshot of `step`, unless another rank is late, or `problem` is
+        set. Pinned, it stays until a flush has read it."""
+        self.wait()
+        self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
+        began = time.perf_counter()
+        shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
+        image = self._image
+        if image is None or image.specs is not shared.specs:
+            image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
+            self._image = image
+            self._copier = copier_for(shared.tensors.values(), self.spare)
+        assert self._copier is not None
+        image.stage(shared)
+        job = _Job(step, pin, image, shared.tree, generators)
+        if self._copier.overlaps:
+            self._idle.clear()
+            self._copier.mark()
+            self._jobs.put(job)
+        else:
+            self.work(job)
+        self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
+
+    def gate(self) -> None:
+        """Parameters and optimizer state may be changed."""
+        if self._copier is not None and not self._idle.is_set():
+            began = time.perf_counter()
+            self._copier.gate()
+            self._waited_s += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """The last snapshot is committed, or there was none."""
+        if not self._idle.is_set():
+            began = time.perf_counter()
+            self._idle.wait()
+            self._waited_s += time.perf_counter() - began
+
+    def close(self) -> None:
+        """No snapshot is being copied, and none will be. Those that are there stay."""
+        self._hook.remove()
+        self._finish()
+
+    def work(self, job: _Job) -> None:
+        """`job` is done; called by the copying thread, if there is one."""
+        began = time.thread_time()
+        try:
+            self._write(job)
+        except OSError as error:
+            self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+            self.problem = f"no snapshots: {error}"
+        finally:
+            if self._copier is not None and self._copier.overlaps:
+                self._copied_s = time.thread_time() - began
+                self._copier.finish()
+                self._idle.set()
+
+    def _write(self, job: _Job) -> None:
+        own = capture_rank(self._place.rank, job.generators)
+        header = job.image.header(own)
+        sidecar = self._sidecar(job) if self._place.rank == 0 else b""
+        payload = job.image.payload(header, own)
+        self._needed = payload
+        buffer = self.segment.begin(payload + len(sidecar), job.step if job.pin else None)
+        if buffer is None or self._copier is None:
+            self.segment.skip(job.step)
+            return
+        job.image.fill(buffer, header, own, sidecar, self._copier.copy)
+        self.segment.commit(buffer, job.step, payload, len(sidecar))
+
+    def _room(self) -> str:
+        needed = 3 * self._place.world_size * self._needed / 2**20 + 16
+        return (
+            f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
+            f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"
+        )
+
+    def _sidecar(self, job: _Job) -> bytes:
+        """What a manifest needs beyond the files."""
+        known, text = self._specs_text
+        if known is not job.image.specs:
+            specs = {name: [spec.dtype, spec.shape] for name, spec in job.image.specs.items()}
+            text = text_of(specs)
+            self._specs_text = (job.image.specs, text)
+        about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
+        return text_of(about)[:-1] + b',"tensors":' + text + b"}"
+
+
+def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        if (itself := memory()) is not None:
+            itself.work(job)
+        # Or the last job's tensors, and the memory tier itself, would live on in this frame.
+        del job, itself
+
+
+def _finish(jobs: queue.SimpleQueue[_Job | None], thread: threading.Thread) -> None:
+    jobs.put(None)
+    if thread is not threading.current_thread():
+        thread.join()

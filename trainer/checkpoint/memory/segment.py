@@ -1,0 +1,189 @@
+"""A rank's own buffers in shared memory, as their writer: which to write next, and when a snapshot is one.
+
+    begin    a buffer that may be written over -> its record is zeros
+    (fill)   header, tensors, sidecar
+    commit   its record
+
+    May be written over: what was never committed, what a dead attempt left, what is older than the newest snapshot that all
+    ranks have, and what some rank has gone on without. Never that newest one, never a pinned one. So if another rank is
+    late there is none: no snapshot this time.
+
+Two buffers, a third only while one is pinned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint.memory.board import Board, Record, owner_of
+from trainer.checkpoint.memory.snapshots import Snapshot, boards, common
+from trainer.rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
+
+_SLACK = 1 << 20
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """The memory of one slot. `serial` differs for every memory that was ever mapped for it."""
+
+    slot: str
+    fd: int
+    memory: mmap.mmap
+    serial: int
+    releases: list[Callable[[], object]]
+    """To be called before the memory goes."""
+
+
+class Segment:
+    """The files of one rank. Made by one thread, used by one thread."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int, attempt: int) -> None:
+        self.folder, self.rank, self.world_size, self.attempt = folder, rank, world_size, attempt
+        self._owner = owner_of(folder)
+        claim(folder)
+        self._own = Board.create(board_path(folder, rank))
+        # Those of a larger world too: its last snapshot counts until this world has one.
+        self._boards = {**boards(folder), rank: self._own}
+        self._buffers: dict[str, Buffer] = {}
+        # Of the process and the moment: no record of this attempt can equal one of another.
+        self._serial = itertools.count(time.monotonic_ns())
+        self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
+        self._swept = False
+        self.cramped = False
+        for slot in self._own.pins():
+            # Pinned by a rank that died before it had committed: no flush will ever come for it.
+            if self._own.read(slot) is None:
+                self._own.pin(slot, None)
+
+    def boards(self) -> dict[int, Board]:
+        """The boards of all ranks that have one."""
+        if any(rank not in self._boards for rank in range(self.world_size)):
+            self._boards = {**boards(self.folder), **self._boards}
+        return self._boards
+
+    def newest(self) -> Snapshot | None:
+        """The newest snapshot that all ranks have."""
+        found = common(self.folder, self.boards())
+        return found[-1] if found else None
+
+    def begin(self, size: int, pin: int | None = None) -> Buffer | None:
+        """A buffer of `size` bytes that holds nothing now, pinned for step `pin`; None if there is none to be had yet.
+        OSError if shared memory has no room for it."""
+        newest = self.newest()
+        free = self._free(newest)
+        if not free:
+            return None
+        slot, *spare = free
+        self._own.invalidate(slot)
+        if pin is not None:
+            self._own.pin(slot, pin)
+        elif len(self._held) > 2 and not self._own.pins():
+            for other in spare:
+                self._drop(other)
+        self._forget_larger_world(newest)
+        third = slot not in self._held and len(self._held) >= 2
+        try:
+            return self._mapped(slot, size)
+        except OSError:
+            # Without room for a third one there are no snapshots while a flush reads, and that is all. Without room for one
+            # of the two there are none any more.
+            if not third:
+                raise
+            self.cramped = True
+            return None
+
+    def _free(self, newest: Snapshot | None) -> list[str]:
+        """The slots that may be written over, the best first: that with the oldest content."""
+        pins, records = self._own.pins(), self._own.records()
+        kept = newest.places[self.rank][0] if newest and self.rank < newest.world_size else None
+        two = sorted(self._held | {"a", "b"})[:2] if len(self._held) < 2 else self._held
+        free = [
+            slot
+            for slot in (SLOTS if pins else two)
+            if slot != kept and slot not in pins and self._past(records.get(slot), newest)
+        ]
+        # One that is there before one that would have to be made.
+        return sorted(
+            free, key=lambda s: (s == "c" and s not in self._held, records[s].step if s in records else -1, s)
+        )
+
+    def _past(self, record: Record | None, newest: Snapshot | None) -> bool:
+        """Whether `record` is of no use any more: it is older than `newest`, or can never be one that all ranks have."""
+        if record is None or record.attempt != self.attempt or (newest is not None and record.step < newest.step):
+            return True
+        return any(
+            board.passed(self.attempt) >= record.step
+            and all((r.step, r.attempt) != (record.step, self.attempt) for r in board.records().values())
+            for rank, board in self.boards().items()
+            if rank < self.world_size
+        )
+
+    def commit(self, buffer: Buffer, step: int, payload: int, sidecar: int) -> None:
+        """`buffer` holds this rank's part of the snapshot of `step`."""
+        self._own.commit(
+            buffer.slot,
+            Record(self._owner, self.attempt, step, self.world_size, self.rank, payload, sidecar, next(self._serial)),
+        )
+        self._own.go_past(self.attempt, step)
+
+    def skip(self, step: int) -> None:
+        """This rank will have no snapshot of `step`: the others need not keep theirs for it."""
+        self._own.go_past(self.attempt, step)
+
+    def _mapped(self, slot: str, size: int) -> Buffer:
+        buffer = self._buffers.get(slot)
+        if buffer is None or len(buffer.memory) < size:
+            self._unmap(slot)
+            path = buffer_path(self.folder, self.rank, slot)
+            fd = self._opened(path, size)
+            self._held.add(slot)
+            memory = mmap.mmap(fd, 0)
+            buffer = self._buffers[slot] = Buffer(slot, fd, memory, next(self._serial), [])
+        return buffer
+
+    def _opened(self, path: Path, size: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if os.fstat(fd).st_size >= size:
+                return fd
+            os.close(fd)
+            path.unlink()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Every page is there from now on: full memory must be an OSError here, not a SIGBUS in a copy.
+            os.posix_fallocate(fd, 0, size + size // 64 + _SLACK)
+        except OSError:
+            os.close(fd)
+            path.unlink()
+            raise
+        return fd
+
+    def _unmap(self, slot: str) -> None:
+        if buffer := self._buffers.pop(slot, None):
+            for release in buffer.releases:
+                release()
+            os.close(buffer.fd)
+
+    def _drop(self, slot: str) -> None:
+        self._own.invalidate(slot)
+        buffer_path(self.folder, self.rank, slot).unlink(missing_ok=True)
+        self._unmap(slot)
+        self._held.discard(slot)
+
+    def _forget_larger_world(self, newest: Snapshot | None) -> None:
+        """What ranks of a larger, dead world left is gone, once this world has a snapshot of its own."""
+        if self._swept or self.rank != 0 or newest is None or newest.attempt != self.attempt:
+            return
+        self._swept = True
+        for rank in ranks_in(self.folder):
+            if rank >= self.world_size:
+                self._boards.pop(rank, None)
+                for path in (board_path(self.folder, rank), *(buffer_path(self.folder, rank, s) for s in SLOTS)):
+                    path.unlink(missing_ok=True)

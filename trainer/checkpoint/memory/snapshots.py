@@ -1,0 +1,117 @@
+"""The snapshots of a run in shared memory, as a reader sees them: the supervisor, a flush, a rank that restores.
+
+    rank 0   a: step 8   b: step 9              newest that ALL ranks have: 8. Rank 1 was copying 9 when it died,
+    rank 1   a: step 8   b: (being written)     and rank 0 does not write over its 8 before it sees rank 1's 9.
+
+Ranks of one snapshot are of one attempt and one world size. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint.memory.board import Board, Record, owner_of
+from trainer.rundir import shm
+from trainer.rundir.shm import board_path, buffer_path, ranks_in
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that every rank of its world has committed. `places` are (slot, record), by rank."""
+
+    segment: Path
+    attempt: int
+    step: int
+    world_size: int
+    places: tuple[tuple[str, Record], ...]
+
+    def path(self, rank: int) -> Path:
+        return buffer_path(self.segment, rank, self.places[rank][0])
+
+    def record(self, rank: int) -> Record:
+        return self.places[rank][1]
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.payload for _, record in self.places)
+
+
+def boards(segment: Path) -> dict[int, Board]:
+    """Every rank's board in `segment` that can be read."""
+    found = {}
+    for rank in ranks_in(segment):
+        with contextlib.suppress(OSError, ValueError):
+            found[rank] = Board(board_path(segment, rank))
+    return found
+
+
+def common(segment: Path, found: Mapping[int, Board]) -> list[Snapshot]:
+    """The snapshots that all ranks have, oldest first."""
+    owner = owner_of(segment)
+    places: dict[tuple[int, int, int], dict[int, tuple[str, Record]]] = {}
+    for rank, board in found.items():
+        for slot, record in board.records().items():
+            if (record.owner, record.rank) == (owner, rank):
+                key = (record.step, record.attempt, record.world_size)
+                places.setdefault(key, {})[rank] = (slot, record)
+    return [
+        Snapshot(segment, attempt, step, size, tuple(by_rank[rank] for rank in range(size)))
+        for (step, attempt, size), by_rank in sorted(places.items())
+        if size > 0 and all(rank in by_rank for rank in range(size))
+    ]
+
+
+def find(segment: Path, step: int | None = None) -> Snapshot | None:
+    """The newest snapshot that all ranks have, or that of `step`."""
+    found = [s for s in common(segment, boards(segment)) if step is None or s.step == step]
+    return found[-1] if found else None
+
+
+def newest_snapshot(segment: Path) -> int | None:
+    """The step of the newest snapshot that all ranks have."""
+    found = find(segment)
+    return found.step if found else None
+
+
+def unchanged(snapshot: Snapshot) -> bool:
+    """Whether every buffer still holds that snapshot, so that what was read from them is of it."""
+    found = boards(snapshot.segment)
+    return all(
+        rank in found and found[rank].read(slot) == record for rank, (slot, record) in enumerate(snapshot.places)
+    )
+
+
+def pin(snapshot: Snapshot) -> None:
+    """No rank writes over `snapshot` until the pins are cleared. unchanged() says afterwards if one just had."""
+    found = boards(snapshot.segment)
+    for rank, (slot, _) in enumerate(snapshot.places):
+        if rank in found:
+            found[rank].pin(slot, snapshot.step)
+
+
+def any_pinned(found: Iterable[Board]) -> bool:
+    return any(board.pins() for board in found)
+
+
+def clear_pins(segment: Path) -> None:
+    """No buffer is kept for a flush any more: for when the process that flushed is gone."""
+    for board in boards(segment).values():
+        for slot in board.pins():
+            board.pin(slot, None)
+
+
+def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
+    """No snapshot is left of which `covers(attempt, step)` is true. Only while no rank takes any."""
+    for board in boards(segment).values():
+        for slot, record in board.records().items():
+            if covers(record.attempt, record.step):
+                board.invalidate(slot)
+                board.pin(slot, None)
+
+
+def remove(segment: Path) -> None:
+    """Nothing of the run's snapshots is left in shared memory."""
+    shm.remove(segment)

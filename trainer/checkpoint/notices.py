@@ -1,0 +1,59 @@
+"""What a Checkpointer has to tell: to the supervisor as notes, to people on stderr. Rank 0 speaks for all."""
+
+from __future__ import annotations
+
+import sys
+
+from trainer.checkpoint.disk.restore import Bad
+from trainer.checkpoint.disk.save import Outcome
+from trainer.checkpoint.guard import Window
+from trainer.rank.progress import progress
+
+
+class Voice:
+    """That of `rank`; ranks other than 0 say only what nobody else can know."""
+
+    def __init__(self, rank: int) -> None:
+        self._leads = rank == 0
+
+    def log(self, text: str) -> None:
+        """Something that happened as it should."""
+        if self._leads:
+            print(text, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Something that a person should look at."""
+        if self._leads:
+            progress().note("warning", text=text)
+            self.log(text)
+
+    def resumed(self, step: int, source: str) -> None:
+        if self._leads:
+            progress().note("resumed", step=step, source=source)
+
+    def skipped(self, step: int, window: Window) -> None:
+        """The run goes on from `step`, and the data of `window` is passed over."""
+        if self._leads:
+            progress().note("data_skipped", **{"from": window[0], "to": window[1], "step": step})
+            self.log(f"went back to step {step}: the data of steps {window[0]} to {window[1] - 1} is passed over")
+
+    def saved(self, outcome: Outcome) -> None:
+        """How a save of the ranks' own went."""
+        if not self._leads or outcome.existed:
+            return
+        if outcome.error is None:
+            seconds = round(outcome.seconds, 6)
+            progress().note("checkpoint_saved", step=outcome.step, bytes=outcome.bytes, seconds=seconds)
+        else:
+            progress().note("checkpoint_failed", step=outcome.step, error=outcome.error)
+            self.log(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
+
+    def bad(self, bad: Bad) -> None:
+        """A state was passed over."""
+        if bad.path is None:
+            self.say(f"{bad.reason}; it is passed over for an older state")
+        elif self._leads:
+            moved = str(bad.moved_to) if bad.moved_to else None
+            progress().note("checkpoint_bad", path=str(bad.path), reason=bad.reason, moved_to=moved)
+            fate = f"moved to {moved}" if moved else "left where it is"
+            self.log(f"checkpoint {bad.path} cannot be used ({bad.reason}); {fate}, trying an older one")

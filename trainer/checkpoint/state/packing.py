@@ -1,0 +1,199 @@
+"""Nested state taken apart into JSON and tensors; and taken apart again, quickly, while its tensors stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.format.plan import Spec
+from trainer.checkpoint.state import tensors, tree
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Nested state taken apart: `tree` is JSON that names tensors; `tensors` are the live ones, not copies, each once
+    however often it is named."""
+
+    tree: Any
+    tensors: Mapping[str, torch.Tensor]
+    specs: Mapping[str, Spec]
+    visited: Sequence[str] = ()
+    """The name of each tensor met, in order; one that is tied to an earlier one has its name."""
+
+
+def pack(state: Any, prefix: str = "") -> Packed:
+    """`state` taken apart. StateError names the path of what a checkpoint cannot hold."""
+    found: dict[str, torch.Tensor] = {}
+    specs: dict[str, Spec] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    visited: list[str] = []
+
+    def name_of(value: Any, path: str) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        spec = tensors.spec_of(value, path)
+        # Tied weights are one tensor under two names. `found` keeps each alive, so an address means one tensor only.
+        identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
+        if spec.count and identity in names:
+            visited.append(names[identity])
+            return names[identity]
+        name = base = path.replace("@", "%40")
+        while name in found:
+            name = f"{base}%{len(found)}"
+        names[identity], found[name], specs[name] = name, value.detach(), spec
+        visited.append(name)
+        return name
+
+    return Packed(tree.encode(state, prefix, name_of), found, specs, visited)
+
+
+Steadiness = Callable[[str, torch.Tensor], bool]
+
+
+class _Moved(Exception):
+    """A tensor is not where it was, or not the same one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """A tensor met while packing. `address` is None where the tensor may be another one each time."""
+
+    path: str
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    address: tuple[Any, ...] | None
+
+
+def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.stride(), tensor.is_conj()
+
+
+def _identities(values: list[torch.Tensor]) -> list[tuple[Any, ...]]:
+    return [(t.data_ptr(), t.stride(), t.is_conj(), t.dtype, t.shape) for t in values]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A dict of nothing but steady tensors, or dicts of them, which are most of a state: compared, not encoded again."""
+
+    keys: list[Any]
+    names: list[str]
+    identities: list[tuple[Any, ...]]
+    encoded: Any
+
+
+_BLOCKS = (("model",), ("optimizer", "state"))
+
+
+def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.Tensor]] | None:
+    """(keys, tensors) of the dict at `path`, or None if it holds anything but tensors and dicts of them."""
+    for key in path:
+        if not isinstance(state, dict) or key not in state:
+            return None
+        state = state[key]
+    keys: list[Any] = []
+    values: list[torch.Tensor] = []
+    for key, value in state.items() if isinstance(state, dict) else ():
+        for name, leaf in value.items() if type(value) is dict else ((None, value),):
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            keys.append((key, name))
+            values.append(leaf)
+    return keys, values
+
+
+def _without(state: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """`state` with `value` at `path`; what is on the way there is copied."""
+    head, *rest = path
+    return {**state, head: _without(state[head], tuple(rest), value) if rest else value}
+
+
+class Packer:
+    """pack(), remembered: `specs` and `steady` of the result are the very same objects as long as nothing has moved.
+
+    `steadiness()` gives what says, of a path and a tensor, whether it keeps its place and changes only when the optimizer
+    steps."""
+
+    def __init__(self, steadiness: Callable[[], Steadiness]) -> None:
+        self._steadiness = steadiness
+        self._visits: list[_Visit] = []
+        self._blocks: dict[tuple[str, ...], _Block] = {}
+        self._last: Packed | None = None
+        self.steady: frozenset[str] = frozenset()
+
+    def __call__(self, state: Any) -> Packed:
+        """`state` taken apart, as pack() does it."""
+        if self._last is not None:
+            try:
+                return self._again(state, self._last)
+            except _Moved:
+                pass
+        return self._afresh(state)
+
+    def _afresh(self, state: Any) -> Packed:
+        packed = pack(state)
+        is_steady = self._steadiness()
+        self._visits = []
+
+        def visit(value: Any, path: str) -> str | None:
+            if not isinstance(value, torch.Tensor):
+                return None
+            name = next(named)
+            address = _address(value) if is_steady(path, value) else None
+            self._visits.append(_Visit(path, name, value.dtype, value.shape, address))
+            return name
+
+        named = iter(packed.visited)
+        tree.encode(state, "", visit)
+        self.steady = frozenset(v.name for v in self._visits if v.address is not None)
+        self._blocks = {}
+        for path in _BLOCKS:
+            self._set_apart(path, state, packed.tree)
+        # Kept alive, so that an address goes on to mean one tensor only.
+        self._last = packed
+        return packed
+
+    def _set_apart(self, path: tuple[str, ...], state: Any, encoded: Any) -> None:
+        found = _block_at(state, path)
+        for key in path:
+            encoded = encoded.get(key) if isinstance(encoded, dict) else None
+        inside = [v for v in self._visits if v.path.startswith("/".join(path) + "/")]
+        if found is None or encoded is None or len(inside) != len(found[1]) or any(v.address is None for v in inside):
+            return
+        met = {id(v) for v in inside}
+        self._visits = [v for v in self._visits if id(v) not in met]
+        self._blocks[path] = _Block(found[0], [v.name for v in inside], _identities(found[1]), encoded)
+
+    def _again(self, state: Any, last: Packed) -> Packed:
+        found: dict[str, torch.Tensor] = {}
+        visits = iter(self._visits)
+
+        def name_of(value: Any, path: str) -> str | None:
+            if not isinstance(value, torch.Tensor):
+                return None
+            seen = next(visits, None)
+            if seen is None or seen.path != path or value.dtype != seen.dtype or value.shape != seen.shape:
+                raise _Moved
+            if seen.address is not None and _address(value) != seen.address:
+                raise _Moved
+            # Tied tensors have one name, and must be tied still.
+            if found.setdefault(seen.name, value) is not value and found[seen.name].data_ptr() != value.data_ptr():
+                raise _Moved
+            return seen.name
+
+        for path, block in self._blocks.items():
+            now = _block_at(state, path)
+            if now is None or now[0] != block.keys or _identities(now[1]) != block.identities:
+                raise _Moved
+            found.update(zip(block.names, now[1], strict=True))
+            state = _without(state, path, None)
+        encoded = tree.encode(state, "", name_of)
+        if next(visits, None) is not None:
+            raise _Moved
+        for path, block in self._blocks.items():
+            encoded = _without(encoded, path, block.encoded)
+        return Packed(encoded, found, last.specs, last.visited)

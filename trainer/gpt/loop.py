@@ -1,0 +1,141 @@
+"""The training loop, for one process and for DDP alike."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.memory.tier import Wish
+from trainer.checkpoint.state import rng
+from trainer.errors import UsageError
+from trainer.gpt.config import Place, TrainConfig
+from trainer.gpt.data import Batches, load_bytes
+from trainer.gpt.log import Log
+from trainer.gpt.metrics import Metrics
+from trainer.gpt.model import GPT, GPTConfig
+from trainer.gpt.parallel import agree, device_of, join, parallel, set_threads
+from trainer.gpt.schedule import learning_rate
+from trainer.rank.progress import Phase, progress
+from trainer.rundir.environment import supervised
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run trains, and with what."""
+
+    device: torch.device
+    model: GPT
+    forward: nn.Module
+    """The model itself, or under DDP."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    autocast: AbstractContextManager[object]
+    batches: Batches
+
+
+def build(config: TrainConfig, place: Place) -> Parts:
+    """Everything as it is before step 0; the ranks' process group is there if there are several."""
+    set_threads(config, place)
+    device = device_of(config, place)
+    data = load_bytes(config.data, config.seed)
+    batches = Batches(data, config.batch_size, config.block_size, config.seed, place.rank, place.world_size)
+    if place.world_size > 1:
+        join(device)
+    rng.seed(config.seed)
+    model = GPT(GPTConfig(config.block_size, config.n_layer, config.n_head, config.n_embd, config.dropout)).to(device)
+    forward = parallel(model, device) if place.world_size > 1 else model
+    # Each rank drops other activations. A restore puts its own state over this.
+    rng.seed(config.seed, place.rank, 0)
+    return Parts(
+        device=device,
+        model=model,
+        forward=forward,
+        optimizer=torch.optim.AdamW(model.parameter_groups(config.weight_decay), lr=config.lr, betas=(0.9, 0.95)),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
+        autocast=nullcontext() if config.amp == "off" else torch.autocast(device.type, dtype=_AMP[config.amp]),
+        batches=batches,
+    )
+
+
+def _metrics(root: Path) -> Metrics:
+    try:
+        return Metrics(root / "metrics.jsonl")
+    except OSError as error:
+        raise UsageError(f"--out {root}: {error.strerror}; give a folder that can be written to") from None
+
+
+def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metrics | None) -> Checkpointer:
+    return Checkpointer(
+        model=parts.model,
+        optimizer=parts.optimizer,
+        scaler=parts.scaler,
+        data=parts.batches,
+        extra=lambda: {"config": asdict(config), "metrics": metrics.pending if metrics else ""},
+        directory=config.checkpoint_dir or root / "checkpoints",
+        every=config.checkpoint_every,
+        snapshot_every=config.snapshot_every,
+        keep=config.keep,
+        resume=config.resume,
+        seed=config.seed,
+        seal=metrics.sync if metrics else lambda: None,
+        spike=config.spike,
+    )
+
+
+def train(config: TrainConfig, place: Place) -> None:
+    """`config.steps` steps are done and saved. UsageError, CheckpointError, NotFinite, or SystemExit(75) after a stop was
+    asked for."""
+    here = supervised()
+    root = here.run.path if here else Path(config.out)
+    parts = build(config, place)
+    optimizer, scaler, device = parts.optimizer, parts.scaler, parts.device
+    metrics = _metrics(root) if place.rank == 0 else None
+    ckpt = _checkpointer(config, parts, root, metrics)
+    start = ckpt.restore()
+    if metrics and ckpt.resume == "never":
+        metrics.start_over()
+    elif metrics:
+        metrics.resume_at(start, str(ckpt.extra.get("metrics", "")))
+    log = Log(config, start, quiet=place.rank != 0)
+    log.say(f"step {start} of {config.steps}, on {place.world_size} x {device}")
+    if parts.batches.changed:
+        log.say("the data or the seed is not what the checkpoint was trained on: the run goes on with the new")
+
+    for step in range(start, config.steps):
+        tokens, targets = (part.to(device, non_blocking=True) for part in parts.batches(ckpt.data_step(step)))
+        lr = learning_rate(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        with parts.autocast:
+            loss = parts.forward(tokens, targets)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parts.model.parameters(), config.grad_clip or float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        # The ranks' wishes travel with the loss: agreeing on them costs no collective of its own. So does a gradient that
+        # is not finite, unless the scaler has left that step out.
+        told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
+        mean, *flags = agree(told, *ckpt.wish(), world_size=place.world_size)
+        done, agreed = step + 1, Wish(*flags)
+        ckpt.check(done, mean, agreed)
+        if metrics:
+            tokens_seen = done * config.batch_size * config.block_size
+            metrics.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
+        log.step(done, mean, lr)
+        ckpt.step(done, agreed if done < config.steps else agreed._replace(stop=False))
+
+    progress().phase(Phase.TEARDOWN)
+    ckpt.close()
+    if metrics:
+        metrics.close()

@@ -1,0 +1,66 @@
+"""This rank among the others: its device, its threads, its place in the gradient's sum, and what the ranks agree on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.errors import UsageError
+from trainer.gpt.config import Place, TrainConfig
+from trainer.gpt.model import GPT
+
+
+def device_of(config: TrainConfig, place: Place) -> torch.device:
+    """The device that this rank trains on, made current; UsageError if there is none."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise UsageError("--device cuda: torch sees no CUDA device; use --device cpu, or mend the driver")
+    if config.device == "cpu" or not there:
+        return torch.device("cpu")
+    if place.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"local rank {place.local_rank} has no GPU of its own, there are {torch.cuda.device_count()}; start fewer "
+            "ranks, or use --device cpu"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
+
+
+def set_threads(config: TrainConfig, place: Place) -> None:
+    """torch computes with as many threads as `config` says, or with this rank's part of the machine's cores."""
+    # Not left to OMP_NUM_THREADS, which torchrun sets and others do not: sums over other numbers of threads differ in
+    # their last bits, and a resumed run has to add up as the first one did.
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
+
+
+def join(device: torch.device) -> None:
+    """The ranks' process group is there: NCCL for what lies on GPUs, gloo for what does not."""
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+def parallel(model: GPT, device: torch.device) -> nn.Module:
+    """`model` under DDP, its buckets in their final order."""
+    ddp = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    # After its first backward pass DDP sorts its buckets anew, by the order in which gradients came. With three ranks and
+    # more, an all-reduce adds up each element in an order that depends on where in a bucket it lies. So the first step
+    # after a resume would differ in its last bits from the same step of a run that went on. One token through forward and
+    # backward here has that behind every run before its first step.
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    ddp(token, token).backward()
+    ddp.zero_grad(set_to_none=True)
+    return ddp
+
+
+def agree(loss: Tensor, *flags: bool, world_size: int) -> tuple[Any, ...]:
+    """(mean loss over ranks, and for each flag whether any rank has it set), the same on every rank."""
+    if world_size == 1:
+        return loss.item(), *flags
+    shared = torch.tensor([0.0, *flags], dtype=torch.float64, device=loss.device)
+    shared[0] = loss
+    dist.all_reduce(shared)
+    total, *counts = shared.tolist()
+    return total / world_size, *(count > 0 for count in counts)

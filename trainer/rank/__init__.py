@@ -1,0 +1,1 @@
+"""Runs anybody's script in a rank, and tells the supervisor how it goes."""

@@ -1,0 +1,157 @@
+"""torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
+
+Run as a file, `python launcher.py GANG torchrun-flags…`, its ranks are processes of their own that run worker.py; forked
+from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the status of each rank is
+only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor that is not the
+launcher's parent and cannot wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # Run by path, so that a module of the user's called `trainer` is not found in place of this package. The script's
+    # folder, put first by the interpreter, would make `import config` find ours.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from trainer.rundir.environment import GRACE
+from trainer.rundir.gate import GANG, Gate
+
+_WORKER = str(Path(__file__).with_name("worker.py"))
+_LOOK_EVERY = 5.0
+"""Seconds between two looks of the engine at ranks of which there is no news. It would look every 0.1 s, which takes 0.6 %
+of a core from those who train, and as much again in the gang that waits."""
+_UNREAPED = 0.05
+Exits = dict[int, dict[str, Any]]
+"""By rank, who has ended: {rank, pid, exit_code, mono}."""
+
+
+def launch(gate: Gate, flags: list[str]) -> int:
+    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter."""
+    from torch.distributed import run
+
+    os.environ[GANG] = str(gate.path)
+    return _reported(gate, lambda: run.run(run.parse_args([*flags, _WORKER])))  # type: ignore[no-untyped-call]
+
+
+def launch_forked(gate: Gate, flags: list[str]) -> int:
+    """The same with ranks that are forks of this process and need to import nothing."""
+    from torch.distributed import run
+    from torch.distributed.launcher.api import elastic_launch
+
+    from trainer.rank.worker import forked_rank
+
+    os.environ[GANG] = str(gate.path)
+    config, _, _ = run.config_from_args(run.parse_args([*flags, _WORKER]))  # type: ignore[no-untyped-call]
+    config.start_method = "fork"
+    return _reported(gate, lambda: elastic_launch(config, forked_rank)())
+
+
+def _be_patient(context: Any, gate: Gate, grace: float, exits: Exits) -> None:
+    """torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
+
+    That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
+    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A gang that
+    still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how, is in `exits` by
+    rank: the engine names one of them alone, and not always the first.
+    """
+    poll, heard = context._poll, float("inf")
+
+    def patient(self: Any) -> Any:
+        nonlocal heard
+        _await_news(self, _LOOK_EVERY)
+        gone = set()
+        for local, pid in self.pids().items():
+            ended, code = _exited(pid)
+            gone.add(ended)
+            if code is not None:
+                _note(exits, int(self.envs[local]["RANK"]), pid, code)
+        if len(gone) == 2 and gate.release.exists():
+            heard = min(heard, time.monotonic())
+            if time.monotonic() < heard + grace:
+                return None
+        return poll(self)
+
+    context._poll = patient
+
+
+def _await_news(context: Any, seconds: float) -> None:
+    """A rank of `context` has ended or returned, or `seconds` have passed."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        ended = []
+        for pid in context.pids().values():
+            ended.append(fd := os.pidfd_open(pid))
+            stack.callback(os.close, fd)
+        # A forked rank that is done says so by a return value, and ends only once that was read.
+        returned = [queue._reader for queue in getattr(context, "_ret_vals", {}).values()]
+        if set(connection.wait([*ended, *returned], seconds)) & set(ended):
+            # Its exit status is there for the supervisor to see until the engine waits for it.
+            time.sleep(_UNREAPED)
+
+
+def _exited(pid: int) -> tuple[bool, int | None]:
+    """Whether it has ended, and its exit code, or minus the signal, while nobody has waited for it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return True, None
+    return (True, os.waitstatus_to_exitcode(int(fields[49]))) if fields[0] == b"Z" else (False, None)
+
+
+def _note(exits: Exits, rank: int, pid: int, code: int) -> None:
+    exits.setdefault(rank, {"rank": rank, "pid": pid, "exit_code": code, "mono": time.monotonic()})
+
+
+def _name_quickly() -> None:
+    """The rendezvous learns the name of a calling method from that method's frame. torch asks for the whole stack, with
+    lines of source, twice for each of its events: two thirds of what a launcher does (pytorch 2.13, get_method_name)."""
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    if hasattr(dynamic_rendezvous, "get_method_name"):
+        dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
+
+
+def _reported(gate: Gate, engine: Callable[[], object]) -> int:
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    code = 0
+    exits: Exits = {}
+    _name_quickly()
+    for context in (api.MultiprocessContext, api.SubprocessContext):
+        _be_patient(context, gate, float(os.environ[GRACE]), exits)
+    try:
+        engine()
+    except ChildFailedError as error:
+        code = 1
+        for rank, failure in error.failures.items():
+            _note(exits, rank, failure.pid, failure.exitcode)
+    except BaseException:
+        code = 1
+        traceback.print_exc()
+    gate.report(code, [body for body in exits.values() if body["exit_code"]])
+    return code
+
+
+def finish(code: int) -> NoReturn:
+    """The process is gone, at once: every rank is, and tearing down torch's modules would take another 0.1 s."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    gang = Gate(Path(sys.argv[1]))
+    gang.enter()
+    # Ranks find their own modules; ours is found by the path of the file that runs.
+    sys.path.pop(0)
+    finish(launch(gang, sys.argv[2:]))

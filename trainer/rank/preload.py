@@ -1,0 +1,60 @@
+"""What a script imports, learned once so that the nursery can import it before the next attempt needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.rundir.durable import replace_file
+
+ALWAYS = (
+    "torch",
+    "torch.distributed.run",
+    "torch.distributed.launcher.api",
+    "torch.nn.parallel",
+    # The first optimizer and DDP's constructor import it: a second, otherwise spent after the kill.
+    "torch._dynamo",
+)
+_MOST = 5000
+
+
+_OURS = str(Path(__file__).parents[1]) + os.sep
+
+
+def third_party() -> list[str]:
+    """The names of the loaded modules that were installed, this package's among them (not the standard library's, not the
+    script's own), in the order in which they were loaded."""
+    names = []
+    for name, module in list(sys.modules.items()):
+        origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
+        installed = origin.startswith(_OURS) or "-packages" + os.sep in origin
+        if installed and name.partition(".")[0] not in sys.stdlib_module_names:
+            names.append(name)
+    return names[:_MOST]
+
+
+def remember(path: Path) -> None:
+    """`path` lists what third_party() finds now; a full disk only costs the list."""
+    with contextlib.suppress(OSError):
+        replace_file(path, json.dumps(third_party()).encode())
+
+
+def load(names: Iterable[str]) -> list[str]:
+    """Every module of `names` that can be imported is; returns those that cannot."""
+    failed = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            if name in sys.modules:
+                continue
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit):
+                failed.append(name)
+    return failed

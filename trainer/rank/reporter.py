@@ -1,0 +1,257 @@
+"""What a supervised rank tells the supervisor: beats, notes, the exception that ended it; and the faults it is due."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import NotFinite
+from trainer.rank.faults import inflict
+from trainer.rank.preload import remember
+from trainer.rank.progress import Progress
+from trainer.rundir import faults
+from trainer.rundir.beats import BeatWriter, Phase, Source
+from trainer.rundir.durable import replace_file
+from trainer.rundir.environment import STACKS_SIGNAL, Supervised
+from trainer.rundir.notes import NoteWriter
+from trainer.rundir.secrets import Redactor
+
+_PR_SET_PTRACER = 0x59616D61
+_FRAMES = 5
+_ROOM = 4096
+"""Bytes of disk that are kept for the record of an exception."""
+_LEARNED_BY = 10
+"""Steps after which a script has imported what it needs to train."""
+_STAY = 2.0
+"""Seconds that a rank stays in a phase for a fault that the supervisor is to fire in it."""
+
+
+class Reporter(Progress):
+    """The Progress of a rank under a supervisor."""
+
+    def __init__(self, place: Supervised, rank: int) -> None:
+        super().__init__()
+        self.place = place
+        self.rank = rank
+        self.note = NoteWriter(place.attempt.notes(rank))
+        self._beats = BeatWriter(place.attempt.beats, rank, os.getpid())
+        self._done = 0
+        self._announced = False
+        self._resumed = False
+        """Whether it is known from where this rank has gone on."""
+        self._ahead = 0
+        """Steps that were done before those that the optimizer's hook has counted."""
+        self._asked = -1
+        self._steps_here = 0
+        self._left_backward = 0
+        self._pending: list[faults.Fault] = []
+        self._redactor = Redactor(os.environ)
+        # Removed with the attempt's other unfinished files, and named as none of them can be.
+        self._room = place.attempt.error(rank).with_name(f".room.rank{rank}.tmp-{os.getpid()}-0")
+        _keep_room(self._room)
+        _allow_stacks(place, rank)
+        self._fire(Phase.STARTUP)
+
+    def step(self, done: int, optimizer: Any = None) -> None:
+        self._announced = True
+        self._stepped(done, Source.LOOP, optimizer)
+
+    def hooked(self, done: int, optimizer: Any) -> None:
+        """An optimizer has stepped. It counts unless the loop says its steps itself."""
+        if self._announced:
+            return
+        if not self._resumed:
+            self.resume_at(done - 1)
+        if not self._steps_here:
+            # An optimizer without a count of its own has its first step after every restore.
+            self._ahead = self._done - (done - 1)
+        self._stepped(done + self._ahead, Source.HOOK, optimizer)
+
+    def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
+        self._done = done
+        self._beats.step(done, source)
+        self._steps_here += 1
+        self.note.retry()
+        if self._steps_here == _LEARNED_BY and self.rank == 0:
+            remember(self.place.run.modules)
+        self._fire(None, optimizer)
+
+    def hooked_backward(self, entered: bool) -> None:
+        """A backward pass has begun, or has ended. Between two of them a rank works alone."""
+        now = time.monotonic_ns()
+        if not entered:
+            self._left_backward = now
+        elif self._left_backward:
+            self._beats.worked(now - self._left_backward)
+
+    def hooked_save(self) -> None:
+        """The script's own torch.save has returned."""
+        self._beats.saved()
+
+    def phase(self, phase: Phase) -> None:
+        self._beats.phase(phase)
+        self._fire(phase)
+
+    def failed(self, error: BaseException, exit_code: int) -> None:
+        told = traceback.TracebackException.from_exception(error)
+        # The script's own frames: those that led to it are the same in every traceback.
+        frames = [frame for frame in told.stack if not _ours(frame.filename)]
+        told.stack = traceback.StackSummary.from_list(frames)
+        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        record = {
+            "rank": self.rank,
+            **_described(error),
+            "because": [_described(each) for each in _causes(error)],
+            "frame": places[-1] if places else "",
+            "frames": places[-_FRAMES:],
+            "traceback": "".join(told.format())[-20_000:],
+            "exit_code": exit_code,
+            "bad_step": error.step if isinstance(error, NotFinite) else -1,
+            "data_step": self.data_step,
+            "mono": time.monotonic(),
+            "time": time.time(),
+        }
+        with contextlib.suppress(OSError):
+            self._record(record)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """`record` is on disk; if that is full, in the room that was kept for it, with the end of its traceback."""
+        path = self.place.attempt.error(self.rank)
+        try:
+            replace_file(path, self._encoded(record))
+        except OSError:
+            short = {"message": record["message"][:200], "traceback": record["traceback"][-500:], "because": []}
+            data = self._encoded({**record, **short})
+            fd = os.open(self._room, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(fd, os.pwrite(fd, data, 0))
+            finally:
+                os.close(fd)
+            self._room.rename(path)
+
+    def _encoded(self, record: dict[str, Any]) -> bytes:
+        return self._redactor.json(json.dumps(record).encode())
+
+    def resume_at(self, step: int) -> None:
+        self._done, self._resumed = step, True
+        self._beats.resume_at(step)
+
+    @contextlib.contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        self.phase(phase)
+        try:
+            yield
+        finally:
+            self._beats.phase(Phase.TRAIN)
+
+    def _fire(self, phase: Phase | None, optimizer: Any = None) -> None:
+        asked = self._beats.faults_asked()
+        if asked != self._asked:
+            self._asked = asked
+            self._pending = [f for f in faults.armed(self.place.run.faults) if self._mine(f)]
+        if not self._pending:
+            return
+        now = time.monotonic()
+        for fault in [f for f in self._pending if f.due(self._done, now, phase)]:
+            if fault.phase is None and phase is not None:
+                continue
+            self._pending.remove(fault)
+            if fault.kind in faults.ON_SUPERVISION:
+                self._stay(fault)
+            elif faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
+                self.note("fault", spec=fault.text, step=self._done)
+                inflict(fault, self, self.place.run.checkpoints, optimizer)
+
+    def _stay(self, fault: faults.Fault) -> None:
+        """This rank stays in its phase until the supervisor, who looks but now and then, has fired `fault`."""
+        until = time.monotonic() + _STAY
+        while time.monotonic() < until and not faults.has_fired(self.place.run.faults, fault, None):
+            time.sleep(0.002)
+
+    def _mine(self, fault: faults.Fault) -> bool:
+        if not fault.on(self.rank) or (fault.kind in faults.ON_SUPERVISION and fault.phase is None):
+            return False
+        if fault.kind in faults.ON_SUPERVISION:
+            return not faults.has_fired(self.place.run.faults, fault, None)
+        if fault.after is not None and fault.kind in faults.SIGNALS:
+            return False
+        if fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
+            return False
+        return not faults.has_fired(self.place.run.faults, fault, self.rank)
+
+
+def _keep_room(path: Path) -> None:
+    """Even on a disk that has filled up since, `path` can be written, up to _ROOM bytes."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _ROOM)
+        finally:
+            os.close(fd)
+
+
+def _allow_stacks(place: Supervised, rank: int) -> None:
+    """The supervisor can have the stacks of all threads: by ptrace where Yama asks for consent, or by a signal."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, place.supervisor_pid, 0, 0, 0)
+        place.attempt.stacks.mkdir(mode=0o700, exist_ok=True)
+        # Kept open for the life of the process: in a signal handler it is too late to open a file.
+        file = (place.attempt.stacks / f"rank{rank}.faulthandler.txt").open("w")
+        faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
+
+
+@contextlib.contextmanager
+def record_exception(reporter: Reporter) -> Iterator[None]:
+    """An exception that leaves the block is on record with its time, before the process begins to exit.
+
+    Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        # A bare status speaks for itself.
+        if isinstance(error.code, str):
+            reporter.failed(error, 1)
+        raise
+    except BaseException as error:
+        # An error of ours (no usable checkpoint, another model's) knows which status keeps a supervisor from retrying.
+        code = getattr(error, "exit_code", 1)
+        reporter.failed(error, code if isinstance(code, int) else 1)
+        if code in (1, None) or not isinstance(code, int):
+            raise
+        traceback.print_exc()
+        raise SystemExit(code) from error
+    else:
+        reporter.phase(Phase.TEARDOWN)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """The exception as a supervisor tells it from others: its message, its type and what that derives from."""
+    kinds = [f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.") for kind in type(error).__mro__[:-1]]
+    text = str(error)
+    # Of a long message the end counts too: a DataLoader worker's traceback comes before the error itself.
+    message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
+    errno = getattr(error, "errno", None)
+    return {"type": kinds[0].rpartition(".")[2], "message": message, "kinds": kinds, "errno": errno}
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What it was explicitly raised from, nearest first."""
+    for _ in range(_FRAMES):
+        if error.__cause__ is None:
+            return
+        error = error.__cause__
+        yield error
+
+
+def _ours(filename: str) -> bool:
+    return filename.startswith("<frozen") or Path(filename).name in ("worker.py", "reporter.py", "runpy.py")

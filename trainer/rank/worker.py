@@ -1,0 +1,171 @@
+"""The bootstrap of a rank: it waits at its gang's gate, then runs any script under supervision.
+
+Run as a file by torchrun, or called in a fork of the nursery. The supervisor's release names the attempt, the script and
+its arguments. The rank registers its pid, beats, and records what ended the script, which runs as its own `__main__`, with
+its own argv and sys.path, and needs to know nothing of us.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import ctypes
+import io
+import json
+import mmap
+import multiprocessing.process
+import multiprocessing.util
+import os
+import runpy
+import signal
+import sys
+import threading
+import traceback
+import types
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(_PACKAGE.parent)
+
+from trainer.rank import output
+from trainer.rank import preload as modules
+from trainer.rank import progress as _progress
+from trainer.rank.hooks import watch_torch
+from trainer.rank.reporter import Reporter, record_exception
+from trainer.rundir.environment import HIDDEN_ARGUMENTS, supervised
+from trainer.rundir.gate import GANG, PRELOAD, Gate
+from trainer.rundir.learned import remembered
+
+_PR_SET_PDEATHSIG = 1
+_MOST_FROM_HEAP = 32 << 20
+"""DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""
+_MAIN = multiprocessing.process.current_process()
+"""As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
+
+
+def _hide(script_folder: str) -> None:
+    """`import trainer` in the script finds the user's own module of that name, if there is one beside the script."""
+    here = Path(script_folder)
+    theirs = here / "trainer.py", here / "trainer" / "__init__.py"
+    if _PACKAGE.parent.resolve() == here.resolve() or not any(path.exists() for path in theirs):
+        return
+    for name in [n for n in sys.modules if n == "trainer" or n.startswith("trainer.")]:
+        del sys.modules[name]
+
+
+def run(arguments: list[str]) -> None:
+    """The script has run to its end; its exceptions pass through."""
+    module = arguments[0] == "-m"
+    target, *rest = arguments[1:] if module else arguments
+    # As the interpreter does it: the script's folder is searched first, or the current one for -m.
+    folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
+    sys.path.insert(0, folder)
+    sys.argv = [target, *rest]
+    if module:
+        if str(_PACKAGE.parent) not in sys.path:
+            sys.path.append(str(_PACKAGE.parent))
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+    else:
+        _hide(folder)
+        _run_file(Path(target).absolute())
+
+
+def _run_file(path: Path) -> None:
+    """As the interpreter does it, and not quite as runpy.run_path: __file__ absolute, argv[0] as it was typed, and the
+    module stays `__main__` for threads and exit functions that outlive its last line."""
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    with io.open_code(str(path)) as file:
+        code = compile(file.read(), str(path), "exec")
+    exec(code, module.__dict__)
+
+
+def serve() -> None:
+    """This rank has waited for its release, and run what it was released with; nothing, if the supervisor has died."""
+    rank = int(os.environ["RANK"])
+    if preload := os.environ.pop(PRELOAD, None):
+        modules.load([*modules.ALWAYS, *remembered(Path(preload))])
+    body = Gate(Path(os.environ.pop(GANG))).wait(rank)
+    if body is None:
+        return
+    os.environ.update(body["env"])
+    arguments = body["arguments"]
+    for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
+        if int(index) < len(arguments):
+            arguments[int(index)] = secret
+    _settle_malloc()
+    place = supervised()
+    assert place is not None
+    output.redirect(place.attempt.rank_log(rank))
+    reporter = Reporter(place, rank)
+    output.outlive_full_disk(reporter.note)
+    _progress.install(reporter)
+    watch_torch(reporter)
+    with record_exception(reporter):
+        run(arguments)
+
+
+def _settle_malloc() -> None:
+    """glibc serves what is as large as the tensors of a step from its heap, and keeps that.
+
+    It begins with pages from the kernel for each, faulted in at every use (2.5 µs each here, 10,000 in a forward pass), and
+    learns from what is freed to do otherwise (mallopt(3), M_MMAP_THRESHOLD). A recovery would have to learn it anew. The
+    price: up to 64 MB that are free at the end of the heap are kept. Another malloc than glibc's is none the wiser.
+    """
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        libc.free(libc.malloc(ctypes.c_size_t(_MOST_FROM_HEAP - 2 * mmap.PAGESIZE)))
+
+
+def forked_rank() -> None:
+    """A rank's whole life in a fork: as if the interpreter had been started for the script. Returns only after exit code 0,
+    because torchrun wants to hear of that by a return value."""
+    _stand_alone()
+    code = 0
+    try:
+        serve()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # multiprocessing ends a child without the exit functions that a script of its own has a right to.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code & 0xFF)
+
+
+def _stand_alone() -> None:
+    """What the fork inherited from launcher and nursery is undone: session, signals, identity, random numbers."""
+    os.setsid()
+    # torch.multiprocessing asks for a SIGINT when the launcher dies; a rank outlives it, and the supervisor sees to it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To the script this is the main process, not a child of multiprocessing's.
+    process = multiprocessing.process
+    process._current_process = _MAIN  # type: ignore[attr-defined]
+    process._parent_process = None  # type: ignore[attr-defined]
+    # Python reseeds its own generator after a fork; these would be the same in every rank.
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)
+    serve()
