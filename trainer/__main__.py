@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import sys
 
-from trainer.checkpoint.errors import CheckpointError
-from trainer.errors import NotFinite, UsageError
-from trainer.gpt.config import parse, place
-from trainer.rank.progress import progress
-from trainer.rundir.environment import PREEMPTED
+from .checkpoint.errors import CheckpointError
+from .errors import NotFinite, UsageError
+from .gpt.config import parse, place
+from .rank.progress import progress
+from .rundir.environment import PREEMPTED
 
 
 def main() -> int:
     try:
         config = parse(sys.argv[1:])
         here = place()
-        from trainer.gpt.loop import train
+        from .gpt.loop import train
 
         train(config, here)
     except (UsageError, CheckpointError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainer.checkpoint.errors import (
+from .errors import (
     CheckpointError,
     CheckpointMismatch,
     Damaged,
@@ -14,8 +14,8 @@ from trainer.checkpoint.errors import (
 )
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.checkpointer import Checkpointer
-    from trainer.checkpoint.plain import load_checkpoint, save_checkpoint
+    from .checkpointer import Checkpointer
+    from .plain import load_checkpoint, save_checkpoint
 
 __all__ = [
     "CheckpointError",
@@ -33,11 +33,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The supervisor imports this package and must not pay for torch; whoever asks for these three has it anyway.
     if name == "Checkpointer":
-        from trainer.checkpoint.checkpointer import Checkpointer
+        from .checkpointer import Checkpointer
 
         return Checkpointer
     if name in ("save_checkpoint", "load_checkpoint"):
-        from trainer.checkpoint import plain
+        from . import plain
 
         return getattr(plain, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

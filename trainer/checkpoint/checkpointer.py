@@ -20,23 +20,23 @@ from typing import Any
 
 from torch import nn
 
-from trainer.checkpoint.disk.commit import tidy
-from trainer.checkpoint.disk.restore import Loaded, Tiers, restore
-from trainer.checkpoint.disk.save import Order, save
-from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.group import ranks as this_group
-from trainer.checkpoint.guard import Guard, Window
-from trainer.checkpoint.interval import Interval, Pace, flush_cost
-from trainer.checkpoint.memory.memory import Memory, Place
-from trainer.checkpoint.memory.tier import Tier, Wish
-from trainer.checkpoint.notices import Voice
-from trainer.checkpoint.options import Every, checked_every, checked_keep, checked_resume
-from trainer.checkpoint.preemption import StopFlag
-from trainer.checkpoint.state import rng
-from trainer.checkpoint.state.state import Stateful, apply, bare, capture, capture_rank
-from trainer.rank.progress import Phase, progress
-from trainer.rundir.environment import PREEMPTED, supervised
-from trainer.rundir.shm import segment_here
+from ..rank.progress import Phase, progress
+from ..rundir.environment import PREEMPTED, supervised
+from ..rundir.shm import segment_here
+from .disk.commit import tidy
+from .disk.restore import Loaded, Tiers, restore
+from .disk.save import Order, save
+from .errors import CheckpointError
+from .group import ranks as this_group
+from .guard import Guard, Window
+from .interval import Interval, Pace, flush_cost
+from .memory.memory import Memory, Place
+from .memory.tier import Tier, Wish
+from .notices import Voice
+from .options import Every, checked_every, checked_keep, checked_resume
+from .preemption import StopFlag
+from .state import rng
+from .state.state import Stateful, apply, bare, capture, capture_rank
 
 
 class Checkpointer:

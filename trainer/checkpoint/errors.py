@@ -10,7 +10,7 @@ CheckpointError
 
 from __future__ import annotations
 
-from trainer.rundir.environment import NEVER_RESTART
+from ..rundir.environment import NEVER_RESTART
 
 
 class CheckpointError(Exception):

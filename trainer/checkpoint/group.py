@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
+from .errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
 
 T = TypeVar("T")
 

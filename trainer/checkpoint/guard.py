@@ -14,8 +14,8 @@ import math
 from statistics import median
 from typing import Any
 
-from trainer.errors import LossSpike, NotFinite
-from trainer.rundir.rollback import Rollback
+from ..errors import LossSpike, NotFinite
+from ..rundir.rollback import Rollback
 
 Window = tuple[int, int]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from trainer.checkpoint.disk.restore import Bad
-from trainer.checkpoint.disk.save import Outcome
-from trainer.checkpoint.guard import Window
-from trainer.rank.progress import progress
+from ..rank.progress import progress
+from .disk.restore import Bad
+from .disk.save import Outcome
+from .guard import Window
 
 
 class Voice:

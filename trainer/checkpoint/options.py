@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.checkpoint.disk.restore import MODES
+from .disk.restore import MODES
 
 Every = int | Literal["auto"] | None
 

@@ -18,10 +18,10 @@ import torch
 import xxhash
 from torch import nn
 
-from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.state.state import Stateful, apply, bare
-from trainer.checkpoint.state.tree import plain
-from trainer.rundir.durable import DISK, replace_file
+from ..rundir.durable import DISK, replace_file
+from .errors import Damaged
+from .state.state import Stateful, apply, bare
+from .state.tree import plain
 
 _LABEL = b"xxh3-128:"
 _COMMENT_BYTES = len(_LABEL) + 32

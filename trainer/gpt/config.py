@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from trainer.errors import UsageError
+from ..errors import UsageError
 
 Every = int | Literal["auto"] | None
 

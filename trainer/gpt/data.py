@@ -12,8 +12,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trainer.checkpoint.state.tensors import view_of
-from trainer.errors import UsageError
+from ..checkpoint.state.tensors import view_of
+from ..errors import UsageError
 
 STDLIB_BYTES = 8 << 20
 RANDOM_BYTES = 1 << 20

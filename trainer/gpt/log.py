@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from trainer.gpt.config import TrainConfig
+from .config import TrainConfig
 
 
 class Log:

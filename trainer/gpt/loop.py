@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.memory.tier import Wish
-from trainer.checkpoint.state import rng
-from trainer.errors import UsageError
-from trainer.gpt.config import Place, TrainConfig
-from trainer.gpt.data import Batches, load_bytes
-from trainer.gpt.log import Log
-from trainer.gpt.metrics import Metrics
-from trainer.gpt.model import GPT, GPTConfig
-from trainer.gpt.parallel import agree, device_of, join, parallel, set_threads
-from trainer.gpt.schedule import learning_rate
-from trainer.rank.progress import Phase, progress
-from trainer.rundir.environment import supervised
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.memory.tier import Wish
+from ..checkpoint.state import rng
+from ..errors import UsageError
+from ..rank.progress import Phase, progress
+from ..rundir.environment import supervised
+from .config import Place, TrainConfig
+from .data import Batches, load_bytes
+from .log import Log
+from .metrics import Metrics
+from .model import GPT, GPTConfig
+from .parallel import agree, device_of, join, parallel, set_threads
+from .schedule import learning_rate
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

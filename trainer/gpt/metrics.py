@@ -15,8 +15,8 @@ import math
 import os
 from pathlib import Path
 
-from trainer.rundir.durable import DISK
-from trainer.rundir.untrusted_files import parse
+from ..rundir.durable import DISK
+from ..rundir.untrusted_files import parse
 
 
 def _step_of(line: bytes) -> int | None:

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.errors import UsageError
-from trainer.gpt.config import Place, TrainConfig
-from trainer.gpt.model import GPT
+from ..errors import UsageError
+from .config import Place, TrainConfig
+from .model import GPT
 
 
 def device_of(config: TrainConfig, place: Place) -> torch.device:

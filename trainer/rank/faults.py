@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.rundir import cgroup, faults
-from trainer.rundir.damage import damage
-from trainer.rundir.durable import DISK, Buffer, Disk
-from trainer.rundir.environment import MARK
+from ..rundir import cgroup, faults
+from ..rundir.damage import damage
+from ..rundir.durable import DISK, Buffer, Disk
+from ..rundir.environment import MARK
 
 if TYPE_CHECKING:
-    from trainer.rank.progress import Progress
+    from .progress import Progress
 
 
 _OOM_LIMIT = 64 << 20

@@ -23,8 +23,8 @@ from typing import Any
 # Run by path, as launcher.py is.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from trainer.rank import preload as modules
-from trainer.rundir.gate import Gate
+from ..rundir.gate import Gate
+from . import preload as modules
 
 _REAP_EVERY = 0.2
 
@@ -104,7 +104,7 @@ def _fork_gang(gate: Gate, flags: list[str]) -> int:
         os.setsid()
         gate.enter()
         _become(gate.launcher_log)
-        from trainer.rank.launcher import finish, launch_forked
+        from .launcher import finish, launch_forked
 
         finish(launch_forked(gate, flags))
     finally:

@@ -23,8 +23,8 @@ if __name__ == "__main__":
     # folder, put first by the interpreter, would make `import config` find ours.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from trainer.rundir.environment import GRACE
-from trainer.rundir.gate import GANG, Gate
+from ..rundir.environment import GRACE
+from ..rundir.gate import GANG, Gate
 
 _WORKER = str(Path(__file__).with_name("worker.py"))
 _LOOK_EVERY = 5.0
@@ -48,7 +48,7 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from torch.distributed import run
     from torch.distributed.launcher.api import elastic_launch
 
-    from trainer.rank.worker import forked_rank
+    from .worker import forked_rank
 
     os.environ[GANG] = str(gate.path)
     config, _, _ = run.config_from_args(run.parse_args([*flags, _WORKER]))  # type: ignore[no-untyped-call]

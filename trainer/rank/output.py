@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir.notes import NoteWriter
+from ..rundir.notes import NoteWriter
 
 
 def redirect(log: Path) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.rundir.durable import replace_file
+from ..rundir.durable import replace_file
 
 ALWAYS = (
     "torch",

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.rundir.beats import BeatWriter, Phase, Source
-from trainer.rundir.durable import DISK, Disk
-from trainer.rundir.notes import NoteWriter
+from ..rundir.beats import BeatWriter, Phase, Source
+from ..rundir.durable import DISK, Disk
+from ..rundir.notes import NoteWriter
 
 
 class Progress:

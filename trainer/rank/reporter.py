@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import NotFinite
-from trainer.rank.faults import inflict
-from trainer.rank.preload import remember
-from trainer.rank.progress import Progress
-from trainer.rundir import faults
-from trainer.rundir.beats import BeatWriter, Phase, Source
-from trainer.rundir.durable import replace_file
-from trainer.rundir.environment import STACKS_SIGNAL, Supervised
-from trainer.rundir.notes import NoteWriter
-from trainer.rundir.secrets import Redactor
+from ..errors import NotFinite
+from ..rundir import faults
+from ..rundir.beats import BeatWriter, Phase, Source
+from ..rundir.durable import replace_file
+from ..rundir.environment import STACKS_SIGNAL, Supervised
+from ..rundir.notes import NoteWriter
+from ..rundir.secrets import Redactor
+from .faults import inflict
+from .preload import remember
+from .progress import Progress
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5

@@ -29,14 +29,14 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(_PACKAGE.parent)
 
-from trainer.rank import output
-from trainer.rank import preload as modules
-from trainer.rank import progress as _progress
-from trainer.rank.hooks import watch_torch
-from trainer.rank.reporter import Reporter, record_exception
-from trainer.rundir.environment import HIDDEN_ARGUMENTS, supervised
-from trainer.rundir.gate import GANG, PRELOAD, Gate
-from trainer.rundir.learned import remembered
+from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
+from ..rundir.gate import GANG, PRELOAD, Gate
+from ..rundir.learned import remembered
+from . import output
+from . import preload as modules
+from . import progress as _progress
+from .hooks import watch_torch
+from .reporter import Reporter, record_exception
 
 _PR_SET_PDEATHSIG = 1
 _MOST_FROM_HEAP = 32 << 20

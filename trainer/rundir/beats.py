@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.rundir.untrusted_files import open_file, read_file
+from .untrusted_files import open_file, read_file
 
 _WORDS = 8
 _RECORD = _WORDS * 8

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.rundir.untrusted_files import open_file
+from .untrusted_files import open_file
 
 Buffer = bytes | bytearray | memoryview
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.rundir.layout import AttemptDir, RunDir
-from trainer.rundir.rollback import Rollback, decode
+from .layout import AttemptDir, RunDir
+from .rollback import Rollback, decode
 
 MARK = "SUPERVISE_MARK"
 """Carried by every process of a run, whoever its parent is now: <mark of the run>.<attempt>."""

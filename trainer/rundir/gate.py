@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir.untrusted_files import read_json
+from .untrusted_files import read_json
 
 GANG = "SUPERVISE_GANG"
 """In the environment of a rank: the folder of its gang."""

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir.durable import append_line
-from trainer.rundir.secrets import Redactor
-from trainer.rundir.untrusted_files import open_file, parse
+from .durable import append_line
+from .secrets import Redactor
+from .untrusted_files import open_file, parse
 
 _KEPT = 1000
 """Notes that wait for a full disk to have room."""

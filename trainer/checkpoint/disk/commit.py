@@ -16,12 +16,12 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from trainer.checkpoint.disk import retention, store
-from trainer.checkpoint.errors import CheckpointError, Damaged
-from trainer.checkpoint.format import manifest as manifests
-from trainer.checkpoint.format.manifest import Manifest
-from trainer.rundir.durable import Disk, ensure_dir, publish_dir, replace_file
-from trainer.rundir.layout import committed_steps, step_name
+from ...rundir.durable import Disk, ensure_dir, publish_dir, replace_file
+from ...rundir.layout import committed_steps, step_name
+from ..errors import CheckpointError, Damaged
+from ..format import manifest as manifests
+from ..format.manifest import Manifest
+from . import retention, store
 
 _SPARE = 1 << 20
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)

@@ -6,12 +6,12 @@ import mmap
 import os
 from collections.abc import Mapping
 
-from trainer.checkpoint.disk.commit import now
-from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
-from trainer.checkpoint.format.plan import Spec, plan, total
-from trainer.checkpoint.memory.snapshots import Snapshot
-from trainer.rundir.untrusted_files import parse
+from ...rundir.untrusted_files import parse
+from ..errors import Damaged
+from ..format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
+from ..format.plan import Spec, plan, total
+from ..memory.snapshots import Snapshot
+from .commit import now
 
 
 def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.disk import store
-from trainer.checkpoint.errors import CheckpointError, Damaged
-from trainer.checkpoint.format.manifest import Manifest
-from trainer.checkpoint.format.plan import ITEM_BYTES
-from trainer.checkpoint.format.shard import Entry, header
-from trainer.checkpoint.state import tree
-from trainer.rundir.durable import DISK
+from ...rundir.durable import DISK
+from ..errors import CheckpointError, Damaged
+from ..format.manifest import Manifest
+from ..format.plan import ITEM_BYTES
+from ..format.shard import Entry, header
+from ..state import tree
+from . import store
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ if __name__ == "__main__":
 
 import torch
 
-from trainer.checkpoint.disk.export import written_aside
-from trainer.checkpoint.disk.restore import load
-from trainer.checkpoint.errors import CheckpointError
+from ..errors import CheckpointError
+from .export import written_aside
+from .restore import load
 
 
 def export_torch(path: Path, out: Path) -> None:

@@ -28,16 +28,16 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from trainer.checkpoint.disk import retention
-from trainer.checkpoint.disk.commit import begin, commit, is_whole, tidy
-from trainer.checkpoint.disk.description import describe, payload
-from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.format.manifest import StoredFile, shard_name
-from trainer.checkpoint.format.shard import Digest, entries_in
-from trainer.checkpoint.memory import snapshots
-from trainer.checkpoint.memory.snapshots import Snapshot
-from trainer.rundir.durable import DISK, Disk
-from trainer.rundir.layout import committed_steps, step_name
+from ...rundir.durable import DISK, Disk
+from ...rundir.layout import committed_steps, step_name
+from ..errors import CheckpointError
+from ..format.manifest import StoredFile, shard_name
+from ..format.shard import Digest, entries_in
+from ..memory import snapshots
+from ..memory.snapshots import Snapshot
+from . import retention
+from .commit import begin, commit, is_whole, tidy
+from .description import describe, payload
 
 CHUNK = 4 << 20
 

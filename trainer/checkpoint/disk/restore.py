@@ -18,17 +18,17 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.checkpoint.disk import retention, store
-from trainer.checkpoint.disk.description import describe, payload
-from trainer.checkpoint.errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
-from trainer.checkpoint.format.manifest import Manifest, shard_name
-from trainer.checkpoint.format.shard import Entry, Sink, entries_in
-from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.memory import snapshots
-from trainer.checkpoint.state import tensors, tree
-from trainer.rundir.durable import Disk
-from trainer.rundir.layout import committed_steps, step_name, step_of
-from trainer.rundir.rollback import Rollback
+from ...rundir.durable import Disk
+from ...rundir.layout import committed_steps, step_name, step_of
+from ...rundir.rollback import Rollback
+from ..errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
+from ..format.manifest import Manifest, shard_name
+from ..format.shard import Entry, Sink, entries_in
+from ..group import Ranks
+from ..memory import snapshots
+from ..state import tensors, tree
+from . import retention, store
+from .description import describe, payload
 
 MODES = ("auto", "never", "must")
 _SNAPSHOT = "snapshot of step "

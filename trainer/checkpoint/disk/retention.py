@@ -20,9 +20,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.checkpoint.disk.store import LATEST, QUARANTINE, listing, read_latest
-from trainer.rundir.durable import Disk, ensure_dir, replace_file
-from trainer.rundir.layout import committed_steps, step_name
+from ...rundir.durable import Disk, ensure_dir, replace_file
+from ...rundir.layout import committed_steps, step_name
+from .store import LATEST, QUARANTINE, listing, read_latest
 
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
 _ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")

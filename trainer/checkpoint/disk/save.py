@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.disk import retention
-from trainer.checkpoint.disk.commit import begin, commit, now
-from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.format.manifest import Manifest, StoredFile, shard_name, stored
-from trainer.checkpoint.format.plan import Share, Shares, plan
-from trainer.checkpoint.format.shard import Digest, Entry, entry_of, header
-from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.state.packing import Packed
-from trainer.checkpoint.state.tensors import bytes_of
-from trainer.checkpoint.state.tree import text_of
-from trainer.rundir.durable import Buffer, Disk
+from ...rundir.durable import Buffer, Disk
+from ..errors import CheckpointError
+from ..format.manifest import Manifest, StoredFile, shard_name, stored
+from ..format.plan import Share, Shares, plan
+from ..format.shard import Digest, Entry, entry_of, header
+from ..group import Ranks
+from ..state.packing import Packed
+from ..state.tensors import bytes_of
+from ..state.tree import text_of
+from . import retention
+from .commit import begin, commit, now
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.errors import CheckpointError, Damaged, Unreadable
-from trainer.checkpoint.format import manifest as manifests
-from trainer.checkpoint.format.manifest import Manifest
-from trainer.checkpoint.format.shard import Sink, read_shard
-from trainer.rundir.layout import committed_steps, step_name, step_of
+from ...rundir.layout import committed_steps, step_name, step_of
+from ..errors import CheckpointError, Damaged, Unreadable
+from ..format import manifest as manifests
+from ..format.manifest import Manifest
+from ..format.shard import Sink, read_shard
 
 LATEST = "latest"
 QUARANTINE = "quarantine"

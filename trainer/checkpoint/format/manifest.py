@@ -16,8 +16,8 @@ from typing import Any
 
 import xxhash
 
-from trainer.checkpoint.errors import Damaged, Unreadable
-from trainer.checkpoint.format.plan import ITEM_BYTES, Shares, Spec
+from ..errors import Damaged, Unreadable
+from .plan import ITEM_BYTES, Shares, Spec
 
 FORMAT = 1
 NAME = "manifest.json"

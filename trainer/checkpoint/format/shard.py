@@ -15,9 +15,9 @@ from typing import Any
 
 import xxhash
 
-from trainer.checkpoint.errors import Damaged
-from trainer.checkpoint.format.plan import Share, Spec
-from trainer.rundir.durable import Buffer
+from ...rundir.durable import Buffer
+from ..errors import Damaged
+from .plan import Share, Spec
 
 CHUNK = 1 << 20
 PAGE = 4096

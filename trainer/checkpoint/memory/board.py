@@ -20,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from trainer.rundir.shm import SLOTS
+from ...rundir.shm import SLOTS
 
 _FIELDS = struct.Struct("<8s8q")
 _CHECK = struct.Struct("<Q")

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.memory.image import Pair, copy_here
-from trainer.checkpoint.memory.segment import Buffer
+from .image import Pair, copy_here
+from .segment import Buffer
 
 
 class Copier:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Set
 
 import torch
 
-from trainer.checkpoint.format.plan import Share, Spec, plan
-from trainer.checkpoint.format.shard import Entry, entry_of, header_of, index
-from trainer.checkpoint.memory.segment import Buffer
-from trainer.checkpoint.state.packing import Packed
-from trainer.checkpoint.state.tensors import bytes_of, is_plain
-from trainer.checkpoint.state.tree import text_of
+from ..format.plan import Share, Spec, plan
+from ..format.shard import Entry, entry_of, header_of, index
+from ..state.packing import Packed
+from ..state.tensors import bytes_of, is_plain
+from ..state.tree import text_of
+from .segment import Buffer
 
 _SMALL = 32_000
 """torch copies up to here in the calling thread; above, with as many threads as it trains with, which would disturb those."""

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainer.checkpoint.memory.copier import Copier, copier_for, spare_cores
-from trainer.checkpoint.memory.image import Image
-from trainer.checkpoint.memory.segment import Segment
-from trainer.checkpoint.state import rng
-from trainer.checkpoint.state.packing import Packer
-from trainer.checkpoint.state.state import Stateful, capture, capture_rank, steadiness
-from trainer.checkpoint.state.tree import text_of
+from ..state import rng
+from ..state.packing import Packer
+from ..state.state import Stateful, capture, capture_rank, steadiness
+from ..state.tree import text_of
+from .copier import Copier, copier_for, spare_cores
+from .image import Image
+from .segment import Segment
 
 _BANDWIDTH = 0.25
 

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.memory.board import Board, Record, owner_of
-from trainer.checkpoint.memory.snapshots import Snapshot, boards, common
-from trainer.rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
+from ...rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
+from .board import Board, Record, owner_of
+from .snapshots import Snapshot, boards, common
 
 _SLACK = 1 << 20
 

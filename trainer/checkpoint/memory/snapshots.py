@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.memory.board import Board, Record, owner_of
-from trainer.rundir import shm
-from trainer.rundir.shm import board_path, buffer_path, ranks_in
+from ...rundir import shm
+from ...rundir.shm import board_path, buffer_path, ranks_in
+from .board import Board, Record, owner_of
 
 
 @dataclass(frozen=True, slots=True)

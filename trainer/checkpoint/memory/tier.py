@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.interval import Interval, Pace, flush_cost
-from trainer.checkpoint.memory import snapshots
-from trainer.checkpoint.memory.board import Board
-from trainer.checkpoint.memory.memory import Memory
-from trainer.rank.progress import Phase, progress
+from ...rank.progress import Phase, progress
+from ..group import Ranks
+from ..interval import Interval, Pace, flush_cost
+from . import snapshots
+from .board import Board
+from .memory import Memory
 
 
 class Wish(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.format.plan import Spec
-from trainer.checkpoint.state import tensors, tree
+from ..format.plan import Spec
+from . import tensors, tree
 
 
 @dataclass(frozen=True, slots=True)

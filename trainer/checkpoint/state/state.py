@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from trainer.checkpoint.errors import CheckpointMismatch
-from trainer.checkpoint.state import rng
-from trainer.checkpoint.state.packing import Packed, Steadiness, pack
+from ..errors import CheckpointMismatch
+from . import rng
+from .packing import Packed, Steadiness, pack
 
 
 class Stateful(Protocol):

@@ -6,8 +6,8 @@ import ctypes
 
 import torch
 
-from trainer.checkpoint.errors import StateError
-from trainer.checkpoint.format.plan import Share, Spec
+from ..errors import StateError
+from ..format.plan import Share, Spec
 
 _libc = ctypes.CDLL(None)
 _MADV_HUGEPAGE = 14

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from trainer.checkpoint.errors import StateError
+from ..errors import StateError
 
 MAX_DEPTH = 100
 
