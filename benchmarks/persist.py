@@ -25,9 +25,10 @@ import torch.distributed.checkpoint as dcp
 from states import nested, snapshot_of
 
 from trainer.checkpoint.memory import snapshots
+from trainer.rundir.programs import program
 from trainer.rundir.shm import segment_of
 
-FLUSH = Path(__file__).resolve().parent.parent / "trainer" / "checkpoint" / "disk" / "flush.py"
+FLUSH = program("checkpoint.disk.flush")
 
 
 def _sync_tree(path: Path) -> None:
@@ -35,7 +36,7 @@ def _sync_tree(path: Path) -> None:
 
 
 def _flush(segment: Path, out: Path) -> float:
-    command = [sys.executable, str(FLUSH), str(segment), str(out), "--step", "1"]
+    command = [sys.executable, *FLUSH, str(segment), str(out), "--step", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["seconds"])
 

@@ -25,12 +25,13 @@ from trainer.checkpoint.memory.board import Board
 from trainer.rundir import shm
 from trainer.rundir.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
+from trainer.rundir.programs import program
 
 _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUPS = (
     _ENABLED.exists() and _ENABLED.read_text().strip() == "1" and Path("/proc/self/autogroup").read_text() != ""
 )
-FLUSH = ROOT / "trainer" / "checkpoint" / "disk" / "flush.py"
+FLUSH = program("checkpoint.disk.flush")
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_commit_that_comes_second(segment: Path, tmp_path: Path) -> None:
 
 def _run(*arguments: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, str(FLUSH), *arguments], env=environment(), capture_output=True, text=True, cwd="/"
+        [sys.executable, *FLUSH, *arguments], env=environment(), capture_output=True, text=True, cwd="/"
     )
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)

@@ -256,13 +256,13 @@ def test_names_of_methods_as_torch_finds_them() -> None:
     """What takes torch the whole stack takes the launcher one frame, and is the same."""
     code = """
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous as rendezvous
-from trainer.rank.launcher import _name_quickly
+from trainer.rank.torch_patches import name_quickly
 record = lambda: rendezvous.get_method_name()
 def caller(): return record()
 def other(): return rendezvous.get_method_name(depth=1)
 before = caller(), other()
 slow = rendezvous.get_method_name
-_name_quickly()
+name_quickly()
 assert rendezvous.get_method_name is not slow
 assert (caller(), other()) == before == ("caller", "other"), before
 """

@@ -107,7 +107,7 @@ def test_the_real_flush_process(shm: Path, tried: dict[str, str]) -> None:
     snapshot_of(segment, 3)
     command = [
         sys.executable,
-        str(ROOT / "trainer" / "checkpoint" / "disk" / "flush.py"),
+        *program("checkpoint.disk.flush"),
         str(segment),
         str(run / "checkpoints"),
     ]

@@ -137,7 +137,7 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
 
 def _export_torch(path: Path, output: Path) -> list[str]:
     # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of ours.
-    child = [sys.executable, program("checkpoint/disk/export_torch.py"), str(path), str(output)]
+    child = [sys.executable, *program("checkpoint.disk.export_torch"), str(path), str(output)]
     done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise Refusal(f"{path.name} cannot be exported: {(done.stderr.strip().splitlines() or ['torch failed'])[-1]}")

@@ -77,6 +77,10 @@ class Console:
             self._quiet = True
 
 
+BUILT_IN = {"_supervise": "trainer"}
+"""The package of the built-in trainer, by the name that no module of the user's has, and the one that people know."""
+
+
 def name_of(run: RunDir, spec: Spec) -> str:
     """What to call the run on a command line typed here."""
     here = (RUNS.resolve() / spec.run) == run.path
@@ -86,7 +90,8 @@ def name_of(run: RunDir, spec: Spec) -> str:
 def opening_words(run: RunDir, spec: Spec) -> str:
     """The run's name and the next commands."""
     name = name_of(run, spec)
-    what = " ".join((["-m"] if spec.module else []) + list(shown(spec).command))
+    target, *arguments = shown(spec).command
+    what = " ".join([*(["-m"] if spec.module else []), BUILT_IN.get(target, target), *arguments])
     return (
         f"run {spec.run}: {spec.nproc} x {what}\n"
         f"  folder   {os.path.relpath(run.path)}\n"

@@ -6,13 +6,16 @@ What run.json does not keep, the secrets of the command line, comes on stdin: [c
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import signal
 import sys
 from pathlib import Path
 
-# Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+# Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours, and
+# what lies beside this file is nobody's to import.
+del sys.path[0]
+importlib.import_module("_supervise.names").ours_alone()
 
 from supervisor.commands.session import drive
 from supervisor.errors import Refusal

@@ -15,6 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from supervisor.commands import console
 from supervisor.commands.options import (
     PREFIX,
     CauseAction,
@@ -37,7 +38,7 @@ from supervisor.run.status import story_of
 from trainer.rundir.durable import ensure_dir
 from trainer.rundir.layout import RunDir, committed_steps
 
-BUILT_IN = "trainer"
+BUILT_IN = next(iter(console.BUILT_IN))
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 

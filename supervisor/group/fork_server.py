@@ -35,7 +35,7 @@ class Nursery:
         self._buffer = b""
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, program("rank/fork_server.py")],
+                [sys.executable, *program("rank.fork_server")],
                 env=dict(env),
                 cwd=spec.cwd,
                 stdin=subprocess.PIPE,

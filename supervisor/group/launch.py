@@ -131,7 +131,7 @@ def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
     """
     with gate.launcher_log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, program("rank/launcher.py"), str(gate.path), *flags(spec, gate)],
+            [sys.executable, *program("rank.launcher"), str(gate.path), *flags(spec, gate)],
             env=dict(env),
             cwd=spec.cwd,
             stdin=subprocess.DEVNULL,

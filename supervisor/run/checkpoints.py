@@ -22,7 +22,7 @@ from trainer.rundir.programs import program
 
 def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
     """The flush of the snapshot of `step` (or "newest") into the run's checkpoints, of which `keep` stay."""
-    flush = [sys.executable, program("checkpoint/disk/flush.py"), str(segment), str(run.checkpoints)]
+    flush = [sys.executable, *program("checkpoint.disk.flush"), str(segment), str(run.checkpoints)]
     return [*flush, "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
 
 

@@ -1,6 +1,6 @@
 """The nursery: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
 
-Run as a file by the supervisor: `python fork_server.py`. It reads a JSON object a line from stdin and answers each with
+Started by the supervisor: `start.py rank.fork_server`. It reads a JSON object a line from stdin and answers each with
 one on stdout; when stdin ends, it goes away.
 
     {"import": [names]}            -> {"ready": true, "failed": [names]} | {"unfit": reason, "module": the one that did it}
@@ -19,9 +19,6 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
-
-# Run by path, as launcher.py is.
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ..rundir.gate import Gate
 from . import preload as modules
@@ -65,7 +62,6 @@ def serve() -> None:
     # What imports print must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    sys.path.pop(0)
     buffered = b""
     while True:
         _reap()
@@ -121,7 +117,7 @@ def _become(log: Path) -> None:
     os.closerange(3, 256)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
     # The terminal's Ctrl-C is for the supervisor alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve()

@@ -1,9 +1,9 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Run as a file, `python launcher.py GANG torchrun-flags…`, its ranks are processes of their own that run worker.py; forked
-from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the status of each rank is
-only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor that is not the
-launcher's parent and cannot wait for it.
+Started by itself, `start.py rank.launcher GANG torchrun-flags…`, its ranks are processes of their own that run
+rank.worker; forked from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the
+status of each rank is only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor
+that is not the launcher's parent and cannot wait for it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-if __name__ == "__main__":
-    # Run by path, so that a module of the user's called `trainer` is not found in place of this package. The script's
-    # folder, put first by the interpreter, would make `import config` find ours.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 from ..rundir.environment import GRACE
 from ..rundir.gate import GANG, Gate
+from ..rundir.programs import program
+from . import torch_patches
 
-_WORKER = str(Path(__file__).with_name("worker.py"))
+_WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0
 """Seconds between two looks of the engine at ranks of which there is no news. It would look every 0.1 s, which takes 0.6 %
 of a core from those who train, and as much again in the gang that waits."""
 _UNREAPED = 0.05
+Poll = Callable[[Any], Any]
 Exits = dict[int, dict[str, Any]]
 """By rank, who has ended: {rank, pid, exit_code, mono}."""
 
@@ -40,7 +38,7 @@ def launch(gate: Gate, flags: list[str]) -> int:
     from torch.distributed import run
 
     os.environ[GANG] = str(gate.path)
-    return _reported(gate, lambda: run.run(run.parse_args([*flags, _WORKER])))  # type: ignore[no-untyped-call]
+    return _reported(gate, lambda: run.run(run.parse_args([*flags, *_WORKER])))  # type: ignore[no-untyped-call]
 
 
 def launch_forked(gate: Gate, flags: list[str]) -> int:
@@ -51,22 +49,24 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from .worker import forked_rank
 
     os.environ[GANG] = str(gate.path)
-    config, _, _ = run.config_from_args(run.parse_args([*flags, _WORKER]))  # type: ignore[no-untyped-call]
+    config, _, _ = run.config_from_args(run.parse_args([*flags, *_WORKER]))  # type: ignore[no-untyped-call]
     config.start_method = "fork"
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
 
 
-def _be_patient(context: Any, gate: Gate, grace: float, exits: Exits) -> None:
-    """torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
+def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], Any]:
+    """How the engine is to poll its ranks.
+
+    torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
 
     That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
     seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A gang that
     still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how, is in `exits` by
     rank: the engine names one of them alone, and not always the first.
     """
-    poll, heard = context._poll, float("inf")
+    heard = float("inf")
 
-    def patient(self: Any) -> Any:
+    def patient(self: Any, poll: Poll) -> Any:
         nonlocal heard
         _await_news(self, _LOOK_EVERY)
         gone = set()
@@ -81,7 +81,7 @@ def _be_patient(context: Any, gate: Gate, grace: float, exits: Exits) -> None:
                 return None
         return poll(self)
 
-    context._poll = patient
+    return patient
 
 
 def _await_news(context: Any, seconds: float) -> None:
@@ -92,7 +92,7 @@ def _await_news(context: Any, seconds: float) -> None:
             ended.append(fd := os.pidfd_open(pid))
             stack.callback(os.close, fd)
         # A forked rank that is done says so by a return value, and ends only once that was read.
-        returned = [queue._reader for queue in getattr(context, "_ret_vals", {}).values()]
+        returned = torch_patches.return_values(context)
         if set(connection.wait([*ended, *returned], seconds)) & set(ended):
             # Its exit status is there for the supervisor to see until the engine waits for it.
             time.sleep(_UNREAPED)
@@ -111,24 +111,13 @@ def _note(exits: Exits, rank: int, pid: int, code: int) -> None:
     exits.setdefault(rank, {"rank": rank, "pid": pid, "exit_code": code, "mono": time.monotonic()})
 
 
-def _name_quickly() -> None:
-    """The rendezvous learns the name of a calling method from that method's frame. torch asks for the whole stack, with
-    lines of source, twice for each of its events: two thirds of what a launcher does (pytorch 2.13, get_method_name)."""
-    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
-
-    if hasattr(dynamic_rendezvous, "get_method_name"):
-        dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
-
-
 def _reported(gate: Gate, engine: Callable[[], object]) -> int:
-    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     code = 0
     exits: Exits = {}
-    _name_quickly()
-    for context in (api.MultiprocessContext, api.SubprocessContext):
-        _be_patient(context, gate, float(os.environ[GRACE]), exits)
+    torch_patches.name_quickly()
+    torch_patches.replace_poll(_patience(gate, float(os.environ[GRACE]), exits))
     try:
         engine()
     except ChildFailedError as error:
@@ -149,9 +138,7 @@ def finish(code: int) -> NoReturn:
     os._exit(code)
 
 
-if __name__ == "__main__":
-    gang = Gate(Path(sys.argv[1]))
+def main(arguments: list[str]) -> NoReturn:
+    gang = Gate(Path(arguments[0]))
     gang.enter()
-    # Ranks find their own modules; ours is found by the path of the file that runs.
-    sys.path.pop(0)
-    finish(launch(gang, sys.argv[2:]))
+    finish(launch(gang, arguments[1:]))

@@ -25,6 +25,7 @@ from .progress import Progress
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
+_RANK = str(Path(__file__).parent) + os.sep
 _ROOM = 4096
 """Bytes of disk that are kept for the record of an exception."""
 _LEARNED_BY = 10
@@ -236,12 +237,19 @@ def record_exception(reporter: Reporter) -> Iterator[None]:
 
 def _described(error: BaseException) -> dict[str, Any]:
     """The exception as a supervisor tells it from others: its message, its type and what that derives from."""
-    kinds = [f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.") for kind in type(error).__mro__[:-1]]
+    kinds = [_kind(kind) for kind in type(error).__mro__[:-1]]
     text = str(error)
     # Of a long message the end counts too: a DataLoader worker's traceback comes before the error itself.
     message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
     errno = getattr(error, "errno", None)
     return {"type": kinds[0].rpartition(".")[2], "message": message, "kinds": kinds, "errno": errno}
+
+
+def _kind(kind: type) -> str:
+    module = kind.__module__
+    # By the name that people write.
+    module = f"trainer{module.removeprefix('_supervise')}" if module.startswith("_supervise.") else module
+    return f"{module}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -254,4 +262,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _ours(filename: str) -> bool:
-    return filename.startswith("<frozen") or Path(filename).name in ("worker.py", "reporter.py", "runpy.py")
+    return filename.startswith(("<frozen", _RANK)) or Path(filename).name in ("start.py", "runpy.py")

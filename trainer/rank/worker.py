@@ -1,6 +1,7 @@
 """The bootstrap of a rank: it waits at its gang's gate, then runs any script under supervision.
 
-Run as a file by torchrun, or called in a fork of the nursery. The supervisor's release names the attempt, the script and
+Started by torchrun as `start.py rank.worker`, or called in a fork of the nursery.
+The supervisor's release names the attempt, the script and
 its arguments. The rank registers its pid, beats, and records what ended the script, which runs as its own `__main__`, with
 its own argv and sys.path, and needs to know nothing of us.
 """
@@ -25,10 +26,6 @@ import traceback
 import types
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[0] = str(_PACKAGE.parent)
-
 from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
@@ -45,16 +42,6 @@ _MAIN = multiprocessing.process.current_process()
 """As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
 
 
-def _hide(script_folder: str) -> None:
-    """`import trainer` in the script finds the user's own module of that name, if there is one beside the script."""
-    here = Path(script_folder)
-    theirs = here / "trainer.py", here / "trainer" / "__init__.py"
-    if _PACKAGE.parent.resolve() == here.resolve() or not any(path.exists() for path in theirs):
-        return
-    for name in [n for n in sys.modules if n == "trainer" or n.startswith("trainer.")]:
-        del sys.modules[name]
-
-
 def run(arguments: list[str]) -> None:
     """The script has run to its end; its exceptions pass through."""
     module = arguments[0] == "-m"
@@ -64,11 +51,8 @@ def run(arguments: list[str]) -> None:
     sys.path.insert(0, folder)
     sys.argv = [target, *rest]
     if module:
-        if str(_PACKAGE.parent) not in sys.path:
-            sys.path.append(str(_PACKAGE.parent))
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
-        _hide(folder)
         _run_file(Path(target).absolute())
 
 
@@ -166,6 +150,5 @@ def _stand_alone() -> None:
         torch.default_generator.seed()
 
 
-if __name__ == "__main__":
-    sys.path.pop(0)
+def main(arguments: list[str]) -> None:
     serve()

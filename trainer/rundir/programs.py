@@ -1,12 +1,12 @@
-"""Our programs that are run as files, by path: whatever the user calls their own modules, it is ours that starts."""
+"""Our programs, started by path: whatever the user calls their own modules, it is ours that starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_START = Path(__file__).resolve().parents[1] / "start.py"
 
 
-def program(name: str) -> str:
-    """The path of the file `name` of the trainer's package, as an argument for the interpreter."""
-    return str(_PACKAGE / name)
+def program(name: str) -> list[str]:
+    """What the interpreter is to be given to run `name`, a module of the trainer's package that has a `main(arguments)`."""
+    return [str(_START), name]

@@ -1,13 +1,9 @@
-"""The model of a checkpoint as one file of torch.save: `python export_torch.py CHECKPOINT FILE`."""
+"""The model of a checkpoint as one file of torch.save: `start.py checkpoint.disk.export_torch CHECKPOINT FILE`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-# Run by path, so that a module of somebody's called `trainer` is not found in place of this package.
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import torch
 
@@ -26,9 +22,10 @@ def export_torch(path: Path, out: Path) -> None:
         torch.save(model, temporary)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     try:
-        export_torch(Path(sys.argv[1]), Path(sys.argv[2]))
+        export_torch(Path(arguments[0]), Path(arguments[1]))
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
-        raise SystemExit(1) from None
+        return 1
+    return 0

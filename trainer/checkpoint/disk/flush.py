@@ -1,8 +1,8 @@
 """The process that makes a durable checkpoint of a snapshot, while training goes on.
 
-    python flush.py SEGMENT CHECKPOINTS --step N|newest [--keep K] [--seal FILE] [--nice 10]
+    start.py checkpoint.disk.flush SEGMENT CHECKPOINTS --step N|newest [--keep K] [--seal FILE] [--nice 10]
 
-Run as a file by the supervisor, without torch. Prints one JSON line: {"step", "bytes", "seconds"} once the checkpoint is
+Started by the supervisor, without torch. Prints one JSON line: {"step", "bytes", "seconds"} once the checkpoint is
 durable, or {"step", "existed": true} if there was nothing to do, with exit status 0; {"step", "error"} with 1.
 
     pin (so that no rank writes over it)
@@ -17,17 +17,12 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Run by path, so that a module of the user's called `trainer` is not found in place of this package; and what lies beside
-# this file is not on top of the standard library.
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[3])
-
+from ...names import ours_alone
 from ...rundir.durable import DISK, Disk
 from ...rundir.layout import committed_steps, step_name
 from ..errors import CheckpointError
@@ -132,11 +127,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seal", type=Path)
     parser.add_argument("--nice", type=int, default=10)
     options = parser.parse_args(arguments)
+    ours_alone()
     yield_to_training(options.nice)
     outcome = flush(options.segment, options.checkpoints, options.step, options.keep, options.seal)
     print(json.dumps(outcome), flush=True)
     return 1 if "error" in outcome else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

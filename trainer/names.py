@@ -1,0 +1,114 @@
+"""One package, several names. It is loaded once, under a name that nobody else has, and served under those people write.
+
+`trainer` and `supervise` are common words: a user may have a module of that name, and then that is what their program
+gets. So the package calls itself `_supervise` everywhere and imports itself relatively; a finder serves the other names
+from the same module objects, where the path holds nobody else's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+REAL = {"trainer": "_supervise", "supervise": "_supervise", "supervisor": "_supervisor"}
+"""By the name that people write, the name under which it is loaded."""
+_FOLDER = {"_supervise": "trainer", "_supervisor": "supervisor"}
+"""What the package's folder is called in a checkout."""
+
+
+def load(real: str) -> ModuleType:
+    """The package `real`, loaded once: as installed, or in a checkout that is not, from its folder beside this one."""
+    if real in sys.modules or importlib.util.find_spec(real) is not None:
+        return importlib.import_module(real)
+    folder = Path(__file__).resolve().parents[1] / _FOLDER[real]
+    init = folder / "__init__.py"
+    spec = importlib.util.spec_from_file_location(real, init, submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[real] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def serve(always: bool = False) -> None:
+    """From now on this process finds us under every name of REAL; with `always`, also where others have the same."""
+    finder = next((finder for finder in sys.meta_path if isinstance(finder, _Names)), None)
+    if finder is None:
+        sys.meta_path.insert(0, finder := _Names())
+    finder.always = finder.always or always
+
+
+def ours_alone() -> None:
+    """In this process no code runs but ours: its names are ours, and what PYTHONPATH holds for the ranks is found last."""
+    serve(always=True)
+    theirs = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
+    sys.path.sort(key=lambda entry: entry in theirs)
+
+
+class _Names(importlib.abc.MetaPathFinder):
+    always = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        first, _, rest = fullname.partition(".")
+        if first not in REAL:
+            return None
+        if not rest:
+            return (None if self.always else self._theirs(first)) or _alias(first, REAL[first])
+        # `python -m trainer` reads the code of trainer.__main__ itself, from the folder.
+        ours = sys.modules.get(first) is sys.modules.get(REAL[first]) and rest != "__main__"
+        return _alias(fullname, f"{REAL[first]}.{rest}") if ours else None
+
+    def _theirs(self, name: str) -> ModuleSpec | None:
+        """Somebody else's module of that name, as this process would find it were we not here."""
+        others = (getattr(finder, "find_spec", None) for finder in sys.meta_path if finder is not self)
+        spec: ModuleSpec | None = next(filter(None, (find(name, None, None) for find in others if find)), None)
+        if spec is None or not is_ours(spec):
+            return spec
+        # A folder without __init__.py gives way to any package that comes after it on the path: ours must not be that one.
+        path = [entry for entry in sys.path if not is_ours(PathFinder.find_spec(name, [entry]))]
+        spec = PathFinder.find_spec(name, path)
+        folders = (spec.submodule_search_locations if spec else None) or []
+        return spec if any(next(Path(folder).glob("*.py"), None) for folder in folders) else None
+
+
+def is_ours(spec: ModuleSpec | None) -> bool:
+    """Whether what was found is one of our packages, and not another one that has taken its place."""
+    if spec is None or spec.origin is None:
+        return False
+    real = sys.modules.get(REAL[spec.name])
+    mine = Path(real.__file__ if real and real.__file__ else __file__).with_name("__init__.py")
+    try:
+        return Path(spec.origin).read_bytes() == mine.read_bytes()
+    except OSError:
+        return False
+
+
+class _Alias(importlib.abc.Loader):
+    """Another name for a module that is loaded, or loads now, under its real one."""
+
+    def __init__(self, real: str) -> None:
+        self._real = real
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(self._real)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has just given it the alias for a spec; relative imports go by the real one.
+        module.__spec__ = self._spec
+
+
+def _alias(name: str, real: str) -> ModuleSpec | None:
+    if "." not in name:
+        load(real)
+    return ModuleSpec(name, _Alias(real)) if importlib.util.find_spec(real) is not None else None

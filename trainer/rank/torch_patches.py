@@ -1,0 +1,55 @@
+"""Private parts of torch that we replace or read, all of them here; read in pytorch 2.13.
+
+Each says what is lost where torch has it no more: a patch that finds nothing to replace does nothing, and is in `missing`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+missing: list[str] = []
+"""What this torch does not have under the name that we know."""
+
+
+def name_quickly() -> None:
+    """The rendezvous learns the name of a calling method from that method's frame.
+
+    torch asks for the whole stack, with lines of source, twice for each of its events: two thirds of what a launcher does
+    (`dynamic_rendezvous.get_method_name`). Without it: 40 ms of CPU more for each group.
+    """
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    if not hasattr(dynamic_rendezvous, "get_method_name"):
+        missing.append("dynamic_rendezvous.get_method_name")
+        return
+    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
+
+
+def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
+    """The engine asks `poll(context, its own way of polling)` whether its ranks have ended (`PContext._poll`).
+
+    Without it: the engine ends all ranks as soon as one has failed, and there is no grace for a last save.
+    """
+    from torch.distributed.elastic.multiprocessing import api
+
+    for name in ("MultiprocessContext", "SubprocessContext"):
+        context = getattr(api, name, None)
+        if not hasattr(context, "_poll"):
+            missing.append(f"{name}._poll")
+            continue
+        _wrap_poll(context, poll)
+
+
+def _wrap_poll(context: Any, poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
+    original = context._poll
+    context._poll = lambda self: poll(self, original)
+
+
+def return_values(context: Any) -> list[Any]:
+    """What becomes readable when a forked rank has returned, to be waited for (`MultiprocessContext._ret_vals`).
+
+    Without it: the end of a rank is seen at the engine's next look, up to five seconds later.
+    """
+    return [queue._reader for queue in getattr(context, "_ret_vals", {}).values()]
