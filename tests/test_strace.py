@@ -26,6 +26,7 @@ from tests.protocols_of_checkpoints import (
 from tests.protocols_of_files import FILES
 from tests.snapshots import snapshot_of
 from tests.straced import joined, operations, straced
+from trainer.rundir.programs import program
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
 
