@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.core.chaos import plan
@@ -57,6 +57,7 @@ def test_every_fault_occurs(seed: int, kinds: list[str], job: Job, size: int) ->
 
 
 @given(seeds, kinds, jobs, sizes, st.integers(1, 40))
+@example(24068, ["kill", "term", "kill-flush", "stop", "torn", "exc"], Job(200, 1, 20), 7, 16)
 def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: int, count: int) -> None:
     """Nothing in a round looks like a bug of the script: no fault twice at one step, no two failures in a row before the
     first step, no fault that is armed twice in the same words; and each can strike before the last step."""

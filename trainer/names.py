@@ -14,8 +14,9 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 REAL = {"trainer": "_supervise", "supervise": "_supervise", "supervisor": "_supervisor"}
 """By the name that people write, the name under which it is loaded."""
@@ -91,24 +92,36 @@ def is_ours(spec: ModuleSpec | None) -> bool:
         return False
 
 
-class _Alias(importlib.abc.Loader):
+class _Alias(importlib.abc.InspectLoader):
     """Another name for a module that is loaded, or loads now, under its real one."""
 
-    def __init__(self, real: str) -> None:
+    def __init__(self, real: ModuleSpec) -> None:
         self._real = real
-        self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(self._real)
-        self._spec = module.__spec__
-        return module
+        return importlib.import_module(self._real.name)
 
     def exec_module(self, module: ModuleType) -> None:
         # The import system has just given it the alias for a spec; relative imports go by the real one.
-        module.__spec__ = self._spec
+        module.__spec__ = self._real
+
+    def is_package(self, fullname: str) -> bool:
+        return self._real.submodule_search_locations is not None
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """For runpy, which runs a module's code anew."""
+        return self._inspected().get_code(self._real.name)
+
+    def get_source(self, fullname: str) -> str | None:
+        return self._inspected().get_source(self._real.name)
+
+    def _inspected(self) -> importlib.abc.InspectLoader:
+        assert isinstance(self._real.loader, importlib.abc.InspectLoader)
+        return self._real.loader
 
 
 def _alias(name: str, real: str) -> ModuleSpec | None:
     if "." not in name:
         load(real)
-    return ModuleSpec(name, _Alias(real)) if importlib.util.find_spec(real) is not None else None
+    found = importlib.util.find_spec(real)
+    return spec_from_loader(name, _Alias(found), origin=found.origin) if found is not None else None

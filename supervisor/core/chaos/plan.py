@@ -130,8 +130,10 @@ def _next(pick: Pick, waiting: list[Cell], job: Job, size: int, number: int) -> 
     """A round of those of `waiting` that go together, the first among them; the rest waits on."""
     tier = _tier(pick, waiting[0], job)
     taken: list[Cell] = []
+    # Each may have to wait for the next checkpoint, and none may strike at a step that another has.
+    most = min(size, max(1, (job.steps - _begin(job)) // (job.every + 3) - 1))
     for cell in waiting:
-        if len(taken) < size and _fits(cell, taken, tier, job):
+        if len(taken) < most and _fits(cell, taken, tier, job):
             taken.append(cell)
     for cell in taken:
         waiting.remove(cell)
@@ -158,9 +160,11 @@ def _blows(pick: Pick, cells: Sequence[Cell], job: Job, tier: Tier) -> tuple[Blo
     slots = _slots(pick, cells)
     room = max(1, (job.steps - _begin(job)) // (len(slots) + 1))
     blows: list[Blow] = []
+    free = 0
     for index, slot in enumerate(slots):
         start = _begin(job) + index * room
-        step = start + pick.randrange(0, max(1, room // 4))
+        step = _aligned(slot, job, max(free, start + pick.randrange(0, max(1, room // 4))))
+        free = step + len(slot) + 1
         blows += _placed(pick, slot, job, tier, step)
     return tuple(blows)
 
@@ -204,14 +208,17 @@ def _opens(cell: Cell, early: Sequence[Cell]) -> bool:
     return cell.kind not in DAMAGE and not (early and EXPECTED[cell.kind].before)
 
 
-def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step: int) -> list[Blow]:
-    """The blows of a slot at `step`."""
+def _aligned(slot: Sequence[Cell | None], job: Job, step: int) -> int:
+    """The first step from `step` on at which the slot can strike."""
     if slot[0] is not None and slot[0].kind in DAMAGE and slot[0].moment is Moment.STEP and job.every:
         # Right after a checkpoint, and well before the next: the one that is damaged is the one that will be read.
-        step += -step % job.every + 1
-    elif job.every > 1 and step % job.every == 0:
-        # Who is struck at the step of a save is waited for by ranks that save, and a save may take long.
-        step += 1
+        return step + -step % job.every + 1
+    # Who is struck at the step of a save is waited for by ranks that save, and a save may take long.
+    return step + 1 if job.every > 1 and step % job.every == 0 else step
+
+
+def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step: int) -> list[Blow]:
+    """The blows of a slot at `step`."""
     blows = []
     for index, cell in enumerate(slot):
         carried = cell is not None and cell.moment in _CARRIED
