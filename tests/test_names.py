@@ -19,7 +19,7 @@ assert supervise.Checkpointer is trainer.Checkpointer is trainer.checkpoint.Chec
 assert trainer is supervise and trainer.checkpoint is supervise.checkpoint
 import trainer.rundir.layout
 import inspect, runpy
-assert runpy.run_module("trainer.rundir.layout")["step_name"](7) == "step-00000007"
+assert runpy.run_module("trainer.rundir.duration")["parse_duration"]("2h") == 7200
 assert "class Checkpointer" in inspect.getsource(Checkpointer)
 assert sys.modules["trainer.rundir"] is sys.modules["_supervise.rundir"]
 open(f"ours{os.environ.get('RANK', '')}", "w").close()
