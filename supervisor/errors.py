@@ -3,6 +3,7 @@
 Refusal                2    a bad request: usage, config, preflight; nothing was started
   NoSuchRun          102
   HeldByAnother      108
+InternalError          1    a mistake of ours, in the middle of a run; the text says what lives on
 """
 
 from __future__ import annotations
@@ -20,3 +21,7 @@ class NoSuchRun(Refusal):
 
 class HeldByAnother(Refusal):
     exit_code = 108
+
+
+class InternalError(Exception):
+    exit_code = 1

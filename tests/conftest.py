@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long a machine takes to draw an example says how busy it is, and nothing about us.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
+
+# What the runs of tests leave in the user's own folders is nobody's to find.
+_STATE = tempfile.TemporaryDirectory(prefix="supervise-tests-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 
 @pytest.fixture

@@ -139,10 +139,28 @@ def test_internal_error_is_1(run: Run) -> None:
     assert all(Path(f"/proc/{pid}/exe").exists() for pid in pids)
     assert run.events("supervisor_failed")[0]["error"] == "ValueError: a mistake of ours"
     name = json.loads(run.dir.run_json.read_bytes())["run"]
-    assert f"supervise resume {name}" in (run.folder / "stderr").read_text()
+    said = (run.folder / "stderr").read_text()
+    assert f"2 of its ranks train on: supervise resume {name}" in said and "Traceback" not in said
+    assert "a mistake of ours" in run.dir.supervisor_log.read_text()
     run.cli("resume", "run")
     run.assert_nothing_left()
     assert run.dir.attempts() == [0] and run.verdicts() == [("finished", None)]
+
+
+def test_internal_error_before_any_rank(run: Run) -> None:
+    """Also where the mistake is an error of the system: 1, one line, and no word of ranks that train."""
+    run.script(
+        BUG.replace("_look", "_take_up")
+        .replace("(self, state, ended)", "(self, pace)")
+        .replace("state.step >= 5", "True")
+        .replace("ValueError", "OSError"),
+        "bug.py",
+    )
+    program = [sys.executable, str(run.folder / "bug.py")]
+    run.start(run.script("pass"), program=program)
+    assert run.wait(60) == 1
+    last = (run.folder / "stderr").read_text().splitlines()[-1]
+    assert "a mistake of ours" in last and "none of its ranks is alive" in last
 
 
 def test_no_progress_is_105(run: Run) -> None:

@@ -152,6 +152,7 @@ WALL_CLOCK = {
     "spec.py": "when the run was made",
     "commit.py": "when a checkpoint was made",
     "checkpoints.py": "the age of a checkpoint",
+    "registry.py": "when an entry that leads nowhere is dropped",
     "status.py": "the age of a checkpoint",
     "console.py": "which lines of a log are new",
     "tail.py": "--since",

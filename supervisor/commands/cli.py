@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from supervisor.errors import Refusal
+from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
 
 COMMANDS = {
@@ -79,8 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of the command. A user's mistake is one line on stderr, never a traceback."""
     try:
         result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
-    except Refusal as refusal:
-        return _say(str(refusal), refusal.exit_code)
+    except (Refusal, InternalError) as ended:
+        return _say(str(ended), ended.exit_code)
     except click.UsageError as error:
         return _say(_usage(error), 2)
     except click.ClickException as error:

@@ -18,7 +18,7 @@ del sys.path[0]
 importlib.import_module("_supervise.names").ours_alone()
 
 from supervisor.commands.session import drive
-from supervisor.errors import Refusal
+from supervisor.errors import InternalError, Refusal
 from supervisor.run import spec as specs
 from supervisor.run.lock import RunLock
 from supervisor.run.runs import load
@@ -35,9 +35,9 @@ def main(path: Path) -> int:
             command, resume_args = json.load(sys.stdin)
             spec = dataclasses.replace(specs.restore(known.spec), command=tuple(command), resume_args=resume_args)
             return drive(run, spec, quiet=True)
-    except Refusal as refusal:
-        print(f"supervise: {refusal}", file=sys.stderr)
-        return refusal.exit_code
+    except (Refusal, InternalError) as ended:
+        print(f"supervise: {ended}", file=sys.stderr)
+        return ended.exit_code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 
 import click
@@ -14,7 +15,8 @@ from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
 from supervisor.run.ownership import vet
-from supervisor.run.runs import Known, all_runs
+from supervisor.run.registry import registered
+from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
 
 SCHEMA = 1
@@ -28,11 +30,12 @@ SCHEMA = 1
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """What dead runs left behind: processes, half-written folders and files, shared memory, memory cgroups.
 
-    Of RUN, or of all runs here. A run that a supervisor holds is never touched. Without --yes nothing is removed.
+    Of RUN, or of all runs here and all that this user has launched on this machine. A run that a supervisor holds is never
+    touched. Without --yes nothing is removed.
     """
     if yes and dry_run:
         raise click.UsageError("--yes and --dry-run exclude each other")
-    runs = [find_run(run)] if run is not None else all_runs()
+    runs = [find_run(run)] if run is not None else _every()
     if yes and run is not None:
         vet(runs[0].run)
     processes = marks()
@@ -43,6 +46,16 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
         _print(fates, yes)
     if any(fate.problem for fate in fates):
         click.get_current_context().exit(1)
+
+
+def _every() -> list[Known]:
+    """The runs here, and those that are known from elsewhere; each once."""
+    runs = {known.run.path.resolve(): known for known in all_runs()}
+    for path in registered():
+        with contextlib.suppress(Refusal, OSError):
+            if path not in runs and (known := load(path)):
+                runs[path] = known
+    return list(runs.values())
 
 
 def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[Fate]:
@@ -65,7 +78,7 @@ def _json(fate: Fate) -> dict[str, object]:
 
 def _print(fates: list[Fate], yes: bool) -> None:
     if not fates:
-        click.echo("dead runs left nothing here", err=True)
+        click.echo("dead runs left nothing", err=True)
         return
     rows = [(f.leftover.run, f.leftover.kind.value, human_bytes(f.leftover.bytes), _what(f)) for f in fates]
     click.echo(table(("run", "kind", "size", "what"), rows), nl=False)

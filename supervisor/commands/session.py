@@ -8,19 +8,24 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from supervisor.commands.console import Console, closing_words, opening_words
-from supervisor.errors import HeldByAnother, Refusal
+from supervisor.core.model import StopKind
+from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.loop.driver import Driver
 from supervisor.process.descriptors import enough
+from supervisor.process.place import here
 from supervisor.reading.plain import plain_lines
 from supervisor.run import spec as specs
 from supervisor.run import status as statuses
 from supervisor.run.events import EventLog
 from supervisor.run.lock import describe, holder
 from supervisor.run.previous import legacy_of
+from supervisor.run.registry import register
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from trainer.rundir import faults
@@ -35,9 +40,17 @@ def arm_faults(run: RunDir, spec: Spec) -> None:
             faults.arm(run.faults, faults.parse_fault(text))
 
 
-def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Nothing is to be launched: what a dead supervisor has left is to end, `now` or after its last checkpoint."""
+
+    now: bool
+
+
+def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
     """The run is over; returns the exit code of `launch`. The caller holds the lock."""
     enough(spec.nproc)
+    register(run)
     legacy = legacy_of(run)
     try:
         log = EventLog(run, spec.run)
@@ -45,22 +58,22 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
     log.attempt = legacy.last_attempt
     command = list(specs.shown(spec).command)
-    about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid(), "boot": _boot()}
-    log.emit("run_started", "info", **about, fresh_budget=not legacy.goes_on)
+    about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
+    log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not legacy.goes_on)
     driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
+    if stopping is not None:
+        driver.stops.ask(StopKind.USER, stopping.now)
     console = Console(run, quiet)
-    console.say(opening_words(run, spec))
+    if stopping is None:
+        console.say(opening_words(run, spec))
     try:
         with console:
             end = driver.drive()
     except Exception as error:
         # A mistake of ours. It ends as a SIGKILL would: the ranks train on, and another supervisor goes on with them.
-        log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}")
+        log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
         log.close()
-        console.say(
-            f"internal error, please report it; the ranks train on: supervise resume {spec.run} goes on with them"
-        )
-        raise
+        raise _internal(run, spec, error, driver.living()) from error
     log.close()
     if log.unwritten:
         console.say(f"  {log.unwritten}")
@@ -70,11 +83,17 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -
     return end.exit_code
 
 
-def _boot() -> str | None:
-    """Tells this boot of the machine from every other: CLOCK_MONOTONIC begins anew with each."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return None
+def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> InternalError:
+    """What is said of a mistake of ours, whose traceback is in the run's folder from now on, as far as that takes it."""
+    where = ""
+    with contextlib.suppress(OSError), run.supervisor_log.open("a") as file:
+        file.write("".join(traceback.format_exception(error)))
+        where = f" with {run.supervisor_log}"
+    if ranks:
+        fate = f"{ranks} of its ranks train on: supervise resume {spec.run} goes on with them"
+    else:
+        fate = f"none of its ranks is alive; to start them again: supervise resume {spec.run}"
+    return InternalError(f"internal error ({type(error).__name__}: {error}), please report it{where}; {fate}")
 
 
 def print_status(run: RunDir, **more: Any) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 from pathlib import Path
 
 import click
 
+from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
-from supervisor.run.lock import is_held
+from supervisor.process.place import elsewhere, here
+from supervisor.run.lock import RunLock, holder, is_held
 from supervisor.run.ownership import vet
-from supervisor.run.runs import find
+from supervisor.run.runs import Known, find
 from supervisor.run.spec import restore
 from supervisor.run.status import OVER, story_of
 from trainer.rundir.durable import replace_file
@@ -28,16 +31,15 @@ _READ = 5.0
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
 def command(run: str | None, now: bool, no_wait: bool) -> int:
-    """Ask RUN's supervisor to stop it, and wait until nothing of it is alive."""
+    """Ask RUN's supervisor to stop it, and wait until nothing of it is alive.
+
+    Of a run whose supervisor is dead, what still lives is ended from here, in the same way; then the exit code is that of
+    the run, 103.
+    """
     known = find(run)
-    if not is_held(known.run):
-        state = story_of(known.run).state
-        if state in OVER:
-            click.echo(f"{known.id} is {state} already", err=True)
-            return 0
-        again = f"go on with it: supervise resume {known.id}; or end what is left of it: supervise gc {known.id}"
-        raise Refusal(f"{known.id} has no supervisor (it is {state}); {again}")
     vet(known.run)
+    if not is_held(known.run):
+        return _end(known, now)
     # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
     _ask(known.run.stop, now)
     if no_wait:
@@ -48,9 +50,32 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
             raise Refusal(f"{known.id} has not stopped; see: supervise status {known.id}")
         time.sleep(0.05)
     story = story_of(known.run)
+    if story.state not in OVER:
+        # Its supervisor died of something else before it could stop.
+        return _end(known, now)
     known.run.stop.unlink(missing_ok=True)
     click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
     return story.exit_code if story.exit_code == 106 else 0
+
+
+def _end(known: Known, now: bool) -> int:
+    """Nothing of a run that no supervisor holds is alive; the exit code of `launch`, which nobody is there to give."""
+    run = dataclasses.replace(known.run, path=known.run.path.resolve())
+    died = holder(run)
+    with RunLock(run, unnamed=True):
+        # Under the lock: nobody else may take it up meanwhile, or have done so.
+        story = story_of(run)
+        if story.state in OVER:
+            click.echo(f"{known.id} is {story.state} already", err=True)
+            return 0
+        if why := elsewhere(died, here()):
+            raise Refusal(f"{known.id} has no supervisor, and {why}; to go on with it: supervise resume {known.id}")
+        click.echo(f"the supervisor of {known.id} is dead; what is left of it is ended from here", err=True)
+        run.stop.unlink(missing_ok=True)
+        code = drive(run, restore(known.spec), quiet=True, stopping=Stopping(now))
+    story = story_of(run)
+    click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
+    return code
 
 
 def _ask(path: Path, now: bool) -> None:

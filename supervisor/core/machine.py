@@ -81,9 +81,10 @@ class State:
     """A rank is overdue, and the stacks that are to name the odd one have been asked for."""
 
 
-def begin(last_attempt: int, history: History, pace: Pace = Pace()) -> State:  # noqa: B008 (frozen)
-    """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none)."""
-    return State(attempt=last_attempt, history=history, hang=Hang(pace))
+def begin(last_attempt: int, history: History, pace: Pace = Pace(), step: int = -1) -> State:  # noqa: B008 (frozen)
+    """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none) and `step` the
+    highest step."""
+    return State(attempt=last_attempt, history=history, hang=Hang(pace), step=step)
 
 
 def adopt(

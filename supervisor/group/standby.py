@@ -26,6 +26,7 @@ from supervisor.group.launch import environment, start_cold
 from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
+from supervisor.run.user_folders import cache
 from trainer.rundir.durable import replace_soon
 from trainer.rundir.gate import PRELOAD
 from trainer.rundir.layout import RunDir
@@ -271,7 +272,8 @@ def _written(path: Path) -> int | None:
 
 
 def _cache(spec: Spec) -> Path:
-    """Where the script's modules are kept for its next run: in the user's cache, by the script's path."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the script's modules are kept for its next run: in the user's cache, by the script's path. A user without one
+    has them learned anew in each run."""
     what: Any = [spec.module, spec.command[0], spec.cwd]
-    return root / "supervise" / "modules" / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.json"
+    name = f"{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.json"
+    return (cache() or Path(os.devnull)) / "modules" / name

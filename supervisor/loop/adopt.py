@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import dataclass
+
+import psutil
 
 from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.watch import Notes, last_beat
@@ -10,11 +14,15 @@ from supervisor.group.group import Gang
 from supervisor.group.launch import Order, is_as_asked
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Chronicle
+from supervisor.loop.stop_requests import Stops
 from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.previous import Legacy
 from supervisor.run.spec import Spec
+from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import RunDir
+
+_LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +86,9 @@ class Heir:
             gang.abandon()
         return None
 
-    def clear(self) -> tuple[int, ...]:
+    def clear(self, stops: Stops) -> tuple[int, ...]:
         """Nothing of an earlier supervisor's attempt is alive, because two gangs must never run at once, and what it has left
-        untold is told; returns the pids that could not be killed."""
+        untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their grace."""
         last = self.legacy.last_attempt
         self.chronicle.go_on(self.legacy.events)
         notes = Notes(self.run.attempt(last), self.spec.nproc)
@@ -88,8 +96,14 @@ class Heir:
         self.flusher.inherit(training=False)
         spared = self.flusher.pids()
         leftovers = proctree.members(self.spec.mark, spared)
-        if leftovers or self.legacy.unfinished:
-            step = last_beat(self.run.attempt(last))
+        step = last_beat(self.run.attempt(last))
+        if asked := bool(leftovers and stops.kind is not None):
+            assert stops.kind is not None
+            self.log.emit("stop_requested", by=stops.kind.value, step=step, now=stops.now)
+            self._ask(stops, spared)
+            step = max(step, last_beat(self.run.attempt(last)))
+            leftovers = proctree.members(self.spec.mark, spared)
+        if leftovers or asked or self.legacy.unfinished:
             self.chronicle.high_step = max(self.chronicle.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
         left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
@@ -97,3 +111,16 @@ class Heir:
         self.chronicle.flush_due = None
         self.chronicle.catch_up()
         return left
+
+    def _ask(self, stops: Stops, spared: set[int]) -> None:
+        """Ranks whose launcher is gone got one TERM each, and the time to act on it."""
+        beats = last_beats(self.run.attempt(self.legacy.last_attempt).beats)
+        ranks = [beat.pid for beat in beats if proctree.carries(beat.pid, self.spec.mark)]
+        proctree.send_all([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], signal.SIGTERM)
+        until = time.monotonic() + self.spec.grace
+        while not stops.now and time.monotonic() < until:
+            proctree.reap(self.reaped)
+            if not {process.pid for process in proctree.members(self.spec.mark, spared)} & set(ranks):
+                return
+            stops.read(self.run.stop)
+            time.sleep(_LOOK_EVERY)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from supervisor.attempt.attempt import Attempt, sweep
 from supervisor.attempt.evidence import Witness
@@ -110,6 +111,11 @@ class Driver:
         self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
         time.sleep(CALM)
 
+    def living(self) -> int:
+        """How many ranks of the attempt are alive, as far as is known."""
+        watch = self._attempt.watch if self._attempt is not None else None
+        return sum(Path(f"/proc/{process.pid}/exe").exists() for process in watch.ranks.values()) if watch else 0
+
     # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_up(self, pace: Pace) -> machine.State:
@@ -117,12 +123,12 @@ class Driver:
         now = self.clock()
         heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
         self._attempt = heir.adopt(now)
-        if self._attempt is None and (left := heir.clear()):
+        if self._attempt is None and (left := heir.clear(self.stops)):
             self._ended = machine.stuck(left, self._policy.stuck_after)
         gate = self._attempt.gate if self._attempt is not None else None
         self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
         if self._attempt is None:
-            return machine.begin(self.legacy.last_attempt, self.history, pace)
+            return machine.begin(self.legacy.last_attempt, self.history, pace, self._chronicle.high_step)
         self._launched = True
         verdict = self.legacy.verdict()
         state, actions = machine.adopt(self._attempt.number, self.history, pace, self.legacy.began(now), now, verdict)

@@ -50,7 +50,7 @@ EVENTS = {
     "group_gone": "nothing of the attempt is alive",
     "relaunch_scheduled": "the next attempt is decided",
     "run_ended": "the run is over",
-    "supervisor_failed": "the supervisor has met an error of its own and is gone; the ranks train on",
+    "supervisor_failed": "the supervisor has met an error of its own and is gone; as many `ranks` train on",
     "warning": "something a person should look at",
 }
 

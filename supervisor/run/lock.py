@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-import socket
 from datetime import datetime, timezone
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from supervisor.errors import HeldByAnother, Refusal
+from supervisor.process.place import here
 from supervisor.run.ownership import vet
 from trainer.rundir.durable import replace_file
 from trainer.rundir.layout import RunDir
@@ -24,8 +25,10 @@ _PATIENCE = 0.5
 class RunLock:
     """Held from enter to exit, or until the process dies, however it dies; by nobody but the run's owner."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, unnamed: bool = False) -> None:
+        """`unnamed`: held also where a full disk does not take the note of who holds it."""
         self._run = run
+        self._unnamed = unnamed
         self._lock = FileLock(run.lock, timeout=_PATIENCE, mode=0o600)
 
     def __enter__(self) -> RunLock:
@@ -36,10 +39,12 @@ class RunLock:
             raise HeldByAnother(f"{self._run.path} is {describe(self._run)}") from None
         except OSError as error:
             raise Refusal(f"{self._run.lock} cannot be locked: {error}") from None
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat()}
+        me = {"pid": os.getpid(), **here(), "since": datetime.now(timezone.utc).isoformat()}
         try:
             replace_file(self._run.holder, json.dumps(me).encode())
         except OSError as error:
+            if self._unnamed and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return self
             self._lock.release()
             raise Refusal(f"{self._run.path} cannot be written: {error.strerror or error}") from None
         return self
@@ -64,7 +69,7 @@ def is_held(run: RunDir) -> bool:
 
 
 def holder(run: RunDir) -> dict[str, Any]:
-    """Who took the lock last: pid, host, since; empty if that cannot be read."""
+    """Who took the lock last: pid, host, boot, pids (the pid namespace), since; empty if that cannot be read."""
     try:
         who = read_json(run.holder)
     except (OSError, ValueError):

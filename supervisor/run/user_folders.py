@@ -1,0 +1,63 @@
+"""Folders of this user outside any run: what may be learned again (cache), and what has to be found again (state).
+
+In the usual places where there is a home; in one of the machine's temporary folders, by uid, where there is none, or where
+it cannot be written. Whatever is found there, it is used only if it is this user's alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_TEMPORARY = (Path("/var/tmp"), Path("/tmp"), Path("/dev/shm"))
+_OTHERS = 0o077
+
+
+def cache() -> Path | None:
+    """The folder for what may be lost; None where there is none to be had."""
+    return _first("XDG_CACHE_HOME", ".cache")
+
+
+def state() -> Path | None:
+    """The folder for what outlives a restart of the machine; None where there is none to be had."""
+    return _first("XDG_STATE_HOME", ".local/state")
+
+
+def home() -> Path | None:
+    """The user's home; None for a user that has none, as one without a passwd entry may."""
+    try:
+        found = Path.home()
+    except (RuntimeError, KeyError, OSError):
+        return None
+    return found if found.is_absolute() else None
+
+
+def _first(variable: str, usual: str) -> Path | None:
+    return next(filter(_private, _candidates(variable, usual)), None)
+
+
+def _candidates(variable: str, usual: str) -> Iterator[Path]:
+    given = Path(os.environ.get(variable) or ".")
+    if given.is_absolute():
+        yield given / "supervise"
+    elif (root := home()) is not None:
+        yield root / usual / "supervise"
+    for temporary in _TEMPORARY:
+        yield temporary / f"supervise-user-{os.geteuid()}"
+
+
+def _private(path: Path) -> bool:
+    """Whether `path` is a folder of this user's that nobody else may enter, and that takes files. It is made if need be."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        # In a temporary folder anybody may have made it, or a link of that name.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return False
+        if found.st_mode & _OTHERS:
+            path.chmod(0o700)
+        return os.access(path, os.W_OK | os.X_OK)
+    except OSError:
+        return False
