@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core.diagnosis.diagnose import diagnose
+from supervisor.core.diagnosis.diagnose import diagnose, unlaunched
 from supervisor.core.evidence import Evidence, Memory, OomKill
 from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
 from tests.failures import FULL_DISK, TRACEBACK, WATCHDOG, WORKER, kinds, of_one, wait_in_vain
@@ -21,6 +21,7 @@ from tests.failures import FULL_DISK, TRACEBACK, WATCHDOG, WORKER, kinds, of_one
         (kinds("torch.AcceleratorError", "RuntimeError", message="CUDA error: out of memory"), Cause.CUDA_OOM),
         (kinds("OSError", message="writing failed", errno=28), Cause.NO_SPACE),
         (kinds("OSError", message="quota", errno=122), Cause.NO_SPACE),
+        (kinds("trainer.checkpoint.errors.CheckpointError", message=f"not saved: {FULL_DISK}"), Cause.NO_SPACE),
         (
             kinds("safetensors_rust.SafetensorError", message="I/O error: No space left on device (os error 28)"),
             Cause.NO_SPACE,
@@ -183,3 +184,28 @@ def test_launcher_tells_what_stopped_it() -> None:
 
     assert wait_in_vain(exit_, lines={None: words}).cause is Cause.PORT_IN_USE
     assert wait_in_vain(exit_, lines={None: words[:3]}).cause is Cause.LAUNCHER_DIED
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)", Cause.NO_SPACE),
+        (
+            "DataLoader worker (pid 55) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+            "shared memory. Please try to raise your shared memory limit",
+            Cause.SEGFAULT,
+        ),
+    ],
+    ids=["refused", "SIGBUS"],
+)
+def test_too_little_shared_memory(message: str, cause: Cause) -> None:
+    """Whatever torch says of it, the reason says how to have more."""
+    verdict = of_one(kinds("RuntimeError", message=message), shm=64 << 20)
+    assert verdict.cause is cause and "/dev/shm has 67.1 MB" in verdict.reason and "--shm-size" in verdict.reason
+
+
+def test_a_launch_that_a_full_disk_refuses() -> None:
+    """What the system refuses for want of room is a cause that time may cure, and no mistake of the script's."""
+    verdict = unlaunched(Observation(now=1.0, launch_error=FULL_DISK))
+    assert verdict.cause is Cause.NO_SPACE
+    assert unlaunched(Observation(now=1.0, launch_error="[Errno 13] Permission denied")).cause is Cause.STARTUP_ERROR

@@ -35,6 +35,7 @@ PATIENCE = 0.05
 _TAIL = 16_384
 _LINES = 30
 _LONGEST = 500
+_SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Witness:
             pids=dict(pids),
             lines={rank: tuple(last_lines(self._log(rank))) for rank in speechless},
             full=tuple(disk["path"] for disk in disks(self._places) if is_full(disk)),
+            shm=next((disk["total"] for disk in disks([_SHM])), None),
         )
         return self.evidence
 

@@ -24,6 +24,7 @@ _QUIET_AFTER = 0.4
 """Seconds without a beat after which a rank that uses no CPU is looked at closely."""
 _QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
+_LONGEST_PATH = 1000
 
 
 class Notes:
@@ -220,7 +221,12 @@ def _raised(body: dict[str, Any]) -> Raised:
         kinds=tuple(map(str, body.get("kinds", []))),
         errno=body["errno"] if isinstance(body.get("errno"), int) else None,
         frames=tuple(map(str, body.get("frames", []))),
+        unread=_file(body.get("file")),
     )
+
+
+def _file(told: Any) -> tuple[str, int] | None:
+    return (str(told["path"])[:_LONGEST_PATH], int(told["bytes"])) if isinstance(told, dict) else None
 
 
 def _gist(text: str) -> str:

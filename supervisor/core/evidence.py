@@ -69,3 +69,5 @@ class Evidence:
     """The last lines of the logs of those that failed without an exception on record."""
     full: tuple[str, ...] = ()
     """Folders on whose disk no room is left."""
+    shm: int | None = None
+    """Bytes that /dev/shm takes in all; None where there is none."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from supervisor.core.diagnosis.diagnose import diagnose
+from supervisor.core.diagnosis.diagnose import diagnose, unlaunched
 from supervisor.core.hangs.blame import hang_verdict
 from supervisor.core.hangs.hang import Hang, Silence, look
 from supervisor.core.hangs.straggler import Arrivals, arrive
@@ -129,8 +129,7 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     state = replace(state, hang=hang)
     verdict = diagnose(seen, state.stepped, state.step)
     if seen.launch_error:
-        reason = f"the attempt could not be launched: {seen.launch_error}"
-        verdict = Verdict(Cause.STARTUP_ERROR, reason, seen.now, failed_at=seen.now)
+        verdict = unlaunched(seen)
     if verdict is None and seen.stop is not None:
         return _ask(policy, state, seen, seen.stop)
     if verdict is None and silence is not None:

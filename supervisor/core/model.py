@@ -117,6 +117,8 @@ class Raised:
     """What it was explicitly raised from, nearest first."""
     frames: tuple[str, ...] = ()
     """The innermost frames of the script, innermost last."""
+    unread: tuple[str, int] | None = None
+    """The file whose content it could make no sense of, and how many bytes that has."""
 
 
 @dataclass(frozen=True, slots=True)

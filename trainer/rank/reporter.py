@@ -22,6 +22,7 @@ from ..rundir.secrets import Redactor
 from .faults import inflict
 from .preload import remember
 from .progress import Progress
+from .torn import file_of
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
@@ -114,6 +115,7 @@ class Reporter(Progress):
             "frames": places[-_FRAMES:],
             "traceback": "".join(told.format())[-20_000:],
             "exit_code": exit_code,
+            "file": _unread(error),
             "bad_step": error.step if isinstance(error, NotFinite) else -1,
             "data_step": self.data_step,
             "mono": time.monotonic(),
@@ -243,6 +245,15 @@ def _described(error: BaseException) -> dict[str, Any]:
     message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
     errno = getattr(error, "errno", None)
     return {"type": kinds[0].rpartition(".")[2], "message": message, "kinds": kinds, "errno": errno}
+
+
+def _unread(error: BaseException) -> dict[str, Any] | None:
+    """The file whose content the error is about, and its size in bytes; None if it is about none."""
+    # Whatever a script's variables do when they are looked at, its error goes on record.
+    with contextlib.suppress(Exception):
+        if (path := file_of(error)) is not None:
+            return {"path": path, "bytes": Path(path).stat().st_size}
+    return None
 
 
 def _kind(kind: type) -> str:

@@ -15,10 +15,12 @@ from supervisor.core.diagnosis.symptoms import (
     cause_of,
     cut_short,
     dead_workers,
+    short_of_shm,
     spoken,
     waited,
 )
 from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
+from supervisor.core.size import human_bytes
 
 NEVER_RESTART = 78
 PREEMPTED = 75
@@ -60,6 +62,13 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
         verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
     return verdict
+
+
+def unlaunched(seen: Observation) -> Verdict:
+    """The verdict on an attempt that the system refused us."""
+    said = Raised(-1, "OSError", seen.launch_error, "", seen.now, kinds=("OSError",))
+    reason = f"the attempt could not be launched: {seen.launch_error}"
+    return Verdict(cause_of(said) or Cause.STARTUP_ERROR, reason, seen.now, failed_at=seen.now)
 
 
 def _failures(seen: Observation) -> list[Exit]:
@@ -161,7 +170,8 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         if any(seen.evidence.memory.victim(pid) for pid in workers.pids):
             return _signalled(seen, who, where, 9, *workers.pids)
         if workers.signal is not None:
-            return _signalled(seen, who, where, workers.signal, *workers.pids)
+            cause, reason = _signalled(seen, who, where, workers.signal, *workers.pids)
+            return cause, reason + (_more_shm(seen) if short_of_shm(raised) else "")
     proven = cause_of(raised)
     if proven is None and seen.evidence.full and cut_short(raised):
         proven = Cause.NO_SPACE
@@ -170,8 +180,15 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help{why}"
     in_frame = f", in {raised.frame}" if raised.frame else ""
     what = f"rank {rank} raised {raised.type}: {raised.message or '(no message)'} {where}{in_frame}"
-    if proven is Cause.NO_SPACE and seen.evidence.full:
+    if short_of_shm(raised):
+        what += _more_shm(seen)
+    elif proven is Cause.NO_SPACE and seen.evidence.full:
         what += f"; no room is left on the disk of {', '.join(seen.evidence.full)}"
+    if raised.unread:
+        path, size = raised.unread
+        what += (
+            f"; what it was reading is {path} ({human_bytes(size)}), which may be torn: move it away to do without it"
+        )
     if proven is Cause.NAN:
         # It says itself at which step: the one that is bad, not the last one done.
         return proven, f"rank {rank} raised {raised.type}: {raised.message}"
@@ -180,6 +197,12 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     if raised.type in USER_ERRORS and not stepped:
         return Cause.USER_ERROR, what
     return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, what
+
+
+def _more_shm(seen: Observation) -> str:
+    total = seen.evidence.shm
+    size = f" has {human_bytes(total)} in all" if total else " is full"
+    return f"; /dev/shm{size}: give it more (docker run --shm-size=8g, or --ipc=host), or use fewer DataLoader workers"
 
 
 def _exited(rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:

@@ -49,6 +49,8 @@ _FILES = frozenset(
         "safetensors_rust.SafetensorError",
         "safetensors._safetensors_rust.SafetensorError",
         "torch.distributed.checkpoint.api.CheckpointException",
+        "trainer.checkpoint.errors.CheckpointError",
+        "CheckpointError",
     }
 )
 
@@ -85,6 +87,8 @@ _LOST_PEER = re.compile(
 _CUT_SHORT = re.compile(
     r"inline_container\.cc.*(unexpected pos|failed writing)|iostream error|\d+ requested and \d+ written"
 )
+# What torch says of shared memory that it could not have: a worker's SIGBUS, or its refusal.
+_SHM = re.compile(r"(allocate|open|map|resize|unlink) shared memory|out of shared memory|killed by signal: Bus error")
 _WATCHDOG = re.compile(r"ProcessGroup(NCCL|Gloo)|c10::Dist\w*Error|NCCL watchdog", re.IGNORECASE)
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)"
@@ -132,6 +136,11 @@ def cause_of(raised: Raised) -> Cause | None:
 def cut_short(raised: Raised) -> bool:
     """Whether a file could not be written whole: of a full disk, if one is full."""
     return any(set(kinds_of(each)) & _FILES and _CUT_SHORT.search(each.message) for each in chain(raised))
+
+
+def short_of_shm(raised: Raised) -> bool:
+    """Whether /dev/shm was too small for it."""
+    return any(_SHM.search(each.message) for each in chain(raised))
 
 
 def blame_of(raised: Raised) -> Blame:
