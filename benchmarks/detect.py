@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _supervise  # noqa: F401 (from here on our other names are served)
+
 from supervisor.reading.events_file import read_events
 
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,33 @@ def test_generators_as_checkpoints_stored_them_at_first() -> None:
     rng.seed(1)
     rng.apply(stored)
     assert (random.random(), np.random.rand()) == expected
+
+
+def test_generators_where_numpy_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state with numpy's in it comes back where there is no numpy: all but that, which is said."""
+    stored = rng.capture()
+    expected = random.random(), torch.rand(1)
+    rng.seed(1)
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+    monkeypatch.delitem(sys.modules, "numpy")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = rng.apply(stored)
+    assert (random.random(), torch.rand(1)) == expected
+    assert said is not None and "numpy" in said
+    assert "numpy" not in rng.capture()
+
+
+@pytest.mark.parametrize("kind", ["MT19937", "PCG64", "Philox", "SFC64"])
+def test_numpys_generator_of_any_kind(tmp_path: Path, kind: str) -> None:
+    """Whichever generator numpy's global functions draw from, it goes on; another one than was saved is said."""
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(getattr(np.random, kind)(3))
+        np.random.randn(1)
+        stored = _through(tmp_path, {"rng": rng.capture()})["rng"]
+        expected = np.random.randn(3).tolist()
+        assert (rng.apply(stored), np.random.randn(3).tolist()) == (None, expected)
+        np.random.set_bit_generator(np.random.PCG64DXSM(3))
+        assert "does not take" in str(rng.apply(stored))
+    finally:
+        np.random.set_bit_generator(before)

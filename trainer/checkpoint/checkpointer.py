@@ -266,7 +266,8 @@ class Checkpointer:
 
     def _apply_own(self, loaded: Loaded, where: str) -> None:
         if loaded.own is not None:
-            rng.apply(loaded.own["rng"])
+            if (lost := rng.apply(loaded.own["rng"])) is not None:
+                self._voice.say(f"{where}: {lost}")
             return
         rank = self._ranks.rank
         rng.seed(self._seed, rank, loaded.manifest.step)

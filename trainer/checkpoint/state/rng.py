@@ -1,14 +1,21 @@
-"""Random number generators: torch (CPU and this rank's CUDA device), Python's `random`, and numpy's if it is loaded."""
+"""Random number generators: torch (CPU and this rank's CUDA device), Python's `random`, and numpy's if it is loaded.
+
+numpy is the user's: nothing here needs it, torch's own bridge to it included.
+"""
 
 from __future__ import annotations
 
 import array
 import hashlib
+import importlib
+import importlib.util
 import random
 import sys
 from typing import Any
 
 import torch
+
+from .tensors import view_of
 
 
 def capture() -> dict[str, Any]:
@@ -21,28 +28,63 @@ def capture() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     if (numpy := sys.modules.get("numpy")) is not None:
-        values = numpy.random.get_state(legacy=False)
-        words = {"key": _bytes_of(values["state"]["key"]), "pos": int(values["state"]["pos"])}
-        state["numpy"] = {**values, "state": words}
+        state["numpy"] = _without_arrays(numpy.random.get_state(legacy=False))
     return state
 
 
-def apply(state: dict[str, Any]) -> None:
-    """Every generator goes on from `state`; one that is not in it stays as it is."""
+def apply(state: dict[str, Any]) -> str | None:
+    """Every generator goes on from `state`; one that is not in it stays as it is. Returns what cannot go on, and why."""
     torch.set_rng_state(state["torch"])
     python = state["python"]
     if isinstance(python, tuple):  # as it was stored at first
         random.setstate(python)
     else:
-        words = array.array("I", python["words"].numpy().tobytes())
+        words = array.array("I", bytes(view_of(python["words"])))
         random.setstate((python["version"], tuple(words), python["gauss"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
-        values = state["numpy"]
-        key = values["state"]["key"]
-        known = numpy.array(key, dtype=numpy.uint32) if isinstance(key, list) else key.numpy().view(numpy.uint32)
-        numpy.random.set_state({**values, "state": {"key": known, "pos": values["state"]["pos"]}})
+    return _apply_numpy(state["numpy"]) if "numpy" in state else None
+
+
+def _apply_numpy(state: dict[str, Any]) -> str | None:
+    # torch imports numpy where it is there, so its state is saved whether or not anybody draws from it: a run that goes on
+    # without it may not miss it. A script that imports numpy later than this is to find it as it was.
+    if "numpy" not in sys.modules and importlib.util.find_spec("numpy") is None:
+        return (
+            "the state of numpy's generator was saved and numpy is not installed here: what draws from it starts anew"
+        )
+    numpy = importlib.import_module("numpy")
+    try:
+        numpy.random.set_state(_with_arrays(state, numpy))
+    except (ValueError, TypeError, KeyError) as error:
+        return f"numpy's generator does not take the state that was saved ({error}): what draws from it starts anew"
+    return None
+
+
+def _without_arrays(state: dict[str, Any]) -> dict[str, Any]:
+    """numpy's account of its generator, with tensors of bytes for arrays."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if not hasattr(value, "ndim"):
+            return value
+        return _bytes_of(value) if value.ndim else value.item()
+
+    return {key: plain(value) for key, value in state.items()}
+
+
+def _with_arrays(state: dict[str, Any], numpy: Any) -> dict[str, Any]:
+    word = numpy.uint32 if state["bit_generator"] == "MT19937" else numpy.uint64
+
+    def back(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: back(inner) for key, inner in value.items()}
+        if isinstance(value, list):  # as it was stored at first
+            return numpy.array(value, dtype=word)
+        return numpy.frombuffer(bytes(view_of(value)), dtype=word) if isinstance(value, torch.Tensor) else value
+
+    return {key: back(value) for key, value in state.items()}
 
 
 def _bytes_of(words: Any) -> torch.Tensor:
