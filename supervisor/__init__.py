@@ -6,5 +6,7 @@ The package is loaded as `_supervisor` alone; `supervisor` is the same object (t
 import importlib
 import sys
 
+# From here on this process finds us under every name of ours, `supervisor` among them.
+_names = importlib.import_module("_supervise.names")
 if __name__ != "_supervisor":
-    sys.modules[__name__] = importlib.import_module("_supervise.names").load("_supervisor")
+    sys.modules[__name__] = _names.load("_supervisor")

@@ -47,7 +47,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_help_loads_little() -> None:
     """Help must be instant: none of the slow libraries is imported for it."""
     code = (
-        "import sys\nfrom supervisor.commands.cli import run\nrun(['--help'])\n"
+        "import sys\nfrom _supervisor.commands.cli import run\nrun(['--help'])\n"
         "slow = {'torch', 'rich', 'structlog', 'psutil', 'numpy', 'filelock'} & set(sys.modules)\n"
         "sys.exit(str(slow) if slow else 0)"
     )

@@ -117,10 +117,10 @@ def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
     """Where no nursery can be had, the standby is a group of fresh interpreters that have imported and wait."""
     run.script(STEPPING)
     code = (
-        "import sys, supervisor.group.standby as standby\n"
+        "import sys, _supervisor.group.standby as standby\n"
         "def refuse(*_): raise OSError('no nursery here')\n"
         "standby.Nursery = refuse\nstandby._PAUSE = 0.01\n"
-        "from supervisor.commands.cli import run\n"
+        "from _supervisor.commands.cli import run\n"
         f"sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', *{ENDLESS}]))"
     )
     run.process = subprocess.Popen([sys.executable, "-c", code], cwd=run.folder, env=environment(), text=True)

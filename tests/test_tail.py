@@ -25,7 +25,7 @@ from supervisor.reading.render import TextRenderer, render_json
 from supervisor.reading.wording import Restarts
 from tests.runs_on_disk import Writer, recovered_run
 
-TAIL = [sys.executable, "-c", "from supervisor.commands.tail import command; command()"]
+TAIL = [sys.executable, "-c", "from _supervisor.commands.tail import command; command()"]
 
 
 def run_tail(writer: Writer, *args: str) -> Result:

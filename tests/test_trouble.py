@@ -28,7 +28,7 @@ class Stepped(datetime.datetime):
     def now(cls, tz=None):
         return cls.fromtimestamp(time.time(), tz)
 datetime.datetime = Stepped
-from supervisor.commands.cli import run
+from _supervisor.commands.cli import run
 sys.exit(run(sys.argv[1:]))
 """
 
