@@ -12,6 +12,7 @@ says that it is unfit otherwise: the supervisor then starts another one without 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -54,6 +55,8 @@ def _load(names: list[str]) -> dict[str, Any]:
         failed += modules.load([name])
         if _threads() > before and (reason := unfit()):
             return {"unfit": reason, "module": name}
+    # No collector of a fork needs to look at what all forks have in common.
+    gc.freeze()
     return {"unfit": reason} if (reason := unfit()) else {"ready": True, "failed": failed}
 
 

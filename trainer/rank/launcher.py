@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from ..rundir.environment import GRACE
 from ..rundir.gate import GANG, Gate
 from ..rundir.programs import program
 from . import torch_patches
+from .children import exit_code
 
 _WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0
@@ -46,9 +47,11 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from torch.distributed import run
     from torch.distributed.launcher.api import elastic_launch
 
+    from .forked import ForkedRanks
     from .worker import forked_rank
 
     os.environ[GANG] = str(gate.path)
+    torch_patches.replace_forks(ForkedRanks)
     config, _, _ = run.config_from_args(run.parse_args([*flags, *_WORKER]))  # type: ignore[no-untyped-call]
     config.start_method = "fork"
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
@@ -68,14 +71,15 @@ def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
 
     def patient(self: Any, poll: Poll) -> Any:
         nonlocal heard
-        _await_news(self, _LOOK_EVERY)
-        gone = set()
-        for local, pid in self.pids().items():
-            ended, code = _exited(pid)
-            gone.add(ended)
-            if code is not None:
-                _note(exits, int(self.envs[local]["RANK"]), pid, code)
-        if len(gone) == 2 and gate.release.exists():
+        pids = {int(self.envs[local]["RANK"]): pid for local, pid in self.pids().items()}
+        _await_news([pid for rank, pid in pids.items() if rank not in exits], _LOOK_EVERY)
+        for rank, pid in pids.items():
+            if rank not in exits and (code := exit_code(pid)) is not None:
+                _note(exits, rank, pid, code)
+        if 0 < len(exits) < len(pids) and gate.release.exists():
+            if not any(body["exit_code"] for body in exits.values()):
+                # The engine would reap who has left with 0, and nobody could see it any more.
+                return None
             heard = min(heard, time.monotonic())
             if time.monotonic() < heard + grace:
                 return None
@@ -84,27 +88,17 @@ def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
     return patient
 
 
-def _await_news(context: Any, seconds: float) -> None:
-    """A rank of `context` has ended or returned, or `seconds` have passed."""
+def _await_news(pids: list[int], seconds: float) -> None:
+    """One of these has ended, or `seconds` have passed."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        ended = []
-        for pid in context.pids().values():
-            ended.append(fd := os.pidfd_open(pid))
+        poll = select.poll()
+        for pid in pids:
+            fd = os.pidfd_open(pid)
             stack.callback(os.close, fd)
-        # A forked rank that is done says so by a return value, and ends only once that was read.
-        returned = torch_patches.return_values(context)
-        if set(connection.wait([*ended, *returned], seconds)) & set(ended):
+            poll.register(fd, select.POLLIN)
+        if poll.poll(seconds * 1000):
             # Its exit status is there for the supervisor to see until the engine waits for it.
             time.sleep(_UNREAPED)
-
-
-def _exited(pid: int) -> tuple[bool, int | None]:
-    """Whether it has ended, and its exit code, or minus the signal, while nobody has waited for it."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return True, None
-    return (True, os.waitstatus_to_exitcode(int(fields[49]))) if fields[0] == b"Z" else (False, None)
 
 
 def _note(exits: Exits, rank: int, pid: int, code: int) -> None:

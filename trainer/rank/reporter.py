@@ -104,7 +104,7 @@ class Reporter(Progress):
     def failed(self, error: BaseException, exit_code: int) -> None:
         told = traceback.TracebackException.from_exception(error)
         # The script's own frames: those that led to it are the same in every traceback.
-        frames = [frame for frame in told.stack if not _ours(frame.filename)]
+        frames = [frame for frame in told.stack if not is_ours(frame.filename)]
         told.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = {
@@ -272,5 +272,5 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _ours(filename: str) -> bool:
+def is_ours(filename: str) -> bool:
     return filename.startswith(("<frozen", _RANK)) or Path(filename).name in ("start.py", "runpy.py")

@@ -27,15 +27,29 @@ def name_quickly() -> None:
     dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
+def replace_forks(context: type[Any]) -> None:
+    """The engine's forks are a `context`, not its own (`MultiprocessContext`, looked up by `start_processes`).
+
+    Without it: a forked rank that ends by os._exit, or becomes another program, is never seen to end, and there must be a
+    /dev/shm for the semaphores of a queue.
+    """
+    from torch.distributed.elastic import multiprocessing
+
+    if not hasattr(multiprocessing, "MultiprocessContext"):
+        missing.append("elastic.multiprocessing.MultiprocessContext")
+        return
+    multiprocessing.MultiprocessContext = context  # type: ignore[misc]
+
+
 def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
     """The engine asks `poll(context, its own way of polling)` whether its ranks have ended (`PContext._poll`).
 
     Without it: the engine ends all ranks as soon as one has failed, and there is no grace for a last save.
     """
-    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic import multiprocessing
 
     for name in ("MultiprocessContext", "SubprocessContext"):
-        context = getattr(api, name, None)
+        context = getattr(multiprocessing, name, None)
         if not hasattr(context, "_poll"):
             missing.append(f"{name}._poll")
             continue
@@ -45,11 +59,3 @@ def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
 def _wrap_poll(context: Any, poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
     original = context._poll
     context._poll = lambda self: poll(self, original)
-
-
-def return_values(context: Any) -> list[Any]:
-    """What becomes readable when a forked rank has returned, to be waited for (`MultiprocessContext._ret_vals`).
-
-    Without it: the end of a rank is seen at the engine's next look, up to five seconds later.
-    """
-    return [queue._reader for queue in getattr(context, "_ret_vals", {}).values()]

@@ -8,38 +8,31 @@ its own argv and sys.path, and needs to know nothing of us.
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import contextlib
 import ctypes
 import io
 import json
 import mmap
-import multiprocessing.process
-import multiprocessing.util
 import os
 import runpy
 import signal
 import sys
-import threading
-import traceback
 import types
 from pathlib import Path
+from typing import NoReturn
 
 from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
-from . import output
+from . import ending, output
 from . import preload as modules
 from . import progress as _progress
 from .hooks import watch_torch
 from .reporter import Reporter, record_exception
 
-_PR_SET_PDEATHSIG = 1
 _MOST_FROM_HEAP = 32 << 20
 """DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""
-_MAIN = multiprocessing.process.current_process()
-"""As multiprocessing sees the interpreter that was started last: in a fork, the nursery's."""
 
 
 def run(arguments: list[str]) -> None:
@@ -105,44 +98,27 @@ def _settle_malloc() -> None:
         libc.free(libc.malloc(ctypes.c_size_t(_MOST_FROM_HEAP - 2 * mmap.PAGESIZE)))
 
 
-def forked_rank() -> None:
-    """A rank's whole life in a fork: as if the interpreter had been started for the script. Returns only after exit code 0,
-    because torchrun wants to hear of that by a return value."""
+def forked_rank() -> NoReturn:
+    """A rank's whole life in a fork: as if the interpreter had been started for the script."""
     _stand_alone()
-    code = 0
+    code: object = 0
+    by = None
     try:
         serve()
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        code = 130
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    # multiprocessing ends a child without the exit functions that a script of its own has a right to.
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        os._exit(code & 0xFF)
+    except SystemExit as exit_:
+        code = exit_.code
+    except BaseException as error:
+        ending.tell(error)
+        code, by = 1, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+    ending.end(code, by)
 
 
 def _stand_alone() -> None:
     """What the fork inherited from launcher and nursery is undone: session, signals, identity, random numbers."""
     os.setsid()
-    # torch.multiprocessing asks for a SIGINT when the launcher dies; a rank outlives it, and the supervisor sees to it.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # To the script this is the main process, not a child of multiprocessing's.
-    process = multiprocessing.process
-    process._current_process = _MAIN  # type: ignore[attr-defined]
-    process._parent_process = None  # type: ignore[attr-defined]
     # Python reseeds its own generator after a fork; these would be the same in every rank.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
@@ -151,4 +127,8 @@ def _stand_alone() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    serve()
+    try:
+        serve()
+    except Exception as error:
+        ending.tell(error)
+        sys.exit(1)

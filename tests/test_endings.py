@@ -1,0 +1,68 @@
+"""However a rank ends, its end is seen, as it is; and what it leaves to the end is done."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.supervised import Run
+
+WAYS = """
+import os, sys
+rank = int(os.environ["RANK"])
+if rank == 1 and "AGAIN" not in os.environ:
+    os.environ["AGAIN"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+import atexit, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(5):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+class Last:
+    write = staticmethod(os.write)
+    def __del__(self):
+        self.write(self.fd, b"deleted")
+
+if rank == 2:
+    os.closerange(3, 4096)
+file = open(f"done{rank}", "w")
+file.write("written,")
+atexit.register(lambda: print("exit function,", file=file, flush=True, end=""))
+last = Last()
+last.fd = os.dup(file.fileno())
+if rank == 0:
+    file.flush()
+    os._exit(0)
+if rank == 3:
+    unclosed = open("unclosed", "w")
+    unclosed.write("not flushed by the script")
+"""
+
+
+@pytest.mark.parametrize("option", ["--standby", "--no-standby"])
+def test_every_way_to_end_is_seen(run: Run, option: str) -> None:
+    """os._exit, another program in the same process, all descriptors closed, files left open: the run is finished."""
+    assert run.launch("--nproc", "4", "--max-restarts", "0", option, run.script(WAYS)) == 0
+
+    assert run.verdicts() == [("finished", None)]
+    done = [(run.folder / f"done{rank}").read_text() for rank in range(4)]
+    assert done == ["written,", *["written,exit function,deleted"] * 3]
+    assert (run.folder / "unclosed").read_text() == "not flushed by the script"
+
+
+HOOKED = """
+import os, signal, sys, time
+sys.excepthook = lambda kind, error, trace: open("told", "w").write(trace.tb_frame.f_code.co_filename)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
+def test_an_interrupt_is_one(run: Run) -> None:
+    """SIGINT is a KeyboardInterrupt; the script's own hook is told, of its own frames alone; the rank dies of the signal."""
+    assert run.launch("--max-restarts", "0", run.script(HOOKED)) != 0
+
+    verdict = run.events("verdict")[0]
+    assert (verdict["cause"], verdict["signal"], verdict["exit_code"]) == ("killed", 2, None)
+    assert (run.folder / "told").read_text() == str(run.folder / "script.py")
