@@ -105,13 +105,17 @@ def test_a_failed_save_does_not_stop_training(tmp_path: Path, notes: Notes, caps
 
 
 def test_a_failed_final_save_is_an_error(tmp_path: Path, notes: Notes) -> None:
-    """A run does not end as if its last state were safe."""
+    """A run does not end as if its last state were safe, and it is said what there is."""
     ckpt = _checkpointer(tmp_path, every=None)
     ckpt.restore()
-    ckpt.step(1)
-    notes.disk = FullDisk(0)
-    with pytest.raises(CheckpointError, match="step 1"):
-        ckpt.close()
+    for step, there in ((1, "no checkpoint at all"), (3, "that of step 2")):
+        ckpt.step(step)
+        notes.disk = FullDisk(0)
+        with pytest.raises(CheckpointError, match=f"step {step} could not be saved at the end.*{there}"):
+            ckpt.close()
+        notes.disk = DISK
+        ckpt.step(2)
+        assert ckpt.save()
 
 
 def test_sigterm_saves_and_ends_with_75(tmp_path: Path) -> None:

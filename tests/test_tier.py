@@ -18,7 +18,7 @@ from trainer.checkpoint import Checkpointer, NoUsableCheckpoint
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.interval import Pace
-from trainer.checkpoint.memory import snapshots, tier
+from trainer.checkpoint.memory import memory, snapshots, tier
 from trainer.checkpoint.memory.tier import Wish
 from trainer.rundir import shm
 from trainer.rundir.layout import committed_steps, step_name
@@ -72,14 +72,13 @@ def test_shared_memory_too_small(
 
 
 def _flushed(here: Here, notes: Notes) -> dict[str, Any]:
-    kind, fields = notes.kept[-1]
-    assert kind == "flush_due"
+    fields = [fields for kind, fields in notes.kept if kind == "flush_due"][-1]
     return flush(here.segment, here.checkpoints, fields["step"], fields["keep"], None)
 
 
 def test_a_due_save_is_a_flush(here: Here, notes: Notes) -> None:
-    """At a due step all ranks pin their snapshot; the step after, rank 0 says so; none is due until the pins are gone;
-    then the next one is. The ranks write nothing to disk themselves."""
+    """At a due step all ranks pin their snapshot; the step after, rank 0 says so; the next one is pinned once those pins are
+    gone. What is due meanwhile the ranks save themselves, and nothing else."""
 
     def body(ranks: Any) -> Any:
         flushed = []
@@ -89,32 +88,32 @@ def test_a_due_save_is_a_flush(here: Here, notes: Notes) -> None:
                 flushed.append(_flushed(here, notes)["step"])
             return Wish(*ranks.any(*Wish(snapshot=True)))
 
-        train(ranks, range(10), agreed, every=2)
+        train(ranks, range(10), agreed, every=2, keep=10)
         return flushed
 
     assert on_ranks(2, body) == [[2, 6], []]
     assert [f["step"] for kind, f in notes.kept if kind == "flush_due"] == [2, 6]
-    assert committed_steps(here.checkpoints) == [2, 6]
+    assert committed_steps(here.checkpoints) == [2, 4, 6, 8]
+    assert [f["step"] for kind, f in notes.kept if kind == "checkpoint_saved"] == [4, 8]
 
 
-def test_a_save_that_had_to_wait_is_made_up_for(here: Here, notes: Notes) -> None:
-    """Due while a flush was under way: rank 0 wishes it again, and has it once the pins are gone."""
-
-    def body(ranks: Any) -> None:
-        model = nn.Linear(2, 2)
-        ckpt = Checkpointer(model=model, every=2, snapshot_every=1)
-        ckpt._ranks = ranks
-        ckpt.restore()
-        for step in range(1, 6):
-            ckpt.step(step)
-        snapshots.clear_pins(here.segment)
-        for step in range(6, 8):
-            ckpt.step(step)
-            ckpt._tier._memory.wait()  # type: ignore[union-attr]
-        ckpt._tier.close()  # type: ignore[union-attr]
-
-    on_ranks(1, body)
-    assert [f["step"] for kind, f in notes.kept if kind == "flush_due"] == [2, 6]
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank had no buffer for it. By the clock: rank 0 wishes the next one. By a number of steps: it is lost, and told."""
+    monkeypatch.setattr(memory, "_LATE_S", 0.0)
+    for every, lost in ((None, []), (3, [3])):
+        with training(every=every) as made:
+            made.run(2)
+            made.copied()
+            with monkeypatch.context() as patch:
+                patch.setattr(made.memory().segment, "begin", lambda size, pin: None)
+                made.run(3, Wish() if every else SAVE)
+                made.copied()
+            made.run(4)
+            assert made.ckpt.wish().save == (every is None)
+            assert snapshots.pinned(here.segment) == []
+        assert [fields["step"] for kind, fields in notes.kept if kind == "checkpoint_failed"] == lost
+        snapshots.remove(here.segment)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

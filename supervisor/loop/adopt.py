@@ -108,7 +108,7 @@ class Heir:
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
         left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
         self.chronicle.hear(notes.read())
-        self.chronicle.flush_due = None
+        self.chronicle.flushes_due.clear()
         self.chronicle.catch_up()
         return left
 

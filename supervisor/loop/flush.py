@@ -9,48 +9,67 @@ import select
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.loop.narrator import Chronicle
 from supervisor.process import proctree
+from supervisor.process.kernel import glance
 from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import environment as names
-from trainer.rundir.layout import RunDir
+from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.shm import segment_of
 
-_KEEP = 3
+_ALL = 1 << 30
+"""Checkpoints to keep while no rank has said how many: what is pruned does not come back."""
 _PATIENCE = 120.0
 """Seconds for the last flush of a run that is over."""
 
 
+_STOPPED = 1.0
+"""Seconds after which a flush that is stopped is given up."""
+_MADE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """`step` None means the newest snapshot there is, if it is newer than what is on disk."""
+    """`step` None means the newest snapshot there is, if it is newer than what is on disk. `again`: one has died of it."""
 
     step: int | None
     keep: int
+    again: bool = False
 
 
 class Flusher:
-    """Does what is wanted, one after another, and has it told. A later wish replaces one that has not begun."""
+    """Does what is wanted, one after another, and has it told.
+
+    A snapshot that is pinned is promised to the disk: by a note of the ranks, or, where a rank or a supervisor died before
+    that was heard, by the pin alone. A flush that dies is made again, once; what is not made, is told.
+    """
 
     def __init__(self, run: RunDir, mark: str, chronicle: Chronicle) -> None:
         self._run, self._mark, self._chronicle = run, mark, chronicle
         self.segment = segment_of(mark)
-        self._wanted: Wanted | None = None
-        self._keep = _KEEP
+        self._wanted: list[Wanted] = []
+        self._keep = _ALL
         self._done = -1
         """The newest step that a flush has made durable."""
+        self._made: deque[int] = deque(maxlen=_MADE)
         self._after_crash = False
         self.process: Process | None = None
         """The one flush under way."""
+        self._under_way = Wanted(None, _ALL)
+        """What it does."""
+        self._stopped_since: dict[int, float] = {}
         self._began = 0.0
         self.took: float | None = None
         """Seconds of the newest flush that made a checkpoint, its process and all."""
         self._stdout: Any = None
+        self._said = ""
+        """The last words of one that died."""
         self._inherited: list[Process] = []
         """Flushes of a supervisor that died. They end by themselves, and what they have made is found on the disk."""
         self._training = False
@@ -58,10 +77,10 @@ class Flusher:
     def inherit(self, training: bool) -> None:
         """What the flush of a dead supervisor reads stays as it is until that is over. `training`: the attempt lives on."""
         self._training = training
-        if (due := self._chronicle.flush_due) is not None:
-            # The dead one may have begun it, or even ended it; a pin tells.
-            self._chronicle.flush_due = None
-            self._keep = due[1] or self._keep
+        # The dead one may have begun it, or even ended it; a pin tells.
+        for _, keep in self._chronicle.flushes_due:
+            self._keep = keep or self._keep
+        self._chronicle.flushes_due.clear()
         for process in proctree.marked(f"{self._mark}.flush"):
             with contextlib.suppress(ProcessLookupError):
                 self._inherited.append(Process(process.pid))
@@ -69,11 +88,26 @@ class Flusher:
             self._take_pins()
 
     def _take_pins(self) -> None:
-        """Nothing that a dead flush has pinned stays so; what was to be flushed, is."""
-        if self._training and snapshots.any_pinned(snapshots.boards(self.segment).values()):
-            self._wanted = self._wanted or Wanted(None, self._keep)
-        else:
-            snapshots.clear_pins(self.segment)
+        """What a dead supervisor, or a flush of its, has left undone will be done."""
+        if self._training:
+            self._want_pinned()
+        elif snapshots.pinned(self.segment):
+            self._after_crash = True
+
+    def _want(self, step: int | None, again: bool = False) -> None:
+        if all(wanted.step != step for wanted in self._wanted):
+            self._wanted.append(Wanted(step, self._keep, again))
+
+    def _want_pinned(self) -> None:
+        for step in snapshots.pinned(self.segment):
+            if self.process is None or step != self._under_way.step:
+                self._want(step)
+
+    def _hear(self) -> None:
+        for step, keep in self._chronicle.flushes_due:
+            self._keep = keep or self._keep
+            self._want(step)
+        self._chronicle.flushes_due.clear()
 
     def attempt_died(self) -> None:
         """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
@@ -87,23 +121,19 @@ class Flusher:
 
     def tick(self, ended: set[int], stepped: bool) -> None:
         """A flush that has ended is told of; the next one is under way. `stepped`: the attempt has made its first step."""
-        if (due := self._chronicle.flush_due) is not None:
-            self._chronicle.flush_due = None
-            self._keep = due[1] or self._keep
-            self._wanted = Wanted(due[0], self._keep)
+        self._hear()
         if self._after_crash and stepped:
             self._after_crash = False
-            self._wanted = self._wanted or Wanted(None, self._keep)
+            newer = bool(self._wanted)
+            self._want_pinned()
+            if not newer:
+                self._want(None)
         self._go_on(ended)
 
     def _go_on(self, ended: set[int]) -> None:
+        self._end_stopped(time.monotonic())
         if self.process is not None and self.process.fd in ended:
-            outcome = self._outcome()
-            if "error" not in outcome:
-                self._done = max(self._done, int(outcome["step"]))
-            if "seconds" in outcome:
-                self.took = time.monotonic() - self._began
-            self._chronicle.flushed(outcome)
+            self._conclude()
         for inherited in [process for process in self._inherited if process.fd in ended]:
             inherited.close()
             self._inherited.remove(inherited)
@@ -111,26 +141,66 @@ class Flusher:
             self._chronicle.scan(time.monotonic(), final=True)
             if not self._inherited:
                 self._take_pins()
-        if self.process is not None or self._inherited or self._wanted is None:
-            return
-        wanted, self._wanted = self._wanted, None
-        step = self.newest() if wanted.step is None else wanted.step
-        if step > self._done:
-            self._start(wanted)
+        while self._wanted and self.process is None and not self._inherited:
+            wanted = self._wanted.pop(0)
+            if self._is_of_use(wanted):
+                self._start(wanted)
+            elif wanted.step is not None:
+                snapshots.clear_pins(self.segment, wanted.step)
+
+    def _is_of_use(self, wanted: Wanted) -> bool:
+        if wanted.step is None:
+            return self.newest() > self._done
+        # It was the newest when that was flushed; or it would be pruned at once.
+        newer = [step for step in committed_steps(self._run.checkpoints) if step > wanted.step]
+        return wanted.step not in self._made and len(newer) < wanted.keep
+
+    def _conclude(self) -> None:
+        """The flush under way has ended: that is told, or it is made again."""
+        wanted, outcome = self._under_way, self._outcome()
+        if outcome is not None:
+            if "error" not in outcome:
+                self._done = max(self._done, int(outcome["step"]))
+                self._made.append(int(outcome["step"]))
+            if "seconds" in outcome:
+                self.took = time.monotonic() - self._began
+            self._chronicle.flushed(outcome)
+        elif wanted.again:
+            self._failed(wanted, f"the flush process died twice{self._said}")
         else:
-            snapshots.clear_pins(self.segment)
+            self._chronicle.flushed({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
+            self._wanted.insert(0, replace(wanted, again=True))
+
+    def _failed(self, wanted: Wanted, error: str) -> None:
+        """What was wanted will not be made: nothing is kept for it, and that is told."""
+        if wanted.step is not None:
+            snapshots.clear_pins(self.segment, wanted.step)
+        self._chronicle.flushed({"step": wanted.step, "error": error})
+
+    def _end_stopped(self, now: float) -> None:
+        """A flush that somebody has stopped holds its pin, and with "auto" all that would come after it: it is ended."""
+        for process in self._all():
+            if glance(process.pid).state not in "Tt":
+                self._stopped_since.pop(process.pid, None)
+            elif now >= self._stopped_since.setdefault(process.pid, now) + _STOPPED:
+                process.send(signal.SIGKILL)
 
     def abandon(self) -> None:
         """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
-        self._wanted, self._done, self._chronicle.flush_due = None, -1, None
+        self._wanted, self._done = [], -1
+        self._made.clear()
+        self._chronicle.flushes_due.clear()
+        self._kill()
+        while self._inherited:
+            self._inherited.pop().close()
+
+    def _kill(self) -> None:
+        """No flush of ours is under way. What it read stays pinned."""
         for process in self._all():
             process.send(signal.SIGKILL)
             poll = select.poll()
             poll.register(process.fd, select.POLLIN)
             poll.poll(1000)
-        while self._inherited:
-            self._inherited.pop().close()
-            snapshots.clear_pins(self.segment)
         if self.process is not None:
             self._outcome()
 
@@ -145,8 +215,12 @@ class Flusher:
         return self._inherited + ([self.process] if self.process is not None else [])
 
     def finish(self) -> None:
-        """What is newer in memory than on disk is durable, and gone from memory. What the disk refused stays in memory."""
-        self._wanted = Wanted(None, self._keep) if self.newest() > self._chronicle.checkpoint else None
+        """What is promised, or newer in memory than on disk, is durable, and gone from memory; what is not, is told. What is
+        newest and the disk refused stays in memory."""
+        self._hear()
+        self._want_pinned()
+        if self.newest() > self._chronicle.checkpoint:
+            self._want(None)
         until = time.monotonic() + _PATIENCE
         ended: set[int] = set()
         while True:
@@ -157,6 +231,10 @@ class Flusher:
             for fd in self.fds():
                 poll.register(fd, select.POLLIN)
             ended = {fd for fd, _ in poll.poll(100)}
+        late = [self._under_way, *self._wanted] if self.process is not None else self._wanted
+        self._kill()
+        for wanted in [wanted for wanted in late if wanted.step is not None]:
+            self._failed(wanted, f"its flush did not end within {_PATIENCE:.0f} s")
         if (step := self.newest()) > self._chronicle.checkpoint:
             self._chronicle.only_in_memory(step, self.segment)
         else:
@@ -164,7 +242,7 @@ class Flusher:
 
     def _start(self, wanted: Wanted) -> None:
         step = "newest" if wanted.step is None else str(wanted.step)
-        self._began = time.monotonic()
+        self._began, self._under_way = time.monotonic(), wanted
         try:
             process = subprocess.Popen(
                 flush_command(self.segment, self._run, step, wanted.keep),
@@ -174,14 +252,15 @@ class Flusher:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        except OSError:
-            snapshots.clear_pins(self.segment)
+        except OSError as error:
+            self._failed(wanted, f"no flush process: {error}")
             return
         self._stdout = process.stdout
         self.process = Process(process.pid)
         process.returncode = 0
 
-    def _outcome(self) -> dict[str, Any]:
+    def _outcome(self) -> dict[str, Any] | None:
+        """What it said; None if it died before it could say anything."""
         assert self.process is not None
         text = self._stdout.read().decode(errors="replace").strip()
         self._stdout.close()
@@ -191,6 +270,5 @@ class Flusher:
             outcome = json.loads(text.splitlines()[-1])
             if isinstance(outcome, dict) and ("error" in outcome or type(outcome.get("step")) is int):
                 return outcome
-        # Killed, perhaps: what it kept from being written over is free again.
-        snapshots.clear_pins(self.segment)
-        return {"step": None, "error": f"the flush process died: {text[-500:] or 'without a word'}"}
+        self._said = f": {text[-500:]}" if text else ""
+        return None

@@ -32,8 +32,10 @@ class Chronicle:
             self._untold = set(committed_steps(run.checkpoints)) - set(told)
         self.high_step = high_step
         """The highest step that any attempt has reached, or -1."""
-        self.flush_due: tuple[int, int | None] | None = None
-        """(step, checkpoints to keep) of a snapshot that the ranks want flushed."""
+        self.flushes_due: list[tuple[int, int | None]] = []
+        """(step, checkpoints to keep) of the snapshots that the ranks want flushed."""
+        self._stalls: dict[int, float] = {}
+        """By step to be flushed: for how long training was held up before."""
         self._run, self._log = run, log
         self._said: set[str] = set()
         self._heard: set[float] = set()
@@ -102,6 +104,8 @@ class Chronicle:
 
     def flushed(self, outcome: dict[str, Any]) -> None:
         """How a flush ended is told, as a save of the ranks' own would be."""
+        if stall_s := self._stalls.pop(outcome.get("step", -1), 0.0):
+            outcome = {**outcome, "stall_s": stall_s}
         if "error" in outcome:
             self._log.emit("checkpoint_failed", "error", by="flush", **outcome)
         elif not outcome.get("existed"):
@@ -171,7 +175,9 @@ class Chronicle:
                 if step > self.checkpoint or step in self._untold:
                     self._committed(step, **note)
             case "flush_due":
-                self.flush_due = (int(note["step"]), note.get("keep"))
+                self.flushes_due.append((int(note["step"]), note.get("keep")))
+                if isinstance(stall_s := note.get("stall_s"), int | float):
+                    self._stalls[int(note["step"])] = stall_s
             case "checkpoint_failed":
                 self._log.emit("checkpoint_failed", "error", rank=rank, **note)
             case "checkpoint_bad":

@@ -26,17 +26,19 @@ import psutil
 from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from supervisor.run.runs import Known
-from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
 from trainer.rundir.cgroup import groups_of
 from trainer.rundir.cgroup import remove as remove_group
 from trainer.rundir.environment import MARK
-from trainer.rundir.layout import RunDir, newest_checkpoint
+from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.secrets import Redactor
 from trainer.rundir.untrusted_files import open_file
 
 SHM = Path("/dev/shm")
 PATIENCE = 5.0
 """Seconds that a process may take to be gone after its SIGKILL."""
+_ALL = 1 << 30
+"""Checkpoints to keep: how many the run wanted is not known here, and what is pruned does not come back."""
 _FOLDER = re.compile(r"\A\.step-\d{8,}\.tmp-")
 _FILE = re.compile(r"\A\..+\.tmp-\d+-\d+\Z|\A\.spec-\d+\Z")
 
@@ -205,18 +207,18 @@ def remove(leftover: Leftover, known: Known) -> str | None:
 
 
 def rescue(segment: Path, run: RunDir) -> str | None:
-    """The newest snapshot in `segment` is durable (None), or why it could not be made so."""
-    step = newest_snapshot(segment)
-    if step is None or step <= newest_checkpoint(run.checkpoints):
-        return None
-    done = subprocess.run(
-        flush_command(segment, run, "newest", 3), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0:
-        return None
-    return (
-        f"its snapshot of step {step} is newer than the disk and cannot be saved: {done.stdout.strip() or done.stderr}"
-    )
+    """What `segment` keeps for a flush that never came, and its newest snapshot, are durable (None), or why not."""
+    on_disk = committed_steps(run.checkpoints)
+    steps = {step for step in pinned(segment) if step not in on_disk}
+    if (newest := newest_snapshot(segment)) is not None and newest > max(on_disk, default=-1):
+        steps.add(newest)
+    for step in sorted(steps):
+        command = flush_command(segment, run, str(step), _ALL)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            why = done.stdout.strip() or done.stderr
+            return f"its snapshot of step {step} is not on disk and cannot be saved: {why}"
+    return None
 
 
 def _kill(pid: int, mark: str) -> str | None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..rank.progress import Phase, progress
 from ..rundir.environment import PREEMPTED, supervised
+from ..rundir.layout import newest_checkpoint
 from ..rundir.shm import segment_here
 from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
@@ -29,7 +30,7 @@ from .disk.save import Order, save
 from .errors import CheckpointError
 from .group import ranks as this_group
 from .guard import Guard, Window
-from .interval import Interval, Pace, flush_cost
+from .interval import Interval, Pace, Stalls, flush_cost
 from .memory.memory import Memory, Place
 from .memory.tier import Tier, Wish
 from .notices import Voice
@@ -42,10 +43,11 @@ from .state.state import Stateful, apply, bare, capture, capture_rank
 class Checkpointer:
     """Saves and restores the parts it is given. Every rank makes one, after init_process_group if there is a group.
 
-    `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps, "auto" (see
-    Interval), or None: only when asked to stop and at the end. `extra` is a dict, or a function that gives one, of numbers,
-    text, tensors, dataclasses; what was stored is in `.extra` after restore(). `seed` is for the generators of ranks that
-    a checkpoint of fewer ranks knows nothing of. `seal` is called on rank 0 before each commit that this process makes.
+    `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each of them
+    is then on disk, as far as `keep` goes), "auto" (see Interval), or None: only when asked to stop and at the end. `extra`
+    is a dict, or a function that gives one, of numbers, text, tensors, dataclasses; what was stored is in `.extra` after
+    restore(). `seed` is for the generators of ranks that a checkpoint of fewer ranks knows nothing of. `seal` is called on
+    rank 0 before each commit that this process makes.
 
     Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for none.
@@ -106,6 +108,8 @@ class Checkpointer:
         self._tier: Tier | None = None
         self._ranks = this_group()
         self._interval = Interval()
+        asked = {"checkpoints": self._every, "snapshots": self._snapshot_every}
+        self._stalls = {what: Stalls(what, n) for what, n in asked.items() if isinstance(n, int)}
         self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
         self._flush_s = here.flush_s if here else None
         self._done = 0
@@ -179,16 +183,19 @@ class Checkpointer:
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
         if stop:
-            self._save_or_raise("asked to stop")
+            self._save_or_raise("when asked to stop")
             self._voice.log(f"asked to stop: step {done} is saved in {self.directory}")
             raise SystemExit(PREEMPTED)
         if self._tier is not None and lost:
             self._voice.say(f"{self._tier.give_up()}; checkpoints go on, on disk")
             self._tier = None
+        began, snapshots_s = time.monotonic(), self._tier.stall_s if self._tier else 0.0
         if self._tier is not None:
             self._tier.step(done, save, due, snapshot, self._extra_now)
+            snapshots_s = self._tier.stall_s - snapshots_s
         elif save or due:
             self.save()
+        self._judge_stalls(due, time.monotonic() - began, snapshots_s)
 
     def save(self) -> bool:
         """Whether the state after the last step() is durable now. Every rank calls it at the same step."""
@@ -207,7 +214,7 @@ class Checkpointer:
         self._problem = outcome.error
         if outcome.error is None:
             self._saved = outcome.step
-        self._voice.saved(outcome)
+        self._voice.saved(outcome, self._tier.untold() if self._tier and not outcome.existed else 0.0)
         return outcome.error is None
 
     def close(self) -> None:
@@ -223,6 +230,16 @@ class Checkpointer:
     @property
     def _voice(self) -> Voice:
         return Voice(self._ranks.rank)
+
+    def _judge_stalls(self, due: bool, step_s: float, snapshot_s: float) -> None:
+        """What an explicit number takes from training is said once, if it is much."""
+        if due:
+            self._stalls["checkpoints"].held_up(step_s)
+        elif snapshot_s and "snapshots" in self._stalls:
+            self._stalls["snapshots"].held_up(snapshot_s)
+        for stalls in self._stalls.values():
+            if sentence := stalls.sentence(time.monotonic()):
+                self._voice.say(sentence)
 
     def _pass_over(self, loaded: Loaded | None) -> None:
         """The data that an order to go back names is passed over from here, and that is told."""
@@ -247,7 +264,7 @@ class Checkpointer:
             if self._flush_s is not None:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
             every = None if self._snapshot_every == "auto" else self._snapshot_every
-            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep)
+            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
         else:
             self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
 
@@ -255,8 +272,9 @@ class Checkpointer:
         if not self.save():
             if self._tier is not None:
                 self._tier.keep(self._done, self._extra_now())
-            said = f"step {self._done} could not be saved {when}: {self._problem}; older checkpoints are as they were"
-            raise CheckpointError(said)
+            older = newest_checkpoint(self.directory)
+            rest = f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
+            raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {rest}")
 
     def _extra_now(self) -> dict[str, Any]:
         return (self._extra() if callable(self._extra) else self._extra) or {}

@@ -12,6 +12,10 @@ _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
 _SNAPSHOT_OVERHEAD = (0.005, 0.01)
 _MEMORY = 9
+_STALL = 0.05
+_STALL_TIMES = 3
+_STALL_S = 0.2
+"""The share of the time that an explicit number may cost without a word, and what must have been seen before one."""
 
 
 def flush_cost(seconds: float, spare: bool) -> float:
@@ -73,3 +77,49 @@ class Pace:
             least, most = _SNAPSHOT_OVERHEAD
             overhead = min(max(math.sqrt(cost / (2 * max(self.mtbf_s, 1e-6))), least), most)
             self.every = max(1, math.ceil(cost / (overhead * step)))
+
+
+def patience(elapsed_s: float, flush_s: float | None, save_s: float | None) -> float:
+    """Seconds for which to wait for a flush that is under way for `elapsed_s`, before the ranks save a due step themselves,
+    which took them `save_s` the last time. Never longer than that save; not at all for a flush that has most of its work
+    before it, or takes so much longer than the last one did that it may never end (its supervisor may be gone)."""
+    if save_s is None:
+        return 0.0
+    usual = 2 * save_s if flush_s is None else flush_s
+    return save_s if usual - save_s <= elapsed_s <= 2 * usual else 0.0
+
+
+@dataclass(slots=True)
+class Stalls:
+    """What saves (or snapshots) at every so many steps, asked for by a number, take from training; one sentence if that is
+    too much."""
+
+    what: str
+    every: int
+    stalled_s: float = 0.0
+    _times: int = 0
+    _began: float | None = None
+    _told: bool = False
+
+    def held_up(self, seconds: float) -> None:
+        """One more was made, and training stood still for so long."""
+        self.stalled_s += seconds
+        self._times += 1
+
+    def sentence(self, now: float) -> str | None:
+        """What to say, once, if they took more than 5 % of the time since the first call. `now`: the caller's clock."""
+        if self._began is None:
+            self._began = now - self.stalled_s
+        elapsed = now - self._began
+        share = self.stalled_s / elapsed if elapsed > 0 else 0.0
+        if self._told or share <= _STALL or self._times < _STALL_TIMES or self.stalled_s < _STALL_S:
+            return None
+        self._told = True
+        work = max(elapsed - self.stalled_s, 1e-6) / self._times
+        enough = math.ceil(self.every * (1 / _STALL - 1) * self.stalled_s / self._times / work)
+        digits = 10 ** max(0, len(str(enough)) - 2)
+        often = f"every {self.every} steps" if self.every > 1 else "at every step"
+        return (
+            f"{self.what} {often} take {100 * share:.0f} % of the time: "
+            f"every {math.ceil(enough / digits) * digits} would take {100 * _STALL:.0f} %, auto chooses by itself"
+        )

@@ -37,15 +37,15 @@ class Voice:
             progress().note("data_skipped", **{"from": window[0], "to": window[1], "step": step})
             self.log(f"went back to step {step}: the data of steps {window[0]} to {window[1] - 1} is passed over")
 
-    def saved(self, outcome: Outcome) -> None:
-        """How a save of the ranks' own went."""
+    def saved(self, outcome: Outcome, stall_s: float) -> None:
+        """How a save of the ranks' own went. `stall_s`: what has held training up before it, and nobody has told."""
         if not self._leads or outcome.existed:
             return
+        took: dict[str, float] = {"seconds": round(outcome.seconds, 6), **({"stall_s": stall_s} if stall_s else {})}
         if outcome.error is None:
-            seconds = round(outcome.seconds, 6)
-            progress().note("checkpoint_saved", step=outcome.step, bytes=outcome.bytes, seconds=seconds)
+            progress().note("checkpoint_saved", step=outcome.step, bytes=outcome.bytes, **took)
         else:
-            progress().note("checkpoint_failed", step=outcome.step, error=outcome.error)
+            progress().note("checkpoint_failed", step=outcome.step, error=outcome.error, **took)
             self.log(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
 
     def bad(self, bad: Bad) -> None:

@@ -1,8 +1,9 @@
 """Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of them.
 
-Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error},
+Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error, seconds},
 `checkpoint_bad` {path, reason, moved_to}, `data_skipped` {from, to, step}, `flush_due` {step, keep},
-`fault` {spec}, `warning` {text}.
+`fault` {spec}, `warning` {text}. Those about saves may have `stall_s`: for how long snapshots, and waiting, have held
+training up since the last of them.
 """
 
 from __future__ import annotations

@@ -220,7 +220,13 @@ def _committed(story: Story, event: Event, mono: float) -> None:
     story.checkpoint_step = max(story.checkpoint_step, step)
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, step)
-        story.attempt.stall_s += _number(event, "seconds", 0.0)
+    _stalled(story, event, mono)
+
+
+def _stalled(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        # What the save itself took, if anybody waited for it, and what snapshots and waiting took before it.
+        story.attempt.stall_s += _number(event, "seconds", 0.0) + _number(event, "stall_s", 0.0)
 
 
 def _quarantined(story: Story, event: Event, mono: float) -> None:
@@ -335,6 +341,7 @@ _TELLERS = {
     "first_step": _first_step,
     "caught_up": _caught_up,
     "checkpoint_committed": _committed,
+    "checkpoint_failed": _stalled,
     "checkpoint_quarantined": _quarantined,
     "fault_injected": _fault,
     "standby_ready": _standby_ready,

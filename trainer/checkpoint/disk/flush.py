@@ -40,7 +40,7 @@ CHUNK = 4 << 20
 def flush(
     segment: Path, folder: Path, step: int | None, keep: int, seal: Path | None, disk: Disk = DISK
 ) -> dict[str, Any]:
-    """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and nothing is pinned any more."""
+    """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and is not pinned any more."""
     began = time.monotonic()
     snapshot = snapshots.find(segment, step)
     found = snapshot.step if snapshot else step
@@ -56,7 +56,8 @@ def flush(
     except (OSError, CheckpointError) as error:
         return {"step": found, "error": str(error)}
     finally:
-        snapshots.clear_pins(segment)
+        if found is not None:
+            snapshots.clear_pins(segment, found)
     done = {"step": found, "bytes": snapshot.bytes, "seconds": round(time.monotonic() - began, 6)}
     return {**done, "warning": f"tidying up failed: {problem}"} if problem else done
 

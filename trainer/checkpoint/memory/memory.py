@@ -31,15 +31,18 @@ from ..state.state import Stateful, capture, capture_rank, steadiness
 from ..state.tree import text_of
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
-from .segment import Segment
+from .segment import Buffer, Segment
 
 _BANDWIDTH = 0.25
+_LATE_S = 1.0
+"""Seconds for which a snapshot that is owed waits for a buffer: for a rank that is late, or for a flush."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     step: int
     pin: bool
+    owed: bool
     image: Image
     tree: Any
     generators: dict[str, Any]
@@ -62,6 +65,10 @@ class Memory:
     def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
         """`spare`: whether a core is spare for copying; None finds out."""
         self.problem: str | None = None
+        self.left_out: int | None = None
+        """The newest step of which there was to be a snapshot, and is none."""
+        self.stall_s = 0.0
+        """What all snapshots so far have held training up, in seconds."""
         self.cost_s = 0.0
         """What the newest snapshot took from training, in seconds: the training thread's time, its waiting, and, for
         memory bandwidth, a quarter of the copying thread's CPU time."""
@@ -77,6 +84,7 @@ class Memory:
         self._idle = threading.Event()
         self._idle.set()
         self._spent_s, self._waited_s, self._copied_s = 0.0, 0.0, 0.0
+        self._patient = True
         # Daemon: a rank that dies of an exception must not hang in it. The finalizer lets a copy under way end first.
         self._thread = threading.Thread(
             target=_serve, args=(weakref.ref(self), self._jobs), name="snapshot", daemon=True
@@ -92,11 +100,13 @@ class Memory:
         # Of every optimizer: a second one may change what this one's state is copied with.
         self._hook = register_optimizer_step_pre_hook(before_step)
 
-    def take(self, step: int, extra: Any, pin: bool = False) -> None:
+    def take(self, step: int, extra: Any, pin: bool = False, owed: bool = False) -> None:
         """The state as it is now will be this rank's snapshot of `step`, unless another rank is late, or `problem` is
-        set. Pinned, it stays until a flush has read it."""
+        set. Pinned, it stays until a flush has read it. One that is `owed` is not left out if it can be had by waiting a
+        little."""
         self.wait()
         self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
+        self.stall_s += self._waited_s
         began = time.perf_counter()
         shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
         image = self._image
@@ -106,7 +116,7 @@ class Memory:
             self._copier = copier_for(shared.tensors.values(), self.spare)
         assert self._copier is not None
         image.stage(shared)
-        job = _Job(step, pin, image, shared.tree, generators)
+        job = _Job(step, pin, owed, image, shared.tree, generators)
         if self._copier.overlaps:
             self._idle.clear()
             self._copier.mark()
@@ -114,6 +124,7 @@ class Memory:
         else:
             self.work(job)
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
+        self.stall_s += self._spent_s
 
     def gate(self) -> None:
         """Parameters and optimizer state may be changed."""
@@ -155,12 +166,23 @@ class Memory:
         sidecar = self._sidecar(job) if self._place.rank == 0 else b""
         payload = job.image.payload(header, own)
         self._needed = payload
-        buffer = self.segment.begin(payload + len(sidecar), job.step if job.pin else None)
+        buffer = self._begin(job, payload + len(sidecar))
         if buffer is None or self._copier is None:
+            self.left_out = job.step
             self.segment.skip(job.step)
             return
         job.image.fill(buffer, header, own, sidecar, self._copier.copy)
         self.segment.commit(buffer, job.step, payload, len(sidecar))
+
+    def _begin(self, job: _Job, size: int) -> Buffer | None:
+        """A buffer, waited for if it is owed; but not once more after that was in vain."""
+        until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
+        while (buffer := self.segment.begin(size, job.step if job.pin else None)) is None:
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.001)
+        self._patient = buffer is not None
+        return buffer
 
     def _room(self) -> str:
         needed = 3 * self._place.world_size * self._needed / 2**20 + 16

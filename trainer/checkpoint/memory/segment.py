@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ...rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
 from .board import Board, Record, owner_of
-from .snapshots import Snapshot, boards, common
+from .snapshots import Snapshot, boards, common, pinned
 
 _SLACK = 1 << 20
 
@@ -57,9 +57,10 @@ class Segment:
         self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
         self._swept = False
         self.cramped = False
-        for slot in self._own.pins():
-            # Pinned by a rank that died before it had committed: no flush will ever come for it.
-            if self._own.read(slot) is None:
+        promised = pinned(folder)
+        for slot, step in self._own.pins().items():
+            # Pinned by ranks of which one died before it had committed: no flush will ever come for it.
+            if self._own.read(slot) is None or step not in promised:
                 self._own.pin(slot, None)
 
     def boards(self) -> dict[int, Board]:
@@ -181,6 +182,8 @@ class Segment:
         """What ranks of a larger, dead world left is gone, once this world has a snapshot of its own."""
         if self._swept or self.rank != 0 or newest is None or newest.attempt != self.attempt:
             return
+        if any(board.pins() for rank, board in self._boards.items() if rank >= self.world_size):
+            return  # a flush is to read it first
         self._swept = True
         for rank in ranks_in(self.folder):
             if rank >= self.world_size:

@@ -96,11 +96,24 @@ def any_pinned(found: Iterable[Board]) -> bool:
     return any(board.pins() for board in found)
 
 
-def clear_pins(segment: Path) -> None:
-    """No buffer is kept for a flush any more: for when the process that flushed is gone."""
+def pinned(segment: Path) -> list[int]:
+    """The steps of the snapshots that all ranks have, and that are kept for a flush; oldest first."""
+    found = boards(segment)
+    return sorted(
+        {
+            snapshot.step
+            for snapshot in common(segment, found)
+            if any(found[rank].pinned(slot) == snapshot.step for rank, (slot, _) in enumerate(snapshot.places))
+        }
+    )
+
+
+def clear_pins(segment: Path, step: int | None = None) -> None:
+    """No buffer is kept for a flush of `step` (None: of any) any more: for when that flush is over."""
     for board in boards(segment).values():
-        for slot in board.pins():
-            board.pin(slot, None)
+        for slot, kept in board.pins().items():
+            if step is None or kept == step:
+                board.pin(slot, None)
 
 
 def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:

@@ -4,6 +4,10 @@ every rank    wish() -> the collective that the loop has anyway -> step(): all d
 rank 0        a save is due, no flush under way  ->  that step's snapshot is taken pinned, by all ranks
               at the next step all have committed it  ->  note `flush_due`: the supervisor starts the flush
               the pins are gone  ->  the flush is over, the next one may come
+
+A save that is due while a flush is under way: under "auto" it waits for a later step. By a number of steps it is owed at
+this one: if the flush is about to end it is waited for, else the ranks save the step themselves. They never need the flush,
+or a supervisor, to go on; and there is never more than one pinned snapshot.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...rank.progress import Phase, progress
 from ..group import Ranks
-from ..interval import Interval, Pace, flush_cost
+from ..interval import Interval, Pace, flush_cost, patience
 from . import snapshots
 from .board import Board
 from .memory import Memory
@@ -35,13 +39,29 @@ class Wish(NamedTuple):
 
 
 class Tier:
-    """The memory tier of a run, on one rank. `every` is a number of steps; None: as `pace` has it."""
+    """The memory tier of a run, on one rank. `every` is a number of steps; None: as `pace` has it. `save` makes a checkpoint
+    of the last step, by all ranks, without a flush."""
 
     def __init__(
-        self, memory: Memory, ranks: Ranks, every: int | None, pace: Pace, interval: Interval, keep: int
+        self,
+        memory: Memory,
+        ranks: Ranks,
+        every: int | None,
+        pace: Pace,
+        interval: Interval,
+        keep: int,
+        save: Callable[[], object],
     ) -> None:
         self._memory, self._ranks, self._every, self._pace = memory, ranks, every, pace
-        self._interval, self._keep = interval, keep
+        self._interval, self._keep, self._save = interval, keep, save
+        self._flush_s: float | None = None
+        """How long the newest flush took, from its snapshot on."""
+        self._save_s: float | None = None
+        """How long the ranks' newest save of their own took."""
+        self._untold_s = 0.0
+        self._promised = False
+        """Whether the pinned snapshot is of a step that a number of steps has promised."""
+        self._left_out: int | None = None
         self._since = 0
         self._boards: dict[int, Board] = {}
         self._pinned: int | None = None
@@ -65,29 +85,65 @@ class Tier:
         self._announce()
         self._learn()
         if due and not save:
-            save = self._ranks.lead(self._is_free)
-            self._owed = not save
+            save = self._is_their_turn()
         if self._every is not None:
             snapshot = done % self._every == 0
         self._since += 1
         if save:
             with progress().during(Phase.SAVE):
-                self._take(done, extra(), pin=True)
+                self._take(done, extra(), pin=True, owed=due)
             self._pinned, self._pinned_at, self._said, self._owed = done, time.monotonic(), False, False
+            self._promised = due
             self._interval.since = self._pinned_at
         elif snapshot:
-            self._take(done, extra(), pin=False)
+            self._take(done, extra(), owed=self._every is not None)
 
     def keep(self, done: int, extra: Any) -> None:
         """The state after `done` steps is in memory, if there is room: it could not be saved. All ranks call it."""
         if self._since:
-            self._take(done, extra, pin=False)
+            self._take(done, extra)
         self._memory.wait()
 
-    def _take(self, done: int, extra: Any, pin: bool) -> None:
-        self._memory.take(done, extra, pin)
+    @property
+    def stall_s(self) -> float:
+        """What all snapshots so far have held training up, in seconds."""
+        return self._memory.stall_s
+
+    def untold(self) -> float:
+        """Seconds for which snapshots, and waiting for a flush, have held training up since this was last asked."""
+        seconds, self._untold_s = self._untold_s, 0.0
+        return round(seconds, 6)
+
+    def _is_their_turn(self) -> bool:
+        """Whether the step that is owed now is for a flush. If not, the ranks have saved it themselves, or tried to."""
+        began = time.monotonic()
+        with progress().during(Phase.SAVE):
+            free = self._ranks.lead(self._wait_for_the_flush)
+            self._learn()
+            waited = time.monotonic()
+            self._untold_s += waited - began
+            if not free:
+                self._save()
+                self._save_s = time.monotonic() - waited
+        return free
+
+    def _wait_for_the_flush(self) -> bool:
+        now = time.monotonic()
+        until = now + patience(now - self._pinned_at, self._flush_s, self._save_s)
+        while not (free := self._is_free()) and time.monotonic() < until:
+            time.sleep(0.002)
+        return free
+
+    def _take(self, done: int, extra: Any, pin: bool = False, owed: bool = False) -> None:
+        before = self._memory.stall_s
+        self._memory.take(done, extra, pin, owed)
+        self._untold_s += self._memory.stall_s - before
         self._since = 0
         self._pace.spent(self._memory.cost_s)
+        if self._every is not None and self._memory.left_out != self._left_out:
+            self._left_out = self._memory.left_out
+            text = f"there is no snapshot of step {self._left_out}: its buffers were not free in time"
+            progress().note("warning", text=text)
         if self._memory.segment.cramped and not self._cramped:
             self._cramped = True
             progress().note("warning", text="no room in shared memory for a third buffer: no snapshots during a flush")
@@ -102,7 +158,8 @@ class Tier:
         """How long the flush took is known as soon as it is over, and with it when the next one is due."""
         if self._pinned is None or not self._said or not self._is_free():
             return
-        flush = flush_cost(time.monotonic() - self._pinned_at, self._memory.spare)
+        self._flush_s = time.monotonic() - self._pinned_at
+        flush = flush_cost(self._flush_s, self._memory.spare)
         self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
         self._pinned = None
 
@@ -114,11 +171,13 @@ class Tier:
         self._said = True
         folder = self._memory.segment.folder
         if snapshots.find(folder, self._pinned) is not None:
-            progress().note("flush_due", step=self._pinned, keep=self._keep)
+            progress().note("flush_due", step=self._pinned, keep=self._keep, stall_s=self.untold())
             return
-        # A rank had no buffer for it. Its next one will do.
-        snapshots.clear_pins(folder)
-        self._pinned, self._owed = None, True
+        snapshots.clear_pins(folder, self._pinned)
+        if self._promised:
+            progress().note("checkpoint_failed", step=self._pinned, error="a rank had no room for its snapshot")
+        # Else the next one will do.
+        self._pinned, self._owed = None, not self._promised
 
     def give_up(self) -> str:
         """There are no snapshots any more; why, the same on every rank. All ranks call it at the same step."""
