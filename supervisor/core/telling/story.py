@@ -215,17 +215,11 @@ def _caught_up(story: Story, event: Event, mono: float) -> None:
         story.attempt.caught_up = mono
 
 
-def _committed(story: Story, event: Event, mono: float) -> None:
-    step = _whole(event, "step")
+def _saved(story: Story, event: Event, mono: float) -> None:
+    step = _whole(event, "step") if event.get("msg") == "checkpoint_committed" else -1
     story.checkpoint_step = max(story.checkpoint_step, step)
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, step)
-    _stalled(story, event, mono)
-
-
-def _stalled(story: Story, event: Event, mono: float) -> None:
-    if story.attempt:
-        # What the save itself took, if anybody waited for it, and what snapshots and waiting took before it.
         story.attempt.stall_s += _number(event, "seconds", 0.0) + _number(event, "stall_s", 0.0)
 
 
@@ -340,8 +334,8 @@ _TELLERS = {
     "resumed": _resumed,
     "first_step": _first_step,
     "caught_up": _caught_up,
-    "checkpoint_committed": _committed,
-    "checkpoint_failed": _stalled,
+    "checkpoint_committed": _saved,
+    "checkpoint_failed": _saved,
     "checkpoint_quarantined": _quarantined,
     "fault_injected": _fault,
     "standby_ready": _standby_ready,
