@@ -18,6 +18,7 @@ import torch
 import xxhash
 from torch import nn
 
+from ..rank.saves import loading, saving
 from ..rundir.durable import DISK, replace_file
 from .errors import Damaged
 from .state.state import Stateful, apply, bare
@@ -45,13 +46,14 @@ def save_checkpoint(
         "step": step,
         "extra": extra,
     }
-    buffer = io.BytesIO()
-    torch.save(plain(state), buffer)
-    data = buffer.getbuffer()
-    # torch writes no comment, so the last two bytes are its length.
-    body = data[:-2]
-    comment = _LABEL + xxhash.xxh3_128_hexdigest(body).encode()
-    replace_file(Path(path), b"".join((body, len(comment).to_bytes(2, "little"), comment)), DISK)
+    with saving(path, "save_checkpoint"):
+        buffer = io.BytesIO()
+        torch.save(plain(state), buffer)
+        data = buffer.getbuffer()
+        # torch writes no comment, so the last two bytes are its length.
+        body = data[:-2]
+        comment = _LABEL + xxhash.xxh3_128_hexdigest(body).encode()
+        replace_file(Path(path), b"".join((body, len(comment).to_bytes(2, "little"), comment)), DISK)
 
 
 def load_checkpoint(
@@ -63,13 +65,16 @@ def load_checkpoint(
 ) -> tuple[int, Any]:
     """(step, extra), and the parts given go on from the state in `path`. FileNotFoundError; Damaged if a byte of it has
     changed; CheckpointMismatch, and nothing was changed, if it is of another model."""
-    where = os.fspath(path)
-    data = Path(path).read_bytes()
+    with loading(path):
+        return _load(os.fspath(path), {"model": bare(model), "optimizer": optimizer, "scaler": scaler}, map_location)
+
+
+def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> tuple[int, Any]:
+    data = Path(where).read_bytes()
     _check(where, data)
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
         step, extra = int(state["step"]), state["extra"]
-        parts = {"model": bare(model), "optimizer": optimizer, "scaler": scaler}
         # Only what was asked for is restored: a model to look at needs no optimizer.
         wanted = {key: part for key, part in parts.items() if part is not None}
         states = {key: state[key] for key in wanted}

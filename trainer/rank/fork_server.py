@@ -23,6 +23,7 @@ from typing import Any
 
 from ..rundir.gate import Gate
 from . import preload as modules
+from . import saves
 
 _REAP_EVERY = 0.2
 
@@ -123,4 +124,6 @@ def _become(log: Path) -> None:
 def main(arguments: list[str]) -> None:
     # The terminal's Ctrl-C is for the supervisor alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before any module can bind the names that they replace.
+    saves.install()
     serve()

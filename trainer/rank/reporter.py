@@ -14,15 +14,17 @@ from typing import Any
 
 from ..errors import NotFinite
 from ..rundir import faults
-from ..rundir.beats import BeatWriter, Phase, Source
+from ..rundir.beats import UNPLACED, BeatWriter, Phase, Source
 from ..rundir.durable import replace_file
 from ..rundir.environment import STACKS_SIGNAL, Supervised
 from ..rundir.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from .faults import inflict
+from .journal import Begun, Journal
 from .preload import remember
 from .progress import Progress
 from .torn import file_of
+from .went_on import Known, went_on_from
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
@@ -47,9 +49,12 @@ class Reporter(Progress):
         self._done = 0
         self._announced = False
         self._resumed = False
-        """Whether it is known from where this rank has gone on."""
+        """Whether a Checkpointer has said from where this rank goes on."""
+        self._placed = True
+        """Whether `_done` are steps of the run; otherwise they are counted from this process's start."""
         self._ahead = 0
         """Steps that were done before those that the optimizer's hook has counted."""
+        self._journal = Journal(place, rank, lambda: self._done if self._placed else -1)
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -65,22 +70,38 @@ class Reporter(Progress):
         self._announced = True
         self._stepped(done, Source.LOOP, optimizer)
 
-    def hooked(self, done: int, optimizer: Any) -> None:
-        """An optimizer has stepped. It counts unless the loop says its steps itself."""
+    def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
+        """An optimizer has made its `count`-th step here, from a state that counts `restored` of them (None: it does not
+        count). It counts unless the loop says its steps itself."""
         if self._announced:
             return
-        if not self._resumed:
-            self.resume_at(done - 1)
         if not self._steps_here:
+            if not self._resumed:
+                self._place_here(restored, settled=True)
             # An optimizer without a count of its own has its first step after every restore.
-            self._ahead = self._done - (done - 1)
-        self._stepped(done + self._ahead, Source.HOOK, optimizer)
+            self._ahead = self._done - (count - 1)
+        self._stepped(count + self._ahead, Source.HOOK, optimizer)
+
+    def _place_here(self, restored: int | None, settled: bool = False) -> None:
+        """What is known by now of the step that this rank goes on from is known to all; and told, once it is `settled`."""
+        journal, others = self._journal, self._beats.others()
+        steps = [saved.step for saved in journal.loaded]
+        strange = journal.strange or UNPLACED in others
+        first = self.place.attempt_number == 0
+        step = went_on_from(Known(steps, restored, others, strange, first))
+        self._placed, self._done = step is not None, step or 0
+        self._beats.resume_at(step)
+        if settled and journal.loaded:
+            newest = max(journal.loaded, key=lambda saved: saved.step)
+            told = {"path": newest.path, "mono": journal.loaded_mono}
+            self.note("resumed", step=-1 if step is None else step, source="script", **told)
 
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done
         self._beats.step(done, source)
         self._steps_here += 1
         self.note.retry()
+        self._journal.retry()
         if self._steps_here == _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
@@ -93,9 +114,19 @@ class Reporter(Progress):
         elif self._left_backward:
             self._beats.worked(now - self._left_backward)
 
-    def hooked_save(self) -> None:
-        """The script's own torch.save has returned."""
-        self._beats.saved()
+    def save_begun(self, path: str | None, by: str) -> Begun:
+        """The script saves by itself: to `path`, or (None) to no file."""
+        return self._journal.begin(path, by)
+
+    def save_ended(self, begun: Begun, error: BaseException | None) -> None:
+        self._journal.end(begun, error)
+        if error is None:
+            self._beats.saved()
+
+    def loaded(self, path: str, error: BaseException | None) -> None:
+        """The script has loaded `path` by itself. What it loads once it trains says nothing of where it is."""
+        if not self._steps_here and self._journal.load(path, error) and not self._resumed:
+            self._place_here(None)
 
     def phase(self, phase: Phase) -> None:
         self._beats.phase(phase)
@@ -143,7 +174,7 @@ class Reporter(Progress):
         return self._redactor.json(json.dumps(record).encode())
 
     def resume_at(self, step: int) -> None:
-        self._done, self._resumed = step, True
+        self._done, self._resumed, self._placed = step, True, True
         self._beats.resume_at(step)
 
     @contextlib.contextmanager

@@ -25,7 +25,7 @@ from typing import NoReturn
 from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
-from . import ending, output
+from . import ending, output, saves
 from . import preload as modules
 from . import progress as _progress
 from .hooks import watch_torch
@@ -63,6 +63,7 @@ def _run_file(path: Path) -> None:
 def serve() -> None:
     """This rank has waited for its release, and run what it was released with; nothing, if the supervisor has died."""
     rank = int(os.environ["RANK"])
+    saves.install()
     if preload := os.environ.pop(PRELOAD, None):
         modules.load([*modules.ALWAYS, *remembered(Path(preload))])
     body = Gate(Path(os.environ.pop(GANG))).wait(rank)
@@ -81,6 +82,7 @@ def serve() -> None:
     output.outlive_full_disk(reporter.note)
     _progress.install(reporter)
     watch_torch(reporter)
+    saves.wake(reporter)
     with record_exception(reporter):
         run(arguments)
 

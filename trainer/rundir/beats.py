@@ -23,6 +23,8 @@ _RECORD = _WORDS * 8
 _MAGIC = 0x5355504552563032  # "SUPERV02": the last two characters are the layout's version
 _PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN = range(8)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
+UNPLACED = -2
+"""In place of the step that a rank went on from, where nothing tells it: its steps are counted from its start alone."""
 _LARGEST = 1 << 20
 """Bytes of the largest beats file: that of 16,000 ranks."""
 
@@ -58,15 +60,21 @@ class Beat:
     rank: int
     pid: int
     step: int
+    """Steps that are done: of the run, or, with `first_step` UNPLACED, of this process."""
     phase: Phase
     at: float
     source: Source
     saves: int
-    """Calls of torch.save that returned, by a script that has no Checkpointer: a sign that it keeps its progress."""
+    """Saves of the script's own that returned, to a file or not: a sign that it keeps its progress."""
     first_step: int
-    """The step that this rank went on from (-1 before it is known)."""
+    """The step that this rank went on from (-1 before it is known, UNPLACED if it cannot be)."""
     own: float
     """Seconds from the end of one backward pass to the beginning of the next, added up: what it did not wait for."""
+
+    @property
+    def placed(self) -> bool:
+        """Whether `step` is one of the run."""
+        return self.first_step != UNPLACED
 
 
 def create_beats(path: Path, world_size: int) -> None:
@@ -168,13 +176,19 @@ class BeatWriter(_Mapped):
         self._put(_PHASE, phase)
         self._put(_NS, time.monotonic_ns())
 
-    def resume_at(self, step: int) -> None:
-        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone."""
-        self._put(_STEP, step)
-        self._put(_LOWEST, step)
+    def resume_at(self, step: int | None) -> None:
+        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone. None: from
+        one that nothing tells."""
+        self._put(_STEP, 0 if step is None else step)
+        self._put(_LOWEST, UNPLACED if step is None else step)
+
+    def others(self) -> list[int]:
+        """What the other ranks went on from, as far as each knows by now."""
+        records = range(_WORDS, _WORDS * (self._words[_H_WORLD] + 1), _WORDS)
+        return [self._words[base + _LOWEST] for base in records if base != self._base and self._words[base + _PID] > 0]
 
     def saved(self) -> None:
-        """One more torch.save of the script's own has returned."""
+        """One more save of the script's own has returned."""
         self._words[self._base + _SAVES] += 1
 
     def worked(self, nanoseconds: int) -> None:

@@ -1,7 +1,8 @@
 """Every path name inside a run directory, once.
 
 run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json
-attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  evidence.json  stacks/
+attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
+                  stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
 """
@@ -53,6 +54,10 @@ class AttemptDir:
 
     def notes(self, rank: int) -> Path:
         return self.path / f"notes.rank{rank}.jsonl"
+
+    def saves(self, rank: int) -> Path:
+        """The journal of the script's own saves and loads: trainer/rundir/journal.py says what it holds."""
+        return self.path / f"saves.rank{rank}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ class NoteWriter:
         self._path = path
         self._redactor = Redactor(environ)
         self._waiting: deque[bytes] = deque(maxlen=_KEPT)
+        self._writing = threading.Lock()
 
     def __call__(self, kind: str, **fields: Any) -> None:
         """The note is in the file, whole, after those that the disk refused before; or it waits for the next one."""
@@ -47,7 +49,8 @@ class NoteWriter:
         """What waits is written, if the disk takes it now."""
         if self._path is None or not self._waiting:
             return
-        with contextlib.suppress(OSError):
+        # A script may save in several threads.
+        with self._writing, contextlib.suppress(OSError, IndexError):
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 while self._waiting:

@@ -1,0 +1,107 @@
+"""A rank's own journal: what the script saves and loads by itself, and what that says of the step it goes on from."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ..rundir.environment import Supervised
+from ..rundir.journal import Saved, find, identity_of
+from ..rundir.layout import RunDir
+from ..rundir.notes import NoteWriter
+from ..rundir.untrusted_files import parse
+
+_MOST_STRANGERS = 1000
+"""Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A save under way. `path` None: to no file."""
+
+    path: str | None
+    number: int
+    step: int
+    mono: float
+
+
+class Journal:
+    """Of one rank. It never raises: a journal is not worth a training run."""
+
+    def __init__(self, place: Supervised, rank: int, step: Callable[[], int]) -> None:
+        """`step` gives the true step of this rank, or -1."""
+        self.loaded: list[Saved] = []
+        """The saves of this run that were loaded before the first step, each by the path that it was loaded from."""
+        self.strange = False
+        """Whether a file was loaded that was written since the run began, and by no save that is known."""
+        self.loaded_mono = 0.0
+        self._place, self._step = place, step
+        self._line = NoteWriter(place.attempt.saves(rank))
+        self._numbers = itertools.count()
+        self._strangers = 0
+        self._since: float | None = None
+
+    def begin(self, path: str | None, by: str) -> Begun:
+        """The journal says that a save of `path` begins."""
+        begun = Begun(path, next(self._numbers), self._step(), time.monotonic())
+        if path is not None:
+            self._line("save_begun", n=begun.number, path=path, step=begun.step, by=by)
+        return begun
+
+    def end(self, begun: Begun, error: BaseException | None) -> None:
+        """It says that it is done, or why it failed."""
+        about = {"n": begun.number, "path": begun.path, "step": begun.step}
+        if begun.path is None:
+            return
+        if error is not None:
+            self._line("save_failed", **about, error=_words(error))
+            return
+        known = identity_of(begun.path)
+        what = {} if known is None else {key: getattr(known, key) for key in ("size", "content", "inode", "mtime_ns")}
+        self._line("save_done", **about, began=round(begun.mono, 6), **what)
+
+    def load(self, path: str, error: BaseException | None) -> bool:
+        """A file was loaded before the first step, or could not be; whether that says something about where we are."""
+        if error is not None:
+            self._line("load_failed", path=path, error=_words(error))
+            return False
+        here = identity_of(path)
+        if here is None or self._strangers >= _MOST_STRANGERS:
+            return False
+        saved = find(self._place.run, path, here)
+        if saved is None:
+            self._strangers += 1
+            if self._place.attempt_number > 0 and here.mtime_ns / 1e9 > self._began():
+                self.strange = True
+            return self.strange
+        self.loaded.append(replace(saved, path=path))
+        self.loaded_mono = time.monotonic()
+        of = {"attempt_of": saved.attempt, "rank_of": saved.rank, "path_of": saved.path}
+        self._line("load_done", path=path, step=saved.step, **of)
+        return True
+
+    def retry(self) -> None:
+        """What the disk has refused is written, if it takes it now."""
+        self._line.retry()
+
+    def _began(self) -> float:
+        if self._since is None:
+            self._since = _began(self._place.run)
+        return self._since
+
+
+def _began(run: RunDir) -> float:
+    """When the run began, by the wall clock, as files have it; the end of time if its events do not say."""
+    try:
+        with open(run.events, "rb") as file:  # noqa: PTH123
+            first = parse(file.readline(65536))
+        return datetime.fromisoformat(first["ts"].replace("Z", "+00:00")).timestamp()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return float("inf")
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

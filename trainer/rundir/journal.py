@@ -1,0 +1,249 @@
+"""The journal of a program's own saves and loads: `saves.rank0.jsonl` in the attempt's folder, a JSON line each, one
+writer a file.
+
+    save_begun   {n, path, step, by}                           about to be written; `n` tells this rank's saves apart
+    save_done    {n, path, step, began, size, content, inode, mtime_ns}
+    save_failed  {n, path, step, error}
+    load_done    {path, step, attempt_of, rank_of, path_of}    before the first step; `step` is that of the save it holds
+    load_failed  {path, error}
+
+Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
+known. `path` is absolute, its links resolved. A save that was begun and neither done nor failed when its attempt ended is
+torn. What lies there may be anybody's: a reader takes what it understands and passes over the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .layout import AttemptDir, RunDir
+from .untrusted_files import open_file, parse
+
+_HEAD, _TAIL = 4096, 65536
+"""Bytes at both ends of a file that tell its content: a zip archive, as torch.save writes it, has there its sums."""
+_SEARCHED = 64 << 20
+"""Bytes of journals that a search reads, the newest first: some 200,000 saves."""
+_FOLDER = ".metadata"
+"""What torch.distributed.checkpoint writes last into the folder of a checkpoint."""
+_MOST_ENTRIES = 10_000
+_MOST_ALIKE = 1000
+"""Saves of one rank that are looked at, where all of them look alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file is known by again, also under another name, and as a copy."""
+
+    content: str
+    """Its size and a digest of its ends."""
+    inode: int
+    mtime_ns: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A save that was done, as the journal has it."""
+
+    path: str
+    step: int
+    """The true step, or -1 where that is not known."""
+    identity: Identity | None
+    attempt: int
+    rank: int
+    mono: float
+
+
+def identity_of(path: str) -> Identity | None:
+    """That of a regular file, or of a folder as torch.distributed.checkpoint makes it; None of anything else."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a link is what it leads to)
+        if stat.S_ISDIR(found.st_mode):
+            return _of_folder(path)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        ends = os.pread(fd, _HEAD, 0) + os.pread(fd, _TAIL, max(0, found.st_size - _TAIL))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return Identity(f"{found.st_size:x}-{_digest(ends)}", found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _of_folder(path: str) -> Identity | None:
+    """Of the file that is written last; its content says little, for it has the same tensors each time."""
+    found = os.stat(os.path.join(path, _FOLDER))  # noqa: PTH116, PTH118
+    size = 0
+    with os.scandir(path) as entries:
+        for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False):
+            size += entry.stat().st_size
+    content = f"{size:x}-{_digest(f'{found.st_ino} {found.st_mtime_ns} {found.st_size}'.encode())}"
+    return Identity(content, found.st_ino, found.st_mtime_ns, size)
+
+
+def find(run: RunDir, path: str, here: Identity) -> Saved | None:
+    """The save that made what `path` holds now, being `here`: the same file, or a copy, whatever it is called; else one
+    that was begun under that path and never said to be done. None if this run did not make it."""
+    same: list[Saved] = []
+    newest: tuple[float, int, Saved | None] | None = None
+    name = json.dumps(path).encode()
+    for attempt, rank, data in _journals(run):
+        for line in itertools.islice(_with(data, here.content.encode()), _MOST_ALIKE):
+            saved = saved_of(line, attempt, rank)
+            if saved is not None and saved.identity is not None and saved.identity.content == here.content:
+                same.append(saved)
+        if newest is None or newest[1] == attempt:
+            about = next((line for line in _with(data, name) if _is_about(line, path)), None)
+            if about is not None and (newest is None or _number(about, "mono") > newest[0]):
+                newest = _number(about, "mono"), attempt, _whole_by_now(about, attempt, rank)
+    if same:
+        return max(same, key=lambda saved: (_is_file(saved, here), saved.path == path, saved.attempt, saved.mono))
+    return newest[2] if newest is not None else None
+
+
+def _is_about(line: dict[str, Any], path: str) -> bool:
+    return line.get("path") == path and str(line["kind"]).startswith("save_")
+
+
+def _is_file(saved: Saved, here: Identity) -> bool:
+    known = saved.identity
+    return known is not None and (known.inode, known.mtime_ns) == (here.inode, here.mtime_ns)
+
+
+def _whole_by_now(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
+    """What the newest line about a path says of a file there that could be read, and is none that the journal describes."""
+    if line.get("kind") == "save_begun":
+        return Saved(str(line["path"]), _step(line), None, attempt, rank, _number(line, "mono"))
+    saved = saved_of(line, attempt, rank)
+    return saved if saved is not None and saved.identity is None else None
+
+
+def _journals(run: RunDir) -> Iterator[tuple[int, int, bytes]]:
+    """(attempt, rank, content) of the journals, the newest attempt first, up to _SEARCHED bytes."""
+    left = _SEARCHED
+    for attempt in reversed(run.attempts()):
+        for rank, path in journals_of(run.attempt(attempt)):
+            data = tail(path, left)
+            left -= len(data)
+            if data:
+                yield attempt, rank, data
+            if left <= 0:
+                return
+
+
+def journals_of(folder: AttemptDir) -> list[tuple[int, Path]]:
+    """The journals of an attempt, with their ranks."""
+    found = []
+    for path in folder.path.glob("saves.rank*.jsonl"):
+        rank = path.name.removeprefix("saves.rank").removesuffix(".jsonl")
+        if rank.isdecimal() and len(rank) < 6:
+            found.append((int(rank), path))
+    return sorted(found)
+
+
+def tail(path: Path, limit: int) -> bytes:
+    """The last lines of a journal, at most `limit` bytes; none of what cannot be read."""
+    try:
+        fd = open_file(path)
+    except OSError:
+        return b""
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, min(size, limit), max(0, size - limit))
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
+    """The lines in `data` that hold `needle`, newest first."""
+    end = len(data)
+    while (at := data.rfind(needle, 0, end)) >= 0:
+        start = data.rfind(b"\n", 0, at) + 1
+        stop = data.find(b"\n", at)
+        if stop >= 0 and (line := line_of(data[start:stop])) is not None:
+            yield line
+        end = start
+
+
+def line_of(raw: bytes) -> dict[str, Any] | None:
+    """A line of a journal, or None if it is none."""
+    try:
+        line = parse(raw)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("kind"), str) else None
+
+
+def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
+    """The save that a `save_done` line tells of; None for any other, and for one that is garbled."""
+    if line.get("kind") != "save_done" or not isinstance(line.get("path"), str):
+        return None
+    content = line.get("content")
+    numbers = [line.get(key) for key in ("inode", "mtime_ns", "size")]
+    known = None
+    if isinstance(content, str) and content and all(type(number) is int for number in numbers):
+        known = Identity(content, *numbers)  # type: ignore[arg-type]
+    return Saved(line["path"], _step(line), known, attempt, rank, _number(line, "mono"))
+
+
+def _step(line: dict[str, Any]) -> int:
+    step = line.get("step")
+    return step if type(step) is int and step >= 0 else -1
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    value = line.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def place_of(saved: Saved) -> str | None:
+    """Where the file of `saved` is now: at its path, or renamed beside it or with its folder. None if it is nowhere there,
+    or another one lies in its place."""
+    known = saved.identity
+    if known is None:
+        return saved.path if os.path.lexists(saved.path) else None
+    if _has(saved.path, known):
+        return saved.path
+    folder, name = os.path.split(saved.path)
+    for candidate in (*_entries(folder), *(os.path.join(other, name) for other in _entries(os.path.dirname(folder)))):  # noqa: PTH118, PTH120
+        if _has(candidate, known):
+            return candidate
+    return None
+
+
+def _has(path: str, known: Identity) -> bool:
+    """Whether `path` is the very file, unchanged."""
+    try:
+        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+        if stat.S_ISDIR(found.st_mode):
+            found = os.stat(os.path.join(path, _FOLDER), follow_symlinks=False)  # noqa: PTH116, PTH118
+    except (OSError, ValueError):
+        return False
+    return (found.st_ino, found.st_mtime_ns) == (known.inode, known.mtime_ns)
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False)]
+    except (OSError, ValueError):
+        return []
