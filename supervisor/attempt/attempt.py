@@ -84,7 +84,9 @@ class Attempt:
             return False
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
-            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Without parents: a run's folder that has gone elsewhere is not made anew.
+            self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
+            folder.path.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
         gang.release({**release(self._spec, self._run, self._order), "kind": gang.kind}, folder)
         self._gang, self.kind = gang, gang.kind

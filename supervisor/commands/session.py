@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from supervisor.process.place import here
 from supervisor.reading.plain import plain_lines
 from supervisor.run import spec as specs
 from supervisor.run import status as statuses
+from supervisor.run.anchor import Moved
 from supervisor.run.events import EventLog
 from supervisor.run.lock import describe, holder
 from supervisor.run.previous import legacy_of
@@ -45,6 +47,7 @@ class Stopping:
     """Nothing is to be launched: what a dead supervisor has left is to end, `now` or after its last checkpoint."""
 
     now: bool
+    why: str = ""
 
 
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
@@ -63,12 +66,20 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
+        driver.why = stopping.why
     console = Console(run, quiet)
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
         with console:
             end = driver.drive()
+    except Moved as moved:
+        log.close()
+        why = f"its folder was moved to {moved.path} while it ran"
+        return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
+    except Refusal:
+        log.close()
+        raise
     except Exception as error:
         # A mistake of ours. It ends as a SIGKILL would: the ranks train on, and another supervisor goes on with them.
         log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())

@@ -9,8 +9,9 @@ import select
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from supervisor.attempt.attempt import Attempt, sweep
 from supervisor.attempt.evidence import Witness
@@ -21,7 +22,7 @@ from supervisor.core.failures import Failures
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
 from supervisor.core.poll_interval import CALM, nap
-from supervisor.core.rules import STUCK
+from supervisor.core.rules import STOPPED, STUCK
 from supervisor.group.launch import Order
 from supervisor.group.standby import SETTLED, Standby
 from supervisor.loop.adopt import Heir
@@ -30,11 +31,14 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Chronicle
 from supervisor.loop.stop_requests import Stops, signals
 from supervisor.process import proctree
+from supervisor.run.anchor import Anchor, Moved, Removed
 from supervisor.run.events import EventLog
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Legacy
 from supervisor.run.spec import Spec
+from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.shm import segment_of
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.stops = Stops()
+        self.why = ""
+        """Why the run is to stop, where that is not said by who asks."""
         self._policy = self.spec.policy
         self._attempt: Attempt | None = None
         self._launched = False
@@ -72,11 +78,13 @@ class Driver:
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
         proctree.become_subreaper()
-        with signals(self.stops) as wakeup:
+        with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path)) as anchor:
             paces = Paces(self.run)
             state = self._take_up(paces.last())
             ended: set[int] = set()
             while self._ended is None:
+                if not anchor.holds():
+                    self._quit(anchor)
                 try:
                     seen = self._look(state, ended)
                 except (OSError, MemoryError) as error:
@@ -115,6 +123,18 @@ class Driver:
         """How many ranks of the attempt are alive, as far as is known."""
         watch = self._attempt.watch if self._attempt is not None else None
         return sum(Path(f"/proc/{process.pid}/exe").exists() for process in watch.ranks.values()) if watch else 0
+
+    def _quit(self, anchor: Anchor) -> NoReturn:
+        """Nothing of a run whose folder has gone elsewhere is alive, so that nothing is written in two places."""
+        proctree.end_all(self.spec.mark, set(), self._reaped, self._policy.stuck_after)
+        self._standby.close()
+        self._flusher.abandon()
+        if (path := anchor.found()) is not None:
+            raise Moved(path)
+        snapshots.remove(segment_of(self.spec.mark))
+        raise Removed(
+            f"{self.run.path} was removed while its run was alive; that is ended, and there is nothing to resume"
+        )
 
     # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,6 +299,8 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
+        if self.why and end.exit_code == STOPPED:
+            end = replace(end, reason=f"{end.reason}: {self.why}")
         if self._attempt is not None and self._attempt.witness is not None:
             self._witnesses.append(self._attempt.witness)
         self._keep_evidence()

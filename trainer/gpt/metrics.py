@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from ..rundir.durable import DISK
+from ..rundir.environment import RUN_DIR
 from ..rundir.untrusted_files import parse
 
 
@@ -44,7 +45,9 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # A run's own folder that has gone elsewhere is not made anew.
+        if str(path.parent) != os.environ.get(RUN_DIR):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._pending = b""
         self._named = False

@@ -49,7 +49,8 @@ class Disk:
         os.fsync(fd)
 
     def mkdir(self, path: Path) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Without parents: a folder that is moved away meanwhile is not made anew.
+        path.mkdir(mode=0o700, exist_ok=True)
 
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)

@@ -73,7 +73,8 @@ class Gate:
 
     def close(self) -> int:
         """The gate is there and shut; returns the fd that keeps it so. OSError where FIFOs cannot be made."""
-        self.path.mkdir(mode=0o700, parents=True)
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        self.path.mkdir(mode=0o700)
         os.mkfifo(self.fifo, 0o600)
         # Read and write, or the open would wait for a reader.
         return os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ...rundir.durable import Disk, ensure_dir, publish_dir, replace_file
+from ...rundir.environment import RUN_DIR
 from ...rundir.layout import committed_steps, step_name
 from ..errors import CheckpointError, Damaged
 from ..format import manifest as manifests
@@ -35,7 +36,11 @@ def now() -> str:
 def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> str | None:
     """The name of a fresh folder to write into; None if this step has a whole checkpoint already. OSError if the disk has
     no room for `size` bytes."""
-    ensure_dir(folder, disk)
+    if label or str(folder.parent) == os.environ.get(RUN_DIR):
+        # A run's own folder that has gone elsewhere is not made anew.
+        _make(folder, disk)
+    else:
+        ensure_dir(folder, disk)
     name = step_name(step)
     if os.path.lexists(folder / name):
         try:
@@ -50,6 +55,13 @@ def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> st
     temporary = retention.temporary_name(step, label)
     disk.mkdir(folder / temporary)
     return temporary
+
+
+def _make(folder: Path, disk: Disk) -> None:
+    """`folder` is there, durably; FileNotFoundError where nothing is above it."""
+    if not folder.is_dir():
+        disk.mkdir(folder)
+        disk.sync_dir(folder.parent)
 
 
 def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], None], disk: Disk) -> bool:
