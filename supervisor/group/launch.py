@@ -120,7 +120,8 @@ def flags(spec: Spec, gate: Gate) -> list[str]:
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{gate.path.name}",
-        f"--log-dir={gate.path / 'torchelastic'}",
+        # None: ranks have logs of their own, and torch would make the folders above anew if the run's was moved away.
+        f"--log-dir={os.devnull}",
     ]
 
 
