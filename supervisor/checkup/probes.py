@@ -19,11 +19,15 @@ PATIENCE = 60.0
 # The current folder may be anybody's: no module there is imported.
 _ASK_TORCH = """
 import sys; sys.path.pop(0)
-import json, time
+import json, os, time
 began = time.monotonic()
 import torch, torch.distributed as dist
+seconds = time.monotonic() - began
+# Pools that know about forks step aside at one.
+os.waitpid(os.fork() or os._exit(0), 0)
+threads = len(os.listdir("/proc/self/task"))
 print(json.dumps({
-    "version": torch.__version__, "seconds": time.monotonic() - began, "distributed": dist.is_available(),
+    "version": torch.__version__, "seconds": seconds, "threads": threads, "distributed": dist.is_available(),
     "cuda": torch.version.cuda, "devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
 }))
 """
@@ -76,6 +80,26 @@ def cuda(answer: dict[str, Any] | str, dev: Path = Path("/dev")) -> Check:
             "cuda", Verdict.WARN, text, "compare nvidia-smi with torch.version.cuda; look at CUDA_VISIBLE_DEVICES"
         )
     return Check("cuda", Verdict.OK, "no GPU here: ranks run on the CPU, with gloo")
+
+
+def standby(answer: dict[str, Any] | str, left_out: list[tuple[str, dict[str, str], float]]) -> Check:
+    """Whether the next group of ranks can be forked, with all imported; `left_out` is what scripts' last runs had to."""
+    if isinstance(answer, str):
+        return Check("standby", Verdict.OK, "not looked at, without torch")
+    if answer.get("threads", 1) > 1:
+        text = (
+            f"{answer['threads'] - 1} threads run once torch is imported: no rank can be forked, "
+            f"and each restart imports again, {answer['seconds']:.1f} s and more"
+        )
+        return Check("standby", Verdict.WARN, text, "look for what starts them in sitecustomize.py and .pth files")
+    if left_out:
+        each = [f"{script}, {seconds:.1f} s: {_said(causes)}" for script, causes, seconds in left_out]
+        return Check("standby", Verdict.WARN, f"imported again at each restart of {'; of '.join(each)}")
+    return Check("standby", Verdict.OK, "ranks are forked, with all that a script imports")
+
+
+def _said(causes: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({why})" for name, why in sorted(causes.items()))
 
 
 def stacks() -> Check:

@@ -9,6 +9,7 @@ import orjson
 
 from supervisor.checkup import checks, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
+from supervisor.group.learned import known
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import RUNS
@@ -51,7 +52,14 @@ def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
 def examine(host: Host) -> list[Check]:
     """Every check's finding. Takes as long as torch takes to import."""
     answer = probes.ask_torch()
-    tried = [probes.python(), probes.torch(answer), probes.cuda(answer), probes.processes(), probes.stacks()]
+    tried = [
+        probes.python(),
+        probes.torch(answer),
+        probes.cuda(answer),
+        probes.standby(answer, known()),
+        probes.processes(),
+        probes.stacks(),
+    ]
     return [*tried, *(look(host) for look in LOOKS)]
 
 

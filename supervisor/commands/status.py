@@ -41,6 +41,8 @@ def _text(now: dict[str, Any]) -> str:
     )
     if failure:
         lines.append(f"  last fault  attempt {failure['attempt']}: {failure['reason']}")
+    if now["standby"]:
+        lines.append(f"  standby     {_standby(now['standby'])}")
     lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]
     lines.append(f"  folder      {now['run_dir']}")
     if now["state"] == "lost":
@@ -50,3 +52,17 @@ def _text(now: dict[str, Any]) -> str:
         heads = ("rank", "pid", "step", "phase", "beat_age_s")
         text += table(heads, [[worker[head] for head in heads] for worker in now["workers"]])
     return text
+
+
+def _standby(now: dict[str, Any]) -> str:
+    """What waits, what it costs, and why it is not better."""
+    if now["kind"] == "none":
+        cold = f"; a restart imports again: attempt 0 took {now['cold_s']} s to its first step" if now["cold_s"] else ""
+        return plain(f"none: {now['why']}{cold}")
+    text = f"waits ({now['kind']}), {now['pss_bytes'] / 1e6:.0f} MB"
+    if now["why"]:
+        text += f"; not forked: {now['why']}"
+    if now["left_out"]:
+        which = ", ".join(f"{name} ({why})" for name, why in sorted(now["left_out"].items()))
+        text += f"; imported again at each restart, {now['left_out_s']} s: {which}"
+    return plain(text)

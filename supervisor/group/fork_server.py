@@ -1,4 +1,4 @@
-"""The supervisor's end of the nursery: one helper process that forks worker groups; asked and heard without blocking."""
+"""The supervisor's end of the fork server: one helper process that forks worker groups; asked and heard without blocking."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from trainer.rundir.programs import program
 class Nursery:
     """Starting from the moment it is made; `ready` once it has imported everything; `unfit` says why it is of no use."""
 
-    def __init__(self, spec: Spec, env: Mapping[str, str], modules: list[str], log: Path) -> None:
-        """OSError if it cannot be started."""
+    def __init__(self, spec: Spec, env: Mapping[str, str], modules: Path, log: Path) -> None:
+        """OSError if it cannot be started. It first imports what the file `modules` lists."""
         self.ready = False
+        self.loading = False
+        """Whether it imports something. Once it was ready it forks all the same, without what it imports now."""
         self.unfit = ""
-        self.culprit = ""
-        """The module whose import made it unfit, if it was one."""
-        self.failed: list[str] = []
+        self.found: Path | None = None
+        """What it has not imported, to do no harm to forks, of what it was asked to: a file as the one that listed that."""
+        self.serving: int | None = None
+        """The process that forks: a descendant of the one that was started, or that one."""
         self.born: deque[tuple[str, int]] = deque()
         """(gang's folder, launcher's pid) of forks that nobody has taken note of yet."""
         self._spec = spec
         self._buffer = b""
+        self._unsent = b""
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, *program("rank.fork_server")],
@@ -55,10 +59,10 @@ class Nursery:
     def pid(self) -> int:
         return self.process.pid
 
-    def load(self, modules: list[str]) -> None:
-        """It will import `modules`, and is not ready until it has."""
-        self.ready = False
-        self._ask({"import": modules})
+    def load(self, modules: Path, gently: bool = False) -> None:
+        """It will import what the file `modules` lists; `gently` beside a training."""
+        self.loading = True
+        self._ask({"import": str(modules), "gently": gently})
 
     def fork(self, gate: Gate) -> None:
         """It will fork a gang at `gate`; its launcher's pid comes in `born`."""
@@ -72,13 +76,14 @@ class Nursery:
         """Its answers so far are known."""
         if self.unfit:
             return
+        self._send()
         try:
             data = self._stdout.read()
         except OSError as error:
             self.unfit = str(error)
             return
         if data == b"":
-            self.unfit = "it has died; see standby/nursery.log"
+            self.unfit = "it has died; see standby/fork_server.log"
             return
         *lines, self._buffer = (self._buffer + (data or b"")).split(b"\n")
         for line in lines:
@@ -93,15 +98,23 @@ class Nursery:
 
     def _take(self, answer: dict[str, Any]) -> None:
         if "unfit" in answer:
-            self.unfit, self.culprit = str(answer["unfit"]), str(answer.get("module", ""))
+            self.unfit = str(answer["unfit"])
         elif "gang" in answer:
             self.born.append((str(answer["gang"]), int(answer["pid"])))
         else:
-            self.ready, self.failed = True, [str(name) for name in answer["failed"]]
+            self.ready, self.loading = True, False
+            self.serving, self.found = int(answer["pid"]), Path(answer["found"])
 
     def _ask(self, request: dict[str, Any]) -> None:
+        self._unsent += json.dumps(request).encode() + b"\n"
+        self._send()
+
+    def _send(self) -> None:
+        """As much of what was asked as the pipe takes has gone out; the rest goes at the next look."""
         try:
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-            self._stdin.flush()
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
+        except BlockingIOError:
+            pass  # it imports, and reads later
         except OSError as error:
             self.unfit = f"it does not listen: {error}"

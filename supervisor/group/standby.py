@@ -1,17 +1,14 @@
 """The next worker group, kept warm: who makes it, when, and what happens when making it fails.
 
-    nursery loading ──ready──> fork a gang once the attempt has settled ──parked──> taken by the next launch
+    fork server loading ──ready──> fork a group once the attempt has settled ──parked──> taken by the next launch
           │ unfit or dead                       │ dies: replaced, after a pause
-          ├─ a module did it: a new nursery without that module
-          └─ again: no nursery any more; gangs are started cold (exec), and wait after importing the same
+          └─ three times: no fork server any more; groups are started cold (exec), and wait after importing the same
 
 Without --standby every gang is started cold and released at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -23,14 +20,12 @@ import psutil
 from supervisor.group.fork_server import Nursery
 from supervisor.group.group import Gang
 from supervisor.group.launch import environment, start_cold
+from supervisor.group.learned import Learned
 from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
-from supervisor.run.user_folders import cache
-from trainer.rundir.durable import replace_soon
 from trainer.rundir.gate import PRELOAD
 from trainer.rundir.layout import RunDir
-from trainer.rundir.learned import remembered
 
 SETTLED = 0.5
 """Seconds after an attempt's first step before its standby is made: the recovery itself comes first."""
@@ -58,16 +53,17 @@ class Standby:
         self._unborn: dict[str, Gang] = {}
         self._count = max((int(folder.name) for folder in left), default=0)
         self._failures = 0
+        self._why = ""
+        """What happened to the last standby that was lost."""
         self._not_before = 0.0
         self._since: float | None = None
         self._said_parked = False
-        self._excluded: set[str] = set()
         self._loaded: list[str] = []
-        self._learned: int | None = None
-        """When the list of modules that was looked at last was written."""
+        self._learned = Learned(spec, run)
+        self._growing = False
+        """Whether the fork server imports what the run has been seen to import."""
         self._knows = 0
         """Grows each time the nursery has learned more."""
-        self._cache = _cache(spec)
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,35 +134,28 @@ class Standby:
     # ── the nursery ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_nursery(self, now: float) -> None:
-        self._run.standby.mkdir(mode=0o700, exist_ok=True)
-        self._loaded = self._wanted()
+        folder = self._run.standby
         try:
-            self._nursery = Nursery(self._spec, self._env, self._loaded, self._run.standby / "nursery.log")
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._loaded = self._learned.ask(self._wanted)
+            self._nursery = Nursery(self._spec, self._env, self._wanted, folder / "fork_server.log")
             self._since = now
         except OSError as error:
-            self._lost(now, f"the nursery cannot be started: {error}")
+            self._lost(now, f"the fork server cannot be started: {error}")
 
-    def _wanted(self) -> list[str]:
-        """What the script is known to import, from this run or from an earlier one of the same script."""
-        names = remembered(self._run.modules) or remembered(self._cache)
-        return [name for name in names if name.partition(".")[0] not in self._excluded]
+    @property
+    def _wanted(self) -> Path:
+        return self._run.standby / "wanted.json"
 
     def _learn(self, nursery: Nursery) -> None:
-        written = _written(self._run.modules)
-        if written == self._learned:
+        if nursery.loading or not self._learned.has_news() or set(self._learned.names()) <= set(self._loaded):
             return
-        self._learned = written
-        wanted = self._wanted()
-        if set(wanted) <= set(self._loaded):
-            return
-        self._loaded = wanted
-        self._knows += 1
-        nursery.load(wanted)
         try:
-            self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_soon(self._cache, self._run.modules.read_bytes())
+            self._loaded = self._learned.ask(self._wanted)
         except OSError:
-            pass  # a cache: the next run of this script learns it again
+            return  # a full disk: what waits is less warm
+        self._growing = True
+        nursery.load(self._wanted, gently=True)
 
     def _listen(self, now: float) -> None:
         nursery = self._nursery
@@ -176,18 +165,20 @@ class Standby:
         while nursery.born:
             folder, pid = nursery.born.popleft()
             self._born(folder, pid)
+        if nursery.found is not None:
+            self._learned.leave_out(nursery.found)
+            nursery.found = None
+            self._knows += self._growing
+            self._growing = False
         if nursery.unfit:
-            if nursery.culprit:
-                self._excluded.add(nursery.culprit.partition(".")[0])
-            why = f" after importing {nursery.culprit}" if nursery.culprit else ""
             # Its other children (an attempt, perhaps) live on, as ours.
             nursery.process.send(signal.SIGKILL)
             nursery.close()
-            self._nursery = None
+            self._nursery, self._growing = None, False
             for gang in self._unborn.values():
                 gang.stillborn = True
             self._unborn.clear()
-            self._lost(now, f"the nursery is of no use: {nursery.unfit}{why}")
+            self._lost(now, f"the fork server is of no use: {nursery.unfit}")
 
     # ── gangs ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,11 +229,19 @@ class Standby:
         elif not self._said_parked and gang.parked:
             self._said_parked = True
             assert gang.launcher is not None
-            nursery = self._nursery.pid if self._nursery else None
-            pids = gang.rank_pids()
-            self._log.emit(
-                "standby_ready", kind=gang.kind, launcher_pid=gang.launcher.pid, pids=pids, nursery_pid=nursery
-            )
+            self._log.emit("standby_ready", kind=gang.kind, launcher_pid=gang.launcher.pid, **self._told(gang))
+
+    def _told(self, gang: Gang) -> dict[str, Any]:
+        """What standby_ready tells of `gang`: who it is, what it could not import beforehand, or why it was not forked."""
+        server = self._nursery
+        fields: dict[str, Any] = {"pids": gang.rank_pids(), "nursery_pid": server.pid if server else None}
+        if gang.kind != "fork":
+            return {**fields, "why": self._why}
+        if server is not None and server.serving not in (server.pid, None):
+            fields["serving_pid"] = server.serving
+        if self._learned.causes:
+            fields |= {"left_out": self._learned.causes, "left_out_s": round(self._learned.seconds, 1)}
+        return fields
 
     def _disband(self, gang: Gang) -> None:
         """Nothing of `gang` waits any more."""
@@ -253,6 +252,7 @@ class Standby:
 
     def _lost(self, now: float, reason: str) -> None:
         self._failures += 1
+        self._why = reason
         self._not_before = now + _PAUSE * self._failures
         self._log.emit("standby_lost", "warning", reason=reason)
 
@@ -262,18 +262,3 @@ def _process(pid: int) -> psutil.Process | None:
         return psutil.Process(pid)
     except psutil.Error:
         return None
-
-
-def _written(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def _cache(spec: Spec) -> Path:
-    """Where the script's modules are kept for its next run: in the user's cache, by the script's path. A user without one
-    has them learned anew in each run."""
-    what: Any = [spec.module, spec.command[0], spec.cwd]
-    name = f"{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}.json"
-    return (cache() or Path(os.devnull)) / "modules" / name

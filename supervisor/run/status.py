@@ -58,13 +58,35 @@ def status(known: Known) -> dict[str, Any]:
 
 
 def _standby(story: Story) -> dict[str, Any] | None:
-    """The group that waits, and the memory that it and the nursery take, in bytes, shared pages counted once (PSS)."""
-    if story.standby is None:
+    """The group that waits, and the memory that it and the fork server take, in bytes, shared pages counted once (PSS);
+    `why` there is no better one, and what is imported again at each restart, with the CPU seconds of that. None while
+    nothing is known."""
+    event = story.standby
+    if event is None:
         return None
-    known = {key: story.standby.get(key) for key in ("kind", "launcher_pid", "nursery_pid", "pids")}
+    lost = event.get("msg") == "standby_lost"
+    known = {key: event.get(key) for key in ("launcher_pid", "nursery_pid", "pids")}
     ranks = known["pids"] if isinstance(known["pids"], list) else []
-    pids = [pid for pid in (known["launcher_pid"], known["nursery_pid"], *ranks) if isinstance(pid, int)]
-    return {**known, "pss_bytes": sum(map(_pss, pids))}
+    found = (*ranks, known["launcher_pid"], known["nursery_pid"], event.get("serving_pid"))
+    pids = {pid for pid in found if isinstance(pid, int)}
+    left_out = event.get("left_out")
+    return {
+        "kind": "none" if lost else event.get("kind"),
+        **known,
+        "pss_bytes": sum(map(_pss, pids)),
+        "why": str(event.get("reason" if lost else "why", "")),
+        "left_out": left_out if isinstance(left_out, dict) else {},
+        "left_out_s": event.get("left_out_s", 0.0),
+        "cold_s": _cold(story),
+    }
+
+
+def _cold(story: Story) -> float | None:
+    """Seconds that the run's first attempt took to its first step: what a restart that has to import takes at most."""
+    first = story.attempts[0] if story.attempts else None
+    if first is None or first.first_step is None:
+        return None
+    return round(first.first_step - first.started, 1)
 
 
 def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
-"""The nursery: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
+"""The fork server: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
 
 Started by the supervisor: `start.py rank.fork_server`. It reads a JSON object a line from stdin and answers each with
 one on stdout; when stdin ends, it goes away.
 
-    {"import": [names]}            -> {"ready": true, "failed": [names]} | {"unfit": reason, "module": the one that did it}
-    {"gang": folder, "flags": […]} -> {"gang": folder, "pid": launcher}  | {"unfit": reason}
+    {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
+    {"gang": folder, "flags": […]}   -> {"gang": folder, "pid": launcher} | {"unfit": reason}
 
-A fork copies one thread. So it forks only while it has one (what OpenBLAS starts steps aside at a fork by itself), and
-says that it is unfit otherwise: the supervisor then starts another one without what broke this one.
+Both files are a trial.Wanted; the second has what could not be imported. A fork copies one thread, so it forks only while it
+has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork first, see
+trial.py: that fork serves from then on, and the one that was started waits for it. Until then the latter forks groups.
 """
 
 from __future__ import annotations
@@ -17,66 +18,65 @@ import json
 import os
 import select
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..rundir.gate import Gate
+from . import fork_environment, saves, torch_patches, trial
 from . import preload as modules
-from . import saves
+from .fitness import unfit
 
 _REAP_EVERY = 0.2
 
 
-def unfit() -> str | None:
-    """Why this process must not fork worker groups; None if it may."""
-    # Gives pools that know about forks (OpenBLAS's) their chance to step aside.
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    threads = _threads()
-    if threads > 1:
-        return f"{threads} threads run in it"
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return "CUDA is initialised in it"
-    return None
+class _Server:
+    """One process of those that serve in turn: they share stdin and stdout, and a request is read by one of them."""
 
+    def __init__(self) -> None:
+        # What imports print must not be taken for an answer. A line is written at once: others write beside it.
+        self._answers = os.dup(1)
+        os.dup2(2, 1)
+        self._buffered = b""
 
-def _threads() -> int:
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
+    def hear(self) -> bool:
+        """What was asked is answered; False if nobody will ask any more."""
+        data = os.read(0, 65536)
+        *lines, self._buffered = (self._buffered + data).split(b"\n")
+        for line in lines:
+            os.write(self._answers, json.dumps(self._answer(json.loads(line))).encode() + b"\n")
+        return bool(data)
 
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "import" in request:
+            return self._load(Path(request["import"]), bool(request.get("gently")))
+        if reason := unfit():
+            return {"unfit": reason}
+        return {"gang": request["gang"], "pid": _fork_gang(Gate(Path(request["gang"])), request["flags"])}
 
-def _load(names: list[str]) -> dict[str, Any]:
-    """All of `names` are imported, up to one that breaks the nursery; that one is named."""
-    failed = []
-    for name in [*modules.ALWAYS, *names]:
-        before = _threads()
-        failed += modules.load([name])
-        if _threads() > before and (reason := unfit()):
-            return {"unfit": reason, "module": name}
-    # No collector of a fork needs to look at what all forks have in common.
-    gc.freeze()
-    return {"unfit": reason} if (reason := unfit()) else {"ready": True, "failed": failed}
+    def _load(self, path: Path, gently: bool) -> dict[str, Any]:
+        """What `path` lists is imported, but for what must not be, which is named. The answer is that of the process that
+        serves from now on."""
+        _load_torch()
+        if reason := unfit():
+            return {"unfit": reason}
+        found = path.with_suffix(".found.json")
+        try:
+            wanted = trial.Wanted.read(path)
+            trial.grow(wanted, gently, self.hear).write(found)
+        except (OSError, ValueError) as error:
+            return {"unfit": f"what it is to import, or what it has found, is no file that can be used: {error}"}
+        # No collector of a fork needs to look at what all forks have in common.
+        gc.freeze()
+        return {"ready": True, "found": str(found), "pid": os.getpid()}
 
 
 def serve() -> None:
     """Answers until stdin ends."""
-    # What imports print must not be taken for an answer.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    buffered = b""
+    server = _Server()
     while True:
         _reap()
-        if not select.select([0], [], [], _REAP_EVERY)[0]:
-            continue
-        data = os.read(0, 65536)
-        if not data:
+        if select.select([0], [], [], _REAP_EVERY)[0] and not server.hear():
             return
-        *lines, buffered = (buffered + data).split(b"\n")
-        for line in lines:
-            answers.write(json.dumps(_answer(json.loads(line))) + "\n")
 
 
 def _reap() -> None:
@@ -87,12 +87,10 @@ def _reap() -> None:
         pass
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    if "import" in request:
-        return _load(request["import"])
-    if reason := unfit():
-        return {"unfit": reason}
-    return {"gang": request["gang"], "pid": _fork_gang(Gate(Path(request["gang"])), request["flags"])}
+def _load_torch() -> None:
+    modules.load(["torch"])
+    torch_patches.count_gpus_apart()
+    modules.load(modules.ALWAYS)
 
 
 def _fork_gang(gate: Gate, flags: list[str]) -> int:
@@ -112,7 +110,7 @@ def _fork_gang(gate: Gate, flags: list[str]) -> int:
 
 
 def _become(log: Path) -> None:
-    """The child has the standard streams of a launcher, and none of the nursery's."""
+    """The child has the standard streams of a launcher, and none of the fork server's."""
     null = os.open(os.devnull, os.O_RDONLY)
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(null, 0)
@@ -126,4 +124,5 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Before any module can bind the names that they replace.
     saves.install()
+    fork_environment.enter()
     serve()

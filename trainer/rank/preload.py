@@ -1,4 +1,4 @@
-"""What a script imports, learned once so that the nursery can import it before the next attempt needs it."""
+"""What a script imports, learned once so that the fork server can import it before the next attempt needs it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..rundir.durable import replace_file
+from ..rundir.learned import remembered
 
 ALWAYS = (
     "torch",
@@ -39,14 +40,20 @@ def third_party() -> list[str]:
     return names[:_MOST]
 
 
+class Barred(BaseException):
+    """A module was imported that is not to be. No `except Exception` on the way takes it for a missing one."""
+
+
 def remember(path: Path) -> None:
     """`path` lists what third_party() finds now; a full disk only costs the list."""
-    with contextlib.suppress(OSError):
-        replace_file(path, json.dumps(third_party()).encode())
+    names = third_party()
+    if names != remembered(path):
+        with contextlib.suppress(OSError):
+            replace_file(path, json.dumps(names).encode())
 
 
-def load(names: Iterable[str]) -> list[str]:
-    """Every module of `names` that can be imported is; returns those that cannot."""
+def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> list[str]:
+    """Every module of `names` that can be imported is; returns those that cannot. `between` is called after each."""
     failed = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,6 +62,10 @@ def load(names: Iterable[str]) -> list[str]:
                 continue
             try:
                 importlib.import_module(name)
-            except (Exception, SystemExit):
+            except Barred:
+                raise
+            except BaseException:
+                # Whatever it is, it is not for us to die of: some raise what no `except Exception` catches.
                 failed.append(name)
+            between()
     return failed

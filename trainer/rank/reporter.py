@@ -31,8 +31,8 @@ _FRAMES = 5
 _RANK = str(Path(__file__).parent) + os.sep
 _ROOM = 4096
 """Bytes of disk that are kept for the record of an exception."""
-_LEARNED_BY = 10
-"""Steps after which a script has imported what it needs to train."""
+_LEARNED_BY = (1, 10)
+"""Steps after which a script has imported what it needs to train: nearly all, and all."""
 _STAY = 2.0
 """Seconds that a rank stays in a phase for a fault that the supervisor is to fire in it."""
 
@@ -102,7 +102,7 @@ class Reporter(Progress):
         self._steps_here += 1
         self.note.retry()
         self._journal.retry()
-        if self._steps_here == _LEARNED_BY and self.rank == 0:
+        if self._steps_here in _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
 

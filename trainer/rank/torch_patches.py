@@ -5,6 +5,7 @@ Each says what is lost where torch has it no more: a patch that finds nothing to
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -59,3 +60,37 @@ def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
 def _wrap_poll(context: Any, poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
     original = context._poll
     context._poll = lambda self: poll(self, original)
+
+
+_count_gpus: list[Any] = []
+
+
+def count_gpus_apart() -> None:
+    """Where NVML cannot be asked how many GPUs there are, a fork of this process asks CUDA, not this process itself
+    (`torch._C._cuda_getDeviceCount`).
+
+    torch.cuda.is_available() falls back to it. Without it: on a machine without NVML, CUDA works in no fork of this process.
+    """
+    torch = sys.modules.get("torch")
+    # A torch without CUDA has no such function, and that is how it is known.
+    if torch is None or _count_gpus or not hasattr(torch._C, "_cuda_getDeviceCount"):
+        return
+    original = torch._C._cuda_getDeviceCount
+    _count_gpus.append(original)
+    torch._C._cuda_getDeviceCount = lambda: _asked_apart(original)
+
+
+def count_gpus_here() -> None:
+    """count_gpus_apart() is undone."""
+    while _count_gpus:
+        sys.modules["torch"]._C._cuda_getDeviceCount = _count_gpus.pop()
+
+
+def _asked_apart(count: Callable[[], int]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(min(count(), 255))
+        finally:
+            os._exit(0)
+    return max(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -25,11 +25,12 @@ from typing import NoReturn
 from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
-from . import ending, output, saves
+from . import ending, fork_environment, output, saves, torch_patches
 from . import preload as modules
 from . import progress as _progress
 from .hooks import watch_torch
 from .reporter import Reporter, record_exception
+from .throttle import Throttle
 
 _MOST_FROM_HEAP = 32 << 20
 """DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""
@@ -65,7 +66,7 @@ def serve() -> None:
     rank = int(os.environ["RANK"])
     saves.install()
     if preload := os.environ.pop(PRELOAD, None):
-        modules.load([*modules.ALWAYS, *remembered(Path(preload))])
+        modules.load([*modules.ALWAYS, *remembered(Path(preload))], Throttle().rest)
     body = Gate(Path(os.environ.pop(GANG))).wait(rank)
     if body is None:
         return
@@ -118,6 +119,8 @@ def forked_rank() -> NoReturn:
 def _stand_alone() -> None:
     """What the fork inherited from launcher and nursery is undone: session, signals, identity, random numbers."""
     os.setsid()
+    fork_environment.leave()
+    torch_patches.count_gpus_here()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -66,7 +66,7 @@ class Story:
     restarts: int = 0
     launcher_pid: int | None = None
     standby: Event | None = None
-    """The event that told of the group that waits now, if one does."""
+    """The newest event about the group that waits now, or about why none does; None while nothing is known."""
     abandoned: float | None = None
     """When the last word was said of an attempt whose supervisor died, while its fate is open."""
     offset: float = 0.0
@@ -233,12 +233,8 @@ def _fault(story: Story, event: Event, mono: float) -> None:
         story.attempt.injured = _number(event, "fired_mono", mono)
 
 
-def _standby_ready(story: Story, event: Event, mono: float) -> None:
+def _standby(story: Story, event: Event, mono: float) -> None:
     story.standby = event
-
-
-def _standby_lost(story: Story, event: Event, mono: float) -> None:
-    story.standby = None
 
 
 def _stop_requested(story: Story, event: Event, mono: float) -> None:
@@ -338,8 +334,8 @@ _TELLERS = {
     "checkpoint_failed": _saved,
     "checkpoint_quarantined": _quarantined,
     "fault_injected": _fault,
-    "standby_ready": _standby_ready,
-    "standby_lost": _standby_lost,
+    "standby_ready": _standby,
+    "standby_lost": _standby,
     "stop_requested": _stop_requested,
     "verdict": _verdict,
     "stacks_dumped": _stacks,

@@ -1,0 +1,181 @@
+"""Watches imports: which module's own code does what no module should do in a process that forks, and who imports it.
+
+Read in CPython 3.10 to 3.13: `importlib._bootstrap` looks up `_load_unlocked`, which executes a module, and `_gcd_import`,
+which is import_module(), by name. Where they have gone, only the names that were asked for are told apart.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.abc
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import TracebackType
+from typing import Any
+
+from . import fitness
+from .preload import Barred
+
+_BOOTSTRAP: Any = importlib._bootstrap
+
+
+class ImportWatch:
+    """While it is entered, every import of this process is watched. Names in `left_out` cannot be imported."""
+
+    def __init__(
+        self, left_out: Iterable[str], told: Callable[[list[str]], None], between: Callable[[], None] = lambda: None
+    ) -> None:
+        """`told` hears which modules are being executed, outermost first; `between` is called between modules."""
+        self.causes: dict[str, str] = {}
+        """By module, what its import did."""
+        self.barred: set[str] = set()
+        """Modules that imported, or tried to import, what is left out."""
+        self._left_out = set(left_out)
+        self._told, self._between = told, between
+        self._stack: list[str] = []
+        self._importers: defaultdict[str, set[str]] = defaultdict(set)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._at = time.process_time()
+        self._threads = fitness.threads()
+        self._cuda = fitness.cuda_runs()
+        self._habits = fitness.habits()
+
+    def __enter__(self) -> ImportWatch:
+        self._replaced: list[tuple[Any, str, Any]] = []
+        self._finder = _Bar(self)
+        sys.meta_path.insert(0, self._finder)
+        self._replace(builtins, "__import__", self._around_import)
+        self._replace(_BOOTSTRAP, "_gcd_import", self._around_gcd_import)
+        self._replace(_BOOTSTRAP, "_load_unlocked", self._around_load)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while self._replaced:
+            setattr(*self._replaced.pop())
+        sys.meta_path.remove(self._finder)
+
+    def _replace(self, where: Any, name: str, around: Callable[[Any], Any]) -> None:
+        if hasattr(where, name):
+            plain = getattr(where, name)
+            self._replaced.append((where, name, plain))
+            setattr(where, name, around(plain))
+
+    def _around_import(self, plain: Any) -> Any:
+        def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+            module = plain(name, globals, locals, fromlist, level)
+            self._imported(_absolute(name, globals, level), fromlist or ())
+            return module
+
+        return import_
+
+    def _around_gcd_import(self, plain: Any) -> Any:
+        def gcd_import(name: str, package: Any = None, level: int = 0) -> Any:
+            module = plain(name, package, level)
+            self._imported(getattr(module, "__name__", name), ())
+            return module
+
+        return gcd_import
+
+    def _around_load(self, plain: Any) -> Any:
+        def load_unlocked(spec: ModuleSpec) -> Any:
+            with self.executing(spec.name):
+                return plain(spec)
+
+        return load_unlocked
+
+    @contextmanager
+    def executing(self, name: str) -> Iterator[None]:
+        """The block is the execution of module `name`."""
+        if self._stack:
+            # What it has done so far is not its imports' doing.
+            self._look(self._stack[-1])
+            self._importers[name].add(self._stack[-1])
+        self._account(self._stack[-1] if self._stack else "")
+        self._stack.append(name)
+        self._told(self._stack)
+        try:
+            yield
+        finally:
+            self._look(name)
+            self._stack.pop()
+            self._account(name)
+            self._told(self._stack)
+            self._between()
+
+    def left_out(self) -> set[str]:
+        """What did harm, and every module that imports it or lies in it: of those that were seen."""
+        out = {*self._left_out, *self.causes, *self.barred}
+        waiting = list(out)
+        known = [name for name in sys.modules if "." in name]
+        while waiting:
+            name = waiting.pop()
+            below = [module for module in known if module.startswith(name + ".")]
+            for other in {*self._importers.get(name, ()), *below} - out:
+                out.add(other)
+                waiting.append(other)
+        return out
+
+    def seconds(self, names: Iterable[str]) -> float:
+        """The CPU seconds that executing `names` took."""
+        return sum(self._seconds.get(name, 0.0) for name in names)
+
+    def _account(self, name: str) -> None:
+        now = time.process_time()
+        self._seconds[name] += now - self._at
+        self._at = now
+
+    def _imported(self, name: str, fromlist: Iterable[str]) -> None:
+        if not self._stack:
+            return
+        importer = self._stack[-1]
+        for each in (name, *(f"{name}.{item}" for item in fromlist)):
+            if each != importer and each in sys.modules:
+                self._importers[each].add(importer)
+
+    def _look(self, name: str) -> None:
+        """What has changed since the last look was done by `name`: of modules within one another the innermost ends first."""
+        if (count := fitness.threads()) != self._threads:
+            if count > self._threads:
+                fitness.step_aside()
+                count = fitness.threads()
+                if count > self._threads:
+                    self._blame(name, f"starts a thread ({fitness.thread_names()[-1]})")
+            self._threads = count
+        if not self._cuda and fitness.cuda_runs():
+            self._cuda = True
+            self._blame(name, "starts CUDA, which then works in no fork")
+        habits = fitness.habits()
+        if habits != self._habits:
+            changed = [what for what, value in habits.items() if value != self._habits[what]]
+            self._blame(name, f"changes {' and '.join(changed)}")
+            self._habits = habits
+
+    def _blame(self, name: str, what: str) -> None:
+        self.causes[name] = f"{self.causes[name]}, {what}" if name in self.causes else f"its import {what}"
+
+    def bar(self, name: str) -> None:
+        """`name` is being imported; Barred if it is left out."""
+        if name in self._left_out:
+            self.barred |= set(self._stack)
+            raise Barred(name)
+
+
+class _Bar(importlib.abc.MetaPathFinder):
+    def __init__(self, watch: ImportWatch) -> None:
+        self._watch = watch
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        self._watch.bar(fullname)
+
+
+def _absolute(name: str, globals: Any, level: int) -> str:
+    if not level or not globals:
+        return name
+    package = globals.get("__package__") or ""
+    base = package.rsplit(".", level - 1)[0] if level > 1 else package
+    return f"{base}.{name}" if name else base

@@ -1,0 +1,57 @@
+"""Work beside a training, on cores that it wants all of: the work takes the rest of them, or a quarter of one.
+
+Not by nice: what is forked later would inherit that, and only root can take it back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+_SLICE = 0.01
+"""Seconds of CPU between two looks."""
+_LOOK_EVERY = 0.2
+_SHARE = 0.25
+_FREE = 0.9
+"""So much of a core, left idle or used by us, is a core that nobody else wants."""
+_LONGEST = 1.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Throttle:
+    """`rest()` is called between pieces of the work."""
+
+    def __init__(self) -> None:
+        self._crowded = True
+        self._seen = self._used = time.process_time()
+        self._at = time.monotonic()
+        self._idle = _idle()
+
+    def rest(self) -> None:
+        """If others want the cores, as long has passed as our share takes for what was done since the last call."""
+        used = time.process_time() - self._used
+        if used < _SLICE:
+            return
+        self._look()
+        if self._crowded:
+            time.sleep(min(_LONGEST, used * (1 / _SHARE - 1)))
+        self._used = time.process_time()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._at < _LOOK_EVERY:
+            return
+        seen, idle = time.process_time(), _idle()
+        free = (idle - self._idle + seen - self._seen) / (now - self._at)
+        self._crowded = free < _FREE
+        self._at, self._seen, self._idle = now, seen, idle
+
+
+def _idle() -> float:
+    """Seconds for which the cores have had nothing to do, together."""
+    try:
+        fields = Path("/proc/stat").read_bytes().split(b"\n", 1)[0].split()
+        return (int(fields[4]) + int(fields[5])) / _TICKS
+    except (OSError, ValueError, IndexError):
+        return 0.0

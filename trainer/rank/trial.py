@@ -1,0 +1,235 @@
+"""Imports tried in a fork: if it can still fork ranks afterwards it is the fork server from then on, else another one tries
+without what did the harm.
+
+    server ──fork──> child imports ──fit──> it serves, and its parent only waits for it
+       ^               │ a module did harm, stood still or killed it: named, with all that import it
+       └── again ──────┘
+
+So nothing is imported twice where all goes well, and nobody but these two hears of it where it does not. While the child
+imports, its parent goes on serving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..rundir.untrusted_files import read_json
+from . import fitness
+from . import preload as modules
+from .import_watch import ImportWatch
+from .throttle import Throttle
+
+_TRIES = 6
+IDLE = 20.0
+"""Seconds for which a module's import may wait for something other than a core. What takes longer is left to the script."""
+SLOW = 300.0
+"""Seconds that it may take."""
+_LOOK_EVERY = 0.5
+_SOME = "one of the modules"
+_PR_SET_PDEATHSIG = 1
+_ROOM = 1 << 16
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What is to be imported. Written by the supervisor to a file, for it may be longer than a pipe takes at once."""
+
+    names: list[str] = field(default_factory=list)
+    causes: dict[str, str] = field(default_factory=dict)
+    """By module that must not be imported: what its import does."""
+    left_out: set[str] = field(default_factory=set)
+    """Those, and what imports them."""
+    seconds: float = 0.0
+    """Of CPU, that importing `left_out` takes."""
+
+    @classmethod
+    def read(cls, path: Path) -> Wanted:
+        """OSError or ValueError if the file is not such a list."""
+        body = read_json(path)
+        try:
+            return cls(
+                [str(name) for name in body["names"]],
+                {str(name): str(why) for name, why in body["causes"].items()},
+                {str(name) for name in body["left_out"]},
+                float(body["seconds"]),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a list of modules") from error
+
+    def is_out(self, name: str) -> bool:
+        """Whether the module, or a package that it lies in, is left out."""
+        parts = name.split(".")
+        return any(".".join(parts[:end]) in self.left_out for end in range(1, len(parts) + 1))
+
+    def write(self, path: Path) -> None:
+        """OSError where the disk is full."""
+        body = {
+            "names": self.names,
+            "causes": self.causes,
+            "left_out": sorted(self.left_out),
+            "seconds": round(self.seconds, 3),
+        }
+        path.write_text(json.dumps(body))
+
+    def learn(self, answer: dict[str, Any]) -> None:
+        """More is left out: what another process has found in place of importing it."""
+        self.causes |= answer["causes"]
+        self.left_out |= set(answer["left_out"])
+        self.seconds += answer["seconds"]
+
+
+class _Told:
+    """Which modules are being executed, for another process to see."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _ROOM)
+
+    def __call__(self, stack: list[str]) -> None:
+        text = "\n".join(stack).encode()[: _ROOM - 4]
+        self._memory[: len(text) + 4] = len(text).to_bytes(4, "little") + text
+
+    def stack(self) -> list[str]:
+        length = int.from_bytes(self._memory[:4], "little")
+        return self._memory[4 : 4 + length].decode(errors="replace").split("\n") if length else []
+
+
+def grow(wanted: Wanted, gently: bool, serve: Callable[[], bool]) -> Wanted:
+    """This process has imported what is `wanted` and does no harm to forks: not the one that called, but a fork of it. The
+    one that called returns only if that is not to be had; it has imported nothing. Returns what was wanted, with what of it
+    was left out.
+
+    With nothing to import it is the one that called. `serve()` is called when there is something to read from stdin, and says
+    whether anything more can come.
+    """
+    if all(name in sys.modules or wanted.is_out(name) for name in wanted.names):
+        return wanted
+    for _ in range(_TRIES):
+        told = _Told()
+        readable, writable = os.pipe()
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            os.close(readable)
+            _die_with(parent)
+            _import(wanted, told, gently, writable)
+            os.close(writable)
+            return wanted
+        os.close(writable)
+        try:
+            wanted.learn(_await(child, readable, told, serve))
+        finally:
+            os.close(readable)
+    wanted.causes["the rest"] = f"no {_TRIES} tries were enough to find all that must be left out"
+    wanted.left_out |= set(wanted.names)
+    return wanted
+
+
+def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
+    """In the fork: all is imported that can be. It does not return if there is anything to report."""
+    throttle = Throttle()
+    with ImportWatch(wanted.left_out, told, throttle.rest if gently else lambda: None) as watch:
+        for name in wanted.names:
+            if wanted.is_out(name):
+                continue
+            with contextlib.suppress(modules.Barred):  # the watch knows whom it met
+                modules.load([name])
+    found = watch.left_out() - wanted.left_out
+    if not watch.causes and not watch.barred:
+        reason = fitness.unfit()
+        if reason is None:
+            return
+        watch.causes[_SOME], found = reason, set(wanted.names)
+    answer = {"causes": watch.causes, "left_out": sorted(found), "seconds": watch.seconds(found)}
+    with os.fdopen(report, "wb") as file:
+        file.write(json.dumps(answer).encode())
+    os._exit(0)
+
+
+def _await(child: int, readable: int, told: _Told, serve: Callable[[], bool]) -> dict[str, Any]:
+    """What `child` found that must be left out. If it found nothing, this process is but the one that waits for it."""
+    data, patience = b"", _Patience(child, told)
+    while True:
+        news = select.select([readable, 0], [], [], _LOOK_EVERY)[0]
+        if readable in news:
+            more = os.read(readable, 1 << 16)
+            if not more:
+                break
+            data += more
+        elif news and not serve():
+            _end(child)
+            os._exit(0)
+        elif why := patience.over():
+            stack = told.stack()
+            _end(child)
+            return {"causes": {stack[-1] if stack else _SOME: why}, "left_out": stack, "seconds": 0.0}
+    if data:
+        os.waitpid(child, 0)
+        return dict(json.loads(data))
+    if (stack := told.stack()) and (how := _has_ended(child)):
+        return {"causes": {stack[-1]: f"its import ends the process ({how})"}, "left_out": stack, "seconds": 0.0}
+    while (ended := os.waitpid(-1, 0))[0] != child:
+        pass
+    os._exit(os.waitstatus_to_exitcode(ended[1]) & 0xFF)
+
+
+def _has_ended(child: int) -> str:
+    """How it has ended; empty if it lives, with nothing more to report. It has closed its pipe."""
+    # One that serves has closed it itself, with no module in execution.
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class _Patience:
+    """How long a module has stood still."""
+
+    def __init__(self, pid: int, told: _Told) -> None:
+        self._schedstat = Path(f"/proc/{pid}/schedstat")
+        self._told = told
+        self._stack: list[str] = []
+        self._since = self._at = time.monotonic()
+        self._busy = self._wanted_core()
+        self._idle = 0.0
+
+    def over(self) -> str:
+        """Why it is not waited for any longer; empty if it is."""
+        now, busy, stack = time.monotonic(), self._wanted_core(), self._told.stack()
+        # A pause of the whole machine is no pause of the module's.
+        self._idle += max(0.0, min(now - self._at, 2 * _LOOK_EVERY) - (busy - self._busy))
+        self._at, self._busy = now, busy
+        if stack != self._stack or not stack:
+            self._stack, self._since, self._idle = stack, now, 0.0
+        if self._idle > IDLE:
+            return f"its import stood still for {IDLE:.0f} s"
+        return f"its import took more than {SLOW:.0f} s" if now - self._since > SLOW else ""
+
+    def _wanted_core(self) -> float:
+        """Seconds for which it has run or waited for a core."""
+        try:
+            running, waiting = self._schedstat.read_bytes().split()[:2]
+        except (OSError, ValueError):
+            return 0.0
+        return (int(running) + int(waiting)) / 1e9
+
+
+def _end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _die_with(parent: int) -> None:
+    """This process is killed when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
