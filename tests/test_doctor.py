@@ -187,9 +187,32 @@ def test_exit_code_says_whether_something_is_bad(monkeypatch: pytest.MonkeyPatch
     assert "text; next: do this" in CliRunner().invoke(doctor.command, []).stdout
 
 
+@pytest.mark.parametrize(
+    ("answer", "left_out", "expected"),
+    [
+        ({"threads": 1}, [], (Verdict.OK, "ranks are forked")),
+        ({"threads": 3}, [], (Verdict.WARN, "2 threads run once torch is imported")),
+        (
+            {},
+            [("train.py", {"noisy": "starts a thread"}, 2.04)],
+            (Verdict.WARN, "train.py, 2.0 s: noisy (starts a thread)"),
+        ),
+        ("broken", [], (Verdict.OK, "without torch")),
+    ],
+)
+def test_what_a_restart_imports_again(answer: Any, left_out: Any, expected: tuple[Verdict, str]) -> None:
+    """Why the next group is not forked, or not with everything, and what that costs at each restart."""
+    check = probes.standby({**TORCH, **answer} if isinstance(answer, dict) else answer, left_out)
+    assert (check.verdict, expected[1] in check.text, bool(check.next)) == (
+        expected[0],
+        True,
+        expected[0] is Verdict.WARN,
+    )
+
+
 def test_the_whole_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check has a name of its own and one line, on this machine too."""
     monkeypatch.setattr(probes, "ask_torch", lambda: TORCH)
     found = doctor.examine(Host(run_dir=tmp_path))
-    assert len({check.name for check in found}) == len(found) == 14
+    assert len({check.name for check in found}) == len(found) == 15
     assert not [check for check in found if "\n" in check.text + check.next or not check.text]

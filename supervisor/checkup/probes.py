@@ -94,7 +94,10 @@ def standby(answer: dict[str, Any] | str, left_out: list[tuple[str, dict[str, st
         return Check("standby", Verdict.WARN, text, "look for what starts them in sitecustomize.py and .pth files")
     if left_out:
         each = [f"{script}, {seconds:.1f} s: {_said(causes)}" for script, causes, seconds in left_out]
-        return Check("standby", Verdict.WARN, f"imported again at each restart of {'; of '.join(each)}")
+        text = f"imported again at each restart of {'; of '.join(each)}"
+        return Check(
+            "standby", Verdict.WARN, text, "another version of it, or an import where it is used, not at the top"
+        )
     return Check("standby", Verdict.OK, "ranks are forked, with all that a script imports")
 
 
