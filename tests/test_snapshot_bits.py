@@ -15,6 +15,7 @@ import torch
 
 from tests.jobs import on_ranks, same
 from tests.training import TAKE, Here, Training, train, training
+from trainer.checkpoint import CheckpointError
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.memory import copier, image, segment, snapshots
 from trainer.checkpoint.memory.board import Board
@@ -90,6 +91,22 @@ def test_the_optimizers_of_two_ranks_wait(here: Here, monkeypatch: pytest.Monkey
         assert same(weight, plain[0][1])
 
 
+def test_a_copy_that_fails_in_any_way_is_the_end_of_snapshots(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the thread that copies, for which training would then wait; nor of training, where there is no such thread."""
+
+    def fails(*_: Any) -> None:
+        raise KeyError("anything")
+
+    with training() as made:
+        made.run(2)
+        for kind in (copier.Copier, copier.BlockingCopier):
+            monkeypatch.setattr(kind, "copy", fails)
+        made.run(4)
+        made.memory().wait()
+        assert made.ckpt.wish().lost
+        assert snapshots.newest_snapshot(here.segment) == 2
+
+
 class _Watched:
     """Calls back before and after each write to shared memory: of a record, of the file's parts, of each tensor."""
 
@@ -133,8 +150,13 @@ def test_a_reader_at_each_write(here: Here, monkeypatch: pytest.MonkeyPatch) -> 
                 wrong.append(f"none while {taking} is written")
             return
         found.append((taking, newest))
-        if newest not in (taking - 1, taking) or not same(_weights(here.segment, newest), wanted[newest]):
-            wrong.append(f"{newest} while {taking} is written")
+        try:
+            good = newest in (taking - 1, taking) and same(_weights(here.segment, newest), wanted[newest])
+        except CheckpointError as error:
+            wrong.append(f"{newest} while {taking} is written: {error}")
+        else:
+            if not good:
+                wrong.append(f"{newest} while {taking} is written")
 
     _Watched(monkeypatch, look)
     with training() as made:

@@ -152,8 +152,9 @@ class Memory:
             self._write(job)
         except OSError as error:
             self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
-        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
-            self.problem = f"no snapshots: {error}"
+        except Exception as error:
+            # Whatever it is: a copying thread that died of it would be waited for by training, for ever.
+            self.problem = f"no snapshots: {error!r}"
         finally:
             if self._copier is not None and self._copier.overlaps:
                 self._copied_s = time.thread_time() - began
