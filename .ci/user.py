@@ -81,9 +81,9 @@ def same(one: Any, two: Any) -> bool:
 
 
 def wheel(file: Path, checkout: Path) -> None:
-    """Our packages are in it in full, under names of their own, and of other names two facades of two files."""
+    """Our packages are in it in full, under names of their own, and of other names two facades of one file."""
     names = {name for name in zipfile.ZipFile(file).namelist() if ".dist-info/" not in name}
-    expected = {f"{facade}/{name}.py" for facade in ("trainer", "supervise") for name in ("__init__", "__main__")}
+    expected = {"trainer/__init__.py", "supervise/__init__.py"}
     for real, folder in (("_supervise", "trainer"), ("_supervisor", "supervisor")):
         paths = [*(checkout / folder).rglob("*.py"), checkout / folder / "py.typed"]
         expected |= {f"{real}/{path.relative_to(checkout / folder)}" for path in paths}
@@ -105,7 +105,9 @@ def imports() -> None:
         import importlib.util
         assert importlib.util.find_spec("supervisor") is None, "that name is not ours"
     """)
-    subprocess.run([sys.executable, "-m", "trainer", "--steps", "2", "--out", "alone", *SMALL], check=True, timeout=120)
+    for name in ("trainer", "supervise"):
+        alone = ["-m", name, "--steps", "2", "--out", name + ".out", *SMALL]
+        subprocess.run([sys.executable, *alone], check=True, timeout=120)
 
 
 def built_in() -> None:
@@ -123,6 +125,8 @@ def built_in() -> None:
         assert same(ends[0].shared, ends[1].shared) and same(ends[0].own, ends[1].own), f"rank {rank} ends otherwise"
     events = [json.loads(line) for line in Path("killed/events.jsonl").read_text().splitlines()]
     resumed = [event for event in events if event["msg"] == "resumed"][-1]
+    assert not [event["text"] for event in events if event["msg"] == "warning"], events
+    assert {event["kind"] for event in events if event["msg"] == "attempt_started"} == {"fork"}, events
     assert resumed["source"] == "memory" and resumed["step"] >= KILLED_AT - 2, resumed
     assert "ok" in supervise("ckpt", "verify", "killed")
     assert "SIGKILL" in supervise("report", "killed")
@@ -154,7 +158,7 @@ def doctor() -> None:
     """torch and Python are found and of use."""
     done = subprocess.run([SUPERVISE, "doctor", "--json"], capture_output=True, text=True, timeout=120)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-    assert checks["torch"]["verdict"] == "ok", checks
+    assert checks["torch"]["verdict"] == checks["names"]["verdict"] == "ok", checks
 
 
 def gone() -> None:

@@ -7,6 +7,6 @@ import importlib
 import sys
 
 # From here on this process finds us under every name of ours, `supervisor` among them.
-_names = importlib.import_module("_supervise.names")
+_names = importlib.import_module("_supervise").names
 if __name__ != "_supervisor":
     sys.modules[__name__] = _names.load("_supervisor")

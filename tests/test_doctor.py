@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as real_torch
 from click.testing import CliRunner
 
-from supervisor.checkup import checks, probes, space
+from supervisor.checkup import checks, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
+from supervisor.checkup.installed import Namesake
 from supervisor.commands import doctor
+from tests.installed import install
+from tests.supervised import ROOT
 
 MOUNTS = """\
 21 1 254:0 / / rw - ext4 /dev/vda rw
@@ -146,13 +151,40 @@ TORCH = {"version": "2.13.0+cpu", "seconds": 1.0, "distributed": True, "cuda": N
     [
         (TORCH, Verdict.OK),
         ({**TORCH, "version": "2.5.1"}, Verdict.WARN),
+        ({**TORCH, "version": "2.6.0+cu124"}, Verdict.OK),
+        ({**TORCH, "version": "2.14.1"}, Verdict.OK),
+        ({**TORCH, "version": "2.15.0a0+git1234"}, Verdict.WARN),
         ({**TORCH, "distributed": False}, Verdict.BAD),
         ("No module named 'torch'", Verdict.BAD),
     ],
 )
 def test_torch(answer: dict[str, Any] | str, expected: Verdict) -> None:
-    """No torch is bad, an old one a warning."""
+    """No torch is bad, one older or newer than tested a warning."""
     assert probes.torch(answer).verdict is expected
+
+
+def test_the_tested_torches_are_those_that_are_tried() -> None:
+    """The oldest and the newest of .ci/matrix, and torch's version is told without its import."""
+    tried = re.findall(r"^try 3\.\d+ (\d+)\.(\d+)", (ROOT / ".ci/matrix").read_text(), re.MULTILINE)
+    versions = sorted((int(major), int(minor)) for major, minor in tried)
+    assert (versions[0], versions[-1]) == (installed.OLDEST, installed.NEWEST)
+    assert installed.torch_version() == str(real_torch.__version__)
+
+
+OURS = {f"{name}/__init__.py": (ROOT / "trainer/__init__.py").read_text() for name in ("trainer", "supervise")}
+THEIRS = {"trainer/__init__.py": "from .io import whose\n", "trainer/io.py": "whose = 'theirs'\n"}
+
+
+@pytest.mark.parametrize("first", ["supervise", "coach"])
+def test_another_distribution_with_our_names(tmp_path: Path, first: str) -> None:
+    """Whoever was installed first, it is found, and what `import trainer` gives is told; nobody's module is no finding."""
+    order = [("supervise", OURS), ("coach", THEIRS)]
+    for name, files in order if first == "supervise" else reversed(order):
+        install(tmp_path, name, files)
+    theirs = first == "supervise"
+    assert installed.namesakes([str(tmp_path)]) == [Namesake("trainer", "coach 1.0", theirs)]
+    (tmp_path / "coach-1.0.dist-info/RECORD").unlink()  # as if nobody had installed it: the user's own files
+    assert installed.namesakes([str(tmp_path)]) == []
 
 
 @pytest.mark.parametrize(
@@ -214,5 +246,5 @@ def test_the_whole_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Every check has a name of its own and one line, on this machine too."""
     monkeypatch.setattr(probes, "ask_torch", lambda: TORCH)
     found = doctor.examine(Host(run_dir=tmp_path))
-    assert len({check.name for check in found}) == len(found) == 15
+    assert len({check.name for check in found}) == len(found) == 16
     assert not [check for check in found if "\n" in check.text + check.next or not check.text]

@@ -36,4 +36,5 @@ else:
         assert spec is not None and spec.loader is not None
         sys.modules[_REAL] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[_REAL])
-    sys.modules[__name__] = importlib.import_module(_REAL)
+    # The package before its module `names`: the other way round two threads that import us at once wait for each other.
+    sys.modules[__name__] = importlib.import_module(_REAL).names.public(__name__)

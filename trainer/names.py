@@ -45,6 +45,18 @@ def serve(always: bool = False) -> None:
     finder.always = finder.always or always
 
 
+def public(name: str) -> ModuleType:
+    """What `import name`, one of REAL, gives in a process where our facade of that name was found first: somebody else's
+    module of that name if there is one, who knows nothing of us and may be installed where it is found later; else ours."""
+    theirs = _Names().theirs(name)
+    if theirs is None:
+        return load(REAL[name])
+    module = sys.modules[name] = importlib.util.module_from_spec(theirs)
+    if theirs.loader is not None:
+        theirs.loader.exec_module(module)
+    return module
+
+
 def ours_alone() -> None:
     """In this process no code runs but ours: its names are ours, and what PYTHONPATH holds for the ranks is found last."""
     serve(always=True)
@@ -62,32 +74,37 @@ class _Names(importlib.abc.MetaPathFinder):
         if first not in REAL:
             return None
         if not rest:
-            return (None if self.always else self._theirs(first)) or _alias(first, REAL[first])
+            return (None if self.always else self.theirs(first)) or _alias(first, REAL[first])
         # `python -m trainer` reads the code of trainer.__main__ itself, from the folder.
         ours = sys.modules.get(first) is sys.modules.get(REAL[first]) and rest != "__main__"
         return _alias(fullname, f"{REAL[first]}.{rest}") if ours else None
 
-    def _theirs(self, name: str) -> ModuleSpec | None:
+    def theirs(self, name: str) -> ModuleSpec | None:
         """Somebody else's module of that name, as this process would find it were we not here."""
-        others = (getattr(finder, "find_spec", None) for finder in sys.meta_path if finder is not self)
-        spec: ModuleSpec | None = next(filter(None, (find(name, None, None) for find in others if find)), None)
-        if spec is None or not is_ours(spec):
-            return spec
-        # A folder without __init__.py gives way to any package that comes after it on the path: ours must not be that one.
-        path = [entry for entry in sys.path if not is_ours(PathFinder.find_spec(name, [entry]))]
-        spec = PathFinder.find_spec(name, path)
-        folders = (spec.submodule_search_locations if spec else None) or []
-        return spec if any(next(Path(folder).glob("*.py"), None) for folder in folders) else None
+        for finder in list(sys.meta_path):
+            find = None if isinstance(finder, _Names) else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find(name, None, None) if find else None
+            if is_ours(spec):
+                # Behind ours on the path, or a finder later (of an editable install), there may be another one.
+                rest = [entry for entry in sys.path if not is_ours(PathFinder.find_spec(name, [entry]))]
+                spec = PathFinder.find_spec(name, rest) if finder is PathFinder else None
+            if spec is not None and _has_code(spec):
+                return spec
+        return None
+
+
+def _has_code(spec: ModuleSpec) -> bool:
+    """Whether it is more than a folder that happens to have the name, which gives way to any package."""
+    folders = () if spec.origin else spec.submodule_search_locations or ()
+    return bool(spec.origin) or any(next(Path(folder).glob("*.py"), None) for folder in folders)
 
 
 def is_ours(spec: ModuleSpec | None) -> bool:
-    """Whether what was found is one of our packages, and not another one that has taken its place."""
-    if spec is None or spec.origin is None:
+    """Whether what was found is a package of ours, of this version or another, and not one that has taken its place."""
+    if spec is None or spec.origin is None or spec.name not in REAL:
         return False
-    real = sys.modules.get(REAL[spec.name])
-    mine = Path(real.__file__ if real and real.__file__ else __file__).with_name("__init__.py")
     try:
-        return Path(spec.origin).read_bytes() == mine.read_bytes()
+        return f'"{REAL[spec.name]}"'.encode() in Path(spec.origin).read_bytes()
     except OSError:
         return False
 

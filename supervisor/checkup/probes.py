@@ -12,6 +12,7 @@ from typing import Any
 
 from supervisor.attempt.stacks import pyspy
 from supervisor.checkup.checks import Check, Verdict
+from supervisor.checkup.installed import untested
 from supervisor.process.proctree import Process, become_subreaper
 
 PATIENCE = 60.0
@@ -31,7 +32,6 @@ print(json.dumps({
     "cuda": torch.version.cuda, "devices": torch.cuda.device_count() if torch.cuda.is_available() else 0,
 }))
 """
-_OLDEST = (2, 6)
 _PTRACE_SEIZE = 0x4206
 
 
@@ -64,8 +64,8 @@ def torch(answer: dict[str, Any] | str) -> Check:
         return Check(
             "torch", Verdict.BAD, f"{text}, was built without torch.distributed", "install another build of torch"
         )
-    if tuple(int(part) for part in answer["version"].split("+")[0].split(".")[:2]) < _OLDEST:
-        return Check("torch", Verdict.WARN, f"{text}, is older than 2.6", f"{sys.executable} -m pip install -U torch")
+    if said := untested(answer["version"]):
+        return Check("torch", Verdict.WARN, f"{text}; {said}", "if something fails, install one in between")
     return Check("torch", Verdict.OK, text)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import orjson
 
-from supervisor.checkup import checks, probes, space
+from supervisor.checkup import checks, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
 from supervisor.group.learned import known
 from supervisor.reading.plain import plain
@@ -59,6 +59,7 @@ def examine(host: Host) -> list[Check]:
         probes.standby(answer, known()),
         probes.processes(),
         probes.stacks(),
+        installed.names(),
     ]
     return [*tried, *(look(host) for look in LOOKS)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supervisor.checkup import installed
 from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
@@ -63,6 +64,8 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     command = list(specs.shown(spec).command)
     about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not legacy.goes_on)
+    for text in installed.warnings():
+        log.emit("warning", "warning", text=text)
     driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)

@@ -30,12 +30,14 @@ _OURS = str(Path(__file__).parents[1]) + os.sep
 
 def third_party() -> list[str]:
     """The names of the loaded modules that were installed, this package's among them (not the standard library's, not the
-    script's own), in the order in which they were loaded."""
+    script's own, nor other names of what is there already: in the next attempt they may be the user's), in the order in
+    which they were loaded."""
     names = []
     for name, module in list(sys.modules.items()):
-        origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
+        spec = getattr(module, "__spec__", None)
+        origin = getattr(spec, "origin", None) or ""
         installed = origin.startswith(_OURS) or "-packages" + os.sep in origin
-        if installed and name.partition(".")[0] not in sys.stdlib_module_names:
+        if installed and getattr(spec, "name", None) == name and name.partition(".")[0] not in sys.stdlib_module_names:
             names.append(name)
     return names[:_MOST]
 

@@ -84,6 +84,11 @@ def serve() -> None:
     _progress.install(reporter)
     watch_torch(reporter)
     saves.wake(reporter)
+    if torch_patches.missing and rank == 0:
+        what = ", ".join(torch_patches.missing)
+        reporter.note(
+            "warning", text=f"this torch has no {what}: the run goes on, with what that is for done less well"
+        )
     with record_exception(reporter):
         run(arguments)
 

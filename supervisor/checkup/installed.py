@@ -1,0 +1,113 @@
+"""What is installed beside us, by its files alone: a torch newer than any that was tested, and whoever has our names."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from supervisor.checkup.checks import Check, Verdict, read
+
+OLDEST, NEWEST = (2, 6), (2, 14)
+"""Of torch, those that .ci/matrix has run with."""
+_FACADES = {"trainer": "supervise", "supervise": "trainer"}
+"""The names under which a file of ours is installed; each with the name that is left where another has taken it."""
+_OWN = "supervise"
+_VERSION = re.compile(r"^__version__ = ['\"](.+?)['\"]", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """Another distribution that has files of the package `name`, which is ours; `first`: what is imported is theirs."""
+
+    name: str
+    distribution: str
+    first: bool
+
+
+def torch_version() -> str:
+    """As torch's own file has it, which costs no import; empty where that cannot be told."""
+    spec = find_spec("torch")
+    origin = spec.origin if spec else None
+    found = _VERSION.search(read(Path(origin).with_name("version.py"))) if origin else None
+    return found[1] if found else ""
+
+
+def untested(version: str) -> str:
+    """What is to be said of a torch of that `version`; nothing of one between the oldest and the newest tested."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or OLDEST <= (found := (int(numbers[1]), int(numbers[2]))) <= NEWEST:
+        return ""
+    if found < OLDEST:
+        return f"torch {version} is older than {_dotted(OLDEST)}, the oldest that was tested"
+    return f"torch {version} is newer than {_dotted(NEWEST)}, the newest that was tested"
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
+    """The distributions on `path` (default: this process's, but for PYTHONPATH, which is the user's own) that have files
+    in packages of ours. Their lists of files are read only where there is something beside our own file."""
+    if path is None:
+        own = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
+        path = [entry for entry in sys.path if entry not in own]
+    found = []
+    for entry in dict.fromkeys(path):
+        for name in _FACADES:
+            if (first := _intruded(Path(entry), name)) is not None:
+                found += [Namesake(name, owner, first) for owner in _owners(entry, name)]
+    return found
+
+
+def _intruded(entry: Path, name: str) -> bool | None:
+    """None where the package `name` in `entry` is not there, or ours alone; else whether it begins as somebody else's."""
+    init = entry / name / "__init__.py"
+    try:
+        if f'"_{_OWN}"' not in init.read_text(errors="replace"):
+            return True
+        others = {path.name for path in init.parent.iterdir()} - {"__init__.py", "__pycache__"}
+    except OSError:
+        return True if (entry / f"{name}.py").is_file() else None
+    return False if others else None
+
+
+def _owners(entry: str, name: str) -> Iterator[str]:
+    # Its import takes 20 ms, and it is rarely needed.
+    from importlib.metadata import distributions
+
+    for distribution in distributions(path=[entry]):
+        files = distribution.read_text("RECORD") or ""
+        owned = f"\n{name}/" in f"\n{files}" or f"\n{name}.py," in f"\n{files}"
+        if distribution.metadata["Name"] != _OWN and owned:
+            yield f"{distribution.metadata['Name']} {distribution.version}"
+
+
+def said_of(other: Namesake) -> tuple[str, str]:
+    """In one sentence what `other` leads to, and what to do about it."""
+    name, left = other.name, _FACADES[other.name]
+    if other.first:
+        return f"{other.distribution} has the name `{name}`, too: `import {name}` is theirs", f"import ours as {left}"
+    # What they had there, our file has taken the place of.
+    again = f"{sys.executable} -m pip install --force-reinstall --no-deps {other.distribution.replace(' ', '==')}"
+    text = f"{other.distribution} has the name `{name}`, too, and ours was installed over it: `import {name}` is ours"
+    return text, f"{again}; then import ours as {left}"
+
+
+def names() -> Check:
+    """One finding for all of them."""
+    found = [said_of(other) for other in namesakes()]
+    if not found:
+        return Check("names", Verdict.OK, "no other package is installed under our names")
+    return Check("names", Verdict.WARN, "; ".join(text for text, _ in found), "; ".join(hint for _, hint in found))
+
+
+def warnings() -> list[str]:
+    """What a launch says of all this, a sentence each."""
+    torch = untested(torch_version())
+    return [*filter(None, [torch]), *(f"{text}; {hint}" for text, hint in map(said_of, namesakes()))]
