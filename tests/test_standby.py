@@ -169,11 +169,13 @@ def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
 def test_status_shows_the_standby(run: Run) -> None:
     """status names the group that waits and the memory that it and the nursery take, shared pages counted once."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
-    standby = run.until_event("standby_ready")
-    shown: dict[str, Any] = json.loads(run.cli("status", "run", "--json").stdout)["standby"]
+    run.until_event("standby_ready")
+    # Once the script's modules are learned, another group takes the place of the first.
+    shown: dict[str, Any] = until(lambda: json.loads(run.cli("status", "run", "--json").stdout)["standby"])
+    ready = [(event["launcher_pid"], event["pids"]) for event in run.events("standby_ready")]
     stop(run)
 
-    assert (shown["kind"], shown["launcher_pid"], shown["pids"]) == ("fork", standby["launcher_pid"], standby["pids"])
+    assert shown["kind"] == "fork" and (shown["launcher_pid"], shown["pids"]) in ready
     assert 10e6 < shown["pss_bytes"] < 1e9
 
 
