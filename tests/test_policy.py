@@ -294,3 +294,24 @@ def test_restart_older_keeps_what_is_to_be_skipped() -> None:
     assert (decision.do, decision.counted) == (Do.OLDER, True)
     assert after.rollback is not None
     assert (after.rollback.attempt, after.rollback.before, after.rollback.skip_to) == (1, 11, 21 + MARGIN)
+
+
+def test_what_an_attempt_cannot_take_back() -> None:
+    """A checkpoint that is gone was there; a bad step stays bad, and data passed over stays so."""
+    assert learn(History(best_step=40), verdict(), True, 20, 0).best_step == 40
+
+    _, history = attempt(POLICY, History(), nan(50), Ground(0, 50, (10, 20, 30)), True)
+    _, after = attempt(POLICY, history, nan(35, 35), Ground(1, 34, (10, 20, 30)), True)
+    assert (history.bad_step, after.bad_step) == (51, 51)
+    assert history.rollback and after.rollback
+    assert after.rollback.skip_to == history.rollback.skip_to
+
+
+def test_a_bad_state_is_no_failure_to_start() -> None:
+    """It is gone back from, as often as that goes, with a limit of its own: it counts neither as a start nor as barren."""
+    before = History(barren=2, best_step=20)
+    for what in (nan(-1), verdict(Cause.CHECKPOINT_BAD, step=-1)):
+        assert learn(before, what, False, 20, 0).startup_failures == 0
+    assert learn(before, verdict(Cause.EXCEPTION, step=-1), False, 20, 0).startup_failures == 1
+    decision, after = attempt(POLICY, before, nan(20), Ground(0, 20, (10, 20)), True)
+    assert (decision.do, after.barren) == (Do.ROLLBACK, 2)

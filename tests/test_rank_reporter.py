@@ -127,6 +127,9 @@ def test_a_fault_fires_once_a_run(place: Place, monkeypatch: pytest.MonkeyPatch)
     faults.arm(place.run.faults, faults.parse_fault("slow:rank=1@step=2"))
     faults.arm(place.run.faults, faults.parse_fault("slow:rank=0@step=1"))
     made = place.rank()
+    made.resume_at(5)
+    made.phase(Phase.TRAIN)
+    assert struck == [], "between two steps"
     made.resume_at(0)
     for step in range(1, 5):
         made.step(step)

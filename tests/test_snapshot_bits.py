@@ -99,6 +99,7 @@ def test_a_copy_that_fails_in_any_way_is_the_end_of_snapshots(here: Here, monkey
 
     with training() as made:
         made.run(2)
+        made.copied()
         for kind in (copier.Copier, copier.BlockingCopier):
             monkeypatch.setattr(kind, "copy", fails)
         made.run(4)

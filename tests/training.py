@@ -44,6 +44,7 @@ class Here:
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
         self.run = place / "run"
+        self.run.mkdir()
         self.checkpoints = self.run / "checkpoints"
         self.attempt(0, place / "shm")
 
