@@ -271,20 +271,3 @@ def test_memory_of_a_step_is_kept_from_the_first(run: Run) -> None:
     """What a rank frees after its first step it need not have from the kernel again at the second."""
     assert run.launch("--nproc", "1", run.script(FILLING)) == 0
     assert int((run.folder / "faults").read_text()) < (25 << 20) // 4096 // 10
-
-
-def test_names_of_methods_as_torch_finds_them() -> None:
-    """What takes torch the whole stack takes the launcher one frame, and is the same."""
-    code = """
-from torch.distributed.elastic.rendezvous import dynamic_rendezvous as rendezvous
-from trainer.rank.torch_patches import name_quickly
-record = lambda: rendezvous.get_method_name()
-def caller(): return record()
-def other(): return rendezvous.get_method_name(depth=1)
-before = caller(), other()
-slow = rendezvous.get_method_name
-name_quickly()
-assert rendezvous.get_method_name is not slow
-assert (caller(), other()) == before == ("caller", "other"), before
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

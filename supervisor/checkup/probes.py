@@ -13,6 +13,7 @@ from typing import Any
 from supervisor.attempt.stacks import pyspy
 from supervisor.checkup.checks import Check, Verdict
 from supervisor.checkup.installed import untested
+from supervisor.process import loopback
 from supervisor.process.proctree import Process, become_subreaper
 
 PATIENCE = 60.0
@@ -135,3 +136,13 @@ def processes() -> Check:
     if not become_subreaper():
         return Check("processes", Verdict.BAD, "no subreaper: orphans of a launcher are lost", "use Linux 3.4 or newer")
     return Check("processes", Verdict.OK, "every process of a run can be held and killed")
+
+
+def network() -> Check:
+    found = loopback.interfaces()
+    if up := loopback.chosen():
+        return Check("network", Verdict.OK, f"ranks meet on {up}, where nobody else reaches them")
+    if not found:
+        return Check("network", Verdict.WARN, "the kernel does not tell of a loopback interface, and ranks meet there")
+    name = next(iter(found))
+    return Check("network", Verdict.BAD, f"{name} is down, and ranks meet there", f"ip link set {name} up")

@@ -60,6 +60,7 @@ def examine(host: Host) -> list[Check]:
         probes.processes(),
         probes.stacks(),
         installed.names(),
+        probes.network(),
     ]
     return [*tried, *(look(host) for look in LOOKS)]
 

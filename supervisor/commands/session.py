@@ -19,6 +19,7 @@ from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.loop.driver import Driver
+from supervisor.process import loopback
 from supervisor.process.descriptors import enough
 from supervisor.process.place import here
 from supervisor.reading.plain import plain_lines
@@ -54,6 +55,7 @@ class Stopping:
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
     """The run is over; returns the exit code of `launch`. The caller holds the lock."""
     enough(spec.nproc)
+    loopback.needed()
     register(run)
     legacy = legacy_of(run)
     try:
@@ -120,6 +122,7 @@ def print_status(run: RunDir, **more: Any) -> None:
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
     """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
     enough(spec.nproc)
+    loopback.needed()
     with run.supervisor_log.open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],

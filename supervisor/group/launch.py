@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import Rollback
+from supervisor.process import loopback
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
 from trainer.rundir import environment as names
@@ -49,6 +50,10 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     # One run in the tracker over all attempts. A user's own choice stands.
     env.setdefault("WANDB_RUN_ID", spec.run)
     env.setdefault("WANDB_RESUME", "allow")
+    if interface := loopback.chosen():
+        # Else gloo, NCCL and torch's rpc listen on the address that the host's name leads to, and ask nobody who he is.
+        for library in ("GLOO", "NCCL", "TP"):
+            env.setdefault(f"{library}_SOCKET_IFNAME", interface)
     if spec.nproc > 1:
         # torchrun's own default, set here so that it does not print a paragraph about it in every attempt.
         env.setdefault("OMP_NUM_THREADS", "1")
@@ -112,12 +117,13 @@ def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
 
 
 def flags(spec: Spec, gate: Gate) -> list[str]:
-    """torchrun's flags: a fresh engine with a rendezvous of its own on a free port."""
+    """torchrun's flags: a fresh engine with our own rendezvous, which asks nobody."""
     return [
         "--nnodes=1",
         f"--nproc-per-node={spec.nproc}",
         "--max-restarts=0",
-        "--rdzv-backend=c10d",
+        "--rdzv-backend=supervise",
+        # Asked by nobody; without one, torchrun warns.
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{gate.path.name}",
         # None: ranks have logs of their own, and torch would make the folders above anew if the run's was moved away.

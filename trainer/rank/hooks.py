@@ -9,6 +9,7 @@ import functools
 from types import ModuleType
 from typing import Any, Protocol
 
+from . import torch_patches
 from .imports import after_import
 
 
@@ -18,11 +19,13 @@ class Listener(Protocol):
 
 
 def watch_torch(listener: Listener) -> None:
-    """Once the script imports torch, `listener` hears of its first optimizer's steps and of backward passes."""
+    """Once the script imports torch, `listener` hears of its first optimizer's steps and of backward passes; where
+    it meets others, nobody else comes in."""
     after_import(
         {
             "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener),
             "torch.autograd": functools.partial(_hook_backward, listener=listener),
+            "torch.distributed.rendezvous": torch_patches.private_stores,
         }
     )
 

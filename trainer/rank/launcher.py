@@ -38,7 +38,10 @@ def launch(gate: Gate, flags: list[str]) -> int:
     """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter."""
     from torch.distributed import run
 
+    from . import rendezvous
+
     os.environ[GANG] = str(gate.path)
+    rendezvous.register()
     return _reported(gate, lambda: run.run(run.parse_args([*flags, *_WORKER])))  # type: ignore[no-untyped-call]
 
 
@@ -47,10 +50,12 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from torch.distributed import run
     from torch.distributed.launcher.api import elastic_launch
 
+    from . import rendezvous
     from .forked import ForkedRanks
     from .worker import forked_rank
 
     os.environ[GANG] = str(gate.path)
+    rendezvous.register()
     torch_patches.replace_forks(ForkedRanks)
     config, _, _ = run.config_from_args(run.parse_args([*flags, *_WORKER]))  # type: ignore[no-untyped-call]
     config.start_method = "fork"
@@ -110,7 +115,7 @@ def _reported(gate: Gate, engine: Callable[[], object]) -> int:
 
     code = 0
     exits: Exits = {}
-    torch_patches.name_quickly()
+    torch_patches.name_the_host_quickly()
     torch_patches.replace_poll(_patience(gate, float(os.environ[GRACE]), exits))
     try:
         engine()

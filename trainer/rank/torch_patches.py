@@ -5,27 +5,20 @@ Each says what is lost where torch has it no more: a patch that finds nothing to
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import sys
 from collections.abc import Callable
+from datetime import timedelta
+from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from ..rundir.environment import STORE
+from .loopback import is_loopback, listen
 
 missing: list[str] = []
 """What this torch does not have under the name that we know."""
-
-
-def name_quickly() -> None:
-    """The rendezvous learns the name of a calling method from that method's frame.
-
-    torch asks for the whole stack, with lines of source, twice for each of its events: two thirds of what a launcher does
-    (`dynamic_rendezvous.get_method_name`). Without it: 40 ms of CPU more for each group.
-    """
-    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
-
-    if not hasattr(dynamic_rendezvous, "get_method_name"):
-        missing.append("dynamic_rendezvous.get_method_name")
-        return
-    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def replace_forks(context: type[Any]) -> None:
@@ -94,3 +87,88 @@ def _asked_apart(count: Callable[[], int]) -> int:
         finally:
             os._exit(0)
     return max(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def name_the_host_quickly() -> None:
+    """The engine's events name the host as it calls itself (`api._get_fq_hostname`, and the socket module of `errors`).
+
+    Without it: the resolver is asked four times and more for each group, and where it knows nothing each waits for seconds.
+    """
+    from torch.distributed.elastic.agent.server import api
+    from torch.distributed.elastic.multiprocessing import errors
+
+    if hasattr(api, "_get_fq_hostname"):
+        api._get_fq_hostname = socket.gethostname
+    else:
+        missing.append("elastic.agent.server.api._get_fq_hostname")
+    errors.socket = SimpleNamespace(getfqdn=socket.gethostname)  # type: ignore[assignment,attr-defined]
+
+
+def private_stores(rendezvous: ModuleType) -> None:
+    """Ranks that would meet at the launcher's port meet in its file, which other users cannot write; a store that a rank
+    opens at a loopback address listens there alone (`_create_c10d_store` of torch.distributed.rendezvous, its `TCPStore`).
+
+    Without it: any user of this machine can write where the ranks meet, and send them where he likes.
+    """
+    create, tcp = getattr(rendezvous, "_create_c10d_store", None), getattr(rendezvous, "TCPStore", None)
+    if create is None or tcp is None:
+        missing.append("torch.distributed.rendezvous._create_c10d_store")
+        return
+
+    def created(
+        hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, *args: Any, **more: Any
+    ) -> Any:
+        if (file := _store_file(port)) is None:
+            return create(hostname, port, rank, world_size, timeout, *args, **more)
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        _count_default_groups()
+        store = rendezvous.FileStore(file, -1)
+        store.set_timeout(timeout)
+        return PrefixStore(str(_given_up), store) if _given_up else store
+
+    def opened(*args: Any, **options: Any) -> Any:
+        if not options.get("is_master") or not is_loopback(options.get("host_name", "")):
+            return tcp(*args, **options)
+        try:
+            listener = listen(options["port"])
+        except OSError:
+            # It is taken: by this process, where torch shares its own server, or by another, and torch says so.
+            return tcp(*args, **options)
+        options["port"] = listener.getsockname()[1]
+        return tcp(*args, **options, master_listen_fd=listener.detach())
+
+    rendezvous._create_c10d_store = created  # type: ignore[attr-defined]
+    rendezvous.TCPStore = opened  # type: ignore[attr-defined]
+
+
+_given_up = 0
+"""How many default groups this process has had and has no more."""
+
+
+def _count_default_groups() -> None:
+    """Each time that a script gives up its default group is counted (`distributed_c10d._update_default_pg`).
+
+    Without it: its next one meets where the last one did, as under torchrun, and may find who has left.
+    """
+    from torch.distributed import distributed_c10d, is_initialized
+
+    update = getattr(distributed_c10d, "_update_default_pg", None)
+    if update is None or hasattr(update, "__wrapped__"):
+        return
+
+    @functools.wraps(update)
+    def updated(group: Any) -> Any:
+        global _given_up
+        _given_up += group is None and is_initialized()
+        return update(group)
+
+    distributed_c10d._update_default_pg = updated  # type: ignore[assignment]
+
+
+def _store_file(port: int) -> str | None:
+    """The file in which the ranks meet that were sent to that port by their launcher; None if this is another meeting."""
+    ours, _, file = os.environ.get(STORE, "").partition(":")
+    if ours != str(port) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return file if os.access(file, os.R_OK | os.W_OK) else None

@@ -34,6 +34,8 @@ FLUSH_SECONDS = "SUPERVISE_FLUSH_SECONDS"
 """How long the run's newest flush took, or empty."""
 MTBF_SECONDS = "SUPERVISE_MTBF_SECONDS"
 """The mean time between the run's newest failures, or empty: none yet."""
+STORE = "SUPERVISE_STORE"
+"""Where the ranks of a group meet in place of the launcher's port, as PORT:FILE; set by the launcher."""
 
 STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
 """Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""

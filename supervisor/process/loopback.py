@@ -1,0 +1,42 @@
+"""The loopback interface, where the ranks of one machine meet: what it is called, and whether it is there."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+
+from supervisor.errors import Refusal
+
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFREQ = struct.Struct("16sH22x")
+
+
+def interfaces() -> dict[str, bool]:
+    """The machine's loopback interfaces by name, and whether each is up; none where the kernel does not tell."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+            flags = {name: _flags(asked, name) for _, name in socket.if_nameindex()}
+    except OSError:
+        return {}
+    return {name: bool(bits & _IFF_UP) for name, bits in flags.items() if bits & _IFF_LOOPBACK}
+
+
+def _flags(asked: socket.socket, name: str) -> int:
+    answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
+    bits: int = _IFREQ.unpack(answer)[1]
+    return bits
+
+
+def chosen() -> str | None:
+    """The name of the one that the ranks use."""
+    return next((name for name, up in interfaces().items() if up), None)
+
+
+def needed() -> None:
+    """Refusal where there is a loopback interface and it is down: no rank could reach another."""
+    found = interfaces()
+    if found and not any(found.values()):
+        name = next(iter(found))
+        raise Refusal(f"the loopback interface {name} is down, and the ranks meet there: ip link set {name} up")
