@@ -131,6 +131,20 @@ def test_timeout_of_some_is_a_hang_of_the_silent_rank() -> None:
         assert (verdict.cause, verdict.rank, verdict.collateral) == (Cause.HANG, 1, (0,))
 
 
+@pytest.mark.parametrize("text", [GLOO, RECV])
+def test_who_left_with_0_is_the_root_of_a_lost_peer(text: str) -> None:
+    """A rank that has left is not at fault until another one needs it: then it is, and not the one that says so."""
+    exits = Exit(1, 0, 98.0), Exit(0, 1, 99.1)
+
+    verdict = wait_in_vain(*exits, raised=(error(0, "RuntimeError", text, 99.0),))
+    own = wait_in_vain(*exits, raised=(error(0, at=99.0),))
+    ended = wait_in_vain(Exit(1, 0, 98.0), Exit(0, -15, 99.1))
+
+    assert (verdict.cause, verdict.rank, verdict.exit_code, verdict.collateral) == (Cause.EXCEPTION, 1, 0, (0,))
+    assert "rank 1 left with 0" in verdict.reason and text in verdict.reason
+    assert own.rank == ended.rank == 0
+
+
 def test_timeout_is_never_the_root_of_a_death() -> None:
     """A rank that died or raised is, though the others' watchdogs were quicker to tell."""
     lines = {0: WATCHDOG}

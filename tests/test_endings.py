@@ -66,3 +66,44 @@ def test_an_interrupt_is_one(run: Run) -> None:
     verdict = run.events("verdict")[0]
     assert (verdict["cause"], verdict["signal"], verdict["exit_code"]) == ("killed", 2, None)
     assert (run.folder / "told").read_text() == str(run.folder / "script.py")
+
+
+LEAVING = """
+import datetime, os, signal, sys, time, torch, torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store, _store_based_barrier
+from torch.utils.file_baton import FileBaton
+dist.init_process_group("gloo")
+rank, attempt = dist.get_rank(), int(os.environ["SUPERVISE_ATTEMPT"])
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(30):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    time.sleep(0.02)
+torch.save(model.state_dict(), f"saved{rank}")
+if attempt == 0:
+    if rank == 1:
+        os._exit(0)
+    # Nothing tells this rank of the loss, as with NCCL.
+    _store_based_barrier(0, _get_default_store(), "key", 2, datetime.timedelta(seconds=900))
+if attempt == 1:
+    open("stale.lock", "a")
+    FileBaton("stale.lock").wait()
+if attempt == 2 and rank == 0:
+    # Long enough to be asked what it waits for, and let be.
+    time.sleep(6)
+    os.kill(os.getppid(), signal.SIGSTOP)
+"""
+
+
+def test_who_is_missed_and_who_is_not(run: Run) -> None:
+    """A rank that left with 0 while it was needed, and a lock file that nobody removes: found and named in seconds. To leave
+    early is fine, and so is a launcher that stands still at the end."""
+    assert run.launch("--nproc", "2", run.script(LEAVING)) == 0
+
+    left, locked, finished = run.events("verdict")
+    assert (left["cause"], left["rank"], left["exit_code"], left["step"]) == ("exception", 1, 0, 30)
+    assert left["reason"].startswith("rank 1 left with 0 at step 30; rank 0 waits for it")
+    assert locked["cause"] == "hang" and "wait (file_baton.py" in locked["reason"]
+    assert max(left["detect_s"], locked["detect_s"]) < 15.0
+    assert finished["cause"] == "finished" and "launcher" in finished["reason"]

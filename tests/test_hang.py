@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.core.hangs.hang import STOPPED_FOR, Hang, Silence, look
-from supervisor.core.hangs.limits import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR
+from supervisor.core.hangs.limits import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR, POLLS
 from supervisor.core.hangs.timings import Pace, from_json, to_json
 from supervisor.core.model import Observation, Policy, RankView
 
@@ -300,6 +300,33 @@ def test_stopped_rank_is_seen_at_once() -> None:
 
     assert silence is not None and (silence.rank, silence.stopped) == (1, True)
     assert STOPPED_FOR <= after <= 0.85
+
+
+def test_ranks_that_look_again_and_again() -> None:
+    """All of them sleep and look, for a file that nobody of this run will remove: 8 s, or more if a restart is dear."""
+    life = trained(announces=False, ranks=2)
+    life.set(polls=True)
+    after, silence = life.pass_time(100.0)
+    assert silence is not None and silence.kind == "polls" and POLLS[1] - TICK <= after <= POLLS[1] + 4 * TICK
+
+    # One that does anything else has its own time, and the others wait for it.
+    life = trained(announces=False, ranks=2)
+    life.set(0, polls=True)
+    assert life.pass_time(IDLE_UNTOLD[1] - 1.0)[1] is None
+
+
+def test_another_program_is_not_judged_by_our_beats() -> None:
+    """A rank that has become another program (exec) is silent for ever; only a stopped one is seen. Nor are those blamed who
+    wait for it."""
+    for policy in (AUTO, Policy(hang_timeout=5.0)):
+        life = trained(policy=policy, ranks=2)
+        life.set(1, replaced=True)
+        life.set(0, held="futex 7")
+        if policy is AUTO:
+            assert life.pass_time(5000.0)[1] is None
+        life.set(1, stopped=True)
+        _, silence = life.pass_time(2.0)
+        assert silence is not None and (silence.rank, silence.stopped) == (1, True)
 
 
 def test_growing_logs_are_life() -> None:

@@ -20,8 +20,10 @@ from supervisor.core.model import (
     Emit,
     End,
     Exit,
+    Group,
     History,
     Launch,
+    Member,
     Observation,
     Policy,
     Raised,
@@ -53,7 +55,7 @@ class World(RuleBasedStateMachine):
         self.first = last + 1
         self.now = 1000.0
         self.ranks: dict[int, RankView] = {}
-        self.launcher = False
+        self.launcher = self.launcher_stopped = False
         self.helpers = 0
         self.immortal = False
         self.exits: list[Exit] = []
@@ -86,6 +88,7 @@ class World(RuleBasedStateMachine):
             now=self.now,
             ranks=tuple(self.ranks.values()),
             steps=self.steps,
+            group=Group(RANKS, Member(1, stopped=self.launcher_stopped, launcher=True) if self.launcher else None),
             exits=tuple(self.exits),
             raised=tuple(self.raised),
             alive=tuple(range(len(self.ranks) + self.launcher + self.helpers)),
@@ -105,7 +108,7 @@ class World(RuleBasedStateMachine):
                 assert before.mode is Mode.BACKOFF
                 self.launches.append(action.attempt)
                 self.exits, self.raised, self.steps = [], [], {}
-                self.launcher, self.helpers = True, 0
+                self.launcher, self.launcher_stopped, self.helpers = True, False, 0
                 self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
             if isinstance(action, DumpStacks):
                 self.stacks = Stacks(self.now, tuple(Stack(rank) for rank in self.ranks))
@@ -173,6 +176,12 @@ class World(RuleBasedStateMachine):
             self.ranks = {}
         self.launcher = False
         self.exits.append(Exit(None, status, self.now))
+        self.look()
+
+    @precondition(lambda self: self.launcher)
+    @rule()
+    def launcher_is_stopped(self) -> None:
+        self.launcher_stopped = True
         self.look()
 
     @precondition(lambda self: self.launcher)

@@ -125,13 +125,16 @@ class Attempt:
             self._killed_since = now if self._killed_since is None else self._killed_since
             return proctree.kill_all(self.members(spared), self._killed_since, now)
         if reach is Reach.ALL or self.watch is None:
-            return proctree.send_all(self.members(spared), signal.SIGTERM)
+            processes = self.members(spared)
+            sent = proctree.send_all(processes, signal.SIGTERM)
+            # A stopped process takes its TERM only once it goes on.
+            proctree.send_all(processes, signal.SIGCONT)
+            return sent
         # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
         targets = [*self.watch.ranks.values(), *launcher]
         sent = sum(process.send(signal.SIGTERM) for process in targets)
         for process in targets:
-            # A stopped process takes its TERM only once it goes on.
             process.send(signal.SIGCONT)
         return sent
 

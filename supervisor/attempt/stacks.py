@@ -104,8 +104,10 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
         path = folder / f"rank{rank}.faulthandler.txt"
         with contextlib.suppress(OSError):
             size = path.stat().st_size
-            # Without the bootstrap's handler the signal would kill it before its stacks are known.
-            if kernel.glance(pid).state not in "TZ" and _handles(pid) and _send(pid):
+            # Without the bootstrap's handler the signal would kill it before its stacks are known. A script may have closed
+            # the handler's descriptor, and another file have its number: that must not be written to.
+            answers = kernel.catches(pid, STACKS_SIGNAL) and kernel.has_open(pid, path)
+            if kernel.glance(pid).state not in "TZ" and answers and _send(pid):
                 asked[rank] = path, size
     texts: dict[int, str] = {}
     whole: Callable[[str], bool] = lambda text: bool(text) and text.endswith("\n")  # noqa: E731
@@ -130,14 +132,6 @@ def _send(pid: int) -> bool:
         return process.send(STACKS_SIGNAL)
     finally:
         process.close()
-
-
-def _handles(pid: int) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (STACKS_SIGNAL - 1) & 1)
-    return False
 
 
 def _main_of_faulthandler(text: str) -> tuple[Frame, ...]:

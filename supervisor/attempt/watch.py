@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.model import Exit, Raised, RankView
+from supervisor.core.model import Exit, Group, Member, Raised, RankView
 from supervisor.group.group import Gang
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
 from trainer.rundir.beats import Beat, BeatReader, Phase, Source, last_beats
+from trainer.rundir.environment import STACKS_SIGNAL
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.notes import NoteReader
 from trainer.rundir.untrusted_files import read_json
@@ -52,7 +53,7 @@ class Watch:
         """pid of every rank that ever registered."""
         self.launcher = gang.launcher
         self._launcher_pid = gang.launcher.pid if gang.launcher else 0
-        self._report = gang.gate.launcher_report
+        self._gate = gang.gate
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
         self._reaped = reaped
@@ -60,6 +61,10 @@ class Watch:
         self._notes = Notes(folder, nproc)
         self._kernel: dict[int, kernel.Glance] = {}
         self._close: dict[int, kernel.Close] = {}
+        self._unborn: tuple[Member, ...] = ()
+        self._launcher_stopped = False
+        self.replaced: set[int] = set()
+        """Ranks whose process has become another program."""
         self._kernel_at = self._files_at = float("-inf")
         self.log_grew_at = 0.0
         self._log_bytes = 0
@@ -93,9 +98,15 @@ class Watch:
             self._files_at = now
             self._collect_raised()
             self._measure_logs(now)
-        at_work = all(glance.state in "RS" for glance in self._kernel.values())
+        starting = self.launcher is not None and len(self.seen_ranks) < self.nproc
+        at_work = not starting and all(glance.state in "RS" for glance in self._kernel.values())
         if now >= self._kernel_at + (_KERNEL_CALM if at_work and not self.quiet(now) else _KERNEL_EVERY):
             self._look_at_kernel(now)
+
+    def group(self) -> Group:
+        """What there is beside the ranks that have registered."""
+        launcher = Member(self._launcher_pid, stopped=self._launcher_stopped, launcher=True) if self.launcher else None
+        return Group(self.nproc, launcher, self._unborn)
 
     def views(self) -> tuple[RankView, ...]:
         """The living ranks."""
@@ -120,10 +131,47 @@ class Watch:
         before, passed = self._kernel, now - self._kernel_at
         self._kernel_at = now
         self._kernel = {rank: kernel.glance(process.pid) for rank, process in self.ranks.items()}
+        self._look_at_start()
         silent = [beat.rank for beat in self.beats if beat.phase is Phase.TRAIN and now - beat.at > _QUIET_AFTER]
         known = [rank for rank in silent if rank in self._kernel and rank in before]
         quiet = [rank for rank in known if self._kernel[rank].cpu - before[rank].cpu <= _QUIET_SHARE * passed]
-        self._close = {rank: kernel.closely(self.ranks[rank].pid) for rank in quiet}
+        self._close = {rank: self._closely(rank) for rank in quiet}
+        for beat in self.beats:
+            if beat.rank in self.ranks and beat.rank not in self.replaced and now - beat.at > _QUIET_AFTER:
+                self._look_at_program(beat.rank, self.ranks[beat.rank].pid)
+
+    def _closely(self, rank: int) -> kernel.Close:
+        close = kernel.closely(self.ranks[rank].pid)
+        if close.polls is None:
+            before = self._close.get(rank)
+            close = replace(close, polls=before.polls if before is not None else False)
+        return close
+
+    def _look_at_program(self, rank: int, pid: int) -> None:
+        """A program that has taken the place of ours has neither our handler nor the beats in its memory."""
+        if not kernel.catches(pid, STACKS_SIGNAL) and kernel.maps(pid, self.folder.beats) is False:
+            self.replaced.add(rank)
+
+    def _look_at_start(self) -> None:
+        """Who is to be a rank, while one is missing; and whether the launcher, which makes them, stands still."""
+        self._unborn, self._launcher_stopped = (), False
+        if self.launcher is None:
+            return
+        if len(self.seen_ranks) < self.nproc:
+            known = set(self.seen_ranks.values())
+            born = [pid for pid in kernel.children(self._launcher_pid) if pid not in known]
+            self._unborn = tuple(self._to_be_rank(pid) for pid in born)
+        if self._unborn or len(self.seen_ranks) < self.nproc or any(b.phase < Phase.TRAIN for b in self.beats):
+            self._launcher_stopped = kernel.glance(self._launcher_pid).state == "T"
+
+    def _to_be_rank(self, pid: int) -> Member:
+        if kernel.glance(pid).state != "T":
+            return Member(pid)
+        for rank in range(self.nproc):
+            with contextlib.suppress(OSError, ValueError):
+                if int(self._gate.ready(rank).read_text()) == pid:
+                    return Member(pid, rank, stopped=True)
+        return Member(pid, kernel.rank(pid), stopped=True)
 
     def _view(self, beat: Beat) -> RankView:
         glance = self._kernel.get(beat.rank, kernel.Glance())
@@ -140,6 +188,8 @@ class Watch:
             starved=glance.starved,
             disk=close.disk or glance.state == "D",
             held=close.held,
+            polls=bool(close.polls),
+            replaced=beat.rank in self.replaced,
             own=beat.own,
         )
 
@@ -173,7 +223,7 @@ class Watch:
         """What the launcher knows better: ranks that died before they registered, or whose status nobody told us; and
         its own status, where it is not our child and the kernel does not tell."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            report = read_json(self._report)
+            report = read_json(self._gate.launcher_report)
             code, at = int(report["exit_code"]), min(now, float(report["mono"]))
             self.exits = [
                 replace(e, status=code, at=at) if e.rank is None and e.status is None else e for e in self.exits

@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from supervisor.core import presence as absence
 from supervisor.core.diagnosis.diagnose import diagnose, unlaunched
+from supervisor.core.diagnosis.left import leavers, waited_for
 from supervisor.core.hangs.blame import hang_verdict
-from supervisor.core.hangs.hang import Hang, Silence, look
+from supervisor.core.hangs.hang import Hang, Silence, look, quiet
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import (
@@ -40,6 +42,7 @@ from supervisor.core.model import (
 )
 from supervisor.core.policy import decide, learn
 from supervisor.core.rules import STUCK
+from supervisor.core.stack import Stacks
 
 FRESH = 5.0
 """Seconds for which stacks that were asked for are of the same silence."""
@@ -77,8 +80,11 @@ class State:
     next_at: float = 0.0
     """When BACKOFF is over."""
     arrivals: Arrivals = field(default_factory=Arrivals)
+    presence: absence.Presence = field(default_factory=absence.Presence)
     suspects: bool = False
-    """A rank is overdue, and the stacks that are to name the odd one have been asked for."""
+    """A rank is overdue, or may wait for one that has left; the stacks that are to tell have been asked for."""
+    asked_after: float = 0.0
+    """Seconds of silence after which the ranks were last asked whether they wait for one that has left."""
 
 
 def begin(last_attempt: int, history: History, pace: Pace = Pace(), step: int = -1) -> State:  # noqa: B008 (frozen)
@@ -130,24 +136,48 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     verdict = diagnose(seen, state.stepped, state.step)
     if seen.launch_error:
         verdict = unlaunched(seen)
+    presence, absent = absence.look(state.presence, policy, seen)
+    state = replace(state, presence=presence)
     if verdict is None and seen.stop is not None:
         return _ask(policy, state, seen, seen.stop)
+    verdict = verdict or absent
     if verdict is None and silence is not None:
         return _silent(state, seen, silence)
+    silent = quiet(hang, policy, seen, {leaver.rank for leaver in leavers(seen)})
+    if verdict is None and silent and silent >= 2 * state.asked_after:
+        return _deserted(state, seen, silent)
     arrivals, changes = arrive(state.arrivals, seen.ranks)
-    state = replace(state, suspects=False, arrivals=arrivals)
+    asked_after = state.asked_after if silent else 0.0
+    state = replace(state, suspects=False, arrivals=arrivals, asked_after=asked_after)
     if verdict is None:
         return state, [change.event for change in changes]
     return _conclude(state, seen, verdict)
 
 
+def _deserted(state: State, seen: Observation, silent: float) -> tuple[State, list[Action]]:
+    """Ranks that are silent since one has left are asked whether they wait for it: early, and ever less often, for as a rule
+    they have something of their own to do."""
+    if (stacks := _fresh(seen)) is None:
+        return replace(state, suspects=True), [DumpStacks()]
+    state = replace(state, asked_after=silent, suspects=False)
+    verdict = waited_for(seen, state.stepped, stacks, silent)
+    return _conclude(state, seen, verdict) if verdict else (state, [])
+
+
+def _fresh(seen: Observation) -> Stacks | None:
+    return seen.stacks if seen.stacks is not None and seen.now < seen.stacks.at + FRESH else None
+
+
 def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, list[Action]]:
     """A group that is overdue is asked where it stands first. If a beat comes meanwhile, there is no verdict."""
-    stacks = seen.stacks if seen.stacks is not None and seen.now < seen.stacks.at + FRESH else None
+    stacks = _fresh(seen)
     if stacks is None and not silence.stopped:
         return replace(state, suspects=True), [DumpStacks()]
     state = replace(state, hang=state.hang.judged(silence), suspects=False)
-    verdict = hang_verdict(seen, silence, None if silence.stopped else stacks)
+    verdict = None
+    if stacks is not None and not silence.stopped:
+        verdict = waited_for(seen, state.stepped, stacks, silence.silent_for)
+    verdict = verdict or hang_verdict(seen, silence, None if silence.stopped else stacks)
     state, actions = _conclude(state, seen, verdict)
     # Who is stopped is known without; the others' stacks are kept all the same.
     return state, [actions[0], DumpStacks(), *actions[1:]] if silence.stopped else actions

@@ -142,8 +142,34 @@ class RankView:
     held: str = ""
     """The wait that its main thread is in, if none but its own group can end that (a lock, a collective); the same text
     as long as it is the same wait. Empty where the kernel does not tell, and where anything else could wake it."""
+    polls: bool = False
+    """Its main thread sleeps and looks, again and again, and nothing else of it could be at work."""
+    replaced: bool = False
+    """Its process has become another program (exec): what the beats say is not about that one."""
     own: float = 0.0
     """Seconds of its steps so far that were its own work: data and forward pass, not the waiting for other ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A living process of the group that is not a registered rank."""
+
+    pid: int
+    rank: int | None = None
+    """The rank that it will be, where that is known."""
+    stopped: bool = False
+    launcher: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What there is of a group beside the ranks that have registered."""
+
+    nproc: int
+    launcher: Member | None = None
+    """None once it is gone."""
+    unborn: tuple[Member, ...] = ()
+    """What is to become ranks; looked up while one is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +180,8 @@ class Observation:
     ranks: tuple[RankView, ...] = ()
     steps: Mapping[int, int] = field(default_factory=dict)
     """By rank, the last step finished; of ranks that have gone too, and only of those that have finished one."""
+    group: Group | None = None
+    """None before there is one."""
     exits: tuple[Exit, ...] = ()
     raised: tuple[Raised, ...] = ()
     alive: tuple[int, ...] = ()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _INSTALLED = ("site-packages/", "dist-packages/", "/lib/python3", "<frozen")
 _EXCHANGES = ("torch/distributed/", "torch/nn/parallel/distributed.py")
+_WRITES = "torch/distributed/checkpoint/"
+"""What it does there between its collectives is its own work."""
 _BACKWARD = "_engine_run_backward"
 """DDP's reduction is waited for inside the backward pass, in C++."""
 
@@ -41,6 +43,8 @@ class Stack:
     def exchanges(self) -> bool:
         """It waits for other ranks: above the script's own innermost frame there is a collective or a backward pass."""
         for frame in self.frames:
+            if _WRITES in frame.file:
+                continue
             if frame.function == _BACKWARD or any(part in frame.file for part in _EXCHANGES):
                 return True
             if not frame.installed:

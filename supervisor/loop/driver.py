@@ -183,6 +183,7 @@ class Driver:
             now=now,
             ranks=watch.views() if watch else (),
             steps=watch.steps() if watch else {},
+            group=watch.group() if watch else None,
             exits=tuple(watch.exits) if watch else (),
             raised=tuple(watch.raised) if watch else (),
             alive=alive,

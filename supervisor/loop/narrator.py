@@ -81,6 +81,9 @@ class Chronicle:
         """What the ranks have done and noted since the last call is told."""
         if len(watch.seen_ranks) == nproc:
             self.once("ready", "group_ready", pids=[watch.seen_ranks[rank] for rank in sorted(watch.seen_ranks)])
+        for rank in watch.replaced:
+            text = f"rank {rank} has become another program (exec): its end is seen; its steps and hangs no longer are"
+            self.once(f"replaced {rank}", "warning", level="warning", rank=rank, text=text)
         self.hear(watch.notes())
         steps = watch.steps()
         trained = [beat for beat in watch.beats if beat.rank in steps]

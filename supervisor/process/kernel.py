@@ -30,6 +30,9 @@ _NAMES = {
 }.get(platform.machine(), {})
 _ON_A_FILE = ("read", "pread64", "write", "recvfrom", "recvmsg", "flock", "fsync", "fdatasync")
 _FUTEX_REALTIME = 256
+_SLEEPS = ("clock_nanosleep", "pselect6")
+_SHORT_SLEEP = 5.0
+"""Seconds: a longer one is no look again and again, and has an end."""
 _LOOPS = ("gloo_", "pt_gloo", "pt_tcpstore")
 """Threads of torch's own, by the beginning of their name: what they poll is the other ranks, every few milliseconds."""
 _GPUS = ("/dev/nvidia", "/dev/kfd")
@@ -54,6 +57,8 @@ class Close:
     disk: bool
     held: str
     """As RankView.held."""
+    polls: bool | None = False
+    """As RankView.polls; None if it was just looking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,13 @@ def _content(path: str) -> bytes:
 
 def descendants(pid: int) -> list[int]:
     """Of `pid`, nearest first. Not by a scan of the machine, which costs by the number of its processes."""
-    found = _children(pid)
+    found = children(pid)
     for child in found:
-        found += _children(child)
+        found += children(child)
     return found
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     try:
         return [int(child) for thread in _threads(pid) for child in (thread / "children").read_text().split()]
     except OSError:
@@ -121,10 +126,11 @@ def closely(pid: int) -> Close:
             if thread.name != str(pid):
                 bound = bound and _bound(thread)
     wait = waiting(pid)
-    held = ""
-    if wait is not None and bound and not disk and _endless(pid, wait) and not _has_gpu(pid):
-        held = f"{wait.name} {wait.arguments} {seen[0].turns}"
-    return Close(sum(each.cpu for each in seen), disk, held)
+    held, polls = "", None if wait is None else False
+    if wait is not None and bound and not disk and (seconds := _ends_in(pid, wait)) is not None and not _has_gpu(pid):
+        held = f"{wait.name} {wait.arguments} {seen[0].turns}" if seconds > LONG_WAIT else ""
+        polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
+    return Close(sum(each.cpu for each in seen), disk, held, polls)
 
 
 def _threads(pid: int) -> Iterator[Path]:
@@ -156,20 +162,24 @@ def _wait(path: Path) -> Wait | None:
         return None
 
 
-def _endless(pid: int, wait: Wait) -> bool:
-    """Whether the wait is for a lock or the time, and does not end by itself within LONG_WAIT."""
-    now, real = time.monotonic(), time.time()
+def _ends_in(pid: int, wait: Wait) -> float | None:
+    """Seconds until the wait ends by itself, if it is for a lock or the time; None if something else may end it, or if that
+    cannot be read."""
+    now = time.monotonic()
     match wait.name:
+        case "futex" if not wait.arguments[3]:
+            return float("inf")
         case "futex":
-            clock = real if wait.arguments[1] & _FUTEX_REALTIME else now
-            return not wait.arguments[3] or _seconds_at(pid, wait.arguments[3]) - clock > LONG_WAIT
+            at, begin = wait.arguments[3], time.time() if wait.arguments[1] & _FUTEX_REALTIME else now
         case "clock_nanosleep":
-            absolute = wait.arguments[1] & 1
-            begin = (real if wait.arguments[0] == time.CLOCK_REALTIME else now) if absolute else 0.0
-            return _seconds_at(pid, wait.arguments[2]) - begin > LONG_WAIT
+            clock = time.time() if wait.arguments[0] == time.CLOCK_REALTIME else now
+            at, begin = wait.arguments[2], clock if wait.arguments[1] & 1 else 0.0
         case "pselect6" if wait.arguments[0] == 0 and wait.arguments[4]:
-            return _seconds_at(pid, wait.arguments[4]) > LONG_WAIT
-    return False
+            at, begin = wait.arguments[4], 0.0
+        case _:
+            return None
+    seconds = _seconds_at(pid, at)
+    return seconds - begin if seconds else None
 
 
 def _seconds_at(pid: int, address: int) -> float:
@@ -189,6 +199,43 @@ def _read(pid: int, address: int, count: int) -> bytes:
             return memory.read(count)
     except (OSError, ValueError, OverflowError):
         return b""
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether `pid` has a handler for that signal."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def maps(pid: int, path: Path) -> bool | None:
+    """Whether `pid` has that file in its memory; None where we may not know. By the end of its name: the folder above may
+    have been moved since, and the inode told there is not always the one that stat tells (overlayfs)."""
+    with contextlib.suppress(OSError):
+        return os.fsencode("/".join(path.parts[-3:])) + b"\n" in Path(f"/proc/{pid}/maps").read_bytes()
+    return None
+
+
+def rank(pid: int) -> int | None:
+    """The rank that `pid` was started as, if it was."""
+    with contextlib.suppress(OSError, ValueError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"RANK="):
+                return int(entry[5:])
+    return None
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether `pid` has a descriptor of that file."""
+    with contextlib.suppress(OSError):
+        wanted = path.stat()
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(entry.stat(), wanted):
+                    return True
+    return False
 
 
 def _has_gpu(pid: int) -> bool:

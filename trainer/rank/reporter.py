@@ -255,6 +255,7 @@ def record_exception(reporter: Reporter) -> Iterator[None]:
         # A bare status speaks for itself.
         if isinstance(error.code, str):
             reporter.failed(error, 1)
+        reporter.phase(Phase.TEARDOWN)
         raise
     except BaseException as error:
         # An error of ours (no usable checkpoint, another model's) knows which status keeps a supervisor from retrying.

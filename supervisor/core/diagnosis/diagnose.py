@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from supervisor.core.diagnosis.left import Leaver, leavers, left_verdict
 from supervisor.core.diagnosis.symptoms import (
     Blame,
     blame_of,
@@ -20,6 +21,7 @@ from supervisor.core.diagnosis.symptoms import (
     waited,
 )
 from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
+from supervisor.core.presence import all_left_with_0
 from supervisor.core.size import human_bytes
 
 NEVER_RESTART = 78
@@ -53,7 +55,9 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         return None
     # The failing rank's own step: the others may be ahead, and not twice by as much.
     own_step = seen.steps.get(first.rank or 0, step)
-    if blame is Blame.WAITED:
+    if blame is not Blame.OWN and first.status != -15 and (gone := leavers(seen)):
+        verdict, followed = _deserted(seen, first, gone[0], stepped), "; rank{} {} failed of it"
+    elif blame is Blame.WAITED:
         verdict, followed = _in_vain(seen, first, failed, own_step), ""
     else:
         verdict, followed = _of_rank(seen, first, stepped, own_step), "; rank{} {} followed"
@@ -98,6 +102,14 @@ def _blame(seen: Observation, exit_: Exit) -> Blame:
     if raised := _said(seen, exit_):
         return blame_of(raised)
     return blame_of_abort(seen.evidence.lines.get(exit_.rank, ())) if exit_.status == -6 else Blame.OWN
+
+
+def _deserted(seen: Observation, first: Exit, leaver: Leaver, stepped: bool) -> Verdict:
+    """Nobody has failed by himself, but somebody has left whom the others needed."""
+    raised = _said(seen, first)
+    words = f": {raised.message}" if raised else ""
+    then = f"rank {first.rank} needed it{words}"
+    return left_verdict(seen, leaver, stepped, then, raised.frame if raised else "", _when(seen, first))
 
 
 def _in_vain(seen: Observation, first: Exit, failed: list[Exit], step: int) -> Verdict:
@@ -218,7 +230,7 @@ def _launcher_alone(seen: Observation, launcher: Exit, stepped: bool, step: int)
         return Verdict(cause, reason, seen.now, None, signal, code, step, failed_at=launcher.at)
 
     status = launcher.status
-    if status == 0:
+    if status == 0 or all_left_with_0(seen):
         return verdict(Cause.FINISHED, "every rank exited with 0" + (f" at step {step}" if step >= 0 else ""), code=0)
     if status is not None and status < 0:
         name = _KILLERS.get(-status, f"signal {-status}")

@@ -16,6 +16,8 @@ from supervisor.core.model import Observation, Policy, RankView
 LONGEST_GAP = 0.5
 """Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
 STOPPED_FOR = 0.4
+ASK, ASK_BUSY = 5.0, 10.0
+"""Silence after which ranks are asked whether they wait for one that has left: idle, and using the CPU, as NCCL does."""
 COLD = 3.0
 """What a restart costs more where no standby waits."""
 RESTART = 10.0
@@ -30,7 +32,7 @@ class Silence:
 
     rank: int
     kind: str
-    """stopped, held, idle, busy, or the limit of a phase or of the user (told)."""
+    """stopped, held, polls, idle, busy, or the limit of a phase or of the user (told)."""
     silent_for: float
     limit: float
     since: float
@@ -50,7 +52,7 @@ class Silence:
             case "held":
                 return f"silent for {self.silent_for:.1f} s, and no rank can go on unless another one does"
             case kind:
-                how = {"idle": ", idle", "busy": ", using the CPU"}.get(kind, "")
+                how = {"idle": ", idle", "busy": ", using the CPU", "polls": ", looking again and again"}.get(kind, "")
                 return f"silent for {self.silent_for:.1f} s in phase {self.phase} (limit {self.limit:.1f} s{how})"
 
 
@@ -72,6 +74,7 @@ class Watched:
     """It has waited for a disk in this silence."""
     held: str = ""
     held_for: float = 0.0
+    polls_for: float = 0.0
     stopped_for: float | None = None
     steps: int = 0
     """Done in this attempt."""
@@ -98,7 +101,7 @@ class Hang:
 
     def judged(self, silence: Silence) -> Hang:
         """After a verdict: if the silence comes again at the same step, it may last three times as long."""
-        if silence.kind not in ("idle", "busy"):
+        if silence.kind not in ("polls", "idle", "busy"):
             return self
         return replace(self, doubt=silence.silent_for, doubt_step=silence.step)
 
@@ -125,6 +128,16 @@ def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence |
     overdue = {v.rank: s for v in seen.ranks if (s := _overdue(hang, policy, v, patience)) is not None}
     blamed = [s for s in overdue.values() if s.stopped or not _excused(hang, s.rank, overdue)]
     return hang, min(blamed, key=lambda s: (not s.stopped, s.step, s.kind == "held", s.since), default=None)
+
+
+def quiet(hang: Hang, policy: Policy, seen: Observation, left: set[int]) -> float | None:
+    """The silence of the other ranks since some have `left`, once it is long enough to ask what they wait for."""
+    rest = [hang.ranks[view.rank] for view in seen.ranks if view.rank not in left]
+    if not left or not rest or policy.hang_timeout == _INFINITE:
+        return None
+    busy = max(usual(hang.pace, hang.doubt), ASK_BUSY)
+    silent = min(known.idle if known.idle >= ASK else known.silent if known.silent >= busy else 0.0 for known in rest)
+    return silent or None
 
 
 def cost(hang: Hang, seen: Observation) -> float:
@@ -185,6 +198,7 @@ def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -
         disk=view.disk or (old.disk and not lives),
         held=view.held,
         held_for=old.held_for + passed if quiet and view.held and view.held == old.held else 0.0,
+        polls_for=old.polls_for + passed if quiet and view.polls else 0.0,
         stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
         if view.stopped
         else None,
@@ -201,13 +215,16 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Sil
     if known.stopped_for is not None:
         allowed = STOPPED_FOR
         return silence("stopped", known.stopped_for, allowed) if known.stopped_for >= allowed else None
+    if view.replaced:
+        # What it does, and whether it does anything, is not to be seen.
+        return None
     if view.phase != "train" or policy.hang_timeout is not None:
         allowed = told_limit(hang.pace, policy, view.phase)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if min(known.held_for, known.idle) >= (allowed := held_limit(patience)):
         return silence("held", known.silent, allowed)
     normal = usual(hang.pace, hang.doubt)
-    for kind, silent in (("idle", known.idle), ("busy", known.silent)):
+    for kind, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent)):
         allowed = train_limit(kind, hang.pace, normal, patience, view.announces, known.disk)
         if silent >= allowed:
             return silence(kind, silent, allowed)

@@ -4,6 +4,7 @@ A wrong verdict costs a restart and the work that has to be redone; a late one c
 would cost is never worse than twice the best (ski rental), so patience is the cost times how doubtful the evidence is:
 
     held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
+    polls   every rank sleeps and looks, again and again, and nothing of this run could end that: 0.3 x cost
     idle    no CPU is used, but a disk, a network or a timer may answer: 1 x cost
     busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
 
@@ -23,6 +24,7 @@ WARM_UP = 5
 """Looks at steps before anything is known of them."""
 HELD = (0.01, 1.0, 10.0)
 """(times the cost, at least, at most), in seconds."""
+POLLS = (0.3, 8.0, 60.0)
 IDLE = (1.0, 3.0, 60.0)
 IDLE_UNTOLD = (1.0, 30.0, 120.0)
 """Of a script that says nothing: it may be uploading a model."""
@@ -62,8 +64,10 @@ def held_limit(cost: float) -> float:
 def train_limit(kind: str, pace: Pace, normal: float, cost: float, announces: bool, disk: bool) -> float:
     """Seconds of silence in training, idle or busy, where nobody has given a limit."""
     if len(pace.recent) < WARM_UP:
-        return IDLE_UNTOLD[2] if kind == "idle" else BUSY_UNTOLD[2]
+        return BUSY_UNTOLD[2] if kind == "busy" else IDLE_UNTOLD[2]
     idle, busy = (IDLE, BUSY) if announces else (IDLE_UNTOLD, BUSY_UNTOLD)
+    if kind == "polls":
+        return max(normal, min(_between(POLLS, cost), _between(idle, cost)))
     if kind == "idle":
         return max(normal, _between(idle, cost))
     return max(normal, _between(busy, cost), DISK_LIMIT if disk else 0.0)
