@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -256,6 +257,10 @@ def record_exception(reporter: Reporter) -> Iterator[None]:
         if isinstance(error.code, str):
             reporter.failed(error, 1)
         reporter.phase(Phase.TEARDOWN)
+        raise
+    except KeyboardInterrupt as error:
+        # As the interpreter ends of it: by the signal.
+        reporter.failed(error, -signal.SIGINT)
         raise
     except BaseException as error:
         # An error of ours (no usable checkpoint, another model's) knows which status keeps a supervisor from retrying.
