@@ -146,7 +146,7 @@ class Rank:
         self.step = -1
         folder = run.attempt(attempt)
         folder.path.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(Supervised(run, attempt, folder, "auto", 0), rank, lambda: self.step)
+        self.journal = Journal(Supervised(run, attempt, folder, "auto", 0), rank, lambda: (self.step, 1))
 
     def save(self, path: Path, step: int, content: bytes | None = None) -> None:
         self.step = step

@@ -21,7 +21,7 @@ def verdict(cause: Cause = Cause.KILLED, step: int = 5, **fields: object) -> Ver
 
 def outcome(policy: Policy, what: Verdict, before: History, **learned: object) -> tuple[int | None, History]:
     """The exit code (None for a restart) and the history after."""
-    values = {"stepped": True, "checkpoint_step": before.best_step, "saves": 0, **learned}
+    values = {"stepped": True, "kept": before.best_step, **learned}
     after = learn(before, what, **values)  # type: ignore[arg-type]
     decision, history = decide(policy, what, before, after, Ground(newest=after.best_step), now=10.0, jitter=0.0)
     return (None if decision.delay is not None else decision.exit_code), history
@@ -40,12 +40,13 @@ def test_budget_is_spent_in_the_window_and_given_back_by_progress() -> None:
 
     assert outcome(POLICY, verdict(), full)[0] == 100
     assert outcome(replace(POLICY, window=1.0), verdict(), full)[0] is None
-    code, after = outcome(POLICY, verdict(), full, checkpoint_step=60)
+    code, after = outcome(POLICY, verdict(), full, kept=60)
     assert (code, after.restarts, after.best_step) == (None, (10.0,), 60)
 
 
 def test_no_progress_ends_with_105() -> None:
-    """Attempts that leave no new checkpoint are counted, whatever the window forgets; the script's own saves count."""
+    """Attempts that leave no new checkpoint are counted, whatever the window forgets; a save at a step that
+    nothing tells is not held against the run, and gives nothing back."""
     policy = replace(POLICY, max_restarts=100)
     history = History()
     codes = []
@@ -54,7 +55,8 @@ def test_no_progress_ends_with_105() -> None:
         codes.append(code)
 
     assert codes[:3] == [None, None, 105]
-    assert outcome(policy, verdict(step=9), replace(history, barren=2), saves=1)[0] is None
+    assert outcome(policy, verdict(step=9), replace(history, barren=2), unplaced=True)[0] is None
+    assert outcome(POLICY, verdict(), History(restarts=(8.0, 9.0, 9.5)), unplaced=True)[0] == 100
 
 
 def test_startup_failures_stop_when_they_repeat() -> None:
@@ -135,7 +137,7 @@ grounds = st.builds(
 
 def attempt(policy: Policy, history: History, what: Verdict, ground: Ground, stepped: bool) -> tuple[Decision, History]:
     """What follows from one more attempt that left the run on `ground`, in a test's ten seconds."""
-    after = learn(history, what, stepped, ground.newest, saves=0)
+    after = learn(history, what, stepped, ground.newest)
     return decide(policy, what, history, after, ground, now=10.0, jitter=0.0)
 
 
@@ -149,7 +151,7 @@ def test_decide_is_total_and_is_the_table(
 
     decision, after = attempt(policy, history, what, ground, stepped)
 
-    learned = learn(history, what, stepped, ground.newest, saves=0)
+    learned = learn(history, what, stepped, ground.newest)
     case = Case(policy, what, history, learned, ground, 10.0)
     first = next(rule for rule in table(policy) if rule.matches(case))
     assert decision.do is first.do

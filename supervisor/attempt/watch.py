@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import Exit, Group, Member, Raised, RankView
+from supervisor.core.saves import Saves, hear
 from supervisor.group.group import Gang
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
@@ -25,14 +27,17 @@ _QUIET_AFTER = 0.4
 """Seconds without a beat after which a rank that uses no CPU is looked at closely."""
 _QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
+_JOURNALS_EVERY = 1.0
+"""Seconds between two looks for saves that have begun, or failed."""
 _LONGEST_PATH = 1000
 
 
 class Notes:
     """What the ranks of one attempt have noted."""
 
-    def __init__(self, folder: AttemptDir, nproc: int) -> None:
-        self._readers = [NoteReader(folder.notes(rank)) for rank in range(nproc)]
+    def __init__(self, files: Iterable[Path]) -> None:
+        """`files` by rank."""
+        self._readers = [NoteReader(path) for path in files]
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
         """What was noted since the last call, with the rank."""
@@ -58,14 +63,18 @@ class Watch:
         self.raised: list[Raised] = []
         self._reaped = reaped
         self._reader = BeatReader(folder.beats)
-        self._notes = Notes(folder, nproc)
+        self._notes = Notes(map(folder.notes, range(nproc)))
+        self._journals = Notes(map(folder.saves, range(nproc)))
+        self.saves = Saves()
+        """What the script has saved by itself in this attempt."""
+        self._counted = -1
         self._kernel: dict[int, kernel.Glance] = {}
         self._close: dict[int, kernel.Close] = {}
         self._unborn: tuple[Member, ...] = ()
         self._launcher_stopped = False
         self.replaced: set[int] = set()
         """Ranks whose process has become another program."""
-        self._kernel_at = self._files_at = float("-inf")
+        self._kernel_at = self._files_at = self._journals_at = float("-inf")
         self.log_grew_at = 0.0
         self._log_bytes = 0
 
@@ -113,15 +122,39 @@ class Watch:
         return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
 
     def steps(self) -> dict[int, int]:
-        """By rank, the last step finished in this attempt, of the ranks that have finished one."""
-        return {b.rank: b.step for b in self.beats if b.phase >= Phase.TRAIN and b.step > b.first_step}
+        """By rank, the last step finished in this attempt, of the ranks that have finished one; -1 if nothing tells which."""
+        done = [b for b in self.beats if b.phase >= Phase.TRAIN and b.step > (b.first_step if b.placed else 0)]
+        return {b.rank: b.step if b.placed else -1 for b in done}
+
+    def from_step(self) -> int | None:
+        """The step that this attempt went on from; -1 while nobody trains, None if nothing tells it."""
+        steps = self.steps()
+        trained = [beat for beat in self.beats if beat.rank in steps]
+        if not all(beat.placed for beat in trained):
+            return None
+        return min((max(beat.first_step, 0) for beat in trained), default=-1)
 
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
         """What the ranks have noted since the last call, with the rank."""
         return self._notes.read()
 
-    def saves(self) -> int:
+    def saved(self) -> int:
+        """How often the script has saved by itself, to a file or not."""
         return max((beat.saves for beat in self.beats), default=0)
+
+    def saved_unplaced(self) -> bool:
+        """Whether it has saved something of which nothing tells the step."""
+        return self.saves.unplaced or (self.saved() > 0 and self.saves.newest is None)
+
+    def read_journals(self, now: float, final: bool) -> None:
+        """`saves` is up to date; read when a save has ended, else now and then, and once the attempt is over."""
+        counted = sum(beat.saves for beat in self.beats)
+        if counted == self._counted and now < self._journals_at + _JOURNALS_EVERY and not final:
+            return
+        self._counted, self._journals_at = counted, now
+        while lines := self._journals.read():
+            for rank, line in lines:
+                self.saves = hear(self.saves, rank, line)
 
     def quiet(self, now: float) -> bool:
         """Whether any rank has been silent for a moment."""
@@ -289,4 +322,4 @@ def _gist(text: str) -> str:
 
 def last_beat(folder: AttemptDir) -> int:
     """The highest step that the ranks of an attempt have left in their beats, or -1."""
-    return max((beat.step for beat in last_beats(folder.beats) if beat.phase >= Phase.TRAIN), default=-1)
+    return max((b.step for b in last_beats(folder.beats) if b.phase >= Phase.TRAIN and b.placed), default=-1)

@@ -126,6 +126,8 @@ def attempt_lines(story: Story) -> list[str]:
     for attempt, recovered, lost in zip(story.attempts, recoveries(story), lost_steps(story), strict=True):
         first = attempt.from_step if attempt.from_step is not None else 0
         steps = f"{first}→{attempt.to_step}" if attempt.to_step >= 0 else "no step"
+        if attempt.unplaced:
+            steps = "?→?"
         cause = attempt.cause or "running"
         if attempt.signal:
             cause += f" ({signal_name(attempt.signal)})"
@@ -135,6 +137,8 @@ def attempt_lines(story: Story) -> list[str]:
         following = story.attempts[story.attempts.index(attempt) + 1 :]
         if lost is not None and following:
             cost = [f"went on from step {following[0].from_step}", *cost]
+        elif following and following[0].unplaced:
+            cost = ["went on from a step that is not known"]
         cost += [f"detected in {attempt.detect_s:.3f} s"] if attempt.detect_s and recovered is not None else []
         cost += [f"back in {recovered:.2f} s"] if recovered is not None else []
         lines.append(f"#{attempt.number} {steps:<10} {cause:<28} {', '.join(cost)}".rstrip())

@@ -30,11 +30,13 @@ def command(run: str | None, as_json: bool, exit_code: bool) -> int:
 
 def _text(now: dict[str, Any]) -> str:
     budget, checkpoint, failure = now["budget"], now["checkpoint"], now["last_failure"]
-    lines = [f"{now['run']}  {now['state'].upper()}  attempt {now['attempt']}  step {now['step']}"]
+    step = now["step"] if now["step"] is not None else "not known"
+    lines = [f"{now['run']}  {now['state'].upper()}  attempt {now['attempt']}  step {step}"]
     if now["reason"]:
         lines.append(f"  reason      {now['reason']}")
     if checkpoint:
-        lines.append(f"  checkpoint  step {checkpoint['step']}, {checkpoint['age_s']:.0f} s ago")
+        where = f"step {checkpoint['step']}" if checkpoint["step"] is not None else "a step that is not known"
+        lines.append(f"  checkpoint  {where}, {checkpoint['age_s']:.0f} s ago, {checkpoint['path']}")
     lines.append(
         f"  budget      {budget['used']} of {budget['max_restarts']} restarts used in {budget['window_s']:.0f} s, "
         f"{budget['no_progress']} of {budget['no_progress_limit']} attempts without a new checkpoint"

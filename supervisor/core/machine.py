@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from supervisor.core import presence as absence
-from supervisor.core.diagnosis.diagnose import diagnose, unlaunched
+from supervisor.core.diagnosis.diagnose import diagnose, unlaunched, where
 from supervisor.core.diagnosis.left import leavers, waited_for
 from supervisor.core.hangs.blame import hang_verdict
 from supervisor.core.hangs.hang import Hang, Silence, look, quiet
@@ -73,7 +73,6 @@ class State:
     stepped: bool = False
     launched_at: float = 0.0
     step: int = -1
-    saves: int = 0
     term_at: float | None = None
     kill_at: float | None = None
     killed_at: float | None = None
@@ -188,7 +187,6 @@ def _note_progress(state: State, seen: Observation) -> State:
         state,
         stepped=state.stepped or bool(seen.steps) or seen.saves > 0 or seen.now > state.launched_at + STARTED_AFTER,
         step=max([state.step, *seen.steps.values()]),
-        saves=max(state.saves, seen.saves),
     )
 
 
@@ -240,7 +238,8 @@ def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) ->
 def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tuple[State, list[Action]]:
     verdict = state.verdict
     assert verdict is not None
-    after = learn(state.history, verdict, state.stepped, seen.checkpoint_step, state.saves)
+    kept = max(seen.checkpoint_step, seen.own_step)
+    after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
     gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step})
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
         state, actions = _end_stopped(replace(state, history=after), seen.stop)
@@ -271,14 +270,10 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
 
 def _end_stopped(state: State, stop: StopKind) -> tuple[State, list[Action]]:
     if stop is StopKind.USER:
-        end = End(103, "stopped", f"stopped by the user {_where(state)}")
+        end = End(103, "stopped", f"stopped by the user {where(state.step, state.stepped)}")
     else:
-        end = End(75, "preempted", f"preempted {_where(state)}; safe to launch again")
+        end = End(75, "preempted", f"preempted {where(state.step, state.stepped)}; safe to launch again")
     return replace(state, mode=Mode.ENDED), [end]
-
-
-def _where(state: State) -> str:
-    return f"at step {state.step}" if state.step >= 0 else "before the first step"
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:

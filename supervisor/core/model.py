@@ -179,7 +179,8 @@ class Observation:
     now: float
     ranks: tuple[RankView, ...] = ()
     steps: Mapping[int, int] = field(default_factory=dict)
-    """By rank, the last step finished; of ranks that have gone too, and only of those that have finished one."""
+    """By rank, the last step finished, -1 where nothing tells which of the run's it is; of ranks that have gone too, and only
+    of those that have finished one."""
     group: Group | None = None
     """None before there is one."""
     exits: tuple[Exit, ...] = ()
@@ -191,7 +192,11 @@ class Observation:
     checkpoints: tuple[int, ...] = ()
     """Steps with a committed checkpoint, oldest first; looked up once nothing is alive."""
     saves: int = 0
-    """Checkpoints that the script wrote in its own format in this attempt."""
+    """How often the script has saved in its own format in this attempt."""
+    own_step: int = -1
+    """The newest step that the script has proven to have kept by itself: saved, or gone on from. -1 if none."""
+    own_unplaced: bool = False
+    """Whether it has saved something of which nothing tells the step."""
     safe_step: int = -1
     """The newest step that a restart could go on from, on disk or in memory, or -1."""
     standby: bool = False
@@ -267,7 +272,7 @@ class History:
     startup_failures: int = 0
     """Attempts in a row that failed by themselves before their first step."""
     best_step: int = -1
-    """Highest checkpoint seen."""
+    """The highest step that was kept: a checkpoint of ours, or the script's own."""
     signature: tuple[str, ...] | None = None
     """Of the last failure."""
     rollback: Rollback | None = None

@@ -18,18 +18,19 @@ from supervisor.core.rules import (
 )
 
 
-def learn(history: History, verdict: Verdict, stepped: bool, checkpoint_step: int, saves: int) -> History:
-    """`history` with the attempt that just ended; a new durable checkpoint clears what counts against the run."""
-    progressed = checkpoint_step > history.best_step
-    own_saves = saves > 0
+def learn(history: History, verdict: Verdict, stepped: bool, kept: int, unplaced: bool = False) -> History:
+    """`history` with the attempt that just ended. `kept` is the newest step that a restart can go on from, a checkpoint of
+    ours or the script's own; that it is new clears what counts against the run. `unplaced`: it has saved by itself, and
+    nothing tells which step; that is no proof of progress, and none of the contrary."""
+    progressed = kept > history.best_step
     startup = not stepped and verdict.cause not in FROM_OUTSIDE | OF_THE_STATE
-    healed = checkpoint_step >= history.bad_step + HEALED
+    healed = kept >= history.bad_step + HEALED
     return replace(
         history,
         restarts=() if progressed else history.restarts,
-        barren=0 if progressed or own_saves else history.barren + 1,
+        barren=0 if progressed or unplaced else history.barren + 1,
         startup_failures=history.startup_failures + 1 if startup else 0,
-        best_step=max(history.best_step, checkpoint_step),
+        best_step=max(history.best_step, kept),
         signature=verdict.signature,
         rollbacks=0 if healed else history.rollbacks,
     )

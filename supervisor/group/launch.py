@@ -15,6 +15,7 @@ from typing import Any
 
 from supervisor.core.model import Rollback
 from supervisor.process import loopback
+from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
 from trainer.rundir import environment as names
@@ -79,13 +80,13 @@ def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os
     """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
-    newest = -1 if fresh else _newest(run.checkpoints, rollback)
+    newest, path = (-1, "") if fresh else _resume_from(run, rollback)
     env = {
         names.MARK: f"{spec.mark}.{order.attempt}",
         names.ATTEMPT: str(order.attempt),
         names.RESUME: order.resume,
         names.RESUME_STEP: str(newest),
-        names.RESUME_FROM: str(run.checkpoints / step_name(newest)) if newest >= 0 else "",
+        names.RESUME_FROM: path,
         names.ROLLBACK: rollback.encode() if rollback else "",
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
@@ -104,6 +105,16 @@ def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str
     asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
     same = (released.get("nproc"), released.get("cwd")) == (spec.nproc, spec.cwd)
     return same and released.get("arguments") in asked
+
+
+def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int, str]:
+    """(step, path) of the newest checkpoint that the attempt may go on from; of a script that has none of ours, of the newest
+    whole save of its own. The step is -1 where there is none, and where it is not known."""
+    newest = _newest(run.checkpoints, rollback)
+    if newest >= 0:
+        return newest, str(run.checkpoints / step_name(newest))
+    own = newest_whole(run)
+    return (own.step, own.path) if own is not None else (-1, "")
 
 
 def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:

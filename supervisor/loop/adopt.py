@@ -91,7 +91,7 @@ class Heir:
         untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their grace."""
         last = self.legacy.last_attempt
         self.chronicle.go_on(self.legacy.events)
-        notes = Notes(self.run.attempt(last), self.spec.nproc)
+        notes = Notes(map(self.run.attempt(last).notes, range(self.spec.nproc)))
         self.chronicle.hear(notes.read())
         self.flusher.inherit(training=False)
         spared = self.flusher.pids()

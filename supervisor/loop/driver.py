@@ -173,7 +173,9 @@ class Driver:
         watch = attempt.watch if attempt is not None else None
         if watch is not None:
             watch.look(now, ended)
+            watch.read_journals(now, final=over)
             self._chronicle.tell(watch, self.spec.nproc)
+            self._chronicle.tell_saves(watch.saves, now, final=over)
             self._meddle(watch)
         running = state.mode is machine.Mode.RUNNING
         if running and state.stepped:
@@ -189,8 +191,10 @@ class Driver:
             alive=alive,
             checkpoint_step=self._safe_step(over),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
-            saves=watch.saves() if watch else 0,
-            safe_step=max(self._chronicle.checkpoint, self._flusher.newest() if watch and watch.quiet(now) else -1),
+            saves=watch.saved() if watch else 0,
+            own_step=self._own_step(watch) if watch else -1,
+            own_unplaced=watch.saved_unplaced() if watch else False,
+            safe_step=self._near_step(watch, now),
             standby=self._standby.warm,
             stacks=attempt.stacks if attempt else None,
             log_grew_at=watch.log_grew_at if watch else 0.0,
@@ -203,6 +207,18 @@ class Driver:
     def _safe_step(self, over: bool) -> int:
         """The newest step that nothing but the loss of the machine can take away: on disk, or in memory for good."""
         return max(self._chronicle.checkpoint, self._flusher.newest() if over else -1)
+
+    def _near_step(self, watch: Watch | None, now: float) -> int:
+        """The newest step that a restart could go on from by now, also from memory or from a save of the script's own."""
+        if watch is None:
+            return self._chronicle.checkpoint
+        own = watch.saves.step if watch.from_step() is not None else -1
+        return max(self._chronicle.checkpoint, own, self._flusher.newest() if watch.quiet(now) else -1)
+
+    def _own_step(self, watch: Watch) -> int:
+        """The newest step that the script has kept by itself, as a save of it says, or that a start from it has shown."""
+        shown = watch.from_step() or 0
+        return max(watch.saves.step, shown) or -1
 
     def _spared(self) -> set[int]:
         """Processes of the run that belong to no attempt."""
@@ -313,7 +329,7 @@ class Driver:
             level,
             exit_code=end.exit_code,
             state=end.state,
-            step=self._chronicle.high_step,
+            step=self._chronicle.high_step if self._chronicle.placed else -1,
             checkpoint_step=self._chronicle.checkpoint,
             reason=end.reason,
         )

@@ -8,12 +8,16 @@ from typing import Any
 
 from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.watch import Watch
+from supervisor.core.diagnosis.diagnose import where
+from supervisor.core.saves import Save, Saves
 from supervisor.core.stack import Stacks, summary
 from supervisor.run.events import EventLog
 from trainer.rundir.faults import Fault
 from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
 
 _SCAN_EVERY = 0.5
+_SAVES_EVERY = 30.0
+"""Seconds between two events about the script's own saves: it may make one every step."""
 _ONCE = {"group_ready": "ready", "resumed": "resumed", "first_step": "first", "caught_up": "caught up"}
 _ONCE |= {"group_gone": "gone"}
 """Events that are told once an attempt, with the key under which once() knows them."""
@@ -36,6 +40,10 @@ class Chronicle:
         """(step, checkpoints to keep) of the snapshots that the ranks want flushed."""
         self._stalls: dict[int, float] = {}
         """By step to be flushed: for how long training was held up before."""
+        self.placed = True
+        """Whether the steps of the newest attempt that has trained are known as steps of the run."""
+        self._save: Save | None = None
+        self._save_at = float("-inf")
         self._run, self._log = run, log
         self._said: set[str] = set()
         self._heard: set[float] = set()
@@ -89,15 +97,31 @@ class Chronicle:
         trained = [beat for beat in watch.beats if beat.rank in steps]
         if not trained:
             return
-        step = max(steps.values())
-        start = min(max(beat.first_step, 0) for beat in trained)
+        step, start = max(steps.values()), watch.from_step()
         at = min(beat.at for beat in trained)
+        self.placed = start is not None
+        if start is None:
+            self.once("first", "first_step", step=-1, from_step=-1, lost_steps=-1, at_mono=at)
+            return
         lost = max(0, self.high_step - start)
         self.once("first", "first_step", step=step, from_step=start, lost_steps=lost, at_mono=at)
         if step >= self.high_step:
             if self._log.attempt > 0:
                 self.once("caught up", "caught_up", step=step)
             self.high_step = step
+
+    def tell_saves(self, saves: Saves, now: float, final: bool) -> None:
+        """The newest save of the script's own is told now and then, and the last of an attempt; and what it left torn."""
+        newest = saves.newest
+        if newest is not None and newest != self._save and (final or now >= self._save_at + _SAVES_EVERY):
+            self._save, self._save_at = newest, now
+            about: dict[str, Any] = {"path": newest.path, "step": newest.step, "rank": newest.rank}
+            about |= {"bytes": newest.size, "took_s": round(newest.took, 6), "noted_mono": newest.at}
+            self._log.emit("script_saved", **about)
+        if final:
+            for save in saves.torn():
+                text = f"rank {save.rank} was saving {save.path} {where(save.step, True)} when the attempt ended: it is torn"
+                self.once(f"torn {save.path}", "warning", level="warning", text=text)
 
     def hear(self, notes: Iterable[tuple[int, dict[str, Any]]]) -> None:
         """What is new in the ranks' `notes` is told."""

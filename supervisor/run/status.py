@@ -11,6 +11,7 @@ from supervisor.core.rules import spent
 from supervisor.core.telling.story import AttemptStory, Story, tell
 from supervisor.reading.events_file import read_events
 from supervisor.run.lock import holder, is_held
+from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore
 from trainer.checkpoint.memory.snapshots import newest_snapshot
@@ -107,7 +108,7 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
         {
             "rank": beat.rank,
             "pid": beat.pid,
-            "step": beat.step,
+            "step": beat.step if beat.placed else None,
             "phase": beat.phase.name.lower(),
             "beat_age_s": round(max(0.0, now - beat.at), 3),
         }
@@ -116,21 +117,28 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
 
 
 def _checkpoint(run: RunDir) -> dict[str, Any] | None:
+    """The newest that a restart could go on from: of ours, or a save of the script's own."""
     step = newest_checkpoint(run.checkpoints)
-    if step < 0:
-        return None
-    path = run.checkpoints / step_name(step)
+    path = run.checkpoints / step_name(max(step, 0))
+    own = newest_whole(run)
+    if own is not None and (own.step > step or own.step < 0):
+        return {"step": own.step if own.step >= 0 else None, "path": own.path, "age_s": _age(own.written)}
     try:
-        age = round(max(0.0, time.time() - path.stat().st_mtime), 3)
+        return {"step": step, "path": str(path.resolve()), "age_s": _age(path.stat().st_mtime)} if step >= 0 else None
     except OSError:
         return None
-    return {"step": step, "path": str(path.resolve()), "age_s": age}
+
+
+def _age(written: float) -> float:
+    return round(max(0.0, time.time() - written), 3)
 
 
 def _step(run: RunDir, story: Story) -> int | None:
+    if story.unplaced:
+        return None
     steps = [story.high_step, story.attempt.to_step if story.attempt else -1]
     if story.attempt and story.state not in OVER:
-        steps += [worker["step"] for worker in _workers(run, story.attempt.number)]
+        steps += [step for worker in _workers(run, story.attempt.number) if (step := worker["step"]) is not None]
     return max(steps) if max(steps) >= 0 else None
 
 

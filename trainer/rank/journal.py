@@ -25,14 +25,15 @@ class Begun:
     path: str | None
     number: int
     step: int
+    here: int
     mono: float
 
 
 class Journal:
     """Of one rank. It never raises: a journal is not worth a training run."""
 
-    def __init__(self, place: Supervised, rank: int, step: Callable[[], int]) -> None:
-        """`step` gives the true step of this rank, or -1."""
+    def __init__(self, place: Supervised, rank: int, step: Callable[[], tuple[int, int]]) -> None:
+        """`step` gives the true step of this rank, or -1, and the steps that it has made here."""
         self.loaded: list[Saved] = []
         """The saves of this run that were loaded before the first step, each by the path that it was loaded from."""
         self.strange = False
@@ -46,14 +47,14 @@ class Journal:
 
     def begin(self, path: str | None, by: str) -> Begun:
         """The journal says that a save of `path` begins."""
-        begun = Begun(path, next(self._numbers), self._step(), time.monotonic())
+        begun = Begun(path, next(self._numbers), *self._step(), time.monotonic())
         if path is not None:
-            self._line("save_begun", n=begun.number, path=path, step=begun.step, by=by)
+            self._line("save_begun", n=begun.number, path=path, step=begun.step, here=begun.here, how=by)
         return begun
 
     def end(self, begun: Begun, error: BaseException | None) -> None:
         """It says that it is done, or why it failed."""
-        about = {"n": begun.number, "path": begun.path, "step": begun.step}
+        about = {"n": begun.number, "path": begun.path, "step": begun.step, "here": begun.here}
         if begun.path is None:
             return
         if error is not None:

@@ -55,7 +55,7 @@ class Reporter(Progress):
         """Whether `_done` are steps of the run; otherwise they are counted from this process's start."""
         self._ahead = 0
         """Steps that were done before those that the optimizer's hook has counted."""
-        self._journal = Journal(place, rank, lambda: self._done if self._placed else -1)
+        self._journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here))
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0

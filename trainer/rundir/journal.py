@@ -1,15 +1,16 @@
 """The journal of a program's own saves and loads: `saves.rank0.jsonl` in the attempt's folder, a JSON line each, one
 writer a file.
 
-    save_begun   {n, path, step, by}                           about to be written; `n` tells this rank's saves apart
-    save_done    {n, path, step, began, size, content, inode, mtime_ns}
-    save_failed  {n, path, step, error}
+    save_begun   {n, path, step, here, how}                    about to be written; `n` tells this rank's saves apart
+    save_done    {n, path, step, here, began, size, content, inode, mtime_ns}
+    save_failed  {n, path, step, here, error}
     load_done    {path, step, attempt_of, rank_of, path_of}    before the first step; `step` is that of the save it holds
     load_failed  {path, error}
 
 Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
-known. `path` is absolute, its links resolved. A save that was begun and neither done nor failed when its attempt ended is
-torn. What lies there may be anybody's: a reader takes what it understands and passes over the rest.
+known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun, and
+neither done nor failed when its attempt ended, is torn. What lies there may be anybody's: a reader takes what it understands
+and passes over the rest.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Saved:
     attempt: int
     rank: int
     mono: float
+    here: int = 0
+    """Steps that its process had made: none, and it is no progress of that attempt's."""
 
 
 def identity_of(path: str) -> Identity | None:
@@ -202,11 +205,11 @@ def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
     known = None
     if isinstance(content, str) and content and all(type(number) is int for number in numbers):
         known = Identity(content, *numbers)  # type: ignore[arg-type]
-    return Saved(line["path"], _step(line), known, attempt, rank, _number(line, "mono"))
+    return Saved(line["path"], _step(line), known, attempt, rank, _number(line, "mono"), max(0, _step(line, "here")))
 
 
-def _step(line: dict[str, Any]) -> int:
-    step = line.get("step")
+def _step(line: dict[str, Any], key: str = "step") -> int:
+    step = line.get(key)
     return step if type(step) is int and step >= 0 else -1
 
 

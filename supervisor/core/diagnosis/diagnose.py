@@ -75,6 +75,11 @@ def unlaunched(seen: Observation) -> Verdict:
     return Verdict(cause_of(said) or Cause.STARTUP_ERROR, reason, seen.now, failed_at=seen.now)
 
 
+def where(step: int, stepped: bool) -> str:
+    """In words; a `step` below 0 is one that is not known, or none."""
+    return f"at step {step}" if step >= 0 else "at an unknown step" if stepped else "before the first step"
+
+
 def _failures(seen: Observation) -> list[Exit]:
     """Every rank that failed. One that has raised counts before it is gone: its exit can take seconds, or for ever."""
     late = seen.now - LAST_WORDS
@@ -122,29 +127,29 @@ def _in_vain(seen: Observation, first: Exit, failed: list[Exit], step: int) -> V
         {view.rank for view in seen.ranks} | {e.rank for e in failed if e.rank is not None and e.status == -15}
     )
     silent = [rank for rank in silent if rank not in spoke]
-    where = f"at step {step}" if step >= 0 else "before the first step"
+    at = where(step, bool(seen.steps))
     told = {"at": seen.now, "step": step, "failed_at": _when(seen, first)}
     if silent:
         names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
-        reason = f"rank {first.rank} waited in vain for {names} in a collective {where}: {words}"
+        reason = f"rank {first.rank} waited in vain for {names} in a collective {at}: {words}"
         return Verdict(Cause.HANG, reason, rank=silent[0], **told)  # type: ignore[arg-type]
-    reason = f"the ranks waited for each other in vain {where}; rank {first.rank} gave up first: {words}"
+    reason = f"the ranks waited for each other in vain {at}; rank {first.rank} gave up first: {words}"
     frame = raised.frame if raised else ""
     return Verdict(Cause.NCCL_OR_GLOO_TIMEOUT, reason, rank=first.rank, frame=frame, **told)  # type: ignore[arg-type]
 
 
 def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdict:
     rank, status, raised = first.rank, first.status or 0, _said(seen, first)
-    where = f"at step {step}" if step >= 0 else ("at an unknown step" if stepped else "before the first step")
+    at = where(step, stepped)
     if status < 0:
         pid = seen.evidence.pids.get(rank)
-        cause, reason = _signalled(seen, f"rank {rank}", where, -status, pid)
+        cause, reason = _signalled(seen, f"rank {rank}", at, -status, pid)
     elif status == PREEMPTED:
         cause, reason = Cause.PREEMPTED, f"rank {rank} exited with 75: it asks to be started again"
     elif raised is not None:
-        cause, reason = _raised(seen, raised, where, status, stepped)
+        cause, reason = _raised(seen, raised, at, status, stepped)
     else:
-        cause, reason = _exited(rank, status, where, stepped)
+        cause, reason = _exited(rank, status, at, stepped)
     return Verdict(
         cause=cause,
         reason=reason,

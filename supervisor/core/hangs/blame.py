@@ -16,14 +16,16 @@ def hang_verdict(seen: Observation, silence: Silence, stacks: Stacks | None) -> 
     alike = rank is None
     if rank is None:
         rank = silence.rank
-    step = steps.get(rank, silence.step)
+    # What it has done in this attempt may not be known as steps of the run.
+    step = seen.steps.get(rank, steps.get(rank, silence.step))
+    at = f"at step {step}" if step >= 0 else "at an unknown step"
     stack = stacks.of(rank) if stacks else None
     cause = Cause.STOPPED if silence.stopped else Cause.HANG
     if silence.stopped:
-        reason = f"rank {rank} is {silence.evidence}, at step {step}"
+        reason = f"rank {rank} is {silence.evidence}, {at}"
     else:
         who = f"{named(sorted(steps))} hang together" if alike and len(steps) > 1 else f"rank {rank} hangs"
-        reason = f"{who} at step {step}{f': {stack.place}' if stack else ''}; {silence.evidence}"
+        reason = f"{who} {at}{f': {stack.place}' if stack else ''}; {silence.evidence}"
     if stacks is not None:
         others = [(r, s) for r, s in grouped(stacks.stacks) if rank not in r]
         reason += "".join(f"; in the child {s.child}: {s.place}" for s in stacks.children(rank)[:1])

@@ -57,12 +57,14 @@ def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, foll
     over = attempt.failed if attempt.failed is not None else following
     finished = attempt.cause == "finished"
     caught_up = attempt.first_step if first else (attempt.caught_up if attempt.caught_up is not None else over)
+    # Of steps that nothing tells there is no saying whether they are new.
+    trained_in = "other" if attempt.unplaced else "productive"
     stretches = [
         ("launch", attempt.ready),
         ("restore", attempt.resumed),
         ("first_step", attempt.first_step),
-        ("redone", caught_up if attempt.first_step is not None else None),
-        ("productive" if attempt.first_step is not None else "launch", over),
+        ("redone", caught_up if attempt.first_step is not None and not attempt.unplaced else None),
+        (trained_in if attempt.first_step is not None else "launch", over),
         ("detect", attempt.verdict if not finished else over),
         ("stop", attempt.gone if not finished else over),
     ]
@@ -131,7 +133,7 @@ def report(story: Story, now: float) -> dict[str, Any]:
         "attempts": [
             {
                 "attempt": a.number,
-                "from_step": a.from_step if a.from_step is not None else (0 if a.first_step is not None else None),
+                "from_step": a.from_step,
                 "to_step": a.to_step if a.to_step >= 0 else None,
                 "cause": a.cause,
                 "rank": a.rank,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from supervisor.core.model import History, Rollback
+from supervisor.core.telling.time_line import one_line
 
 Event = Mapping[str, Any]
 
@@ -32,7 +32,9 @@ class AttemptStory:
     verdict: float | None = None
     gone: float | None = None
     from_step: int | None = None
+    """The step that it went on from; None before it is known, and where nothing tells it."""
     to_step: int = -1
+    """The last step that it has finished; -1 for none, and where nothing tells which."""
     cause: str | None = None
     rank: int | None = None
     signal: int | None = None
@@ -45,6 +47,11 @@ class AttemptStory:
     """By rank that is slower than the others, how."""
     groups: tuple[str, ...] = ()
     """Which ranks stood where when it was suspected to hang."""
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether it has trained, and nothing tells which steps of the run."""
+        return self.first_step is not None and self.from_step is None
 
 
 @dataclass(slots=True)
@@ -73,6 +80,11 @@ class Story:
     """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
 
     @property
+    def unplaced(self) -> bool:
+        """Whether nothing tells which steps of the run the last attempt has made."""
+        return self.attempt is not None and self.attempt.unplaced
+
+    @property
     def attempt(self) -> AttemptStory | None:
         return self.attempts[-1] if self.attempts else None
 
@@ -85,40 +97,12 @@ class Story:
 def tell(events: Iterable[Event]) -> Story:
     """The story that `events` tell, in their order; events and fields it does not know are passed over."""
     story = Story()
-    for event in _one_line(story, events):
+    for event, story.offset in one_line(events):
         teller = _TELLERS.get(str(event.get("msg")))
         if teller is not None:
             teller(story, event, event["mono"])
         story.last = event["mono"]
     return story
-
-
-def _one_line(story: Story, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
-    """`events` with their times on one line: the monotonic clock begins anew with each boot, the wall clock spans it."""
-    before: Event | None = None
-    boot: object = None
-    for event in events:
-        mono = event.get("mono")
-        if not isinstance(mono, int | float):
-            continue
-        # A machine that has been up for longer than the one before was gives no other sign than the name of its boot.
-        rebooted = boot is not None and event.get("boot") not in (None, boot)
-        boot = event.get("boot") or boot
-        if before is not None and (mono < before["mono"] or rebooted):
-            story.offset += before["mono"] - mono + max(0.0, _wall(event) - _wall(before))
-        before = event
-        moved = dict(event)
-        for key in ("mono", "at_mono", "failed_mono", "fired_mono", "noted_mono", "wanted_mono"):
-            if isinstance(moved.get(key), int | float):
-                moved[key] = float(moved[key]) + story.offset
-        yield moved
-
-
-def _wall(event: Event) -> float:
-    try:
-        return datetime.fromisoformat(str(event.get("ts")).replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return 0.0
 
 
 def _whole(event: Event, key: str, default: int = -1) -> int:
@@ -136,6 +120,10 @@ def _optional(event: Event, key: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _known(step: int) -> int | None:
+    return step if step >= 0 else None
+
+
 def _run_started(story: Story, event: Event, mono: float) -> None:
     if story.started is None:
         story.started = mono
@@ -147,7 +135,8 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         # What it went back from is moved aside with everything else.
         story.history = replace(story.history, rollback=None)
     if event.get("fresh_budget"):
-        story.history = History(best_step=story.history.best_step)
+        # A save of the script's own may have been taken away since, for a new beginning.
+        story.history = History(best_step=story.checkpoint_step)
 
 
 def _bury(story: Story) -> None:
@@ -198,15 +187,16 @@ def _group_ready(story: Story, event: Event, mono: float) -> None:
 
 def _resumed(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
-        story.attempt.resumed = mono
-        story.attempt.from_step = _whole(event, "step", 0)
+        # A script's own load is told at its first step, and bears the time of the load.
+        story.attempt.resumed = _number(event, "noted_mono", mono)
+        story.attempt.from_step = _known(_whole(event, "step", 0))
 
 
 def _first_step(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         story.attempt.first_step = _number(event, "at_mono", mono)
         story.attempt.to_step = _whole(event, "step")
-        story.attempt.from_step = _whole(event, "from_step", story.attempt.from_step or 0)
+        story.attempt.from_step = _known(_whole(event, "from_step", story.attempt.from_step or 0))
     story.state = "running"
 
 

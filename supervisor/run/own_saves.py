@@ -1,0 +1,57 @@
+"""The newest whole save of a script's own, from the journals of its ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.rundir.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
+from trainer.rundir.layout import RunDir
+
+_TAIL = 256 << 10
+"""Bytes of a journal's end that are read: a thousand saves."""
+_TRIED = 50
+"""Saves that are looked for on the disk before it is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A save that is on the disk as it was when it was done. `step` is true, or -1 where that is not known."""
+
+    path: str
+    step: int
+    written: float
+    """By the wall clock."""
+
+
+def newest_whole(run: RunDir) -> Whole | None:
+    """The newest, at the highest step that the newest attempt with one has saved; what was made before the first step is
+    none. None also where nothing can be read."""
+    for number, saved in zip(range(_TRIED), _newest_first(run), strict=False):
+        del number
+        if (path := place_of(saved)) is not None and _is_whole(saved, path):
+            try:
+                return Whole(path, saved.step, os.stat(path).st_mtime)  # noqa: PTH116
+            except (OSError, ValueError):
+                continue
+    return None
+
+
+def _is_whole(saved: Saved, path: str) -> bool:
+    here = identity_of(path)
+    return saved.identity is None or (here is not None and here.content == saved.identity.content)
+
+
+def _newest_first(run: RunDir) -> Iterator[Saved]:
+    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt."""
+    for attempt in reversed(run.attempts()):
+        found: dict[str, Saved] = {}
+        for rank, path in journals_of(run.attempt(attempt)):
+            for raw in tail(path, _TAIL).splitlines():
+                line = line_of(raw)
+                saved = saved_of(line, attempt, rank) if line is not None else None
+                if saved is not None and saved.here > 0:
+                    before = found.get(saved.path)
+                    found[saved.path] = saved if before is None or saved.mono >= before.mono else before
+        yield from sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
