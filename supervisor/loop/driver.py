@@ -35,6 +35,7 @@ from supervisor.run.anchor import Anchor, Moved, Removed
 from supervisor.run.events import EventLog
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Legacy
+from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir, committed_steps
@@ -63,6 +64,7 @@ class Driver:
         self._launched = False
         """Whether there is an attempt of this request, ours or adopted."""
         self._failures = Failures()
+        self._program = Program(self.run, self.spec)
         self._reaped: dict[int, int] = {}
         self._ended: End | None = None
         self._witnesses: list[Witness] = []
@@ -180,6 +182,8 @@ class Driver:
         running = state.mode is machine.Mode.RUNNING
         if running and state.stepped:
             self._keep_evidence()
+        if attempt is not None:
+            self._program.hear(self.run.attempt(attempt.number).program)
         self._chronicle.scan(now, final=over)
         return Observation(
             now=now,
@@ -273,6 +277,7 @@ class Driver:
             self._flusher.abandon()
         resume = self.spec.resume if first else "auto"
         relaunch = not first or self._chronicle.checkpoint >= 0
+        self._chronicle.program_changed(self._program.launched())
         now = self.clock()
         self._failures.launched(now)
         order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.watch import Watch
 from supervisor.core.diagnosis.diagnose import where
 from supervisor.core.saves import Save, Saves
+from supervisor.core.program import Change, sentence
 from supervisor.core.stack import Stacks, summary
 from supervisor.run.events import EventLog
 from trainer.rundir.faults import Fault
@@ -59,6 +61,12 @@ class Chronicle:
         self._log.attempt = number
         self._said.clear()
         self._heard.clear()
+
+    def program_changed(self, found: tuple[Change, ...]) -> None:
+        """That the attempt runs another program than the one before is told."""
+        if found:
+            text = sentence(self._log.attempt, self._log.attempt - 1, found)
+            self._log.emit("program_changed", "warning", files=[asdict(change) for change in found], text=text)
 
     def started(self, attempt: Attempt, nproc: int) -> None:
         """That the attempt has a launcher is told."""

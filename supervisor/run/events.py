@@ -33,6 +33,7 @@ EVENTS = {
     "group_ready": "every rank has registered",
     "resumed": "a rank went on from a checkpoint, or from a save of the script's own (source script; step -1: not known)",
     "data_skipped": "a rank went back, and passes over the data from index `from` up to, not including, `to`",
+    "program_changed": "the attempt runs another program than the one before: a file of the script's was changed or removed",
     "first_step": "the first optimizer step of the attempt is done (-1: nothing tells which of the run's steps it is)",
     "caught_up": "the highest step ever reached was reached again",
     "checkpoint_committed": "a checkpoint is durable",

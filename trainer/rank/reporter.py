@@ -20,6 +20,7 @@ from ..rundir.durable import replace_file
 from ..rundir.environment import STACKS_SIGNAL, Supervised
 from ..rundir.notes import NoteWriter
 from ..rundir.secrets import Redactor
+from . import program
 from .faults import inflict
 from .journal import Begun, Journal
 from .preload import remember
@@ -103,6 +104,8 @@ class Reporter(Progress):
         self._steps_here += 1
         self.note.retry()
         self._journal.retry()
+        if self._steps_here == 1 and self.rank == 0:
+            program.leave(self.place.attempt.program)
         if self._steps_here in _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
@@ -135,6 +138,8 @@ class Reporter(Progress):
 
     def failed(self, error: BaseException, exit_code: int) -> None:
         told = traceback.TracebackException.from_exception(error)
+        if not self._steps_here and self.rank == 0:
+            program.leave(self.place.attempt.program)
         # The script's own frames: those that led to it are the same in every traceback.
         frames = [frame for frame in told.stack if not is_ours(frame.filename)]
         told.stack = traceback.StackSummary.from_list(frames)

@@ -38,6 +38,11 @@ class AttemptDir:
         return self.path / "evidence.json"
 
     @property
+    def program(self) -> Path:
+        """Which files of the script's own rank 0 has loaded."""
+        return self.path / "program.json"
+
+    @property
     def stacks(self) -> Path:
         return self.path / "stacks"
 
@@ -109,6 +114,11 @@ class RunDir:
     def modules(self) -> Path:
         """What the script had imported by its tenth step, for the nursery."""
         return self.path / "modules.json"
+
+    @property
+    def program(self) -> Path:
+        """The files of the script's program, as the newest attempt has loaded them."""
+        return self.path / "program.json"
 
     @property
     def pace(self) -> Path:

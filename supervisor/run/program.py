@@ -1,0 +1,89 @@
+"""The files of a script's program, as they were when an attempt loaded them: RUN/program.json."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from supervisor.core.program import Change, Source, changes
+from supervisor.run.spec import Spec
+from trainer.rundir.durable import replace_soon
+from trainer.rundir.layout import RunDir
+from trainer.rundir.untrusted_files import read_file, read_json
+
+_LARGEST = 4 << 20
+"""Bytes of a source file; a larger one is data."""
+_MOST = 500
+
+
+class Program:
+    """Of one run. What it knows outlives the supervisor; what cannot be read is not known."""
+
+    def __init__(self, run: RunDir, spec: Spec) -> None:
+        self._run = run
+        self._known = _kept(run.program)
+        self._heard: Path | None = None
+        self._script = None if spec.module else os.path.join(spec.cwd, spec.command[0])  # noqa: PTH118 (as it is named)
+
+    def launched(self) -> tuple[Change, ...]:
+        """What is another file now than the attempt before has loaded. From here on that is what is known."""
+        now = {path: _looked(path, was) for path, was in self._known.items()}
+        found = changes(self._known, now)
+        self._known = {path: source for path, source in now.items() if source is not None}
+        if self._script is not None and self._script not in self._known:
+            self._add(self._script)
+        self._keep()
+        return found
+
+    def hear(self, told: Path) -> None:
+        """What the attempt's rank 0 has told of the files that it has loaded is known, once it has."""
+        if told == self._heard:
+            return
+        try:
+            files = read_json(told)
+            named = {str(path): (int(size), int(at)) for path, size, at in files[:_MOST]}
+        except (OSError, ValueError, TypeError, KeyError):
+            return
+        self._heard = told
+        for path, about in named.items():
+            known = self._known.get(path)
+            if known is None or (known.bytes, known.changed_ns) != about:
+                self._add(path, about)
+        self._keep()
+
+    def _add(self, path: str, about: tuple[int, int] | None = None) -> None:
+        source = _looked(path)
+        # What was changed since it was loaded is not what was loaded: nobody can tell any more what that was.
+        if source is not None and about in (None, (source.bytes, source.changed_ns)):
+            self._known[path] = source
+
+    def _keep(self) -> None:
+        body = {path: asdict(source) for path, source in self._known.items()}
+        with contextlib.suppress(OSError, UnicodeEncodeError):
+            replace_soon(self._run.program, json.dumps(body).encode())
+
+
+def _kept(path: Path) -> dict[str, Source]:
+    try:
+        return {
+            str(name): Source(int(body["bytes"]), int(body["changed_ns"]), str(body["digest"]))
+            for name, body in read_json(path).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _looked(path: str, was: Source | None = None) -> Source | None:
+    """The file as it is; not read again where size and time say that it is as it `was`."""
+    try:
+        found = Path(path).stat()
+        if was is not None and (was.bytes, was.changed_ns) == (found.st_size, found.st_mtime_ns):
+            return was
+        data = read_file(Path(path).resolve(), _LARGEST)
+    except (OSError, ValueError):
+        return None
+    return Source(found.st_size, found.st_mtime_ns, hashlib.sha256(data).hexdigest())

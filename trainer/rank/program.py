@@ -1,0 +1,48 @@
+"""Which files a script's own program consists of, as this process has loaded it: for whoever wants to know whether the next
+attempt runs another one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import site
+import sys
+import sysconfig
+from pathlib import Path
+
+from ..rundir.durable import replace_soon
+
+MOST = 500
+_OURS = str(Path(__file__).parents[1])
+
+
+def loaded() -> list[tuple[str, int, int]]:
+    """(path, bytes, ns of its last change) of the sources of the loaded modules that were not installed."""
+    elsewhere = tuple(os.path.join(path, "") for path in _installed())  # noqa: PTH118 (a prefix)
+    found: dict[str, tuple[int, int]] = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        # What has no spec was not imported, but made by somebody: torch.compile writes such modules, and throws them away.
+        imported = name == "__main__" or getattr(module, "__spec__", None) is not None
+        if not isinstance(path, str) or not path.endswith(".py") or not imported:
+            continue
+        path = os.path.abspath(path)  # noqa: PTH100 (a link is the file that the script names)
+        if path not in found and not path.startswith(elsewhere) and len(found) < MOST:
+            with contextlib.suppress(OSError):
+                known = Path(path).stat()
+                found[path] = (known.st_size, known.st_mtime_ns)
+    return [(path, *about) for path, about in found.items()]
+
+
+def _installed() -> set[str]:
+    paths = sysconfig.get_paths()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return {_OURS, *(paths[name] for name in names), *users, *(p for p in sys.path if p.endswith("-packages"))}
+
+
+def leave(path: Path) -> None:
+    """`path` tells what loaded() finds now; a full disk only costs that."""
+    with contextlib.suppress(OSError, ValueError):
+        replace_soon(path, json.dumps(loaded()).encode())
