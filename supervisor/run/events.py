@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import structlog
 
+from trainer.rundir import room
 from trainer.rundir.durable import DISK, Disk, append_line, mend_tail
 from trainer.rundir.layout import RunDir
 from trainer.rundir.secrets import Redactor
@@ -57,6 +58,8 @@ EVENTS = {
 }
 
 _KEPT = 10_000
+_ROOM = 32_768
+"""Bytes of disk that are kept for events to come: how a run ends on a full disk has to be known."""
 
 
 class EventLog:
@@ -75,6 +78,8 @@ class EventLog:
         """How many events wait for the disk, and why."""
         self._unsynced = ""
         """What was the matter with the last sync."""
+        self._room = room.keep(self._fd, _ROOM)
+        """Up to which offset the file has room, however full the disk is."""
         self._syncer = _Syncer(self._fd, run.events, disk)
         self._log = structlog.wrap_logger(
             self,
@@ -123,6 +128,8 @@ class EventLog:
                 self.emit("warning", "warning", text=text)
         else:
             self._full, self.unwritten = False, ""
+            if os.fstat(self._fd).st_size > self._room - _ROOM // 2:
+                self._room = room.keep(self._fd, _ROOM)
             if dropped := self._dropped:
                 self._dropped = 0
                 self.emit(
@@ -144,6 +151,7 @@ class EventLog:
         """What was written survives a power cut; waits for the disk, however slow."""
         self._flush()
         self._syncer.close()
+        room.give_back(self._fd)
         os.close(self._fd)
 
 

@@ -26,20 +26,21 @@ class _Lenient(io.FileIO):
         super().__init__(fd, "w", closefd=False)
         self.name = name
         self._note = note
-        self._refused = False
+        self._lost = 0
+        """Bytes that the disk has refused since it took any."""
 
     def write(self, data: Any) -> int:
         try:
             written = super().write(data)
         except OSError as error:
-            if not self._refused:
+            if not self._lost:
                 said = "what is printed is lost until it can"
                 self._note("warning", text=f"the log cannot be written ({error.strerror}): {said}")
-            self._refused = True
+            self._lost += memoryview(data).nbytes
             return memoryview(data).nbytes
-        if self._refused:
-            self._refused = False
-            self._note.retry()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self._note("warning", text=f"the log can be written again: {lost} bytes that were printed are lost")
         return written
 
 

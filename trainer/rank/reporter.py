@@ -65,6 +65,7 @@ class Reporter(Progress):
         # Removed with the attempt's other unfinished files, and named as none of them can be.
         self._room = place.attempt.error(rank).with_name(f".room.rank{rank}.tmp-{os.getpid()}-0")
         _keep_room(self._room)
+        self.note.keep_room()
         _allow_stacks(place, rank)
         self._fire(Phase.STARTUP)
 

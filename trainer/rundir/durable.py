@@ -92,7 +92,8 @@ def replace_soon(path: Path, data: Buffer) -> None:
     have, written by who has something urgent to do."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
     try:
-        temporary.write_bytes(data)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
         temporary.rename(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ recognises it. They are about living processes, so none is synced: a power cut e
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -104,12 +105,20 @@ class Gate:
         """What the supervisor released this rank with; None if it died instead."""
         # Opened before we say that we are ready, and not blocking: with no writer left, there is nothing to wait for.
         fd = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.ready(rank).write_text(str(os.getpid()))
+        self._come(rank)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         while os.read(fd, 64):
             pass
         os.close(fd)
         return self.released()
+
+    def _come(self, rank: int) -> None:
+        """This rank waits at the gate, for everybody to see; on a full disk nobody sees which process it is."""
+        try:
+            self.ready(rank).write_text(str(os.getpid()))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def released(self) -> dict[str, Any] | None:
         """What is in release.json; None if there is none, ValueError if it is not a release."""

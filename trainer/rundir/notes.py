@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import room
 from .durable import append_line
 from .secrets import Redactor
 from .untrusted_files import open_file, parse
 
 _KEPT = 1000
 """Notes that wait for a full disk to have room."""
+_ROOM = 4096
+"""Bytes of disk that are kept for notes to come."""
 _WINDOW = 4 << 20
 """Bytes that are read at once: a longer line is no note."""
 
@@ -45,6 +48,14 @@ class NoteWriter:
         self._waiting.append(self._redactor.json(line.encode()))
         self.retry()
 
+    def keep_room(self) -> None:
+        """The file is there, with room for the notes of a disk that fills up."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                room.keep(fd, _ROOM)
+                os.close(fd)
+
     def retry(self) -> None:
         """What waits is written, if the disk takes it now."""
         if self._path is None or not self._waiting:
@@ -56,6 +67,7 @@ class NoteWriter:
                 while self._waiting:
                     append_line(fd, self._waiting[0])
                     self._waiting.popleft()
+                room.keep(fd, _ROOM)
             finally:
                 os.close(fd)
 
