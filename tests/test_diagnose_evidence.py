@@ -71,6 +71,20 @@ def test_raised_from_counts() -> None:
     assert "SaveFailed" in verdict.reason and "/data" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("full", "lines", "cause"),
+    [(("/data",), (), Cause.NO_SPACE), ((), (), Cause.STARTUP_ERROR), (("/data",), ("usage: x",), Cause.STARTUP_ERROR)],
+)
+def test_speechless_on_a_full_disk(full: tuple[str, ...], lines: tuple[str, ...], cause: Cause) -> None:
+    """A rank that ends at its start and has not even left a log has found no room for one, if a disk is full."""
+    evidence = Evidence(full=full, lines={1: lines})
+    look = Observation(100.0, exits=(Exit(1, 1, 99.0),), evidence=evidence)
+
+    verdict = diagnose(look, False, -1)
+
+    assert verdict is not None and verdict.cause is cause
+
+
 def killed(memory: Memory, rank: int | None = 1) -> Verdict:
     evidence = Evidence(memory=memory, pids={None: 40, 0: 41, 1: 42})
     found = diagnose(Observation(now=100.0, exits=(Exit(rank, -9, 99.0),), evidence=evidence), True, 40)

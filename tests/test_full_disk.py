@@ -139,7 +139,8 @@ def test_a_disk_that_stays_full(run: Run, disk: SmallDisk, reference: Any) -> No
     assert run.process is not None
     code = run.process.wait(60)
     assert code in (100, 105)
-    assert {event["cause"] for event in run.events("verdict")} == {"no_space"}
+    causes = {event["cause"]: event["reason"] for event in run.events("verdict")}
+    assert causes.keys() == {"no_space"}, causes
     assert committed_steps(run.dir.checkpoints) == kept and kept
     for step in kept:
         store.verify(run.dir.checkpoints / step_name(step))

@@ -149,7 +149,7 @@ def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdic
     elif raised is not None:
         cause, reason = _raised(seen, raised, at, status, stepped)
     else:
-        cause, reason = _exited(rank, status, at, stepped)
+        cause, reason = _exited(seen, rank, status, at, stepped)
     return Verdict(
         cause=cause,
         reason=reason,
@@ -222,11 +222,14 @@ def _more_shm(seen: Observation) -> str:
     return f"; /dev/shm{size}: give it more (docker run --shm-size=8g, or --ipc=host), or use fewer DataLoader workers"
 
 
-def _exited(rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:
+def _exited(seen: Observation, rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:
     if status == NEVER_RESTART:
         return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help"
     if status == 2 and not stepped:
         return Cause.USER_ERROR, f"rank {rank} exited with 2 (usage error) {where}"
+    if not stepped and seen.evidence.full and not seen.evidence.lines.get(rank):
+        disks = ", ".join(seen.evidence.full)
+        return Cause.NO_SPACE, f"rank {rank} exited with {status} {where}, without a word: the disk of {disks} is full"
     return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, f"rank {rank} exited with {status} {where}"
 
 
