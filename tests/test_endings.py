@@ -37,6 +37,8 @@ if rank == 0:
 if rank == 3:
     unclosed = open("unclosed", "w")
     unclosed.write("not flushed by the script")
+    import weakref
+    stands_for_nothing = weakref.proxy(type("Gone", (), {})())
 """
 
 

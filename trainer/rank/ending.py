@@ -54,6 +54,7 @@ def end(code: object, by: signal.Signals | None = None) -> NoReturn:
 
 def _flush() -> None:
     """What was written is in the files. Those of before the fork are frozen: neither listed, nor the script's."""
-    for thing in [thing for thing in gc.get_objects() if isinstance(thing, _WRITERS)] + [sys.stdout, sys.stderr]:
+    # By their true types: a proxy says that it is what it stands for, and raises if that is gone.
+    for thing in [thing for thing in gc.get_objects() if issubclass(type(thing), _WRITERS)] + [sys.stdout, sys.stderr]:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             thing.flush()
