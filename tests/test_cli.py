@@ -18,8 +18,8 @@ from tests.supervised import SUPERVISE, Run, environment, until
 COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
 LAUNCH_OPTIONS = (
     "--backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --max-restarts --module --name "
-    "--no-progress-limit --no-standby --nproc --policy --quiet --resume --resume-args --run-dir --standby --startup-timeout "
-    "--window"
+    "--no-progress-limit --no-spawns --no-standby --nproc --policy --quiet --resume --resume-args --run-dir --spawns "
+    "--standby --startup-timeout --window"
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.attempt.watch import _read_record
+from supervisor.attempt.records import exception_of
 from supervisor.core.telling.ledger import report
 from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
@@ -185,7 +185,7 @@ def test_error_records(data: st.DataObject, folder: Path) -> None:
     """A Raised, or None."""
     (folder / "error.json").write_bytes(data.draw(files(RECORD)))
     with bounded():
-        record = _read_record(folder / "error.json")
+        record = exception_of(folder / "error.json")
     if record is not None:
         assert isinstance(record.rank, int)
         assert isinstance(record.exit_code, int)

@@ -116,7 +116,7 @@ class Attempt:
         """Its living processes, where they are not our descendants: another supervisor started them."""
         if not self._adopted or self.watch is None:
             return []
-        launcher = [self.watch.launcher.pid] if self.watch.launcher else []
+        launcher = [p.pid for p in (self.watch.launcher, self.watch.script) if p is not None]
         return launcher + [process.pid for process in self.watch.ranks.values()]
 
     def send(self, name: str, reach: Reach, spared: set[int], now: float) -> int:

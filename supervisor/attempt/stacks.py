@@ -59,8 +59,9 @@ def _told(found: Stacks) -> str:
 
 def _children(ranks: dict[int, Process], folder: Path, until: float) -> Iterable[Stack]:
     """A forked child has inherited the rank's handler, and its file: one after the other, then."""
+    known = {process.pid for process in ranks.values()}
     for rank, process in ranks.items():
-        for child in kernel.descendants(process.pid)[:_CHILDREN]:
+        for child in kernel.descendants(process.pid, known)[:_CHILDREN]:
             with contextlib.suppress(OSError):
                 text = _by_signal({rank: child}, folder, min(until, time.monotonic() + 0.3)).get(rank, "")
                 if text:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import signal
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from supervisor.attempt.records import Notes, exception_of
 from supervisor.core.model import Exit, Group, Member, Raised, RankView
 from supervisor.core.saves import Saves, hear
 from supervisor.group.group import Gang
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
-from trainer.rundir.beats import Beat, BeatReader, Phase, Source, last_beats
+from trainer.rundir.beats import Beat, BeatReader, Phase, Role, Source, last_beats
 from trainer.rundir.environment import STACKS_SIGNAL
-from trainer.rundir.layout import AttemptDir
+from trainer.rundir.layout import SCRIPT, AttemptDir
 from trainer.rundir.notes import NoteReader
 from trainer.rundir.untrusted_files import read_json
 
@@ -29,19 +29,6 @@ _QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
 _JOURNALS_EVERY = 1.0
 """Seconds between two looks for saves that have begun, or failed."""
-_LONGEST_PATH = 1000
-
-
-class Notes:
-    """What the ranks of one attempt have noted."""
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        """`files` by rank."""
-        self._readers = [NoteReader(path) for path in files]
-
-    def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """What was noted since the last call, with the rank."""
-        return [(rank, note) for rank, reader in enumerate(self._readers) for note in reader.read()]
 
 
 class Watch:
@@ -50,12 +37,18 @@ class Watch:
     def __init__(self, folder: AttemptDir, gang: Gang, reaped: dict[int, int]) -> None:
         """Of an attempt whose `gang` has been released, and has a launcher unless that is gone already."""
         self.folder = folder
-        self.nproc = nproc = gang.nproc
+        self.nproc = gang.nproc
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
         self.seen_ranks: dict[int, int] = {}
-        """pid of every rank that ever registered."""
+        """pid of every rank that ever registered, and of the SCRIPT that was one."""
+        self.script: Process | None = None
+        """The living process that runs the script, where it has started the ranks and is none of them."""
+        self.joined: list[tuple[int, int]] = []
+        """(rank, pid) of those that the script has started, as they come; to be taken out by whoever tells of it."""
+        self._spawned: dict[int, Role] = {}
+        self._ends = NoteReader(folder.ended)
         self.launcher = gang.launcher
         self._launcher_pid = gang.launcher.pid if gang.launcher else 0
         self._gate = gang.gate
@@ -63,8 +56,8 @@ class Watch:
         self.raised: list[Raised] = []
         self._reaped = reaped
         self._reader = BeatReader(folder.beats)
-        self._notes = Notes(map(folder.notes, range(nproc)))
-        self._journals = Notes(map(folder.saves, range(nproc)))
+        self._notes = Notes(folder.notes)
+        self._journals = Notes(folder.saves)
         self.saves = Saves()
         """What the script has saved by itself in this attempt."""
         self._counted = -1
@@ -86,16 +79,17 @@ class Watch:
     def fds(self) -> list[int]:
         """The pidfds that become readable when a process of the attempt ends."""
         launcher = [self.launcher.fd] if self.launcher else []
-        return launcher + [process.fd for process in self.ranks.values()]
+        script = [self.script.fd] if self.script else []
+        return launcher + script + [process.fd for process in self.ranks.values()]
 
     def ask_faults(self) -> None:
         """Every rank looks for new faults at its next step."""
         self._reader.ask_faults()
 
     def close(self) -> None:
-        for process in self.ranks.values():
+        for process in [*self.ranks.values(), *([self.script] if self.script else [])]:
             process.close()
-        self.ranks, self.launcher = {}, None
+        self.ranks, self.launcher, self.script = {}, None, None
         self._reader.close()
 
     def look(self, now: float, ended: set[int]) -> None:
@@ -103,6 +97,7 @@ class Watch:
         self.beats = self._reader.read()
         self._register(now)
         self._collect_exits(now, ended)
+        self._read_ends()
         if ended or now >= self._files_at + _FILES_EVERY:
             self._files_at = now
             self._collect_raised()
@@ -136,7 +131,11 @@ class Watch:
 
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
         """What the ranks have noted since the last call, with the rank."""
-        return self._notes.read()
+        return self._notes.read(self._numbers())
+
+    def _numbers(self) -> list[int]:
+        """Of the ranks that were asked for, and of those that the script has started."""
+        return [*range(self.nproc), *(rank for rank in self.seen_ranks if rank not in (*range(self.nproc), SCRIPT))]
 
     def saved(self) -> int:
         """How often the script has saved by itself, to a file or not."""
@@ -152,7 +151,7 @@ class Watch:
         if counted == self._counted and now < self._journals_at + _JOURNALS_EVERY and not final:
             return
         self._counted, self._journals_at = counted, now
-        while lines := self._journals.read():
+        while lines := self._journals.read(self._numbers()):
             for rank, line in lines:
                 self.saves = hear(self.saves, rank, line)
 
@@ -168,13 +167,18 @@ class Watch:
         silent = [beat.rank for beat in self.beats if beat.phase is Phase.TRAIN and now - beat.at > _QUIET_AFTER]
         known = [rank for rank in silent if rank in self._kernel and rank in before]
         quiet = [rank for rank in known if self._kernel[rank].cpu - before[rank].cpu <= _QUIET_SHARE * passed]
-        self._close = {rank: self._closely(rank) for rank in quiet}
+        pids = {process.pid for process in self.ranks.values()}
+        self._close = {rank: self._closely(rank, pids) for rank in quiet}
+        held = any(close.held for close in self._close.values())
+        if held and self.script is not None and not kernel.waits_for_ranks(self.script.pid, pids):
+            # Who waits for a lock may wait for the script.
+            self._close = {rank: replace(close, held="") for rank, close in self._close.items()}
         for beat in self.beats:
             if beat.rank in self.ranks and beat.rank not in self.replaced and now - beat.at > _QUIET_AFTER:
                 self._look_at_program(beat.rank, self.ranks[beat.rank].pid)
 
-    def _closely(self, rank: int) -> kernel.Close:
-        close = kernel.closely(self.ranks[rank].pid)
+    def _closely(self, rank: int, pids: set[int]) -> kernel.Close:
+        close = kernel.closely(self.ranks[rank].pid, pids)
         if close.polls is None:
             before = self._close.get(rank)
             close = replace(close, polls=before.polls if before is not None else False)
@@ -224,25 +228,64 @@ class Watch:
             polls=bool(close.polls),
             replaced=beat.rank in self.replaced,
             own=beat.own,
+            apart=beat.role == Role.SPAWNED,
         )
 
     def _register(self, now: float) -> None:
         for beat in self.beats:
-            if beat.rank in self.seen_ranks:
+            if self.seen_ranks.get(beat.rank) == beat.pid:
                 continue
             try:
-                self.ranks[beat.rank] = Process(beat.pid)
+                process = Process(beat.pid)
             except ProcessLookupError:
-                self.exits.append(Exit(beat.rank, None, now))
+                process = None
+            self._give_way(beat)
+            if process is not None:
+                self.ranks[beat.rank] = process
+            else:
+                self.exits.append(Exit(beat.rank, None, now, self._is_spared(beat.rank, None)))
             # Last: without a descriptor to hold it by, it is to be registered with the next look.
             self.seen_ranks[beat.rank] = beat.pid
+
+    def _give_way(self, beat: Beat) -> None:
+        """Whoever had the number of a rank that the script has started has it no more: the script itself, which is none, or
+        one that has done its work."""
+        if not beat.role & Role.SPAWNED:
+            return
+        old = self.ranks.pop(beat.rank, None)
+        if beat.rank in self._spawned:
+            self.exits = [e for e in self.exits if e.rank != beat.rank]
+            if old is not None:
+                old.close()
+        elif old is not None:
+            self.script, self.seen_ranks[SCRIPT] = old, old.pid
+        elif beat.rank == 0:
+            self._find_script()
+        self._spawned[beat.rank] = beat.role
+        self.joined.append((beat.rank, beat.pid))
+
+    def _find_script(self) -> None:
+        """It was no rank any more when this supervisor came, or was one for less than a look."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self._gate.ready(0).read_text())
+            self.seen_ranks[SCRIPT] = pid
+            self.script = Process(pid)
+
+    def _is_spared(self, rank: int, status: int | None) -> bool:
+        role = self._spawned.get(rank)
+        return role is not None and (status == -signal.SIGTERM or not role & Role.GROUPED)
 
     def _collect_exits(self, now: float, ended: set[int]) -> None:
         for rank, process in list(self.ranks.items()):
             if process.fd in ended:
-                self.exits.append(Exit(rank, process.exit_status(self._reaped), now))
+                status = process.exit_status(self._reaped)
+                self.exits.append(Exit(rank, status, now, self._is_spared(rank, status)))
                 process.close()
                 del self.ranks[rank]
+        if self.script is not None and self.script.fd in ended:
+            self.exits.append(Exit(SCRIPT, self.script.exit_status(self._reaped), now))
+            self.script.close()
+            self.script = None
         if self.launcher is not None and self.launcher.fd in ended:
             self.exits.append(Exit(None, self.launcher.exit_status(self._reaped), now))
             self.launcher = None
@@ -251,6 +294,15 @@ class Watch:
             # Of an adopted attempt: it went while nobody looked.
             self.exits.append(Exit(None, None, now))
             self._read_report(now)
+
+    def _read_ends(self) -> None:
+        """How ranks have ended that the script started: it has waited for them, and no older kernel tells anybody else."""
+        for note in self._ends.read() if self._spawned else ():
+            rank = next((r for r, pid in self.seen_ranks.items() if pid == note.get("pid")), None)
+            known = next((e for e in self.exits if e.rank == rank and e.status is None), None)
+            if rank is not None and known is not None and type(code := note.get("code")) is int:
+                told = replace(known, status=code, spared=self._is_spared(rank, code))
+                self.exits = [told if e is known else e for e in self.exits]
 
     def _read_report(self, now: float) -> None:
         """What the launcher knows better: ranks that died before they registered, or whose status nobody told us; and
@@ -262,7 +314,9 @@ class Watch:
                 replace(e, status=code, at=at) if e.rank is None and e.status is None else e for e in self.exits
             ]
             for failure in report["failures"]:
-                rank, status = int(failure["rank"]), int(failure["exit_code"])
+                rank, status, pid = int(failure["rank"]), int(failure["exit_code"]), failure.get("pid")
+                if self._spawned:
+                    rank = next((r for r, known in self.seen_ranks.items() if known == pid), SCRIPT)
                 known = next((e for e in self.exits if e.rank == rank), None)
                 if known is None or known.status is None:
                     self.exits = [e for e in self.exits if e.rank != rank]
@@ -270,54 +324,17 @@ class Watch:
 
     def _collect_raised(self) -> None:
         known = {raised.rank for raised in self.raised}
-        for rank in range(self.nproc):
-            if rank not in known and (record := _read_record(self.folder.error(rank))):
-                self.raised.append(record)
+        for rank in {*range(self.nproc), *self.seen_ranks}:
+            if rank not in known and (record := exception_of(self.folder.error(rank))):
+                self.raised.append(replace(record, spared=self._is_spared(rank, None)))
 
     def _measure_logs(self, now: float) -> None:
         size = 0
-        for rank in self.seen_ranks:
+        for rank in self.seen_ranks.keys() - {SCRIPT}:
             with contextlib.suppress(OSError):
                 size += self.folder.rank_log(rank).stat().st_size
         if size != self._log_bytes:
             self._log_bytes, self.log_grew_at = size, now
-
-
-def _read_record(path: Path) -> Raised | None:
-    try:
-        body = read_json(path)
-        return replace(_raised(body), because=tuple(_raised({**body, **each}) for each in body.get("because", [])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _raised(body: dict[str, Any]) -> Raised:
-    return Raised(
-        rank=int(body["rank"]),
-        type=str(body["type"]),
-        message=_gist(str(body["message"])),
-        frame=str(body["frame"]),
-        at=float(body["mono"]),
-        exit_code=int(body["exit_code"]),
-        bad_step=int(body.get("bad_step", -1)),
-        data_step=int(body.get("data_step", -1)),
-        kinds=tuple(map(str, body.get("kinds", []))),
-        errno=body["errno"] if isinstance(body.get("errno"), int) else None,
-        frames=tuple(map(str, body.get("frames", []))),
-        unread=_file(body.get("file")),
-    )
-
-
-def _file(told: Any) -> tuple[str, int] | None:
-    return (str(told["path"])[:_LONGEST_PATH], int(told["bytes"])) if isinstance(told, dict) else None
-
-
-def _gist(text: str) -> str:
-    """The line of a message that says most: the first, and the last too where another process's traceback lies between."""
-    lines = text.strip().splitlines() or [""]
-    if any(line.lstrip().startswith(("Traceback (most", "Original Traceback (most")) for line in lines):
-        return f"{lines[0][:100]} {lines[-1].strip()}"[:300]
-    return lines[0][:300]
 
 
 def last_beat(folder: AttemptDir) -> int:

@@ -98,6 +98,9 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
 @_option("--startup-timeout", type=Duration(), default="30m", help="Longest time to the first step.")
+@_option(
+    "--spawns/--no-spawns", default=False, help="SCRIPT starts its ranks itself; it is started as by python SCRIPT."
+)
 @_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
 @_option(
     "--policy",
@@ -153,6 +156,8 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
     known = load(folder) if folder is not None else None
     arguments, module = list(given.pop("command_line")), given.pop("module")
     options = {key: value for key, value in given.items() if key in Spec.__dataclass_fields__}
+    nobody = {"run": "", "mark": "", "command": (), "module": False, "cwd": ""}
+    _sound(Spec(**{**options, **nobody}))
     if known is not None:
         old = specs.restore(known.spec)
         values = {f: getattr(old, f) for f in Spec.__dataclass_fields__}
@@ -164,13 +169,22 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
         values["actions"] = {**old.actions, **options["actions"]} if not arguments else resolved(options["actions"])
-        spec = Spec(**values)
+        spec = _sound(Spec(**values))
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
     _make_folder(run)
     options["actions"] = resolved(options["actions"])
     return Spec(run=run_id, mark=secrets.token_hex(8), **options, **_command(arguments, module)), run
+
+
+def _sound(spec: Spec) -> Spec:
+    if spec.spawns and spec.nproc > 1:
+        what = (
+            f"--spawns is for a script that starts its ranks itself, and --nproc {spec.nproc} would start it so often"
+        )
+        raise Refusal(f"{what}; leave out --nproc, or --spawns")
+    return spec
 
 
 def as_configured(ctx: click.Context, config: Path | None) -> Spec:

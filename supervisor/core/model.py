@@ -10,6 +10,9 @@ from typing import Any
 from supervisor.core.evidence import Evidence
 from supervisor.core.stack import Stacks
 
+SCRIPT = -1
+"""In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
+
 
 class Cause(enum.Enum):
     """Why an attempt is over."""
@@ -87,12 +90,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A process of the attempt that is gone. `rank` None is the launcher. `status`: exit code, or minus the signal;
-    None where the system did not tell."""
+    """A process of the attempt that is gone. `rank` None is the launcher, SCRIPT the script that has started the ranks.
+    `status`: exit code, or minus the signal; None where the system did not tell."""
 
     rank: int | None
     status: int | None
     at: float
+    spared: bool = False
+    """The script started it, and may have ended it or do without it: no failure as long as the script goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,8 @@ class Raised:
     """The innermost frames of the script, innermost last."""
     unread: tuple[str, int] | None = None
     """The file whose content it could make no sense of, and how many bytes that has."""
+    spared: bool = False
+    """As Exit.spared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +155,8 @@ class RankView:
     """Its process has become another program (exec): what the beats say is not about that one."""
     own: float = 0.0
     """Seconds of its steps so far that were its own work: data and forward pass, not the waiting for other ranks."""
+    apart: bool = False
+    """The script started it, and it is in no group: it may wait for anybody, as a worker waits for its next task."""
 
 
 @dataclass(frozen=True, slots=True)

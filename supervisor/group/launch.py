@@ -22,19 +22,18 @@ from trainer.rundir import environment as names
 from trainer.rundir import rollback as rollbacks
 from trainer.rundir.gate import Gate
 from trainer.rundir.layout import RunDir, committed_steps, step_name
-from trainer.rundir.programs import program
+from trainer.rundir.programs import STARTUP, program
 from trainer.rundir.secrets import Redactor
 
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
-_STALE = re.compile(
-    r"^(PET_.*|TORCHELASTIC_.*|MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE"
-    r"|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_NAME|ROLE_WORLD_SIZE|SUPERVISE_.*)$"
-)
+_STALE = re.compile(r"PET_.*|SUPERVISE_.*|" + names.LAUNCHERS.pattern)
+_USERS_OWN = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+"""torchrun has a default for it, but no launcher's is stale."""
 
 
 def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of whatever the run starts: `outer` without what is stale, with what no attempt changes."""
-    env = {key: value for key, value in outer.items() if not _STALE.match(key)}
+    env = {key: value for key, value in outer.items() if key == _USERS_OWN or not _STALE.fullmatch(key)}
     env |= {
         names.MARK: f"{spec.mark}.gang",
         names.RUN_ID: spec.run,
@@ -91,8 +90,20 @@ def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }
+    if spec.nproc == 1:
+        env |= _of_children(spec, outer)
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
     return {"attempt": order.attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
+
+
+def _of_children(spec: Spec, outer: Mapping[str, str]) -> dict[str, str]:
+    """What a script needs whose children may be ranks: the way for them to find our hooks. One that is sure to start its
+    ranks has, as without a launcher, what its user has said of them."""
+    paths = [str(STARTUP), *filter(None, [outer.get("PYTHONPATH")])]
+    env = {"PYTHONPATH": os.pathsep.join(paths), names.CHILDREN: names.RANKS if spec.spawns else names.PERHAPS}
+    if spec.spawns and "TORCHELASTIC_RUN_ID" not in outer:
+        env |= {key: value for key, value in outer.items() if names.LAUNCHERS.fullmatch(key)}
+    return env
 
 
 def _arguments(spec: Spec, relaunch: bool) -> list[str]:

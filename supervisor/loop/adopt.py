@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import psutil
 
 from supervisor.attempt.attempt import Attempt
-from supervisor.attempt.watch import Notes, last_beat
+from supervisor.attempt.records import Notes
+from supervisor.attempt.watch import last_beat
 from supervisor.group.group import Gang
 from supervisor.group.launch import Order, is_as_asked
 from supervisor.loop.flush import Flusher
@@ -91,23 +92,25 @@ class Heir:
         untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their grace."""
         last = self.legacy.last_attempt
         self.chronicle.go_on(self.legacy.events)
-        notes = Notes(map(self.run.attempt(last).notes, range(self.spec.nproc)))
-        self.chronicle.hear(notes.read())
+        folder = self.run.attempt(last)
+        ranks = [*range(self.spec.nproc), *(beat.rank for beat in last_beats(folder.beats))]
+        notes = Notes(folder.notes)
+        self.chronicle.hear(notes.read(ranks))
         self.flusher.inherit(training=False)
         spared = self.flusher.pids()
         leftovers = proctree.members(self.spec.mark, spared)
-        step = last_beat(self.run.attempt(last))
+        step = last_beat(folder)
         if asked := bool(leftovers and stops.kind is not None):
             assert stops.kind is not None
             self.log.emit("stop_requested", by=stops.kind.value, step=step, now=stops.now)
             self._ask(stops, spared)
-            step = max(step, last_beat(self.run.attempt(last)))
+            step = max(step, last_beat(folder))
             leftovers = proctree.members(self.spec.mark, spared)
         if leftovers or asked or self.legacy.unfinished:
             self.chronicle.high_step = max(self.chronicle.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
         left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
-        self.chronicle.hear(notes.read())
+        self.chronicle.hear(notes.read(ranks))
         self.chronicle.flushes_due.clear()
         self.chronicle.catch_up()
         return left

@@ -48,6 +48,8 @@ class Chronicle:
         self._save_at = float("-inf")
         self._run, self._log = run, log
         self._said: set[str] = set()
+        self._known: set[int] = set()
+        """Pids of ranks of which an earlier supervisor has told."""
         self._heard: set[float] = set()
         """When those notes were made that an earlier supervisor has told of."""
         self._unsaid = -1
@@ -61,6 +63,7 @@ class Chronicle:
         self._log.attempt = number
         self._said.clear()
         self._heard.clear()
+        self._known.clear()
 
     def program_changed(self, found: tuple[Change, ...]) -> None:
         """That the attempt runs another program than the one before is told."""
@@ -84,6 +87,8 @@ class Chronicle:
         for event in events:
             if (key := _ONCE.get(event["msg"])) is not None:
                 self._said.add(key)
+            if event["msg"] == "rank_joined":
+                self._known.add(event["pid"])
             if isinstance(event.get("noted_mono"), float):
                 self._heard.add(event["noted_mono"])
 
@@ -100,6 +105,10 @@ class Chronicle:
         for rank in watch.replaced:
             text = f"rank {rank} has become another program (exec): its end is seen; its steps and hangs no longer are"
             self.once(f"replaced {rank}", "warning", level="warning", rank=rank, text=text)
+        while watch.joined:
+            rank, pid = watch.joined.pop(0)
+            if pid not in self._known:
+                self._log.emit("rank_joined", rank=rank, pid=pid)
         self.hear(watch.notes())
         steps = watch.steps()
         trained = [beat for beat in watch.beats if beat.rank in steps]

@@ -10,7 +10,7 @@ import os
 import platform
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _SHORT_SLEEP = 5.0
 """Seconds: a longer one is no look again and again, and has an end."""
 _LOOPS = ("gloo_", "pt_gloo", "pt_tcpstore")
 """Threads of torch's own, by the beginning of their name: what they poll is the other ranks, every few milliseconds."""
+_CARETAKER = b"multiprocessing.resource_tracker"
 _GPUS = ("/dev/nvidia", "/dev/kfd")
 
 
@@ -96,11 +97,12 @@ def _content(path: str) -> bytes:
         os.close(fd)
 
 
-def descendants(pid: int) -> list[int]:
-    """Of `pid`, nearest first. Not by a scan of the machine, which costs by the number of its processes."""
-    found = children(pid)
+def descendants(pid: int, but: Collection[int] = ()) -> list[int]:
+    """Of `pid`, nearest first, without those in `but` and theirs. Not by a scan of the machine, which costs by the number of
+    its processes."""
+    found = [child for child in children(pid) if child not in but]
     for child in found:
-        found += children(child)
+        found += [grandchild for grandchild in children(child) if grandchild not in but]
     return found
 
 
@@ -114,9 +116,9 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def closely(pid: int) -> Close:
-    """Of the rank `pid` with its descendants."""
-    tree = [pid, *descendants(pid)]
+def closely(pid: int, others: Collection[int] = ()) -> Close:
+    """Of the rank `pid` with its descendants, but for `others`, which are ranks themselves, and theirs."""
+    tree = [pid, *descendants(pid, others)]
     seen = [glance(member) for member in tree]
     disk, bound = False, True
     for member in tree:
@@ -160,6 +162,23 @@ def _wait(path: Path) -> Wait | None:
         return Wait(_NAMES.get(int(number), f"system call {number}"), tuple(int(a, 16) for a in arguments))
     except (OSError, ValueError):
         return None
+
+
+def waits_for_ranks(pid: int, ranks: Collection[int]) -> bool:
+    """Whether the script `pid`, which has started `ranks`, can but wait for one of them: its main thread until a process ends
+    or a descriptor is ready, without a limit, its others for a lock, and of other processes it has none but caretakers."""
+    wait = waiting(pid)
+    if wait is None or not (wait.name in ("wait4", "waitid") or (wait.name == "poll" and _forever(wait))):
+        return False
+    if not all(_bound(thread) for thread in _threads(pid) if thread.name != str(pid)):
+        return False
+    with contextlib.suppress(OSError):
+        return all(_CARETAKER in _content(f"/proc/{p}/cmdline") for p in descendants(pid, ranks))
+    return False
+
+
+def _forever(wait: Wait) -> bool:
+    return wait.arguments[2] & 0xFFFFFFFF == 0xFFFFFFFF
 
 
 def _ends_in(pid: int, wait: Wait) -> float | None:

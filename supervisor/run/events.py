@@ -32,6 +32,7 @@ EVENTS = {
     "adopted": "the attempt of a supervisor that died goes on under this one",
     "attempt_started": "the launcher of an attempt runs",
     "group_ready": "every rank has registered",
+    "rank_joined": "a process that the script has started is a rank: it has joined a process group, or steps an optimizer",
     "resumed": "a rank went on from a checkpoint, or from a save of the script's own (source script; step -1: not known)",
     "data_skipped": "a rank went back, and passes over the data from index `from` up to, not including, `to`",
     "program_changed": "the attempt runs another program than the one before: a file of the script's was changed or removed",

@@ -46,6 +46,8 @@ class Spec:
     hang_timeout: float | None = None
     startup_timeout: float = 1800.0
     standby: bool = True
+    spawns: bool = False
+    """The script starts its ranks itself, and is started as by its user."""
     inject: tuple[str, ...] = ()
     actions: Mapping[str, str] = field(default_factory=dict)
     """What to do about each cause that a person may decide, by name."""
@@ -127,6 +129,8 @@ def restore(body: dict[str, Any]) -> Spec:
             value = getattr(spec, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
                 raise ValueError(name)
+        if spec.spawns and spec.nproc != 1:
+            raise ValueError("spawns")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
         raise Refusal(f"run.json lacks or garbles {error!s:.200}; launch the run again in full") from None
     return spec
@@ -150,6 +154,7 @@ _FIELDS: dict[str, tuple[Any, _Fits]] = {
     "startup_timeout": (int | float, lambda seconds: seconds >= 0),
     "hang_timeout": (int | float | None, lambda seconds: seconds is None or seconds >= 0),
     "standby": (bool, lambda _: True),
+    "spawns": (bool, lambda _: True),
     "inject": (tuple, lambda specs: all(isinstance(spec, str) for spec in specs)),
     "created": (str, lambda _: True),
 }

@@ -6,6 +6,7 @@ torch is not imported for the hooks' sake: a finder notices when the script impo
 from __future__ import annotations
 
 import functools
+import os
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from .imports import after_import
 
 
 class Listener(Protocol):
+    def grouped(self, rank: int) -> None: ...
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None: ...
     def hooked_backward(self, entered: bool) -> None: ...
 
@@ -25,9 +27,14 @@ def watch_torch(listener: Listener) -> None:
         {
             "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener),
             "torch.autograd": functools.partial(_hook_backward, listener=listener),
-            "torch.distributed.rendezvous": torch_patches.private_stores,
+            "torch.distributed.rendezvous": functools.partial(_hook_rendezvous, listener=listener),
         }
     )
+
+
+def _hook_rendezvous(module: ModuleType, listener: Listener) -> None:
+    torch_patches.private_stores(module)
+    torch_patches.own_stores(module, listener.grouped)
 
 
 def _hook_steps(module: ModuleType, listener: Listener) -> None:
@@ -45,6 +52,8 @@ def _hook_steps(module: ModuleType, listener: Listener) -> None:
             listener.hooked(count, restored, optimizer)
 
     module.register_optimizer_step_post_hook(stepped)
+    # In a fork, whichever optimizer steps first is the one.
+    os.register_at_fork(after_in_child=counted.clear)
 
 
 def _steps_before(optimizer: Any) -> int | None:

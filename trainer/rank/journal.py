@@ -32,8 +32,9 @@ class Begun:
 class Journal:
     """Of one rank. It never raises: a journal is not worth a training run."""
 
-    def __init__(self, place: Supervised, rank: int, step: Callable[[], tuple[int, int]]) -> None:
-        """`step` gives the true step of this rank, or -1, and the steps that it has made here."""
+    def __init__(self, place: Supervised, rank: int, step: Callable[[], tuple[int, int]], first: int = 0) -> None:
+        """`step` gives the true step of this rank, or -1, and the steps that it has made here; its saves are numbered from
+        `first`."""
         self.loaded: list[Saved] = []
         """The saves of this run that were loaded before the first step, each by the path that it was loaded from."""
         self.strange = False
@@ -41,7 +42,7 @@ class Journal:
         self.loaded_mono = 0.0
         self._place, self._step = place, step
         self._line = NoteWriter(place.attempt.saves(rank))
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first)
         self._strangers = 0
         self._since: float | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -17,6 +18,23 @@ def redirect(log: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+
+
+def part(shared: Path, log: Path) -> None:
+    """What this process prints goes to `log`, as far as it went to `shared`; what its parent reads is the parent's."""
+    if shared == log:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    with contextlib.suppress(OSError):
+        common = shared.stat()
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        for number in (1, 2):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(number), common):
+                    os.dup2(fd, number)
+        os.close(fd)
 
 
 class _Lenient(io.FileIO):

@@ -11,13 +11,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import NotFinite
 from ..rundir import faults
 from ..rundir.beats import UNPLACED, BeatWriter, Phase, Source
 from ..rundir.durable import replace_file
 from ..rundir.environment import STACKS_SIGNAL, Supervised
+from ..rundir.layout import SCRIPT
 from ..rundir.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from . import program
@@ -42,12 +43,12 @@ _STAY = 2.0
 class Reporter(Progress):
     """The Progress of a rank under a supervisor."""
 
-    def __init__(self, place: Supervised, rank: int) -> None:
+    def __init__(self, place: Supervised, rank: int, beats: BeatWriter | None = None) -> None:
         super().__init__()
         self.place = place
         self.rank = rank
         self.note = NoteWriter(place.attempt.notes(rank))
-        self._beats = BeatWriter(place.attempt.beats, rank, os.getpid())
+        self._beats = beats or BeatWriter(place.attempt.beats, rank, os.getpid())
         self._done = 0
         self._announced = False
         self._resumed = False
@@ -56,7 +57,9 @@ class Reporter(Progress):
         """Whether `_done` are steps of the run; otherwise they are counted from this process's start."""
         self._ahead = 0
         """Steps that were done before those that the optimizer's hook has counted."""
-        self._journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here))
+        # Another process may have saved as this rank before.
+        first = 0 if beats is None else os.getpid() << 20
+        self._journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -68,6 +71,15 @@ class Reporter(Progress):
         self.note.keep_room()
         _allow_stacks(place, rank)
         self._fire(Phase.STARTUP)
+
+    @property
+    def displaced(self) -> bool:
+        """Whether a process that this one has started is the rank now."""
+        return not self._beats.mine
+
+    def grouped(self) -> None:
+        """This rank has joined a process group, or is about to."""
+        self._beats.grouped()
 
     def step(self, done: int, optimizer: Any = None) -> None:
         self._announced = True
@@ -146,7 +158,7 @@ class Reporter(Progress):
         told.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = {
-            "rank": self.rank,
+            "rank": SCRIPT if self.displaced else self.rank,
             **_described(error),
             "because": [_described(each) for each in _causes(error)],
             "frame": places[-1] if places else "",
@@ -164,7 +176,7 @@ class Reporter(Progress):
 
     def _record(self, record: dict[str, Any]) -> None:
         """`record` is on disk; if that is full, in the room that was kept for it, with the end of its traceback."""
-        path = self.place.attempt.error(self.rank)
+        path = self.place.attempt.error(record["rank"])
         try:
             replace_file(path, self._encoded(record))
         except OSError:
@@ -250,8 +262,13 @@ def _allow_stacks(place: Supervised, rank: int) -> None:
         faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
 
 
+class Failing(Protocol):
+    def failed(self, error: BaseException, exit_code: int) -> None: ...
+    def phase(self, phase: Phase) -> None: ...
+
+
 @contextlib.contextmanager
-def record_exception(reporter: Reporter) -> Iterator[None]:
+def record_exception(reporter: Failing) -> Iterator[None]:
     """An exception that leaves the block is on record with its time, before the process begins to exit.
 
     Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.

@@ -36,6 +36,8 @@ class Listener(Protocol):
 
 _installed = False
 _listener: Listener | None = None
+_sleeps = False
+"""Whether a fork is going to sleep."""
 _nested = threading.local()
 _under_way: set[str] = set()
 """Where torch.distributed.checkpoint saves in the background; the thread that does so is not to be counted again."""
@@ -56,9 +58,11 @@ def install() -> None:
 
 def wake(listener: Listener) -> None:
     """From now on `listener` hears of what this process saves and loads."""
-    global _listener
+    global _listener, _sleeps
     _listener = listener
-    os.register_at_fork(after_in_child=_sleep)
+    if not _sleeps:
+        os.register_at_fork(after_in_child=_sleep)
+    _sleeps = True
 
 
 def _sleep() -> None:

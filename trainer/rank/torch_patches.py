@@ -172,3 +172,50 @@ def _store_file(port: int) -> str | None:
     if ours != str(port) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return file if os.access(file, os.R_OK | os.W_OK) else None
+
+
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+
+
+def own_stores(rendezvous: ModuleType, joining: Callable[[int], None]) -> None:
+    """`joining(rank)` hears that this process is about to meet others, and where it meets them elsewhere than at the
+    launcher's store, rank 0 opens the store, as in a program that no launcher has started (`_create_c10d_store`).
+
+    Without it: a script that starts its own ranks hangs there, because torch believes that the launcher serves every port;
+    and a rank of a process group is known by its first step, not while it waits for the others.
+    """
+    create = getattr(rendezvous, "_create_c10d_store", None)
+    if create is None:
+        missing.append("torch.distributed.rendezvous._create_c10d_store")
+        return
+
+    def created(hostname: str, port: int, rank: int, *args: Any, **kwargs: Any) -> Any:
+        joining(rank)
+        ours = os.environ.get(STORE, "").partition(":")[0]
+        if not ours or ours == str(port) or _AGENT_STORE not in os.environ:
+            return create(hostname, port, rank, *args, **kwargs)
+        said = os.environ.pop(_AGENT_STORE)
+        try:
+            return create(hostname, port, rank, *args, **kwargs)
+        finally:
+            os.environ[_AGENT_STORE] = said
+
+    rendezvous._create_c10d_store = created  # type: ignore[attr-defined]
+
+
+def record_spawned(spawn: ModuleType, recorded: Callable[[Any], Any]) -> None:
+    """What torch.multiprocessing starts is `recorded` first, inside of what catches its exceptions (`spawn._wrap`).
+
+    Without it: the exception is known by what the parent says of it, not as its rank's own.
+    """
+    wrap = getattr(spawn, "_wrap", None)
+    if wrap is None:
+        missing.append("torch.multiprocessing.spawn._wrap")
+        return
+
+    def wrapped(fn: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrap(recorded(fn), *args, **kwargs)
+
+    # Pickled by its name, and found under it in the child: ours there, if our hooks are there.
+    wrapped.__module__, wrapped.__qualname__, wrapped.__name__ = wrap.__module__, wrap.__qualname__, wrap.__name__
+    spawn._wrap = wrapped  # type: ignore[attr-defined]

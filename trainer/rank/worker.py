@@ -22,13 +22,13 @@ import types
 from pathlib import Path
 from typing import NoReturn
 
-from ..rundir.environment import HIDDEN_ARGUMENTS, supervised
+from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
 from . import ending, fork_environment, output, saves, torch_patches
 from . import preload as modules
 from . import progress as _progress
-from .hooks import watch_torch
+from .member import Member, hook
 from .reporter import Reporter, record_exception
 from .throttle import Throttle
 
@@ -70,7 +70,7 @@ def serve() -> None:
     body = Gate(Path(os.environ.pop(GANG))).wait(rank)
     if body is None:
         return
-    os.environ.update(body["env"])
+    _settle_environment(body["env"])
     arguments = body["arguments"]
     for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
         if int(index) < len(arguments):
@@ -82,15 +82,23 @@ def serve() -> None:
     reporter = Reporter(place, rank)
     output.outlive_full_disk(reporter.note)
     _progress.install(reporter)
-    watch_torch(reporter)
-    saves.wake(reporter)
+    member = Member(place, reporter)
+    hook(member, place)
     if torch_patches.missing and rank == 0:
         what = ", ".join(torch_patches.missing)
         reporter.note(
             "warning", text=f"this torch has no {what}: the run goes on, with what that is for done less well"
         )
-    with record_exception(reporter):
+    with record_exception(member):
         run(arguments)
+
+
+def _settle_environment(release: dict[str, str]) -> None:
+    """The environment is the attempt's; for a script that starts its ranks itself, without what torchrun tells a rank."""
+    if release.get(CHILDREN) == RANKS:
+        for name in [name for name in os.environ if LAUNCHERS.fullmatch(name)]:
+            del os.environ[name]
+    os.environ.update(release)
 
 
 def _settle_malloc() -> None:

@@ -1,6 +1,6 @@
 """Beats: passive memory in which each rank leaves its pid, step and phase for the supervisor to read.
 
-One mmapped file an attempt: a header record, then one 64-byte record a rank, each of eight int64 words.
+One mmapped file an attempt: a header record, then one 128-byte record a rank, each of sixteen int64 words.
 Every word is written whole (aligned, 8 bytes), so a reader sees an old or a new value, never half of one; words are
 not consistent with each other, and nothing depends on that. A beat costs no system call, lock, thread or socket.
 """
@@ -8,6 +8,7 @@ not consistent with each other, and nothing depends on that. A beat costs no sys
 from __future__ import annotations
 
 import enum
+import fcntl
 import mmap
 import os
 import time
@@ -18,15 +19,17 @@ from pathlib import Path
 
 from .untrusted_files import open_file, read_file
 
-_WORDS = 8
+_WORDS = 16
 _RECORD = _WORDS * 8
-_MAGIC = 0x5355504552563032  # "SUPERV02": the last two characters are the layout's version
-_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN = range(8)
+_MAGIC = 0x5355504552563033  # "SUPERV03": the last two characters are the layout's version
+_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE = range(9)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
 UNPLACED = -2
 """In place of the step that a rank went on from, where nothing tells it: its steps are counted from its start alone."""
 _LARGEST = 1 << 20
-"""Bytes of the largest beats file: that of 16,000 ranks."""
+"""Bytes of the largest beats file: that of 8,000 ranks."""
+ROOM = 256
+"""Records for a launch of one rank, whose script may start ranks of its own."""
 
 
 class Phase(enum.IntEnum):
@@ -50,6 +53,16 @@ class Source(enum.IntEnum):
     LOOP = 2
 
 
+class Role(enum.IntFlag):
+    """How a process came to be a rank. LAUNCHED: torchrun started it."""
+
+    LAUNCHED = 0
+    SPAWNED = 1
+    """A process of the script started it."""
+    GROUPED = 2
+    """It has joined a process group."""
+
+
 _PHASES, _SOURCES = frozenset(Phase), frozenset(Source)
 
 
@@ -70,6 +83,7 @@ class Beat:
     """The step that this rank went on from (-1 before it is known, UNPLACED if it cannot be)."""
     own: float
     """Seconds from the end of one backward pass to the beginning of the next, added up: what it did not wait for."""
+    role: Role = Role.LAUNCHED
 
     @property
     def placed(self) -> bool:
@@ -77,8 +91,10 @@ class Beat:
         return self.first_step != UNPLACED
 
 
-def create_beats(path: Path, world_size: int) -> None:
-    """`path` is a beats file for `world_size` ranks, all silent, its blocks allocated so that no write can fail later."""
+def create_beats(path: Path, nproc: int) -> None:
+    """`path` is a beats file for a launch of `nproc` ranks, all silent, its blocks allocated so that no write can fail
+    later; for one of a single rank there is room for those that it may start itself."""
+    world_size = ROOM if nproc == 1 else nproc
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         # A full disk must be an OSError here, not a SIGBUS in the middle of training.
@@ -100,8 +116,8 @@ def _check(words: Sequence[int], path: Path) -> None:
 def _beats(words: Sequence[int]) -> list[Beat]:
     found = []
     for rank in range(words[_H_WORLD]):
-        record = list(words[(rank + 1) * _WORDS : (rank + 2) * _WORDS])
-        if record[_PID] > 0:
+        if words[(rank + 1) * _WORDS + _PID] > 0:
+            record = list(words[(rank + 1) * _WORDS : (rank + 2) * _WORDS])
             found.append(
                 Beat(
                     rank=rank,
@@ -113,6 +129,7 @@ def _beats(words: Sequence[int]) -> list[Beat]:
                     saves=record[_SAVES],
                     first_step=record[_LOWEST],
                     own=record[_OWN] / 1e9,
+                    role=Role(record[_ROLE] & (Role.SPAWNED | Role.GROUPED)),
                 )
             )
     return found
@@ -151,21 +168,42 @@ class _Mapped:
 
 
 class BeatWriter(_Mapped):
-    """A rank's own record, in the rank."""
+    """A rank's own record, in the rank. What a process writes that has lost its number to another one is dropped."""
 
-    def __init__(self, path: Path, rank: int, pid: int) -> None:
+    def __init__(self, path: Path, rank: int, pid: int, role: Role = Role.LAUNCHED) -> None:
         super().__init__(path)
-        self._base = (rank + 1) * _WORDS
-        self._put(_PHASE, Phase.STARTUP)
-        self._put(_NS, time.monotonic_ns())
-        self._put(_PID, pid)
+        self.rank = rank
+        self._base, self._pid = (rank + 1) * _WORDS, pid
+        values = {_PHASE: Phase.STARTUP, _NS: time.monotonic_ns(), _LOWEST: -1, _ROLE: role, _PID: pid}
+        # What another process has left there is nobody's before it is overwritten.
+        for word in (_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE):
+            self._words[self._base + word] = values.get(word, 0) if word != _PID else 0
+        self._words[self._base + _PID] = pid
+
+    @property
+    def mine(self) -> bool:
+        """Whether the record is still this process's."""
+        return self._words[self._base + _PID] == self._pid
+
+    def grouped(self) -> None:
+        """The supervisor can read that this rank has joined a process group."""
+        if self.mine:
+            self._words[self._base + _ROLE] |= Role.GROUPED
+
+    def leave(self) -> None:
+        """The record is nobody's."""
+        if self.mine:
+            self._words[self._base + _PID] = 0
 
     def _put(self, word: int, value: int) -> None:
-        self._words[self._base + word] = value
+        if self.mine:
+            self._words[self._base + word] = value
 
     def step(self, done: int, source: Source = Source.LOOP) -> None:
         """The supervisor can read that this rank has finished `done` steps and trains on."""
         words, base = self._words, self._base
+        if words[base + _PID] != self._pid:
+            return
         words[base + _STEP] = done
         words[base + _PHASE] = Phase.TRAIN
         words[base + _SOURCE] = source
@@ -189,15 +227,52 @@ class BeatWriter(_Mapped):
 
     def saved(self) -> None:
         """One more save of the script's own has returned."""
-        self._words[self._base + _SAVES] += 1
+        if self.mine:
+            self._words[self._base + _SAVES] += 1
 
     def worked(self, nanoseconds: int) -> None:
         """So much more of its own work is done: it enters a backward pass, and with it the exchange with the others."""
-        self._words[self._base + _OWN] += nanoseconds
+        if self.mine:
+            self._words[self._base + _OWN] += nanoseconds
 
     def faults_asked(self) -> int:
         """How often the supervisor has said that a fault was added: when it changes, read the faults folder again."""
         return self._words[_H_FAULTS]
+
+
+def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | None:
+    """The writer of rank `rank` (None: of the first number that is free) for a process that the script has started; None
+    where another one lives that has the number. The script itself gives way as long as it trains nothing."""
+    fd = open_file(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        records = _Mapped(path)
+        try:
+            words = records._words
+            numbers = range(words[_H_WORLD]) if rank is None else [rank]
+            free = next((n for n in numbers if 0 <= n < words[_H_WORLD] and _free(words, (n + 1) * _WORDS)), None)
+        finally:
+            records.close()
+        return None if free is None else BeatWriter(path, free, pid, role)
+    finally:
+        os.close(fd)
+
+
+def _free(words: Sequence[int], base: int) -> bool:
+    idle = words[base + _ROLE] == Role.LAUNCHED and words[base + _SOURCE] == Source.NONE
+    return words[base + _PID] <= 0 or idle or not _lives(words[base + _PID])
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def holders(path: Path) -> frozenset[int]:
+    """The pids of the processes that are ranks now; none where that cannot be read."""
+    return frozenset(beat.pid for beat in last_beats(path))
 
 
 class BeatReader(_Mapped):

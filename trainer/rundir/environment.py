@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,14 @@ ATTEMPT = "SUPERVISE_ATTEMPT"
 SUPERVISOR_PID = "SUPERVISE_SUPERVISOR_PID"
 GRACE = "SUPERVISE_GRACE"
 """Seconds that ranks which were asked to stop have for it."""
+CHILDREN = "SUPERVISE_CHILDREN"
+"""RANKS: the script starts its ranks itself (--spawns); PERHAPS: it may. Absent where a process that it starts is none."""
+RANKS, PERHAPS = "ranks", "perhaps"
+LAUNCHERS = re.compile(
+    r"TORCHELASTIC_.*|MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE"
+    r"|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_NAME|ROLE_WORLD_SIZE|TORCH_NCCL_ASYNC_ERROR_HANDLING"
+)
+"""What torchrun sets for a rank, and a program does not have that is started by its user."""
 RESUME = "SUPERVISE_RESUME"
 """auto, never or must: whether this attempt restores a checkpoint."""
 RESUME_STEP = "SUPERVISE_RESUME_STEP"
@@ -59,6 +68,8 @@ class Supervised:
     rollback: Rollback | None = None
     flush_s: float | None = None
     mtbf_s: float | None = None
+    children: str = ""
+    """As CHILDREN."""
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
@@ -77,6 +88,7 @@ def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
         rollback=decode(environ.get(ROLLBACK, "")),
         flush_s=_seconds(environ.get(FLUSH_SECONDS, "")),
         mtbf_s=_seconds(environ.get(MTBF_SECONDS, "")),
+        children=environ.get(CHILDREN, ""),
     )
 
 

@@ -18,6 +18,10 @@ _STEP = re.compile(r"\Astep-([0-9]{8,18})\Z")
 _ATTEMPT = re.compile(r"\A[0-9]{4,9}\Z")
 
 
+SCRIPT = -1
+"""In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptDir:
     """The folder of one attempt; it is never deleted or reused."""
@@ -51,11 +55,17 @@ class AttemptDir:
         """Which ranks stood where when the attempt hung, for people."""
         return self.stacks / "groups.txt"
 
+    @property
+    def ended(self) -> Path:
+        """How ranks ended that the script started, as the process saw that waited for them."""
+        return self.path / "ended.jsonl"
+
     def rank_log(self, rank: int) -> Path:
-        return self.path / f"rank{rank}.log"
+        """Of SCRIPT: where its words went before anybody knew that it is no rank."""
+        return self.path / f"rank{max(rank, 0)}.log"
 
     def error(self, rank: int) -> Path:
-        return self.path / f"error.rank{rank}.json"
+        return self.path / ("error.script.json" if rank == SCRIPT else f"error.rank{rank}.json")
 
     def notes(self, rank: int) -> Path:
         return self.path / f"notes.rank{rank}.jsonl"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _START = Path(__file__).resolve().parents[1] / "start.py"
+STARTUP = Path(__file__).resolve().parents[1] / "startup"
+"""On the PYTHONPATH of programs that a rank starts: there they find our hooks."""
 
 
 def program(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from supervisor.core.diagnosis.symptoms import (
     spoken,
     waited,
 )
-from supervisor.core.model import Cause, Exit, Observation, Raised, Verdict
+from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
 from supervisor.core.presence import all_left_with_0
 from supervisor.core.size import human_bytes
 
@@ -47,7 +47,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
     """
     failed = _failures(seen)
     launcher = next((e for e in seen.exits if e.rank is None), None)
-    if not failed:
+    if not failed or (all(e.spared for e in failed) and (launcher is None or launcher.status == 0)):
         return _launcher_alone(seen, launcher, stepped, step) if launcher else None
     first = min(failed, key=lambda exit_: (_blame(seen, exit_), _when(seen, exit_)))
     blame = _blame(seen, first)
@@ -61,7 +61,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         verdict, followed = _in_vain(seen, first, failed, own_step), ""
     else:
         verdict, followed = _of_rank(seen, first, stepped, own_step), "; rank{} {} followed"
-    others = tuple(sorted({e.rank for e in failed if e.rank is not None and e.rank != verdict.rank}))
+    others = tuple(sorted({e.rank for e in failed if e.rank not in (None, SCRIPT, verdict.rank)}))
     if others:
         followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
         verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
@@ -85,7 +85,9 @@ def _failures(seen: Observation) -> list[Exit]:
     late = seen.now - LAST_WORDS
     exited = {e.rank: e for e in seen.exits if e.rank is not None}
     failed = [e for e in exited.values() if e.status not in (0, None)]
-    return failed + [Exit(r.rank, r.exit_code, r.at) for r in seen.raised if r.rank not in exited and r.at <= late]
+    return failed + [
+        Exit(r.rank, r.exit_code, r.at, r.spared) for r in seen.raised if r.rank not in exited and r.at <= late
+    ]
 
 
 def _said(seen: Observation, exit_: Exit) -> Raised | None:
@@ -143,9 +145,9 @@ def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdic
     at = where(step, stepped)
     if status < 0:
         pid = seen.evidence.pids.get(rank)
-        cause, reason = _signalled(seen, f"rank {rank}", at, -status, pid)
+        cause, reason = _signalled(seen, _who(rank), at, -status, pid)
     elif status == PREEMPTED:
-        cause, reason = Cause.PREEMPTED, f"rank {rank} exited with 75: it asks to be started again"
+        cause, reason = Cause.PREEMPTED, f"{_who(rank)} exited with 75: it asks to be started again"
     elif raised is not None:
         cause, reason = _raised(seen, raised, at, status, stepped)
     else:
@@ -154,7 +156,7 @@ def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdic
         cause=cause,
         reason=reason,
         at=seen.now,
-        rank=rank,
+        rank=None if rank == SCRIPT else rank,
         signal=-status if status < 0 else None,
         exit_code=status if status >= 0 else None,
         step=step,
@@ -163,6 +165,10 @@ def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdic
         bad_step=raised.bad_step if raised else -1,
         data_step=raised.data_step if raised else -1,
     )
+
+
+def _who(rank: int | None) -> str:
+    return "the script" if rank == SCRIPT else f"rank {rank}"
 
 
 def _signalled(seen: Observation, who: str, where: str, number: int, *pids: int | None) -> tuple[Cause, str]:
@@ -183,7 +189,7 @@ def _signalled(seen: Observation, who: str, where: str, number: int, *pids: int 
 def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped: bool) -> tuple[Cause, str]:
     rank = raised.rank
     if workers := dead_workers(raised):
-        who = f"rank {rank}'s DataLoader worker (pid {', '.join(map(str, workers.pids))})"
+        who = f"{_who(rank)}'s DataLoader worker (pid {', '.join(map(str, workers.pids))})"
         if any(seen.evidence.memory.victim(pid) for pid in workers.pids):
             return _signalled(seen, who, where, 9, *workers.pids)
         if workers.signal is not None:
@@ -194,9 +200,9 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         proven = Cause.NO_SPACE
     if status == NEVER_RESTART and proven is None:
         why = f": {raised.message}" if raised.message else ""
-        return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help{why}"
+        return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help{why}"
     in_frame = f", in {raised.frame}" if raised.frame else ""
-    what = f"rank {rank} raised {raised.type}: {raised.message or '(no message)'} {where}{in_frame}"
+    what = f"{_who(rank)} raised {raised.type}: {raised.message or '(no message)'} {where}{in_frame}"
     if short_of_shm(raised):
         what += _more_shm(seen)
     elif proven is Cause.NO_SPACE and seen.evidence.full:
@@ -208,7 +214,7 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         )
     if proven is Cause.NAN:
         # It says itself at which step: the one that is bad, not the last one done.
-        return proven, f"rank {rank} raised {raised.type}: {raised.message}"
+        return proven, f"{_who(rank)} raised {raised.type}: {raised.message}"
     if proven is not None:
         return proven, what
     if raised.type in USER_ERRORS and not stepped:
@@ -224,13 +230,13 @@ def _more_shm(seen: Observation) -> str:
 
 def _exited(seen: Observation, rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:
     if status == NEVER_RESTART:
-        return Cause.USER_ERROR, f"rank {rank} exited with 78: it says no restart can help"
+        return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help"
     if status == 2 and not stepped:
-        return Cause.USER_ERROR, f"rank {rank} exited with 2 (usage error) {where}"
+        return Cause.USER_ERROR, f"{_who(rank)} exited with 2 (usage error) {where}"
     if not stepped and seen.evidence.full and not seen.evidence.lines.get(rank):
         disks = ", ".join(seen.evidence.full)
-        return Cause.NO_SPACE, f"rank {rank} exited with {status} {where}, without a word: the disk of {disks} is full"
-    return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, f"rank {rank} exited with {status} {where}"
+        return Cause.NO_SPACE, f"{_who(rank)} exited with {status} {where}, without a word: the disk of {disks} is full"
+    return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, f"{_who(rank)} exited with {status} {where}"
 
 
 def _launcher_alone(seen: Observation, launcher: Exit, stepped: bool, step: int) -> Verdict:

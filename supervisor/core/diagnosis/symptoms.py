@@ -89,6 +89,9 @@ _CUT_SHORT = re.compile(
 )
 # What torch says of shared memory that it could not have: a worker's SIGBUS, or its refusal.
 _SHM = re.compile(r"(allocate|open|map|resize|unlink) shared memory|out of shared memory|killed by signal: Bus error")
+_FOLLOWS = frozenset(
+    {"KeyboardInterrupt", "subprocess.CalledProcessError", "torch.multiprocessing.spawn.ProcessException"}
+)
 _WATCHDOG = re.compile(r"ProcessGroup(NCCL|Gloo)|c10::Dist\w*Error|NCCL watchdog", re.IGNORECASE)
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)"
@@ -144,8 +147,12 @@ def short_of_shm(raised: Raised) -> bool:
 
 
 def blame_of(raised: Raised) -> Blame:
-    """Only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has derived."""
+    """Who is interrupted, or says that a process that it has started has failed, follows another one.
+
+    Else only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has derived."""
     kind = kinds_of(raised)[0]
+    if _FOLLOWS & set(kinds_of(raised)):
+        return Blame.VICTIM
     if cause_of(raised) is not None or (kind != "RuntimeError" and not kind.startswith(_DISTRIBUTED)):
         return Blame.OWN
     return _blame(raised.message)

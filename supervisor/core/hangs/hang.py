@@ -218,6 +218,9 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Sil
     if view.replaced:
         # What it does, and whether it does anything, is not to be seen.
         return None
+    if view.apart:
+        allowed = told_limit(hang.pace, policy, "train" if policy.hang_timeout is not None else "eval")
+        return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if view.phase != "train" or policy.hang_timeout is not None:
         allowed = told_limit(hang.pace, policy, view.phase)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None

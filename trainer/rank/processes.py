@@ -1,0 +1,103 @@
+"""The processes that a script starts by multiprocessing or subprocess: what ends them is known.
+
+An exception that ends a child of multiprocessing is caught and printed there, so it is recorded before. How a rank's process
+ended only its parent learns (an older kernel tells nobody else), so the parent says it. Both are private parts of Python
+(read in 3.10 to 3.13): what is missing is passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing.process
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ..rundir.beats import holders
+from ..rundir.environment import Supervised
+from ..rundir.notes import NoteWriter
+from . import torch_patches
+from .imports import after_import
+from .reporter import Failing, record_exception
+
+
+def follow(member: Failing, place: Supervised) -> None:
+    """From now on `member` hears what ends a child of multiprocessing in that child, and the end of every rank that this
+    process has started is on record."""
+    _record(member)
+    if place.children:
+        said = functools.partial(_say, place)
+        after_import(
+            {
+                "multiprocessing.popen_fork": functools.partial(_watch_poll, said=said),
+                "multiprocessing.popen_forkserver": functools.partial(_watch_poll, said=said),
+                "subprocess": functools.partial(_watch_subprocess, said=said),
+                "torch.multiprocessing.spawn": functools.partial(
+                    torch_patches.record_spawned, recorded=functools.partial(_recorded, member, printed=True)
+                ),
+            }
+        )
+
+
+def _record(member: Failing) -> None:
+    process = multiprocessing.process.BaseProcess
+    original = getattr(process, "_bootstrap", None)
+    if original is None:
+        return
+
+    def bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.run = _recorded(member, self.run)
+        return original(self, *args, **kwargs)
+
+    process._bootstrap = bootstrap  # type: ignore[attr-defined]
+
+
+def _recorded(member: Failing, function: Callable[..., Any], printed: bool = False) -> Callable[..., Any]:
+    """With `printed` the exception is in the rank's log, too: who catches it outside of this prints nothing here."""
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with record_exception(member):
+            try:
+                return function(*args, **kwargs)
+            except Exception:
+                if printed:
+                    traceback.print_exc()
+                raise
+
+    return recorded
+
+
+def _watch_poll(module: ModuleType, said: Any) -> None:
+    """multiprocessing's handle of a child: popen_fork's (spawn's derives from it), or the fork server's."""
+    popen = module.Popen
+    original = popen.__dict__.get("poll")
+    if original is None:
+        return
+
+    def poll(self: Any, *args: Any, **kwargs: Any) -> Any:
+        known = self.returncode
+        code = original(self, *args, **kwargs)
+        if known is None and code is not None:
+            said(self.pid, code)
+        return code
+
+    popen.poll = poll
+
+
+def _watch_subprocess(module: ModuleType, said: Any) -> None:
+    original = getattr(module.Popen, "_handle_exitstatus", None)
+    if original is None:
+        return
+
+    def handle(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if self.returncode is not None:
+            said(self.pid, self.returncode)
+
+    module.Popen._handle_exitstatus = handle
+
+
+def _say(place: Supervised, pid: int, code: int) -> None:
+    if pid in holders(place.attempt.beats):
+        NoteWriter(place.attempt.ended)("ended", pid=pid, code=code)

@@ -1,0 +1,51 @@
+"""Read by every Python that a script starts: once it imports torch, it may become a rank, and our hooks are there.
+
+A folder on PYTHONPATH, because nothing else reaches a program that is started by whatever way. The sitecustomize that would
+have been found without this one runs as ever. Any Python may read this, also one that has nothing of ours: so it is short,
+needs the standard library alone, and whatever goes wrong in it is of no account.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib takes 5 ms, in every Python)
+
+
+def _give_way() -> None:
+    """The user's own sitecustomize has run, if there is one, and has its name."""
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
+    if spec is not None and spec.loader is not None:
+        sys.modules["sitecustomize"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+class _BeforeTorch:
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
+        if name == "torch":
+            sys.meta_path.remove(cls)
+            # Should it fail, this is nobody that we could watch.
+            with contextlib.suppress(Exception):
+                _arrive()
+
+
+def _arrive() -> None:
+    real, folder = "_supervise", os.path.dirname(_HERE)  # noqa: PTH120
+    if real not in sys.modules:
+        init = os.path.join(folder, "__init__.py")  # noqa: PTH118
+        spec = importlib.util.spec_from_file_location(real, init, submodule_search_locations=[folder])
+        assert spec is not None and spec.loader is not None
+        sys.modules[real] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    importlib.import_module(real + ".rank.member").arrive()
+
+
+if os.environ.get("SUPERVISE_CHILDREN") and sys.version_info >= (3, 10):
+    sys.meta_path.insert(0, _BeforeTorch)
+_give_way()
