@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,13 @@ def test_a_reboot_is_told_by_its_name(tmp_path: Path) -> None:
     story = tell(events)
     assert story.last - story.history.restarts[0] == 86400.0
     assert tell([{**event, "boot": "a"} for event in events]).last == 300.0
+
+
+@pytest.mark.parametrize("mono", [10**400, float("nan"), float("inf"), -(10**400), True, "9"])
+def test_a_time_that_no_clock_shows_is_none(mono: Any) -> None:
+    """An event with such a time is left out, whoever wrote it; those around it are told."""
+    started = {"msg": "run_started", "mono": 100.0}
+    assert tell([started, {"msg": "first_step", "mono": mono, "at_mono": mono}]).started is not None
 
 
 WALL_CLOCK = {
