@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from supervisor.core import machine
@@ -22,6 +26,7 @@ from supervisor.core.model import (
 )
 from supervisor.core.presence import LATE, UNTOLD
 from supervisor.core.stack import Frame, Stack, Stacks
+from supervisor.process import kernel
 
 TICK = 0.2
 LAUNCHER = Member(10, launcher=True)
@@ -200,3 +205,16 @@ def test_off_asks_nobody() -> None:
     life.leave(1)
     life.standing[0] = WAITS
     assert life.pass_time(100.0) is None and life.asked == 0
+
+
+def test_a_process_that_ends_has_not_become_another_program() -> None:
+    """Its memory is gone before it is, and what that says of its files is nothing."""
+    child = subprocess.Popen(["sleep", "100"])
+    try:
+        assert kernel.maps(child.pid, Path("/run/attempts/0000/beats")) is False
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert kernel.maps(child.pid, Path("/run/attempts/0000/beats")) is None
+    finally:
+        child.kill()
+        child.wait()

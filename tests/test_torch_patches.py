@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+from torch.distributed import TCPStore
+
 from tests.scripts import STEPPING
 from tests.supervised import Run
+from trainer.rank.loopback import listen
+from trainer.rank.torch_patches import store_on
 
 # Every process of the run is started with it. What is taken away is what cold ranks need, and these are forks.
 TAKES_AWAY = """
@@ -22,3 +28,17 @@ def test_what_this_torch_has_not_is_said(run: Run) -> None:
     run.script(TAKES_AWAY, "sitecustomize.py")
     assert run.launch("--resume", "never", "--nproc", "2", "script.py", "3", PYTHONPATH=str(run.folder)) == 0
     assert run.warnings().count("SubprocessContext._poll") == 1
+
+
+@pytest.mark.parametrize(("version", "libuv"), [("2.6.0+cpu", False), ("2.7.1", False), ("2.8.0", True), (None, True)])
+def test_a_store_serves_on_a_socket_of_ours(monkeypatch: pytest.MonkeyPatch, version: str | None, libuv: bool) -> None:
+    """By the server of torch that takes one: the older one, before 2.8."""
+    if version is not None:
+        monkeypatch.setattr(torch, "__version__", version)
+    listener = listen()
+    port = listener.getsockname()[1]
+    store = store_on(listener, TCPStore, "127.0.0.1", port, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", port, is_master=False)
+    client.set("here", "yes")
+    assert store.get("here") == b"yes"
+    assert (store.port, store.libuvBackend, listener.fileno()) == (port, libuv, -1)

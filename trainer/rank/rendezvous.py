@@ -25,6 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from ..rundir.environment import STORE
 from .loopback import listen
+from .torch_patches import store_on
 
 BACKEND = "supervise"
 """torchrun's --rdzv-backend."""
@@ -74,13 +75,14 @@ class OneNode(RendezvousHandler):
 
 
 def _served(listener: socket.socket, address: str, port: int) -> Store:
-    return TCPStore(
+    return store_on(
+        listener,
+        TCPStore,
         address,
         port,
         is_master=True,
         wait_for_workers=False,
         timeout=_TIMEOUT,
-        master_listen_fd=listener.detach(),
         use_libuv=os.environ.get("USE_LIBUV", "1") == "1",
     )
 

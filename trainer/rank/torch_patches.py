@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..rundir.environment import STORE
 from .loopback import is_loopback, listen
+
+S = TypeVar("S")
 
 missing: list[str] = []
 """What this torch does not have under the name that we know."""
@@ -136,10 +138,26 @@ def private_stores(rendezvous: ModuleType) -> None:
             # It is taken: by this process, where torch shares its own server, or by another, and torch says so.
             return tcp(*args, **options)
         options["port"] = listener.getsockname()[1]
-        return tcp(*args, **options, master_listen_fd=listener.detach())
+        return store_on(listener, tcp, *args, **options)
 
     rendezvous._create_c10d_store = created  # type: ignore[attr-defined]
     rendezvous.TCPStore = opened  # type: ignore[attr-defined]
+
+
+_TAKES_SOCKETS = (2, 8)
+"""The first torch whose libuv server takes a socket that is there (pytorch#150215)."""
+
+
+def store_on(listener: socket.socket, tcp: Callable[..., S], *args: Any, **options: Any) -> S:
+    """A TCPStore, made by `tcp`, that serves on `listener`, and owns it from now on.
+
+    By torch's older server before 2.8: its other one raises NotImplementedError, and no group would start.
+    """
+    from torch import __version__
+
+    if tuple(map(int, __version__.split(".")[:2])) < _TAKES_SOCKETS:
+        options["use_libuv"] = False
+    return tcp(*args, **options, master_listen_fd=listener.detach())
 
 
 _given_up = 0
