@@ -28,9 +28,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
 
-# What the runs of tests leave in the user's own folders is nobody's to find.
+# What fixtures of a module leave in the folders of a user is nobody's to find.
 _STATE = tempfile.TemporaryDirectory(prefix="supervise-tests-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of this test are known to this test alone: `gc` finds those of the same user from any folder."""
+    folder = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture

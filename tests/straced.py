@@ -116,8 +116,12 @@ def operations(trace: str, root: Path, before: Tree) -> list[Op]:
                 # Every writer here writes on to the end of its file.
                 add(Op("write", path, at=len(tree[path] or b""), data=given[1][:result], who=pid))
         elif kind in ("ftruncate", "truncate"):
-            if path is not None and path in tree:
+            # To the length that it has: what was kept beyond it is given back, and nothing that a reader sees.
+            if path is not None and path in tree and int(given[1]) != len(tree[path] or b""):
                 add(Op("size", path, at=int(given[1]), who=pid))
+        elif kind == "fallocate":
+            # Room for what is to come; nothing that a reader sees.
+            assert path is None or b"KEEP_SIZE" in given[1], f"makes it longer: {line}"
         elif kind == "mmap":
             mapped = name(given[4])
             assert mapped is None or b"PROT_WRITE" not in given[2] or b"MAP_PRIVATE" in given[3], f"mapped: {line}"

@@ -123,6 +123,13 @@ class Run:
         """The `count`-th event of that name, once it is there."""
         return until(lambda: self.events(name)[count - 1 : count])[0]
 
+    def until_standby(self, *before: dict[str, Any]) -> dict[str, Any]:
+        """standby_ready of the group that stays, none of those `before`: a first one gives way as soon as the script's
+        modules are imported."""
+        known = [event["launcher_pid"] for event in before]
+        new = lambda e: "serving_pid" in e and e["launcher_pid"] not in known  # noqa: E731
+        return until(lambda: [*filter(new, self.events("standby_ready"))])[0]
+
     def verdicts(self) -> list[tuple[str, int | None]]:
         """(cause, rank) of each verdict."""
         return [(e["cause"], e["rank"]) for e in self.events("verdict")]

@@ -213,7 +213,7 @@ def test_another_user_writes_where_the_ranks_meet(run: Run) -> None:
     run.folder.chmod(0o777)
     run.start("--nproc", "2", "--grace", "5s", run.script(MEETS))
     run.until_event("first_step")
-    standby = run.until_event("standby_ready")
+    standby = run.until_standby()
     launchers = [run.events("attempt_started")[0]["launcher_pid"], standby["launcher_pid"]]
     files = [f"/proc/{pid}/fd/{fd.name}" for pid in launchers for fd in Path(f"/proc/{pid}/fd").iterdir()]
     stores = [f for f in files if "memfd:" in str(Path(f).readlink())]
@@ -245,7 +245,7 @@ def test_no_loopback_interface(run: Run) -> None:
         pytest.skip("no network namespaces here")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "ip link set lo up" in done.stderr
     assert run.dir.attempts() == []
-    code = "import sys; from supervisor.checkup.probes import network; sys.exit(network().verdict.value)"
+    code = "import sys; from _supervisor.checkup.probes import network; sys.exit(network().verdict.value)"
     asked = subprocess.run(["unshare", "-n", sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert asked.stderr == "bad\n"
 

@@ -38,8 +38,8 @@ BAD_BATCH = """
 """
 BUG = """
 import sys
-from supervisor.commands.cli import run
-from supervisor.loop.driver import Driver
+from _supervisor.commands.cli import run
+from _supervisor.loop.driver import Driver
 look = Driver._look
 def mistaken(self, state, ended):
     if state.step >= 5:

@@ -19,7 +19,7 @@ import glob, json, os, time, torch
 from trainer.checkpoint import Checkpointer
 model = torch.nn.Linear(2, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-checkpointer = Checkpointer(model=model, optimizer=optimizer, every=1, snapshot_every=1)
+checkpointer = Checkpointer(model=model, optimizer=optimizer, every=50, snapshot_every=1)
 start = checkpointer.restore()
 told = {name: os.environ[f"SUPERVISE_{name}_SECONDS"] for name in ("FLUSH", "MTBF")}
 json.dump(told, open(f"told-{os.environ['SUPERVISE_ATTEMPT']}", "w"))
@@ -30,7 +30,7 @@ for step in range(start, 1_000_000):
     time.sleep(0.01)
     if os.environ["SUPERVISE_ATTEMPT"] == "1":
         break
-    # Two, so that the supervisor has heard the first flush end before it began the second.
+    # Two, so that the supervisor has heard the first flush end before it began the second; each ends before the next is due.
     if len(glob.glob(f"{checkpointer.directory}/step-*")) > 1:
         os._exit(1)
 checkpointer.close()

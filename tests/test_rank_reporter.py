@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _fail(error: BaseException) -> None:
     [
         (RuntimeError("no"), RuntimeError, 1),
         (CheckpointMismatch("another model"), SystemExit, 78),
-        (KeyboardInterrupt(), KeyboardInterrupt, 1),
+        (KeyboardInterrupt(), KeyboardInterrupt, -signal.SIGINT),
         (SystemExit("words"), SystemExit, 1),
     ],
 )
@@ -70,7 +71,7 @@ def test_the_record_of_an_exception(
     no restart cures."""
     with pytest.raises(raised) as seen, record_exception(place.rank()):
         _fail(error)
-    if status != 1:
+    if status > 1:
         assert seen.value.code == status  # type: ignore[attr-defined]
     record = place.record()
     assert (record["rank"], record["exit_code"], record["type"]) == (1, status, type(error).__name__)
@@ -80,10 +81,10 @@ def test_the_record_of_an_exception(
 
 
 def test_ends_that_are_no_exception(place: Place) -> None:
-    """A bare status speaks for itself; an end without one is told as the phase after training."""
+    """A bare status speaks for itself; with one or without, the rank is past its training."""
     with pytest.raises(SystemExit), record_exception(place.rank()):
         raise SystemExit(3)
-    assert place.phase() is not Phase.TEARDOWN
+    assert place.phase() is Phase.TEARDOWN
     with record_exception(place.rank()):
         pass
     assert place.phase() is Phase.TEARDOWN

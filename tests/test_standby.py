@@ -31,9 +31,9 @@ def kinds(run: Run) -> list[str]:
 def test_recovery_takes_the_group_that_waits(run: Run) -> None:
     """After a kill the next attempt is the very group that stood by; the standby after it is made, and goes in the end."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
-    standby = run.until_event("standby_ready")
+    standby = run.until_standby()
     run.cli("inject", "run", "kill:rank=1")
-    run.until_event("standby_ready", 2)
+    run.until_standby(standby)
     stop(run)
 
     started = run.events("attempt_started")
@@ -56,11 +56,11 @@ def test_two_kills_within_a_second(run: Run) -> None:
 def test_dead_nursery_is_replaced(run: Run) -> None:
     """The nursery is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
-    standby = run.until_event("standby_ready")
+    standby = run.until_standby()
     os.kill(standby["nursery_pid"], signal.SIGKILL)
     run.until_event("standby_lost")
     run.cli("inject", "run", "kill:rank=0")
-    replaced = run.until_event("standby_ready", 2)
+    replaced = run.until_standby(standby)
     run.cli("inject", "run", "kill:rank=0")
     run.until_event("first_step", 3)
     stop(run)
@@ -73,9 +73,9 @@ def test_dead_nursery_is_replaced(run: Run) -> None:
 def test_dead_standby_is_replaced(run: Run) -> None:
     """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its place."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
-    standby = run.until_event("standby_ready")
+    standby = run.until_standby()
     os.kill(standby["pids"][1], signal.SIGKILL)
-    replaced = run.until_event("standby_ready", 2)
+    replaced = run.until_standby(standby)
     run.cli("inject", "run", "kill:rank=0")
     run.until_event("first_step", 2)
     stop(run)
@@ -155,7 +155,7 @@ def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
 def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
     """The waiting group goes when its supervisor is killed; the nursery too; the ranks that train stay."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
-    standby = run.until_event("standby_ready")
+    standby = run.until_standby()
     pids = run.events("group_ready")[0]["pids"]
     assert run.process is not None
     run.process.kill()
