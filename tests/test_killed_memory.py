@@ -1,4 +1,7 @@
-"""SIGKILL at random moments, resumed from memory: the same bits, and at most the step that was being copied is lost."""
+"""SIGKILL at random moments, resumed from memory: the same bits, and at most the step that was being copied is lost.
+
+Few of them: what a reader finds at each write is looked at in test_snapshot_bits.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.shm import segment_of
 
-KILLS = 20
-STEPS = 1200
+KILLS = 6
+STEPS = 400
 
 
-def test_twenty_kills(tmp_path: Path) -> None:
+def test_kills_at_random_moments(tmp_path: Path) -> None:
     """The first run's end and that of the killed one are equal; a step that was finished before the last one is never done
     again; nothing of it was ever written to disk before the end."""
     flags = [*TINY, "--amp", "fp16", "--checkpoint-every", "off", "--threads", "1", "--steps", str(STEPS)]
     trainer(1, *flags, "--out", str(tmp_path / "whole"))
     mark = f"test{uuid.uuid4().hex[:12]}"
     segment = segment_of(mark)
+    # As the supervisor makes it: a rank that does not find its run makes none in its place.
+    (tmp_path / "run").mkdir()
     run = {"SUPERVISE_MARK": f"{mark}.0", "SUPERVISE_RUN_DIR": str(tmp_path / "run"), "SUPERVISE_ATTEMPT": "0"}
     command = [sys.executable, "-m", "tests.killed_trainer", str(KILLS), "1", *flags, "--snapshot-every", "1"]
     try:

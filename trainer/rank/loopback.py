@@ -24,13 +24,16 @@ def listen(port: int = 0) -> socket.socket:
     try:
         return _listen(socket.AF_INET, "127.0.0.1", port)
     except OSError as error:
-        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
             raise
         # A machine of IPv6 alone.
         return _listen(socket.AF_INET6, "::1", port)
 
 
 def _listen(family: int, address: str, port: int) -> socket.socket:
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as way:
+        # Sends nothing. An address to which no way leads can be bound all the same.
+        way.connect((address, port or 1))
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         # As torch does it: what an earlier process has closed is not in the way.
