@@ -12,7 +12,7 @@ from pathlib import Path
 
 from supervisor.checkup.checks import Check, Verdict, read
 
-OLDEST, NEWEST = (2, 6), (2, 14)
+OLDEST, NEWEST = (2, 6), (2, 15)
 """Of torch, those that .ci/matrix has run with."""
 _FACADES = {"trainer": "supervise", "supervise": "trainer"}
 """The names under which a file of ours is installed; each with the name that is left where another has taken it."""
