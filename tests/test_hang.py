@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.core.hangs.hang import STOPPED_FOR, Hang, Silence, look
+from supervisor.core.hangs.hang import LONGEST_SLEEP, STOPPED_FOR, Hang, Silence, look
 from supervisor.core.hangs.limits import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR, POLLS
 from supervisor.core.hangs.timings import Pace, from_json, to_json
 from supervisor.core.model import Observation, Policy, RankView
@@ -360,3 +360,17 @@ def test_any_pace_is_read(body: object) -> None:
         pace = from_json(keys if keys else body)
         assert from_json(to_json(pace)) == pace
         assert 0.0 <= pace.typical < float("inf")
+
+
+def test_a_sleep_that_ends_by_itself_is_no_hang() -> None:
+    """A rank that sleeps for minutes, while the others wait for it, is left alone; a loop of such sleeps is found."""
+    life = trained(announces=False, ranks=2)
+    life.set(0, sleeps=True)
+    assert life.pass_time(LONGEST_SLEEP - 1.0)[1] is None
+    after, silence = life.pass_time(2 * LONGEST_SLEEP)
+    assert silence is not None and silence.rank == 0 and silence.kind == "idle"
+    assert 0.0 < after < 2 * IDLE_UNTOLD[2]
+    # But a limit that somebody has given is one.
+    life = trained(policy=Policy(hang_timeout=30.0), ranks=2)
+    life.set(0, sleeps=True)
+    assert 30.0 <= life.pass_time(60.0)[0] <= 31.0

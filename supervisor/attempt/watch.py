@@ -225,6 +225,7 @@ class Watch:
             starved=glance.starved,
             disk=close.disk or glance.state == "D",
             held=close.held,
+            sleeps=close.sleeps,
             polls=bool(close.polls),
             replaced=beat.rank in self.replaced,
             own=beat.own,

@@ -149,6 +149,8 @@ class RankView:
     held: str = ""
     """The wait that its main thread is in, if none but its own group can end that (a lock, a collective); the same text
     as long as it is the same wait. Empty where the kernel does not tell, and where anything else could wake it."""
+    sleeps: bool = False
+    """It waits for the time alone, for more than some seconds and at most ten minutes: that ends by itself."""
     polls: bool = False
     """Its main thread sleeps and looks, again and again, and nothing else of it could be at work."""
     replaced: bool = False

@@ -25,6 +25,8 @@ class Gang:
         self.launcher: Process | None = None
         self.knows = 0
         """How much its nursery had learned when it was forked."""
+        self.server: int | None = None
+        """pid of the process that it was forked from."""
         self.stillborn = False
         """Whoever was to make it is gone: it will never have a launcher."""
         self._fd = fd

@@ -199,7 +199,7 @@ class Standby:
 
     def _fork(self, nursery: Nursery) -> Gang:
         gang = self._new("fork")
-        gang.knows = self._knows
+        gang.knows, gang.server = self._knows, nursery.serving
         self._unborn[str(gang.gate.path)] = gang
         nursery.fork(gang.gate)
         return gang
@@ -237,8 +237,8 @@ class Standby:
         fields: dict[str, Any] = {"pids": gang.rank_pids(), "nursery_pid": server.pid if server else None}
         if gang.kind != "fork":
             return {**fields, "why": self._why}
-        if server is not None and server.serving not in (server.pid, None):
-            fields["serving_pid"] = server.serving
+        if server is not None and gang.server not in (server.pid, None):
+            fields["serving_pid"] = gang.server
         if self._learned.causes:
             fields |= {"left_out": self._learned.causes, "left_out_s": round(self._learned.seconds, 1)}
         return fields

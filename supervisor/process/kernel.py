@@ -60,6 +60,8 @@ class Close:
     """As RankView.held."""
     polls: bool | None = False
     """As RankView.polls; None if it was just looking."""
+    sleeps: bool = False
+    """As RankView.sleeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,13 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
             if thread.name != str(pid):
                 bound = bound and _bound(thread)
     wait = waiting(pid)
+    seconds = _ends_in(pid, wait) if wait is not None else None
+    sleeps = wait is not None and wait.name in _SLEEPS and seconds is not None and _SHORT_SLEEP < seconds <= LONG_WAIT
     held, polls = "", None if wait is None else False
-    if wait is not None and bound and not disk and (seconds := _ends_in(pid, wait)) is not None and not _has_gpu(pid):
+    if wait is not None and bound and not disk and seconds is not None and not _has_gpu(pid):
         held = f"{wait.name} {wait.arguments} {seen[0].turns}" if seconds > LONG_WAIT else ""
         polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
-    return Close(sum(each.cpu for each in seen), disk, held, polls)
+    return Close(sum(each.cpu for each in seen), disk, held, polls, sleeps)
 
 
 def _threads(pid: int) -> Iterator[Path]:

@@ -1,8 +1,8 @@
-"""The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is patience.py's.
+"""The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is limits.py's.
 
 Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused machine
-nor a crowded one makes a hang. A stopped rank (state T) needs no patience. A rank is given no verdict while one that it may
-be waiting for still has time.
+nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A stopped rank
+(state T) needs no patience. A rank is given no verdict while one that it may be waiting for still has time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ COLD = 3.0
 """What a restart costs more where no standby waits."""
 RESTART = 10.0
 """What a restart costs before the first one, or the first start, was seen."""
+LONGEST_SLEEP = 600.0
+"""Of one silence, what a rank may sleep through: a loop of long sleeps is a hang like any other."""
 _IDLE_SHARE = 0.05
 _INFINITE = float("inf")
 
@@ -75,6 +77,8 @@ class Watched:
     held: str = ""
     held_for: float = 0.0
     polls_for: float = 0.0
+    slept: float = 0.0
+    """Of `silent`, in sleeps that end by themselves."""
     stopped_for: float | None = None
     steps: int = 0
     """Done in this attempt."""
@@ -187,18 +191,21 @@ def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -
     waited = min(passed, max(0.0, view.starved - old.starved))
     busy = view.disk or used - old.used > _IDLE_SHARE * max(old.idle + passed, 1.0)
     quiet = not (busy or lives)
+    slept = 0.0 if lives else old.slept
+    asleep = passed if quiet and view.sleeps and slept < LONGEST_SLEEP else 0.0
     return Watched(
         step=view.step,
         phase=view.phase,
         beat_at=view.beat_at,
         silent=0.0 if lives else old.silent + passed - waited,
-        idle=old.idle + passed if quiet else 0.0,
+        idle=old.idle + passed - asleep if quiet else 0.0,
         used=old.used if quiet else used,
         starved=view.starved,
         disk=view.disk or (old.disk and not lives),
         held=view.held,
         held_for=old.held_for + passed if quiet and view.held and view.held == old.held else 0.0,
         polls_for=old.polls_for + passed if quiet and view.polls else 0.0,
+        slept=slept + asleep,
         stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
         if view.stopped
         else None,
@@ -227,7 +234,7 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Sil
     if min(known.held_for, known.idle) >= (allowed := held_limit(patience)):
         return silence("held", known.silent, allowed)
     normal = usual(hang.pace, hang.doubt)
-    for kind, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent)):
+    for kind, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent - known.slept)):
         allowed = train_limit(kind, hang.pace, normal, patience, view.announces, known.disk)
         if silent >= allowed:
             return silence(kind, silent, allowed)
