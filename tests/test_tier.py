@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +69,45 @@ def test_shared_memory_too_small(
     assert "too small" in warnings[0]
     assert "--shm-size=" in warnings[0]
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not here.segment.exists()
+    assert list(here.segment.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["supervise-m", "supervise-m/rank1", "supervise-m/rank0.a"])
+def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, what: str) -> None:
+    """All of it, a board, or a buffer: the next snapshot finds out, a step goes to disk, and there are snapshots again, which
+    all ranks have; with one warning. Of those that are removed over and over there are none any more."""
+
+    def body(ranks: Any) -> Any:
+        found = []
+
+        def agreed(step: int) -> Wish:
+            if ranks.rank == 0 and step in (4, 12, 16, 20):
+                path = here.segment.parent / what
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if ranks.rank == 0:
+                found.append(snapshots.newest_snapshot(here.segment))
+            return Wish(*ranks.any(*Wish(snapshot=True, lost=ckpts[ranks.rank]._tier._memory.problem is not None)))
+
+        model = nn.Linear(3, 3)
+        ckpts[ranks.rank] = ckpt = Checkpointer(model=model, every=None, snapshot_every=1, keep=100)
+        ckpt._ranks = ranks
+        ckpt.restore()
+        for step in range(1, 25):
+            if ckpt._tier:
+                ckpt._tier._memory.wait()
+            ranks.exchange(None)
+            ckpt.step(step, agreed(step) if ckpt._tier else Wish())
+        return ckpt._tier, found
+
+    ckpts: dict[int, Any] = {}
+    (tier_0, found), (tier_1, _) = on_ranks(2, body)
+    warnings = [fields["text"] for kind, fields in notes.kept if kind == "warning"]
+    assert len(warnings) == 4 and all("another program has removed" in text for text in warnings)
+    assert (tier_0, tier_1) == (None, None) and list(here.segment.iterdir()) == []
+    saved = committed_steps(here.checkpoints)
+    # Begun anew right after each of the first three, and current until the next.
+    assert len(saved) == 3 and all(0 < step - removed <= 4 for step, removed in zip(saved, (4, 12, 16), strict=True))
+    assert found[10] == 10
 
 
 def _flushed(here: Here, notes: Notes) -> dict[str, Any]:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from supervisor.checkup.checks import Check, Host, Verdict, read
+from trainer.rundir.shm import ROOT, problem
 
 GB = 10**9
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs")
 _FLEETING = {"tmpfs": "a reboot empties it", "ramfs": "a reboot empties it", "overlay": "it goes with the container"}
 
 
+_SHM_HINT = "mount a tmpfs there (docker run --ipc=private --shm-size=8g)"
+
+
+def without_shm(root: Path = ROOT) -> str:
+    """What is missing where nothing can be kept in shared memory, and what that costs; "" where it can."""
+    missing = problem(root)
+    cost = (
+        "no snapshots, so a crash goes back to the newest checkpoint on disk; DataLoader workers cannot share tensors"
+    )
+    return f"{missing}: {cost}" if missing else ""
+
+
+def warnings() -> list[str]:
+    """What a launch says of the places it depends on, a sentence each."""
+    return [f"{text}; {_SHM_HINT}" for text in (without_shm(),) if text]
+
+
 def shm(host: Host) -> Check:
-    try:
-        size = shutil.disk_usage(host.shm)
-    except OSError:
-        return Check(
-            "shm",
-            Verdict.BAD,
-            f"{host.shm} is not there: DataLoader workers cannot share tensors",
-            "mount a tmpfs there",
-        )
+    if text := without_shm(host.shm):
+        return Check("shm", Verdict.WARN, text, _SHM_HINT)
+    size = shutil.disk_usage(host.shm)
     text = f"{size.free / GB:.1f} of {size.total / GB:.1f} GB free in {host.shm}"
     if size.total < GB:
         text += ": DataLoader workers and NCCL die with a bus error when it is full"

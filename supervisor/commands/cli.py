@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -95,9 +96,18 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:
         # What the system refuses is rarely ours to explain; it is never worth a traceback.
+        if not error.filename and not _is_here():
+            return _say("the current folder has been removed; cd to one that is there", 2)
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", 2)
     return result if isinstance(result, int) else 0
+
+
+def _is_here() -> bool:
+    try:
+        return bool(Path.cwd())
+    except OSError:
+        return False
 
 
 def _usage(error: click.UsageError) -> str:

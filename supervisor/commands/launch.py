@@ -29,6 +29,7 @@ from supervisor.commands.options import (
 )
 from supervisor.commands.session import arm_faults, detach, drive
 from supervisor.errors import Refusal
+from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.lock import RunLock
 from supervisor.run.ownership import make_private
@@ -102,6 +103,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     "--spawns/--no-spawns", default=False, help="SCRIPT starts its ranks itself; it is started as by python SCRIPT."
 )
 @_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
+@_option("--local-addr", metavar="ADDR", default=None, help="Where the ranks meet; MASTER_ADDR.  [default: 127.0.0.1]")
 @_option(
     "--policy",
     "actions",
@@ -184,6 +186,8 @@ def _sound(spec: Spec) -> Spec:
             f"--spawns is for a script that starts its ranks itself, and --nproc {spec.nproc} would start it so often"
         )
         raise Refusal(f"{what}; leave out --nproc, or --spawns")
+    if spec.local_addr is not None:
+        loopback.has(spec.local_addr)
     return spec
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supervisor.checkup import installed
+from supervisor.checkup import installed, space
 from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
@@ -55,7 +55,7 @@ class Stopping:
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
     """The run is over; returns the exit code of `launch`. The caller holds the lock."""
     enough(spec.nproc)
-    loopback.needed()
+    loopback.needed(spec.local_addr)
     register(run)
     legacy = legacy_of(run)
     try:
@@ -66,7 +66,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     command = list(specs.shown(spec).command)
     about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not legacy.goes_on)
-    for text in installed.warnings():
+    for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
         log.emit("warning", "warning", text=text)
     driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
     if stopping is not None:
@@ -122,7 +122,7 @@ def print_status(run: RunDir, **more: Any) -> None:
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
     """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
     enough(spec.nproc)
-    loopback.needed()
+    loopback.needed(spec.local_addr)
     with run.supervisor_log.open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],

@@ -148,6 +148,7 @@ def flags(spec: Spec, gate: Gate) -> list[str]:
         # Asked by nobody; without one, torchrun warns.
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{gate.path.name}",
+        *([f"--local-addr={spec.local_addr}"] if spec.local_addr else []),
         # None: ranks have logs of their own, and torch would make the folders above anew if the run's was moved away.
         f"--log-dir={os.devnull}",
     ]

@@ -59,6 +59,8 @@ class Flusher:
         """The newest step that a flush has made durable."""
         self._made: deque[int] = deque(maxlen=_MADE)
         self._after_crash = False
+        self._had = False
+        """Whether ranks have had snapshots: who has none any more empties the folder, and leaves it."""
         self.process: Process | None = None
         """The one flush under way."""
         self._under_way = Wanted(None, _ALL)
@@ -113,6 +115,9 @@ class Flusher:
         """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
         then it needs the machine for itself."""
         self._after_crash = True
+        if self._had and not self.segment.exists():
+            self._had = False
+            self._chronicle.removed_from_memory(self.segment)
 
     def newest(self) -> int:
         """The newest snapshot that all ranks have, or -1."""
@@ -122,6 +127,7 @@ class Flusher:
     def tick(self, ended: set[int], stepped: bool) -> None:
         """A flush that has ended is told of; the next one is under way. `stepped`: the attempt has made its first step."""
         self._hear()
+        self._had = self._had or self.segment.exists()
         if self._after_crash and stepped:
             self._after_crash = False
             newer = bool(self._wanted)

@@ -179,6 +179,11 @@ class Chronicle:
         self._untold.discard(step)
         self._log.emit("checkpoint_committed", step=step, **fields)
 
+    def removed_from_memory(self, segment: Path) -> None:
+        """That somebody else has removed what a restart would have gone on from is told."""
+        text = f"another program has removed this run's snapshots from {segment.parent}: it goes on from the disk"
+        self._log.emit("warning", "warning", text=text)
+
     def only_in_memory(self, step: int, segment: Path) -> None:
         """That the newest step is safe until the machine stops, and no longer, is told."""
         text = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import ipaddress
 import socket
 import struct
 
@@ -29,13 +31,33 @@ def _flags(asked: socket.socket, name: str) -> int:
     return bits
 
 
+def has(local: str) -> None:
+    """Refusal unless `local` is an address of this machine, or a name for one."""
+    try:
+        family, *_, address = socket.getaddrinfo(local, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as tried:
+            tried.bind(address)
+        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_unspecified:
+            raise Refusal(f"--local-addr {local}: that is every interface; give the address of one")
+    except UnicodeError:
+        raise Refusal(f"--local-addr {local}: that is no address") from None
+    except socket.gaierror as error:
+        raise Refusal(f"--local-addr {local}: {error.strerror}; give a number, as 127.0.0.1") from None
+    except OSError as error:
+        why = "no interface here has it (see: ip addr)" if error.errno == errno.EADDRNOTAVAIL else error.strerror
+        raise Refusal(f"--local-addr {local}: {why}") from None
+
+
 def chosen() -> str | None:
     """The name of the one that the ranks use."""
     return next((name for name, up in interfaces().items() if up), None)
 
 
-def needed() -> None:
-    """Refusal where there is a loopback interface and it is down: no rank could reach another."""
+def needed(local: str | None) -> None:
+    """Refusal where there is a loopback interface and it is down, or no interface has the address `local`: no rank could
+    reach another."""
+    if local is not None:
+        has(local)
     found = interfaces()
     if found and not any(found.values()):
         name = next(iter(found))

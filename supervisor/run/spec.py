@@ -48,6 +48,8 @@ class Spec:
     standby: bool = True
     spawns: bool = False
     """The script starts its ranks itself, and is started as by its user."""
+    local_addr: str | None = None
+    """The address of this machine that the ranks meet at; None: the loopback interface."""
     inject: tuple[str, ...] = ()
     actions: Mapping[str, str] = field(default_factory=dict)
     """What to do about each cause that a person may decide, by name."""
@@ -155,6 +157,7 @@ _FIELDS: dict[str, tuple[Any, _Fits]] = {
     "hang_timeout": (int | float | None, lambda seconds: seconds is None or seconds >= 0),
     "standby": (bool, lambda _: True),
     "spawns": (bool, lambda _: True),
+    "local_addr": (str | None, lambda text: text is None or 0 < len(text) < 256),
     "inject": (tuple, lambda specs: all(isinstance(spec, str) for spec in specs)),
     "created": (str, lambda _: True),
 }

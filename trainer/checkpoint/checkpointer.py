@@ -23,6 +23,7 @@ from torch import nn
 from ..rank.progress import Phase, progress
 from ..rundir.environment import PREEMPTED, supervised
 from ..rundir.layout import newest_checkpoint
+from ..rundir.shm import problem as shm_problem
 from ..rundir.shm import segment_here
 from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
@@ -38,6 +39,9 @@ from .options import Every, checked_every, checked_keep, checked_resume
 from .preemption import StopFlag
 from .state import rng
 from .state.state import Stateful, apply, bare, capture, capture_rank
+
+_REMOVALS = 3
+"""How often snapshots may be removed by somebody else before there are none any more."""
 
 
 class Checkpointer:
@@ -115,6 +119,7 @@ class Checkpointer:
         self._done = 0
         self._saved = -1
         self._problem: str | None = None
+        self._removals = 0
         self._stop = StopFlag(signal.SIGTERM)
 
     def restore(self) -> int:
@@ -187,8 +192,7 @@ class Checkpointer:
             self._voice.log(f"asked to stop: step {done} is saved in {self.directory}")
             raise SystemExit(PREEMPTED)
         if self._tier is not None and lost:
-            self._voice.say(f"{self._tier.give_up()}; checkpoints go on, on disk")
-            self._tier = None
+            self._lose_tier()
         began, snapshots_s = time.monotonic(), self._tier.stall_s if self._tier else 0.0
         if self._tier is not None:
             self._tier.step(done, save, due, snapshot, self._extra_now)
@@ -265,8 +269,24 @@ class Checkpointer:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
             every = None if self._snapshot_every == "auto" else self._snapshot_every
             self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
-        else:
+        elif not (missing := shm_problem()):
             self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
+        else:
+            # The launch has said so, and what to do.
+            self._voice.log(f"no snapshots: {missing}; checkpoints go on, on disk")
+
+    def _lose_tier(self) -> None:
+        """The memory tier is another one, if only somebody has removed what was in it, or there is none any more."""
+        assert self._tier is not None
+        why, removed = self._tier.give_up()
+        self._tier = None
+        self._removals += removed
+        if not removed or self._removals > _REMOVALS:
+            self._voice.say(f"{why}; checkpoints go on, on disk")
+            return
+        self._voice.say(f"{why}; this step is saved to disk, and new snapshots are taken")
+        self.save()
+        self._open_tier()
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():

@@ -19,8 +19,12 @@ def is_loopback(host: str) -> bool:
     return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
-def listen(port: int = 0) -> socket.socket:
-    """Listens on that port of the loopback interface, or on a free one. OSError if it is taken, or there is no interface."""
+def listen(port: int = 0, host: str | None = None) -> socket.socket:
+    """Listens on that port, or on a free one, of the loopback interface, or of `host`, an address of this machine or a
+    name for one. OSError if it is taken, or no interface has that address."""
+    if host is not None:
+        family, *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return _listen(family, str(address), port)
     try:
         return _listen(socket.AF_INET, "127.0.0.1", port)
     except OSError as error:

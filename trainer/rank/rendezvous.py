@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from datetime import timedelta
 
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -30,6 +31,8 @@ from .torch_patches import store_on
 BACKEND = "supervise"
 """torchrun's --rdzv-backend."""
 _TIMEOUT = timedelta(minutes=15)
+_ANSWERED = 0.3
+"""Seconds within which a resolver has answered that has anything to say."""
 
 
 class OneNode(RendezvousHandler):
@@ -37,7 +40,8 @@ class OneNode(RendezvousHandler):
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
-        self._store: Store | None = None
+        self._local = parameters.local_addr
+        self._served: list[Store] = []
         self._closed = False
 
     def get_backend(self) -> str:
@@ -49,11 +53,11 @@ class OneNode(RendezvousHandler):
         return os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The ranks' store is open, or at least its port is known. OSError if there is no loopback interface."""
-        with listen() as listener:
+        """The ranks' store is open, or at least its port is known. OSError if no interface has the address."""
+        with listen(host=self._local) as listener:
             address, port = listener.getsockname()[:2]
             if self.use_agent_store:
-                self._store = _served(listener, address, port)
+                self._served = _serve(listener, address, port)
                 os.environ[STORE] = f"{port}:{_unnamed_file()}"
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(address, port))
 
@@ -74,17 +78,31 @@ class OneNode(RendezvousHandler):
         return True
 
 
-def _served(listener: socket.socket, address: str, port: int) -> Store:
-    return store_on(
-        listener,
-        TCPStore,
-        address,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=_TIMEOUT,
-        use_libuv=os.environ.get("USE_LIBUV", "1") == "1",
-    )
+def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
+    """The store is open; it is in the list once torch has it.
+
+    torch's own client of it asks the resolver for the name of that address, only to have it for its log: where the answer
+    takes as long as a resolver waits, it is not waited for. The server is there by then, or as soon as somebody comes.
+    """
+    made: list[Store] = []
+    failed: list[Exception] = []
+    owned = socket.socket(fileno=listener.detach())
+    options = {"is_master": True, "wait_for_workers": False, "timeout": _TIMEOUT}
+
+    def serve() -> None:
+        try:
+            libuv = os.environ.get("USE_LIBUV", "1") == "1"
+            made.append(store_on(owned, TCPStore, address, port, **options, use_libuv=libuv))
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=serve, name="store", daemon=True)
+    thread.start()
+    # Ranks are forked from here: by then the thread has ended, or sleeps in the resolver and holds nothing.
+    thread.join(_ANSWERED)
+    if failed:
+        raise failed[0]
+    return made
 
 
 def _unnamed_file() -> str:

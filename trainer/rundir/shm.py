@@ -25,6 +25,21 @@ _MARK = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z")
 _BOARD = re.compile(r"\Arank([0-9]+)\Z")
 
 
+def problem(root: Path = ROOT) -> str:
+    """Why nothing can be kept in shared memory here, as "/dev/shm is read-only"; "" if it can."""
+    try:
+        flags = os.statvfs(root).f_flag
+    except FileNotFoundError:
+        return f"{root} is not there"
+    except OSError as error:
+        return f"{root} cannot be used ({error.strerror})"
+    if flags & os.ST_RDONLY:
+        return f"{root} is read-only"
+    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+        return f"{root} cannot be written by this user"
+    return ""
+
+
 def is_mark(text: str) -> bool:
     """Whether `text` can be the mark of a run: it leads nowhere when a path is made of it."""
     return _MARK.match(text) is not None

@@ -83,10 +83,18 @@ class Board:
             if os.fstat(fd).st_size != _BYTES:
                 raise ValueError(f"{path} is not a board")
             self._memory = mmap.mmap(fd, _BYTES)
+            self._status = os.fstat(fd)
         finally:
             os.close(fd)
         # As beats have it: a word is stored whole, not byte by byte as struct does it, and never read by half.
         self._words = memoryview(self._memory).cast("q")
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this board is what others find at `path`."""
+        try:
+            return os.path.samestat(self._status, path.lstat())
+        except OSError:
+            return False
 
     @staticmethod
     def create(path: Path) -> Board:

@@ -31,7 +31,7 @@ from ..state.state import Stateful, capture, capture_rank, steadiness
 from ..state.tree import text_of
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
-from .segment import Buffer, Segment
+from .segment import Buffer, Removed, Segment
 
 _BANDWIDTH = 0.25
 _LATE_S = 1.0
@@ -65,6 +65,8 @@ class Memory:
     def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
         """`spare`: whether a core is spare for copying; None finds out."""
         self.problem: str | None = None
+        self.removed = False
+        """Whether the problem is that somebody else has removed them: there is room for new ones."""
         self.left_out: int | None = None
         """The newest step of which there was to be a snapshot, and is none."""
         self.stall_s = 0.0
@@ -144,12 +146,15 @@ class Memory:
         """No snapshot is being copied, and none will be. Those that are there stay."""
         self._hook.remove()
         self._finish()
+        self.segment.close()
 
     def work(self, job: _Job) -> None:
         """`job` is done; called by the copying thread, if there is one."""
         began = time.thread_time()
         try:
             self._write(job)
+        except Removed as error:
+            self.removed, self.problem = True, str(error)
         except OSError as error:
             self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
         except Exception as error:

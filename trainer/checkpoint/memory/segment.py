@@ -29,6 +29,10 @@ from .snapshots import Snapshot, boards, common, pinned
 _SLACK = 1 << 20
 
 
+class Removed(OSError):
+    """Somebody else has removed what this rank keeps in shared memory: nobody would find a snapshot of it."""
+
+
 @dataclass(eq=False, slots=True)
 class Buffer:
     """The memory of one slot. `serial` differs for every memory that was ever mapped for it."""
@@ -76,7 +80,9 @@ class Segment:
 
     def begin(self, size: int, pin: int | None = None) -> Buffer | None:
         """A buffer of `size` bytes that holds nothing now, pinned for step `pin`; None if there is none to be had yet.
-        OSError if shared memory has no room for it."""
+        OSError if shared memory has no room for it, Removed if what was there is gone."""
+        if not self._is_there():
+            raise Removed(f"another program has removed the snapshots from {self.folder.parent}")
         newest = self.newest()
         free = self._free(newest)
         if not free:
@@ -99,6 +105,21 @@ class Segment:
                 raise
             self.cramped = True
             return None
+
+    def _is_there(self) -> bool:
+        """Whether what is mapped here is what others find. What was removed goes on as memory of this process alone."""
+        try:
+            return self._own.is_at(board_path(self.folder, self.rank)) and all(
+                os.path.samestat(os.fstat(buffer.fd), buffer_path(self.folder, self.rank, slot).lstat())
+                for slot, buffer in self._buffers.items()
+            )
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Nothing is mapped here. What is there stays."""
+        for slot in list(self._buffers):
+            self._unmap(slot)
 
     def _free(self, newest: Snapshot | None) -> list[str]:
         """The slots that may be written over, the best first: that with the oldest content."""

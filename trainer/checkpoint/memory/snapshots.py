@@ -125,6 +125,13 @@ def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
                 board.pin(slot, None)
 
 
+def empty(segment: Path) -> None:
+    """Nothing is in `segment`, which is there: a supervisor that finds it gone says that somebody else has removed it."""
+    shm.remove(segment)
+    with contextlib.suppress(OSError):
+        shm.claim(segment)
+
+
 def remove(segment: Path) -> None:
     """Nothing of the run's snapshots is left in shared memory."""
     shm.remove(segment)

@@ -179,12 +179,17 @@ class Tier:
         # Else the next one will do.
         self._pinned, self._owed = None, not self._promised
 
-    def give_up(self) -> str:
-        """There are no snapshots any more; why, the same on every rank. All ranks call it at the same step."""
-        problems = [problem for problem in self._ranks.exchange(self._memory.problem) if problem]
+    def give_up(self) -> tuple[str, bool]:
+        """There are no snapshots any more: why, and whether only because they were removed, the same on every rank. All
+        ranks call it at the same step."""
+        found = self._ranks.exchange([self._memory.problem, self._memory.removed])
+        problems = [problem for problem, _ in found if problem]
         self.close()
-        self._ranks.lead(lambda: snapshots.remove(self._memory.segment.folder))
-        return str(problems[0]) if problems else "no snapshots: a rank had trouble with them"
+        self._ranks.lead(lambda: snapshots.empty(self._memory.segment.folder))
+        if self._pinned is not None and self._promised and not self._said and self._ranks.rank == 0:
+            progress().note("checkpoint_failed", step=self._pinned, error="there is no snapshot of it to make it of")
+        why = str(problems[0]) if problems else "no snapshots: a rank had trouble with them"
+        return why, all(removed for problem, removed in found if problem)
 
     def close(self) -> None:
         """The last snapshot is committed, and none will follow."""
