@@ -127,8 +127,13 @@ class Run:
         """standby_ready of the group that stays, none of those `before`: a first one gives way as soon as the script's
         modules are imported."""
         known = [event["launcher_pid"] for event in before]
-        new = lambda e: "serving_pid" in e and e["launcher_pid"] not in known  # noqa: E731
-        return until(lambda: [*filter(new, self.events("standby_ready"))])[0]
+
+        def settled() -> dict[str, Any] | None:
+            # What was asked for before they were imported may be told by the one who has.
+            new = [e for e in self.events("standby_ready") if "serving_pid" in e and e["launcher_pid"] not in known]
+            return new[-1] if new and time.monotonic() > new[-1]["mono"] + 1.0 else None
+
+        return until(settled)
 
     def verdicts(self) -> list[tuple[str, int | None]]:
         """(cause, rank) of each verdict."""
