@@ -25,6 +25,7 @@ def _start(program: str, arguments: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    # The folder of this file is nobody's to import from.
-    del sys.path[0]
+    # The folder of this file is nobody's to import from. (With PYTHONSAFEPATH it is not there.)
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     sys.exit(_start(sys.argv[1], sys.argv[2:]))

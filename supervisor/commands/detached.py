@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
 # Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours, and
-# what lies beside this file is nobody's to import.
-del sys.path[0]
+# what lies beside this file is nobody's to import. (With PYTHONSAFEPATH it is not there.)
+if not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]
 importlib.import_module("_supervise.names").ours_alone()
 
 from supervisor.commands.session import drive
@@ -33,6 +35,8 @@ def main(path: Path) -> int:
             if known is None:
                 raise Refusal(f"no run in {path}")
             command, resume_args = json.load(sys.stdin)
+            # What the ranks are given of it is an empty one.
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             spec = dataclasses.replace(specs.restore(known.spec), command=tuple(command), resume_args=resume_args)
             return drive(run, spec, quiet=True)
     except (Refusal, InternalError) as ended:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from supervisor.group.launch import flags
+from supervisor.group.launch import flags, shown, stdin
 from supervisor.process.proctree import Process
 from supervisor.run.spec import Spec
 from trainer.rundir.gate import Gate
@@ -37,14 +37,17 @@ class Nursery:
         self._spec = spec
         self._buffer = b""
         self._unsent = b""
-        with log.open("ab") as file:
+        given = stdin()
+        read = os.open(os.devnull, os.O_RDONLY) if given == subprocess.DEVNULL else os.dup(given)
+        with log.open("ab") as file, os.fdopen(read, "rb", buffering=0) as script:
             process = subprocess.Popen(
-                [sys.executable, *program("rank.fork_server")],
+                [sys.executable, "-u", *program("rank.fork_server"), str(script.fileno()), *shown(spec)],
                 env=dict(env),
                 cwd=spec.cwd,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
+                pass_fds=[script.fileno()],
                 start_new_session=True,
             )
         assert process.stdin is not None and process.stdout is not None

@@ -40,7 +40,6 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
         names.RUN_DIR: str(run.path),
         names.SUPERVISOR_PID: str(os.getpid()),
         names.GRACE: str(spec.grace),
-        "PYTHONUNBUFFERED": outer.get("PYTHONUNBUFFERED", "1"),
     }
     arguments = _arguments(spec, relaunch=True)
     written = Redactor(outer).command(arguments)
@@ -154,6 +153,17 @@ def flags(spec: Spec, gate: Gate) -> list[str]:
     ]
 
 
+def shown(spec: Spec, outer: Mapping[str, str] = os.environ) -> list[str]:
+    """What `ps` may show of the script and its arguments: the longest that they can be, without secrets."""
+    return Redactor(outer).command(_arguments(spec, relaunch=True))
+
+
+def stdin() -> int:
+    """For subprocess.Popen: what a script reads is, as under torchrun, what this process was given."""
+    # Where it was given none, another file may have the number.
+    return subprocess.DEVNULL if sys.__stdin__ is None else 0
+
+
 def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
     """The pid of a launcher in a session of its own, whose ranks are fresh interpreters that will wait at `gate`.
 
@@ -161,10 +171,10 @@ def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
     """
     with gate.launcher_log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, *program("rank.launcher"), str(gate.path), *flags(spec, gate)],
+            [sys.executable, "-u", *program("rank.launcher"), str(gate.path), *flags(spec, gate), "--", *shown(spec)],
             env=dict(env),
             cwd=spec.cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin(),
             stdout=log,
             stderr=log,
             start_new_session=True,

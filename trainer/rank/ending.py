@@ -42,7 +42,8 @@ def end(code: object, by: signal.Signals | None = None) -> NoReturn:
     atexit._run_exitfuncs()
     # First: of a file and its buffer that are deleted together, either may be the first to go.
     _flush()
-    sys.modules.pop("__main__", None)
+    for name in ("__main__", "__mp_main__"):
+        sys.modules.pop(name, None)
     gc.collect()
     _flush()
     ctypes.CDLL(None).fflush(None)

@@ -1,7 +1,8 @@
 """The fork server: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
 
-Started by the supervisor: `start.py rank.fork_server`. It reads a JSON object a line from stdin and answers each with
-one on stdout; when stdin ends, it goes away.
+Started by the supervisor: `start.py rank.fork_server STDIN SCRIPT ARGUMENTS…`. It reads a JSON object a line from stdin and
+answers each with one on stdout; when stdin ends, it goes away. STDIN is the descriptor of what its forks get for their own
+(none: nothing can be read there); what follows is for `ps`, and room for theirs.
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"gang": folder, "flags": […]}   -> {"gang": folder, "pid": launcher} | {"unfit": reason}
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..rundir.gate import Gate
-from . import fork_environment, saves, torch_patches, trial
+from . import fork_environment, inherited, saves, torch_patches, trial
 from . import preload as modules
 from .fitness import unfit
 
@@ -32,15 +33,21 @@ _REAP_EVERY = 0.2
 class _Server:
     """One process of those that serve in turn: they share stdin and stdout, and a request is read by one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stdin: int | None) -> None:
         # What imports print must not be taken for an answer. A line is written at once: others write beside it.
         self._answers = os.dup(1)
         os.dup2(2, 1)
+        # Nor may they read what was asked, or what the script is to read.
+        self.requests = os.dup(0)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._stdin = null if stdin is None else stdin
+        os.set_inheritable(self._stdin, False)
+        os.dup2(null, 0)
         self._buffered = b""
 
     def hear(self) -> bool:
         """What was asked is answered; False if nobody will ask any more."""
-        data = os.read(0, 65536)
+        data = os.read(self.requests, 65536)
         *lines, self._buffered = (self._buffered + data).split(b"\n")
         for line in lines:
             os.write(self._answers, json.dumps(self._answer(json.loads(line))).encode() + b"\n")
@@ -51,18 +58,18 @@ class _Server:
             return self._load(Path(request["import"]), bool(request.get("gently")))
         if reason := unfit():
             return {"unfit": reason}
-        return {"gang": request["gang"], "pid": _fork_gang(Gate(Path(request["gang"])), request["flags"])}
+        return {"gang": request["gang"], "pid": _fork_gang(Gate(Path(request["gang"])), request["flags"], self._stdin)}
 
     def _load(self, path: Path, gently: bool) -> dict[str, Any]:
         """What `path` lists is imported, but for what must not be, which is named. The answer is that of the process that
         serves from now on."""
-        _load_torch()
+        inherited.imported(_load_torch)
         if reason := unfit():
             return {"unfit": reason}
         found = path.with_suffix(".found.json")
         try:
             wanted = trial.Wanted.read(path)
-            trial.grow(wanted, gently, self.hear).write(found)
+            inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
         except (OSError, ValueError) as error:
             return {"unfit": f"what it is to import, or what it has found, is no file that can be used: {error}"}
         # No collector of a fork needs to look at what all forks have in common.
@@ -70,12 +77,12 @@ class _Server:
         return {"ready": True, "found": str(found), "pid": os.getpid()}
 
 
-def serve() -> None:
-    """Answers until stdin ends."""
-    server = _Server()
+def serve(stdin: int | None) -> None:
+    """Answers until there are no more requests."""
+    server = _Server(stdin)
     while True:
         _reap()
-        if select.select([0], [], [], _REAP_EVERY)[0] and not server.hear():
+        if select.select([server.requests], [], [], _REAP_EVERY)[0] and not server.hear():
             return
 
 
@@ -90,10 +97,14 @@ def _reap() -> None:
 def _load_torch() -> None:
     modules.load(["torch"])
     torch_patches.count_gpus_apart()
+    before = set(os.environ)
     modules.load(modules.ALWAYS)
+    # torch sets it again once it needs it, unless the script has done so by then.
+    for name in os.environ.keys() - before:
+        del os.environ[name]
 
 
-def _fork_gang(gate: Gate, flags: list[str]) -> int:
+def _fork_gang(gate: Gate, flags: list[str], stdin: int) -> int:
     """The pid of a launcher that has its own session and log, and whose ranks will wait at `gate`."""
     pid = os.fork()
     if pid:
@@ -101,7 +112,7 @@ def _fork_gang(gate: Gate, flags: list[str]) -> int:
     try:
         os.setsid()
         gate.enter()
-        _become(gate.launcher_log)
+        _become(gate.launcher_log, stdin)
         from .launcher import finish, launch_forked
 
         finish(launch_forked(gate, flags))
@@ -109,14 +120,13 @@ def _fork_gang(gate: Gate, flags: list[str]) -> int:
         os._exit(1)
 
 
-def _become(log: Path) -> None:
-    """The child has the standard streams of a launcher, and none of the fork server's."""
-    null = os.open(os.devnull, os.O_RDONLY)
+def _become(log: Path, stdin: int) -> None:
+    """The child has the standard streams of a launcher, and no other file of the fork server's."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(null, 0)
+    os.dup2(stdin, 0)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
-    os.closerange(3, 256)
+    inherited.leave()
 
 
 def main(arguments: list[str]) -> None:
@@ -125,4 +135,4 @@ def main(arguments: list[str]) -> None:
     # Before any module can bind the names that they replace.
     saves.install()
     fork_environment.enter()
-    serve()
+    serve(int(arguments[0]) if arguments else None)

@@ -1,7 +1,7 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Started by itself, `start.py rank.launcher GANG torchrun-flags…`, its ranks are processes of their own that run
-rank.worker; forked from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the
+Started by itself, `start.py rank.launcher GANG torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes of their own
+that run rank.worker; forked from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the
 status of each rank is only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor
 that is not the launcher's parent and cannot wait for it.
 """
@@ -34,15 +34,15 @@ Exits = dict[int, dict[str, Any]]
 """By rank, who has ended: {rank, pid, exit_code, mono}."""
 
 
-def launch(gate: Gate, flags: list[str]) -> int:
-    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter."""
+def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
+    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter, with room for `shown`."""
     from torch.distributed import run
 
     from . import rendezvous
 
     os.environ[GANG] = str(gate.path)
     rendezvous.register()
-    return _reported(gate, lambda: run.run(run.parse_args([*flags, *_WORKER])))  # type: ignore[no-untyped-call]
+    return _reported(gate, lambda: run.run(run.parse_args([*flags, *_WORKER, *shown])))  # type: ignore[no-untyped-call]
 
 
 def launch_forked(gate: Gate, flags: list[str]) -> int:
@@ -140,4 +140,5 @@ def finish(code: int) -> NoReturn:
 def main(arguments: list[str]) -> NoReturn:
     gang = Gate(Path(arguments[0]))
     gang.enter()
-    finish(launch(gang, arguments[1:]))
+    end = arguments.index("--")
+    finish(launch(gang, arguments[1:end], arguments[end + 1 :]))

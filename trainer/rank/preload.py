@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -57,17 +56,16 @@ def remember(path: Path) -> None:
 def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> list[str]:
     """Every module of `names` that can be imported is; returns those that cannot. `between` is called after each."""
     failed = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            if name in sys.modules:
-                continue
-            try:
-                importlib.import_module(name)
-            except Barred:
-                raise
-            except BaseException:
-                # Whatever it is, it is not for us to die of: some raise what no `except Exception` catches.
-                failed.append(name)
-            between()
+    for name in names:
+        if name in sys.modules:
+            continue
+        try:
+            # What it warns of is for our log. To silence it, filters would have to be put back: those that it sets, too.
+            importlib.import_module(name)
+        except Barred:
+            raise
+        except BaseException:
+            # Whatever it is, it is not for us to die of: some raise what no `except Exception` catches.
+            failed.append(name)
+        between()
     return failed

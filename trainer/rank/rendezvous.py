@@ -21,15 +21,16 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
-    rendezvous_handler_registry,
 )
 
 from ..rundir.environment import STORE
+from . import torch_patches
 from .loopback import listen
 from .torch_patches import store_on
 
 BACKEND = "supervise"
 """torchrun's --rdzv-backend."""
+
 _TIMEOUT = timedelta(minutes=15)
 _ANSWERED = 0.3
 """Seconds within which a resolver has answered that has anything to say."""
@@ -113,4 +114,4 @@ def _unnamed_file() -> str:
 
 def register() -> None:
     """torchrun knows the backend."""
-    rendezvous_handler_registry.register(BACKEND, OneNode)
+    torch_patches.register(BACKEND, OneNode)

@@ -23,6 +23,31 @@ missing: list[str] = []
 """What this torch does not have under the name that we know."""
 
 
+_undo: list[Callable[[], object]] = []
+"""What the engine's own process has replaced, and no rank is to find replaced."""
+
+
+def _replace(where: Any, name: str, by: Any) -> None:
+    _undo.append(functools.partial(setattr, where, name, getattr(where, name)))
+    setattr(where, name, by)
+
+
+def leave_the_engine() -> None:
+    """In a fork of the engine, a rank: its script, which may be a launcher itself, finds torch's own engine."""
+    while _undo:
+        _undo.pop()()
+
+
+def register(backend: str, handler: type[Any]) -> None:
+    """The engine knows a rendezvous of that name. It is forgotten by what it keeps in `_registry`; without that, a rank knows
+    a name more."""
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+
+    rendezvous_handler_registry.register(backend, handler)
+    known = getattr(rendezvous_handler_registry, "_registry", {})
+    _undo.append(functools.partial(known.pop, backend, None))
+
+
 def replace_forks(context: type[Any]) -> None:
     """The engine's forks are a `context`, not its own (`MultiprocessContext`, looked up by `start_processes`).
 
@@ -34,7 +59,7 @@ def replace_forks(context: type[Any]) -> None:
     if not hasattr(multiprocessing, "MultiprocessContext"):
         missing.append("elastic.multiprocessing.MultiprocessContext")
         return
-    multiprocessing.MultiprocessContext = context  # type: ignore[misc]
+    _replace(multiprocessing, "MultiprocessContext", context)
 
 
 def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
@@ -54,7 +79,7 @@ def replace_poll(poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
 
 def _wrap_poll(context: Any, poll: Callable[[Any, Callable[[Any], Any]], Any]) -> None:
     original = context._poll
-    context._poll = lambda self: poll(self, original)
+    _replace(context, "_poll", lambda self: poll(self, original))
 
 
 _count_gpus: list[Any] = []
@@ -100,10 +125,10 @@ def name_the_host_quickly() -> None:
     from torch.distributed.elastic.multiprocessing import errors
 
     if hasattr(api, "_get_fq_hostname"):
-        api._get_fq_hostname = socket.gethostname
+        _replace(api, "_get_fq_hostname", socket.gethostname)
     else:
         missing.append("elastic.agent.server.api._get_fq_hostname")
-    errors.socket = SimpleNamespace(getfqdn=socket.gethostname)  # type: ignore[assignment,attr-defined]
+    _replace(errors, "socket", SimpleNamespace(getfqdn=socket.gethostname))
 
 
 def private_stores(rendezvous: ModuleType) -> None:

@@ -105,13 +105,13 @@ class _Told:
         return self._memory[4 : 4 + length].decode(errors="replace").split("\n") if length else []
 
 
-def grow(wanted: Wanted, gently: bool, serve: Callable[[], bool]) -> Wanted:
+def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool]) -> Wanted:
     """This process has imported what is `wanted` and does no harm to forks: not the one that called, but a fork of it. The
     one that called returns only if that is not to be had; it has imported nothing. Returns what was wanted, with what of it
     was left out.
 
-    With nothing to import it is the one that called. `serve()` is called when there is something to read from stdin, and says
-    whether anything more can come.
+    With nothing to import it is the one that called. `serve()` is called when there is something to read from the
+    descriptor `requests`, and says whether anything more can come.
     """
     if all(name in sys.modules or wanted.is_out(name) for name in wanted.names):
         return wanted
@@ -128,7 +128,7 @@ def grow(wanted: Wanted, gently: bool, serve: Callable[[], bool]) -> Wanted:
             return wanted
         os.close(writable)
         try:
-            wanted.learn(_await(child, readable, told, serve))
+            wanted.learn(_await(child, readable, told, requests, serve))
         finally:
             os.close(readable)
     wanted.causes["the rest"] = f"no {_TRIES} tries were enough to find all that must be left out"
@@ -157,11 +157,11 @@ def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
     os._exit(0)
 
 
-def _await(child: int, readable: int, told: _Told, serve: Callable[[], bool]) -> dict[str, Any]:
+def _await(child: int, readable: int, told: _Told, requests: int, serve: Callable[[], bool]) -> dict[str, Any]:
     """What `child` found that must be left out. If it found nothing, this process is but the one that waits for it."""
     data, patience = b"", _Patience(child, told)
     while True:
-        news = select.select([readable, 0], [], [], _LOOK_EVERY)[0]
+        news = select.select([readable, requests], [], [], _LOOK_EVERY)[0]
         if readable in news:
             more = os.read(readable, 1 << 16)
             if not more:

@@ -19,13 +19,14 @@ import runpy
 import signal
 import sys
 import types
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NoReturn
 
 from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
 from ..rundir.gate import GANG, PRELOAD, Gate
 from ..rundir.learned import remembered
-from . import ending, fork_environment, output, saves, torch_patches
+from . import command_line, ending, inherited, output, saves, torch_patches
 from . import preload as modules
 from . import progress as _progress
 from .member import Member, hook
@@ -42,23 +43,36 @@ def run(arguments: list[str]) -> None:
     target, *rest = arguments[1:] if module else arguments
     # As the interpreter does it: the script's folder is searched first, or the current one for -m.
     folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
-    sys.path.insert(0, folder)
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, folder)
     sys.argv = [target, *rest]
+    main = _new_main()
     if module:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
+        # What the interpreter itself calls; run_module would take the module away when its last line has run.
+        runpy._run_module_as_main(target)  # type: ignore[attr-defined]
     else:
-        _run_file(Path(target).absolute())
+        _run_file(Path(target).absolute(), main)
 
 
-def _run_file(path: Path) -> None:
+def _new_main() -> types.ModuleType:
+    """An empty `__main__`, as the interpreter makes it, in place of our own."""
+    old, new = sys.modules["__main__"], types.ModuleType("__main__")
+    new.__dict__["__builtins__"] = builtins
+    if "__annotations__" in vars(old):
+        new.__annotations__ = {}
+    # multiprocessing's other name for it, once that is imported.
+    for name in [name for name in ("__main__", "__mp_main__") if sys.modules.get(name) is old]:
+        sys.modules[name] = new
+    return new
+
+
+def _run_file(path: Path, main: types.ModuleType) -> None:
     """As the interpreter does it, and not quite as runpy.run_path: __file__ absolute, argv[0] as it was typed, and the
     module stays `__main__` for threads and exit functions that outlive its last line."""
-    module = types.ModuleType("__main__")
-    module.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = module
+    main.__dict__.update(__file__=str(path), __cached__=None, __loader__=SourceFileLoader("__main__", str(path)))
     with io.open_code(str(path)) as file:
         code = compile(file.read(), str(path), "exec")
-    exec(code, module.__dict__)
+    exec(code, main.__dict__)
 
 
 def serve() -> None:
@@ -71,10 +85,12 @@ def serve() -> None:
     if body is None:
         return
     _settle_environment(body["env"])
-    arguments = body["arguments"]
+    shown = body["arguments"]
+    arguments = list(shown)
     for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
         if int(index) < len(arguments):
             arguments[int(index)] = secret
+    command_line.take(shown, arguments)
     _settle_malloc()
     place = supervised()
     assert place is not None
@@ -116,7 +132,7 @@ def _settle_malloc() -> None:
 
 def forked_rank() -> NoReturn:
     """A rank's whole life in a fork: as if the interpreter had been started for the script."""
-    _stand_alone()
+    inherited.undo()
     code: object = 0
     by = None
     try:
@@ -127,21 +143,6 @@ def forked_rank() -> NoReturn:
         ending.tell(error)
         code, by = 1, signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
     ending.end(code, by)
-
-
-def _stand_alone() -> None:
-    """What the fork inherited from launcher and nursery is undone: session, signals, identity, random numbers."""
-    os.setsid()
-    fork_environment.leave()
-    torch_patches.count_gpus_here()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Python reseeds its own generator after a fork; these would be the same in every rank.
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
-    if torch := sys.modules.get("torch"):
-        torch.default_generator.seed()
 
 
 def main(arguments: list[str]) -> None:
