@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,25 @@ def test_a_process_that_ends_has_not_become_another_program() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize(("events", "polls"), [(64, True), (65, False)])
+def test_gloos_thread_is_known_without_its_name(events: int, polls: bool) -> None:
+    """Beside it, a rank that looks for a lock file again and again is one that nothing else can wake. Any other thread that
+    waits for a descriptor may be woken by somebody."""
+    code = f"""
+import select, threading, time
+loop = select.epoll()
+threading.Thread(target=lambda: [loop.poll(0.01, {events}) for _ in range(10**6)], daemon=True).start()
+print(flush=True)
+while True: time.sleep(0.2)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        # Now and then a thread runs just when it is looked at.
+        seen = [kernel.closely(child.pid).polls for _ in range(20) if time.sleep(0.01) is None]
+        assert (seen.count(True) > 10) is polls and (polls or True not in seen)
+    finally:
+        child.kill()
+        child.communicate()

@@ -30,7 +30,7 @@ def test_what_this_torch_has_not_is_said(run: Run) -> None:
     assert run.warnings().count("SubprocessContext._poll") == 1
 
 
-@pytest.mark.parametrize(("version", "libuv"), [("2.6.0+cpu", False), ("2.7.1", False), ("2.8.0", True), (None, True)])
+@pytest.mark.parametrize(("version", "libuv"), [("2.6.0+cpu", False), ("2.7.1", False), (None, True)])
 def test_a_store_serves_on_a_socket_of_ours(monkeypatch: pytest.MonkeyPatch, version: str | None, libuv: bool) -> None:
     """By the server of torch that takes one: the older one, before 2.8."""
     if version is not None:

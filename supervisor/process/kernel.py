@@ -30,11 +30,14 @@ _NAMES = {
 }.get(platform.machine(), {})
 _ON_A_FILE = ("read", "pread64", "write", "recvfrom", "recvmsg", "flock", "fsync", "fdatasync")
 _FUTEX_REALTIME = 256
+_EPOLLS = ("epoll_wait", "epoll_pwait")
 _SLEEPS = ("clock_nanosleep", "pselect6")
 _SHORT_SLEEP = 5.0
 """Seconds: a longer one is no look again and again, and has an end."""
 _LOOPS = ("gloo_", "pt_gloo", "pt_tcpstore")
 """Threads of torch's own, by the beginning of their name: what they poll is the other ranks, every few milliseconds."""
+_GLOOS = (64, 10)
+"""How gloo's own thread asks epoll, at most so many events and ms, where torch gives it no name (2.6)."""
 _CARETAKER = b"multiprocessing.resource_tracker"
 _GPUS = ("/dev/nvidia", "/dev/kfd")
 
@@ -147,7 +150,7 @@ def _threads(pid: int) -> Iterator[Path]:
 def _bound(thread: Path) -> bool:
     """Whether a thread other than the main one waits for a thread, or for the other ranks: nobody else can wake it."""
     wait = _wait(thread / "syscall")
-    if wait is not None and wait.name == "futex":
+    if wait is not None and (wait.name == "futex" or (wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS)):
         return True
     try:
         return (thread / "comm").read_text().startswith(_LOOPS)
