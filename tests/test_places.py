@@ -156,6 +156,19 @@ def test_an_address_that_is_not_here(run: Run, address: str) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["script.py"]
 
 
+@as_root
+@pytest.mark.parametrize("mount", ["ro", "size=4k", "size=8k", "nr_inodes=2", "nr_inodes=4", "nr_inodes=6"])
+def test_a_folder_that_takes_nothing(run: Run, mount: str) -> None:
+    """Read-only, or full at one moment of a launch or another: one line, exit code 2, and nothing is left."""
+    (run.folder / "small").mkdir()
+    script = run.folder / run.script("print(1)")
+    place = f'mount -t tmpfs -o {mount} none "$HERE/small" && cd "$HERE/small" && "$@"; code=$?; ls -A; exit $code'
+    launch = [SUPERVISE, "launch", "--inject", "kill@step=5", "--no-standby", str(script)]
+    done = subprocess.run([*_in(place, run), *launch], env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done
+    assert "cannot be" in done.stderr
+
+
 def test_a_folder_that_is_gone(run: Run) -> None:
     """Who launches where there is no folder any more is told so."""
     gone = run.folder / "gone"

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from supervisor.commands import console
+from supervisor.commands.folder import Folder
 from supervisor.commands.options import (
     PREFIX,
     CauseAction,
@@ -32,11 +33,9 @@ from supervisor.errors import Refusal
 from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.lock import RunLock
-from supervisor.run.ownership import make_private
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import Spec, resolved
 from supervisor.run.status import story_of
-from trainer.rundir.durable import ensure_dir
 from trainer.rundir.layout import RunDir, committed_steps
 
 BUILT_IN = next(iter(console.BUILT_IN))
@@ -133,7 +132,12 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     ranks where only its supervisor has died.
     """
     _warn_unknown_environment(ctx)
-    spec, run = _resolve(ctx, given)
+    with Folder() as folder:
+        spec, run = _resolve(ctx, given, folder)
+        return _launched(run, spec, detached, as_json, quiet)
+
+
+def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: bool) -> int:
     with RunLock(run):
         known = load(run.path)
         if known and _already_finished(known, spec):
@@ -149,7 +153,7 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     return detach(run, spec, as_json=as_json, quiet=quiet)
 
 
-def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
+def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[Spec, RunDir]:
     """What is to be run, and its folder, which exists."""
     folder = given.pop("run_dir")
     name = given.pop("name")
@@ -175,7 +179,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any]) -> tuple[Spec, RunDir]:
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
-    _make_folder(run)
+    made.make(run)
     options["actions"] = resolved(options["actions"])
     return Spec(run=run_id, mark=secrets.token_hex(8), **options, **_command(arguments, module)), run
 
@@ -223,18 +227,6 @@ def _command(arguments: list[str], module: bool) -> dict[str, Any]:
         hint = f"; for a module write: -m {target}" if "/" not in target and not target.endswith(".py") else ""
         raise Refusal(f"no script {target!r} in {cwd}{hint}")
     return {"command": tuple(arguments), "module": module, "cwd": str(cwd)}
-
-
-def _make_folder(run: RunDir) -> None:
-    try:
-        ensure_dir(run.path)
-        if any(path.name not in ("lock", "lock.json") for path in run.path.iterdir()):
-            raise Refusal(f"{run.path} is not empty and no run of supervise; use another --run-dir")
-        make_private(run.path)
-    except FileExistsError:
-        raise Refusal(f"{run.path} is a file; --run-dir takes a folder") from None
-    except OSError as error:
-        raise Refusal(f"{run.path} cannot be used: {error.strerror or error}") from None
 
 
 def _already_finished(known: Known, spec: Spec) -> bool:

@@ -182,14 +182,14 @@ def arm(folder: Path, fault: Fault) -> int:
     while True:
         # Written aside first and linked to its number, so that a reader never sees half a spec.
         temporary = folder / f".spec-{os.getpid()}"
-        DISK.create(temporary, [body])
         try:
+            DISK.create(temporary, [body])
             os.link(temporary, folder / f"{number:04d}.spec")
             return number
         except FileExistsError:
             number += 1
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
 
 def armed(folder: Path) -> list[Fault]:

@@ -1,0 +1,55 @@
+"""The folder of a run that is to begin: private, and gone again if nothing begins."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from supervisor.errors import HeldByAnother, Refusal
+from supervisor.run.lock import is_held
+from supervisor.run.ownership import make_private
+from trainer.rundir.durable import ensure_dir
+from trainer.rundir.layout import RunDir
+
+_LOCKS = ("lock", "lock.json")
+
+
+class Folder:
+    """Of a launch that is refused, or finds no room, nothing that it has made is left when this is left."""
+
+    def __init__(self) -> None:
+        self._run: RunDir | None = None
+        self._missing: list[Path] = []
+
+    def make(self, run: RunDir) -> None:
+        """The run has a folder, with nothing in it. Refusal if it has something, or cannot be made."""
+        self._missing = [path for path in (run.path, *run.path.parents) if not path.exists()]
+        try:
+            ensure_dir(run.path)
+            if any(path.name not in _LOCKS for path in run.path.iterdir()):
+                raise Refusal(f"{run.path} is not empty and no run of supervise; use another --run-dir")
+            self._run = run
+            make_private(run.path)
+        except FileExistsError:
+            raise Refusal(f"{run.path} is a file; --run-dir takes a folder") from None
+        except OSError as error:
+            raise Refusal(f"{run.path} cannot be used: {error.strerror or error}") from None
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Refusal | OSError) or isinstance(error, HeldByAnother):
+            return
+        run = self._run
+        if run is not None and not (run.events.exists() or run.supervisor_log.exists() or is_held(run)):
+            for path in [run.lock, run.holder, run.run_json]:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(run.faults, ignore_errors=True)
+        for path in self._missing:
+            # What is not empty is somebody's.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if run is not None and isinstance(error, OSError):
+            raise Refusal(f"{error.filename or run.path} cannot be written: {error.strerror or error}") from None
