@@ -177,3 +177,16 @@ def test_a_folder_that_is_gone(run: Run) -> None:
     done = subprocess.run(command, cwd=gone, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "current folder has been removed" in done.stderr
     assert sorted(Path(run.folder).iterdir()) == [run.folder / "script.py"]
+
+
+def test_a_user_that_nobody_knows(run: Run) -> None:
+    """Without a passwd entry and a HOME: a launch with a kill, status, gc and stop work."""
+    nobody = ["unshare", "--user", "--map-user=4242", "--map-group=4242", "env", "-u", "HOME", "-u", "XDG_STATE_HOME"]
+    if subprocess.run([*nobody, "true"], check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("no user namespaces here")
+    run.script(TRAINS.replace("MEETS", "0"))
+    run.start("--nproc", "2", "--inject", "kill:rank=1@step=10", "script.py", through=nobody)
+    assert run.wait() == 0
+    assert run.verdicts() == [("killed", 1), ("finished", None)]
+    for command in ("status", "stop", "gc"):
+        subprocess.run([*nobody, SUPERVISE, command, "run"], cwd=run.folder, env=environment(), check=True, timeout=60)
