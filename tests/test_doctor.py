@@ -128,6 +128,30 @@ def test_stale_variables(host: Host, name: str, expected: str) -> None:
     assert (check.next, "secret" in check.text) == (expected, False)
 
 
+def test_a_user_without_a_home(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for caches, and one for temporary files: each that is missing is said, with what to do."""
+    assert checks.home(changed(host, environ={"HOME": str(tmp_path)})).verdict is Verdict.OK
+    monkeypatch.setattr(checks, "_passwd_home", str)
+    lost = [checks.home(changed(host, environ=env)) for env in ({}, {"HOME": str(tmp_path / "nowhere")})]
+    assert [check.verdict for check in lost] == [Verdict.WARN, Verdict.WARN] and all("HOME" in c.next for c in lost)
+
+    def none() -> str:
+        raise FileNotFoundError("no usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    assert (checks.home(host).verdict, "TMPDIR" in checks.home(host).next) == (Verdict.BAD, True)
+
+
+def test_a_name_that_nobody_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this host: a name that is not known, and a resolver that does not answer in time, are said, and that ranks meet."""
+    monkeypatch.setattr("socket.gethostname", lambda: "nowhere.invalid")
+    for patience in (30.0, 0.001):
+        check = probes.resolver(patience)
+        assert check.verdict is Verdict.WARN and "nowhere.invalid" in check.text and "/etc/hosts" in check.next
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    assert probes.resolver().verdict is Verdict.OK
+
+
 def test_a_clock_that_is_behind(host: Host) -> None:
     """A clock from before this program was installed is wrong."""
     assert checks.clock(changed(host, now=0.0)).verdict is Verdict.WARN
@@ -248,5 +272,5 @@ def test_the_whole_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Every check has a name of its own and one line, on this machine too."""
     monkeypatch.setattr(probes, "ask_torch", lambda: TORCH)
     found = doctor.examine(Host(run_dir=tmp_path))
-    assert len({check.name for check in found}) == len(found) == 17
+    assert len({check.name for check in found}) == len(found) == 19
     assert not [check for check in found if "\n" in check.text + check.next or not check.text]

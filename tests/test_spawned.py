@@ -48,6 +48,7 @@ def fault(kind):
     if kind == "stop": os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "raise": raise ValueError("in my own words")
     if kind == "absent": time.sleep(10000)
+    while kind == "seen" and not os.path.exists("seen"): time.sleep(0.02)
 
 def free_port():
     import socket
@@ -178,11 +179,12 @@ def test_forked_ranks_hang(started: Run) -> None:
     run = started
     script = run.script(FORKED)
 
-    run.start(script, FAULTS="0=stop,1=absent", OMP_NUM_THREADS="1")
+    run.start(script, FAULTS="0=stop,1=absent,2=seen", OMP_NUM_THREADS="1")
     until(lambda: len(ranks_of(run, 2)) == 2, 120)
     workers = until(
         lambda: [w for w in json.loads(run.cli("status", "run", "--json").stdout)["workers"] if w["step"] > 10]
     )
+    (run.folder / "seen").touch()
     assert run.wait(240) == 0
 
     assert {worker["pid"] for worker in workers} <= set(ranks_of(run, 2).values())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
+import pwd
 import resource
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,6 +117,30 @@ def variables(host: Host) -> Check:
         text = f"{' '.join(stale)} set: left over from a launcher, or meant for this one"
         return Check("environment", Verdict.WARN, text, f"unset {' '.join(stale)}")
     return Check("environment", Verdict.OK, "nothing of another launcher is set")
+
+
+def home(host: Host) -> Check:
+    """Where a user's caches go, and what temporary files need."""
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError:
+        text = "no folder takes temporary files: Python's own and torch's fail at their first"
+        return Check("home", Verdict.BAD, text, "set TMPDIR to a folder that you can write to")
+    known = host.environ.get("HOME") or _passwd_home()
+    if not known:
+        text = f"user {os.getuid()} has no passwd entry and no HOME: libraries that ask for either fail"
+        return Check("home", Verdict.WARN, text, "set HOME (in Docker: -e HOME=/tmp)")
+    if not os.access(known, os.W_OK):
+        text = f"{known} cannot be written to: what a script imports is learned anew in each run, and caches fail"
+        return Check("home", Verdict.WARN, text, "set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME")
+    return Check("home", Verdict.OK, f"{known} and {folder} can be written to")
+
+
+def _passwd_home() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def linger(host: Host) -> Check:

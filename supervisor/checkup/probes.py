@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,22 @@ def processes() -> Check:
     if not become_subreaper():
         return Check("processes", Verdict.BAD, "no subreaper: orphans of a launcher are lost", "use Linux 3.4 or newer")
     return Check("processes", Verdict.OK, "every process of a run can be held and killed")
+
+
+def resolver(patience: float = 2.0) -> Check:
+    """Whether this host's own name is answered for: torch and gloo ask for it, and wait."""
+    name = socket.gethostname()
+    code = f"import socket; socket.getaddrinfo({name!r}, None)"
+    try:
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, timeout=patience, check=False)
+    except subprocess.TimeoutExpired:
+        text = f"nobody answers for {name}, this host's own name: what asks for it waits ({patience:.0f} s and more)"
+    else:
+        if done.returncode == 0:
+            return Check("resolver", Verdict.OK, f"{name} is resolved")
+        text = f"{name}, this host's own name, is not resolved"
+    hint = f"add '127.0.0.1 {name}' to /etc/hosts; ranks meet on the loopback interface all the same"
+    return Check("resolver", Verdict.WARN, text, hint)
 
 
 def network() -> Check:

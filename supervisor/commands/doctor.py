@@ -24,6 +24,7 @@ LOOKS = (
     checks.limits,
     checks.clock,
     checks.variables,
+    checks.home,
     checks.linger,
 )
 _MARK = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.BAD: "BAD"}
@@ -61,6 +62,7 @@ def examine(host: Host) -> list[Check]:
         probes.stacks(),
         installed.names(),
         probes.network(),
+        probes.resolver(),
     ]
     return [*tried, *(look(host) for look in LOOKS)]
 
