@@ -36,7 +36,7 @@ from kills import next_group, strike
 from sides import Plan, Side
 from steps import intervals
 
-PATIENCE = 300.0
+TIME_LIMIT = 300.0
 """Seconds without a step after which a run is given up. torchrun waits 30 s for a survivor that does not go."""
 SETTLING = 10
 """Steps after a start during which other things than training go on."""
@@ -69,8 +69,8 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
                 common.say(f"{plan.name}, every {every:g} s: given up, it would never end")
                 break
             side.check()
-            if time.monotonic() > side.steps.steps[-1].at + PATIENCE:
-                raise TimeoutError(f"{plan.name} has not stepped for {PATIENCE:.0f} s")
+            if time.monotonic() > side.steps.steps[-1].at + TIME_LIMIT:
+                raise TimeoutError(f"{plan.name} has not stepped for {TIME_LIMIT:.0f} s")
             pids = side.steps.pids(nproc)
             assert pids is not None
             due = begin + every * (len(struck) + 1)

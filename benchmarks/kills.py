@@ -18,7 +18,7 @@ from common import say, show, summary, until
 from sides import Plan, Side
 from steps import Step
 
-PATIENCE = 60.0
+TIME_LIMIT = 60.0
 """Seconds after which a group that has not come back is counted as not coming back."""
 COMPONENTS = ("detect", "stop", "launch", "restore", "first step")
 _ENDS = (("detect", "verdict"), ("stop", "group_gone"), ("launch", "group_ready"), ("restore", "resumed"))
@@ -39,7 +39,7 @@ def next_group(side: Side, old: set[int], nproc: int) -> list[Step]:
         side.check()
         return side.steps.first_after(old, nproc)
 
-    return until(found, PATIENCE, f"{side.plan.name}: a step of every rank")
+    return until(found, TIME_LIMIT, f"{side.plan.name}: a step of every rank")
 
 
 def components(events: list[dict[str, Any]], struck: float, stepped: float) -> dict[str, float] | None:

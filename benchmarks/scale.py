@@ -85,7 +85,7 @@ def long_run(path: Path, events: int) -> int:
             ("group_ready", {"pids": [2, 3]}),
             ("resumed", {"rank": 0, "step": step, "source": "disk"}),
             ("first_step", {"step": step + 1, "from_step": step, "lost_steps": 0}),
-            ("standby_ready", {"kind": "fork", "launcher_pid": 4, "pids": [5, 6], "nursery_pid": 7}),
+            ("standby_ready", {"kind": "fork", "launcher_pid": 4, "pids": [5, 6], "forkserver_pid": 7}),
         ]
         for _ in range(20):
             step += 50

@@ -24,7 +24,7 @@ from typing import Any
 import common
 import psutil
 import sides
-from kills import PATIENCE, next_group
+from kills import TIME_LIMIT, next_group
 from overhead import NOTHING
 from sides import Side
 
@@ -57,7 +57,7 @@ def reach(side: Side, done: int) -> None:
         side.steps.read()
         return side.steps.newest[0].done >= done
 
-    common.until(there, PATIENCE, f"{side.plan.name}: step {done}", every=0.005)
+    common.until(there, TIME_LIMIT, f"{side.plan.name}: step {done}", every=0.005)
 
 
 def slice_of(side: Side, nproc: int, steps: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A supervisor that kills itself at a named moment: `python -m tests.dying_supervisor ARGUMENTS of supervise`.
 
 The moment is in the file `moment` of the current folder, which a test may write at any time: `before event:verdict`,
-`after supervisor.group.group:Gang.release`. It is struck with SIGKILL, so nothing is tidied up; the file is gone by then.
+`after supervisor.group.group:WorkerGroup.release`. It is struck with SIGKILL, so nothing is tidied up; the file is gone
+by then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MOMENT = Path("moment").absolute()
 POINTS = (
     "supervisor.attempt.attempt:create_beats",
     "supervisor.attempt.attempt:Attempt.send",
-    "supervisor.group.group:Gang.release",
+    "supervisor.group.group:WorkerGroup.release",
     "supervisor.loop.flush:Flusher._start",
     "supervisor.loop.flush:Flusher.finish",
 )

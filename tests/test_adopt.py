@@ -93,7 +93,7 @@ def adopted(run: Run, count: int = 1) -> dict[str, Any]:
 
 
 def assert_told_once(run: Run) -> None:
-    """No attempt has one of its events twice, no number is given to two gangs, and no checkpoint is told of twice."""
+    """No attempt has one of its events twice, no number is given to two groups, and no checkpoint is told of twice."""
     names = ("attempt_started", "group_ready", "resumed", "first_step", "caught_up", "verdict", "group_gone")
     told = Counter((event["attempt"], event["msg"]) for event in run.events(*names))
     assert max(told.values()) == 1, told
@@ -169,7 +169,7 @@ def test_adopted_twice_then_stopped(run: Run, reference: Any) -> None:
 
 
 def test_every_moment(run: Run, reference: Any) -> None:
-    """One supervisor after another kills itself at a moment between two things that belong together: never two gangs, no
+    """One supervisor after another kills itself at a moment between two things that belong together: never two groups, no
     word said twice, and in the end nothing has happened."""
     moment = run.folder / "moment"
     run.program = [sys.executable, "-m", "tests.dying_supervisor"]
@@ -199,9 +199,9 @@ def test_every_moment(run: Run, reference: Any) -> None:
     dies(at="after event:group_gone")
     dies(at="after event:relaunch_scheduled")
     dies(at="after supervisor.attempt.attempt:create_beats")
-    dies(at="after supervisor.group.group:Gang.release")
-    # The gang that waited was let go, and nobody was told.
-    dies(at="after supervisor.group.group:Gang.release", first="standby_ready", blow="kill")
+    dies(at="after supervisor.group.group:WorkerGroup.release")
+    # The group that waited was let go, and nobody was told.
+    dies(at="after supervisor.group.group:WorkerGroup.release", first="standby_ready", blow="kill")
     released = run.events("standby_ready")[-1]
     dies(at="after supervisor.loop.flush:Flusher._start")
     assert run.events("adopted")[-1]["launcher_pid"] == released["launcher_pid"]

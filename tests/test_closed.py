@@ -62,7 +62,7 @@ while not os.path.exists("finish"):
 WITHOUT_FORKS = """
 import sys, _supervisor.group.standby as standby
 def refuse(*_): raise OSError('no fork server here')
-standby.Nursery = refuse
+standby.ForkServer = refuse
 standby._PAUSE = 0.01
 from _supervisor.commands.cli import run
 sys.exit(run(sys.argv[1:]))

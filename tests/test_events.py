@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from supervisor.reading.events_file import read_events
 from supervisor.run import events
 from trainer.rundir.durable import Disk
@@ -138,23 +138,23 @@ def test_a_checkpoint_that_a_scan_saw_before_its_flush_ended(tmp_path: Path) -> 
     """It is told once; made again after it was set aside, it is told again."""
     run = RunDir(tmp_path)
     log = events.EventLog(run, "gpt")
-    chronicle = Chronicle(run, log, -1)
+    narrator = Narrator(run, log, -1)
     folder = run.checkpoints / step_name(7)
 
     def told() -> list[int]:
         return [event["step"] for event in read_events(run.events)[0] if event["msg"] == "checkpoint_committed"]
 
     folder.mkdir(parents=True)
-    chronicle.scan(1.0, final=False)
-    chronicle.scan(2.0, final=False)
+    narrator.scan(1.0, final=False)
+    narrator.scan(2.0, final=False)
     assert told() == [7]
-    chronicle.flushed({"step": 7, "bytes": 1, "seconds": 1.2})
+    narrator.flushed({"step": 7, "bytes": 1, "seconds": 1.2})
     assert told() == [7]
 
     folder.rmdir()
-    chronicle.scan(3.0, final=False)
+    narrator.scan(3.0, final=False)
     folder.mkdir()
-    chronicle.flushed({"step": 7, "bytes": 1, "seconds": 0.1})
-    chronicle.scan(4.0, final=True)
+    narrator.flushed({"step": 7, "bytes": 1, "seconds": 0.1})
+    narrator.scan(4.0, final=True)
     assert told() == [7, 7]
     log.close()

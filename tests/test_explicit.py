@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from supervisor.loop.flush import Flusher
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from tests.jobs import holds
 from tests.snapshots import snapshot_of
 from tests.supervised import Run, until
 from tests.training import Here, Notes, training
-from trainer.checkpoint.interval import Stalls, patience
+from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.tier import Wish
 from trainer.rundir import shm
@@ -94,12 +94,12 @@ def test_no_flush_ever_comes(here: Here, notes: Notes) -> None:
 
 def test_how_long_a_flush_is_waited_for() -> None:
     """As long as a save takes, if the flush is about to end; not if it has most of its work before it or may never end."""
-    assert patience(0.1, 1.0, 0.2) == 0.0
-    assert patience(0.9, 1.0, 0.2) == 0.2
-    assert patience(1.9, 1.0, 0.2) == 0.2
-    assert patience(2.1, 1.0, 0.2) == 0.0
-    assert patience(0.9, 1.0, None) == 0.0
-    assert (patience(0.1, None, 0.2), patience(0.3, None, 0.2), patience(9.0, None, 0.2)) == (0.0, 0.2, 0.0)
+    assert time_limit(0.1, 1.0, 0.2) == 0.0
+    assert time_limit(0.9, 1.0, 0.2) == 0.2
+    assert time_limit(1.9, 1.0, 0.2) == 0.2
+    assert time_limit(2.1, 1.0, 0.2) == 0.0
+    assert time_limit(0.9, 1.0, None) == 0.0
+    assert (time_limit(0.1, None, 0.2), time_limit(0.3, None, 0.2), time_limit(9.0, None, 0.2)) == (0.0, 0.2, 0.0)
 
 
 def test_a_stall_is_said_once() -> None:
@@ -134,7 +134,7 @@ def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
     monkeypatch.setattr(shm, "ROOT", tmp_path)
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
-    made = Flusher(run, "m", Chronicle(run, _Log(), -1))  # type: ignore[arg-type]
+    made = Flusher(run, "m", Narrator(run, _Log(), -1))  # type: ignore[arg-type]
     snapshot_of(made.segment, 3)
     found = snapshots.find(made.segment)
     assert found is not None
@@ -144,7 +144,7 @@ def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
 
 
 def _told(flusher: Flusher) -> list[tuple[str, int | None]]:
-    log: Any = flusher._chronicle._log
+    log: Any = flusher._narrator._log
     return [(event, fields.get("step")) for event, fields in log.events]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.loop.fault_injector import Saboteur
+from supervisor.loop.fault_injector import FaultInjector
 from trainer.rundir import faults
 from trainer.rundir.beats import Phase
 from trainer.rundir.duration import parse_duration
@@ -117,29 +117,29 @@ def test_a_mark_that_is_being_written_is_told_once_it_is_whole(tmp_path: Path) -
     """Its name is there before its content, which does not change the folder's time again."""
     folder = tmp_path / "faults"
     faults.arm(folder, faults.parse_fault("kill:rank=1@step=4"))
-    saboteur = Saboteur(folder, tmp_path, (), ())
-    assert [fault.kind for fault in saboteur.news()[0]] == ["kill"]
+    injector = FaultInjector(folder, tmp_path, (), ())
+    assert [fault.kind for fault in injector.news()[0]] == ["kill"]
     mark = folder / "0001.rank1.fired"
     mark.touch()
     for _ in range(3):
-        assert saboteur.news() == ([], [])
+        assert injector.news() == ([], [])
     mark.write_text('{"spec": "kill:rank=1@step=4", "rank": 1, "attempt": 0, "step": 4, "mono": 1.0}')
 
-    assert [body["fault"] for body in saboteur.news()[1]] == [mark.name]
-    assert [saboteur.news() for _ in range(3)] == [([], [])] * 3
+    assert [body["fault"] for body in injector.news()[1]] == [mark.name]
+    assert [injector.news() for _ in range(3)] == [([], [])] * 3
 
 
 def test_a_standby_counts_from_its_beginning(tmp_path: Path) -> None:
     """One that was in the making before the step is not the one that is meant; the next one is."""
     faults.arm(tmp_path / "faults", faults.parse_fault("kill@standby=warming,step=40"))
-    saboteur = Saboteur(tmp_path / "faults", tmp_path, (), ())
-    saboteur.news()
+    injector = FaultInjector(tmp_path / "faults", tmp_path, (), ())
+    injector.news()
 
     looks = [(39, True), (41, True), (41, False), (50, False)]
-    assert not any(saboteur.ripen(step, warming) for step, warming in looks)
-    assert saboteur.ripen(51, True)
+    assert not any(injector.ripen(step, warming) for step, warming in looks)
+    assert injector.ripen(51, True)
     assert faults.armed(tmp_path / "faults")[0].ripe
-    assert not saboteur.ripen(52, True)
+    assert not injector.ripen(52, True)
 
 
 def test_ripe_is_kept(tmp_path: Path) -> None:

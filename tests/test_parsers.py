@@ -18,7 +18,7 @@ from supervisor.attempt.records import exception_of
 from supervisor.core.telling.ledger import report
 from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import EventReader, read_events
 from supervisor.run import spec as specs
@@ -217,9 +217,9 @@ def test_notes(data: st.DataObject, folder: Path) -> None:
     with bounded():
         notes = NoteReader(path).read()
         log = EventLog(run, "gpt")
-        chronicle = Chronicle(run, log, -1)
+        narrator = Narrator(run, log, -1)
         for note in notes:
-            chronicle._tell_note(0, dict(note))
+            narrator._tell_note(0, dict(note))
         log.close()
     assert notes[-1] == NOTES[-1]
 

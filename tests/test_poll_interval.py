@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from supervisor.core.machine import Mode, State
 from supervisor.core.model import Cause, Verdict
-from supervisor.core.poll_interval import CALM, END, START, URGENT, nap
+from supervisor.core.poll_interval import CALM, END, START, URGENT, poll_interval
 
 NOW = 1000.0
 STOPPED = Verdict(Cause.STOPPED_BY_USER, "stopped", NOW - 60)
@@ -31,12 +31,12 @@ STOPPED = Verdict(Cause.STOPPED_BY_USER, "stopped", NOW - 60)
 )
 def test_urgent_while_it_matters(state: State, urgent: bool) -> None:
     """Coming up and going down are urgent at first; a long start and a long grace are not."""
-    assert nap(state, NOW) == (URGENT if urgent else CALM)
+    assert poll_interval(state, NOW) == (URGENT if urgent else CALM)
 
 
 @given(st.floats(0.0, 2 * NOW))
 def test_a_backoff_is_never_overslept(next_at: float) -> None:
     """The next attempt begins when it is due; a stop meanwhile is seen in time."""
-    slept = nap(State(Mode.BACKOFF, next_at=next_at), NOW)
+    slept = poll_interval(State(Mode.BACKOFF, next_at=next_at), NOW)
     assert 0.0 <= slept <= CALM
     assert slept == 0.0 or NOW + slept <= next_at + 1e-9

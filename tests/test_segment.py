@@ -247,4 +247,4 @@ def test_somebody_elses_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         Segment(folder, 0, 1, 0)
     assert shm.segment_here({"SUPERVISE_MARK": "../x.0"}) is None
-    assert shm.segment_here({"SUPERVISE_MARK": "ab-1.gang"}) == shm.segment_of("ab-1")
+    assert shm.segment_here({"SUPERVISE_MARK": "ab-1.group"}) == shm.segment_of("ab-1")

@@ -53,11 +53,11 @@ def test_two_kills_within_a_second(run: Run) -> None:
     assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
 
 
-def test_dead_nursery_is_replaced(run: Run) -> None:
-    """The nursery is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
+def test_dead_fork_server_is_replaced(run: Run) -> None:
+    """The fork server is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     standby = run.until_standby()
-    os.kill(standby["nursery_pid"], signal.SIGKILL)
+    os.kill(standby["forkserver_pid"], signal.SIGKILL)
     run.until_event("standby_lost")
     run.cli("inject", "run", "kill:rank=0")
     replaced = run.until_standby(standby)
@@ -65,7 +65,7 @@ def test_dead_nursery_is_replaced(run: Run) -> None:
     run.until_event("first_step", 3)
     stop(run)
 
-    assert replaced["nursery_pid"] != standby["nursery_pid"]
+    assert replaced["forkserver_pid"] != standby["forkserver_pid"]
     assert [cause for cause, _ in run.verdicts()] == ["killed", "killed"]
     assert run.events("attempt_started")[2]["launcher_pid"] == replaced["launcher_pid"]
 
@@ -132,13 +132,13 @@ def test_module_that_starts_a_thread(run: Run) -> None:
     assert waits["left_out"] == left_out and (run.folder / "seen0").read_text() == "['quiet'] 2"
 
 
-def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
-    """Where no nursery can be had, the standby is a group of fresh interpreters that have imported and wait."""
+def test_without_a_fork_server_groups_wait_cold(run: Run) -> None:
+    """Where no fork server can be had, the standby is a group of fresh interpreters that have imported and wait."""
     run.script(STEPPING)
     code = (
         "import sys, _supervisor.group.standby as standby\n"
-        "def refuse(*_): raise OSError('no nursery here')\n"
-        "standby.Nursery = refuse\nstandby._PAUSE = 0.01\n"
+        "def refuse(*_): raise OSError('no fork server here')\n"
+        "standby.ForkServer = refuse\nstandby._PAUSE = 0.01\n"
         "from _supervisor.commands.cli import run\n"
         f"sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', *{ENDLESS}]))"
     )
@@ -153,7 +153,7 @@ def test_without_a_nursery_groups_wait_cold(run: Run) -> None:
 
 
 def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
-    """The waiting group goes when its supervisor is killed; the nursery too; the ranks that train stay."""
+    """The waiting group goes when its supervisor is killed; the fork server too; the ranks that train stay."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     standby = run.until_standby()
     pids = run.events("group_ready")[0]["pids"]
@@ -161,13 +161,13 @@ def test_killed_supervisor_leaves_no_standby(run: Run) -> None:
     run.process.kill()
     run.process.wait()
 
-    waiting = [*standby["pids"], standby["launcher_pid"], standby["nursery_pid"]]
+    waiting = [*standby["pids"], standby["launcher_pid"], standby["forkserver_pid"]]
     until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in waiting))
     assert all(Path(f"/proc/{pid}/exe").exists() for pid in pids)
 
 
 def test_status_shows_the_standby(run: Run) -> None:
-    """status names the group that waits and the memory that it and the nursery take, shared pages counted once."""
+    """status names the group that waits and the memory that it and the fork server take, shared pages counted once."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     run.until_event("standby_ready")
     # Once the script's modules are learned, another group takes the place of the first.

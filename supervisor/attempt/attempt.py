@@ -1,4 +1,4 @@
-"""One attempt: a gang taken and released, watched, signalled, left."""
+"""One attempt: a group taken and released, watched, signalled, left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from supervisor.attempt.watch import Watch
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Reach
 from supervisor.core.stack import Stacks
-from supervisor.group.group import Gang
+from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
 from supervisor.group.standby import Standby
 from supervisor.process import proctree
@@ -36,34 +36,34 @@ class Attempt:
         """Why it could not be launched."""
         self.kind = ""
         self._run, self._spec, self._order = run, spec, order
-        self._gang: Gang | None = None
+        self._group: WorkerGroup | None = None
         self._adopted = False
         self._killed_since: float | None = None
         self.stacks: Stacks | None = None
 
-    def adopt(self, gang: Gang, reaped: dict[int, int]) -> None:
-        """It is the attempt that `gang` has been since another supervisor released it. OSError or ValueError if its beats
+    def adopt(self, group: WorkerGroup, reaped: dict[int, int]) -> None:
+        """It is the attempt that `group` has been since another supervisor released it. OSError or ValueError if its beats
         cannot be read."""
-        self._observe(gang, reaped)
-        self._gang, self.kind, self._adopted = gang, gang.kind, True
+        self._observe(group, reaped)
+        self._group, self.kind, self._adopted = group, group.kind, True
 
     def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
-        """A gang is taken and released, when there is one; whether the attempt has just begun to be watched."""
+        """A group is taken and released, when there is one; whether the attempt has just begun to be watched."""
         if self.watch is not None or self.error:
             return False
         try:
-            if self._gang is None and not self._take(standby, now):
+            if self._group is None and not self._take(standby, now):
                 return False
-            gang = self._gang
-            assert gang is not None
-            if gang.stillborn:
-                # Its nursery died under it; the next gang comes from elsewhere.
-                gang.dissolve()
-                self._gang = None
+            group = self._group
+            assert group is not None
+            if group.stillborn:
+                # Its fork server died under it; the next group comes from elsewhere.
+                group.dissolve()
+                self._group = None
                 return False
-            if gang.launcher is None:
+            if group.launcher is None:
                 return False
-            self._observe(gang, reaped)
+            self._observe(group, reaped)
         except OSError as error:
             if error.errno in proctree.EXHAUSTED:
                 raise  # it will be raised up once there are descriptors or memory again
@@ -71,16 +71,16 @@ class Attempt:
             return False
         return True
 
-    def _observe(self, gang: Gang, reaped: dict[int, int]) -> None:
+    def _observe(self, group: WorkerGroup, reaped: dict[int, int]) -> None:
         folder = self._run.attempt(self.number)
-        self.watch = Watch(folder, gang, reaped)
+        self.watch = Watch(folder, group, reaped)
         if not folder.evidence.exists():
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
             self.witness = Witness(folder, self.number, self._spec.mark, disks)
 
     def _take(self, standby: Standby, now: float) -> bool:
-        gang = standby.take(now)
-        if gang is None:
+        group = standby.take(now)
+        if group is None:
             return False
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
@@ -88,18 +88,18 @@ class Attempt:
             self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
             folder.path.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
-        gang.release({**release(self._spec, self._run, self._order), "kind": gang.kind}, folder)
-        self._gang, self.kind = gang, gang.kind
+        group.release({**release(self._spec, self._run, self._order), "kind": group.kind}, folder)
+        self._group, self.kind = group, group.kind
         return True
 
     @property
     def launcher_pid(self) -> int | None:
-        return self._gang.launcher.pid if self._gang is not None and self._gang.launcher is not None else None
+        return self._group.launcher.pid if self._group is not None and self._group.launcher is not None else None
 
     @property
     def gate(self) -> Path | None:
-        """The folder where its gang was released."""
-        return self._gang.gate.path if self._gang is not None else None
+        """The folder where its group was released."""
+        return self._group.gate.path if self._group is not None else None
 
     def hear(self) -> Evidence:
         """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""
@@ -149,9 +149,9 @@ class Attempt:
         """Nothing of it is open, and what its processes were writing when they were killed is removed."""
         if self.watch is not None:
             self.watch.close()
-        if self._gang is not None:
-            self._gang.dissolve()
-            self._gang = None
+        if self._group is not None:
+            self._group.dissolve()
+            self._group = None
         sweep(self._run, self.number)
         self.watch = None
 

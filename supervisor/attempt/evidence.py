@@ -30,7 +30,7 @@ from trainer.rundir.layout import AttemptDir
 from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1
-PATIENCE = 0.05
+TIME_LIMIT = 0.05
 """Seconds that the line of an OOM kill may be late, after the kill itself."""
 _TAIL = 16_384
 _LINES = 30
@@ -185,7 +185,7 @@ class Witness:
         if on_machine == 0 or (on_machine is None and kills == 0):
             return Memory(kills=0, victims=())
         if kills:
-            self._kernel.wait_for(killed, time.monotonic() + PATIENCE)
+            self._kernel.wait_for(killed, time.monotonic() + TIME_LIMIT)
         group = end.group or {}
         limit = group.get("limit") or end.machine["total"]
         return Memory(kills, self._kernel.victims(), group.get("peak") or group.get("used"), limit)

@@ -20,7 +20,7 @@ from supervisor.process import kernel
 from supervisor.process.proctree import Process
 from trainer.rundir.environment import STACKS_SIGNAL
 
-PATIENCE = 2.0
+TIME_LIMIT = 2.0
 """Seconds for all ranks together: evidence must not hold up the recovery for long."""
 _CHILDREN = 8
 """Of each rank, at most: DataLoader workers."""
@@ -31,7 +31,7 @@ _PYSPY = re.compile(r"^    (?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)$")
 def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
     """The stacks are in `folder`: a file a rank with all threads, and groups.txt with what stands together."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIME_LIMIT
     texts = _by_signal({rank: process.pid for rank, process in ranks.items()}, folder, until)
     rest = {rank: process for rank, process in ranks.items() if rank not in texts}
     found = {rank: _main_of_faulthandler(text) for rank, text in texts.items()}

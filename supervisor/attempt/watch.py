@@ -10,7 +10,7 @@ from typing import Any
 from supervisor.attempt.records import Notes, exception_of
 from supervisor.core.model import Exit, Group, Member, Raised, RankView
 from supervisor.core.saves import Saves, hear
-from supervisor.group.group import Gang
+from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
 from trainer.rundir.beats import Beat, BeatReader, Phase, Role, Source, last_beats
@@ -34,10 +34,10 @@ _JOURNALS_EVERY = 1.0
 class Watch:
     """One attempt under observation. Makes no decision; sends nothing."""
 
-    def __init__(self, folder: AttemptDir, gang: Gang, reaped: dict[int, int]) -> None:
-        """Of an attempt whose `gang` has been released, and has a launcher unless that is gone already."""
+    def __init__(self, folder: AttemptDir, group: WorkerGroup, reaped: dict[int, int]) -> None:
+        """Of an attempt whose `group` has been released, and has a launcher unless that is gone already."""
         self.folder = folder
-        self.nproc = gang.nproc
+        self.nproc = group.nproc
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
@@ -49,9 +49,9 @@ class Watch:
         """(rank, pid) of those that the script has started, as they come; to be taken out by whoever tells of it."""
         self._spawned: dict[int, Role] = {}
         self._ends = NoteReader(folder.ended)
-        self.launcher = gang.launcher
-        self._launcher_pid = gang.launcher.pid if gang.launcher else 0
-        self._gate = gang.gate
+        self.launcher = group.launcher
+        self._launcher_pid = group.launcher.pid if group.launcher else 0
+        self._gate = group.gate
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
         self._reaped = reaped

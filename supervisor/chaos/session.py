@@ -156,8 +156,8 @@ class Session:
     def _round(self, round_: Round, reference: RunDir, took: float) -> RoundResult:
         run = self.folder(str(round_.number))
         lives = sum(blow.kind == SUPERVISOR for blow in round_.blows)
-        patience = self.wanted.hang_timeout + self.wanted.startup_timeout + 30.0
-        deadline = 120.0 + 10.0 * took + patience * len(round_.blows)
+        time_limit = self.wanted.hang_timeout + self.wanted.startup_timeout + 30.0
+        deadline = 120.0 + 10.0 * took + time_limit * len(round_.blows)
         self.say(f"round {round_.number}, {round_.tier.value}: {' '.join(blow.spec for blow in round_.blows)}")
         outcome = self._train(run, round_.tier, [blow.spec for blow in round_.blows], deadline, lives)
         events = read_events(run.events)[0]

@@ -17,7 +17,7 @@ from supervisor.checkup.installed import untested
 from supervisor.process import loopback
 from supervisor.process.proctree import Process, become_subreaper
 
-PATIENCE = 60.0
+TIME_LIMIT = 60.0
 """Seconds that torch may take to import: a cold network disk is slow."""
 # The current folder may be anybody's: no module there is imported.
 _ASK_TORCH = """
@@ -41,14 +41,14 @@ def python() -> Check:
     return Check("python", Verdict.OK, f"Python {'.'.join(map(str, sys.version_info[:3]))} at {sys.executable}")
 
 
-def ask_torch(program: str = _ASK_TORCH, patience: float = PATIENCE) -> dict[str, Any] | str:
+def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict[str, Any] | str:
     """What torch says of itself, or why it does not, in one line."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=patience, check=False
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=time_limit, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"import torch took longer than {patience:.0f} s"
+        return f"import torch took longer than {time_limit:.0f} s"
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -139,14 +139,14 @@ def processes() -> Check:
     return Check("processes", Verdict.OK, "every process of a run can be held and killed")
 
 
-def resolver(patience: float = 2.0) -> Check:
+def resolver(time_limit: float = 2.0) -> Check:
     """Whether this host's own name is answered for: torch and gloo ask for it, and wait."""
     name = socket.gethostname()
     code = f"import socket; socket.getaddrinfo({name!r}, None)"
     try:
-        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, timeout=patience, check=False)
+        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, timeout=time_limit, check=False)
     except subprocess.TimeoutExpired:
-        text = f"nobody answers for {name}, this host's own name: what asks for it waits ({patience:.0f} s and more)"
+        text = f"nobody answers for {name}, this host's own name: what asks for it waits ({time_limit:.0f} s and more)"
     else:
         if done.returncode == 0:
             return Check("resolver", Verdict.OK, f"{name} is resolved")

@@ -22,7 +22,7 @@ from supervisor.run.status import story_of
 def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
     """Go on with RUN: with its ranks if they still train, or from its newest checkpoint.
 
-    What a dead supervisor left and cannot be gone on with is ended first: two gangs never train at once.
+    What a dead supervisor left and cannot be gone on with is ended first: two groups never train at once.
     """
     known = find(run)
     path = dataclasses.replace(known.run, path=known.run.path.resolve())

@@ -28,7 +28,7 @@ from supervisor.run import status as statuses
 from supervisor.run.anchor import Moved
 from supervisor.run.events import EventLog
 from supervisor.run.lock import describe, holder
-from supervisor.run.previous import legacy_of
+from supervisor.run.previous import previous_of
 from supervisor.run.registry import register
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
@@ -57,18 +57,18 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     register(run)
-    legacy = legacy_of(run)
+    previous = previous_of(run)
     try:
         log = EventLog(run, spec.run)
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
-    log.attempt = legacy.last_attempt
+    log.attempt = previous.last_attempt
     command = list(specs.shown(spec).command)
     about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
-    log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not legacy.goes_on)
+    log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
     for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
         log.emit("warning", "warning", text=text)
-    driver = Driver(run, spec, log, dict(os.environ), legacy, statuses.story_of(run).history)
+    driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
         driver.why = stopping.why

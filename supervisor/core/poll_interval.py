@@ -14,7 +14,7 @@ END = 1.0
 stop, a hundred looks a second would only take the CPU from those who work."""
 
 
-def nap(state: State, now: float) -> float:
+def poll_interval(state: State, now: float) -> float:
     """Seconds until the next look at the latest."""
     match state.mode:
         case Mode.BACKOFF:

@@ -19,7 +19,7 @@ from trainer.rundir.gate import Gate
 from trainer.rundir.programs import program
 
 
-class Nursery:
+class ForkServer:
     """Starting from the moment it is made; `ready` once it has imported everything; `unfit` says why it is of no use."""
 
     def __init__(self, spec: Spec, env: Mapping[str, str], modules: Path, log: Path) -> None:
@@ -33,7 +33,7 @@ class Nursery:
         self.serving: int | None = None
         """The process that forks: a descendant of the one that was started, or that one."""
         self.born: deque[tuple[str, int]] = deque()
-        """(gang's folder, launcher's pid) of forks that nobody has taken note of yet."""
+        """(group's folder, launcher's pid) of forks that nobody has taken note of yet."""
         self._spec = spec
         self._buffer = b""
         self._unsent = b""
@@ -68,8 +68,8 @@ class Nursery:
         self._ask({"import": str(modules), "gently": gently})
 
     def fork(self, gate: Gate) -> None:
-        """It will fork a gang at `gate`; its launcher's pid comes in `born`."""
-        self._ask({"gang": str(gate.path), "flags": flags(self._spec, gate)})
+        """It will fork a group at `gate`; its launcher's pid comes in `born`."""
+        self._ask({"group": str(gate.path), "flags": flags(self._spec, gate)})
 
     def fds(self) -> list[int]:
         """Readable when there is an answer, or when it has died."""
@@ -102,8 +102,8 @@ class Nursery:
     def _take(self, answer: dict[str, Any]) -> None:
         if "unfit" in answer:
             self.unfit = str(answer["unfit"])
-        elif "gang" in answer:
-            self.born.append((str(answer["gang"]), int(answer["pid"])))
+        elif "group" in answer:
+            self.born.append((str(answer["group"]), int(answer["pid"])))
         else:
             self.ready, self.loading = True, False
             self.serving, self.found = int(answer["pid"]), Path(answer["found"])

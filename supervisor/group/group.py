@@ -1,4 +1,4 @@
-"""A worker group from its order to its release: forked by the nursery or started cold, it waits at its gate."""
+"""A worker group from its order to its release: forked by the fork server or started cold, it waits at its gate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.rundir.layout import AttemptDir
 from trainer.rundir.untrusted_files import read_json
 
 
-class Gang:
+class WorkerGroup:
     """Its launcher has a pid once it is `born`; its ranks wait at the gate once it is `parked`."""
 
     def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None) -> None:
@@ -24,7 +24,7 @@ class Gang:
         self.nproc = nproc
         self.launcher: Process | None = None
         self.knows = 0
-        """How much its nursery had learned when it was forked."""
+        """How much its fork server had learned when it was forked."""
         self.server: int | None = None
         """pid of the process that it was forked from."""
         self.stillborn = False
@@ -32,7 +32,7 @@ class Gang:
         self._fd = fd
 
     @classmethod
-    def ordered(cls, folder: Path, nproc: int, kind: str) -> Gang:
+    def ordered(cls, folder: Path, nproc: int, kind: str) -> WorkerGroup:
         """A new one, whose gate is shut. OSError where the gate cannot be made."""
         gate = Gate(folder)
         fd = gate.close()
@@ -40,17 +40,17 @@ class Gang:
         return cls(gate, nproc, kind, fd)
 
     @classmethod
-    def released(cls, folder: Path, mark: str) -> tuple[Gang, dict[str, Any]] | None:
-        """The gang that another supervisor of the run with that mark let go from `folder`, and what with; None if it
+    def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, dict[str, Any]] | None:
+        """The group that another supervisor of the run with that mark let go from `folder`, and what with; None if it
         released none. It has a launcher if that still lives."""
         gate = Gate(folder)
         try:
             body = read_json(gate.release)
-            gang = cls(gate, int(body["nproc"]), str(body["kind"]), None)
+            group = cls(gate, int(body["nproc"]), str(body["kind"]), None)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        gang.launcher = _launcher(gate, mark)
-        return gang, body
+        group.launcher = _launcher(gate, mark)
+        return group, body
 
     def born(self, pid: int) -> None:
         """Its launcher has this pid. ProcessLookupError if it is gone already."""

@@ -35,7 +35,7 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     """The environment of whatever the run starts: `outer` without what is stale, with what no attempt changes."""
     env = {key: value for key, value in outer.items() if key == _USERS_OWN or not _STALE.fullmatch(key)}
     env |= {
-        names.MARK: f"{spec.mark}.gang",
+        names.MARK: f"{spec.mark}.group",
         names.RUN_ID: spec.run,
         names.RUN_DIR: str(run.path),
         names.SUPERVISOR_PID: str(os.getpid()),
@@ -75,7 +75,7 @@ class Order:
 
 
 def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """What a gang is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
+    """What a group is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
     newest, path = (-1, "") if fresh else _resume_from(run, rollback)
@@ -111,7 +111,7 @@ def _arguments(spec: Spec, relaunch: bool) -> list[str]:
 
 
 def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str] = os.environ) -> bool:
-    """Whether what a gang was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
+    """Whether what a group was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
     asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
     same = (released.get("nproc"), released.get("cwd")) == (spec.nproc, spec.cwd)
     return same and released.get("arguments") in asked

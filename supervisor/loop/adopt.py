@@ -1,4 +1,4 @@
-"""The heir of a supervisor that died: it takes up the attempt that lives on, or ends what is left of it."""
+"""The takeover of a supervisor that died: it takes up the attempt that lives on, or ends what is left of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import psutil
 from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.records import Notes
 from supervisor.attempt.watch import last_beat
-from supervisor.group.group import Gang
+from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, is_as_asked
 from supervisor.loop.flush import Flusher
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
 from supervisor.process import proctree
 from supervisor.run.events import EventLog
-from supervisor.run.previous import Legacy
+from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
 from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import RunDir
@@ -27,38 +27,38 @@ _LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Heir:
+class Takeover:
     """Adopts, or clears: one of the two, once, before anything is launched."""
 
     run: RunDir
     spec: Spec
     log: EventLog
-    legacy: Legacy
-    chronicle: Chronicle
+    previous: Previous
+    narrator: Narrator
     flusher: Flusher
     reaped: dict[int, int]
 
     def adopt(self, now: float) -> Attempt | None:
         """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
         if there is none to adopt."""
-        legacy = self.legacy
-        gang = self._gang()
-        if gang is None:
+        previous = self.previous
+        group = self._group()
+        if group is None:
             return None
-        attempt = Attempt(self.run, self.spec, Order(legacy.last_attempt), now)
+        attempt = Attempt(self.run, self.spec, Order(previous.last_attempt), now)
         try:
-            attempt.adopt(gang, self.reaped)
+            attempt.adopt(group, self.reaped)
         except (OSError, ValueError):
-            gang.abandon()
+            group.abandon()
             return None
-        self.chronicle.go_on(legacy.events)
-        if legacy.told("attempt_started") is None:
-            self.chronicle.started(attempt, self.spec.nproc)
+        self.narrator.go_on(previous.events)
+        if previous.told("attempt_started") is None:
+            self.narrator.started(attempt, self.spec.nproc)
         assert attempt.watch is not None
         attempt.watch.ask_faults()
         attempt.watch.look(now, set())
         attempt.hear()
-        verdict = legacy.verdict()
+        verdict = previous.verdict()
         pids = [process.pid for _, process in sorted(attempt.watch.ranks.items())]
         about = {
             "launcher_pid": attempt.launcher_pid,
@@ -66,36 +66,37 @@ class Heir:
             "verdict": verdict.cause.value if verdict else None,
         }
         self.log.emit("adopted", "warning", step=max(attempt.watch.steps().values(), default=-1), **about)
-        self.chronicle.tell(attempt.watch, self.spec.nproc)
-        self.chronicle.catch_up()
+        self.narrator.tell(attempt.watch, self.spec.nproc)
+        self.narrator.catch_up()
         self.flusher.inherit(training=verdict is None)
         return attempt
 
-    def _gang(self) -> Gang | None:
-        """The gang of the last attempt, to be adopted."""
-        legacy = self.legacy
-        if not legacy.unsettled or self.spec.resume == "never":
+    def _group(self) -> WorkerGroup | None:
+        """The group of the last attempt, to be adopted."""
+        previous = self.previous
+        if not previous.unsettled or self.spec.resume == "never":
             return None
         for folder in self.run.standby.glob("[0-9]*"):
-            found = Gang.released(folder, self.spec.mark)
+            found = WorkerGroup.released(folder, self.spec.mark)
             if found is None:
                 continue
-            gang, body = found
-            known = gang.launcher is not None or gang.gate.launcher_report.exists() or legacy.verdict() is not None
-            if body.get("attempt") == legacy.last_attempt and is_as_asked(self.spec, body) and known:
-                return gang
-            gang.abandon()
+            group, body = found
+            known = group.launcher is not None or group.gate.launcher_report.exists() or previous.verdict() is not None
+            if body.get("attempt") == previous.last_attempt and is_as_asked(self.spec, body) and known:
+                return group
+            group.abandon()
         return None
 
     def clear(self, stops: Stops) -> tuple[int, ...]:
-        """Nothing of an earlier supervisor's attempt is alive, because two gangs must never run at once, and what it has left
+        """Nothing of an earlier supervisor's attempt is alive, because two groups must never run at once, and what it
+        has left
         untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their grace."""
-        last = self.legacy.last_attempt
-        self.chronicle.go_on(self.legacy.events)
+        last = self.previous.last_attempt
+        self.narrator.go_on(self.previous.events)
         folder = self.run.attempt(last)
         ranks = [*range(self.spec.nproc), *(beat.rank for beat in last_beats(folder.beats))]
         notes = Notes(folder.notes)
-        self.chronicle.hear(notes.read(ranks))
+        self.narrator.hear(notes.read(ranks))
         self.flusher.inherit(training=False)
         spared = self.flusher.pids()
         leftovers = proctree.members(self.spec.mark, spared)
@@ -106,18 +107,18 @@ class Heir:
             self._ask(stops, spared)
             step = max(step, last_beat(folder))
             leftovers = proctree.members(self.spec.mark, spared)
-        if leftovers or asked or self.legacy.unfinished:
-            self.chronicle.high_step = max(self.chronicle.high_step, step)
+        if leftovers or asked or self.previous.unfinished:
+            self.narrator.high_step = max(self.narrator.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
         left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
-        self.chronicle.hear(notes.read(ranks))
-        self.chronicle.flushes_due.clear()
-        self.chronicle.catch_up()
+        self.narrator.hear(notes.read(ranks))
+        self.narrator.flushes_due.clear()
+        self.narrator.catch_up()
         return left
 
     def _ask(self, stops: Stops, spared: set[int]) -> None:
         """Ranks whose launcher is gone got one TERM each, and the time to act on it."""
-        beats = last_beats(self.run.attempt(self.legacy.last_attempt).beats)
+        beats = last_beats(self.run.attempt(self.previous.last_attempt).beats)
         ranks = [beat.pid for beat in beats if proctree.carries(beat.pid, self.spec.mark)]
         proctree.send_all([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], signal.SIGTERM)
         until = time.monotonic() + self.spec.grace

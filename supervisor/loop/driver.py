@@ -21,20 +21,20 @@ from supervisor.core.evidence import Evidence
 from supervisor.core.failures import Failures
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
-from supervisor.core.poll_interval import CALM, nap
+from supervisor.core.poll_interval import CALM, poll_interval
 from supervisor.core.rules import STOPPED, STUCK
 from supervisor.group.launch import Order
 from supervisor.group.standby import SETTLED, Standby
-from supervisor.loop.adopt import Heir
-from supervisor.loop.fault_injector import Saboteur
+from supervisor.loop.adopt import Takeover
+from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops, signals
 from supervisor.process import proctree
 from supervisor.run.anchor import Anchor, Moved, Removed
 from supervisor.run.events import EventLog
 from supervisor.run.hang_limits import Paces
-from supervisor.run.previous import Legacy
+from supervisor.run.previous import Previous
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.checkpoint.memory import snapshots
@@ -50,7 +50,7 @@ class Driver:
     spec: Spec
     log: EventLog
     environ: Mapping[str, str]
-    legacy: Legacy = field(default_factory=Legacy)
+    previous: Previous = field(default_factory=Previous)
     history: History = field(default_factory=History)
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
@@ -70,12 +70,12 @@ class Driver:
         self._witnesses: list[Witness] = []
         """Of attempts that are over, and whose evidence is not on disk yet."""
         self._first_step_at: float | None = None
-        story = self.legacy.story
-        told = self.legacy.checkpoints if self.legacy.unfinished else None
-        self._chronicle = Chronicle(self.run, self.log, story.high_step, told)
-        self._flusher = Flusher(self.run, self.spec.mark, self._chronicle)
-        fired, armed = self.legacy.faults_fired, self.legacy.faults_armed
-        self._saboteur = Saboteur(self.run.faults, self.run.checkpoints, fired, armed)
+        story = self.previous.story
+        told = self.previous.checkpoints if self.previous.unfinished else None
+        self._narrator = Narrator(self.run, self.log, story.high_step, told)
+        self._flusher = Flusher(self.run, self.spec.mark, self._narrator)
+        fired, armed = self.previous.faults_fired, self.previous.faults_armed
+        self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
@@ -109,16 +109,16 @@ class Driver:
             if self._ended.exit_code != STUCK:
                 self._flusher.finish()
             # What could not be killed has had its time.
-            patience = 1.0 if self._ended.exit_code == STUCK else self._policy.stuck_after
-            left = proctree.end_all(self.spec.mark, set(), self._reaped, patience)
+            time_limit = 1.0 if self._ended.exit_code == STUCK else self._policy.stuck_after
+            left = proctree.end_all(self.spec.mark, set(), self._reaped, time_limit)
             if left and self._ended.exit_code != STUCK:
-                self._ended = machine.stuck(left, patience)
+                self._ended = machine.stuck(left, time_limit)
         return self._finish(self._ended)
 
     def _blind(self, error: Exception) -> None:
         """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
-        self._chronicle.once(f"blind {type(error)}", "warning", level="warning", text=text)
+        self._narrator.once(f"blind {type(error)}", "warning", level="warning", text=text)
         time.sleep(CALM)
 
     def living(self) -> int:
@@ -143,17 +143,17 @@ class Driver:
     def _take_up(self, pace: Pace) -> machine.State:
         """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
         now = self.clock()
-        heir = Heir(self.run, self.spec, self.log, self.legacy, self._chronicle, self._flusher, self._reaped)
-        self._attempt = heir.adopt(now)
-        if self._attempt is None and (left := heir.clear(self.stops)):
+        takeover = Takeover(self.run, self.spec, self.log, self.previous, self._narrator, self._flusher, self._reaped)
+        self._attempt = takeover.adopt(now)
+        if self._attempt is None and (left := takeover.clear(self.stops)):
             self._ended = machine.stuck(left, self._policy.stuck_after)
         gate = self._attempt.gate if self._attempt is not None else None
         self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
         if self._attempt is None:
-            return machine.begin(self.legacy.last_attempt, self.history, pace, self._chronicle.high_step)
+            return machine.begin(self.previous.last_attempt, self.history, pace, self._narrator.high_step)
         self._launched = True
-        verdict = self.legacy.verdict()
-        state, actions = machine.adopt(self._attempt.number, self.history, pace, self.legacy.began(now), now, verdict)
+        verdict = self.previous.verdict()
+        state, actions = machine.adopt(self._attempt.number, self.history, pace, self.previous.began(now), now, verdict)
         for action in actions:
             self._perform(action)
         return state
@@ -176,15 +176,15 @@ class Driver:
         if watch is not None:
             watch.look(now, ended)
             watch.read_journals(now, final=over)
-            self._chronicle.tell(watch, self.spec.nproc)
-            self._chronicle.tell_saves(watch.saves, now, final=over)
+            self._narrator.tell(watch, self.spec.nproc)
+            self._narrator.tell_saves(watch.saves, now, final=over)
             self._meddle(watch)
         running = state.mode is machine.Mode.RUNNING
         if running and state.stepped:
             self._keep_evidence()
         if attempt is not None:
             self._program.hear(self.run.attempt(attempt.number).program)
-        self._chronicle.scan(now, final=over)
+        self._narrator.scan(now, final=over)
         return Observation(
             now=now,
             ranks=watch.views() if watch else (),
@@ -210,14 +210,14 @@ class Driver:
 
     def _safe_step(self, over: bool) -> int:
         """The newest step that nothing but the loss of the machine can take away: on disk, or in memory for good."""
-        return max(self._chronicle.checkpoint, self._flusher.newest() if over else -1)
+        return max(self._narrator.checkpoint, self._flusher.newest() if over else -1)
 
     def _near_step(self, watch: Watch | None, now: float) -> int:
         """The newest step that a restart could go on from by now, also from memory or from a save of the script's own."""
         if watch is None:
-            return self._chronicle.checkpoint
+            return self._narrator.checkpoint
         own = watch.saves.step if watch.from_step() is not None else -1
-        return max(self._chronicle.checkpoint, own, self._flusher.newest() if watch.quiet(now) else -1)
+        return max(self._narrator.checkpoint, own, self._flusher.newest() if watch.quiet(now) else -1)
 
     def _own_step(self, watch: Watch) -> int:
         """The newest step that the script has kept by itself, as a save of it says, or that a start from it has shown."""
@@ -238,15 +238,15 @@ class Driver:
 
     def _raise_up(self, attempt: Attempt, now: float) -> None:
         if attempt.raise_up(self._standby, self._reaped, now):
-            self._chronicle.started(attempt, self.spec.nproc)
+            self._narrator.started(attempt, self.spec.nproc)
 
     def _meddle(self, watch: Watch) -> None:
-        armed, fired = self._saboteur.news()
-        self._chronicle.faults(armed, fired)
-        if self._saboteur.ripen(self._chronicle.high_step, self._standby.is_warming()) or armed:
+        armed, fired = self._injector.news()
+        self._narrator.faults(armed, fired)
+        if self._injector.ripen(self._narrator.high_step, self._standby.is_warming()) or armed:
             watch.ask_faults()
         supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
-        self._saboteur.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
+        self._injector.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,9 +258,9 @@ class Driver:
                 self._send(name, reach)
             case DumpStacks():
                 if self._attempt is not None and (dumped := self._attempt.dump()):
-                    self._chronicle.stacks(dumped)
+                    self._narrator.stacks(dumped)
             case Emit("group_gone", _, fields):
-                self._chronicle.once("gone", "group_gone", **fields)
+                self._narrator.once("gone", "group_gone", **fields)
             case Emit(event, level, fields):
                 self.log.emit(event, level, **fields)
             case End():
@@ -268,7 +268,7 @@ class Driver:
 
     def _launch(self, number: int, rollback: Rollback | None) -> None:
         self._leave()
-        self._chronicle.new_attempt(number)
+        self._narrator.new_attempt(number)
         # `never` is about what was there at the launch; what this run has saved since is its own.
         first, self._launched = not self._launched, True
         if not first:
@@ -276,8 +276,8 @@ class Driver:
         if rollback is not None and rollback.attempt == number - 1:
             self._flusher.abandon()
         resume = self.spec.resume if first else "auto"
-        relaunch = not first or self._chronicle.checkpoint >= 0
-        self._chronicle.program_changed(self._program.launched())
+        relaunch = not first or self._narrator.checkpoint >= 0
+        self._narrator.program_changed(self._program.launched())
         now = self.clock()
         self._failures.launched(now)
         order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())
@@ -302,7 +302,7 @@ class Driver:
         if self._attempt is None:
             return
         if sent := self._attempt.send(name, reach, self._spared(), self.clock()):
-            self._chronicle.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
+            self._narrator.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
 
     # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -314,7 +314,7 @@ class Driver:
         fds = [*self._standby.fds(), *self._flusher.fds(), *(watch.fds() if watch else [])]
         for fd in fds:
             poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(nap(state, self.clock()) * 1000)}
+        ready = {fd for fd, _ in poll.poll(poll_interval(state, self.clock()) * 1000)}
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 4096)
@@ -334,12 +334,12 @@ class Driver:
             level,
             exit_code=end.exit_code,
             state=end.state,
-            step=self._chronicle.high_step if self._chronicle.placed else -1,
-            checkpoint_step=self._chronicle.checkpoint,
+            step=self._narrator.high_step if self._narrator.placed else -1,
+            checkpoint_step=self._narrator.checkpoint,
             reason=end.reason,
         )
         self.log.sync()
-        # Not before that is told: until then a new supervisor may have to know this attempt's gang.
+        # Not before that is told: until then a new supervisor may have to know this attempt's group.
         if self._attempt is not None:
             self._attempt.leave()
         shutil.rmtree(self.run.standby, ignore_errors=True)

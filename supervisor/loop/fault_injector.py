@@ -16,7 +16,7 @@ from trainer.rundir.beats import Beat, Phase
 from trainer.rundir.damage import damage
 
 
-class Saboteur:
+class FaultInjector:
     """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
 
     def __init__(self, folder: Path, checkpoints: Path, told: Collection[str], told_armed: Collection[int]) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supervisor.loop.narrator import Chronicle
+from supervisor.loop.narrator import Narrator
 from supervisor.process import proctree
 from supervisor.process.kernel import glance
 from supervisor.process.proctree import Process
@@ -25,7 +25,7 @@ from trainer.rundir.shm import segment_of
 
 _ALL = 1 << 30
 """Checkpoints to keep while no rank has said how many: what is pruned does not come back."""
-_PATIENCE = 120.0
+_TIME_LIMIT = 120.0
 """Seconds for the last flush of a run that is over."""
 
 
@@ -50,8 +50,8 @@ class Flusher:
     that was heard, by the pin alone. A flush that dies is made again, once; what is not made, is told.
     """
 
-    def __init__(self, run: RunDir, mark: str, chronicle: Chronicle) -> None:
-        self._run, self._mark, self._chronicle = run, mark, chronicle
+    def __init__(self, run: RunDir, mark: str, narrator: Narrator) -> None:
+        self._run, self._mark, self._narrator = run, mark, narrator
         self.segment = segment_of(mark)
         self._wanted: list[Wanted] = []
         self._keep = _ALL
@@ -80,9 +80,9 @@ class Flusher:
         """What the flush of a dead supervisor reads stays as it is until that is over. `training`: the attempt lives on."""
         self._training = training
         # The dead one may have begun it, or even ended it; a pin tells.
-        for _, keep in self._chronicle.flushes_due:
+        for _, keep in self._narrator.flushes_due:
             self._keep = keep or self._keep
-        self._chronicle.flushes_due.clear()
+        self._narrator.flushes_due.clear()
         for process in proctree.marked(f"{self._mark}.flush"):
             with contextlib.suppress(ProcessLookupError):
                 self._inherited.append(Process(process.pid))
@@ -106,10 +106,10 @@ class Flusher:
                 self._want(step)
 
     def _hear(self) -> None:
-        for step, keep in self._chronicle.flushes_due:
+        for step, keep in self._narrator.flushes_due:
             self._keep = keep or self._keep
             self._want(step)
-        self._chronicle.flushes_due.clear()
+        self._narrator.flushes_due.clear()
 
     def attempt_died(self) -> None:
         """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
@@ -117,7 +117,7 @@ class Flusher:
         self._after_crash = True
         if self._had and not self.segment.exists():
             self._had = False
-            self._chronicle.removed_from_memory(self.segment)
+            self._narrator.removed_from_memory(self.segment)
 
     def newest(self) -> int:
         """The newest snapshot that all ranks have, or -1."""
@@ -144,7 +144,7 @@ class Flusher:
             inherited.close()
             self._inherited.remove(inherited)
             # Nobody hears what it says; what it has made is on the disk.
-            self._chronicle.scan(time.monotonic(), final=True)
+            self._narrator.scan(time.monotonic(), final=True)
             if not self._inherited:
                 self._take_pins()
         while self._wanted and self.process is None and not self._inherited:
@@ -170,18 +170,18 @@ class Flusher:
                 self._made.append(int(outcome["step"]))
             if "seconds" in outcome:
                 self.took = time.monotonic() - self._began
-            self._chronicle.flushed(outcome)
+            self._narrator.flushed(outcome)
         elif wanted.again:
             self._failed(wanted, f"the flush process died twice{self._said}")
         else:
-            self._chronicle.flushed({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
+            self._narrator.flushed({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
             self._wanted.insert(0, replace(wanted, again=True))
 
     def _failed(self, wanted: Wanted, error: str) -> None:
         """What was wanted will not be made: nothing is kept for it, and that is told."""
         if wanted.step is not None:
             snapshots.clear_pins(self.segment, wanted.step)
-        self._chronicle.flushed({"step": wanted.step, "error": error})
+        self._narrator.flushed({"step": wanted.step, "error": error})
 
     def _end_stopped(self, now: float) -> None:
         """A flush that somebody has stopped holds its pin, and with "auto" all that would come after it: it is ended."""
@@ -195,7 +195,7 @@ class Flusher:
         """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
         self._wanted, self._done = [], -1
         self._made.clear()
-        self._chronicle.flushes_due.clear()
+        self._narrator.flushes_due.clear()
         self._kill()
         while self._inherited:
             self._inherited.pop().close()
@@ -225,9 +225,9 @@ class Flusher:
         newest and the disk refused stays in memory."""
         self._hear()
         self._want_pinned()
-        if self.newest() > self._chronicle.checkpoint:
+        if self.newest() > self._narrator.checkpoint:
             self._want(None)
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIME_LIMIT
         ended: set[int] = set()
         while True:
             self._go_on(ended)
@@ -240,9 +240,9 @@ class Flusher:
         late = [self._under_way, *self._wanted] if self.process is not None else self._wanted
         self._kill()
         for wanted in [wanted for wanted in late if wanted.step is not None]:
-            self._failed(wanted, f"its flush did not end within {_PATIENCE:.0f} s")
-        if (step := self.newest()) > self._chronicle.checkpoint:
-            self._chronicle.only_in_memory(step, self.segment)
+            self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
+        if (step := self.newest()) > self._narrator.checkpoint:
+            self._narrator.only_in_memory(step, self.segment)
         else:
             snapshots.remove(self.segment)
 

@@ -25,7 +25,7 @@ _ONCE |= {"group_gone": "gone"}
 """Events that are told once an attempt, with the key under which once() knows them."""
 
 
-class Chronicle:
+class Narrator:
     """Knows what has been told, and so what is news."""
 
     def __init__(self, run: RunDir, log: EventLog, high_step: int, told: Collection[int] | None = None) -> None:

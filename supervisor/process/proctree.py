@@ -142,8 +142,9 @@ def marked(mark: str) -> list[psutil.Process]:
 def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
     """Living processes of the run: our descendants and those of `roots`, and once there are none, whoever carries the mark.
 
-    Without those of `spared` (the nursery, the standby's launcher) and what descends from them, except through `own`, the
-    launcher of the attempt, which the nursery may have forked. `roots` are living processes of an attempt that we adopted.
+    Without those of `spared` (the fork server, the standby's launcher) and what descends from them, except through `own`, the
+    launcher of the attempt, which the fork server may have forked. `roots` are living processes of an attempt that we
+    adopted.
     """
     # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
@@ -210,12 +211,12 @@ def _is_caretaker(process: psutil.Process) -> bool:
     return False
 
 
-def end_all(mark: str, spared: set[int], reaped: dict[int, int], patience: float) -> tuple[int, ...]:
+def end_all(mark: str, spared: set[int], reaped: dict[int, int], time_limit: float) -> tuple[int, ...]:
     """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns the pids of those that could
-    not be killed within `patience` seconds. Children of ours are reaped into `reaped`."""
+    not be killed within `time_limit` seconds. Children of ours are reaped into `reaped`."""
     began = now = time.monotonic()
     processes = members(mark, spared)
-    while processes and now < began + patience:
+    while processes and now < began + time_limit:
         kill_all(processes, began, now)
         reap(reaped)
         time.sleep(_TICK)

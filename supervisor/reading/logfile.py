@@ -26,7 +26,7 @@ BUDGET = 16
 """Blocks that one poll reads at most."""
 IDLE = 1.0
 """Seconds without a byte after which a line is shown without its newline; a bar is shown as often."""
-PATIENCE = 5.0
+TIME_LIMIT = 5.0
 """Seconds after which a line that still grows is shown as far as it has come."""
 
 
@@ -104,7 +104,7 @@ class LogFollower:
         if not self._splitter.pending:
             return []
         waited = now - self._given
-        if not (now - self._heard >= IDLE or waited >= (IDLE if self._splitter.bar else PATIENCE)):
+        if not (now - self._heard >= IDLE or waited >= (IDLE if self._splitter.bar else TIME_LIMIT)):
             return []
         self._given = now
         return self._splitter.flush()

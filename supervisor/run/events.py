@@ -43,7 +43,7 @@ EVENTS = {
     "checkpoint_quarantined": "a bad checkpoint was moved aside",
     "script_saved": "the script has saved by itself; the newest such save, told every half minute at most, and at the end",
     "standby_ready": "the next worker group waits, its rendezvous done",
-    "standby_lost": "the nursery or the waiting group died, or is of no use, and why",
+    "standby_lost": "the fork server or the waiting group died, or is of no use, and why",
     "fault_armed": "a fault was asked for",
     "fault_injected": "a fault is about to fire",
     "stop_requested": "somebody asked the run to stop",

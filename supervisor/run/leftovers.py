@@ -35,7 +35,7 @@ from trainer.rundir.secrets import Redactor
 from trainer.rundir.untrusted_files import open_file
 
 SHM = Path("/dev/shm")
-PATIENCE = 5.0
+TIME_LIMIT = 5.0
 """Seconds that a process may take to be gone after its SIGKILL."""
 _ALL = 1 << 30
 """Checkpoints to keep: how many the run wanted is not known here, and what is pruned does not come back."""
@@ -234,7 +234,7 @@ def _kill(pid: int, mark: str) -> str | None:
         process.send(signal.SIGKILL)
         poller = select.poll()
         poller.register(process.fd, select.POLLIN)
-        return None if poller.poll(PATIENCE * 1000) else f"alive {PATIENCE:.0f} s after SIGKILL"
+        return None if poller.poll(TIME_LIMIT * 1000) else f"alive {TIME_LIMIT:.0f} s after SIGKILL"
     except psutil.NoSuchProcess:
         return None
     except (psutil.Error, OSError) as error:

@@ -18,7 +18,7 @@ from trainer.rundir.durable import replace_file
 from trainer.rundir.layout import RunDir
 from trainer.rundir.untrusted_files import open_file, read_json
 
-_PATIENCE = 0.5
+_TIME_LIMIT = 0.5
 """Seconds to try: a query holds the lock for an instant to learn whether somebody does."""
 
 
@@ -29,7 +29,7 @@ class RunLock:
         """`unnamed`: held also where a full disk does not take the note of who holds it."""
         self._run = run
         self._unnamed = unnamed
-        self._lock = FileLock(run.lock, timeout=_PATIENCE, mode=0o600)
+        self._lock = FileLock(run.lock, timeout=_TIME_LIMIT, mode=0o600)
 
     def __enter__(self) -> RunLock:
         vet(self._run)

@@ -1,7 +1,7 @@
-"""What earlier supervisors of a run have left: what its events tell, and a gang that may be adopted.
+"""What earlier supervisors of a run have left: what its events tell, and a group that may be adopted.
 
     the last attempt is settled (its successor decided, or written off)  ->  nothing to adopt
-    its gang is not what is asked for now, or cannot be told from others ->  nothing to adopt
+    its group is not what is asked for now, or cannot be told from others ->  nothing to adopt
     the verdict on it was told                                           ->  adopted, in STOPPING: the verdict stands
     its launcher lives, or has reported how it ended                     ->  adopted, in RUNNING: it is judged as ever
     its launcher was killed                                              ->  nothing to adopt
@@ -26,7 +26,7 @@ _SETTLED = ("relaunch_scheduled", "takeover", "run_ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Legacy:
+class Previous:
     """A run as its events tell it, before a new supervisor has said a word."""
 
     story: Story = field(default_factory=Story)
@@ -68,12 +68,12 @@ class Legacy:
         return self.unfinished and not any(self.told(name) for name in _SETTLED)
 
 
-def legacy_of(run: RunDir) -> Legacy:
+def previous_of(run: RunDir) -> Previous:
     """What is known of `run`. The caller holds its lock."""
     events = read_events(run.events)[0]
     story = tell(events)
     last = max([*run.attempts(), *(attempt.number for attempt in story.attempts)], default=-1)
-    return Legacy(
+    return Previous(
         story,
         last,
         tuple(event for event in events if event.get("attempt") == last),

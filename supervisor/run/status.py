@@ -66,9 +66,11 @@ def _standby(story: Story) -> dict[str, Any] | None:
     if event is None:
         return None
     lost = event.get("msg") == "standby_lost"
-    known = {key: event.get(key) for key in ("launcher_pid", "nursery_pid", "pids")}
+    # `nursery_pid` is how runs before this version call it.
+    event = {"forkserver_pid": event.get("nursery_pid"), **event}
+    known = {key: event.get(key) for key in ("launcher_pid", "forkserver_pid", "pids")}
     ranks = known["pids"] if isinstance(known["pids"], list) else []
-    found = (*ranks, known["launcher_pid"], known["nursery_pid"], event.get("serving_pid"))
+    found = (*ranks, known["launcher_pid"], known["forkserver_pid"], event.get("serving_pid"))
     pids = {pid for pid in found if isinstance(pid, int)}
     left_out = event.get("left_out")
     return {

@@ -34,7 +34,7 @@ from .guard import Guard, Window
 from .interval import Interval, Pace, Stalls, flush_cost
 from .memory.memory import Memory, Place
 from .memory.tier import Tier, Wish
-from .notices import Voice
+from .notices import Notices
 from .options import Every, checked_every, checked_keep, checked_resume
 from .preemption import StopFlag
 from .state import rng
@@ -129,13 +129,13 @@ class Checkpointer:
         self._capture()
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
-        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._voice.bad)
+        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
         if loaded is None:
             self._done = 0
         else:
             where = loaded.name if loaded.source == "memory" else f"checkpoint {self.directory / loaded.name}"
             for sentence in apply(self._parts, loaded.shared, where):
-                self._voice.say(sentence)
+                self._notices.say(sentence)
             self._apply_own(loaded, where)
             self.extra = loaded.shared.get("extra") or {}
             self._done = loaded.manifest.step
@@ -144,7 +144,7 @@ class Checkpointer:
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
         self._open_tier()
-        self._voice.resumed(self._done, loaded.source if loaded else "start")
+        self._notices.resumed(self._done, loaded.source if loaded else "start")
         progress().phase(Phase.FIRST_STEP)
         return self._done
 
@@ -189,7 +189,7 @@ class Checkpointer:
         due = isinstance(self._every, int) and done % self._every == 0
         if stop:
             self._save_or_raise("when asked to stop")
-            self._voice.log(f"asked to stop: step {done} is saved in {self.directory}")
+            self._notices.log(f"asked to stop: step {done} is saved in {self.directory}")
             raise SystemExit(PREEMPTED)
         if self._tier is not None and lost:
             self._lose_tier()
@@ -213,12 +213,12 @@ class Checkpointer:
             if outcome.error is None and self._ranks.rank == 0:
                 problem = tidy(self.directory, self._done, self._keep, disk)
                 if problem:
-                    self._voice.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
+                    self._notices.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
         self._interval.saved(time.monotonic(), outcome.seconds)
         self._problem = outcome.error
         if outcome.error is None:
             self._saved = outcome.step
-        self._voice.saved(outcome, self._tier.untold() if self._tier and not outcome.existed else 0.0)
+        self._notices.saved(outcome, self._tier.untold() if self._tier and not outcome.existed else 0.0)
         return outcome.error is None
 
     def close(self) -> None:
@@ -232,8 +232,8 @@ class Checkpointer:
                 self._tier.close()
 
     @property
-    def _voice(self) -> Voice:
-        return Voice(self._ranks.rank)
+    def _notices(self) -> Notices:
+        return Notices(self._ranks.rank)
 
     def _judge_stalls(self, due: bool, step_s: float, snapshot_s: float) -> None:
         """What an explicit number takes from training is said once, if it is much."""
@@ -243,7 +243,7 @@ class Checkpointer:
             self._stalls["snapshots"].held_up(snapshot_s)
         for stalls in self._stalls.values():
             if sentence := stalls.sentence(time.monotonic()):
-                self._voice.say(sentence)
+                self._notices.say(sentence)
 
     def _pass_over(self, loaded: Loaded | None) -> None:
         """The data that an order to go back names is passed over from here, and that is told."""
@@ -251,7 +251,7 @@ class Checkpointer:
             return
         window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
         if window:
-            self._voice.skipped(self._done, window)
+            self._notices.skipped(self._done, window)
 
     def _open_tier(self) -> None:
         """The memory tier is there if every rank can have it."""
@@ -270,10 +270,10 @@ class Checkpointer:
             every = None if self._snapshot_every == "auto" else self._snapshot_every
             self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
         elif not (missing := shm_problem()):
-            self._voice.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
+            self._notices.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
         else:
             # The launch has said so, and what to do.
-            self._voice.log(f"no snapshots: {missing}; checkpoints go on, on disk")
+            self._notices.log(f"no snapshots: {missing}; checkpoints go on, on disk")
 
     def _lose_tier(self) -> None:
         """The memory tier is another one, if only somebody has removed what was in it, or there is none any more."""
@@ -282,9 +282,9 @@ class Checkpointer:
         self._tier = None
         self._removals += removed
         if not removed or self._removals > _REMOVALS:
-            self._voice.say(f"{why}; checkpoints go on, on disk")
+            self._notices.say(f"{why}; checkpoints go on, on disk")
             return
-        self._voice.say(f"{why}; this step is saved to disk, and new snapshots are taken")
+        self._notices.say(f"{why}; this step is saved to disk, and new snapshots are taken")
         self.save()
         self._open_tier()
 
@@ -305,7 +305,7 @@ class Checkpointer:
     def _apply_own(self, loaded: Loaded, where: str) -> None:
         if loaded.own is not None:
             if (lost := rng.apply(loaded.own["rng"])) is not None:
-                self._voice.say(f"{where}: {lost}")
+                self._notices.say(f"{where}: {lost}")
             return
         rank = self._ranks.rank
         rng.seed(self._seed, rank, loaded.manifest.step)

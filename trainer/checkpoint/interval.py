@@ -79,7 +79,7 @@ class Pace:
             self.every = max(1, math.ceil(cost / (overhead * step)))
 
 
-def patience(elapsed_s: float, flush_s: float | None, save_s: float | None) -> float:
+def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) -> float:
     """Seconds for which to wait for a flush that is under way for `elapsed_s`, before the ranks save a due step themselves,
     which took them `save_s` the last time. Never longer than that save; not at all for a flush that has most of its work
     before it, or takes so much longer than the last one did that it may never end (its supervisor may be gone)."""

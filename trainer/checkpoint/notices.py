@@ -10,7 +10,7 @@ from .disk.save import Outcome
 from .guard import Window
 
 
-class Voice:
+class Notices:
     """That of `rank`; ranks other than 0 say only what nobody else can know."""
 
     def __init__(self, rank: int) -> None:

@@ -5,7 +5,7 @@ answers each with one on stdout; when stdin ends, it goes away. STDIN is the des
 (none: nothing can be read there); what follows is for `ps`, and room for theirs.
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
-    {"gang": folder, "flags": […]}   -> {"gang": folder, "pid": launcher} | {"unfit": reason}
+    {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
 
 Both files are a trial.Wanted; the second has what could not be imported. A fork copies one thread, so it forks only while it
 has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork first, see
@@ -58,7 +58,10 @@ class _Server:
             return self._load(Path(request["import"]), bool(request.get("gently")))
         if reason := unfit():
             return {"unfit": reason}
-        return {"gang": request["gang"], "pid": _fork_gang(Gate(Path(request["gang"])), request["flags"], self._stdin)}
+        return {
+            "group": request["group"],
+            "pid": _fork_group(Gate(Path(request["group"])), request["flags"], self._stdin),
+        }
 
     def _load(self, path: Path, gently: bool) -> dict[str, Any]:
         """What `path` lists is imported, but for what must not be, which is named. The answer is that of the process that
@@ -104,7 +107,7 @@ def _load_torch() -> None:
         del os.environ[name]
 
 
-def _fork_gang(gate: Gate, flags: list[str], stdin: int) -> int:
+def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
     """The pid of a launcher that has its own session and log, and whose ranks will wait at `gate`."""
     pid = os.fork()
     if pid:

@@ -1,9 +1,9 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Started by itself, `start.py rank.launcher GANG torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes of their own
-that run rank.worker; forked from the nursery, its ranks are forks. torchrun's own exit status is 1 for every failure, and the
-status of each rank is only in the box that it prints; the report in the gang's folder has it as JSON, also for a supervisor
-that is not the launcher's parent and cannot wait for it.
+Started by itself, `start.py rank.launcher GROUP torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes of their own
+that run rank.worker; forked from the fork server, its ranks are forks. torchrun's own exit status is 1 for every
+failure, and the status of each rank is only in the box that it prints; the report in the group's folder has it as JSON,
+also for a supervisor that is not the launcher's parent and cannot wait for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..rundir.environment import GRACE
-from ..rundir.gate import GANG, Gate
+from ..rundir.gate import GROUP, Gate
 from ..rundir.programs import program
 from . import torch_patches
 from .children import exit_code
@@ -27,7 +27,7 @@ from .children import exit_code
 _WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0
 """Seconds between two looks of the engine at ranks of which there is no news. It would look every 0.1 s, which takes 0.6 %
-of a core from those who train, and as much again in the gang that waits."""
+of a core from those who train, and as much again in the group that waits."""
 _UNREAPED = 0.05
 Poll = Callable[[Any], Any]
 Exits = dict[int, dict[str, Any]]
@@ -40,7 +40,7 @@ def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
 
     from . import rendezvous
 
-    os.environ[GANG] = str(gate.path)
+    os.environ[GROUP] = str(gate.path)
     rendezvous.register()
     return _reported(gate, lambda: run.run(run.parse_args([*flags, *_WORKER, *shown])))  # type: ignore[no-untyped-call]
 
@@ -54,7 +54,7 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from .forked import ForkedRanks
     from .worker import forked_rank
 
-    os.environ[GANG] = str(gate.path)
+    os.environ[GROUP] = str(gate.path)
     rendezvous.register()
     torch_patches.replace_forks(ForkedRanks)
     config, _, _ = run.config_from_args(run.parse_args([*flags, *_WORKER]))  # type: ignore[no-untyped-call]
@@ -68,9 +68,9 @@ def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
     torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
 
     That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
-    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A gang that
-    still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how, is in `exits` by
-    rank: the engine names one of them alone, and not always the first.
+    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A
+    group that still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how,
+    is in `exits` by rank: the engine names one of them alone, and not always the first.
     """
     heard = float("inf")
 
@@ -138,7 +138,7 @@ def finish(code: int) -> NoReturn:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    gang = Gate(Path(arguments[0]))
-    gang.enter()
+    group = Gate(Path(arguments[0]))
+    group.enter()
     end = arguments.index("--")
-    finish(launch(gang, arguments[1:end], arguments[end + 1 :]))
+    finish(launch(group, arguments[1:end], arguments[end + 1 :]))

@@ -159,7 +159,7 @@ def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
 
 def _await(child: int, readable: int, told: _Told, requests: int, serve: Callable[[], bool]) -> dict[str, Any]:
     """What `child` found that must be left out. If it found nothing, this process is but the one that waits for it."""
-    data, patience = b"", _Patience(child, told)
+    data, time_limit = b"", _TimeLimit(child, told)
     while True:
         news = select.select([readable, requests], [], [], _LOOK_EVERY)[0]
         if readable in news:
@@ -170,7 +170,7 @@ def _await(child: int, readable: int, told: _Told, requests: int, serve: Callabl
         elif news and not serve():
             _end(child)
             os._exit(0)
-        elif why := patience.over():
+        elif why := time_limit.over():
             stack = told.stack()
             _end(child)
             return {"causes": {stack[-1] if stack else _SOME: why}, "left_out": stack, "seconds": 0.0}
@@ -191,7 +191,7 @@ def _has_ended(child: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-class _Patience:
+class _TimeLimit:
     """How long a module has stood still."""
 
     def __init__(self, pid: int, told: _Told) -> None:

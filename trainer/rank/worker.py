@@ -1,6 +1,6 @@
-"""The bootstrap of a rank: it waits at its gang's gate, then runs any script under supervision.
+"""The bootstrap of a rank: it waits at its group's gate, then runs any script under supervision.
 
-Started by torchrun as `start.py rank.worker`, or called in a fork of the nursery.
+Started by torchrun as `start.py rank.worker`, or called in a fork of the fork server.
 The supervisor's release names the attempt, the script and
 its arguments. The rank registers its pid, beats, and records what ended the script, which runs as its own `__main__`, with
 its own argv and sys.path, and needs to know nothing of us.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
-from ..rundir.gate import GANG, PRELOAD, Gate
+from ..rundir.gate import GROUP, PRELOAD, Gate
 from ..rundir.learned import remembered
 from . import command_line, ending, inherited, output, saves, torch_patches
 from . import preload as modules
@@ -81,7 +81,7 @@ def serve() -> None:
     saves.install()
     if preload := os.environ.pop(PRELOAD, None):
         modules.load([*modules.ALWAYS, *remembered(Path(preload))], Throttle().rest)
-    body = Gate(Path(os.environ.pop(GANG))).wait(rank)
+    body = Gate(Path(os.environ.pop(GROUP))).wait(rank)
     if body is None:
         return
     _settle_environment(body["env"])

@@ -1,8 +1,8 @@
 """The gate at which a worker group waits, its rendezvous done, until the supervisor makes an attempt of it.
 
-A gang is a folder `standby/0007/` of the run:
+A group is a folder `standby/0007/` of the run:
 
-    gate           a FIFO; the supervisor holds its write end open: as long as it is open, the gang waits
+    gate           a FIFO; the supervisor holds its write end open: as long as it is open, the group waits
     rank0.ready    rank 0 waits at the gate; holds its pid
     launcher       the launcher's pid and when it started, so that no other process is ever taken for it
     release.json   {attempt, nproc, kind, cwd, env, arguments}, written before the gate is opened
@@ -28,8 +28,8 @@ from typing import Any
 
 from .untrusted_files import read_json
 
-GANG = "SUPERVISE_GANG"
-"""In the environment of a rank: the folder of its gang."""
+GROUP = "SUPERVISE_GROUP"
+"""In the environment of a rank: the folder of its group."""
 PRELOAD = "SUPERVISE_PRELOAD"
 """In the environment of a rank that is to wait long: the file that lists what it imports meanwhile."""
 
@@ -45,7 +45,7 @@ def started_at(pid: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The folder of one gang."""
+    """The folder of one group."""
 
     path: Path
 
@@ -86,7 +86,7 @@ class Gate:
         os.close(fd)
 
     def enter(self) -> None:
-        """This process is the gang's launcher, for everybody to see."""
+        """This process is the group's launcher, for everybody to see."""
         with contextlib.suppress(OSError):
             self._put(self.launcher, {"pid": os.getpid(), "started": started_at(os.getpid())})
 

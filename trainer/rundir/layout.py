@@ -117,12 +117,12 @@ class RunDir:
 
     @property
     def standby(self) -> Path:
-        """Gangs that wait, or waited before they became an attempt."""
+        """Groups that wait, or waited before they became an attempt."""
         return self.path / "standby"
 
     @property
     def modules(self) -> Path:
-        """What the script had imported by its tenth step, for the nursery."""
+        """What the script had imported by its tenth step, for the fork server."""
         return self.path / "modules.json"
 
     @property

@@ -1,4 +1,4 @@
-"""The list of modules that a rank has left for the nursery, as a reader finds it."""
+"""The list of modules that a rank has left for the fork server, as a reader finds it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How an exception, or a rank's last words, give away their cause: a table, first match wins.
 
-A sign asks for the type first: a message alone proves little, because anybody may raise or print anything.
+A symptom asks for the type first: a message alone proves little, because anybody may raise or print anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Symptom:
     """An exception of one of `kinds` (or derived from one) whose errno is one of `errnos` or whose message holds `text`."""
 
     cause: Cause
@@ -54,18 +54,18 @@ _FILES = frozenset(
     }
 )
 
-SIGNS = (
-    Sign(
+SYMPTOMS = (
+    Symptom(
         Cause.NAN,
         frozenset({*_LOSS, *(f"{where}.{name}" for name in _LOSS for where in ("trainer.errors", "__main__"))}),
     ),
-    Sign(
+    Symptom(
         Cause.CHECKPOINT_BAD, frozenset({*_CHECKPOINT, *(f"trainer.checkpoint.errors.{name}" for name in _CHECKPOINT)})
     ),
-    Sign(Cause.CUDA_OOM, frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "OutOfMemoryError"})),
-    Sign(Cause.CUDA_OOM, _TORCH, text=r"(cuda|hip) (error: |failure ')?out of memory"),
-    Sign(Cause.NO_SPACE, _FILES, frozenset({_ENOSPC, _EDQUOT}), r"no space left on device|disk quota exceeded"),
-    Sign(Cause.PORT_IN_USE, _NETWORK, frozenset({_EADDRINUSE}), r"EADDRINUSE|address already in use"),
+    Symptom(Cause.CUDA_OOM, frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "OutOfMemoryError"})),
+    Symptom(Cause.CUDA_OOM, _TORCH, text=r"(cuda|hip) (error: |failure ')?out of memory"),
+    Symptom(Cause.NO_SPACE, _FILES, frozenset({_ENOSPC, _EDQUOT}), r"no space left on device|disk quota exceeded"),
+    Symptom(Cause.PORT_IN_USE, _NETWORK, frozenset({_EADDRINUSE}), r"EADDRINUSE|address already in use"),
 )
 """The causes that an exception proves by itself."""
 
@@ -133,7 +133,7 @@ def chain(raised: Raised) -> Iterator[Raised]:
 
 def cause_of(raised: Raised) -> Cause | None:
     """What the exception, or one that it was raised from, proves."""
-    return next((sign.cause for each in chain(raised) for sign in SIGNS if sign.fits(each)), None)
+    return next((symptom.cause for each in chain(raised) for symptom in SYMPTOMS if symptom.fits(each)), None)
 
 
 def cut_short(raised: Raised) -> bool:

@@ -128,8 +128,8 @@ def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence |
     )
     if policy.hang_timeout == _INFINITE:
         return hang, None
-    patience = cost(hang, seen)
-    overdue = {v.rank: s for v in seen.ranks if (s := _overdue(hang, policy, v, patience)) is not None}
+    mistake = cost(hang, seen)
+    overdue = {v.rank: s for v in seen.ranks if (s := _overdue(hang, policy, v, mistake)) is not None}
     blamed = [s for s in overdue.values() if s.stopped or not _excused(hang, s.rank, overdue)]
     return hang, min(blamed, key=lambda s: (not s.stopped, s.step, s.kind == "held", s.since), default=None)
 
@@ -213,7 +213,7 @@ def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -
     )
 
 
-def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Silence | None:
+def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Silence | None:
     known = hang.ranks[view.rank]
 
     def silence(kind: str, silent: float, allowed: float) -> Silence:
@@ -231,11 +231,11 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, patience: float) -> Sil
     if view.phase != "train" or policy.hang_timeout is not None:
         allowed = told_limit(hang.pace, policy, view.phase)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
-    if min(known.held_for, known.idle) >= (allowed := held_limit(patience)):
+    if min(known.held_for, known.idle) >= (allowed := held_limit(mistake)):
         return silence("held", known.silent, allowed)
     normal = usual(hang.pace, hang.doubt)
     for kind, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent - known.slept)):
-        allowed = train_limit(kind, hang.pace, normal, patience, view.announces, known.disk)
+        allowed = train_limit(kind, hang.pace, normal, mistake, view.announces, known.disk)
         if silent >= allowed:
             return silence(kind, silent, allowed)
     return None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...rank.progress import Phase, progress
 from ..group import Ranks
-from ..interval import Interval, Pace, flush_cost, patience
+from ..interval import Interval, Pace, flush_cost, time_limit
 from . import snapshots
 from .board import Board
 from .memory import Memory
@@ -129,7 +129,7 @@ class Tier:
 
     def _wait_for_the_flush(self) -> bool:
         now = time.monotonic()
-        until = now + patience(now - self._pinned_at, self._flush_s, self._save_s)
+        until = now + time_limit(now - self._pinned_at, self._flush_s, self._save_s)
         while not (free := self._is_free()) and time.monotonic() < until:
             time.sleep(0.002)
         return free
