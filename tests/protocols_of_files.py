@@ -33,7 +33,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.gpt.metrics import Metrics
-from trainer.rank.preload import remember
+from trainer.rank.preload.modules import remember
 from trainer.rundir import faults
 from trainer.rundir.durable import DISK, replace_file
 from trainer.rundir.gate import Gate

@@ -39,7 +39,8 @@ class Server:
     def __init__(self, folder: Path, **env: str) -> None:
         self.file = folder / "wanted.json"
         code = (
-            "import trainer.rank.trial as trial; trial.IDLE = 0.5; from trainer.rank.fork_server import main; main([])"
+            "import trainer.rank.preload.trial as trial; trial.IDLE = 0.5\n"
+            "from trainer.rank.engine.fork_server import main; main([])"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.supervised import ROOT, environment
-from trainer.rank.journal import Journal
-from trainer.rank.went_on import NEAR, Known, went_on_from
+from trainer.rank.journal.journal import Journal
+from trainer.rank.journal.went_on import NEAR, Known, went_on_from
 from trainer.rundir.environment import Supervised
 from trainer.rundir.journal import Saved, find, identity_of, journals_of, place_of, saved_of
 from trainer.rundir.layout import RunDir
 
 WRAPPED = """
 import io, json, os, sys, threading, time, timeit
-from trainer.rank import saves
+from trainer.rank.journal import saves
 saves.install()
 saves.install()
 import torch

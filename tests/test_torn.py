@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from tests.supervised import Run
-from trainer.rank.torn import file_of
+from trainer.rank.journal.torn import file_of
 
 np = pytest.importorskip("numpy")
 STATE = {"weight": torch.zeros(1000)}

@@ -1,4 +1,5 @@
-"""Starts one of our programs, by path: `python start.py PROGRAM ARGUMENTS…`, PROGRAM being `rank.launcher` and the like.
+"""Starts one of our programs, by path: `python start.py PROGRAM ARGUMENTS…`, PROGRAM being `rank.engine.launcher` and
+the like.
 
 By path, so that no module of the user's is found in place of ours, whatever the current folder and PYTHONPATH hold.
 """

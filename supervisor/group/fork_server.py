@@ -41,7 +41,7 @@ class ForkServer:
         read = os.open(os.devnull, os.O_RDONLY) if given == subprocess.DEVNULL else os.dup(given)
         with log.open("ab") as file, os.fdopen(read, "rb", buffering=0) as script:
             process = subprocess.Popen(
-                [sys.executable, "-u", *program("rank.fork_server"), str(script.fileno()), *shown(spec)],
+                [sys.executable, "-u", *program("rank.engine.fork_server"), str(script.fileno()), *shown(spec)],
                 env=dict(env),
                 cwd=spec.cwd,
                 stdin=subprocess.PIPE,

@@ -171,7 +171,15 @@ def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
     """
     with gate.launcher_log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-u", *program("rank.launcher"), str(gate.path), *flags(spec, gate), "--", *shown(spec)],
+            [
+                sys.executable,
+                "-u",
+                *program("rank.engine.launcher"),
+                str(gate.path),
+                *flags(spec, gate),
+                "--",
+                *shown(spec),
+            ],
             env=dict(env),
             cwd=spec.cwd,
             stdin=stdin(),

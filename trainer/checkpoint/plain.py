@@ -18,7 +18,7 @@ import torch
 import xxhash
 from torch import nn
 
-from ..rank.saves import loading, saving
+from ..rank.journal.saves import loading, saving
 from ..rundir.durable import DISK, replace_file
 from .errors import Damaged
 from .state.state import Stateful, apply, bare

@@ -16,10 +16,12 @@ from typing import Any
 from ..rundir.beats import Phase, Role, claim
 from ..rundir.environment import Supervised, supervised
 from ..rundir.layout import SCRIPT
-from . import output, processes, saves
+from . import output
 from . import progress as _progress
-from .hooks import watch_torch
-from .journal import Begun
+from .hooks import processes
+from .hooks.steps import watch_torch
+from .journal import saves
+from .journal.journal import Begun
 from .reporter import Reporter
 
 _MOST_LOADED = 100

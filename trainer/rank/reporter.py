@@ -23,11 +23,11 @@ from ..rundir.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from . import program
 from .faults import inflict
-from .journal import Begun, Journal
-from .preload import remember
+from .journal.journal import Begun, Journal
+from .journal.torn import file_of
+from .journal.went_on import Known, went_on_from
+from .preload.modules import remember
 from .progress import Progress
-from .torn import file_of
-from .went_on import Known, went_on_from
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5

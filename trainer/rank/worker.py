@@ -26,12 +26,14 @@ from typing import NoReturn
 from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
 from ..rundir.gate import GROUP, PRELOAD, Gate
 from ..rundir.learned import remembered
-from . import command_line, ending, inherited, output, saves, torch_patches
-from . import preload as modules
+from . import ending, output, torch_patches
 from . import progress as _progress
+from .journal import saves
 from .member import Member, hook
+from .preload import modules
+from .preload.throttle import Throttle
+from .process import command_line, inherited
 from .reporter import Reporter, record_exception
-from .throttle import Throttle
 
 _MOST_FROM_HEAP = 32 << 20
 """DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""

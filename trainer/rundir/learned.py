@@ -8,7 +8,7 @@ from .untrusted_files import read_json
 
 
 def remembered(path: Path) -> list[str]:
-    """The names that trainer.rank.preload.remember() wrote to `path`; none, if it did not or that cannot be read."""
+    """The names that trainer.rank.preload.modules.remember() wrote to `path`; none, if it did not or that cannot be read."""
     try:
         names = read_json(path)
     except (OSError, ValueError):

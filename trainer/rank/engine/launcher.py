@@ -1,9 +1,9 @@
 """torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
 
-Started by itself, `start.py rank.launcher GROUP torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes of their own
-that run rank.worker; forked from the fork server, its ranks are forks. torchrun's own exit status is 1 for every
-failure, and the status of each rank is only in the box that it prints; the report in the group's folder has it as JSON,
-also for a supervisor that is not the launcher's parent and cannot wait for it.
+Started by itself, `start.py rank.engine.launcher GROUP torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes
+of their own that run rank.worker; forked from the fork server, its ranks are forks. torchrun's own exit status is 1 for
+every failure, and the status of each rank is only in the box that it prints; the report in the group's folder has it as
+JSON, also for a supervisor that is not the launcher's parent and cannot wait for it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..rundir.environment import GRACE
-from ..rundir.gate import GROUP, Gate
-from ..rundir.programs import program
-from . import torch_patches
+from ...rundir.environment import GRACE
+from ...rundir.gate import GROUP, Gate
+from ...rundir.programs import program
+from .. import torch_patches
 from .children import exit_code
 
 _WORKER = program("rank.worker")
@@ -50,9 +50,9 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from torch.distributed import run
     from torch.distributed.launcher.api import elastic_launch
 
+    from ..worker import forked_rank
     from . import rendezvous
     from .forked import ForkedRanks
-    from .worker import forked_rank
 
     os.environ[GROUP] = str(gate.path)
     rendezvous.register()

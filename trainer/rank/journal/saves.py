@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
-from .imports import after_import
+from ..imports import after_import
 
 _TORCH, _TENSORS = "torch.serialization", "safetensors"
 _SAVER, _LOADER = "torch.distributed.checkpoint.state_dict_saver", "torch.distributed.checkpoint.state_dict_loader"

@@ -1,8 +1,8 @@
 """The fork server: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
 
-Started by the supervisor: `start.py rank.fork_server STDIN SCRIPT ARGUMENTS…`. It reads a JSON object a line from stdin and
-answers each with one on stdout; when stdin ends, it goes away. STDIN is the descriptor of what its forks get for their own
-(none: nothing can be read there); what follows is for `ps`, and room for theirs.
+Started by the supervisor: `start.py rank.engine.fork_server STDIN SCRIPT ARGUMENTS…`. It reads a JSON object a line
+from stdin and answers each with one on stdout; when stdin ends, it goes away. STDIN is the descriptor of what its forks
+get for their own (none: nothing can be read there); what follows is for `ps`, and room for theirs.
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
@@ -22,10 +22,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from ..rundir.gate import Gate
-from . import fork_environment, inherited, saves, torch_patches, trial
-from . import preload as modules
-from .fitness import unfit
+from ...rundir.gate import Gate
+from .. import torch_patches
+from ..journal import saves
+from ..preload import modules, trial
+from ..preload.fitness import unfit
+from ..process import fork_environment, inherited
 
 _REAP_EVERY = 0.2
 

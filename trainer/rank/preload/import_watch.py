@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from . import fitness
-from .preload import Barred
+from .modules import Barred
 
 _BOOTSTRAP: Any = importlib._bootstrap
 

@@ -10,8 +10,8 @@ import os
 from types import ModuleType
 from typing import Any, Protocol
 
-from . import torch_patches
-from .imports import after_import
+from .. import torch_patches
+from ..imports import after_import
 
 
 class Listener(Protocol):

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ..rundir.environment import Supervised
-from ..rundir.journal import Saved, find, identity_of
-from ..rundir.layout import RunDir
-from ..rundir.notes import NoteWriter
-from ..rundir.untrusted_files import parse
+from ...rundir.environment import Supervised
+from ...rundir.journal import Saved, find, identity_of
+from ...rundir.layout import RunDir
+from ...rundir.notes import NoteWriter
+from ...rundir.untrusted_files import parse
 
 _MOST_STRANGERS = 1000
 """Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data set."""

@@ -23,10 +23,10 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from ..rundir.environment import STORE
-from . import torch_patches
-from .loopback import listen
-from .torch_patches import store_on
+from ...rundir.environment import STORE
+from .. import torch_patches
+from ..loopback import listen
+from ..torch_patches import store_on
 
 BACKEND = "supervise"
 """torchrun's --rdzv-backend."""

@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from . import descriptors, fork_environment, torch_patches
+from .. import torch_patches
+from . import descriptors, fork_environment
 
 _ENGINES = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """The signals that torch's engine handles, which therefore nobody ignores who was started by it."""

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..rundir.durable import replace_file
-from ..rundir.learned import remembered
+from ...rundir.durable import replace_file
+from ...rundir.learned import remembered
 
 ALWAYS = (
     "torch",
@@ -24,7 +24,7 @@ ALWAYS = (
 _MOST = 5000
 
 
-_OURS = str(Path(__file__).parents[1]) + os.sep
+_OURS = str(Path(__file__).parents[2]) + os.sep
 
 
 def third_party() -> list[str]:

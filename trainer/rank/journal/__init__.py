@@ -1,0 +1,1 @@
+"""What a script saves and loads by itself, and from which step it goes on."""
