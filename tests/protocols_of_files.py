@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from supervisor.commands.launch import _make_folder
+from supervisor.commands.folder import Folder
 from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
@@ -153,8 +153,9 @@ def _nproc(root: Path) -> int | None:
 
 
 def _first_run_json(root: Path, recorder: Recorder) -> None:
-    _make_folder(_run(root))
-    specs.save(_run(root), SPEC)
+    with Folder() as folder:
+        folder.make(_run(root))
+        specs.save(_run(root), SPEC)
     recorder.mark("durable")
 
 
@@ -171,7 +172,8 @@ def _with_run_json(root: Path) -> None:
 def _launch(root: Path, recorder: Recorder) -> None:
     """From no folder at all to the first checkpoint."""
     run = _run(root)
-    _make_folder(run)
+    with Folder() as folder:
+        folder.make(run)
     with RunLock(run):
         specs.save(run, SPEC)
         log = EventLog(run, "gpt")

@@ -78,7 +78,7 @@ def test_supervise_toml(raw: bytes, folder: Path) -> None:
         assert isinstance(read_config(path, {"nproc": False}), dict)
     seen: list[dict[str, Any]] = []
 
-    def resolve(ctx: Any, given: dict[str, Any]) -> Any:
+    def resolve(ctx: Any, given: dict[str, Any], made: Any) -> Any:
         seen.append(given)
         raise Refusal("accepted")
 
