@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 import torch
 
-from tests.supervised import Run
-from tests.training import Here, Notes
+from tests.support.supervised import Run
+from tests.support.training import Here, Notes
 from trainer.checkpoint.memory import memory
 from trainer.rank import progress
 

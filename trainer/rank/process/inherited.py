@@ -1,7 +1,7 @@
 """What a fork has from the processes before it, the fork server and the launcher, is undone: it is as an interpreter is that
 was started for the script. What is left of them is the modules that they have imported.
 
-A test names every difference that remains, and why (tests/test_forked.py).
+A test names every difference that remains, and why (tests/trainer/rank/test_forked.py).
 """
 
 from __future__ import annotations

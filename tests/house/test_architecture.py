@@ -1,0 +1,163 @@
+"""The house: who may import whom, which seams there are, and how large things may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "re", "typing", "supervisor"}
+LEAF = {"torch", "numpy", "psutil", "structlog", "supervisor"}
+TORCH_FREE = ("trainer.rundir", "trainer.checkpoint")
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # The trainer imports itself relatively, because it is loaded under a name of its own; nobody else does.
+            parts = path.relative_to(ROOT).parts
+            assert (node.level > 0) == (parts[0] == "trainer" and _is_own(node)), f"{path}:{node.lineno}"
+            above = list(parts[: -node.level]) if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _is_own(node: ast.ImportFrom) -> bool:
+    return node.level > 0 or (node.module or "").partition(".")[0] in ("trainer", "_supervise")
+
+
+def calls(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("path", modules("supervisor/core"), ids=lambda p: p.stem)
+def test_core_is_pure(path: Path) -> None:
+    """The core imports nothing that could read a clock, a file or a process."""
+    names = {name.partition(".")[0] for name in imports(path)}
+
+    assert names <= CORE
+    assert all(
+        n == "supervisor" or n.startswith("supervisor.core") for n in imports(path) if n.startswith("supervisor")
+    )
+    assert not any(call.endswith((".now", ".today")) for call in calls(path))
+
+
+@pytest.mark.parametrize("path", modules("supervisor"), ids=lambda p: p.stem)
+def test_supervisor_knows_of_the_trainer_only_the_shared_parts(path: Path) -> None:
+    """The supervisor imports no torch, and of the trainer what is shared and free of torch."""
+    for name in imports(path):
+        assert name.partition(".")[0] != "torch"
+        if name.startswith("trainer."):
+            assert name.startswith(TORCH_FREE)
+
+
+@pytest.mark.parametrize("path", modules("trainer"), ids=lambda p: p.stem)
+def test_trainer_never_imports_supervisor(path: Path) -> None:
+    """The trainer is useful alone."""
+    assert not any(name.partition(".")[0] in ("supervisor", "psutil", "structlog", "click") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", modules("trainer/rundir"), ids=lambda p: p.stem)
+def test_rundir_is_a_leaf(path: Path) -> None:
+    """What both sides share needs the standard library alone."""
+    names = list(imports(path))
+
+    assert not {name.partition(".")[0] for name in names} & LEAF
+    assert all(name.startswith("trainer.rundir") for name in names if name.startswith("trainer"))
+
+
+@pytest.mark.parametrize(
+    "module", ["trainer.rundir.layout", "trainer.checkpoint.disk.store", "supervisor.commands.session"]
+)
+def test_torch_is_not_loaded(module: str) -> None:
+    """Neither the shared parts nor the whole supervisor load torch."""
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_renames_and_syncs_have_one_home() -> None:
+    """Whoever wants a file to survive goes through trainer.rundir.durable, where the power is cut in tests."""
+    appenders = {"events.py", "faults.py", "metrics.py"}
+    for path in [*modules("supervisor"), *modules("trainer")]:
+        if path.name != "durable.py":
+            assert not {"os.rename", "os.replace"} & set(calls(path)), path
+        if path.name not in {"durable.py", *appenders}:
+            assert "os.fsync" not in set(calls(path)), path
+
+
+def test_processes_are_signalled_in_one_place() -> None:
+    """In the supervisor, signals go out by pidfd, from proctree."""
+    for path in modules("supervisor"):
+        names = set(calls(path))
+        assert "os.killpg" not in names, path
+        if path.name != "proctree.py":
+            assert "signal.pidfd_send_signal" not in names, path
+        if path.name not in ("proctree.py", "fault_injector.py"):
+            assert "os.kill" not in names, path
+
+
+def test_nothing_unpickles() -> None:
+    """No module reads a pickle: torch.load is called with weights_only=True, and nothing else of the kind is used."""
+    for path in [*modules("supervisor"), *modules("trainer")]:
+        assert not {"dill", "cloudpickle", "shelve"} & {n.partition(".")[0] for n in imports(path)}, path
+        assert not {"pickle.load", "pickle.loads", "pickle.Unpickler"} & set(calls(path)), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True", path
+
+
+@pytest.mark.parametrize(
+    "path", [*modules("supervisor"), *modules("trainer")], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_sizes(path: Path) -> None:
+    """A module is one noun of at most 350 lines, a function is read at once, and every module says what it is for."""
+    tree = ast.parse(path.read_text())
+
+    assert len(path.read_text().splitlines()) <= 350
+    assert ast.get_docstring(tree), path
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}: {node.name}"
+
+
+WALL_CLOCK = {
+    "events.py": "what people read in an event",
+    "lock.py": "since when the run is held",
+    "spec.py": "when the run was made",
+    "commit.py": "when a checkpoint was made",
+    "checkpoints.py": "the age of a checkpoint",
+    "registry.py": "when an entry that leads nowhere is dropped",
+    "status.py": "the age of a checkpoint",
+    "console.py": "which lines of a log are new",
+    "tail.py": "--since",
+    "follow.py": "when a line was seen",
+    "checks.py": "whether the clock is set at all",
+    "faults.py": "when a fault was asked for",
+    "page.py": "when a chaos report was made",
+    "reporter.py": "when an exception was raised",
+    "kernel.py": "when a rank's own wait, for a time of day, will end",
+}
+"""Who may ask what time of day it is, and for what: nothing that decides."""
+
+
+def test_nothing_decides_by_the_time_of_day() -> None:
+    """The modules that read the wall clock are these."""
+    sources = [*(ROOT / "supervisor").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]
+    asking = re.compile(r"time\.time\b|datetime\.now\b|utcnow|time\.ctime|CLOCK_REALTIME")
+    assert {path.name for path in sources if asking.search(path.read_text())} <= WALL_CLOCK.keys()

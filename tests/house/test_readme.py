@@ -1,0 +1,67 @@
+"""The README is true: its examples run, and its tables name what there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from supervisor.commands.cli import COMMANDS
+from tests.support.jobs import environment
+from tests.support.supervised import ROOT, Run
+from trainer.checkpoint.disk.restore import load
+from trainer.rundir.faults import KINDS
+from trainer.rundir.layout import step_name
+
+README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+CHECKPOINTS = (ROOT / "docs" / "checkpoints.md").read_text()
+
+
+def example(name: str) -> str:
+    """The code block under `<!-- example: name -->`."""
+    found = re.search(rf"<!-- example: {re.escape(name)} -->\n```python\n(.*?)```", README + CHECKPOINTS, re.S)
+    assert found
+    return found[1]
+
+
+def test_checkpointer_example(run: Run, tmp_path: Path) -> None:
+    """The five lines survive a kill with the same bits, and are five."""
+    code = example("checkpointer.py")
+    run.script(code, "checkpointer.py")
+    assert run.launch("--nproc", "2", "--inject", "kill:rank=1@step=35", "checkpointer.py") == 0
+    undisturbed = Run(tmp_path / "undisturbed")
+    undisturbed.folder.mkdir()
+    undisturbed.script(code, "checkpointer.py")
+    assert undisturbed.launch("--nproc", "2", "checkpointer.py") == 0
+
+    assert run.verdicts()[0] == ("killed", 1)
+    ends = [load(r.dir.checkpoints / step_name(60), 0).shared for r in (run, undisturbed)]
+    assert torch.equal(ends[0]["model"]["weight"], ends[1]["model"]["weight"])
+    assert len(re.findall(r"  # [1-5]", code)) == 5
+
+
+def test_plain_example(tmp_path: Path) -> None:
+    """The two plain functions give back what was saved."""
+    done = subprocess.run(
+        [sys.executable, "-c", example("plain.py")],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["7", "{'lr':", "0.001}"]
+
+
+def test_tables_are_complete() -> None:
+    """Every command stands in the README, every fault and exit code in the reference."""
+    commands = re.search(r"## Commands\n(.*?)\n## ", README, re.S)
+    assert commands
+    assert [name for name in COMMANDS if f"`{name}" not in commands[1] and name not in commands[1]] == []
+    assert [kind for kind in KINDS if kind not in REFERENCE] == []
+    assert [code for code in (0, 1, 2, 75, 100, 103, 104, 105, 106, 108) if f"| {code} |" not in REFERENCE] == []

@@ -1,0 +1,209 @@
+"""The command line's contract: what is wrong gets one clear line and its code, help is instant, JSON has its keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.commands.cli import ALIASES, COMMANDS
+from supervisor.commands.launch import command as launch
+from tests.support.supervised import SUPERVISE, Run, environment, until
+
+# Frozen: tests outside the project and people's scripts use these names.
+COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
+LAUNCH_OPTIONS = (
+    "--backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr --max-restarts "
+    "--module --name --no-progress-limit --no-spawns --no-standby --nproc --policy --quiet --resume --resume-args "
+    "--run-dir --spawns --standby --startup-timeout --window"
+)
+
+
+def test_commands_are_those_of_the_contract() -> None:
+    """No command comes or goes unnoticed."""
+    assert list(COMMANDS) == COMMAND_NAMES.split()
+    assert ALIASES == {"inject-failure": "inject"}
+
+
+def test_launch_options_are_those_of_the_contract() -> None:
+    """No option comes or goes unnoticed."""
+    names = [n for p in launch.params for n in (*p.opts, *p.secondary_opts) if n.startswith("--")]
+
+    assert sorted(names) == LAUNCH_OPTIONS.split()
+
+
+@pytest.mark.parametrize("command", COMMAND_NAMES.split())
+def test_every_command_has_help(command: str) -> None:
+    """--help says what a command does, and exits with 0."""
+    done = subprocess.run([SUPERVISE, command, "--help"], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("Usage: supervise")
+
+
+def test_help_loads_little() -> None:
+    """Help must be instant: none of the slow libraries is imported for it."""
+    code = (
+        "import sys\nfrom _supervisor.commands.cli import run\nrun(['--help'])\n"
+        "slow = {'torch', 'rich', 'structlog', 'psutil', 'numpy', 'filelock'} & set(sys.modules)\n"
+        "sys.exit(str(slow) if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["lunch"], 2, "did you mean 'launch'"),
+        (["launch", "--nprc", "2", "script.py"], 2, "--nproc"),
+        (["launch", "--nproc", "0", "script.py"], 2, "at least 1"),
+        (["launch", "--nproc", "100000", "script.py"], 2, "too many"),
+        (["launch", "--nproc", "two", "script.py"], 2, "neither a number"),
+        (["launch", "nowhere.py"], 2, "no script 'nowhere.py'"),
+        (["launch", "-m", "no_such_module_here"], 2, "no module named"),
+        (["launch", "trainer"], 2, "write: -m trainer"),
+        (["launch", "."], 2, "is a folder"),
+        (["launch", "--grace", "soon", "script.py"], 2, "30s, 5m or 2h"),
+        (["launch", "--backoff", "5m:1s", "script.py"], 2, "minimum is above"),
+        (["launch", "--inject", "kil:rank=1", "script.py"], 2, "did you mean 'kill'"),
+        (["chaos", "--faults", "kil"], 2, "did you mean 'kill'"),
+        (["chaos", "--moments", "sav"], 2, "did you mean 'save'"),
+        (["chaos", "--faults", ","], 2, "no fault at all"),
+        (["chaos", "--matrix", "--count", "3"], 2, "leave --count"),
+        (["chaos", "--report", "nowhere/page.html"], 2, "no folder"),
+        (["chaos", "nowhere.py"], 2, "no script 'nowhere.py'"),
+        (["chaos", "--cuont", "3"], 2, "--count"),
+        (["launch", "--resume", "perhaps", "script.py"], 2, "'auto', 'never', 'must'"),
+        (["launch", "--resume", "must", "script.py"], 2, "no checkpoint"),
+        (["launch", "--name", "a/b", "script.py"], 2, "letters, digits"),
+        (["launch", "--config", "nowhere.toml", "script.py"], 2, "no config file"),
+        (["launch", "--run-dir", "script.py", "script.py"], 2, "is a file"),
+        (["launch", "--run-dir", "foreign", "script.py"], 2, "no run of supervise"),
+        (["launch", "--run-dir", "newer", "script.py"], 2, "schema 99"),
+        (["launch", "--run-dir", "garbled", "script.py"], 2, "cannot be read"),
+        (["launch", "--run-dir", "/proc/nothing", "script.py"], 2, "cannot be used"),
+        (["status", "nothing"], 102, "no run 'nothing'"),
+        (["report"], 102, "no run"),
+        (["stop", "nothing"], 102, "no run"),
+        (["status", "newer"], 2, "schema 99"),
+        (["inject", "nothing", "kill"], 102, "no run"),
+        (["resume", "nothing"], 102, "no run"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: str) -> None:
+    """What, why, what to do next, on one line of stderr, with the right exit code; nothing on stdout, nothing started."""
+    run.script("print('never')")
+    for name, body in [("foreign", None), ("newer", '{"schema": 99, "run": "x"}'), ("garbled", '{"sch')]:
+        (run.folder / name).mkdir()
+        (run.folder / name / ("run.json" if body else "thesis.tex")).write_text(body or "mine")
+
+    done = run.cli(*arguments, check=code)
+
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(run.folder.rglob("attempts"))
+    assert (run.folder / "foreign" / "thesis.tex").read_text() == "mine"
+
+
+def test_config_file(run: Run) -> None:
+    """supervise.toml gives options; the environment and flags stand above it; an unknown key names the nearest."""
+    run.script("import os\nopen('world', 'w').write(os.environ['WORLD_SIZE'])")
+    config = run.folder / "supervise.toml"
+    config.write_text('nproc = 2\nmax-restarts = 7\ngrace = "9s"\n')
+    assert run.launch("script.py") == 0
+    spec = json.loads(run.dir.run_json.read_bytes())
+    assert (spec["nproc"], spec["max_restarts"], spec["grace"]) == (2, 7, 9.0)
+    assert (run.folder / "world").read_text() == "2"
+
+    def resolved(*flags: str, **env: str) -> int:
+        folder = f"other{len(flags)}"
+        command = [SUPERVISE, "launch", "--run-dir", folder, *flags, "script.py"]
+        subprocess.run(command, cwd=run.folder, env=environment(**env), capture_output=True, check=True, timeout=60)
+        value: int = json.loads((run.folder / folder / "run.json").read_bytes())["max_restarts"]
+        return value
+
+    assert resolved(SUPERVISE_MAX_RESTARTS="5") == 5
+    assert resolved("--max-restarts", "4", SUPERVISE_MAX_RESTARTS="5") == 4
+
+    config.write_text("max_restart = 7\n")
+    assert "did you mean 'max-restarts'" in run.cli("launch", "script.py", check=2).stderr
+    config.write_text("nproc = \n")
+    assert "is not TOML" in run.cli("launch", "script.py", check=2).stderr
+
+
+def test_unknown_environment_is_told(run: Run) -> None:
+    """A misspelt SUPERVISE_ variable is not silently the default."""
+    run.script("pass")
+    run.start("script.py", SUPERVISE_NPROCS="2")
+    assert run.wait() == 0
+
+    assert "did you mean 'nproc'" in (run.folder / "stderr").read_text()
+
+
+def test_json_of_a_run(run: Run) -> None:
+    """status, report and ls give one JSON document each, with the keys of the contract."""
+    run.script("pass")
+    assert run.launch("--json", "script.py") == 0
+
+    on_stdout = json.loads((run.folder / "stdout").read_text())
+    status = json.loads(run.cli("status", "run", "--json").stdout)
+    report = json.loads(run.cli("report", "run", "--json").stdout)
+    assert on_stdout["state"] == status["state"] == report["state"] == "finished"
+    assert set(status) >= set(
+        "schema run run_dir state exit_code attempt restarts supervisor_pid launcher_pid workers standby snapshot "
+        "checkpoint last_failure budget".split()
+    )
+    assert set(report) >= set("schema run state wall_s goodput lost_steps attempts ledger recover_s".split())
+    assert set(report["attempts"][0]) >= set(
+        "attempt from_step to_step cause rank signal reason lost_steps detect_s recover_s".split()
+    )
+    names = "productive redone detect stop launch restore first_step stall backoff other".split()
+    assert set(report["ledger"]) == {f"{name}_s" for name in names}
+    assert sum(report["ledger"].values()) == pytest.approx(report["wall_s"], abs=1e-3)
+    assert set(report["recover_s"]) == {"p50", "p95", "max"}
+    run.cli("status", "run", "--exit-code")
+
+
+def test_running_run_in_status(run: Run) -> None:
+    """While it runs, status names the processes, and --exit-code says 101."""
+    run.script("import time, torch\no = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)\n"
+               "while True:\n    o.step()\n    time.sleep(0.05)")  # fmt: skip
+    process = run.start("--nproc", "2", "script.py")
+
+    def trains() -> dict[str, Any] | None:
+        if not run.dir.run_json.exists():
+            return None
+        status: dict[str, Any] = json.loads(run.cli("status", "run", "--json", "--exit-code", check=101).stdout)
+        return status if [w["phase"] for w in status["workers"]] == ["train", "train"] else None
+
+    status = until(trains)
+    run.cli("stop", "run", "--now")
+
+    assert status["state"] == "running" and status["supervisor_pid"] == process.pid
+    assert [w["rank"] for w in status["workers"]] == [0, 1]
+    assert all(w["step"] >= 1 and w["pid"] > 0 and w["beat_age_s"] < 60 for w in status["workers"])
+    assert run.wait() == 103
+
+
+def test_torn_events_are_mended(run: Run) -> None:
+    """A torn last line of events.jsonl is cut off by the next supervisor; readers and numbering go on."""
+    run.script("import sys, os; sys.exit(0 if os.path.exists('ok') else 78)")
+    assert run.launch("script.py") == 104
+    whole = run.events()
+    with run.dir.events.open("ab") as file:
+        file.write(b'{"ts":"2026-11-24T0')
+    assert json.loads(run.cli("status", "run", "--json").stdout)["exit_code"] == 104
+
+    Path(run.folder / "ok").touch()
+    assert run.launch() == 0
+
+    events = run.events()
+    assert events[: len(whole)] == whole
+    assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
+    assert all(json.loads(line) for line in run.dir.events.read_bytes().splitlines())

@@ -1,0 +1,163 @@
+"""What the fork server imports for its ranks, and what it must not: asked over its pipes, as the supervisor does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.supervised import ROOT, Run, environment, until
+
+THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
+HARM = {
+    "thread": (THREAD, "starts a thread"),
+    "folder": ("import os; os.chdir('/')", "changes the current folder"),
+    "handler": ("import signal; signal.signal(signal.SIGUSR1, print)", "changes the signal handlers"),
+    "mask": ("import os; os.umask(0o027)", "changes the mask of file modes"),
+    "crash": ("import os; os.abort()", "SIGABRT"),
+    "leave": ("import os; os._exit(3)", "exit code 3"),
+    "sleep": ("import time; time.sleep(600)", "stood still"),
+}
+"""By the name of a module: its text, and what is said of it."""
+HARMLESS = {
+    "plain": "import os; os.environ['SET_BY_AN_IMPORT'] = '1'; print('not an answer')",
+    "missing": "raise ImportError('not here')",
+    "exits": "raise SystemExit(4)",
+    "odd": "raise BaseException('not even an Exception')",
+}
+
+
+class Server:
+    """A fork server that imports what lies in `folder`, and gives a module that stands still half a second."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.file = folder / "wanted.json"
+        code = (
+            "import trainer.rank.preload.trial as trial; trial.IDLE = 0.5\n"
+            "from trainer.rank.engine.fork_server import main; main([])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment(**{"PYTHONPATH": str(folder), **env}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, *names: str, **left_out: str) -> dict[str, Any]:
+        """Its answer, with what the file says that it names."""
+        body = {"names": names, "causes": left_out, "left_out": list(left_out), "seconds": 0.0}
+        self.file.write_text(json.dumps(body))
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"import": str(self.file), "gently": False}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return {**answer, **json.loads(Path(answer["found"]).read_bytes())}
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    yield made
+    made.close()
+
+
+def test_what_does_harm_is_left_out_at_once(server: Server, tmp_path: Path) -> None:
+    """One request, one answer: every module that would spoil the process is named, with what it does and all that import it
+    in any way; the rest is imported, and the process that serves can fork."""
+    for name, text in {**HARMLESS, **{name: text for name, (text, _) in HARM.items()}}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "by_name.py").write_text("import importlib; importlib.import_module('thread')")
+    (tmp_path / "around.py").write_text("import plain\nimport by_name")
+    (tmp_path / "tolerant.py").write_text("try:\n    import folder\nexcept Exception:\n    pass")
+    (tmp_path / "late.py").write_text("def use():\n    import thread")
+    (tmp_path / "uses.py").write_text("import late\nlate.use()")
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import inner")
+    (package / "inner.py").write_text(f"{THREAD}\nimport plain")
+    (package / "other.py").touch()
+    importers = ["around", "by_name", "tolerant", "uses", "late", "package", "package.inner", "package.other"]
+
+    found = server.ask("plain", *HARM, *importers, *HARMLESS)
+
+    assert found["causes"].keys() == {*HARM, "package.inner"}
+    assert all(what in found["causes"][name] for name, (_, what) in HARM.items())
+    assert {*found["left_out"]} == {*HARM, *importers} - {"late"}
+    assert len(list(Path(f"/proc/{found['pid']}/task").iterdir())) == 1
+    assert server.process.pid != found["pid"]
+    # Asked again with what is known, it need not find out anything.
+    again = server.ask("plain", "late", "thread", **found["causes"])
+    assert again["pid"] == found["pid"] and again["causes"] == found["causes"]
+
+
+def test_it_goes_when_nobody_asks(server: Server, tmp_path: Path) -> None:
+    """The process that serves ends with the pipe, and with the one that was started, also while it imports."""
+    (tmp_path / "plain.py").write_text(HARMLESS["plain"])
+    serving = Path(f"/proc/{server.ask('plain')['pid']}/exe")
+    server.process.kill()
+    server.process.wait()
+    until(lambda: not serving.exists())
+
+    busy = Server(tmp_path)
+    (tmp_path / "busy.py").write_text("import os\nopen('busy.pid', 'w').write(str(os.getpid()))\nwhile True: pass")
+    body = {"names": ["busy"], "causes": {}, "left_out": [], "seconds": 0.0}
+    busy.file.write_text(json.dumps(body))
+    assert busy.process.stdin is not None
+    busy.process.stdin.write(json.dumps({"import": str(busy.file)}) + "\n")
+    busy.process.stdin.flush()
+    note = ROOT / "busy.pid"
+    try:
+        pid = int(until(lambda: note.exists() and note.read_text()))
+    finally:
+        note.unlink(missing_ok=True)
+    busy.close()
+    until(lambda: not Path(f"/proc/{pid}/exe").exists())
+
+
+def test_a_list_larger_than_a_pipe(run: Run) -> None:
+    """Thousands of names, as a Hugging Face script has them, reach the fork server: the first recovery is warm."""
+    site = run.folder / "site-packages" / "large"
+    site.mkdir(parents=True)
+    (site / "__init__.py").touch()
+    names = [f"large.module_with_a_name_that_is_not_short_{number:04d}" for number in range(2500)]
+    for name in names:
+        (site / f"{name.partition('.')[2]}.py").touch()
+    text = f"""
+import importlib, os, sys, torch
+names = {names!r}
+open("warm" + os.environ["SUPERVISE_ATTEMPT"], "w").write(str(len(sys.modules.keys() & {{*names}})))
+for name in names:
+    importlib.import_module(name)
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+while True:
+    optimizer.step()
+    __import__("time").sleep(0.02)
+"""
+    path = os.pathsep.join([str(site.parent), os.environ.get("PYTHONPATH", "")])
+    run.start(run.script(text), PYTHONPATH=path, XDG_CACHE_HOME=str(run.folder / "cache"))
+    run.until_event("first_step")
+    until(lambda: run.dir.modules.exists() and run.dir.modules.stat().st_size > 65536)
+    # The group that waits is made anew once all of that is imported.
+    until(lambda: len({e["launcher_pid"] for e in run.events("standby_ready") if "serving_pid" in e}) > 0)
+    run.cli("inject", "run", "kill")
+    run.until_event("first_step", 2)
+    run.cli("stop", "run", "--now")
+    assert run.wait() == 103
+
+    assert not run.events("standby_lost")
+    assert [event["kind"] for event in run.events("attempt_started")] == ["fork", "fork"]
+    assert [(run.folder / f"warm{attempt}").read_text() for attempt in (0, 1)] == ["0", str(len(names))]

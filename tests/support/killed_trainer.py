@@ -1,0 +1,64 @@
+"""A training run killed over and over: `python -m tests.support.killed_trainer KILLS SEED FLAGS…`, in a run's environment.
+
+Attempts are forked from one process that has imported torch once. Each but the last is killed by SIGKILL at a random moment;
+a line on stdout says what it had finished and what its snapshot is of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import sys
+from pathlib import Path
+
+import torch._dynamo  # noqa: F401  the first optimizer imports it; here all attempts have it
+
+from trainer.checkpoint.memory import snapshots
+from trainer.gpt.config import Place, parse
+from trainer.gpt.loop import train
+from trainer.rundir.environment import ATTEMPT, MARK, RUN_DIR
+from trainer.rundir.shm import segment_here
+
+
+def _attempt(number: int, flags: list[str]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.environ[ATTEMPT] = str(number)
+        os.environ[MARK] = f"{os.environ[MARK].rpartition('.')[0]}.{number}"
+        train(parse(flags), Place())
+        os._exit(0)
+    return pid
+
+
+def _killed_after(pid: int, seconds: float) -> int:
+    """Its wait status: it had that long, if it needed it."""
+    fd = os.pidfd_open(pid)
+    if not select.select([fd], [], [], seconds)[0]:
+        os.kill(pid, signal.SIGKILL)
+    os.close(fd)
+    return os.waitpid(pid, 0)[1]
+
+
+def _finished() -> int:
+    path = Path(os.environ[RUN_DIR], "metrics.jsonl")
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1].splitlines()
+    return int(json.loads(whole[-1])["step"]) if whole else 0
+
+
+def main(kills: int, seed: int, flags: list[str]) -> None:
+    chance = random.Random(seed)
+    segment = segment_here()
+    assert segment is not None
+    for number in range(kills):
+        status = _killed_after(_attempt(number, flags), chance.uniform(0.05, 0.4))
+        print(json.dumps([status, _finished(), snapshots.newest_snapshot(segment)]), flush=True)
+    status = _killed_after(_attempt(kills, flags), 60)
+    print(json.dumps([status, _finished(), snapshots.newest_snapshot(segment)]), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,32 @@
+"""Snapshots in shared memory, made as the memory tier makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.support.jobs import state_of
+from trainer.checkpoint.memory.image import Image, copy_here
+from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.segment import Segment
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
+
+
+def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
+    """All ranks' snapshot of state_of(step), as the memory tier takes it."""
+    shared = pack(state_of(step))
+    for rank in range(world_size):
+        memory = Memory.__new__(Memory)
+        memory._place = Place(folder, rank, world_size, 0, "run")
+        memory._specs_text = (None, "")
+        own = capture_rank(rank)
+        image = Image(shared, rank, world_size, frozenset(shared.tensors))
+        header = image.header(own)
+        job: Any = type("Job", (), {"image": image, "tree": shared.tree})
+        sidecar = memory._sidecar(job) if rank == 0 else b""
+        writer = Segment(folder, rank, world_size, 0)
+        buffer = writer.begin(image.payload(header, own) + len(sidecar))
+        assert buffer is not None
+        image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs: copy_here(pairs))
+        writer.commit(buffer, step, image.payload(header, own), len(sidecar))

@@ -1,0 +1,168 @@
+"""Real runs for tests: `supervise launch` as a process, what it left, and proof that nothing of it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from supervisor.process.proctree import marked
+from supervisor.reading.events_file import read_events
+from trainer.rundir.cgroup import groups_of
+from trainer.rundir.layout import RunDir
+from trainer.rundir.shm import remove, segment_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SUPERVISE = str(Path(sys.executable).with_name("supervise"))
+"""The program as installed: like a user's, it does not find modules in the current folder."""
+T = TypeVar("T")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a shell in which nobody supervises anything."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SUPERVISE_", "TORCHELASTIC_", "PET_"))}
+    return {**kept, **more}
+
+
+def until(what: Callable[[], T], seconds: float = 60.0) -> T:
+    """The first true value of `what`, polled; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} was not true within {seconds} s")
+
+
+class Run:
+    """A `supervise launch` in a folder of its own, with its run in `run/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dir = RunDir(folder / "run")
+        self.process: subprocess.Popen[str] | None = None
+        self.program = [SUPERVISE]
+
+    def script(self, text: str, name: str = "script.py") -> str:
+        (self.folder / name).write_text(text)
+        return name
+
+    def start(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        program: Sequence[str] | None = None,
+        through: Sequence[str] = (),
+        **env: str,
+    ) -> subprocess.Popen[str]:
+        """The launch runs in `cwd`, started by `through`; its output goes to files."""
+        command = [
+            *through,
+            *(program or self.program),
+            "launch",
+            "--run-dir",
+            str(self.dir.path) if cwd else "run",
+            "--backoff",
+            "10ms:50ms",
+            *arguments,
+        ]
+        with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd or self.folder,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                text=True,
+            )
+        return self.process
+
+    def wait(self, seconds: float = 120.0) -> int:
+        """The exit code of the launch; nothing of the run is alive after it."""
+        assert self.process is not None
+        code = self.process.wait(seconds)
+        self.assert_nothing_left()
+        return code
+
+    def kill_supervisor(self) -> None:
+        """It is gone, and nothing else has been touched."""
+        assert self.process is not None
+        self.process.kill()
+        assert self.process.wait() == -signal.SIGKILL
+
+    def launch(self, *arguments: str, **env: str) -> int:
+        self.start(*arguments, **env)
+        return self.wait()
+
+    def cli(self, *arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
+        """Another command of supervise, in the run's folder, that ended with `check`."""
+        done = subprocess.run(
+            [SUPERVISE, *arguments],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
+        return done
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The run's events, or those of these names."""
+        events = read_events(self.dir.events)[0]
+        return [e for e in events if not names or e["msg"] in names]
+
+    def until_event(self, name: str, count: int = 1) -> dict[str, Any]:
+        """The `count`-th event of that name, once it is there."""
+        return until(lambda: self.events(name)[count - 1 : count])[0]
+
+    def until_standby(self, *before: dict[str, Any]) -> dict[str, Any]:
+        """standby_ready of the group that stays, none of those `before`: a first one gives way as soon as the script's
+        modules are imported."""
+        known = [event["launcher_pid"] for event in before]
+
+        def settled() -> dict[str, Any] | None:
+            # What was asked for before they were imported may be told by the one who has.
+            new = [e for e in self.events("standby_ready") if "serving_pid" in e and e["launcher_pid"] not in known]
+            return new[-1] if new and time.monotonic() > new[-1]["mono"] + 1.0 else None
+
+        return until(settled)
+
+    def verdicts(self) -> list[tuple[str, int | None]]:
+        """(cause, rank) of each verdict."""
+        return [(e["cause"], e["rank"]) for e in self.events("verdict")]
+
+    def warnings(self) -> str:
+        """What the run has warned of, a line each."""
+        return "\n".join(event["text"] for event in self.events("warning"))
+
+    def mark(self) -> str:
+        mark: str = json.loads(self.dir.run_json.read_bytes())["mark"]
+        return mark
+
+    def assert_nothing_left(self) -> None:
+        """No process, no shared memory, no memory group, no temporary file of the run is left."""
+        if not self.dir.run_json.exists():
+            return
+        assert marked(self.mark()) == []
+        assert not segment_of(self.mark()).exists()
+        assert groups_of(self.mark()) == []
+        leftovers = [p for p in self.dir.path.rglob("*") if ".tmp-" in p.name or p.name.startswith(".spec")]
+        assert leftovers == []
+
+    def kill(self) -> None:
+        """Whatever of the run still lives is killed: the end of a test that failed."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.dir.run_json.exists():
+            for process in marked(self.mark()):
+                process.send_signal(signal.SIGKILL)
+            remove(segment_of(self.mark()))

@@ -1,0 +1,201 @@
+"""An explicit number of steps is a promise: each of those steps is on disk, or it is told that it is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.loop.flush import Flusher
+from supervisor.loop.narrator import Narrator
+from tests.support.jobs import holds
+from tests.support.snapshots import snapshot_of
+from tests.support.supervised import Run, until
+from tests.support.training import Here, Notes, training
+from trainer.checkpoint.interval import Stalls, time_limit
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.tier import Wish
+from trainer.rundir import shm
+from trainer.rundir.layout import RunDir, committed_steps
+
+SCRIPT = """
+import sys, time, torch, torch.distributed as dist
+from trainer.checkpoint import Checkpointer
+dist.init_process_group("gloo")
+fast, steps = int(sys.argv[1]), int(sys.argv[2])
+torch.manual_seed(0)
+model = torch.nn.Linear(8, 8)
+optimizer = torch.optim.AdamW(model.parameters())
+ckpt = Checkpointer(model=model, optimizer=optimizer, every=10, snapshot_every=1, keep=1000)
+for step in range(ckpt.restore(), steps):
+    time.sleep(0.001 if step < fast else 0.05)
+    model(torch.ones(8)).sum().backward()
+    optimizer.step()
+    ckpt.step(step + 1)
+ckpt.close()
+"""
+"""Steps of 1 ms, and after them of 50 ms."""
+
+
+def test_each_tenth_step_is_on_disk(run: Run) -> None:
+    """A rank is killed, a flush is killed: the steps on disk are each tenth one; what that took is in the ledger, and that it
+    is much is said once."""
+    faults = ("--inject", "kill:rank=1@step=143", "--inject", "kill-flush@step=60")
+    assert run.launch("--nproc", "2", *faults, run.script(SCRIPT), "300", "330") == 0
+
+    steps = committed_steps(run.dir.checkpoints)
+    assert [step for step in steps if step % 10 == 0] == list(range(10, 331, 10))
+    # Beside them there is the newest one that was in memory after the crash.
+    assert len(steps) <= 34
+    assert sorted(event["step"] for event in run.events("checkpoint_committed")) == steps
+    assert {event["spec"] for event in run.events("fault_injected")} == {"kill-flush@step=60", "kill:rank=1@step=143"}
+    said = [event["attempt"] for event in run.events("warning") if "checkpoints every 10 steps take" in event["text"]]
+    assert said and said == sorted(set(said))
+    stalls = [event.get("seconds", 0) + event.get("stall_s", 0) for event in run.events("checkpoint_committed")]
+    assert sum(stalls) > 0.2
+
+
+def test_nobody_waits_for_a_supervisor_that_is_gone(run: Run) -> None:
+    """While nobody flushes, the ranks save each tenth step themselves; a new supervisor, and a stop, lose none either."""
+    arguments = ("--nproc", "2", run.script(SCRIPT), "10", "100000")
+    run.start(*arguments)
+    run.until_event("first_step")
+    run.kill_supervisor()
+    there = max(committed_steps(run.dir.checkpoints), default=0)
+    until(lambda: max(committed_steps(run.dir.checkpoints), default=0) >= there + 40)
+    run.start(*arguments)
+    run.until_event("adopted")
+    there = max(committed_steps(run.dir.checkpoints))
+    until(lambda: max(committed_steps(run.dir.checkpoints)) >= there + 20)
+    run.cli("stop", "run")
+    assert run.wait() == 103
+
+    steps = committed_steps(run.dir.checkpoints)
+    assert set(range(10, steps[-1], 10)) <= set(steps)
+    # Beside them there is the step at which it was asked to stop.
+    assert [step for step in steps if step % 10] in ([], [steps[-1]])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_no_flush_ever_comes(here: Here, notes: Notes) -> None:
+    """The first due step stays pinned for the flush, and the others are saved by the ranks; each step has its snapshot."""
+    with training(every=2) as made:
+        made.run(9, Wish())
+        assert committed_steps(here.checkpoints) == [4, 6, 8]
+        assert snapshots.pinned(here.segment) == [2]
+        made.copied()
+        assert snapshots.newest_snapshot(here.segment) == 9
+        assert made.memory().left_out is None
+    assert [fields["step"] for kind, fields in notes.kept if kind == "flush_due"] == [2]
+
+
+def test_how_long_a_flush_is_waited_for() -> None:
+    """As long as a save takes, if the flush is about to end; not if it has most of its work before it or may never end."""
+    assert time_limit(0.1, 1.0, 0.2) == 0.0
+    assert time_limit(0.9, 1.0, 0.2) == 0.2
+    assert time_limit(1.9, 1.0, 0.2) == 0.2
+    assert time_limit(2.1, 1.0, 0.2) == 0.0
+    assert time_limit(0.9, 1.0, None) == 0.0
+    assert (time_limit(0.1, None, 0.2), time_limit(0.3, None, 0.2), time_limit(9.0, None, 0.2)) == (0.0, 0.2, 0.0)
+
+
+def test_a_stall_is_said_once() -> None:
+    """Above 5 % of the time, with a number that keeps to it; below that, never."""
+    for stall, said in ((0.1, "checkpoints every 10 steps take 50 %"), (0.004, None)):
+        stalls = Stalls("checkpoints", 10)
+        sentences = []
+        for step in range(1000):
+            now = step * 0.01 + stall * (step // 10 + 1)
+            if step % 10 == 0:
+                stalls.held_up(stall)
+            sentences.append(stalls.sentence(now))
+        found = [sentence for sentence in sentences if sentence]
+        assert len(found) == (said is not None)
+        if said:
+            assert found[0].startswith("checkpoints every 10 steps take") and "every 1" in found[0]
+
+
+class _Log:
+    attempt = 0
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(self, event: str, level: str = "info", **fields: Any) -> None:
+        self.events.append((event, fields))
+
+
+@pytest.fixture
+def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
+    """Of a run whose snapshot of step 3 is promised, of which nobody has said a word; that of step 4 is newer."""
+    monkeypatch.setattr(shm, "ROOT", tmp_path)
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    made = Flusher(run, "m", Narrator(run, _Log(), -1))  # type: ignore[arg-type]
+    snapshot_of(made.segment, 3)
+    found = snapshots.find(made.segment)
+    assert found is not None
+    snapshots.pin(found)
+    snapshot_of(made.segment, 4)
+    return made
+
+
+def _told(flusher: Flusher) -> list[tuple[str, int | None]]:
+    log: Any = flusher._narrator._log
+    return [(event, fields.get("step")) for event, fields in log.events]
+
+
+def test_what_is_pinned_is_flushed_at_the_end(flusher: Flusher) -> None:
+    """The rank died before it could say so, or the supervisor before it could hear it."""
+    folder = flusher._run.checkpoints
+    flusher.finish()
+
+    assert committed_steps(folder) == [3, 4]
+    assert holds(folder, 3) and holds(folder, 4)
+    assert _told(flusher) == [("checkpoint_committed", 3), ("checkpoint_committed", 4)]
+    assert not flusher.segment.exists()
+
+
+def test_a_flush_of_one_step_leaves_the_pin_of_another(flusher: Flusher) -> None:
+    """After a crash the newest is flushed while the ranks pin what they will need next."""
+    flusher._start(flusher._under_way)
+    assert flusher.process is not None
+    until(lambda: committed_steps(flusher._run.checkpoints) == [4])
+    until(lambda: flusher.fds() and not Path(f"/proc/{flusher.process.pid}/exe").exists())  # type: ignore[union-attr]
+    flusher._go_on({flusher.process.fd})
+    assert snapshots.pinned(flusher.segment) == [3]
+
+
+@pytest.mark.parametrize(("times", "left"), [(1, [3]), (2, [])])
+def test_a_flush_that_is_stopped(flusher: Flusher, times: int, left: list[int]) -> None:
+    """It is ended and made again, once; the second time the step is told to be lost, and nothing is kept for it."""
+    # A flush syncs the metrics before it commits: here it waits there for somebody to write.
+    metrics = flusher._run.metrics
+    os.mkfifo(metrics)
+    flusher.inherit(training=True)
+    for _ in range(times):
+        flusher.tick(set(), True)
+        process = flusher.process
+        assert process is not None
+        until(lambda: list(flusher._run.checkpoints.glob(".step-00000003.tmp-*/rank1.safetensors")))
+        process.send(signal.SIGSTOP)
+
+        def gone(process: Any = process) -> bool:
+            flusher.tick(set(), True)
+            return not Path(f"/proc/{process.pid}/exe").exists()
+
+        until(gone)
+        metrics.unlink()
+        if times == 2:
+            os.mkfifo(metrics)
+        flusher.tick({process.fd}, True)
+    if times == 1:
+        assert flusher.process is not None
+        until(lambda: committed_steps(flusher._run.checkpoints) == [3])
+    assert _told(flusher) == [("checkpoint_failed", 3)] * times
+    assert committed_steps(flusher._run.checkpoints) == left
+    assert times == 1 or snapshots.pinned(flusher.segment) == []
+    flusher.abandon()

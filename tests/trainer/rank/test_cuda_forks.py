@@ -1,0 +1,84 @@
+"""CUDA works in forked ranks: nothing has started it in the process that they are forks of.
+
+There is no GPU here, so a library takes the driver's place that knows what the driver knows: in which process it was started,
+and that it can be started in no fork of that one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripts import STEPPING
+from tests.support.supervised import Run, until
+
+DRIVER = """
+#include <unistd.h>
+static int started;
+int cuInit(unsigned flags) { if (!started) started = getpid(); return started == getpid() ? 0 : 3; }
+int cuDeviceGetCount(int *count) { if (started != getpid()) return 3; *count = 0; return 0; }
+"""
+SITE = """
+import sys
+class Finder:
+    # torch, once it is imported, counts GPUs as one built for CUDA does.
+    def find_spec(self, name, path, target=None):
+        if name == "torch.cuda":
+            sys.meta_path.remove(self)
+            import ctypes, torch
+            torch._C._cuda_getCurrentRawStream = None
+            torch._C._cuda_getDeviceCount = lambda: ctypes.CDLL("libcuda.so.1").cuInit(0) and 0
+sys.meta_path.insert(0, Finder())
+"""
+STARTS_IT = "import ctypes; assert ctypes.CDLL('libcuda.so.1').cuInit(0) == 0"
+SCRIPT = f"""
+import ctypes, json, os, sys
+before = "starts_cuda" in sys.modules
+import torch, harmless
+assert torch.cuda.device_count() == 0
+import starts_cuda
+names = ("PYTORCH_NVML_BASED_CUDA_CHECK", "JE_ARROW_MALLOC_CONF", "NUMEXPR_NUM_THREADS")
+json.dump({{
+    "started": ctypes.CDLL("libcuda.so.1").cuInit(0), "before": before, "user": [os.environ.get(name) for name in names],
+    "original": "cuInit" in torch._C._cuda_getDeviceCount.__code__.co_names,
+}}, open("seen" + os.environ["SUPERVISE_ATTEMPT"] + os.environ["RANK"], "w"))
+{STEPPING}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: there is nothing to make a driver's stand-in with")
+@pytest.mark.parametrize("asked", [None, "0"], ids=["the user asks for nothing", "the user asks the driver"])
+def test_cuda_can_be_started_in_every_rank(run: Run, tmp_path: Path, asked: str | None) -> None:
+    """Though torch and the launcher have counted GPUs; a module that starts CUDA is left to the ranks and named; and these
+    find the environment that the user gave, and torch as it is."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    for name, text in {"sitecustomize": SITE, "starts_cuda": STARTS_IT, "harmless": "import torch.cuda"}.items():
+        (site / f"{name}.py").write_text(text)
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    env = {
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        **({"PYTORCH_NVML_BASED_CUDA_CHECK": asked} if asked else {}),
+    }
+    run.start("--nproc", "2", run.script(SCRIPT), "100000", "0.05", **env)
+    waits = until(lambda: [e for e in run.events("standby_ready") if "left_out" in e])[0]
+    run.cli("inject", "run", "kill:rank=1")
+    run.until_event("first_step", 2)
+    run.cli("stop", "run", "--now")
+    assert run.wait() == 103
+
+    assert [event["kind"] for event in run.events("attempt_started")] == ["fork", "fork"]
+    assert list(waits["left_out"]) == ["starts_cuda"] and "CUDA" in waits["left_out"]["starts_cuda"]
+    for attempt in "01":
+        for rank in "01":
+            seen = json.loads((tmp_path / f"seen{attempt}{rank}").read_bytes())
+            assert seen == {"started": 0, "before": False, "user": [asked, None, None], "original": True}
