@@ -29,8 +29,9 @@ _PIDFD_INFO_EXIT = 1 << 3
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TICK = 0.01
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
-_CARE = 2.0
-"""Seconds that a caretaker has, once those it takes care of are killed."""
+_CARE = 4.0
+"""Seconds that a caretaker has, once those it takes care of are killed. torch_shm_manager waits 2 s for another client
+before it removes what is left and goes (SHUTDOWN_TIMEOUT in libshm's manager.cpp, read in torch 2.13)."""
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -198,7 +199,7 @@ def send_all(processes: list[psutil.Process], number: int) -> int:
 def kill_all(processes: list[psutil.Process], since: float, now: float) -> int:
     """SIGKILL went to each of `processes`, which have been killed `since` then; returns how many got it.
 
-    The last to get it, after two seconds, are Python's resource tracker and torch's manager of shared memory: they outlive
+    The last to get it, after some seconds, are Python's resource tracker and torch's manager of shared memory: they outlive
     the processes they belong to, remove from /dev/shm what those have left there, and go by themselves.
     """
     late = now >= since + _CARE
