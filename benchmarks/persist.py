@@ -25,8 +25,8 @@ import torch.distributed.checkpoint as dcp
 from states import nested, snapshot_of
 
 from trainer.checkpoint.memory import snapshots
+from trainer.rundir.machine.shm import segment_of
 from trainer.rundir.programs import program
-from trainer.rundir.shm import segment_of
 
 FLUSH = program("checkpoint.disk.flush")
 

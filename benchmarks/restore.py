@@ -28,8 +28,8 @@ from states import model_of, snapshot_of, stepped
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load, recall
 from trainer.checkpoint.state.state import apply
-from trainer.rundir import shm
 from trainer.rundir.layout import step_name
+from trainer.rundir.machine import shm
 
 
 def _leaves(value: Any) -> list[torch.Tensor]:

@@ -29,7 +29,7 @@ import torch.distributed.checkpoint as dcp
 from states import model_of, stepped
 
 from trainer.checkpoint.memory.memory import Memory, Place
-from trainer.rundir import shm
+from trainer.rundir.machine import shm
 
 WINDOW = 20
 

@@ -20,8 +20,8 @@ from supervisor.group.standby import Standby
 from supervisor.process import proctree
 from supervisor.process.room import places
 from supervisor.run.spec import Spec
-from trainer.rundir.beats import create_beats
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.beats import create_beats
 
 
 class Attempt:

@@ -24,9 +24,9 @@ from supervisor.attempt.kernel_log import KernelLog
 from supervisor.core.evidence import Evidence, Memory
 from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.process.room import disks, is_full
-from trainer.rundir.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
-from trainer.rundir.durable import replace_soon
+from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.layout import AttemptDir
+from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
 from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1

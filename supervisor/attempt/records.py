@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import Raised
-from trainer.rundir.notes import NoteReader
-from trainer.rundir.untrusted_files import read_json
+from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.records.notes import NoteReader
 
 _LONGEST_PATH = 1000
 

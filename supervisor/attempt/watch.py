@@ -13,11 +13,11 @@ from supervisor.core.saves import Saves, hear
 from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
-from trainer.rundir.beats import Beat, BeatReader, Phase, Role, Source, last_beats
 from trainer.rundir.environment import STACKS_SIGNAL
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import SCRIPT, AttemptDir
-from trainer.rundir.notes import NoteReader
-from trainer.rundir.untrusted_files import read_json
+from trainer.rundir.records.beats import Beat, BeatReader, Phase, Role, Source, last_beats
+from trainer.rundir.records.notes import NoteReader
 
 _KERNEL_EVERY = 0.15
 """Seconds between two looks at the state and CPU time of the ranks, when one of them is silent or was not at work."""

@@ -18,7 +18,7 @@ from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.leftovers import claimed, clear, mark_of, marks
 from supervisor.run.runs import load
 from supervisor.run.status import OVER, story_of
-from trainer.rundir.durable import replace_file
+from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
 
 _LOOK = 0.05

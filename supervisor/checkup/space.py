@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from supervisor.checkup.checks import Check, Host, Verdict, read
-from trainer.rundir.shm import ROOT, problem
+from trainer.rundir.machine.shm import ROOT, problem
 
 GB = 10**9
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.sshfs", "fuse.glusterfs")

@@ -25,12 +25,12 @@ from supervisor.run.checkpoints import (
     to_export,
     verified,
 )
+from supervisor.run.folder.ownership import own, vet
 from supervisor.run.leftovers import claimed
-from supervisor.run.ownership import own, vet
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.errors import CheckpointError
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.programs import program
 

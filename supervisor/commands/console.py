@@ -23,8 +23,8 @@ from supervisor.reading.wording import signal_name
 from supervisor.run.runs import RUNS
 from supervisor.run.spec import Spec, shown
 from supervisor.run.status import story_of
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import read_json
 
 _TRACEBACK = 20
 """Lines of a traceback to show at the end."""

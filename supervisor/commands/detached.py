@@ -22,7 +22,7 @@ importlib.import_module("_supervise.names").ours_alone()
 from supervisor.commands.session import drive
 from supervisor.errors import InternalError, Refusal
 from supervisor.run import spec as specs
-from supervisor.run.lock import RunLock
+from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import load
 from trainer.rundir.layout import RunDir
 

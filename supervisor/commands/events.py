@@ -9,7 +9,7 @@ from supervisor.commands.tail import known_event
 from supervisor.reading.choice import LEVELS, Choice
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_raw
-from supervisor.run.lock import is_held
+from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import find
 
 

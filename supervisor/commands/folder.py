@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from supervisor.errors import HeldByAnother, Refusal
-from supervisor.run.lock import is_held
-from supervisor.run.ownership import make_private
-from trainer.rundir.durable import ensure_dir
+from supervisor.run.folder.lock import is_held
+from supervisor.run.folder.ownership import make_private
+from trainer.rundir.files.durable import ensure_dir
 from trainer.rundir.layout import RunDir
 
 _LOCKS = ("lock", "lock.json")

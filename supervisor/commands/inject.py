@@ -6,10 +6,10 @@ import click
 
 from supervisor.commands.options import FaultSpec
 from supervisor.errors import Refusal
-from supervisor.run.lock import is_held
-from supervisor.run.ownership import vet
+from supervisor.run.folder.lock import is_held
+from supervisor.run.folder.ownership import vet
 from supervisor.run.runs import find
-from trainer.rundir import faults
+from trainer.rundir.records import faults
 
 
 @click.command()

@@ -32,7 +32,7 @@ from supervisor.commands.session import arm_faults, detach, drive
 from supervisor.errors import Refusal
 from supervisor.process import loopback
 from supervisor.run import spec as specs
-from supervisor.run.lock import RunLock
+from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import Spec, resolved
 from supervisor.run.status import story_of

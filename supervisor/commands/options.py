@@ -19,7 +19,7 @@ from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
 from trainer.rundir.duration import parse_duration
-from trainer.rundir.faults import FaultSpecError, parse_fault
+from trainer.rundir.records.faults import FaultSpecError, parse_fault
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -101,7 +101,7 @@ class Nproc(click.ParamType[Any]):
 
 
 class FaultSpec(click.ParamType[Any]):
-    """A fault, as trainer.rundir.faults reads it."""
+    """A fault, as trainer.rundir.records.faults reads it."""
 
     name = "spec"
 

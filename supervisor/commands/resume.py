@@ -9,7 +9,7 @@ import click
 from supervisor.commands.session import detach, drive
 from supervisor.errors import Refusal
 from supervisor.run import spec as specs
-from supervisor.run.lock import RunLock
+from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import find
 from supervisor.run.status import story_of
 

@@ -25,15 +25,15 @@ from supervisor.process.place import here
 from supervisor.reading.plain import plain_lines
 from supervisor.run import spec as specs
 from supervisor.run import status as statuses
-from supervisor.run.anchor import Moved
 from supervisor.run.events import EventLog
-from supervisor.run.lock import describe, holder
+from supervisor.run.folder.anchor import Moved
+from supervisor.run.folder.lock import describe, holder
+from supervisor.run.folder.registry import register
 from supervisor.run.previous import previous_of
-from supervisor.run.registry import register
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
-from trainer.rundir import faults
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records import faults
 
 
 def arm_faults(run: RunDir, spec: Spec) -> None:

@@ -12,12 +12,12 @@ import click
 from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
 from supervisor.process.place import elsewhere, here
-from supervisor.run.lock import RunLock, holder, is_held
-from supervisor.run.ownership import vet
+from supervisor.run.folder.lock import RunLock, holder, is_held
+from supervisor.run.folder.ownership import vet
 from supervisor.run.runs import Known, find
 from supervisor.run.spec import restore
 from supervisor.run.status import OVER, story_of
-from trainer.rundir.durable import replace_file
+from trainer.rundir.files.durable import replace_file
 
 _SLACK = 60.0
 """Seconds beyond the run's grace after which we stop waiting."""

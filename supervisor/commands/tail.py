@@ -12,7 +12,7 @@ from supervisor.commands.stream import colours, stream
 from supervisor.reading.choice import LEVELS, Choice, parse_since
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
-from supervisor.run.lock import is_held
+from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import find
 
 

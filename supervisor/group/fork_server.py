@@ -15,8 +15,8 @@ from typing import Any
 from supervisor.group.launch import flags, shown, stdin
 from supervisor.process.proctree import Process
 from supervisor.run.spec import Spec
-from trainer.rundir.gate import Gate
 from trainer.rundir.programs import program
+from trainer.rundir.records.gate import Gate
 
 
 class ForkServer:

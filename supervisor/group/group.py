@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.process.proctree import Process, carries
-from trainer.rundir.gate import Gate, started_at
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import AttemptDir
-from trainer.rundir.untrusted_files import read_json
+from trainer.rundir.records.gate import Gate, started_at
 
 
 class WorkerGroup:

@@ -19,10 +19,10 @@ from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
 from trainer.rundir import environment as names
-from trainer.rundir import rollback as rollbacks
-from trainer.rundir.gate import Gate
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import STARTUP, program
+from trainer.rundir.records import rollback as rollbacks
+from trainer.rundir.records.gate import Gate
 from trainer.rundir.secrets import Redactor
 
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.

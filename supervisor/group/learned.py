@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from supervisor.run.folder.user_folders import cache
 from supervisor.run.spec import Spec
-from supervisor.run.user_folders import cache
-from trainer.rundir.durable import replace_soon
+from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.learned import remembered
-from trainer.rundir.untrusted_files import read_json
+from trainer.rundir.records.learned import remembered
 
 _SUFFIX = ".left-out.json"
 

@@ -24,8 +24,8 @@ from supervisor.group.learned import Learned
 from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
-from trainer.rundir.gate import PRELOAD
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import PRELOAD
 
 SETTLED = 0.5
 """Seconds after an attempt's first step before its standby is made: the recovery itself comes first."""

@@ -20,8 +20,8 @@ from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
-from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.beats import last_beats
 
 _LOOK_EVERY = 0.1
 

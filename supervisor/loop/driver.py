@@ -31,15 +31,15 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops, signals
 from supervisor.process import proctree
-from supervisor.run.anchor import Anchor, Moved, Removed
 from supervisor.run.events import EventLog
+from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Previous
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir, committed_steps
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 
 @dataclass

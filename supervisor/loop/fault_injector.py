@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.process.proctree import Process
-from trainer.rundir import faults
-from trainer.rundir.beats import Beat, Phase
-from trainer.rundir.damage import damage
+from trainer.rundir.records import faults
+from trainer.rundir.records.beats import Beat, Phase
+from trainer.rundir.records.damage import damage
 
 
 class FaultInjector:

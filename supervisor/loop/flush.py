@@ -21,7 +21,7 @@ from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import environment as names
 from trainer.rundir.layout import RunDir, committed_steps
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 _ALL = 1 << 30
 """Checkpoints to keep while no rank has said how many: what is pruned does not come back."""

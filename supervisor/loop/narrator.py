@@ -14,8 +14,8 @@ from supervisor.core.program import Change, sentence
 from supervisor.core.saves import Save, Saves
 from supervisor.core.stack import Stacks, summary
 from supervisor.run.events import EventLog
-from trainer.rundir.faults import Fault
 from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
+from trainer.rundir.records.faults import Fault
 
 _SCAN_EVERY = 0.5
 _SAVES_EVERY = 30.0

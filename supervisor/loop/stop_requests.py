@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import StopKind
-from trainer.rundir.untrusted_files import open_file
+from trainer.rundir.files.untrusted_files import open_file
 
 
 @dataclass

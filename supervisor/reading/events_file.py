@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from trainer.rundir.untrusted_files import open_file
+from trainer.rundir.files.untrusted_files import open_file
 
 WINDOW = 1 << 22
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from supervisor.reading.lines import Line, Splitter
-from trainer.rundir.untrusted_files import open_file
+from trainer.rundir.files.untrusted_files import open_file
 
 BLOCK = 65536
 REACH = 4 * BLOCK

@@ -20,11 +20,11 @@ from typing import Any
 import orjson
 import structlog
 
-from trainer.rundir import room
-from trainer.rundir.durable import DISK, Disk, append_line, mend_tail
+from trainer.rundir.files import room
+from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail
+from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 from trainer.rundir.secrets import Redactor
-from trainer.rundir.untrusted_files import open_file
 
 EVENTS = {
     "run_started": "a supervisor took up the run",

@@ -6,8 +6,8 @@ import contextlib
 import json
 
 from supervisor.core.hangs.timings import Pace, from_json, to_json
+from trainer.rundir.files.untrusted_files import read_file
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import read_file
 
 _EVERY = 30.0
 _LARGEST = 1 << 16

@@ -27,12 +27,12 @@ from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from supervisor.run.runs import Known
 from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
-from trainer.rundir.cgroup import groups_of
-from trainer.rundir.cgroup import remove as remove_group
 from trainer.rundir.environment import MARK
+from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.machine.cgroup import groups_of
+from trainer.rundir.machine.cgroup import remove as remove_group
 from trainer.rundir.secrets import Redactor
-from trainer.rundir.untrusted_files import open_file
 
 SHM = Path("/dev/shm")
 TIME_LIMIT = 5.0

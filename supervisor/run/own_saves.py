@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.rundir.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
 
 _TAIL = 256 << 10
 """Bytes of a journal's end that are read: a thousand saves."""

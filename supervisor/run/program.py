@@ -11,9 +11,9 @@ from pathlib import Path
 
 from supervisor.core.program import Change, Source, changes
 from supervisor.run.spec import Spec
-from trainer.rundir.durable import replace_soon
+from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.untrusted_files import read_file, read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import read_file, read_json
 
 _LARGEST = 4 << 20
 """Bytes of a source file; a larger one is data."""

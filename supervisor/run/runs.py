@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import NoSuchRun, Refusal
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import read_json
 
 RUNS = Path("runs")
 SCHEMA = 1

@@ -17,10 +17,10 @@ from supervisor.core.model import Cause, Do, Policy
 from supervisor.core.rules import DEFAULTS
 from supervisor.errors import Refusal
 from supervisor.run.runs import INODE, SCHEMA, inode
-from trainer.rundir.durable import replace_file
+from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.machine.shm import is_mark
 from trainer.rundir.secrets import Redactor
-from trainer.rundir.shm import is_mark
 
 HANG_OFF = "off"
 MOST_RANKS = 4096

@@ -10,14 +10,14 @@ from typing import Any
 from supervisor.core.rules import spent
 from supervisor.core.telling.story import AttemptStory, Story, tell
 from supervisor.reading.events_file import read_events
-from supervisor.run.lock import holder, is_held
+from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore
 from trainer.checkpoint.memory.snapshots import newest_snapshot
-from trainer.rundir.beats import last_beats
 from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
+from trainer.rundir.records.beats import last_beats
 
 OVER = ("finished", "failed", "stopped", "preempted", "stuck")
 

@@ -92,7 +92,7 @@ def test_torch_is_not_loaded(module: str) -> None:
 
 
 def test_renames_and_syncs_have_one_home() -> None:
-    """Whoever wants a file to survive goes through trainer.rundir.durable, where the power is cut in tests."""
+    """Whoever wants a file to survive goes through trainer.rundir.files.durable, where the power is cut in tests."""
     appenders = {"events.py", "faults.py", "metrics.py"}
     for path in [*modules("supervisor"), *modules("trainer")]:
         if path.name != "durable.py":

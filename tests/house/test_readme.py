@@ -13,8 +13,8 @@ from supervisor.commands.cli import COMMANDS
 from tests.support.jobs import environment
 from tests.support.supervised import ROOT, Run
 from trainer.checkpoint.disk.restore import load
-from trainer.rundir.faults import KINDS
 from trainer.rundir.layout import step_name
+from trainer.rundir.records.faults import KINDS
 
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from supervisor.run.lock import holder
+from supervisor.run.folder.lock import holder
 from tests.support.jobs import TINY, final_state, same
 from tests.support.scripts import STEPPING
 from tests.support.supervised import ROOT, SUPERVISE, Run, environment, until
-from trainer.rundir.beats import BeatReader
+from trainer.rundir.records.beats import BeatReader
 from trainer.rundir.layout import committed_steps
 
 STEPS = 300

@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.attempt.evidence import Case
 from tests.support.supervised import Run
-from trainer.rundir import cgroup
+from trainer.rundir.machine import cgroup
 
 MISFORTUNES = """
 import datetime, os, sys, time, torch
@@ -38,7 +38,7 @@ class Shot(Deadly):
 
 class Greedy(Deadly):
     def die(self):
-        from trainer.rundir import cgroup
+        from trainer.rundir.machine import cgroup
         cgroup.enter(cgroup.make(os.environ["SUPERVISE_MARK"], 64 << 20))
         hoard = [b"x" * (4 << 20) for _ in range(32)]
 

@@ -16,7 +16,7 @@ from supervisor.process.proctree import marked
 from supervisor.run.leftovers import marks
 from supervisor.run.runs import all_runs
 from tests.support.supervised import SUPERVISE, environment, until
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 SCRIPT = """
 import os, sys

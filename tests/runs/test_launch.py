@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from supervisor.run.lock import is_held
+from supervisor.run.folder.lock import is_held
 from tests.support.scripts import FOREVER, STEPPING
 from tests.support.supervised import Run, until
 from trainer.rundir import environment as names

@@ -10,7 +10,7 @@ from supervisor.process.proctree import marked
 from tests.support.jobs import TINY
 from tests.support.supervised import Run
 from trainer.rundir.layout import RunDir, committed_steps
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 SAVING = ("--checkpoint-every", "20", "--snapshot-every", "1")
 

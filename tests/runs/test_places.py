@@ -16,7 +16,7 @@ from tests.support.jobs import TINY
 from tests.support.supervised import SUPERVISE, Run, environment, until
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can have mounts, a network and a host name of its own"

@@ -18,9 +18,9 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.guard import joined
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import committed_steps, step_name
-from trainer.rundir.rollback import Rollback
+from trainer.rundir.records.rollback import Rollback
 
 STEPS = 24
 JOB = [*TINY, "--steps", str(STEPS), "--checkpoint-every", "4"]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.rundir.durable import Buffer, Disk
+from trainer.rundir.files.durable import Buffer, Disk
 
 
 class Cut(BaseException):

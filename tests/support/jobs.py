@@ -19,7 +19,7 @@ from trainer.checkpoint.disk.save import Order, Outcome, save
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
-from trainer.rundir.durable import DISK, Disk
+from trainer.rundir.files.durable import DISK, Disk
 from trainer.rundir.layout import step_name
 
 ROOT = Path(__file__).resolve().parents[2]

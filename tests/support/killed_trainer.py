@@ -20,7 +20,7 @@ from trainer.checkpoint.memory import snapshots
 from trainer.gpt.config import Place, parse
 from trainer.gpt.loop import train
 from trainer.rundir.environment import ATTEMPT, MARK, RUN_DIR
-from trainer.rundir.shm import segment_here
+from trainer.rundir.machine.shm import segment_here
 
 
 def _attempt(number: int, flags: list[str]) -> int:

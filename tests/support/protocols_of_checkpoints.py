@@ -28,7 +28,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.gpt.metrics import Metrics
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 
 
 def found_by_restore(folder: Path) -> tuple[Any, list[int]]:

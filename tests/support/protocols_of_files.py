@@ -17,7 +17,7 @@ from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
-from supervisor.run.lock import RunLock, holder
+from supervisor.run.folder.lock import RunLock, holder
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from supervisor.run.status import story_of
@@ -34,12 +34,12 @@ from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.gpt.metrics import Metrics
 from trainer.rank.preload.modules import remember
-from trainer.rundir import faults
-from trainer.rundir.durable import DISK, replace_file
-from trainer.rundir.gate import Gate
+from trainer.rundir.files.durable import DISK, replace_file
 from trainer.rundir.layout import RunDir
-from trainer.rundir.learned import remembered
-from trainer.rundir.notes import NoteReader, NoteWriter
+from trainer.rundir.records import faults
+from trainer.rundir.records.gate import Gate
+from trainer.rundir.records.learned import remembered
+from trainer.rundir.records.notes import NoteReader, NoteWriter
 
 Allowed = Callable[[Marks, Any], str | None]
 SPEC = Spec("gpt", "abc", ("trainer",), True, 1, "/")

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
-from trainer.rundir.cgroup import groups_of
 from trainer.rundir.layout import RunDir
-from trainer.rundir.shm import remove, segment_of
+from trainer.rundir.machine.cgroup import groups_of
+from trainer.rundir.machine.shm import remove, segment_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))

@@ -16,7 +16,7 @@ from torch import nn
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.memory.tier import Wish
 from trainer.rank import progress
-from trainer.rundir import shm
+from trainer.rundir.machine import shm
 
 TAKE = Wish(snapshot=True)
 SAVE = Wish(save=True)

@@ -23,8 +23,8 @@ from torch import nn
 from ..rank.progress import Phase, progress
 from ..rundir.environment import PREEMPTED, supervised
 from ..rundir.layout import newest_checkpoint
-from ..rundir.shm import problem as shm_problem
-from ..rundir.shm import segment_here
+from ..rundir.machine.shm import problem as shm_problem
+from ..rundir.machine.shm import segment_here
 from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
 from .disk.save import Order, save

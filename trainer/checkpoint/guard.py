@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import LossSpike, NotFinite
-from ..rundir.rollback import Rollback
+from ..rundir.records.rollback import Rollback
 
 Window = tuple[int, int]
 

@@ -19,7 +19,7 @@ import xxhash
 from torch import nn
 
 from ..rank.journal.saves import loading, saving
-from ..rundir.durable import DISK, replace_file
+from ..rundir.files.durable import DISK, replace_file
 from .errors import Damaged
 from .state.state import Stateful, apply, bare
 from .state.tree import plain

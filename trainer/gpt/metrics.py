@@ -15,9 +15,9 @@ import math
 import os
 from pathlib import Path
 
-from ..rundir.durable import DISK
 from ..rundir.environment import RUN_DIR
-from ..rundir.untrusted_files import parse
+from ..rundir.files.durable import DISK
+from ..rundir.files.untrusted_files import parse
 
 
 def _step_of(line: bytes) -> int | None:

@@ -13,9 +13,9 @@ import os
 import sys
 from typing import Any
 
-from ..rundir.beats import Phase, Role, claim
 from ..rundir.environment import Supervised, supervised
 from ..rundir.layout import SCRIPT
+from ..rundir.records.beats import Phase, Role, claim
 from . import output
 from . import progress as _progress
 from .hooks import processes

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..rundir.notes import NoteWriter
+from ..rundir.records.notes import NoteWriter
 
 
 def redirect(log: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ..rundir.durable import replace_soon
+from ..rundir.files.durable import replace_soon
 
 MOST = 500
 _OURS = str(Path(__file__).parents[1])

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ..rundir.beats import BeatWriter, Phase, Source
-from ..rundir.durable import DISK, Disk
-from ..rundir.notes import NoteWriter
+from ..rundir.files.durable import DISK, Disk
+from ..rundir.records.beats import BeatWriter, Phase, Source
+from ..rundir.records.notes import NoteWriter
 
 
 class Progress:

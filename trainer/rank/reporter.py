@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import NotFinite
-from ..rundir import faults
-from ..rundir.beats import UNPLACED, BeatWriter, Phase, Source
-from ..rundir.durable import replace_file
 from ..rundir.environment import STACKS_SIGNAL, Supervised
+from ..rundir.files.durable import replace_file
 from ..rundir.layout import SCRIPT
-from ..rundir.notes import NoteWriter
+from ..rundir.records import faults
+from ..rundir.records.beats import UNPLACED, BeatWriter, Phase, Source
+from ..rundir.records.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from . import program
 from .faults import inflict

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
-from ..rundir.gate import GROUP, PRELOAD, Gate
-from ..rundir.learned import remembered
+from ..rundir.records.gate import GROUP, PRELOAD, Gate
+from ..rundir.records.learned import remembered
 from . import ending, output, torch_patches
 from . import progress as _progress
 from .journal import saves

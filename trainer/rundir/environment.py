@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import AttemptDir, RunDir
-from .rollback import Rollback, decode
+from .records.rollback import Rollback, decode
 
 MARK = "SUPERVISE_MARK"
 """Carried by every process of a run, whoever its parent is now: <mark of the run>.<attempt>."""
@@ -39,7 +39,7 @@ none, the true step of the script's own newest whole save."""
 RESUME_FROM = "SUPERVISE_RESUME_FROM"
 """The path of that checkpoint, or of that save: the file that was written last. Empty if there is none."""
 ROLLBACK = "SUPERVISE_ROLLBACK"
-"""An order to go back (trainer.rundir.rollback), or empty."""
+"""An order to go back (trainer.rundir.records.rollback), or empty."""
 FLUSH_SECONDS = "SUPERVISE_FLUSH_SECONDS"
 """How long the run's newest flush took, or empty."""
 MTBF_SECONDS = "SUPERVISE_MTBF_SECONDS"

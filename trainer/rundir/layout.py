@@ -71,7 +71,7 @@ class AttemptDir:
         return self.path / f"notes.rank{rank}.jsonl"
 
     def saves(self, rank: int) -> Path:
-        """The journal of the script's own saves and loads: trainer/rundir/journal.py says what it holds."""
+        """The journal of the script's own saves and loads: trainer/rundir/records/journal.py says what it holds."""
         return self.path / f"saves.rank{rank}.jsonl"
 
 

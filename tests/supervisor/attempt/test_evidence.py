@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from supervisor.attempt.evidence import last_lines
 from supervisor.attempt.kernel_log import KernelLog, oom_kills
 from supervisor.process.room import disks, places
-from trainer.rundir import cgroup
-from trainer.rundir.cgroup import MemoryGroup, NoGroup, own_group
+from trainer.rundir.machine import cgroup
+from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, own_group
 
 KERNEL = """python invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
 memory: usage 65536kB, limit 65536kB, failcnt 912

@@ -23,7 +23,7 @@ from trainer.checkpoint.disk.save import Order, _write, save
 from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.state import capture, capture_rank
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import step_name
 
 

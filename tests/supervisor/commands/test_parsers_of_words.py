@@ -21,9 +21,9 @@ from tests.support.mangled import mangled
 from tests.trainer.rundir.test_parsers import FAST, SPEC, bounded
 from trainer.errors import UsageError
 from trainer.gpt.config import TrainConfig, parse
-from trainer.rundir import faults
 from trainer.rundir.duration import LONGEST, parse_duration
-from trainer.rundir.faults import Fault, FaultSpecError, parse_fault
+from trainer.rundir.records import faults
+from trainer.rundir.records.faults import Fault, FaultSpecError, parse_fault
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.run import registry, user_folders
-from supervisor.run.registry import register, registered
+from supervisor.run.folder import registry, user_folders
+from supervisor.run.folder.registry import register, registered
 from tests.support.runs_on_disk import recovered_run
 from tests.support.supervised import ROOT, Run
 from trainer.rundir.layout import RunDir
@@ -22,7 +22,7 @@ MANY = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from supervisor.run.registry import register
+from supervisor.run.folder.registry import register
 from trainer.rundir.layout import RunDir
 print(flush=True)
 sys.stdin.readline()

@@ -22,9 +22,9 @@ from trainer.checkpoint.disk.restore import Tiers, restore
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import Board
-from trainer.rundir import shm
-from trainer.rundir.durable import DISK, Disk
+from trainer.rundir.files.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
+from trainer.rundir.machine import shm
 from trainer.rundir.programs import program
 
 _ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")

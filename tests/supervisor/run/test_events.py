@@ -13,7 +13,7 @@ import pytest
 from supervisor.loop.narrator import Narrator
 from supervisor.reading.events_file import read_events
 from supervisor.run import events
-from trainer.rundir.durable import Disk
+from trainer.rundir.files.durable import Disk
 from trainer.rundir.layout import RunDir, step_name
 
 

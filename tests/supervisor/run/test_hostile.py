@@ -19,8 +19,8 @@ import xxhash
 from supervisor.commands import cli
 from tests.support.jobs import write
 from tests.support.runs_on_disk import recovered_run
-from trainer.rundir.beats import create_beats
 from trainer.rundir.layout import RunDir, step_name
+from trainer.rundir.records.beats import create_beats
 
 PROOF = "this must not be there"
 DEEP = b"[" * 200_000 + b"]" * 200_000

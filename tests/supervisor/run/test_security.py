@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from supervisor.commands import cli
 from supervisor.loop.stop_requests import Stops
 from supervisor.run import spec as specs
-from supervisor.run.lock import is_held
+from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import recovered_run
 from tests.support.supervised import SUPERVISE, Run, environment, until
 from trainer.checkpoint.memory.segment import Segment
 from trainer.checkpoint.memory.snapshots import newest_snapshot
-from trainer.rundir import shm
 from trainer.rundir.layout import RunDir
+from trainer.rundir.machine import shm
 from trainer.rundir.secrets import HIDDEN, Redactor
 
 NOBODY = 65534

@@ -16,7 +16,7 @@ from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
-from trainer.rundir.durable import DISK, Disk
+from trainer.rundir.files.durable import DISK, Disk
 from trainer.rundir.layout import committed_steps
 
 

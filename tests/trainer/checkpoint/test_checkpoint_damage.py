@@ -14,7 +14,7 @@ from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.restore import Bad, Tiers, load, restore
 from trainer.checkpoint.errors import CheckpointError, Damaged, NoUsableCheckpoint, Unreadable
 from trainer.checkpoint.group import Ranks
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import committed_steps
 
 SHARD = "rank0.safetensors"

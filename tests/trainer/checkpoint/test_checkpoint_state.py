@@ -23,7 +23,7 @@ from trainer.checkpoint.state import rng
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import apply, capture_rank
 from trainer.checkpoint.state.tensors import DTYPES
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 
 
 def _through(folder: Path, state: Any, world_size: int = 1) -> Any:

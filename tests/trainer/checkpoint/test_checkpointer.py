@@ -22,7 +22,7 @@ from tests.support.jobs import ROOT, environment, on_ranks, same
 from tests.support.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint, StateError
 from trainer.checkpoint.interval import Interval
-from trainer.rundir.durable import DISK
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import committed_steps
 
 

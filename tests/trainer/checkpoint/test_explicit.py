@@ -18,8 +18,8 @@ from tests.support.training import Here, Notes, training
 from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.tier import Wish
-from trainer.rundir import shm
 from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.machine import shm
 
 SCRIPT = """
 import sys, time, torch, torch.distributed as dist

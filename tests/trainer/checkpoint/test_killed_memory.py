@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.support.jobs import ROOT, TINY, environment, final_state, same, trainer
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
-from trainer.rundir.shm import segment_of
+from trainer.rundir.machine.shm import segment_of
 
 KILLS = 6
 STEPS = 400

@@ -36,8 +36,8 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import board as boards
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import Board, Record
-from trainer.rundir.durable import DISK
-from trainer.rundir.shm import board_path, buffer_path
+from trainer.rundir.files.durable import DISK
+from trainer.rundir.machine.shm import board_path, buffer_path
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 FAST = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))

@@ -14,7 +14,7 @@ import pytest
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import RECORD_BYTES, Board
 from trainer.checkpoint.memory.segment import Segment
-from trainer.rundir import shm
+from trainer.rundir.machine import shm
 
 SIZE = 64
 

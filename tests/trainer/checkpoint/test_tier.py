@@ -21,8 +21,8 @@ from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.interval import Pace
 from trainer.checkpoint.memory import memory, snapshots, tier
 from trainer.checkpoint.memory.tier import Wish
-from trainer.rundir import shm
 from trainer.rundir.layout import committed_steps, step_name
+from trainer.rundir.machine import shm
 
 
 def test_other_world_sizes(here: Here, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.guard import BASE, LASTING, Guard, data_step, is_spike, joined
 from trainer.errors import LossSpike, NotFinite
 from trainer.rundir.layout import committed_steps
-from trainer.rundir.rollback import Rollback, decode
+from trainer.rundir.records.rollback import Rollback, decode
 
 windows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda w: (w[0], w[0] + w[1])), max_size=5)
 

@@ -18,8 +18,8 @@ from tests.support.supervised import ROOT, environment
 from trainer.rank.journal.journal import Journal
 from trainer.rank.journal.went_on import NEAR, Known, went_on_from
 from trainer.rundir.environment import Supervised
-from trainer.rundir.journal import Saved, find, identity_of, journals_of, place_of, saved_of
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.journal import Saved, find, identity_of, journals_of, place_of, saved_of
 
 WRAPPED = """
 import io, json, os, sys, threading, time, timeit

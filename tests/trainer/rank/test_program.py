@@ -7,7 +7,7 @@ from pathlib import Path
 
 from supervisor.core.program import Source, changes, sentence
 from tests.support.supervised import Run, until
-from trainer.rundir.beats import last_beats
+from trainer.rundir.records.beats import last_beats
 
 SCRIPT = """
 import os, time, torch

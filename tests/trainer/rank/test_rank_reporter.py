@@ -14,10 +14,10 @@ import pytest
 from trainer.checkpoint import CheckpointMismatch
 from trainer.rank import reporter as module
 from trainer.rank.reporter import Reporter, record_exception
-from trainer.rundir import faults
-from trainer.rundir.beats import BeatReader, Phase, create_beats
 from trainer.rundir.environment import Supervised
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records import faults
+from trainer.rundir.records.beats import BeatReader, Phase, create_beats
 
 
 class Place:

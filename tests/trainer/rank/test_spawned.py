@@ -13,7 +13,7 @@ from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.model import SCRIPT, Cause, Exit
 from tests.support.failures import error, seen
 from tests.support.supervised import Run, until
-from trainer.rundir.beats import Phase, Role, Source, claim, create_beats, last_beats
+from trainer.rundir.records.beats import Phase, Role, Source, claim, create_beats, last_beats
 
 TRAINING = '''
 import os, signal, sys, time, torch, torch.distributed as dist

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import CrashingDisk, Cut, FullDisk
-from trainer.rundir.durable import append_line, mend_tail, replace_file
+from trainer.rundir.files.durable import append_line, mend_tail, replace_file
 
 
 def _calls(tmp_path: Path) -> int:

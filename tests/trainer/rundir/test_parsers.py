@@ -23,19 +23,19 @@ from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import EventReader, read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
-from supervisor.run.lock import describe, holder
+from supervisor.run.folder.lock import describe, holder
 from supervisor.run.runs import Known, load
 from supervisor.run.status import status
 from tests.support.mangled import VALUES, as_json, files, mangled, values
 from tests.support.runs_on_disk import recovered_run
 from trainer.gpt.metrics import Metrics
-from trainer.rundir import faults
-from trainer.rundir.beats import BeatReader, BeatWriter, Phase, Source, create_beats
-from trainer.rundir.gate import Gate
+from trainer.rundir.files.untrusted_files import parse
 from trainer.rundir.layout import RunDir
-from trainer.rundir.learned import remembered
-from trainer.rundir.notes import NoteReader
-from trainer.rundir.untrusted_files import parse
+from trainer.rundir.records import faults
+from trainer.rundir.records.beats import BeatReader, BeatWriter, Phase, Source, create_beats
+from trainer.rundir.records.gate import Gate
+from trainer.rundir.records.learned import remembered
+from trainer.rundir.records.notes import NoteReader
 
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 FAST = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))

@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Mapping
 
-from ...rundir.untrusted_files import parse
+from ...rundir.files.untrusted_files import parse
 from ..errors import Damaged
 from ..format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
 from ..format.plan import Spec, plan, total

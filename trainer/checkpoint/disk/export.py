@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...rundir.durable import DISK
+from ...rundir.files.durable import DISK
 from ..errors import CheckpointError, Damaged
 from ..format.manifest import Manifest
 from ..format.plan import ITEM_BYTES

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...names import ours_alone
-from ...rundir.durable import DISK, Disk
+from ...rundir.files.durable import DISK, Disk
 from ...rundir.layout import committed_steps, step_name
 from ..errors import CheckpointError
 from ..format.manifest import StoredFile, shard_name

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import torch
 
-from ...rundir.durable import Disk
+from ...rundir.files.durable import Disk
 from ...rundir.layout import committed_steps, step_name, step_of
-from ...rundir.rollback import Rollback
+from ...rundir.records.rollback import Rollback
 from ..errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
 from ..format.manifest import Manifest, shard_name
 from ..format.shard import Entry, Sink, entries_in

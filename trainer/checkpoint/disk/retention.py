@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...rundir.durable import Disk, ensure_dir, replace_file
+from ...rundir.files.durable import Disk, ensure_dir, replace_file
 from ...rundir.layout import committed_steps, step_name
 from .store import LATEST, QUARANTINE, listing, read_latest
 

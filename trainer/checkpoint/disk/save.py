@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...rundir.durable import Buffer, Disk
+from ...rundir.files.durable import Buffer, Disk
 from ..errors import CheckpointError
 from ..format.manifest import Manifest, StoredFile, shard_name, stored
 from ..format.plan import Share, Shares, plan

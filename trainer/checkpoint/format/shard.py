@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from ...rundir.durable import Buffer
+from ...rundir.files.durable import Buffer
 from ..errors import Damaged
 from .plan import Share, Spec
 

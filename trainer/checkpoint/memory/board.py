@@ -20,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from ...rundir.shm import SLOTS
+from ...rundir.machine.shm import SLOTS
 
 _FIELDS = struct.Struct("<8s8q")
 _CHECK = struct.Struct("<Q")

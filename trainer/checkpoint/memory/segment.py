@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...rundir.shm import SLOTS, board_path, buffer_path, claim, ranks_in
+from ...rundir.machine.shm import SLOTS, board_path, buffer_path, claim, ranks_in
 from .board import Board, Record, owner_of
 from .snapshots import Snapshot, boards, common, pinned
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...rundir import shm
-from ...rundir.shm import board_path, buffer_path, ranks_in
+from ...rundir.machine import shm
+from ...rundir.machine.shm import board_path, buffer_path, ranks_in
 from .board import Board, Record, owner_of
 
 

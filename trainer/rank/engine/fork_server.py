@@ -22,7 +22,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from ...rundir.gate import Gate
+from ...rundir.records.gate import Gate
 from .. import torch_patches
 from ..journal import saves
 from ..preload import modules, trial

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...rundir.environment import GRACE
-from ...rundir.gate import GROUP, Gate
 from ...rundir.programs import program
+from ...rundir.records.gate import GROUP, Gate
 from .. import torch_patches
 from .children import exit_code
 

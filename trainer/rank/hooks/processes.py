@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ...rundir.beats import holders
 from ...rundir.environment import Supervised
-from ...rundir.notes import NoteWriter
+from ...rundir.records.beats import holders
+from ...rundir.records.notes import NoteWriter
 from .. import torch_patches
 from ..imports import after_import
 from ..reporter import Failing, record_exception

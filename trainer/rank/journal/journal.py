@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from ...rundir.environment import Supervised
-from ...rundir.journal import Saved, find, identity_of
+from ...rundir.files.untrusted_files import parse
 from ...rundir.layout import RunDir
-from ...rundir.notes import NoteWriter
-from ...rundir.untrusted_files import parse
+from ...rundir.records.journal import Saved, find, identity_of
+from ...rundir.records.notes import NoteWriter
 
 _MOST_STRANGERS = 1000
 """Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data set."""

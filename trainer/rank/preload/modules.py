@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ...rundir.durable import replace_file
-from ...rundir.learned import remembered
+from ...rundir.files.durable import replace_file
+from ...rundir.records.learned import remembered
 
 ALWAYS = (
     "torch",

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...rundir.untrusted_files import read_json
+from ...rundir.files.untrusted_files import read_json
 from . import fitness, modules
 from .import_watch import ImportWatch
 from .throttle import Throttle

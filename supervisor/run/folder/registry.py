@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.process.place import here
-from supervisor.run.user_folders import state
-from trainer.rundir.durable import replace_soon
+from supervisor.run.folder.user_folders import state
+from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import read_json
 
 FORGOTTEN = 90 * 86400.0
 """Seconds after which an entry that leads nowhere from here is dropped, whatever the reason."""

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import room
-from .durable import append_line
-from .secrets import Redactor
-from .untrusted_files import open_file, parse
+from ..files import room
+from ..files.durable import append_line
+from ..files.untrusted_files import open_file, parse
+from ..secrets import Redactor
 
 _KEPT = 1000
 """Notes that wait for a full disk to have room."""

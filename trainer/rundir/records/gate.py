@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .untrusted_files import read_json
+from ..files.untrusted_files import read_json
 
 GROUP = "SUPERVISE_GROUP"
 """In the environment of a rank: the folder of its group."""

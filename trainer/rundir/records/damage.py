@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..layout import committed_steps, step_name
 from . import faults
-from .layout import committed_steps, step_name
 
 
 def damage(checkpoints: Path, fault: faults.Fault) -> bool:

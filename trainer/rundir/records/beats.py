@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .untrusted_files import open_file, read_file
+from ..files.untrusted_files import open_file, read_file
 
 _WORDS = 16
 _RECORD = _WORDS * 8

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .layout import AttemptDir, RunDir
-from .untrusted_files import open_file, parse
+from ..files.untrusted_files import open_file, parse
+from ..layout import AttemptDir, RunDir
 
 _HEAD, _TAIL = 4096, 65536
 """Bytes at both ends of a file that tell its content: a zip archive, as torch.save writes it, has there its sums."""

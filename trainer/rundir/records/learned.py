@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .untrusted_files import read_json
+from ..files.untrusted_files import read_json
 
 
 def remembered(path: Path) -> list[str]:

@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.process.place import here
-from supervisor.run.ownership import vet
-from trainer.rundir.durable import replace_file
+from supervisor.run.folder.ownership import vet
+from trainer.rundir.files.durable import replace_file
+from trainer.rundir.files.untrusted_files import open_file, read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.untrusted_files import open_file, read_json
 
 _TIME_LIMIT = 0.5
 """Seconds to try: a query holds the lock for an instant to learn whether somebody does."""

@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..duration import parse_duration
+from ..files.durable import DISK, ensure_dir
+from ..files.untrusted_files import read_json
 from .beats import Phase
-from .durable import DISK, ensure_dir
-from .duration import parse_duration
-from .untrusted_files import read_json
 
 SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
 """Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""

@@ -1,0 +1,1 @@
+"""Where a run's folder is, whose it is, and who holds it."""

@@ -1,0 +1,1 @@
+"""What ranks and supervisor write down for each other: beats, notes, journals, faults, orders."""
