@@ -1,4 +1,4 @@
-"""Whether two runs came to the same end, to the bit: their final checkpoints, metrics, and whatever files were named."""
+"""Whether two runs ended the same, to the bit: final checkpoints, metrics, and the files that were named."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _state(manifest: Manifest, passed_over: Sequence[str]) -> Any:
 
 
 def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str) -> str:
-    """How what a rank has written differs, whatever the layout of its file."""
+    """How the content of a rank's file differs, whatever the layout of the file."""
     try:
         (mine, own), (other, their_own) = _contents(one, manifest, file), _contents(two, theirs, file)
     except CheckpointError as error:
@@ -118,7 +118,7 @@ def _contents(path: Path, manifest: Manifest, file: str) -> tuple[dict[str, str]
         last.clear()
 
     def sink(entry: Entry) -> memoryview:
-        # The entries come one after another: that of the one before is complete.
+        # The entries come in order, so the previous one is complete.
         settle()
         last.append((f"{entry.key} {entry.spec.dtype} {entry.spec.shape}", bytearray(entry.spec.bytes)))
         return memoryview(last[-1][1])

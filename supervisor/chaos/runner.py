@@ -1,5 +1,7 @@
-"""One run of the job, started as a person would start it, watched from outside, and taken up again when its supervisor is
-killed. What it is told by the run it checks itself: that nothing of an attempt is alive when it is said to be gone."""
+"""One run of the job: started as a person would start it, watched from outside, resumed when its supervisor is killed.
+
+When the run says that an attempt is gone, the runner checks by itself that no process of it is alive.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs the job in `run`. The block that uses it may end by any exception: nothing of the run is alive after it."""
+    """Runs the job in `run`. After the `with` block nothing of the run is alive, whatever exception ends the block."""
 
     def __init__(self, run: RunDir, launch: Sequence[str], deadline: float) -> None:
         self._run = run
@@ -83,7 +85,7 @@ class Runner:
         return self._run.path.with_name(f"{self._run.path.name}.log")
 
     def _wait(self) -> int:
-        """The exit code of the supervisor, which has ended by itself or was told to because its time was over."""
+        """The exit code of the supervisor. It ended by itself, or its time was over and it was told to stop."""
         assert self._process is not None
         while True:
             self._look()
@@ -111,7 +113,7 @@ class Runner:
                 pass
 
     def _stop(self) -> None:
-        """The supervisor is gone, and with it what it watches over, if it was still there."""
+        """The supervisor and everything that it watches over are gone."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -125,7 +127,7 @@ class Runner:
         self.outcome.exit_code = process.returncode
 
     def _leftovers(self) -> tuple[str, ...]:
-        """What the run has left, which is removed."""
+        """Names of what the run has left behind. All of it is removed."""
         known = load(self._run.path)
         if known is None:
             return ()

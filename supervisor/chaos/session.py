@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for on the command line."""
+    """The request, as given on the command line."""
 
     command: tuple[str, ...]
     """As launch takes it, or empty for the built-in trainer with `flags`."""
@@ -60,7 +60,7 @@ class Wanted:
 
 @dataclass
 class Session:
-    """Does what is wanted; `say` gets a line for each thing that has come to its end."""
+    """Runs the session. `say` gets a line for each thing that is finished."""
 
     wanted: Wanted
     say: Callable[[str], None]
@@ -68,8 +68,10 @@ class Session:
     results: list[RoundResult] = field(default_factory=list)
 
     def run(self) -> None:
-        """Every round has been judged. Refusal if the job does not even end well undisturbed; Interrupted on a signal, and
-        nothing is left running."""
+        """Every round has been judged.
+
+        Refusal if the undisturbed job fails. Interrupted on a signal; then nothing is left running.
+        """
         began = time.monotonic()
         with interruptible():
             reference, took = self._reference()
@@ -92,7 +94,7 @@ class Session:
         return plan.schedule(pick, kinds, job, size, self.wanted.count, stride=2 * size)
 
     def _kinds(self, job: Job) -> list[str]:
-        """Those faults that the job can be struck with."""
+        """The faults that are possible for this job."""
         able = Moment.RESTORE in job.moments
         left_out = [kind for kind in self.wanted.kinds if not able and kind in _NEEDS_CHECKPOINTER]
         if left_out:
@@ -105,7 +107,7 @@ class Session:
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _reference(self) -> tuple[RunDir, float]:
-        """The run that nobody disturbs, and the seconds that it took."""
+        """The undisturbed run, and the seconds that it took."""
         run = self.folder("reference")
         outcome = self._train(run, Tier.MEMORY, [], 24 * 3600.0, 0)
         if outcome.exit_code != 0:
@@ -119,7 +121,7 @@ class Session:
         return run, took
 
     def _job(self, reference: RunDir, took: float) -> Job:
-        """What the undisturbed run has shown of the job."""
+        """The job, as the undisturbed run has shown it."""
         events = read_events(reference.events)[0]
         story = tell(events)
         if story.high_step < 8:
@@ -130,7 +132,7 @@ class Session:
         moments, steps = list(self.wanted.moments), story.high_step
         if not any(e["msg"] == "resumed" for e in events):
             moments = [m for m in moments if m not in (Moment.RESTORE, Moment.SAVE)]
-            # A script whose optimizer does not count begins at 0 after each resume, and must come to the fault's step again.
+            # An optimizer that does not count steps begins at 0 after each resume, and must reach the fault's step again.
             steps //= 2
         if took < _SPACIOUS:
             moments = [m for m in moments if m is not Moment.STANDBY]
@@ -140,7 +142,7 @@ class Session:
     def _train(self, run: RunDir, tier: Tier, inject: Sequence[str], deadline: float, lives: int) -> Outcome:
         wanted = self.wanted
         faults = [part for spec in inject for part in ("--inject", spec)]
-        # Generous budgets: what is tested is the recovery, not the giving up.
+        # Generous budgets: the recovery is tested here, not the giving up.
         limits = f"--max-restarts 100000 --no-progress-limit 100000 --backoff 10ms:50ms --nproc {wanted.nproc}".split()
         limits += ["--hang-timeout", f"{wanted.hang_timeout}s", "--startup-timeout", f"{wanted.startup_timeout}s"]
         if wanted.built_in:
@@ -187,13 +189,13 @@ class Session:
             return Comparison(None, difference="it did not finish")
         if not round_.same_bits:
             return Comparison(None, difference="its faults change what is trained")
-        # What the built-in trainer stores there is its own flags, and they name the tier.
+        # The built-in trainer stores its own flags there, and they name the tier.
         return compare(reference, run, self.wanted.globs, ("extra",) if self.wanted.built_in else ())
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once: what follows is cleaning up, and is let be."""
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once: the clean-up that follows is not interrupted."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: Any) -> None:

@@ -1,1 +1,1 @@
-"""What doctor looks at: this machine, checked for what would bite a run."""
+"""The checks of `supervise doctor`: what on this machine would harm a run."""

@@ -1,4 +1,4 @@
-"""What of this machine will bite a training run: a check looks at one thing and says what to do about it."""
+"""Checks of this machine. Each looks at one thing that can harm a run, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Host:
 
 
 def read(path: Path) -> str:
-    """What the file holds; nothing if it cannot be read."""
+    """The text of the file; empty if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

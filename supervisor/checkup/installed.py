@@ -1,4 +1,4 @@
-"""What is installed beside us, by its files alone: a torch newer than any that was tested, and whoever has our names."""
+"""Distributions beside ours, read from their files alone: a torch newer than tested, and namesakes of our packages."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from supervisor.checkup.checks import Check, Verdict, read
 
 OLDEST, NEWEST = (2, 6), (2, 15)
-"""Of torch, those that .ci/matrix has run with."""
+"""The versions of torch that .ci/matrix has run with."""
 _FACADES = {"trainer": "supervise", "supervise": "trainer"}
-"""The names under which a file of ours is installed; each with the name that is left where another has taken it."""
+"""The names under which a file of ours is installed. Beside each: the name to use if another distribution has taken it."""
 _OWN = "supervise"
 _VERSION = re.compile(r"^__version__ = ['\"](.+?)['\"]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Namesake:
-    """Another distribution that has files of the package `name`, which is ours; `first`: what is imported is theirs."""
+    """Another distribution with files in our package `name`. `first`: an import finds theirs."""
 
     name: str
     distribution: str
@@ -30,7 +30,7 @@ class Namesake:
 
 
 def torch_version() -> str:
-    """As torch's own file has it, which costs no import; empty where that cannot be told."""
+    """The version in torch's own file, without importing torch; empty if it is not there."""
     spec = find_spec("torch")
     origin = spec.origin if spec else None
     found = _VERSION.search(read(Path(origin).with_name("version.py"))) if origin else None
@@ -38,7 +38,7 @@ def torch_version() -> str:
 
 
 def untested(version: str) -> str:
-    """What is to be said of a torch of that `version`; nothing of one between the oldest and the newest tested."""
+    """A warning about that `version` of torch; empty if it lies between the oldest and the newest tested."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or OLDEST <= (found := (int(numbers[1]), int(numbers[2]))) <= NEWEST:
         return ""
@@ -66,7 +66,7 @@ def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
 
 
 def _intruded(entry: Path, name: str) -> bool | None:
-    """None where the package `name` in `entry` is not there, or ours alone; else whether it begins as somebody else's."""
+    """Whether the package `name` in `entry` begins as somebody else's; None if it is not there, or ours alone."""
     init = entry / name / "__init__.py"
     try:
         if f'"_{_OWN}"' not in init.read_text(errors="replace"):
@@ -89,11 +89,11 @@ def _owners(entry: str, name: str) -> Iterator[str]:
 
 
 def said_of(other: Namesake) -> tuple[str, str]:
-    """In one sentence what `other` leads to, and what to do about it."""
+    """(what `other` leads to, what to do about it), a sentence each."""
     name, left = other.name, _FACADES[other.name]
     if other.first:
         return f"{other.distribution} has the name `{name}`, too: `import {name}` is theirs", f"import ours as {left}"
-    # What they had there, our file has taken the place of.
+    # Our file has replaced theirs.
     again = f"{sys.executable} -m pip install --force-reinstall --no-deps {other.distribution.replace(' ', '==')}"
     text = f"{other.distribution} has the name `{name}`, too, and ours was installed over it: `import {name}` is ours"
     return text, f"{again}; then import ours as {left}"
@@ -108,6 +108,6 @@ def names() -> Check:
 
 
 def warnings() -> list[str]:
-    """What a launch says of all this, a sentence each."""
+    """The warnings of a launch about all this, a sentence each."""
     torch = untested(torch_version())
     return [*filter(None, [torch]), *(f"{text}; {hint}" for text, hint in map(said_of, namesakes()))]

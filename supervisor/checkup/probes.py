@@ -19,7 +19,7 @@ from supervisor.process.proctree import Process, become_subreaper
 
 TIME_LIMIT = 60.0
 """Seconds that torch may take to import: a cold network disk is slow."""
-# The current folder may be anybody's: no module there is imported.
+# The current folder may belong to anybody: no module there is imported.
 _ASK_TORCH = """
 import sys; sys.path.pop(0)
 import json, os, time
@@ -42,7 +42,7 @@ def python() -> Check:
 
 
 def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict[str, Any] | str:
-    """What torch says of itself, or why it does not, in one line."""
+    """What torch reports about itself, or in one line why it cannot."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=time_limit, check=False
@@ -85,7 +85,10 @@ def cuda(answer: dict[str, Any] | str, dev: Path = Path("/dev")) -> Check:
 
 
 def standby(answer: dict[str, Any] | str, left_out: list[tuple[str, dict[str, str], float]]) -> Check:
-    """Whether the next group of ranks can be forked, with all imported; `left_out` is what scripts' last runs had to."""
+    """Whether the next group can be forked with everything imported.
+
+    `left_out`: the modules that the scripts' last runs had to leave out, with the reasons and the seconds of it.
+    """
     if isinstance(answer, str):
         return Check("standby", Verdict.OK, "not looked at, without torch")
     if answer.get("threads", 1) > 1:

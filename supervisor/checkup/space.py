@@ -18,7 +18,7 @@ _SHM_HINT = "mount a tmpfs there (docker run --ipc=private --shm-size=8g)"
 
 
 def without_shm(root: Path = ROOT) -> str:
-    """What is missing where nothing can be kept in shared memory, and what that costs; "" where it can."""
+    """Why nothing can be kept in shared memory, and what that costs; "" if it can."""
     missing = problem(root)
     cost = (
         "no snapshots, so a crash goes back to the newest checkpoint on disk; DataLoader workers cannot share tensors"
@@ -27,7 +27,7 @@ def without_shm(root: Path = ROOT) -> str:
 
 
 def warnings() -> list[str]:
-    """What a launch says of the places it depends on, a sentence each."""
+    """The warnings of a launch about the places it depends on, a sentence each."""
     return [f"{text}; {_SHM_HINT}" for text in (without_shm(),) if text]
 
 

@@ -1,4 +1,4 @@
-"""What of a run a reader wants to see."""
+"""The part of a run that a reader wants to see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVELS = ("info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The filters of tail and events; every one of them must let a record through."""
+    """The filters of tail and events. A record is shown if every filter accepts it."""
 
     attempt: int | None = None
     """Negative ones count from the last attempt."""

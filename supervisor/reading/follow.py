@@ -29,7 +29,7 @@ POLL = 0.15
 REST = 0.5
 """The same when nothing has come for a while: each poll takes its 0.6 ms from those who train."""
 RETIRE = 2.0
-"""Seconds into an attempt after which the logs of the one before are taken for complete."""
+"""Seconds into an attempt after which the logs of the previous attempt count as complete."""
 LOOK = 1.0
 """Seconds between two looks at who holds the run."""
 
@@ -56,7 +56,10 @@ Record = LogRecord | EventRecord
 
 
 class RunFollower:
-    """Each poll gives what is new. `held` says whether a supervisor lives, `back` how many past lines of each source."""
+    """Each poll gives the new records. `held` says whether a supervisor lives.
+
+    `back` is the number of past lines of each source that the first poll gives.
+    """
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class RunFollower:
         return any(follower.behind for follower in self._files.values())
 
     def poll(self) -> Iterator[Record]:
-        """What came since the last poll, of each log about 1 MiB at most; the first gives the past, however long.
+        """The records since the last poll, at most about 1 MiB of each log. The first poll gives the whole past.
 
         Refusal if the attempt asked for is not there.
         """
@@ -109,12 +112,12 @@ class RunFollower:
             yield record
 
     def finish(self) -> Iterator[Record]:
-        """Lines that never got their newline; every file is closed."""
+        """The last lines, which never got a newline. Every file is closed."""
         for file in list(self._files):
             yield from self._records(file, self._files.pop(file).finish(), self._wall())
 
     def _past(self) -> Iterator[Record]:
-        # Which attempt -1 is, only the end of the events tells; else what is not shown need not be kept.
+        # Only the end of the events tells which attempt -1 is. In other cases, what is not shown need not be kept.
         counts_back = self._choice.attempt is not None and self._choice.attempt < 0
         events = deque(self._events(), maxlen=None if counts_back else self._back)
         attempts = self._attempts()
@@ -201,7 +204,10 @@ class RunFollower:
         return self._ended or self.lost or (attempt is not None and attempt < self._started)
 
     def _is_free(self, now: float) -> bool:
-        """Nobody holds the run, at two looks a second apart between which nothing came: one may be just starting."""
+        """Whether nobody held the run at two looks, a second apart, with nothing new between them.
+
+        One look is not enough: a supervisor may be just starting.
+        """
         if now - self._looked < LOOK:
             return self.lost
         free, self._looked = not self._held(), now

@@ -4,7 +4,7 @@
                              ├──▶ Line(CUT)        longer than CAP; it goes on in the next piece
                              └──▶ Line(OPEN)       flush: shown before its newline came
 
-What is pending is never more than CAP bytes, and the same bytes give the same lines in any chunking.
+At most CAP bytes are pending. The same bytes give the same lines in any chunking.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Line:
 
 
 class Splitter(Protocol):
-    """What makes lines of bytes."""
+    """Makes lines of bytes."""
 
     @property
     def pending(self) -> bool:
@@ -47,7 +47,7 @@ class Splitter(Protocol):
         """The lines that `data` completes."""
 
     def flush(self) -> list[Line]:
-        """What is pending, as an OPEN line; its bytes are not given again."""
+        """The pending bytes, as an OPEN line. They are not given again."""
 
     def end(self) -> list[Line]:
         """As flush(), and the next byte begins a new line: another file's."""
@@ -111,7 +111,7 @@ class LineSplitter:
 
     def _end(self, lines: list[Line]) -> None:
         data = bytes(self._state) or self._before
-        # The newline of what was cut or flushed already is not one more, empty, line.
+        # The newline of a line that was cut or flushed already is no further, empty line.
         if data or not self._given:
             lines.append(Line(data))
         self._state.clear()

@@ -5,8 +5,8 @@
                            │ └── another inode there ─▶ the old one to its end, then the new one
                            └──── deleted ─────────────▶ the old one for as long as it grows
 
-By polling with stat: network file systems deliver no inotify events. A file that was truncated and has grown past
-the place already read, between two polls, cannot be told from one that only grew.
+It polls with stat, because network file systems deliver no inotify events. One case is not seen: a file that is
+truncated and grows past the place already read, all between two polls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TIME_LIMIT = 5.0
 def last_lines(path: Path, count: int) -> tuple[int, int]:
     """(offset, found): the last `found` lines of the file begin at `offset`; found < count only if it has no more.
 
-    Reads backwards, so it costs what those lines are long, not what the file is; (0, 0) for a file that is not there.
+    Reads backwards: the cost is the length of those lines, not of the file. (0, 0) for a file that is not there.
     """
     try:
         fd = open_file(path)
@@ -96,7 +96,7 @@ class LogFollower:
         return lines
 
     def finish(self) -> list[Line]:
-        """What is still pending; the file is closed."""
+        """The pending bytes as a line. The file is closed."""
         self._close()
         return self._splitter.flush()
 
@@ -133,7 +133,7 @@ class LogFollower:
             return False
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             if not self._replaced:
-                # Whoever writes may not have reopened it yet: one more look at the old one, with the next poll.
+                # The writer may not have reopened it yet: one more look at the old file, with the next poll.
                 self._replaced = self.behind = True
                 return False
             self._close()

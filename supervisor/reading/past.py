@@ -1,4 +1,4 @@
-"""The logs of a run's attempts, and what of them is shown before following begins."""
+"""The logs of a run's attempts, and the lines of them that are shown before following begins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log_files(run: RunDir, attempt: int, choice: Choice) -> list[LogFile]:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A log whose past lines are to be shown, and the follower that stands behind them once they were taken."""
+    """A log whose past lines are to be shown, and the follower that continues after them."""
 
     file: LogFile
     follower: LogFollower

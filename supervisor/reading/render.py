@@ -21,7 +21,7 @@ _DIM = "2"
 
 class Renderer(Protocol):
     def __call__(self, record: Record) -> bytes:
-        """What is written for `record`, its line end included."""
+        """The bytes to write for `record`, with its line end."""
 
 
 class TextRenderer:
@@ -61,8 +61,8 @@ class TextRenderer:
 def render_json(record: Record) -> bytes:
     """One JSON object a line: an event as it stands, with `stream`; or a log line.
 
-    That has `ts` (when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (fit for a terminal) and,
-    where no newline ended it, `end`: cut or open.
+    A log line has `ts` (when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (safe for a terminal)
+    and, if no newline ended it, `end`: cut or open.
     """
     if isinstance(record, EventRecord):
         return orjson.dumps({**record.event.fields, "stream": "event"}) + b"\n"

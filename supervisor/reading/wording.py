@@ -1,4 +1,4 @@
-"""What happened in the words of people: an event in one line, the line between two attempts."""
+"""Events as sentences: one line an event, and the line between two attempts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from supervisor.reading.plain import plain
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
 _COUNTED = frozenset({"best_step", "barren", "startup_failures", "rollbacks"})
-"""What a supervisor that takes over counts on from; people have it in `status`."""
+"""The counters from which the next supervisor counts on. People see them in `status`."""
 
 _NOTHING: tuple[Any, ...] = (None, "", [], -1)
-"""What a field has for "none" of it, a step for one: not worth a word."""
+"""Values that mean "none" (-1 for a step). They are not shown."""
 
 
 def event_text(event: Event) -> str:
@@ -43,7 +43,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def signal_name(value: Any) -> str:
-    """SIGKILL for 9; what is no signal as it is."""
+    """SIGKILL for 9. Anything that is no signal stays as it is."""
     try:
         return signal.Signals(value).name
     except ValueError:
@@ -60,7 +60,7 @@ class Restarts:
         self._resumed: dict[int, str] = {}
 
     def see(self, event: Event) -> None:
-        """The event is known to separator() from now on."""
+        """separator() knows of the event from now on."""
         fields = event.fields
         match event.name:
             case "verdict":

@@ -41,28 +41,28 @@ from .state import rng
 from .state.state import Stateful, apply, bare, capture, capture_rank
 
 _REMOVALS = 3
-"""How often snapshots may be removed by somebody else before there are none any more."""
+"""If somebody else removes the snapshots this often, the memory tier is given up."""
 
 
 class Checkpointer:
-    """Saves and restores the parts it is given. Every rank makes one, after init_process_group if there is a group.
+    """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
     `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each of them
     is then on disk, as far as `keep` goes), "auto" (see Interval), or None: only when asked to stop and at the end. `extra`
     is a dict, or a function that gives one, of numbers, text, tensors, dataclasses; what was stored is in `.extra` after
     restore(). `seed` is for the generators of ranks that a checkpoint of fewer ranks knows nothing of. `seal` is called on
-    rank 0 before each commit that this process makes.
+    rank 0 before each commit of this process.
 
     Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for none.
 
-    A step whose loss it is told is saved only if that is finite: step(done, loss=…) raises NotFinite on every rank if it is
-    not on one. A supervisor then goes back and has the data in between passed over: a loop that takes its data by
-    data_step(step), not by step, does so; one with an iterator finds the windows in `skip`. `spike` is for a rule that
-    does the same when the loss jumps (see guard.is_spike), off if None.
+    With step(done, loss=…) a step is saved only if its loss is finite on all ranks; else NotFinite is raised on every rank.
+    A supervisor then goes back, and the data in between is passed over. A loop takes part in this by using
+    data_step(step) as the index of its data; a loop with an iterator finds the windows in `skip`. `spike` turns on the
+    same rule for a loss that jumps (see guard.is_spike).
 
-    What comes back is exact to the bit. That the next step then is, too, under DDP with three ranks or more, also needs
-    DDP's buckets in their final order before the first step: trainer.gpt.parallel.parallel() shows how.
+    The restored state is exact to the bit. For the next step to be exact too, DDP with three or more ranks needs its
+    buckets in their final order before the first step: trainer.gpt.parallel.parallel() shows how.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Checkpointer:
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
         self._rollback = here.rollback if here else None
-        # Only a supervisor makes checkpoints of snapshots, where it expects them, and removes the snapshots at the end.
+        # Only a supervisor turns snapshots into checkpoints, and removes the snapshots at the end.
         at_home = here is not None and self.directory == here.run.checkpoints
         self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
@@ -125,7 +125,7 @@ class Checkpointer:
     def restore(self) -> int:
         """The steps that are done: every part goes on from the newest good checkpoint, or from where it is at step 0.
         NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
-        # What could not be saved is found now, not at the first save, hours later.
+        # A state that cannot be saved is found now, not at the first save, hours later.
         self._capture()
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
@@ -160,8 +160,8 @@ class Checkpointer:
         return index
 
     def wish(self) -> Wish:
-        """As this rank alone sees it. A loop that has a collective of its own each step can let "any rank" travel with it
-        and hand the outcome to check() and step(), which then need none."""
+        """The wish of this rank alone. A loop with a collective of its own in each step can send the wishes along with it,
+        and give their union to check() and step(), which then need no collective."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
         if self._tier is None:
@@ -236,7 +236,7 @@ class Checkpointer:
         return Notices(self._ranks.rank)
 
     def _judge_stalls(self, due: bool, step_s: float, snapshot_s: float) -> None:
-        """What an explicit number takes from training is said once, if it is much."""
+        """If an explicit number of steps costs training much, that is said once."""
         if due:
             self._stalls["checkpoints"].held_up(step_s)
         elif snapshot_s and "snapshots" in self._stalls:
@@ -246,7 +246,7 @@ class Checkpointer:
                 self._notices.say(sentence)
 
     def _pass_over(self, loaded: Loaded | None) -> None:
-        """The data that an order to go back names is passed over from here, and that is told."""
+        """The data that a rollback names is passed over from here on. That is told."""
         if self._rollback is None or self.resume == "never":
             return
         window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
@@ -276,7 +276,7 @@ class Checkpointer:
             self._notices.log(f"no snapshots: {missing}; checkpoints go on, on disk")
 
     def _lose_tier(self) -> None:
-        """The memory tier is another one, if only somebody has removed what was in it, or there is none any more."""
+        """The memory tier is made anew if somebody has removed its files; else it is given up."""
         assert self._tier is not None
         why, removed = self._tier.give_up()
         self._tier = None

@@ -1,8 +1,8 @@
-"""What can be wrong with a checkpoint.
+"""The errors of a checkpoint.
 
 CheckpointError
   StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError
-  Damaged               what is on disk is not what was written: quarantined, an older one is tried
+  Damaged               the bytes on disk are not the ones written: quarantined, an older one is tried
   Unreadable            it may be whole, but not for this process (permission, newer format): left where it is
   CheckpointMismatch    whole, but of another model or optimizer; nothing was changed     exit code 78
   NoUsableCheckpoint    there were checkpoints and none can be used, or one was required  exit code 78

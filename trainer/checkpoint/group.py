@@ -1,4 +1,4 @@
-"""How ranks agree: they exchange JSON over a gloo group of their own, and what only rank 0 may do, it does for all."""
+"""How ranks agree: they exchange JSON over a gloo group of their own, and rank 0 acts for all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch,
 
 
 class Ranks:
-    """One process alone: rank 0 of 1. The base of those that talk."""
+    """One process alone: rank 0 of 1. Base class of the ranks that communicate."""
 
     rank = 0
     world_size = 1
@@ -36,8 +36,8 @@ class Ranks:
         return flags
 
     def lead(self, action: Callable[[], T]) -> T:
-        """What `action` (done by rank 0 only) returned, on every rank; what it raised of OSError and CheckpointError is
-        raised on every rank, as a CheckpointError."""
+        """Rank 0 alone runs `action`; every rank gets its result. If it raised OSError or CheckpointError, every rank raises
+        CheckpointError."""
         outcome: dict[str, Any] = {}
         if self.rank == 0:
             try:
@@ -80,7 +80,7 @@ class GlooRanks(Ranks):
 
 
 def ranks() -> Ranks:
-    """Those of the default process group, or this process alone. CheckpointError if there should be a group and is none."""
+    """The ranks of the default process group, or this process alone. CheckpointError if a group is missing."""
     if dist.is_available() and dist.is_initialized():
         return GlooRanks() if dist.get_world_size() > 1 else Ranks()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

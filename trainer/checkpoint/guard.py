@@ -1,11 +1,11 @@
-"""The guard of a run's loss: it stops what is not finite before it is saved, and knows which data a run passes over.
+"""The guard of a run's loss: it stops a loss that is not finite before the step is saved, and knows the skipped data.
 
     data step = the index of a step's data: the step itself, moved past every window that is skipped before it
 
     skipped [20, 24):    step   18 19 20 21 …          the run has as many steps as ever, each in metrics.jsonl once;
                          data   18 19 24 25 …          what moves is the data. Windows are of data steps, not of steps.
 
-It is a part of every checkpoint and snapshot, so whoever goes on from one, with any number of ranks, skips the same.
+It is part of every checkpoint and snapshot, so every resume, with any number of ranks, skips the same data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Window = tuple[int, int]
 BASE = 50
 """Losses that a spike is measured against."""
 LASTING = 3
-"""Steps that a spike lasts before it is one."""
+"""A spike is one only after this many steps."""
 
 
 def data_step(step: int, skip: tuple[Window, ...]) -> int:
@@ -95,7 +95,7 @@ class Guard:
             self._losses = [*self._losses[1 - BASE - LASTING :], loss]
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing at all for a run that never went back and has no rule for spikes."""
+        """Empty for a run that never went back and has no rule for spikes."""
         state: dict[str, Any] = {}
         if self.skip:
             state["skip"] = [list(window) for window in self.skip]

@@ -19,8 +19,8 @@ _STALL_S = 0.2
 
 
 def flush_cost(seconds: float, spare: bool) -> float:
-    """What a flush of so many seconds is taken to cost training: a tenth where a core is spare for it, for disk and memory;
-    else all of it. Niced, it still holds up a rank, and with it all that wait for that one."""
+    """The cost of a flush of so many seconds for training: a tenth if there is a `spare` core (disk and memory are shared),
+    else all of it. Although niced, it then holds up one rank, and so all the others."""
     return seconds * (0.1 if spare else 1.0)
 
 
@@ -70,7 +70,7 @@ class Pace:
         self._last = now
 
     def spent(self, cost_s: float) -> None:
-        """A snapshot has cost that."""
+        """A snapshot has cost `cost_s` seconds."""
         self._costs.append(cost_s)
         if len(self._costs) >= 3 and self._steps:
             cost, step = statistics.median(self._costs), max(statistics.median(self._steps), 1e-6)
@@ -91,8 +91,7 @@ def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) ->
 
 @dataclass(slots=True)
 class Stalls:
-    """What saves (or snapshots) at every so many steps, asked for by a number, take from training; one sentence if that is
-    too much."""
+    """The time that saves (or snapshots) at an explicit number of steps take from training; one warning if it is much."""
 
     what: str
     every: int
@@ -102,12 +101,12 @@ class Stalls:
     _told: bool = False
 
     def held_up(self, seconds: float) -> None:
-        """One more was made, and training stood still for so long."""
+        """One more was made. Training stood still for `seconds`."""
         self.stalled_s += seconds
         self._times += 1
 
     def sentence(self, now: float) -> str | None:
-        """What to say, once, if they took more than 5 % of the time since the first call. `now`: the caller's clock."""
+        """The warning, once, if they took more than 5 % of the time since the first call. `now`: the caller's clock."""
         if self._began is None:
             self._began = now - self.stalled_s
         elapsed = now - self._began

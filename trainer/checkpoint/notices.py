@@ -1,4 +1,4 @@
-"""What a Checkpointer has to tell: to the supervisor as notes, to people on stderr. Rank 0 speaks for all."""
+"""The notices of a Checkpointer: notes for the supervisor, lines on stderr for people. Rank 0 speaks for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .guard import Window
 
 
 class Notices:
-    """That of `rank`; ranks other than 0 say only what nobody else can know."""
+    """The notices of `rank`. Ranks other than 0 say only what no other rank knows."""
 
     def __init__(self, rank: int) -> None:
         self._leads = rank == 0

@@ -1,4 +1,4 @@
-"""What a Checkpointer can be asked for, checked: a ValueError says what is accepted."""
+"""The options of a Checkpointer, checked: a ValueError says what is accepted."""
 
 from __future__ import annotations
 

@@ -75,11 +75,11 @@ def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> t
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
         step, extra = int(state["step"]), state["extra"]
-        # Only what was asked for is restored: a model to look at needs no optimizer.
+        # Only the given parts are restored: a model to look at needs no optimizer.
         wanted = {key: part for key, part in parts.items() if part is not None}
         states = {key: state[key] for key in wanted}
     except Exception as error:
-        # What torch raises for a file that is none of its own depends on where it stumbles.
+        # torch raises different errors for a file that is not its own, depending on where it stumbles.
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None
     apply(wanted, states, where)
     return step, extra

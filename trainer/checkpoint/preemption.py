@@ -22,8 +22,8 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class StopFlag:
-    """Set once this process has received `number`; children forked meanwhile die of it, as if there were no handler.
-    Outside the main thread signals are left as they are."""
+    """Set once this process has received `number`. Children forked meanwhile die of that signal, as without a handler.
+    Outside the main thread nothing is installed."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.is_set = False

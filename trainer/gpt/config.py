@@ -1,4 +1,4 @@
-"""What to train and how: the flags of `python -m trainer`, as one frozen value. Loads no torch."""
+"""The flags of `python -m trainer` as one frozen value. Loads no torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ STDLIB_BYTES = 8 << 20
 RANDOM_BYTES = 1 << 20
 FOLDER_BYTES = 1 << 30
 _PART = 1 << 16
-"""Bytes read at once. Of more, malloc takes pages from the kernel and gives them back, for each file."""
+"""Bytes read at once. For larger reads malloc asks the kernel for pages, and gives them back, for each file."""
 
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip"}
 """Parts of the standard library that some systems package apart, or that are mostly test data."""
@@ -32,7 +32,7 @@ def _source_files(root: str) -> Iterator[str]:
 
 
 def _joined(paths: Iterable[str | Path], limit: int) -> bytearray:
-    # By descriptor: there are hundreds of small files, every recovery waits for them, and a file object costs twice the
+    # By descriptor: every recovery waits for hundreds of small files, and a file object costs twice the
     # time of its content.
     data = bytearray()
     for path in paths:
@@ -100,7 +100,7 @@ class Batches:
         self._own = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._offsets = torch.arange(block_size + 1)
         self.changed = False
-        """Whether the state loaded was of other data than this: training goes on, but it is not the same run."""
+        """Whether the loaded state was of other data. Training goes on, but it is not the same run."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """This rank's part of the batch of `step`: input and target bytes, int64 (batch, block). The whole batch is the same

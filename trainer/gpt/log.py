@@ -1,4 +1,4 @@
-"""What a run says to people while it trains, on stderr."""
+"""The lines for people on stderr while a run trains."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a run trains, and with what."""
+    """The parts of a training run: model, optimizer, scaler, data."""
 
     device: torch.device
     model: GPT

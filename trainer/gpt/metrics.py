@@ -72,7 +72,7 @@ class Metrics:
             self._flush()
 
     def start_over(self) -> None:
-        """The file is empty; what it held is beside it under a name of its own."""
+        """The file is empty. Its old content is beside it, under another name."""
         number = 1
         while (aside := self.path.with_name(f"metrics-superseded-{number}.jsonl")).exists():
             number += 1
@@ -95,7 +95,7 @@ class Metrics:
             written = os.write(self._fd, self._pending)
             whole = self._pending.rfind(b"\n", 0, written) + 1
             if whole < written:
-                # Half a line is taken back: it is pending as a whole, or nobody could put it together again.
+                # Half a line is taken back. It stays pending as a whole; nobody could join two halves again.
                 os.ftruncate(self._fd, at + whole)
                 os.lseek(self._fd, at + whole, os.SEEK_SET)
             self._pending = self._pending[whole:]

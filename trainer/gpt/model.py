@@ -21,7 +21,7 @@ class GPTConfig:
 
 
 class Linear(nn.Linear):
-    """Without values of its own: GPT draws them, and a recovery, which waits for this, puts others in their place."""
+    """Without initial values. GPT draws them itself, and a recovery, which waits for this, replaces them anyway."""
 
     def reset_parameters(self) -> None:
         pass

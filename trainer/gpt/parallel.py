@@ -38,7 +38,7 @@ def set_threads(config: TrainConfig, place: Place) -> None:
 
 
 def join(device: torch.device) -> None:
-    """The ranks' process group is there: NCCL for what lies on GPUs, gloo for what does not."""
+    """The ranks' process group is there: NCCL on GPUs, else gloo."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
