@@ -27,6 +27,7 @@ from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import (
     Action,
     Cause,
+    Decision,
     DumpStacks,
     Emit,
     End,
@@ -113,14 +114,16 @@ def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -
         case Mode.STOPPING:
             return _stopping(policy, state, seen, jitter)
         case Mode.BACKOFF:
-            return _backoff(state, seen)
+            return _backoff(policy, state, seen)
         case Mode.ENDED:
             return state, []
 
 
-def _backoff(state: State, seen: Observation) -> tuple[State, list[Action]]:
+def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, list[Action]]:
     if seen.stop is not None:
-        return _end_stopped(state, seen.stop)
+        verdict = _asked(state, seen, seen.stop)
+        decision, _ = decide(policy, verdict, state.history, state.history, Ground(), seen.now, 0.0)
+        return _end(state, decision)
     if seen.now < state.next_at:
         return state, []
     attempt = state.attempt + 1
@@ -206,9 +209,7 @@ def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Act
 
 def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tuple[State, list[Action]]:
     """STOPPING because somebody asked: a TERM to each rank, once, and the whole grace for a last checkpoint."""
-    cause = Cause.STOPPED_BY_USER if stop is StopKind.USER else Cause.PREEMPTED
-    reason = "stopped by the user" if stop is StopKind.USER else "asked to stop by a signal (preemption)"
-    verdict = Verdict(cause, reason, seen.now, step=state.step, failed_at=seen.now)
+    verdict = _asked(state, seen, stop)
     event = Emit("stop_requested", fields={"by": stop.value, "step": state.step, "now": seen.stop_now})
     state = replace(state, mode=Mode.STOPPING, verdict=verdict)
     if seen.stop_now:
@@ -242,14 +243,14 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
     gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step})
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
-        state, actions = _end_stopped(replace(state, history=after), seen.stop)
-        return state, [gone, *actions]
+        # Whatever ended it, nobody wants it to go on; and it has gone further since it was asked.
+        verdict = _asked(state, seen, seen.stop)
     ground = Ground(state.attempt, seen.checkpoint_step, seen.checkpoints)
     decision, after = decide(policy, verdict, state.history, after, ground, seen.now, jitter)
     state = replace(state, history=after)
     if decision.delay is None:
-        end = End(decision.exit_code, decision.state, decision.reason)
-        return replace(state, mode=Mode.ENDED), [gone, end]
+        state, actions = _end(state, decision)
+        return state, [gone, *actions]
     fields = {
         "delay_s": round(decision.delay, 3),
         "do": decision.do.value,
@@ -268,12 +269,18 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     return waiting, [gone, Emit("relaunch_scheduled", "warning", fields)]
 
 
-def _end_stopped(state: State, stop: StopKind) -> tuple[State, list[Action]]:
+def _asked(state: State, seen: Observation, stop: StopKind) -> Verdict:
+    """The verdict on an attempt, or on the wait for the next one, that somebody asked to stop."""
+    at = where(state.step, state.stepped)
     if stop is StopKind.USER:
-        end = End(103, "stopped", f"stopped by the user {where(state.step, state.stepped)}")
+        cause, reason = Cause.STOPPED_BY_USER, f"stopped by the user {at}"
     else:
-        end = End(75, "preempted", f"preempted {where(state.step, state.stepped)}; safe to launch again")
-    return replace(state, mode=Mode.ENDED), [end]
+        cause, reason = Cause.PREEMPTED, f"preempted {at}; safe to launch again"
+    return Verdict(cause, reason, seen.now, step=state.step, failed_at=seen.now)
+
+
+def _end(state: State, decision: Decision) -> tuple[State, list[Action]]:
+    return replace(state, mode=Mode.ENDED), [End(decision.exit_code, decision.state, decision.reason)]
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from supervisor.core import machine
+from supervisor.core import policy as core_policy
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import FRESH, LINGER, LINGER_TERM, STARTED_AFTER, Mode, State
 from supervisor.core.model import (
@@ -25,6 +28,7 @@ from supervisor.core.model import (
     StopKind,
     Verdict,
 )
+from supervisor.core.rules import table
 from supervisor.core.stack import Stack, Stacks
 
 POLICY = Policy(grace=45.0, stuck_after=20.0, hang_timeout=5.0)
@@ -84,6 +88,27 @@ def test_what_is_left_of_a_polite_stop() -> None:
     assert done == [[], [KILL]]
     _, done = life(stopping(Cause.PREEMPTED, kill_at=145.0), (101.0, {**gone, "exits": (), "ranks": (_rank(0),)}))
     assert done == [[]]
+
+
+@pytest.mark.parametrize(("stop", "row"), [(StopKind.USER, "stopped_by_user"), (StopKind.PREEMPTION, "preempted")])
+@pytest.mark.parametrize(
+    "state",
+    [
+        stopping(Cause.KILLED, killed_at=100.0),
+        stopping(Cause.PREEMPTED, kill_at=145.0),
+        State(Mode.BACKOFF, 2, next_at=110.0),
+    ],
+    ids=["after a failure", "as asked", "in a wait"],
+)
+def test_a_stop_is_decided_by_its_row(state: State, stop: StopKind, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `supervise policy` prints about it is what ends the run, whenever it was asked for."""
+    says = "its row has decided"
+    rows = [replace(r, say=lambda case: says) if r.when.startswith(f"{row}:") else r for r in table(POLICY)]
+    monkeypatch.setattr(core_policy, "table", lambda policy: rows)
+    _, (actions,) = life(state, (101.0, {"stop": stop}))
+    (ruling,) = [rule for rule in rows if rule.when.startswith(f"{row}:")]
+    (end,) = [action for action in actions if isinstance(action, End)]
+    assert end.reason.startswith(says) and (end.exit_code, end.state) == (ruling.exit_code, ruling.state)
 
 
 def _rank(rank: int, beat_at: float = 100.0) -> RankView:
