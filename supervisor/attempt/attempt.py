@@ -88,7 +88,7 @@ class Attempt:
             self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
             folder.path.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
-        group.release({**release(self._spec, self._run, self._order), "kind": group.kind}, folder)
+        group.release(release(self._spec, self._run, self._order, group.kind), folder)
         self._group, self.kind = group, group.kind
         return True
 

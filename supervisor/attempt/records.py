@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.model import Raised
-from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.files.codec import read
+from trainer.rundir.records.errors import Described, ErrorRecord
 from trainer.rundir.records.notes import NoteReader
 
 _LONGEST_PATH = 1000
@@ -33,31 +34,27 @@ class Notes:
 def exception_of(path: Path) -> Raised | None:
     """What ended a rank, as it has left it at `path`; None if there is nothing, or nothing that makes sense."""
     try:
-        body = read_json(path)
-        return replace(_raised(body), because=tuple(_raised({**body, **each}) for each in body.get("because", [])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = read(path, ErrorRecord)
+    except (OSError, ValueError):
         return None
+    return replace(_raised(record, record), because=tuple(_raised(record, each) for each in record.because))
 
 
-def _raised(body: dict[str, Any]) -> Raised:
+def _raised(record: ErrorRecord, error: Described) -> Raised:
     return Raised(
-        rank=int(body["rank"]),
-        type=str(body["type"]),
-        message=_gist(str(body["message"])),
-        frame=str(body["frame"]),
-        at=float(body["mono"]),
-        exit_code=int(body["exit_code"]),
-        bad_step=int(body.get("bad_step", -1)),
-        data_step=int(body.get("data_step", -1)),
-        kinds=tuple(map(str, body.get("kinds", []))),
-        errno=body["errno"] if isinstance(body.get("errno"), int) else None,
-        frames=tuple(map(str, body.get("frames", []))),
-        unread=_file(body.get("file")),
+        rank=record.rank,
+        type=error.type,
+        message=_gist(error.message),
+        frame=record.frame,
+        at=record.mono,
+        exit_code=record.exit_code,
+        bad_step=record.bad_step,
+        data_step=record.data_step,
+        kinds=error.kinds,
+        errno=error.errno,
+        frames=record.frames,
+        unread=(record.file.path[:_LONGEST_PATH], record.file.bytes) if record.file else None,
     )
-
-
-def _file(told: Any) -> tuple[str, int] | None:
-    return (str(told["path"])[:_LONGEST_PATH], int(told["bytes"])) if isinstance(told, dict) else None
 
 
 def _gist(text: str) -> str:

@@ -14,9 +14,10 @@ from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
 from trainer.rundir.environment import STACKS_SIGNAL
-from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.files.codec import read
 from trainer.rundir.layout import SCRIPT, AttemptDir
 from trainer.rundir.records.beats import Beat, BeatReader, Phase, Role, Source, last_beats
+from trainer.rundir.records.gate import Report
 from trainer.rundir.records.notes import NoteReader
 
 _KERNEL_EVERY = 0.15
@@ -308,20 +309,20 @@ class Watch:
     def _read_report(self, now: float) -> None:
         """What the launcher knows better: ranks that died before they registered, or whose status nobody told us; and
         its own status, where it is not our child and the kernel does not tell."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            report = read_json(self._gate.launcher_report)
-            code, at = int(report["exit_code"]), min(now, float(report["mono"]))
+        with contextlib.suppress(OSError, ValueError):
+            report = read(self._gate.launcher_report, Report)
+            code, at = report.exit_code, min(now, report.mono)
             self.exits = [
                 replace(e, status=code, at=at) if e.rank is None and e.status is None else e for e in self.exits
             ]
-            for failure in report["failures"]:
-                rank, status, pid = int(failure["rank"]), int(failure["exit_code"]), failure.get("pid")
+            for failure in report.failures:
+                rank, status, pid = failure.rank, failure.exit_code, failure.pid
                 if self._spawned:
                     rank = next((r for r, known in self.seen_ranks.items() if known == pid), SCRIPT)
                 known = next((e for e in self.exits if e.rank == rank), None)
                 if known is None or known.status is None:
                     self.exits = [e for e in self.exits if e.rank != rank]
-                    self.exits.append(Exit(rank, status, min(now, float(failure["mono"]))))
+                    self.exits.append(Exit(rank, status, min(now, failure.mono)))
 
     def _collect_raised(self) -> None:
         known = {raised.rank for raised in self.raised}

@@ -23,8 +23,9 @@ from supervisor.reading.wording import signal_name
 from supervisor.run.runs import RUNS
 from supervisor.run.spec import Spec, shown
 from supervisor.run.status import story_of
-from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.errors import ErrorRecord
 
 _TRACEBACK = 20
 """Lines of a traceback to show at the end."""
@@ -163,10 +164,10 @@ def traceback_lines(run: RunDir, story: Story) -> list[str]:
     if last is None or last.rank is None:
         return []
     try:
-        text = read_json(run.attempt(last.number).error(last.rank))["traceback"]
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read(run.attempt(last.number).error(last.rank), ErrorRecord).traceback
+    except (OSError, ValueError):
         return []
-    lines = [plain(line) for line in str(text).rstrip().splitlines()]
+    lines = [plain(line) for line in text.rstrip().splitlines()]
     return [f"rank {last.rank}:", *lines[-_TRACEBACK:]]
 
 

@@ -6,12 +6,11 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from supervisor.process.proctree import Process, carries
-from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
-from trainer.rundir.records.gate import Gate, started_at
+from trainer.rundir.records.gate import Gate, Launcher, Release, started_at
 
 
 class WorkerGroup:
@@ -40,15 +39,17 @@ class WorkerGroup:
         return cls(gate, nproc, kind, fd)
 
     @classmethod
-    def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, dict[str, Any]] | None:
+    def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
         """The group that another supervisor of the run with that mark let go from `folder`, and what with; None if it
         released none. It has a launcher if that still lives."""
         gate = Gate(folder)
         try:
-            body = read_json(gate.release)
-            group = cls(gate, int(body["nproc"]), str(body["kind"]), None)
-        except (OSError, ValueError, KeyError, TypeError):
+            body = gate.released()
+        except (OSError, ValueError):
             return None
+        if body is None:
+            return None
+        group = cls(gate, body.nproc, body.kind, None)
         group.launcher = _launcher(gate, mark)
         return group, body
 
@@ -61,7 +62,7 @@ class WorkerGroup:
         """Whether every rank waits at the gate."""
         return self.launcher is not None and all(self.gate.ready(rank).exists() for rank in range(self.nproc))
 
-    def release(self, body: dict[str, Any], attempt: AttemptDir) -> None:
+    def release(self, body: Release, attempt: AttemptDir) -> None:
         """Its ranks go on as the attempt; those that are not at the gate yet will not wait there."""
         assert self._fd is not None
         with contextlib.suppress(OSError):
@@ -95,12 +96,12 @@ class WorkerGroup:
 
 def _launcher(gate: Gate, mark: str) -> Process | None:
     try:
-        known = read_json(gate.launcher)
-        process = Process(int(known["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        known = read(gate.launcher, Launcher)
+        process = Process(known.pid)
+    except (OSError, ValueError):
         return None
     # The pidfd is open, so what the pid names from here on is what will be watched.
-    if started_at(process.pid) == known.get("started") and carries(process.pid, mark):
+    if started_at(process.pid) == known.started and carries(process.pid, mark):
         return process
     process.close()
     return None

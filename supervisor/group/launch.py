@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from supervisor.core.model import Rollback
 from supervisor.process import loopback
@@ -22,7 +21,7 @@ from trainer.rundir import environment as names
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import STARTUP, program
 from trainer.rundir.records import rollback as rollbacks
-from trainer.rundir.records.gate import Gate
+from trainer.rundir.records.gate import Gate, Release
 from trainer.rundir.secrets import Redactor
 
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
@@ -74,7 +73,7 @@ class Order:
     """The mean time between the run's newest failures."""
 
 
-def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
     """What a group is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
@@ -92,7 +91,7 @@ def release(spec: Spec, run: RunDir, order: Order, outer: Mapping[str, str] = os
     if spec.nproc == 1:
         env |= _of_children(spec, outer)
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
-    return {"attempt": order.attempt, "nproc": spec.nproc, "cwd": spec.cwd, "env": env, "arguments": arguments}
+    return Release(order.attempt, env, arguments, spec.nproc, spec.cwd, kind)
 
 
 def _of_children(spec: Spec, outer: Mapping[str, str]) -> dict[str, str]:
@@ -110,11 +109,10 @@ def _arguments(spec: Spec, relaunch: bool) -> list[str]:
     return [*(["-m"] if spec.module else []), *spec.command, *more]
 
 
-def is_as_asked(spec: Spec, released: Mapping[str, Any], outer: Mapping[str, str] = os.environ) -> bool:
+def is_as_asked(spec: Spec, released: Release, outer: Mapping[str, str] = os.environ) -> bool:
     """Whether what a group was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
     asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
-    same = (released.get("nproc"), released.get("cwd")) == (spec.nproc, spec.cwd)
-    return same and released.get("arguments") in asked
+    return (released.nproc, released.cwd) == (spec.nproc, spec.cwd) and released.arguments in asked
 
 
 def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int, str]:

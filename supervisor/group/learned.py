@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from supervisor.run.folder.user_folders import cache
 from supervisor.run.spec import Spec
+from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_soon
-from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.learned import remembered
+from trainer.rundir.records.learned import Wanted, remembered
 
 _SUFFIX = ".left-out.json"
 
@@ -31,18 +32,13 @@ class Learned:
         self._folder = _folder()
         self._cached, self._cached_out = self._folder / f"{name}.json", self._folder / f"{name}{_SUFFIX}"
         self._written: int | None = None
-        self.causes: dict[str, str] = {}
-        """By module that cannot be imported beforehand: what its import does."""
-        self.left_out: set[str] = set()
-        """Those, and the modules that import them."""
-        self.seconds = 0.0
-        """Of CPU: what importing `left_out` takes in each restart."""
-        self._recall()
+        # Another version of a library may behave better.
+        self.left_out = _kept(self._cached_out) or Wanted()
 
     def names(self) -> list[str]:
         """What is to be imported beforehand."""
         names = remembered(self._list) or remembered(self._cached)
-        return [name for name in names if name not in self.left_out]
+        return [name for name in names if name not in self.left_out.left_out]
 
     def has_news(self) -> bool:
         """Whether the run's list has been written since the last call."""
@@ -57,36 +53,19 @@ class Learned:
 
     def ask(self, path: Path) -> list[str]:
         """`path` tells a fork server what to import. Returns the names. OSError if it cannot be written."""
-        names = self.names()
-        body = {
-            "names": names,
-            "causes": self.causes,
-            "left_out": sorted(self.left_out),
-            "seconds": self.seconds,
-        }
-        path.write_text(json.dumps(body))
-        return names
+        asked = msgspec.structs.replace(self.left_out, names=self.names())
+        asked.write(path)
+        return asked.names
 
     def leave_out(self, found: Path) -> None:
         """A fork server has written to `found` what it has left out, which may be more than was known."""
-        body = _read(found)
-        if body is None or set(body["left_out"]) == self.left_out:
-            return
-        self._take(body)
-        kept = {"script": self._script, "installed": _installed(), **body, "names": []}
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
+            told = read(found, Wanted)
+            if told.left_out == self.left_out.left_out:
+                return
+            self.left_out = msgspec.structs.replace(told, names=[], script=self._script, installed=_installed())
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_soon(self._cached_out, json.dumps(kept).encode())
-
-    def _take(self, body: dict[str, Any]) -> None:
-        self.causes, self.left_out = dict(body["causes"]), set(body["left_out"])
-        self.seconds = float(body["seconds"])
-
-    def _recall(self) -> None:
-        body = _read(self._cached_out)
-        # Another version of a library may behave better.
-        if body is not None and body.get("installed") == _installed():
-            self._take(body)
+            replace_soon(self._cached_out, encode(self.left_out))
 
     def _keep(self, to: Path, source: Path) -> None:
         # A cache: without it the next run of this script learns it again.
@@ -102,23 +81,17 @@ def _folder() -> Path:
 
 def known() -> list[tuple[str, dict[str, str], float]]:
     """By script whose last run had to leave out something: (script, what and why, CPU seconds of it)."""
-    found = []
-    for path in sorted(_folder().glob(f"*{_SUFFIX}")):
-        body = _read(path)
-        if body is not None and body["causes"] and body.get("installed") == _installed():
-            found.append((str(body.get("script")), dict(body["causes"]), float(body["seconds"])))
-    return found
+    kept = map(_kept, sorted(_folder().glob(f"*{_SUFFIX}")))
+    return [(found.script, found.causes, found.seconds) for found in kept if found is not None and found.causes]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _kept(path: Path) -> Wanted | None:
+    """What an earlier run left in the cache, unless something was installed since."""
     try:
-        body = read_json(path)
-        causes, left_out = body["causes"], body["left_out"]
-        texts = [*causes, *causes.values(), *left_out]
-        float(body["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = read(path, Wanted)
+    except (OSError, ValueError):
         return None
-    return dict(body) if all(isinstance(text, str) for text in texts) else None
+    return found if found.installed == _installed() else None
 
 
 def _installed() -> list[int]:

@@ -244,8 +244,11 @@ class Standby:
             return {**fields, "why": self._why}
         if server is not None and group.server not in (server.pid, None):
             fields["serving_pid"] = group.server
-        if self._learned.causes:
-            fields |= {"left_out": self._learned.causes, "left_out_s": round(self._learned.seconds, 1)}
+        if self._learned.left_out.causes:
+            fields |= {
+                "left_out": self._learned.left_out.causes,
+                "left_out_s": round(self._learned.left_out.seconds, 1),
+            }
         return fields
 
     def _disband(self, group: WorkerGroup) -> None:

@@ -82,7 +82,7 @@ class Takeover:
                 continue
             group, body = found
             known = group.launcher is not None or group.gate.launcher_report.exists() or previous.verdict() is not None
-            if body.get("attempt") == previous.last_attempt and is_as_asked(self.spec, body) and known:
+            if body.attempt == previous.last_attempt and is_as_asked(self.spec, body) and known:
                 return group
             group.abandon()
         return None

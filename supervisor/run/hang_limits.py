@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 
-from supervisor.core.hangs.timings import Pace, from_json, to_json
-from trainer.rundir.files.untrusted_files import read_file
+import msgspec
+
+from supervisor.core.hangs.timings import WINDOW, Pace
+from trainer.rundir.files.codec import Seconds, encode, read
 from trainer.rundir.layout import RunDir
 
 _EVERY = 30.0
 _LARGEST = 1 << 16
+
+
+class _Kept(msgspec.Struct):
+    recent: tuple[Seconds, ...] = ()
+    slowest: Seconds = 0.0
+    phases: dict[str, Seconds] = {}
+    restart: Seconds | None = None
 
 
 class Paces:
@@ -24,7 +32,8 @@ class Paces:
     def last(self) -> Pace:
         """As it was left."""
         try:
-            return from_json(json.loads(read_file(self._path, _LARGEST)))
+            kept = read(self._path, _Kept, _LARGEST)
+            return Pace(kept.recent[-WINDOW:], kept.slowest, kept.phases, kept.restart)
         except (OSError, ValueError):
             return Pace()
 
@@ -41,5 +50,5 @@ class Paces:
         self._kept = pace
         new = self._path.with_name(f".{self._path.name}.new")
         with contextlib.suppress(OSError):
-            new.write_text(json.dumps(to_json(pace)))
+            new.write_bytes(encode(pace))
             new.replace(self._path)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from supervisor.core.program import Change, Source, changes
 from supervisor.run.spec import Spec
+from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_soon
-from trainer.rundir.files.untrusted_files import read_file, read_json
+from trainer.rundir.files.untrusted_files import read_file
 from trainer.rundir.layout import RunDir
 
 _LARGEST = 4 << 20
@@ -44,36 +43,31 @@ class Program:
         if told == self._heard:
             return
         try:
-            files = read_json(told)
-            named = {str(path): (int(size), int(at)) for path, size, at in files[:_MOST]}
-        except (OSError, ValueError, TypeError, KeyError):
+            files = read(told, list[tuple[str, int, int]])
+        except (OSError, ValueError):
             return
         self._heard = told
-        for path, about in named.items():
+        for path, *about in files[:_MOST]:
             known = self._known.get(path)
-            if known is None or (known.bytes, known.changed_ns) != about:
+            if known is None or [known.bytes, known.changed_ns] != about:
                 self._add(path, about)
         self._keep()
 
-    def _add(self, path: str, about: tuple[int, int] | None = None) -> None:
+    def _add(self, path: str, about: list[int] | None = None) -> None:
         source = _looked(path)
         # What was changed since it was loaded is not what was loaded: nobody can tell any more what that was.
-        if source is not None and about in (None, (source.bytes, source.changed_ns)):
+        if source is not None and about in (None, [source.bytes, source.changed_ns]):
             self._known[path] = source
 
     def _keep(self) -> None:
-        body = {path: asdict(source) for path, source in self._known.items()}
-        with contextlib.suppress(OSError, UnicodeEncodeError):
-            replace_soon(self._run.program, json.dumps(body).encode())
+        with contextlib.suppress(OSError):
+            replace_soon(self._run.program, encode(self._known))
 
 
 def _kept(path: Path) -> dict[str, Source]:
     try:
-        return {
-            str(name): Source(int(body["bytes"]), int(body["changed_ns"]), str(body["digest"]))
-            for name, body in read_json(path).items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return read(path, dict[str, Source])
+    except (OSError, ValueError):
         return {}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import NoSuchRun, Refusal
-from trainer.rundir.files.untrusted_files import read_json
+from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
 
 RUNS = Path("runs")
@@ -31,14 +31,14 @@ def load(path: Path) -> Known | None:
     """The run at `path`, or None if there is no run.json; Refusal if it cannot be read or is of a newer version."""
     run = RunDir(path)
     try:
-        spec = read_json(run.run_json)
+        spec = read(run.run_json, dict[str, Any], unique=True)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         return None
     except (OSError, ValueError) as error:
         raise Refusal(f"{run.run_json} cannot be read: {error}; restore it, or use another --run-dir") from None
-    named = isinstance(spec, dict) and isinstance(spec.get("run"), str) and spec["run"].isprintable()
+    named = isinstance(spec.get("run"), str) and spec["run"].isprintable()
     if not named or not isinstance(spec.get("schema"), int):
         raise Refusal(f"{run.run_json} is not a run of supervise; use another --run-dir")
     if spec["schema"] > SCHEMA:

@@ -15,17 +15,22 @@ import math
 import os
 from pathlib import Path
 
+import msgspec
+
 from ..rundir.environment import RUN_DIR
+from ..rundir.files.codec import decode
 from ..rundir.files.durable import DISK
-from ..rundir.files.untrusted_files import parse
+
+
+class _Line(msgspec.Struct):
+    step: int
 
 
 def _step_of(line: bytes) -> int | None:
     try:
-        step = parse(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return decode(line, _Line).step
+    except ValueError:
         return None
-    return step if isinstance(step, int) else None
 
 
 def _end_of(data: bytes, step: int) -> int:

@@ -4,13 +4,13 @@ attempt runs another one."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import site
 import sys
 import sysconfig
 from pathlib import Path
 
+from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_soon
 
 MOST = 500
@@ -45,4 +45,4 @@ def _installed() -> set[str]:
 def leave(path: Path) -> None:
     """`path` tells what loaded() finds now; a full disk only costs that."""
     with contextlib.suppress(OSError, ValueError):
-        replace_soon(path, json.dumps(loaded()).encode())
+        replace_soon(path, encode(loaded()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import signal
 import time
@@ -13,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from ..errors import NotFinite
 from ..rundir.environment import STACKS_SIGNAL, Supervised
+from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_file
 from ..rundir.layout import SCRIPT
 from ..rundir.records import faults
 from ..rundir.records.beats import UNPLACED, BeatWriter, Phase, Source
+from ..rundir.records.errors import Described, ErrorRecord, Unread
 from ..rundir.records.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from . import program
@@ -157,31 +160,31 @@ class Reporter(Progress):
         frames = [frame for frame in told.stack if not is_ours(frame.filename)]
         told.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        record = {
-            "rank": SCRIPT if self.displaced else self.rank,
-            **_described(error),
-            "because": [_described(each) for each in _causes(error)],
-            "frame": places[-1] if places else "",
-            "frames": places[-_FRAMES:],
-            "traceback": "".join(told.format())[-20_000:],
-            "exit_code": exit_code,
-            "file": _unread(error),
-            "bad_step": error.step if isinstance(error, NotFinite) else -1,
-            "data_step": self.data_step,
-            "mono": time.monotonic(),
-            "time": time.time(),
-        }
+        record = ErrorRecord(
+            **msgspec.structs.asdict(_described(error)),
+            rank=SCRIPT if self.displaced else self.rank,
+            because=tuple(_described(each) for each in _causes(error)),
+            frame=places[-1] if places else "",
+            frames=tuple(places[-_FRAMES:]),
+            traceback="".join(told.format())[-20_000:],
+            exit_code=exit_code,
+            file=_unread(error),
+            bad_step=error.step if isinstance(error, NotFinite) else -1,
+            data_step=self.data_step,
+            mono=time.monotonic(),
+            time=time.time(),
+        )
         with contextlib.suppress(OSError):
             self._record(record)
 
-    def _record(self, record: dict[str, Any]) -> None:
+    def _record(self, record: ErrorRecord) -> None:
         """`record` is on disk; if that is full, in the room that was kept for it, with the end of its traceback."""
-        path = self.place.attempt.error(record["rank"])
+        path = self.place.attempt.error(record.rank)
         try:
             replace_file(path, self._encoded(record))
         except OSError:
-            short = {"message": record["message"][:200], "traceback": record["traceback"][-500:], "because": []}
-            data = self._encoded({**record, **short})
+            short = {"message": record.message[:200], "traceback": record.traceback[-500:], "because": ()}
+            data = self._encoded(msgspec.structs.replace(record, **short))
             fd = os.open(self._room, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.ftruncate(fd, os.pwrite(fd, data, 0))
@@ -189,8 +192,8 @@ class Reporter(Progress):
                 os.close(fd)
             self._room.rename(path)
 
-    def _encoded(self, record: dict[str, Any]) -> bytes:
-        return self._redactor.json(json.dumps(record).encode())
+    def _encoded(self, record: ErrorRecord) -> bytes:
+        return self._redactor.json(encode(record))
 
     def resume_at(self, step: int) -> None:
         self._done, self._resumed, self._placed = step, True, True
@@ -297,22 +300,22 @@ def record_exception(reporter: Failing) -> Iterator[None]:
         reporter.phase(Phase.TEARDOWN)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def _described(error: BaseException) -> Described:
     """The exception as a supervisor tells it from others: its message, its type and what that derives from."""
-    kinds = [_kind(kind) for kind in type(error).__mro__[:-1]]
+    kinds = tuple(_kind(kind) for kind in type(error).__mro__[:-1])
     text = str(error)
     # Of a long message the end counts too: a DataLoader worker's traceback comes before the error itself.
     message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
     errno = getattr(error, "errno", None)
-    return {"type": kinds[0].rpartition(".")[2], "message": message, "kinds": kinds, "errno": errno}
+    return Described(kinds[0].rpartition(".")[2], message, kinds, errno if type(errno) is int else None)
 
 
-def _unread(error: BaseException) -> dict[str, Any] | None:
+def _unread(error: BaseException) -> Unread | None:
     """The file whose content the error is about, and its size in bytes; None if it is about none."""
     # Whatever a script's variables do when they are looked at, its error goes on record.
     with contextlib.suppress(Exception):
         if (path := file_of(error)) is not None:
-            return {"path": path, "bytes": Path(path).stat().st_size}
+            return Unread(path, Path(path).stat().st_size)
     return None
 
 

@@ -86,8 +86,8 @@ def serve() -> None:
     body = Gate(Path(os.environ.pop(GROUP))).wait(rank)
     if body is None:
         return
-    _settle_environment(body["env"])
-    shown = body["arguments"]
+    _settle_environment(body.env)
+    shown = body.arguments
     arguments = list(shown)
     for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
         if int(index) < len(arguments):

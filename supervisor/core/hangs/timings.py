@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 WINDOW = 31
 """Steps of which the typical one is the median."""
@@ -38,29 +37,3 @@ class Pace:
     def stayed(self, phase: str, seconds: float) -> Pace:
         """With a stay in `phase` that is over."""
         return replace(self, phases={**self.phases, phase: max(seconds, self.phases.get(phase, 0.0))})
-
-
-def to_json(pace: Pace) -> dict[str, Any]:
-    return {
-        "recent": list(pace.recent),
-        "slowest": pace.slowest,
-        "phases": dict(pace.phases),
-        "restart": pace.restart,
-    }
-
-
-def from_json(body: Any) -> Pace:
-    """The Pace that to_json() gave; what is missing, or is no number, was not learned."""
-    if not isinstance(body, dict):
-        return Pace()
-    recent, phases, restart = body.get("recent"), body.get("phases"), body.get("restart")
-    return Pace(
-        recent=tuple(float(s) for s in recent if _seconds(s))[-WINDOW:] if isinstance(recent, list) else (),
-        slowest=float(body["slowest"]) if _seconds(body.get("slowest")) else 0.0,
-        phases={str(k): float(v) for k, v in phases.items() if _seconds(v)} if isinstance(phases, dict) else {},
-        restart=float(restart) if isinstance(restart, int | float) and _seconds(restart) else None,
-    )
-
-
-def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and 0.0 <= value < float("inf")

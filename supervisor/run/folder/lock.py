@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from datetime import datetime, timezone
-from typing import Any
+from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.process.place import here
 from supervisor.run.folder.ownership import vet
+from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_file
-from trainer.rundir.files.untrusted_files import open_file, read_json
+from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 
 _TIME_LIMIT = 0.5
 """Seconds to try: a query holds the lock for an instant to learn whether somebody does."""
+
+
+class Holder(TypedDict, total=False):
+    """lock.json: whose pid that is (`pids` is the pid namespace), and since when."""
+
+    pid: int
+    host: str
+    boot: str
+    pids: str
+    since: str
 
 
 class RunLock:
@@ -41,7 +51,7 @@ class RunLock:
             raise Refusal(f"{self._run.lock} cannot be locked: {error}") from None
         me = {"pid": os.getpid(), **here(), "since": datetime.now(timezone.utc).isoformat()}
         try:
-            replace_file(self._run.holder, json.dumps(me).encode())
+            replace_file(self._run.holder, encode(me))
         except OSError as error:
             if self._unnamed and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return self
@@ -68,13 +78,12 @@ def is_held(run: RunDir) -> bool:
     return False
 
 
-def holder(run: RunDir) -> dict[str, Any]:
-    """Who took the lock last: pid, host, boot, pids (the pid namespace), since; empty if that cannot be read."""
+def holder(run: RunDir) -> Holder:
+    """Who took the lock last; empty if that cannot be read."""
     try:
-        who = read_json(run.holder)
+        return read(run.holder, Holder)
     except (OSError, ValueError):
         return {}
-    return who if isinstance(who, dict) else {}
 
 
 def describe(run: RunDir) -> str:

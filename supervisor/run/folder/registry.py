@@ -14,14 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from supervisor.process.place import here
 from supervisor.run.folder.user_folders import state
+from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_soon
-from trainer.rundir.files.untrusted_files import read_json
 from trainer.rundir.layout import RunDir
 
 FORGOTTEN = 90 * 86400.0
 """Seconds after which an entry that leads nowhere from here is dropped, whatever the reason."""
+
+
+class _Entry(msgspec.Struct):
+    path: str
+    host: str
+    device: int = 0
+    """The disk that it is on, as the host numbers it."""
 
 
 def register(run: RunDir) -> None:
@@ -29,10 +38,10 @@ def register(run: RunDir) -> None:
     if (folder := _folder()) is None:
         return
     path, host = str(run.path.resolve()), here()["host"]
-    with contextlib.suppress(OSError, UnicodeEncodeError):
-        body = {"path": path, "host": host, "device": run.path.stat().st_dev}
+    with contextlib.suppress(OSError):
+        entry = _Entry(path, host, run.path.stat().st_dev)
         folder.mkdir(mode=0o700, exist_ok=True)
-        replace_soon(_entry(folder, host, path), json.dumps(body).encode())
+        replace_soon(_name(folder, host, path), encode(entry))
 
 
 def registered() -> list[Path]:
@@ -48,22 +57,21 @@ def _folder() -> Path | None:
     return found / "runs" if found is not None else None
 
 
-def _entry(folder: Path, host: str, path: str) -> Path:
+def _name(folder: Path, host: str, path: str) -> Path:
     return folder / f"{hashlib.sha256(json.dumps([host, path]).encode()).hexdigest()[:24]}.json"
 
 
 def _follow(entry: Path) -> Path | None:
     try:
-        body = read_json(entry, 1 << 16)
-        path, host = Path(body["path"]), str(body["host"])
+        found = read(entry, _Entry, 1 << 16)
         old = time.time() - entry.stat().st_mtime > FORGOTTEN
-    except (OSError, ValueError, KeyError, TypeError):
-        body, path, host, old = {}, Path(), "", True
-    ours = host == here()["host"]
+    except (OSError, ValueError):
+        found, old = _Entry("", ""), True
+    path, ours = Path(found.path), found.host == here()["host"]
     if ours and path.is_absolute() and _is_run(path):
         return path
     # A disk that is not mounted now comes back; what was on one that is there does not.
-    if old or (ours and _device(path) == body.get("device")):
+    if old or (ours and _device(path) == found.device):
         with contextlib.suppress(OSError):
             entry.unlink()
     return None
@@ -78,7 +86,7 @@ def _is_run(path: Path) -> bool:
 def _device(path: Path) -> Any:
     """Of the nearest folder above `path` that is there."""
     for folder in _upwards(path):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             return folder.stat().st_dev
     return None
 

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from supervisor.reading.events_file import EventReader, read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
 from supervisor.run.folder.lock import describe, holder
+from supervisor.run.hang_limits import Paces
 from supervisor.run.runs import Known, load
 from supervisor.run.status import status
 from tests.support.mangled import VALUES, as_json, files, mangled, values
 from tests.support.runs_on_disk import recovered_run
 from trainer.gpt.metrics import Metrics
-from trainer.rundir.files.untrusted_files import parse
+from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
 from trainer.rundir.records.beats import BeatReader, BeatWriter, Phase, Source, create_beats
@@ -78,11 +80,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @FAST
 @given(data=st.data())
 def test_json_of_ours(data: st.DataObject) -> None:
-    """parse() gives values whose numbers int() and float() take, or a ValueError."""
+    """decode() gives values whose numbers int() and float() take, or a ValueError."""
     raw = data.draw(files({"a": [1, 2.5, {"b": None}]}))
     try:
         with bounded():
-            value = parse(raw)
+            value = decode(raw, Any)
     except ValueError:
         return
 
@@ -279,7 +281,21 @@ def test_release(data: st.DataObject, folder: Path) -> None:
         assert is_one_line(error)
         return
     assert body is not None
-    assert all(isinstance(text, str) for text in [*body["env"], *body["env"].values(), *body["arguments"]])
+    assert all(isinstance(text, str) for text in [*body.env, *body.env.values(), *body.arguments])
+
+
+@SLOW
+@given(data=st.data())
+def test_what_a_run_has_learned_of_its_speed(data: st.DataObject, folder: Path) -> None:
+    """Times that can be; whatever is in the file costs nothing but having to learn again."""
+    run = RunDir(folder)
+    body = {"recent": [0.5, 1], "slowest": 2.0, "phases": {"save": 3.0}, "restart": None}
+    run.pace.write_bytes(data.draw(files(body)))
+    pace = Paces(run).last()
+    times = [*pace.recent, pace.slowest, *pace.phases.values(), pace.restart or 0.0, pace.typical]
+    assert all(0.0 <= seconds < float("inf") for seconds in times)
+    Paces(run).write(replace(pace, restart=1.5))
+    assert Paces(run).last() == replace(pace, restart=1.5)
 
 
 @FAST

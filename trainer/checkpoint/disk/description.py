@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
+from typing import Any
 
-from ...rundir.files.untrusted_files import parse
+from ...rundir.files.codec import decode
 from ..errors import Damaged
 from ..format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
 from ..format.plan import Spec, plan, total
@@ -22,7 +23,7 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
             if record.payload + record.sidecar > os.fstat(file.fileno()).st_size:
                 raise ValueError("it is shorter than its record says")
             file.seek(record.payload)
-            about = parse(file.read(record.sidecar))
+            about = decode(file.read(record.sidecar), dict[str, Any])
         specs = {str(name): Spec(str(dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
         if any(not is_proper(spec) for spec in specs.values()) or total(specs) > snapshot.bytes:
             raise ValueError("tensors that cannot be in it")

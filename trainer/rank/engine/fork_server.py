@@ -7,7 +7,7 @@ get for their own (none: nothing can be read there); what follows is for `ps`, a
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
 
-Both files are a trial.Wanted; the second has what could not be imported. A fork copies one thread, so it forks only while it
+Both files are a learned.Wanted; the second has what cannot be imported. A fork copies one thread, so it forks only while it
 has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork first, see
 trial.py: that fork serves from then on, and the one that was started waits for it. Until then the latter forks groups.
 """
@@ -22,7 +22,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from ...rundir.files.codec import read
 from ...rundir.records.gate import Gate
+from ...rundir.records.learned import Wanted
 from .. import torch_patches
 from ..journal import saves
 from ..preload import modules, trial
@@ -73,7 +75,7 @@ class _Server:
             return {"unfit": reason}
         found = path.with_suffix(".found.json")
         try:
-            wanted = trial.Wanted.read(path)
+            wanted = read(path, Wanted)
             inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
         except (OSError, ValueError) as error:
             return {"unfit": f"what it is to import, or what it has found, is no file that can be used: {error}"}

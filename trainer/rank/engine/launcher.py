@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from ...rundir.environment import GRACE
 from ...rundir.programs import program
-from ...rundir.records.gate import GROUP, Gate
+from ...rundir.records.gate import GROUP, Failure, Gate
 from .. import torch_patches
 from .children import exit_code
 
@@ -30,8 +30,8 @@ _LOOK_EVERY = 5.0
 of a core from those who train, and as much again in the group that waits."""
 _UNREAPED = 0.05
 Poll = Callable[[Any], Any]
-Exits = dict[int, dict[str, Any]]
-"""By rank, who has ended: {rank, pid, exit_code, mono}."""
+Exits = dict[int, Failure]
+"""By rank, who has ended, with 0 too."""
 
 
 def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
@@ -82,7 +82,7 @@ def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
             if rank not in exits and (code := exit_code(pid)) is not None:
                 _note(exits, rank, pid, code)
         if 0 < len(exits) < len(pids) and gate.release.exists():
-            if not any(body["exit_code"] for body in exits.values()):
+            if not any(body.exit_code for body in exits.values()):
                 # The engine would reap who has left with 0, and nobody could see it any more.
                 return None
             heard = min(heard, time.monotonic())
@@ -107,7 +107,7 @@ def _await_news(pids: list[int], seconds: float) -> None:
 
 
 def _note(exits: Exits, rank: int, pid: int, code: int) -> None:
-    exits.setdefault(rank, {"rank": rank, "pid": pid, "exit_code": code, "mono": time.monotonic()})
+    exits.setdefault(rank, Failure(rank, pid, code, time.monotonic()))
 
 
 def _reported(gate: Gate, engine: Callable[[], object]) -> int:
@@ -126,7 +126,7 @@ def _reported(gate: Gate, engine: Callable[[], object]) -> int:
     except BaseException:
         code = 1
         traceback.print_exc()
-    gate.report(code, [body for body in exits.values() if body["exit_code"]])
+    gate.report(code, [body for body in exits.values() if body.exit_code])
     return code
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import msgspec
+
 from ...rundir.environment import Supervised
-from ...rundir.files.untrusted_files import parse
+from ...rundir.files.codec import decode
 from ...rundir.layout import RunDir
 from ...rundir.records.journal import Saved, find, identity_of
 from ...rundir.records.notes import NoteWriter
@@ -95,13 +97,17 @@ class Journal:
         return self._since
 
 
+class _First(msgspec.Struct):
+    ts: str
+
+
 def _began(run: RunDir) -> float:
     """When the run began, by the wall clock, as files have it; the end of time if its events do not say."""
     try:
         with open(run.events, "rb") as file:  # noqa: PTH123
-            first = parse(file.readline(65536))
-        return datetime.fromisoformat(first["ts"].replace("Z", "+00:00")).timestamp()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            first = decode(file.readline(65536), _First)
+        return datetime.fromisoformat(first.ts.replace("Z", "+00:00")).timestamp()
+    except (OSError, ValueError, OverflowError):
         return float("inf")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ...rundir.files.codec import encode
 from ...rundir.files.durable import replace_file
 from ...rundir.records.learned import remembered
 
@@ -50,7 +50,7 @@ def remember(path: Path) -> None:
     names = third_party()
     if names != remembered(path):
         with contextlib.suppress(OSError):
-            replace_file(path, json.dumps(names).encode())
+            replace_file(path, encode(names))
 
 
 def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> list[str]:

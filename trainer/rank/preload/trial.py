@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import select
@@ -21,11 +20,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ...rundir.files.untrusted_files import read_json
+from ...rundir.files.codec import decode, encode
+from ...rundir.records.learned import Wanted
 from . import fitness, modules
 from .import_watch import ImportWatch
 from .throttle import Throttle
@@ -39,54 +37,6 @@ _LOOK_EVERY = 0.5
 _SOME = "one of the modules"
 _PR_SET_PDEATHSIG = 1
 _ROOM = 1 << 16
-
-
-@dataclass(slots=True)
-class Wanted:
-    """What is to be imported. Written by the supervisor to a file, for it may be longer than a pipe takes at once."""
-
-    names: list[str] = field(default_factory=list)
-    causes: dict[str, str] = field(default_factory=dict)
-    """By module that must not be imported: what its import does."""
-    left_out: set[str] = field(default_factory=set)
-    """Those, and what imports them."""
-    seconds: float = 0.0
-    """Of CPU, that importing `left_out` takes."""
-
-    @classmethod
-    def read(cls, path: Path) -> Wanted:
-        """OSError or ValueError if the file is not such a list."""
-        body = read_json(path)
-        try:
-            return cls(
-                [str(name) for name in body["names"]],
-                {str(name): str(why) for name, why in body["causes"].items()},
-                {str(name) for name in body["left_out"]},
-                float(body["seconds"]),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a list of modules") from error
-
-    def is_out(self, name: str) -> bool:
-        """Whether the module, or a package that it lies in, is left out."""
-        parts = name.split(".")
-        return any(".".join(parts[:end]) in self.left_out for end in range(1, len(parts) + 1))
-
-    def write(self, path: Path) -> None:
-        """OSError where the disk is full."""
-        body = {
-            "names": self.names,
-            "causes": self.causes,
-            "left_out": sorted(self.left_out),
-            "seconds": round(self.seconds, 3),
-        }
-        path.write_text(json.dumps(body))
-
-    def learn(self, answer: dict[str, Any]) -> None:
-        """More is left out: what another process has found in place of importing it."""
-        self.causes |= answer["causes"]
-        self.left_out |= set(answer["left_out"])
-        self.seconds += answer["seconds"]
 
 
 class _Told:
@@ -150,13 +100,12 @@ def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
         if reason is None:
             return
         watch.causes[_SOME], found = reason, set(wanted.names)
-    answer = {"causes": watch.causes, "left_out": sorted(found), "seconds": watch.seconds(found)}
     with os.fdopen(report, "wb") as file:
-        file.write(json.dumps(answer).encode())
+        file.write(encode(Wanted([], watch.causes, found, watch.seconds(found))))
     os._exit(0)
 
 
-def _await(child: int, readable: int, told: _Told, requests: int, serve: Callable[[], bool]) -> dict[str, Any]:
+def _await(child: int, readable: int, told: _Told, requests: int, serve: Callable[[], bool]) -> Wanted:
     """What `child` found that must be left out. If it found nothing, this process is but the one that waits for it."""
     data, time_limit = b"", _TimeLimit(child, told)
     while True:
@@ -172,12 +121,12 @@ def _await(child: int, readable: int, told: _Told, requests: int, serve: Callabl
         elif why := time_limit.over():
             stack = told.stack()
             _end(child)
-            return {"causes": {stack[-1] if stack else _SOME: why}, "left_out": stack, "seconds": 0.0}
+            return Wanted([], {stack[-1] if stack else _SOME: why}, set(stack))
     if data:
         os.waitpid(child, 0)
-        return dict(json.loads(data))
+        return decode(data, Wanted)
     if (stack := told.stack()) and (how := _has_ended(child)):
-        return {"causes": {stack[-1]: f"its import ends the process ({how})"}, "left_out": stack, "seconds": 0.0}
+        return Wanted([], {stack[-1]: f"its import ends the process ({how})"}, set(stack))
     while (ended := os.waitpid(-1, 0))[0] != child:
         pass
     os._exit(os.waitstatus_to_exitcode(ended[1]) & 0xFF)

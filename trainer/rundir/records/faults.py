@@ -15,18 +15,20 @@ exclusively and syncs it. So it fires once a run, whatever dies in between. What
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
 import os
 import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import msgspec
 
 from ..duration import parse_duration
+from ..files.codec import encode, read
 from ..files.durable import DISK, ensure_dir
-from ..files.untrusted_files import read_json
 from .beats import Phase
 
 SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
@@ -174,10 +176,28 @@ def parse_fault(spec: str) -> Fault:
     )
 
 
+class Fired(TypedDict, total=False):
+    """0001.rank1.fired: what has fired, when and where."""
+
+    spec: str
+    rank: int | None
+    attempt: int
+    step: int
+    mono: float
+
+
+class _Armed(msgspec.Struct):
+    """0001.spec: what was asked for, and when, by CLOCK_MONOTONIC and by the wall clock."""
+
+    spec: str
+    armed: float
+    time: float = 0.0
+
+
 def arm(folder: Path, fault: Fault) -> int:
     """The fault has a file and a number of its own in `folder`; it waits there until its trigger comes."""
     ensure_dir(folder)
-    body = json.dumps({"spec": fault.text, "armed": time.monotonic(), "time": time.time()}).encode()
+    body = encode(_Armed(fault.text, time.monotonic(), time.time()))
     number = 1 + max((int(p.name[:4]) for p in folder.glob("[0-9][0-9][0-9][0-9].*")), default=0)
     while True:
         # Written aside first and linked to its number, so that a reader never sees half a spec.
@@ -197,13 +217,12 @@ def armed(folder: Path) -> list[Fault]:
     faults = []
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].spec")):
         try:
-            body = read_json(path)
-            fault = parse_fault(str(body["spec"]))
-            since = float(body["armed"])
-        except (OSError, ValueError, KeyError, TypeError):
+            asked = read(path, _Armed)
+            fault = parse_fault(asked.spec)
+        except (OSError, ValueError):
             continue
         ripe = path.with_suffix(".ripe").exists()
-        faults.append(replace(fault, number=int(path.name[:4]), armed=since, ripe=ripe))
+        faults.append(replace(fault, number=int(path.name[:4]), armed=asked.armed, ripe=ripe))
     return faults
 
 
@@ -222,14 +241,14 @@ def has_fired(folder: Path, fault: Fault, rank: int | None) -> bool:
 
 def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int) -> bool:
     """True once a run for each fault and rank, and then it is on disk that the fault fires: now fire it."""
-    body = {"spec": fault.text, "rank": rank, "attempt": attempt, "step": step, "mono": time.monotonic()}
+    body: Fired = {"spec": fault.text, "rank": rank, "attempt": attempt, "step": step, "mono": time.monotonic()}
     path = _mark(folder, fault, rank)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return False
     try:
-        os.write(fd, json.dumps(body).encode())
+        os.write(fd, encode(body))
         os.fsync(fd)
         # The mark's own name, and that of the spec: without it the same words would be armed anew.
         DISK.sync_dir(folder)
@@ -242,14 +261,10 @@ def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int)
     return True
 
 
-def fired(folder: Path) -> dict[str, dict[str, Any]]:
-    """What has fired, by file name: spec, rank, attempt, step, mono."""
-    found = {}
+def fired(folder: Path) -> dict[str, Fired]:
+    """What has fired, by file name."""
+    found: dict[str, Fired] = {}
     for path in sorted(folder.glob("*.fired")):
-        try:
-            body = read_json(path)
-        except (OSError, ValueError):
-            continue
-        if isinstance(body, dict):
-            found[path.name] = body
+        with contextlib.suppress(OSError, ValueError):
+            found[path.name] = read(path, Fired)
     return found

@@ -5,8 +5,8 @@ A group is a folder `standby/0007/` of the run:
     gate           a FIFO; the supervisor holds its write end open: as long as it is open, the group waits
     rank0.ready    rank 0 waits at the gate; holds its pid
     launcher       the launcher's pid and when it started, so that no other process is ever taken for it
-    release.json   {attempt, nproc, kind, cwd, env, arguments}, written before the gate is opened
-    launcher.json  {exit_code, failures, mono}: how the launcher ended, unless it was killed
+    release.json   what it is let go with, written before the gate is opened
+    launcher.json  how the launcher ended, unless it was killed
     launcher.log
 
 The write end closes when the supervisor opens the gate, and when it dies, however it dies: then there is no
@@ -19,14 +19,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..files.untrusted_files import read_json
+import msgspec
+
+from ..files.codec import encode, read
 
 GROUP = "SUPERVISE_GROUP"
 """In the environment of a rank: the folder of its group."""
@@ -41,6 +41,41 @@ def started_at(pid: int) -> int | None:
     except OSError:
         return None
     return int(fields[19])
+
+
+class Release(msgspec.Struct, frozen=True):
+    """release.json: the attempt that a group becomes, the script's arguments, and the attempt's part of the environment."""
+
+    attempt: int
+    env: dict[str, str]
+    arguments: list[str]
+    nproc: int = 0
+    cwd: str = ""
+    kind: str = ""
+
+
+class Launcher(msgspec.Struct):
+    """launcher: its pid, and when it started, in the kernel's ticks."""
+
+    pid: int
+    started: int | None
+
+
+class Failure(msgspec.Struct):
+    """A rank that did not end with 0: its exit code, or minus the signal."""
+
+    rank: int
+    pid: int
+    exit_code: int
+    mono: float
+
+
+class Report(msgspec.Struct):
+    """launcher.json: how the launcher ended, whoever its parent is."""
+
+    exit_code: int
+    failures: list[Failure]
+    mono: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +115,7 @@ class Gate:
         # Read and write, or the open would wait for a reader.
         return os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)
 
-    def open(self, fd: int, body: dict[str, Any]) -> None:
+    def open(self, fd: int, body: Release) -> None:
         """Everybody who waits, and who comes later, goes on with `body`."""
         self._put(self.release, body)
         os.close(fd)
@@ -88,20 +123,19 @@ class Gate:
     def enter(self) -> None:
         """This process is the group's launcher, for everybody to see."""
         with contextlib.suppress(OSError):
-            self._put(self.launcher, {"pid": os.getpid(), "started": started_at(os.getpid())})
+            self._put(self.launcher, Launcher(os.getpid(), started_at(os.getpid())))
 
-    def report(self, exit_code: int, failures: list[dict[str, Any]]) -> None:
-        """How the launcher ends is known, whoever its parent is; `failures` are its ranks' {rank, pid, exit_code, mono}."""
+    def report(self, exit_code: int, failures: list[Failure]) -> None:
+        """How the launcher ends is known, whoever its parent is."""
         with contextlib.suppress(OSError):
-            body = {"exit_code": exit_code, "failures": failures, "mono": time.monotonic()}
-            self._put(self.launcher_report, body)
+            self._put(self.launcher_report, Report(exit_code, failures, time.monotonic()))
 
-    def _put(self, path: Path, body: dict[str, Any]) -> None:
+    def _put(self, path: Path, body: msgspec.Struct) -> None:
         temporary = path.with_name(f".{path.name}.new")
-        temporary.write_bytes(json.dumps(body).encode())
+        temporary.write_bytes(encode(body))
         temporary.rename(path)
 
-    def wait(self, rank: int) -> dict[str, Any] | None:
+    def wait(self, rank: int) -> Release | None:
         """What the supervisor released this rank with; None if it died instead."""
         # Opened before we say that we are ready, and not blocking: with no writer left, there is nothing to wait for.
         fd = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,15 +154,11 @@ class Gate:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
 
-    def released(self) -> dict[str, Any] | None:
+    def released(self) -> Release | None:
         """What is in release.json; None if there is none, ValueError if it is not a release."""
         try:
-            body = read_json(self.release)
+            return read(self.release, Release, unique=True)
         except FileNotFoundError:
             return None
-        shape = {"attempt": int, "env": dict, "arguments": list}
-        if not isinstance(body, dict) or any(not isinstance(body.get(key), kind) for key, kind in shape.items()):
-            raise ValueError(f"{self.release} is not a release")
-        if not all(isinstance(text, str) for text in (*body["env"].values(), *body["arguments"])):
-            raise ValueError(f"{self.release} is not a release: an argument or a variable is no text")
-        return body
+        except ValueError as damage:
+            raise ValueError(f"{self.release} is not a release: {damage}") from None

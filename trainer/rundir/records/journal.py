@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.untrusted_files import open_file, parse
+from ..files.codec import decode
+from ..files.untrusted_files import open_file
 from ..layout import AttemptDir, RunDir
 
 _HEAD, _TAIL = 4096, 65536
@@ -190,10 +191,10 @@ def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
 def line_of(raw: bytes) -> dict[str, Any] | None:
     """A line of a journal, or None if it is none."""
     try:
-        line = parse(raw)
+        line = decode(raw, dict[str, Any])
     except ValueError:
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("kind"), str) else None
+    return line if isinstance(line.get("kind"), str) else None
 
 
 def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:

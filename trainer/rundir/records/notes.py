@@ -9,7 +9,6 @@ training up since the last of them.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -18,9 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..files import room
+from ..files.codec import decode, encode
 from ..files.durable import append_line
-from ..files.untrusted_files import open_file, parse
+from ..files.untrusted_files import open_file
 from ..secrets import Redactor
 
 _KEPT = 1000
@@ -44,8 +46,8 @@ class NoteWriter:
         """The note is in the file, whole, after those that the disk refused before; or it waits for the next one."""
         if self._path is None:
             return
-        line = json.dumps({"kind": kind, "mono": time.monotonic(), **fields}, default=str)
-        self._waiting.append(self._redactor.json(line.encode()))
+        line = encode({"kind": kind, "mono": time.monotonic(), **fields})
+        self._waiting.append(self._redactor.json(line))
         self.retry()
 
     def keep_room(self) -> None:
@@ -96,12 +98,9 @@ class NoteReader:
         self._offset += len(whole)
         notes = []
         for line in whole.splitlines():
-            try:
-                note = parse(line)
-            except ValueError:
-                continue
-            if _is_note(note):
-                notes.append(note)
+            with contextlib.suppress(ValueError):
+                if _is_note(note := decode(line, dict[str, Any])):
+                    notes.append(note)
         return notes
 
 
@@ -110,9 +109,16 @@ _OURS = frozenset({"ts", "seq", "level", "run", "attempt", "msg", "event", "rank
 _OF_A_STEP = ("resumed", "checkpoint_saved", "flush_due")
 
 
-def _is_note(note: Any) -> bool:
-    if not isinstance(note, dict) or not isinstance(note.get("kind"), str) or _OURS & note.keys():
-        return False
-    if "step" not in note and note["kind"] in _OF_A_STEP:
-        return False
-    return type(note.get("step", 0)) is int and isinstance(note.get("keep"), int | None)
+class _Known(msgspec.Struct):
+    """What a field is, of those that somebody reads; a note may have others."""
+
+    kind: str
+    mono: float | None = None
+    step: int | msgspec.UnsetType = msgspec.UNSET
+    keep: int | None = None
+    stall_s: float = 0.0
+
+
+def _is_note(note: dict[str, Any]) -> bool:
+    known = msgspec.convert(note, _Known)
+    return not _OURS & note.keys() and (known.step is not msgspec.UNSET or known.kind not in _OF_A_STEP)

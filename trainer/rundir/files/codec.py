@@ -1,0 +1,105 @@
+"""JSON of ours as typed values, and back: decoding is the check, and what does not fit its type is damage.
+
+A kind is a class whose fields have types: a msgspec.Struct, a dataclass, or list[str] and the like. Fields that it does not
+have are passed over, unless it is a Struct that forbids them; a field that it has without a default must be there. Files may
+come from anybody: whatever the bytes are, decode() gives a value of that kind or raises ValueError, in one line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Hashable
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, cast
+
+import msgspec
+
+from .untrusted_files import LIMIT, read_file
+
+T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+_DEEPEST = 400
+"""Brackets within brackets: a state that a snapshot's sidecar describes has 300. What is nested deeper was written by nobody
+of ours, and code that walks it would fail."""
+_ODD = re.compile(rb"\d{19}|\\u[dD][89a-fA-F]")
+"""Perhaps a number beyond 64 bits, which msgspec takes; or half a character (of a file name that is no text), which it does
+not."""
+_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
+_STEPS = bytes(1 if byte in b"[{" else 2 for byte in range(256))
+
+
+def decode(text: bytes, kind: type[T], unique: bool = False) -> T:
+    """The value of that kind in the JSON `text`; ValueError says what does not fit, and where. int() and float() of what is
+    a number in it do not fail: it is finite, and has 64 bits at most if it is whole. `unique`: a key that is there twice is
+    damage, too; otherwise the last one counts."""
+    try:
+        odd = unique or _ODD.search(text)
+        value: T = msgspec.convert(_parsed(text, unique), kind) if odd else _decoder(cast(Hashable, kind)).decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if text.count(b"[") + text.count(b"{") > _DEEPEST and _depth(text) > _DEEPEST:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def read(path: Path, kind: type[T], limit: int = LIMIT, unique: bool = False) -> T:
+    """decode() of the file; OSError if it cannot be read, ValueError if it is damaged."""
+    return decode(read_file(path, limit), kind, unique)
+
+
+def encode(value: Any, indent: int = 0) -> bytes:
+    """`value` as JSON, of which decode() makes the same again; a number that is not finite is null, and what is no value of
+    JSON its text."""
+    try:
+        text = msgspec.json.encode(value, enc_hook=str)
+        return msgspec.json.format(text, indent=indent) if indent else text
+    except UnicodeEncodeError:
+        # Half a character: only json can write it down.
+        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+        return json.dumps(plain, indent=indent or None).encode()
+
+
+@functools.lru_cache(maxsize=64)
+def _decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def _parsed(text: bytes, unique: bool) -> Any:
+    once = _once if unique else None
+    return json.loads(text, parse_float=_finite, parse_int=_whole, parse_constant=_refused, object_pairs_hook=once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice[:40]!r} twice")
+    return body
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refused(text)
+
+
+def _whole(text: str) -> int:
+    # 19 digits and a sign: what is longer is not even converted.
+    value = int(text) if len(text) <= 20 else 1 << 64
+    return value if -(1 << 63) <= value < 1 << 63 else _refused(text)
+
+
+def _refused(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is not a number that any file of ours holds")
+
+
+def _depth(text: bytes) -> int:
+    steps = _BRACKETS.sub(b"", text).translate(_STEPS)
+    return max(accumulate(1 if step == 1 else -1 for step in steps), default=0)
