@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from supervisor.commands.options import (
     read_config,
 )
 from supervisor.commands.session import arm_faults, detach, drive
+from supervisor.core.model import Policy
 from supervisor.errors import Refusal
 from supervisor.process import loopback
 from supervisor.run import spec as specs
@@ -161,12 +162,11 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         raise Refusal(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
     known = load(folder) if folder is not None else None
     arguments, module = list(given.pop("command_line")), given.pop("module")
-    options = {key: value for key, value in given.items() if key in Spec.__dataclass_fields__}
-    nobody = {"run": "", "mark": "", "command": (), "module": False, "cwd": ""}
-    _sound(Spec(**{**options, **nobody}))
+    options = {key: value for key, value in given.items() if key in specs.NAMES}
+    _sound(options)
     if known is not None:
         old = specs.restore(known.spec)
-        values = {f: getattr(old, f) for f in Spec.__dataclass_fields__}
+        values = specs.flat(old)
         if arguments:
             values |= options | _command(arguments, module)
         else:
@@ -174,34 +174,31 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
             values["resume"] = "auto" if old.resume == "never" else old.resume
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
-        values["actions"] = {**old.actions, **options["actions"]} if not arguments else resolved(options["actions"])
-        spec = _sound(Spec(**values))
+        values["actions"] = resolved(({} if arguments else {**old.policy.actions}) | options["actions"])
+        _sound(values)
+        spec = specs.made(values)
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
     made.make(run)
     options["actions"] = resolved(options["actions"])
-    return Spec(run=run_id, mark=secrets.token_hex(8), **options, **_command(arguments, module)), run
+    return specs.made({"run": run_id, "mark": secrets.token_hex(8), **options, **_command(arguments, module)}), run
 
 
-def _sound(spec: Spec) -> Spec:
-    if spec.spawns and spec.nproc > 1:
-        what = (
-            f"--spawns is for a script that starts its ranks itself, and --nproc {spec.nproc} would start it so often"
-        )
-        raise Refusal(f"{what}; leave out --nproc, or --spawns")
-    if spec.local_addr is not None:
-        loopback.has(spec.local_addr)
-    return spec
+def _sound(options: Mapping[str, Any]) -> None:
+    """Refusal for what cannot be together, or is not on this machine."""
+    if options["spawns"] and options["nproc"] > 1:
+        often = f"--nproc {options['nproc']} would start it so often; leave out --nproc, or --spawns"
+        raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
+    if options["local_addr"] is not None:
+        loopback.has(options["local_addr"])
 
 
-def as_configured(ctx: click.Context, config: Path | None) -> Spec:
-    """The Spec that `supervise launch` would have here without a flag but --config; its command is of no account."""
+def as_configured(ctx: click.Context, config: Path | None) -> Policy:
+    """The policy that `supervise launch` would have here without a flag but --config."""
     arguments = ["--config", str(config)] if config else []
     given = command.make_context("launch", arguments, parent=ctx.parent).params
-    options = {key: value for key, value in given.items() if key in Spec.__dataclass_fields__}
-    nobody = {"run": "", "mark": "", "command": (), "cwd": "", "actions": resolved(options["actions"])}
-    return Spec(**{**options, **nobody})
+    return specs.policy_of({**given, "actions": resolved(given["actions"])})
 
 
 def _stem(arguments: list[str]) -> str:

@@ -25,10 +25,10 @@ def command(ctx: click.Context, run: str | None, config: Path | None, as_json: b
 
     As a launch here would have them, with supervise.toml and the environment; or as RUN has them.
     """
-    spec = specs.restore(find(run).spec) if run else as_configured(ctx, config)
-    rules = table(spec.policy)
+    policy = specs.restore(find(run).spec).policy if run else as_configured(ctx, config)
+    rules = table(policy)
     if as_json:
-        limits = {name: getattr(spec, name) for name in ("max_restarts", "window", "no_progress_limit", "backoff")}
+        limits = {name: getattr(policy, name) for name in ("max_restarts", "window", "no_progress_limit", "backoff")}
         body = {"schema": SCHEMA, "rules": [_described(rule) for rule in rules], "limits": limits, "fixed": FIXED}
         click.echo(json.dumps(body))
         return

@@ -44,7 +44,7 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
     _ask(known.run.stop, now)
     if no_wait:
         return 0
-    until = time.monotonic() + (0.0 if now else restore(known.spec).grace) + _SLACK
+    until = time.monotonic() + (0.0 if now else restore(known.spec).policy.grace) + _SLACK
     while is_held(known.run):
         if time.monotonic() > until:
             raise Refusal(f"{known.id} has not stopped; see: supervise status {known.id}")

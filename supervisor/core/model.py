@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.evidence import Evidence
 from supervisor.core.stack import Stacks
+from supervisor.core.words import Word
 
 SCRIPT = -1
 """In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
 
 
-class Cause(enum.Enum):
+class Cause(Word):
     """Why an attempt is over."""
 
     FINISHED = "finished"
@@ -39,7 +39,7 @@ class Cause(enum.Enum):
     NODE_LOST = "node_lost"
 
 
-class Do(enum.Enum):
+class Do(Word):
     """What can be done about an attempt that is over."""
 
     END = "end"
@@ -53,14 +53,14 @@ class Do(enum.Enum):
     """From the newest state before the bad step (if it went bad again: from an older one), past the data in between."""
 
 
-class StopKind(enum.Enum):
+class StopKind(Word):
     """Who wants the run to stop, which settles the exit code: a person (103) or the machine's owner (75)."""
 
     USER = "user"
     PREEMPTION = "preemption"
 
 
-class Reach(enum.Enum):
+class Reach(Word):
     """Whom a signal of the stop ladder goes to."""
 
     RANKS = "ranks"
@@ -76,8 +76,8 @@ class Policy:
     max_restarts: int = 3
     window: float = 3600.0
     no_progress_limit: int = 3
-    backoff_min: float = 1.0
-    backoff_max: float = 300.0
+    backoff: tuple[float, float] = (1.0, 300.0)
+    """From the first wait between restarts without progress to the longest."""
     grace: float = 45.0
     hang_timeout: float | None = None
     """Seconds without a step in the train phase; None learns it from the steps seen; infinity never fires."""
@@ -86,6 +86,12 @@ class Policy:
     """Seconds that a process may outlive its SIGKILL before the run ends with 106."""
     actions: Mapping[Cause, Do] = field(default_factory=dict)
     """What to do about a cause where that is not the default."""
+
+    def __post_init__(self) -> None:
+        """ValueError for limits that nothing can keep."""
+        times = (self.window, *self.backoff, self.grace, self.startup_timeout, self.hang_timeout or 0.0)
+        if not min(self.max_restarts, self.no_progress_limit - 1, *times) >= 0:
+            raise ValueError("a limit of its policy is too low")
 
 
 @dataclass(frozen=True, slots=True)

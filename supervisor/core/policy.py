@@ -91,5 +91,6 @@ def backoff(policy: Policy, barren: int, jitter: float) -> float:
     """
     if barren <= 1:
         return 0.0
-    raw = policy.backoff_min * 2.0 ** min(barren - 2, 32)
-    return float(min(raw, policy.backoff_max) * (1.0 + 0.25 * jitter))
+    shortest, longest = policy.backoff
+    raw = shortest * 2.0 ** min(barren - 2, 32)
+    return float(min(raw, longest) * (1.0 + 0.25 * jitter))

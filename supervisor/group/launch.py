@@ -38,7 +38,7 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
         names.RUN_ID: spec.run,
         names.RUN_DIR: str(run.path),
         names.SUPERVISOR_PID: str(os.getpid()),
-        names.GRACE: str(spec.grace),
+        names.GRACE: str(spec.policy.grace),
     }
     arguments = _arguments(spec, relaunch=True)
     written = Redactor(outer).command(arguments)

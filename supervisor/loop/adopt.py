@@ -121,7 +121,7 @@ class Takeover:
         beats = last_beats(self.run.attempt(self.previous.last_attempt).beats)
         ranks = [beat.pid for beat in beats if proctree.carries(beat.pid, self.spec.mark)]
         proctree.send_all([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], signal.SIGTERM)
-        until = time.monotonic() + self.spec.grace
+        until = time.monotonic() + self.spec.policy.grace
         while not stops.now and time.monotonic() < until:
             proctree.reap(self.reaped)
             if not {process.pid for process in proctree.members(self.spec.mark, spared)} & set(ranks):

@@ -97,7 +97,7 @@ def test_exit_75_is_free_but_not_endless() -> None:
 @given(st.integers(0, 200), st.floats(-1, 1), st.floats(0.1, 60), st.floats(60, 900))
 def test_backoff_is_bounded(barren: int, jitter: float, low: float, high: float) -> None:
     """Nothing to wait for after progress; never more than the cap and a quarter; it never shrinks as failures repeat."""
-    policy = Policy(backoff_min=low, backoff_max=high)
+    policy = Policy(backoff=(low, high))
 
     delay = backoff(policy, barren, jitter)
 
@@ -228,7 +228,7 @@ def test_causes_that_time_cures_wait() -> None:
     full, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
     killed, _ = attempt(POLICY, History(), verdict(), Ground(newest=5), True)
 
-    assert (full.delay, killed.delay) == (POLICY.backoff_min, 0.0)
+    assert (full.delay, killed.delay) == (POLICY.backoff[0], 0.0)
 
 
 def nan(step: int, data_step: int = -1) -> Verdict:
