@@ -8,20 +8,22 @@ InternalError          1    a mistake of ours, in the middle of a run; the text 
 
 from __future__ import annotations
 
+from trainer.rundir.codes import ExitCode
+
 
 class Refusal(Exception):
     """The text says what is wrong, why, and what to do next."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class NoSuchRun(Refusal):
-    exit_code = 102
+    exit_code = ExitCode.NO_SUCH_RUN
 
 
 class HeldByAnother(Refusal):
-    exit_code = 108
+    exit_code = ExitCode.HELD
 
 
 class InternalError(Exception):
-    exit_code = 1
+    exit_code = ExitCode.FAILED

@@ -12,7 +12,7 @@ from .checkpoint.errors import CheckpointError
 from .errors import NotFinite, UsageError
 from .gpt.config import parse, place
 from .rank.progress import progress
-from .rundir.environment import PREEMPTED
+from .rundir.codes import ExitCode
 
 
 def main() -> int:
@@ -31,15 +31,15 @@ def main() -> int:
     except NotFinite as error:
         if place().rank == 0:
             print(f"trainer: {error}; nothing of that step was saved", file=sys.stderr, flush=True)
-        progress().failed(error, 1)
-        return 1
+        progress().failed(error, ExitCode.FAILED)
+        return ExitCode.FAILED
     except SystemExit as end:
-        if end.code != PREEMPTED:
+        if end.code != ExitCode.PREEMPTED:
             raise
         _leave_group()
-        return PREEMPTED
+        return ExitCode.PREEMPTED
     _leave_group()
-    return 0
+    return ExitCode.FINISHED
 
 
 def _leave_group() -> None:

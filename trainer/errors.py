@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from .rundir.codes import ExitCode
+
 
 class UsageError(Exception):
     """The text is one line: what is wrong and what would be right."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class NotFinite(Exception):

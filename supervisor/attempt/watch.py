@@ -13,10 +13,11 @@ from supervisor.core.saves import Saves, hear
 from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
+from trainer.rundir.codes import Phase
 from trainer.rundir.environment import STACKS_SIGNAL
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import SCRIPT, AttemptDir
-from trainer.rundir.records.beats import Beat, BeatReader, Phase, Role, Source, last_beats
+from trainer.rundir.records.beats import Beat, BeatReader, Role, Source, last_beats
 from trainer.rundir.records.gate import Report
 from trainer.rundir.records.notes import NoteReader
 
@@ -218,7 +219,7 @@ class Watch:
         return RankView(
             rank=beat.rank,
             step=beat.step,
-            phase=beat.phase.name.lower(),
+            phase=beat.phase,
             beat_at=beat.at,
             announces=announces and beat.source is not Source.HOOK,
             stopped=glance.state == "T",

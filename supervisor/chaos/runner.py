@@ -19,7 +19,7 @@ from supervisor.process.proctree import Process
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.leftovers import claimed, clear, mark_of, marks
 from supervisor.run.runs import load
-from supervisor.run.status import OVER, story_of
+from supervisor.run.status import story_of
 from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
 
@@ -59,7 +59,7 @@ class Runner:
         """The run is over, its supervisor started again up to `lives` times after it was killed."""
         try:
             self._start(["launch", "--quiet", "--run-dir", str(self._run.path), *self._launch])
-            while self._wait() == -signal.SIGKILL and lives > 0 and story_of(self._run).state not in OVER:
+            while self._wait() == -signal.SIGKILL and lives > 0 and not story_of(self._run).over:
                 lives -= 1
                 self._start(["resume", "--quiet", str(self._run.path)])
         finally:

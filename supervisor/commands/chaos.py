@@ -20,8 +20,8 @@ from supervisor.core.chaos.expect import EXPECTED, Moment
 from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
 from supervisor.run.runs import SCHEMA
+from trainer.rundir.codes import ExitCode
 
-FAILED, STOPPED = 107, 103
 _COUNT = 8
 _SIZE, _LONG_SIZE = 5, 20
 _LONG = 300.0
@@ -131,8 +131,8 @@ def command(report: Path | None, as_json_: bool, quiet: bool, **given: Any) -> i
         say(f"the page is {report}")
     if interrupted:
         say("stopped; nothing of it runs any more")
-        return STOPPED
-    return 0 if ok else FAILED
+        return ExitCode.STOPPED
+    return ExitCode.FINISHED if ok else ExitCode.CHAOS
 
 
 def _wanted(

@@ -30,12 +30,12 @@ from supervisor.run.leftovers import claimed
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.errors import CheckpointError
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.programs import program
 
 SCHEMA = 1
-BAD = 3
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 run_argument = click.argument("run", required=False)
 
@@ -72,13 +72,12 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
     for one in verified(folder, steps_of(folder, step)):
         found.append(one)
         if not as_json:
-            click.echo(
-                plain(f"{step_name(one.step)}  {f'BAD  {one.problem}' if one.problem else f'ok  {size_of(one)}'}")
-            )
+            verdict = f"BAD  {one.problem}" if one.problem else f"ok  {size_of(one)}"
+            click.echo(plain(f"{step_name(one.step)}  {verdict}"))
     if as_json:
         _dump(folder, list(map(described, found)))
     if any(one.problem for one in found):
-        click.get_current_context().exit(BAD)
+        click.get_current_context().exit(ExitCode.DAMAGED)
 
 
 @command.command("prune")
@@ -98,7 +97,7 @@ def prune(run: str | None, keep: int, as_json: bool) -> None:
         for one in verified(folder, staying):
             if one.problem:
                 click.echo(f"{step_name(one.step)} is bad ({plain(one.problem)}): nothing was removed", err=True)
-                click.get_current_context().exit(BAD)
+                click.get_current_context().exit(ExitCode.DAMAGED)
         try:
             removed = retention.prune(folder, keep, DISK)
         except OSError as error:

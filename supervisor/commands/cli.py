@@ -14,6 +14,7 @@ import click
 
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
+from trainer.rundir.codes import ExitCode
 
 COMMANDS = {
     "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
@@ -83,13 +84,13 @@ def run(arguments: Sequence[str]) -> int:
     except (Refusal, InternalError) as ended:
         return _say(str(ended), ended.exit_code)
     except click.UsageError as error:
-        return _say(_usage(error), 2)
+        return _say(_usage(error), ExitCode.USAGE)
     except click.ClickException as error:
-        return _say(error.format_message(), 2)
+        return _say(error.format_message(), ExitCode.USAGE)
     except click.exceptions.Exit as done:
         return done.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", 130)
+        return _say("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader has gone (`| head`); the interpreter must not complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,9 +98,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         # What the system refuses is rarely ours to explain; it is never worth a traceback.
         if not error.filename and not _is_here():
-            return _say("the current folder has been removed; cd to one that is there", 2)
+            return _say("the current folder has been removed; cd to one that is there", ExitCode.USAGE)
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", 2)
+        return _say(f"{where}{error.strerror or error}", ExitCode.USAGE)
     return result if isinstance(result, int) else 0
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from supervisor.core.model import End
 from supervisor.core.telling.ledger import lost_steps, recoveries
 from supervisor.core.telling.story import Story
+from supervisor.core.words import RunState
 from supervisor.reading.choice import Choice
 from supervisor.reading.events_file import read_lines
 from supervisor.reading.follow import Record, RunFollower, pump
@@ -112,7 +113,7 @@ def closing_words(run: RunDir, end: End) -> str:
     lines.append(f"  {count} attempt{'' if count == 1 else 's'} in {wall}, exit code {end.exit_code}")
     lines += [f"  {line}" for line in attempt_lines(story)]
     lines += [f"  {line}" for line in loss_lines(run, story)]
-    if end.state == "failed":
+    if end.state is RunState.FAILED:
         lines += [f"  {line}" for line in traceback_lines(run, story)]
     name = name_of(run, _spec_of(run))
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")

@@ -13,6 +13,7 @@ from supervisor.group.learned import known
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import RUNS
+from trainer.rundir.codes import ExitCode
 
 SCHEMA = 1
 LOOKS = (
@@ -47,7 +48,7 @@ def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
         rows = [(c.name, _MARK[c.verdict], _text(c)) for c in found]
         click.echo(table(("check", "", "what"), rows), nl=False)
     if bad:
-        click.get_current_context().exit(2)
+        click.get_current_context().exit(ExitCode.USAGE)
 
 
 def examine(host: Host) -> list[Check]:

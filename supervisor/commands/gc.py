@@ -18,6 +18,7 @@ from supervisor.run.folder.registry import registered
 from supervisor.run.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
 from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
+from trainer.rundir.codes import ExitCode
 
 SCHEMA = 1
 
@@ -45,7 +46,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     else:
         _print(fates, yes)
     if any(fate.problem for fate in fates):
-        click.get_current_context().exit(1)
+        click.get_current_context().exit(ExitCode.FAILED)
 
 
 def _every() -> list[Known]:

@@ -30,6 +30,7 @@ from supervisor.commands.options import (
 )
 from supervisor.commands.session import arm_faults, detach, drive
 from supervisor.core.model import Policy
+from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.process import loopback
 from supervisor.run import spec as specs
@@ -230,7 +231,7 @@ def _already_finished(known: Known, spec: Spec) -> bool:
     """Whether the very same command has run to its end here."""
     old = specs.restore(known.spec)
     same = (old.command, old.module) == (specs.shown(spec).command, spec.module)
-    return same and spec.resume != "never" and story_of(known.run).state == "finished"
+    return same and spec.resume != "never" and story_of(known.run).state == RunState.FINISHED
 
 
 def _warn_unknown_environment(ctx: click.Context) -> None:

@@ -11,6 +11,7 @@ import click
 from supervisor.commands.console import attempt_lines
 from supervisor.core.telling import ledger
 from supervisor.core.telling.story import Story
+from supervisor.core.words import RunState
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import SCHEMA, find
@@ -25,7 +26,7 @@ def command(run: str | None, as_json: bool) -> None:
     """Failures, recoveries and the ledger of RUN, from its events alone."""
     known = find(run)
     story = story_of(known.run)
-    now = story.last if story.state == "lost" else time.monotonic() + story.offset
+    now = story.last if story.state == RunState.LOST else time.monotonic() + story.offset
     body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now)}
     if as_json:
         click.echo(json.dumps(body))

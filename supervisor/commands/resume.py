@@ -7,6 +7,7 @@ import dataclasses
 import click
 
 from supervisor.commands.session import detach, drive
+from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
@@ -27,7 +28,7 @@ def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
     known = find(run)
     path = dataclasses.replace(known.run, path=known.run.path.resolve())
     with RunLock(path):
-        if story_of(path).state == "finished":
+        if story_of(path).state == RunState.FINISHED:
             raise Refusal(f"{known.id} has finished; to train on, launch on its folder with more steps")
         spec = dataclasses.replace(specs.revealed(specs.restore(known.spec)), resume="auto")
         path.stop.unlink(missing_ok=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
+from supervisor.core.words import RunState
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
 from supervisor.run.runs import find
 from supervisor.run.status import status
-
-_RUNNING = 101
+from trainer.rundir.codes import ExitCode
 
 
 @click.command()
@@ -25,7 +25,9 @@ def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     click.echo(json.dumps(now) if as_json else _text(now), nl=as_json)
     if not exit_code:
         return 0
-    return now["exit_code"] if now["exit_code"] is not None else (1 if now["state"] == "lost" else _RUNNING)
+    if now["exit_code"] is not None:
+        return int(now["exit_code"])
+    return ExitCode.FAILED if now["state"] == RunState.LOST else ExitCode.RUNNING
 
 
 def _text(now: dict[str, Any]) -> str:
@@ -47,7 +49,7 @@ def _text(now: dict[str, Any]) -> str:
         lines.append(f"  standby     {_standby(now['standby'])}")
     lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]
     lines.append(f"  folder      {now['run_dir']}")
-    if now["state"] == "lost":
+    if now["state"] == RunState.LOST:
         lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
     text = plain_lines("\n".join(lines)) + "\n"
     if now["workers"]:

@@ -12,11 +12,13 @@ import click
 from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
 from supervisor.process.place import elsewhere, here
+from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import RunLock, holder, is_held
 from supervisor.run.folder.ownership import vet
 from supervisor.run.runs import Known, find
 from supervisor.run.spec import restore
-from supervisor.run.status import OVER, story_of
+from supervisor.run.status import story_of
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.durable import replace_file
 
 _SLACK = 60.0
@@ -50,12 +52,12 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
             raise Refusal(f"{known.id} has not stopped; see: supervise status {known.id}")
         time.sleep(0.05)
     story = story_of(known.run)
-    if story.state not in OVER:
+    if not story.over:
         # Its supervisor died of something else before it could stop.
         return _end(known, now)
     known.run.stop.unlink(missing_ok=True)
-    click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
-    return story.exit_code if story.exit_code == 106 else 0
+    click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
+    return ExitCode.STUCK if story.exit_code == ExitCode.STUCK else ExitCode.FINISHED
 
 
 def _end(known: Known, now: bool) -> int:
@@ -65,16 +67,16 @@ def _end(known: Known, now: bool) -> int:
     with RunLock(run, unnamed=True):
         # Under the lock: nobody else may take it up meanwhile, or have done so.
         story = story_of(run)
-        if story.state in OVER:
-            click.echo(f"{known.id} is {story.state} already", err=True)
-            return 0
+        if story.over:
+            click.echo(plain(f"{known.id} is {story.state} already"), err=True)
+            return ExitCode.FINISHED
         if why := elsewhere(died, here()):
             raise Refusal(f"{known.id} has no supervisor, and {why}; to go on with it: supervise resume {known.id}")
         click.echo(f"the supervisor of {known.id} is dead; what is left of it is ended from here", err=True)
         run.stop.unlink(missing_ok=True)
         code = drive(run, restore(known.spec), quiet=True, stopping=Stopping(now))
     story = story_of(run)
-    click.echo(f"{known.id} is {story.state}: {story.reason}", err=True)
+    click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
     return code
 
 

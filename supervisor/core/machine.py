@@ -42,8 +42,9 @@ from supervisor.core.model import (
     Verdict,
 )
 from supervisor.core.policy import decide, learn
-from supervisor.core.rules import STUCK
 from supervisor.core.stack import Stacks
+from supervisor.core.words import RunState
+from trainer.rundir.codes import ExitCode
 
 FRESH = 5.0
 """Seconds for which stacks that were asked for are of the same silence."""
@@ -291,7 +292,7 @@ def stuck(pids: tuple[int, ...], seconds: float) -> End:
     """The end of a run of which `pids` were alive `seconds` after their SIGKILL: beside them there is no next attempt."""
     who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
     why = "as a process is that waits for a disk or a driver"
-    return End(STUCK, "stuck", f"{who} alive {seconds:.0f} s after SIGKILL: {why}")
+    return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive {seconds:.0f} s after SIGKILL: {why}")
 
 
 def _verdict_event(verdict: Verdict, now: float) -> Emit:

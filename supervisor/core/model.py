@@ -8,7 +8,8 @@ from typing import Any
 
 from supervisor.core.evidence import Evidence
 from supervisor.core.stack import Stacks
-from supervisor.core.words import Word
+from supervisor.core.words import RunState, Word
+from trainer.rundir.codes import ExitCode, Phase
 
 SCRIPT = -1
 """In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
@@ -140,7 +141,7 @@ class RankView:
 
     rank: int
     step: int
-    phase: str
+    phase: Phase
     beat_at: float
     announces: bool
     """Whether its loop says its phases itself; otherwise only optimizer steps are known."""
@@ -306,8 +307,8 @@ class Decision:
 
     reason: str
     delay: float | None = None
-    exit_code: int = 0
-    state: str = ""
+    exit_code: ExitCode = ExitCode.FINISHED
+    state: RunState = RunState.FAILED
     do: Do = Do.STOP
     counted: bool = False
     """Whether the restart is one of --max-restarts."""
@@ -341,8 +342,8 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    exit_code: int
-    state: str
+    exit_code: ExitCode
+    state: RunState
     reason: str
 
 

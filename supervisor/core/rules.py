@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from supervisor.core.model import Cause, Do, Ground, History, Policy, Verdict
-
-FINISHED, PREEMPTED, BUDGET, STOPPED, POINTLESS, NO_PROGRESS, STUCK = 0, 75, 100, 103, 104, 105, 106
-NEVER_RESTART = 78
+from supervisor.core.words import RunState
+from trainer.rundir.codes import ExitCode
 
 ROLLBACKS = 3
 """How often a run goes back without leaving the bad step behind, before it is given up."""
@@ -122,8 +121,8 @@ class Rule:
     do: Do
     why: str
     matches: Callable[[Case], bool]
-    exit_code: int | None = None
-    state: str = "failed"
+    exit_code: ExitCode | None = None
+    state: RunState = RunState.FAILED
     say: Callable[[Case], str] = lambda case: ""
     cause: Cause | None = None
     """Whose own row it is: [policy] can change it."""
@@ -143,23 +142,27 @@ def _ends() -> Iterator[Rule]:
     def of(cause: Cause) -> Callable[[Case], bool]:
         return lambda case: case.verdict.cause is cause
 
-    yield Rule("finished: every rank exited with 0", Do.END, "done", of(Cause.FINISHED), FINISHED, "finished")
+    yield Rule(
+        "finished: every rank exited with 0", Do.END, "done", of(Cause.FINISHED), ExitCode.FINISHED, RunState.FINISHED
+    )
     asked = "stopped_by_user: a person asked to stop"
-    yield Rule(asked, Do.END, "as asked, after a checkpoint", of(Cause.STOPPED_BY_USER), STOPPED, "stopped")
+    yield Rule(
+        asked, Do.END, "as asked, after a checkpoint", of(Cause.STOPPED_BY_USER), ExitCode.STOPPED, RunState.STOPPED
+    )
     yield Rule(
         "preempted: a signal asked the supervisor to stop",
         Do.END,
         "safe to launch again",
         lambda case: case.verdict.cause is Cause.PREEMPTED and case.verdict.exit_code is None,
-        PREEMPTED,
-        "preempted",
+        ExitCode.PREEMPTED,
+        RunState.PREEMPTED,
     )
     yield Rule(
         "exit code 78 of a rank",
         Do.STOP,
         "it says that no restart can help",
-        lambda case: case.verdict.exit_code == NEVER_RESTART,
-        POINTLESS,
+        lambda case: case.verdict.exit_code == ExitCode.NEVER_RESTART,
+        ExitCode.POINTLESS,
         say=lambda case: "not worth a restart",
     )
 
@@ -179,7 +182,7 @@ def _restarts(policy: Policy) -> Iterator[Rule]:
 def _row(policy: Policy, cause: Cause) -> Rule:
     default, why = DEFAULTS[cause]
     do = action(policy, cause)
-    ends = {Cause.PREEMPTED: (PREEMPTED, "preempted")}.get(cause, (POINTLESS, "failed"))
+    ends = {Cause.PREEMPTED: (ExitCode.PREEMPTED, RunState.PREEMPTED)}.get(cause, (ExitCode.POINTLESS, RunState.FAILED))
     return Rule(
         when=cause.value,
         do=do,
@@ -198,7 +201,7 @@ def _evidence() -> Iterator[Rule]:
         Do.STOP,
         "it cannot start",
         lambda case: case.goes_again and case.after.startup_failures >= 2,
-        POINTLESS,
+        ExitCode.POINTLESS,
         say=lambda case: "failed twice before the first step",
     )
     yield Rule(
@@ -206,7 +209,7 @@ def _evidence() -> Iterator[Rule]:
         Do.STOP,
         "a deterministic bug",
         _same_failure,
-        POINTLESS,
+        ExitCode.POINTLESS,
         say=lambda case: "the same failure twice in a row",
     )
     yield Rule(
@@ -214,7 +217,7 @@ def _evidence() -> Iterator[Rule]:
         Do.STOP,
         "going back does not cure it",
         lambda case: case.goes_back and case.after.rollbacks >= ROLLBACKS,
-        POINTLESS,
+        ExitCode.POINTLESS,
         say=lambda case: f"gone back {case.after.rollbacks} times and failed again",
     )
     yield Rule(
@@ -222,7 +225,7 @@ def _evidence() -> Iterator[Rule]:
         Do.STOP,
         "every state that is left is a suspect",
         lambda case: case.again and bool(case.ground.checkpoints) and case.older is None,
-        POINTLESS,
+        ExitCode.POINTLESS,
         say=lambda case: "no checkpoint from before it went bad is left",
     )
 
@@ -238,7 +241,7 @@ def _limits(policy: Policy) -> Iterator[Rule]:
         Do.STOP,
         "the budget is used up",
         lambda case: case.counted and spent(case.after, case.policy, case.now) >= case.policy.max_restarts,
-        BUDGET,
+        ExitCode.BUDGET,
         say=lambda case: (
             f"restart budget used up ({spent(case.after, case.policy, case.now)} of {case.policy.max_restarts})"
         ),
@@ -248,7 +251,7 @@ def _limits(policy: Policy) -> Iterator[Rule]:
         Do.STOP,
         "no progress; restarts that are not counted end here too",
         lambda case: case.do is not Do.ROLLBACK and case.after.barren >= case.policy.no_progress_limit,
-        NO_PROGRESS,
+        ExitCode.NO_PROGRESS,
         say=lambda case: f"{case.after.barren} attempts in a row left no new checkpoint",
     )
 

@@ -22,7 +22,6 @@ from supervisor.core.failures import Failures
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
 from supervisor.core.poll_interval import CALM, poll_interval
-from supervisor.core.rules import STOPPED, STUCK
 from supervisor.group.launch import Order
 from supervisor.group.standby import SETTLED, Standby
 from supervisor.loop.adopt import Takeover
@@ -38,6 +37,7 @@ from supervisor.run.previous import Previous
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.checkpoint.memory import snapshots
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine.shm import segment_of
 
@@ -106,12 +106,12 @@ class Driver:
                     ended = self._sleep(state, wakeup)
             paces.write(state.hang.pace)
             self._standby.close()
-            if self._ended.exit_code != STUCK:
+            if self._ended.exit_code != ExitCode.STUCK:
                 self._flusher.finish()
             # What could not be killed has had its time.
-            time_limit = 1.0 if self._ended.exit_code == STUCK else self._policy.stuck_after
+            time_limit = 1.0 if self._ended.exit_code == ExitCode.STUCK else self._policy.stuck_after
             left = proctree.end_all(self.spec.mark, set(), self._reaped, time_limit)
-            if left and self._ended.exit_code != STUCK:
+            if left and self._ended.exit_code != ExitCode.STUCK:
                 self._ended = machine.stuck(left, time_limit)
         return self._finish(self._ended)
 
@@ -321,7 +321,7 @@ class Driver:
         return ready & set(fds)
 
     def _finish(self, end: End) -> End:
-        if self.why and end.exit_code == STOPPED:
+        if self.why and end.exit_code == ExitCode.STOPPED:
             end = replace(end, reason=f"{end.reason}: {self.why}")
         if self._attempt is not None and self._attempt.witness is not None:
             self._witnesses.append(self._attempt.witness)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.process.proctree import Process
+from trainer.rundir.codes import Phase
 from trainer.rundir.records import faults
-from trainer.rundir.records.beats import Beat, Phase
+from trainer.rundir.records.beats import Beat
 from trainer.rundir.records.damage import damage
 
 

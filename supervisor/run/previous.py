@@ -17,8 +17,8 @@ from typing import Any
 from supervisor.core.machine import retold
 from supervisor.core.model import Verdict
 from supervisor.core.telling.story import Story, tell
+from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
-from supervisor.run import status as statuses
 from trainer.rundir.layout import RunDir
 
 _SETTLED = ("relaunch_scheduled", "takeover", "run_ended")
@@ -42,12 +42,12 @@ class Previous:
     @property
     def unfinished(self) -> bool:
         """Whether a supervisor died before it could end the run."""
-        return self.story.started is not None and self.story.state not in statuses.OVER
+        return self.story.started is not None and not self.story.over
 
     @property
     def goes_on(self) -> bool:
         """Whether the old budget holds: nobody has decided anything since."""
-        return self.unfinished or self.story.state == "preempted"
+        return self.unfinished or self.story.state == RunState.PREEMPTED
 
     def told(self, name: str) -> dict[str, Any] | None:
         """The newest event of that name, of the last attempt."""

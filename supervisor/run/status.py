@@ -9,6 +9,7 @@ from typing import Any
 
 from supervisor.core.rules import spent
 from supervisor.core.telling.story import AttemptStory, Story, tell
+from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.own_saves import newest_whole
@@ -19,14 +20,12 @@ from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
 from trainer.rundir.machine.shm import segment_of
 from trainer.rundir.records.beats import last_beats
 
-OVER = ("finished", "failed", "stopped", "preempted", "stuck")
-
 
 def story_of(run: RunDir) -> Story:
     """The story of `run`; its state is `lost` if it is not over and no supervisor holds it."""
     story = tell(read_events(run.events)[0])
-    if story.state not in OVER and not is_held(run):
-        story.state = "lost"
+    if not story.over and not is_held(run):
+        story.state = RunState.LOST
     return story
 
 
@@ -34,7 +33,7 @@ def status(known: Known) -> dict[str, Any]:
     """`status --json`."""
     run, spec = known.run, restore(known.spec)
     story = story_of(run)
-    alive = story.state not in OVER and story.state != "lost"
+    alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
     return {
         "schema": SCHEMA,
@@ -111,7 +110,7 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
             "rank": beat.rank,
             "pid": beat.pid,
             "step": beat.step if beat.placed else None,
-            "phase": beat.phase.name.lower(),
+            "phase": beat.phase.word,
             "beat_age_s": round(max(0.0, now - beat.at), 3),
         }
         for beat in last_beats(run.attempt(attempt).beats)
@@ -139,7 +138,7 @@ def _step(run: RunDir, story: Story) -> int | None:
     if story.unplaced:
         return None
     steps = [story.high_step, story.attempt.to_step if story.attempt else -1]
-    if story.attempt and story.state not in OVER:
+    if story.attempt and not story.over:
         steps += [step for worker in _workers(run, story.attempt.number) if (step := worker["step"]) is not None]
     return max(steps) if max(steps) >= 0 else None
 

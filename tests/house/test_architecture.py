@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "re", "typing", "supervisor"}
+CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "re", "typing", "supervisor", "trainer"}
+SHARED = ROOT / "trainer/rundir/codes.py"
+"""What the core shares with the ranks: numbers alone."""
 NEVER = {
     "supervisor": {"torch", "trainer.rank", "trainer.gpt"},
     "trainer": {"supervisor", "psutil", "structlog", "click"},
@@ -23,7 +25,7 @@ LAW = {
     "trainer.rank": "trainer.rundir",
     "trainer.checkpoint": "trainer.rank",
     "trainer.gpt": "trainer.checkpoint",
-    "supervisor.core": "",
+    "supervisor.core": "trainer.rundir",
     "supervisor.process": "trainer.rundir",
     "supervisor.reading": "trainer.rundir",
     "supervisor.run": "supervisor.core supervisor.process supervisor.reading trainer.checkpoint",
@@ -91,10 +93,12 @@ def test_the_law_of_imports(folder: str) -> None:
         assert {room(name) for name in imports(path)} - {""} <= lawful(folder), path
 
 
-@pytest.mark.parametrize("path", modules("supervisor/core"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*modules("supervisor/core"), SHARED], ids=lambda p: p.stem)
 def test_core_is_pure(path: Path) -> None:
     """The core imports nothing that could read a clock, a file or a process."""
-    assert {name.partition(".")[0] for name in imports(path)} <= CORE
+    names = list(imports(path))
+    assert {name.partition(".")[0] for name in names} <= CORE
+    assert all(name.startswith("trainer.rundir.codes") for name in names if name.startswith("trainer"))
     assert not any(call.endswith((".now", ".today")) for call in calls(path))
 
 

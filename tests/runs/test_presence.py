@@ -28,6 +28,7 @@ from supervisor.core.model import (
 )
 from supervisor.core.presence import LATE, UNTOLD
 from supervisor.core.stack import Frame, Stack, Stacks
+from trainer.rundir.codes import Phase
 from supervisor.process import kernel
 
 TICK = 0.2
@@ -58,7 +59,7 @@ class Life:
         for step in range(1, steps + 1):
             for rank in range(2):
                 self.steps[rank] = step
-                self.ranks[rank] = RankView(rank, step, "train", self.now, False, cpu=step * TICK)
+                self.ranks[rank] = RankView(rank, step, Phase.TRAIN, self.now, False, cpu=step * TICK)
             assert self.pass_time(TICK) is None
 
     def leave(self, rank: int, status: int | None = 0) -> None:
@@ -130,21 +131,21 @@ def test_stopped_before_it_has_registered(member: Member, words: str) -> None:
     life = Life()
     launcher = Member(10, stopped=member.launcher, launcher=True)
     life.group = Group(2, launcher, () if member.launcher else (member,))
-    life.ranks[0] = RankView(0, 0, "startup", life.now, False)
+    life.ranks[0] = RankView(0, 0, Phase.STARTUP, life.now, False)
     verdict = life.pass_time(10.0)
     assert verdict is not None and (verdict.cause, verdict.rank) == (Cause.STOPPED, member.rank)
     assert words in verdict.reason and verdict.at - 1000.0 <= STOPPED_FOR + 2 * TICK
 
     trains = Life()
     trains.group = Group(2, launcher)
-    trains.ranks[1] = RankView(1, 0, "train", trains.now, False)
+    trains.ranks[1] = RankView(1, 0, Phase.TRAIN, trains.now, False)
     trains.train()
 
 
 def test_a_rank_that_never_comes() -> None:
     """One that does not register has the time of a start, and is named; a pause of the machine is none of it."""
     life = Life()
-    life.ranks[0] = RankView(0, 0, "startup", life.now, False, replaced=True)
+    life.ranks[0] = RankView(0, 0, Phase.STARTUP, life.now, False, replaced=True)
     life.look()
     life.now += 4000.0
     assert life.pass_time(life.policy.startup_timeout - 1.0) is None
@@ -194,7 +195,7 @@ def test_to_leave_early_is_no_failure(frames: tuple[Frame, ...]) -> None:
     assert life.pass_time(28.0) is None
     assert life.asked == 3
     for _ in range(100):
-        life.ranks[0] = RankView(0, 20, "train", 1000.0, False, cpu=life.ranks[0].cpu + TICK)
+        life.ranks[0] = RankView(0, 20, Phase.TRAIN, 1000.0, False, cpu=life.ranks[0].cpu + TICK)
         assert life.pass_time(TICK) is None
     life.standing[0] = WAITS
     verdict = life.pass_time(ASK_BUSY + 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.evidence import Evidence
 from supervisor.core.model import Exit, Observation, Raised, RankView, Verdict
+from trainer.rundir.codes import Phase
 
 GLOO = "Connection closed by peer [127.0.0.1]:4242"
 RECV = "[/w/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 2000ms for recv operation to complete"
@@ -53,7 +54,7 @@ def wait_in_vain(
     *exits: Exit, alive: tuple[int, ...] = (), raised: tuple[Raised, ...] = (), **lines: object
 ) -> Verdict:
     """The verdict on a group of which some ended and some live; `lines` is further evidence."""
-    views = tuple(RankView(rank, 40, "train", 90.0, True) for rank in alive)
+    views = tuple(RankView(rank, 40, Phase.TRAIN, 90.0, True) for rank in alive)
     evidence = Evidence(**lines)  # type: ignore[arg-type]
     found = diagnose(Observation(now=100.0, ranks=views, exits=exits, raised=raised, evidence=evidence), True, 40)
     assert found is not None

@@ -20,8 +20,9 @@ from typing import Any
 
 from torch import nn
 
-from ..rank.progress import Phase, progress
-from ..rundir.environment import PREEMPTED, supervised
+from ..rank.progress import progress
+from ..rundir.codes import ExitCode, Phase
+from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import problem as shm_problem
 from ..rundir.machine.shm import segment_here
@@ -190,7 +191,7 @@ class Checkpointer:
         if stop:
             self._save_or_raise("when asked to stop")
             self._notices.log(f"asked to stop: step {done} is saved in {self.directory}")
-            raise SystemExit(PREEMPTED)
+            raise SystemExit(ExitCode.PREEMPTED)
         if self._tier is not None and lost:
             self._lose_tier()
         began, snapshots_s = time.monotonic(), self._tier.stall_s if self._tier else 0.0

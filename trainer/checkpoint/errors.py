@@ -10,13 +10,13 @@ CheckpointError
 
 from __future__ import annotations
 
-from ..rundir.environment import NEVER_RESTART
+from ..rundir.codes import ExitCode
 
 
 class CheckpointError(Exception):
     """The text is one line: what is wrong and, where there is one, what to do next."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
 
 class StateError(CheckpointError, TypeError):
@@ -32,8 +32,8 @@ class Unreadable(CheckpointError):
 
 
 class CheckpointMismatch(CheckpointError):
-    exit_code = NEVER_RESTART
+    exit_code = ExitCode.NEVER_RESTART
 
 
 class NoUsableCheckpoint(CheckpointError):
-    exit_code = NEVER_RESTART
+    exit_code = ExitCode.NEVER_RESTART

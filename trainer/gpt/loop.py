@@ -13,7 +13,8 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.memory.tier import Wish
 from ..checkpoint.state import rng
 from ..errors import UsageError
-from ..rank.progress import Phase, progress
+from ..rank.progress import progress
+from ..rundir.codes import Phase
 from ..rundir.environment import supervised
 from .config import Place, TrainConfig
 from .data import Batches, load_bytes

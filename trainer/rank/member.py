@@ -13,9 +13,10 @@ import os
 import sys
 from typing import Any
 
+from ..rundir.codes import Phase
 from ..rundir.environment import Supervised, supervised
 from ..rundir.layout import SCRIPT
-from ..rundir.records.beats import Phase, Role, claim
+from ..rundir.records.beats import Role, claim
 from . import output
 from . import progress as _progress
 from .hooks import processes

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from ..rundir.codes import Phase
 from ..rundir.files.durable import DISK, Disk
-from ..rundir.records.beats import BeatWriter, Phase, Source
+from ..rundir.records.beats import BeatWriter, Source
 from ..rundir.records.notes import NoteWriter
 
 

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import msgspec
 
 from ..errors import NotFinite
+from ..rundir.codes import Phase
 from ..rundir.environment import STACKS_SIGNAL, Supervised
 from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_file
 from ..rundir.layout import SCRIPT
 from ..rundir.records import faults
-from ..rundir.records.beats import UNPLACED, BeatWriter, Phase, Source
+from ..rundir.records.beats import UNPLACED, BeatWriter, Source
 from ..rundir.records.errors import Described, ErrorRecord, Unread
 from ..rundir.records.notes import NoteWriter
 from ..rundir.secrets import Redactor

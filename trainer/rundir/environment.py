@@ -50,11 +50,6 @@ STORE = "SUPERVISE_STORE"
 STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
 """Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
 
-PREEMPTED = 75
-"""EX_TEMPFAIL: a worker exits with it after a checkpoint that it was asked for; safe to launch again."""
-NEVER_RESTART = 78
-"""EX_CONFIG: a worker exits with it when no restart can help."""
-
 
 @dataclass(frozen=True, slots=True)
 class Supervised:

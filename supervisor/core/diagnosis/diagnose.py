@@ -23,9 +23,8 @@ from supervisor.core.diagnosis.symptoms import (
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
 from supervisor.core.presence import all_left_with_0
 from supervisor.core.size import human_bytes
+from trainer.rundir.codes import ExitCode
 
-NEVER_RESTART = 78
-PREEMPTED = 75
 _KILLERS = {9: "SIGKILL", 15: "SIGTERM", 2: "SIGINT", 1: "SIGHUP"}
 _CRASHES = {11: (Cause.SEGFAULT, "SIGSEGV"), 7: (Cause.SEGFAULT, "SIGBUS"), 6: (Cause.ABORT, "SIGABRT")}
 _CRASHES |= {4: (Cause.ABORT, "SIGILL"), 8: (Cause.ABORT, "SIGFPE")}
@@ -146,7 +145,7 @@ def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdic
     if status < 0:
         pid = seen.evidence.pids.get(rank)
         cause, reason = _signalled(seen, _who(rank), at, -status, pid)
-    elif status == PREEMPTED:
+    elif status == ExitCode.PREEMPTED:
         cause, reason = Cause.PREEMPTED, f"{_who(rank)} exited with 75: it asks to be started again"
     elif raised is not None:
         cause, reason = _raised(seen, raised, at, status, stepped)
@@ -198,7 +197,7 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     proven = cause_of(raised)
     if proven is None and seen.evidence.full and cut_short(raised):
         proven = Cause.NO_SPACE
-    if status == NEVER_RESTART and proven is None:
+    if status == ExitCode.NEVER_RESTART and proven is None:
         why = f": {raised.message}" if raised.message else ""
         return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help{why}"
     in_frame = f", in {raised.frame}" if raised.frame else ""
@@ -229,7 +228,7 @@ def _more_shm(seen: Observation) -> str:
 
 
 def _exited(seen: Observation, rank: int | None, status: int, where: str, stepped: bool) -> tuple[Cause, str]:
-    if status == NEVER_RESTART:
+    if status == ExitCode.NEVER_RESTART:
         return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help"
     if status == 2 and not stepped:
         return Cause.USER_ERROR, f"{_who(rank)} exited with 2 (usage error) {where}"

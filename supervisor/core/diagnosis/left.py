@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from supervisor.core.model import Cause, Observation, Verdict
 from supervisor.core.stack import Stacks, named
+from trainer.rundir.codes import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def leavers(seen: Observation) -> list[Leaver]:
             how = "left with 0" if e.status == 0 else "is gone, and nothing tells how it ended,"
             found.append(Leaver(e.rank, e.at, how, ended=True))
     for view in seen.ranks:
-        if view.phase == "teardown" and view.rank not in failed:
+        if view.phase is Phase.TEARDOWN and view.rank not in failed:
             found.append(Leaver(view.rank, view.beat_at, "had come to the end of its script", ended=False))
     return sorted(found, key=lambda leaver: (leaver.at, leaver.rank))
 

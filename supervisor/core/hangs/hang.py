@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from supervisor.core.hangs.limits import STARTING, WARM_UP, held_limit, told_limit, train_limit, usual
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Observation, Policy, RankView
+from trainer.rundir.codes import Phase
 
 LONGEST_GAP = 0.5
 """Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
@@ -39,7 +40,7 @@ class Silence:
     limit: float
     since: float
     step: int
-    phase: str
+    phase: Phase
 
     @property
     def stopped(self) -> bool:
@@ -55,7 +56,7 @@ class Silence:
                 return f"silent for {self.silent_for:.1f} s, and no rank can go on unless another one does"
             case kind:
                 how = {"idle": ", idle", "busy": ", using the CPU", "polls": ", looking again and again"}.get(kind, "")
-                return f"silent for {self.silent_for:.1f} s in phase {self.phase} (limit {self.limit:.1f} s{how})"
+                return f"silent for {self.silent_for:.1f} s in phase {self.phase.word} (limit {self.limit:.1f} s{how})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Watched:
     """What the rule remembers of one rank. All times are watched time."""
 
     step: int
-    phase: str
+    phase: Phase
     beat_at: float
     silent: float = 0.0
     """Since its last beat, without the time it waited for a CPU."""
@@ -162,19 +163,19 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
         old = hang.ranks.get(view.rank)
         if old is None or passed > LONGEST_GAP:
             continue
-        if view.phase == old.phase == "train" and view.step > old.step:
+        if view.phase is old.phase is Phase.TRAIN and view.step > old.step:
             # Many steps may lie between two looks; what was silent at the last one was one step. Watched time: a pause
             # of the machine between the two beats is none of the script's.
             took = min(view.beat_at - old.beat_at, old.silent + passed)
             each = max(took, 0.0) / (view.step - old.step)
             slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
-        elif view.phase != old.phase != "train":
-            pace = pace.stayed(old.phase, old.silent + passed)
+        elif view.phase is not old.phase is not Phase.TRAIN:
+            pace = pace.stayed(old.phase.word, old.silent + passed)
     if steps:
         pace = pace.stepped(slowest, steps)
-    if any(view.step > hang.doubt_step for view in seen.ranks if view.phase == "train" and hang.stepped):
+    if any(view.step > hang.doubt_step for view in seen.ranks if view.phase is Phase.TRAIN and hang.stepped):
         hang = replace(hang, doubt=0.0)
-    first = [v.beat_at for v in seen.ranks if v.phase == "train"]
+    first = [v.beat_at for v in seen.ranks if v.phase is Phase.TRAIN]
     if first and not hang.stepped:
         if hang.began_at is not None:
             pace = replace(pace, restart=max(0.0, min(first) - hang.began_at))
@@ -226,9 +227,9 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
         # What it does, and whether it does anything, is not to be seen.
         return None
     if view.apart:
-        allowed = told_limit(hang.pace, policy, "train" if policy.hang_timeout is not None else "eval")
+        allowed = told_limit(hang.pace, policy, Phase.TRAIN if policy.hang_timeout is not None else Phase.EVAL)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
-    if view.phase != "train" or policy.hang_timeout is not None:
+    if view.phase is not Phase.TRAIN or policy.hang_timeout is not None:
         allowed = told_limit(hang.pace, policy, view.phase)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if min(known.held_for, known.idle) >= (allowed := held_limit(mistake)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Policy
+from trainer.rundir.codes import Phase
 
 FACTOR = 25.0
 """Times the typical step: one that takes twenty times as long is not a hang."""
@@ -36,16 +37,16 @@ DISK_LIMIT = 120.0
 SAVE_LIMIT = 1800.0
 PHASE_FLOOR = 120.0
 """No phase but train has a shorter limit than this, however short it was so far."""
-STARTING = ("none", "startup", "restore", "first_step")
+STARTING = (Phase.NONE, Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
 
 
-def told_limit(pace: Pace, policy: Policy, phase: str) -> float:
+def told_limit(pace: Pace, policy: Policy, phase: Phase) -> float:
     """Seconds of silence in a phase that has its own limit, or that the user has given one."""
-    if phase == "train":
+    if phase is Phase.TRAIN:
         return policy.hang_timeout or 0.0
     given = policy.hang_timeout or 0.0
     ceiling = policy.startup_timeout if phase in STARTING else max(SAVE_LIMIT, given)
-    seen = pace.phases.get(phase)
+    seen = pace.phases.get(phase.word)
     if seen is None or (phase in STARTING and policy.hang_timeout is not None):
         return ceiling
     return min(ceiling, max(PHASE_FLOOR, given, FACTOR * seen))

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from supervisor.core.model import Cause
 from supervisor.core.telling.story import AttemptStory, Story
 
 BUCKETS = ("productive", "redone", "detect", "stop", "launch", "restore", "first_step", "stall", "backoff", "other")
@@ -55,7 +56,7 @@ def ledger(story: Story, now: float) -> Ledger:
 def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, following: float, first: bool) -> float:
     """Adds the stretches of one attempt from `mark` on; returns where they end, at most `following`."""
     over = attempt.failed if attempt.failed is not None else following
-    finished = attempt.cause == "finished"
+    finished = attempt.cause == Cause.FINISHED
     caught_up = attempt.first_step if first else (attempt.caught_up if attempt.caught_up is not None else over)
     # Of steps that nothing tells there is no saying whether they are new.
     trained_in = "other" if attempt.unplaced else "productive"

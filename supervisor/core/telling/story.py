@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from supervisor.core.model import History, Rollback
+from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.time_line import one_line
+from supervisor.core.words import RunState
 
 Event = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ class AttemptStory:
 class Story:
     """The run so far."""
 
-    state: str = "starting"
+    state: str = RunState.STARTING
     exit_code: int | None = None
     reason: str = ""
     attempts: list[AttemptStory] = field(default_factory=list)
@@ -80,6 +81,11 @@ class Story:
     """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
 
     @property
+    def over(self) -> bool:
+        """Whether the run's last supervisor has ended it, in whatever state."""
+        return self.ended is not None
+
+    @property
     def unplaced(self) -> bool:
         """Whether nothing tells which steps of the run the last attempt has made."""
         return self.attempt is not None and self.attempt.unplaced
@@ -90,7 +96,7 @@ class Story:
 
     def failures(self) -> list[AttemptStory]:
         """Attempts that ended otherwise than by finishing or by request."""
-        fine = ("finished", "stopped_by_user", "preempted")
+        fine = (Cause.FINISHED, Cause.STOPPED_BY_USER, Cause.PREEMPTED)
         return [a for a in self.attempts if a.cause is not None and a.cause not in fine]
 
 
@@ -130,7 +136,7 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         story.started_wall = str(event.get("ts", ""))
     if story.attempt is not None and story.attempt.gone is None and story.abandoned is None:
         story.abandoned = story.last
-    story.state, story.exit_code, story.ended, story.standby = "starting", None, None, None
+    story.state, story.exit_code, story.ended, story.standby = RunState.STARTING, None, None, None
     if event.get("resume") == "never":
         # What it went back from is moved aside with everything else.
         story.history = replace(story.history, rollback=None)
@@ -165,11 +171,12 @@ def _adopted(story: Story, event: Event, mono: float) -> None:
         return
     attempt.to_step = max(attempt.to_step, _whole(event, "step"))
     if event.get("verdict"):
-        story.state = "recovering"
+        story.state = RunState.RECOVERING
         return
     # What its dead supervisor had been asked for is void.
     attempt.cause = attempt.failed = attempt.verdict = None
-    story.state = "running" if attempt.first_step is not None else "recovering" if attempt.number > 0 else "starting"
+    starting = RunState.RECOVERING if attempt.number > 0 else RunState.STARTING
+    story.state = RunState.RUNNING if attempt.first_step is not None else starting
 
 
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
@@ -177,7 +184,7 @@ def _attempt_started(story: Story, event: Event, mono: float) -> None:
     number = _whole(event, "attempt", len(story.attempts))
     story.attempts.append(AttemptStory(number, _number(event, "wanted_mono", mono)))
     story.launcher_pid, story.standby = _optional(event, "launcher_pid"), None
-    story.state = "recovering" if number > 0 else "starting"
+    story.state = RunState.RECOVERING if number > 0 else RunState.STARTING
 
 
 def _group_ready(story: Story, event: Event, mono: float) -> None:
@@ -197,7 +204,7 @@ def _first_step(story: Story, event: Event, mono: float) -> None:
         story.attempt.first_step = _number(event, "at_mono", mono)
         story.attempt.to_step = _whole(event, "step")
         story.attempt.from_step = _known(_whole(event, "from_step", story.attempt.from_step or 0))
-    story.state = "running"
+    story.state = RunState.RUNNING
 
 
 def _caught_up(story: Story, event: Event, mono: float) -> None:
@@ -228,9 +235,9 @@ def _standby(story: Story, event: Event, mono: float) -> None:
 
 
 def _stop_requested(story: Story, event: Event, mono: float) -> None:
-    story.state = "stopping"
+    story.state = RunState.STOPPING
     if story.attempt:
-        cause = "stopped_by_user" if event.get("by") == "user" else "preempted"
+        cause = Cause.STOPPED_BY_USER if event.get("by") == StopKind.USER else Cause.PREEMPTED
         story.attempt.cause, story.attempt.verdict, story.attempt.failed = cause, mono, mono
         story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
 
@@ -250,7 +257,7 @@ def _verdict(story: Story, event: Event, mono: float) -> None:
         attempt.reason = str(event.get("reason", ""))
         attempt.to_step = max(attempt.to_step, _whole(event, "step"))
         story.high_step = max(story.high_step, attempt.to_step)
-    story.state = "running" if event.get("cause") == "finished" else "recovering"
+    story.state = RunState.RUNNING if event.get("cause") == Cause.FINISHED else RunState.RECOVERING
 
 
 def _stacks(story: Story, event: Event, mono: float) -> None:
@@ -290,7 +297,7 @@ def _relaunch(story: Story, event: Event, mono: float) -> None:
         bad_step=_whole(event, "bad_step"),
     )
     story.restarts += 1
-    story.state = "backoff" if _number(event, "delay_s", 0.0) > 0 else "recovering"
+    story.state = RunState.BACKOFF if _number(event, "delay_s", 0.0) > 0 else RunState.RECOVERING
 
 
 def _rollback(told: object) -> Rollback | None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from supervisor.errors import Refusal
+from trainer.rundir.codes import ExitCode
 
 
 class Moved(Exception):
@@ -20,7 +21,7 @@ class Moved(Exception):
 class Removed(Refusal):
     """The run's folder is nowhere any more, and nothing of the run is alive."""
 
-    exit_code = 104
+    exit_code = ExitCode.POINTLESS
 
 
 class Anchor:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from supervisor.core.chaos import plan
 from supervisor.core.chaos.expect import DAMAGE, EXPECTED, Moment, Tier
 from supervisor.core.chaos.plan import Blow, Cell, Job, Round
+from trainer.rundir.codes import Phase
 from trainer.rundir.records import faults
-from trainer.rundir.records.beats import Phase
 
 KINDS = list(EXPECTED)
 BEFORE_A_STEP = (Moment.STARTUP, Moment.RESTORE)

@@ -12,6 +12,7 @@ from supervisor.core.hangs.hang import LONGEST_SLEEP, STOPPED_FOR, Hang, Silence
 from supervisor.core.hangs.limits import BUSY, BUSY_UNTOLD, DISK_LIMIT, HELD, IDLE, IDLE_UNTOLD, PHASE_FLOOR, POLLS
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Observation, Policy, RankView
+from trainer.rundir.codes import Phase
 
 AUTO = Policy(startup_timeout=600.0)
 TICK = 0.2
@@ -26,7 +27,7 @@ class Life:
         self.policy = policy
         self.hang = Hang(pace)
         self.now = 1000.0
-        self.views = [RankView(rank, 0, "startup", self.now, announces) for rank in range(ranks)]
+        self.views = [RankView(rank, 0, Phase.STARTUP, self.now, announces) for rank in range(ranks)]
         self.looked = self.now
         self.log_grew_at = 0.0
 
@@ -67,7 +68,7 @@ class Life:
             if silence := self.pass_time(seconds, everyone)[1]:
                 return silence
             step = self.views[0].step + 1
-            self.set(step=step, phase="train", beat_at=self.now)
+            self.set(step=step, phase=Phase.TRAIN, beat_at=self.now)
         return None
 
 
@@ -112,13 +113,13 @@ def test_held_ranks_wait_for_one_that_works() -> None:
 def test_save_of_one_rank_is_waited_for() -> None:
     """While rank 0 saves, rank 1 waits at a barrier: not for longer than the save may take, and it is not blamed."""
     life = trained(ranks=2)
-    life.set(0, phase="save", beat_at=life.now)
+    life.set(0, phase=Phase.SAVE, beat_at=life.now)
     life.set(1, held="futex 7")
     assert life.pass_time(1500.0)[1] is None
 
     _, silence = life.pass_time(400.0)
 
-    assert silence is not None and (silence.rank, silence.phase) == (0, "save")
+    assert silence is not None and (silence.rank, silence.phase) == (0, Phase.SAVE)
 
 
 def test_rank_that_nobody_waits_for_is_found_alone() -> None:
@@ -241,7 +242,7 @@ def test_wrong_verdict_is_not_repeated() -> None:
         assert silence is not None
         limits.append(after)
         life.hang = life.hang.judged(silence).new_attempt()
-        life.set(step=killed_at, phase="train", beat_at=life.now)
+        life.set(step=killed_at, phase=Phase.TRAIN, beat_at=life.now)
         assert life.train(0, 0.1) is None
     assert limits[1] >= 2.5 * limits[0] and limits[2] >= 2.5 * limits[1]
 
@@ -262,14 +263,14 @@ def test_phases_learn_their_limits() -> None:
     assert seen.pass_time(2.0)[1] is None
     assert seen.train(10, 0.1) is None
     seen.hang = Hang(seen.hang.pace)
-    seen.set(phase="startup", beat_at=seen.now)
+    seen.set(phase=Phase.STARTUP, beat_at=seen.now)
     after, silence = seen.pass_time(590.0)
     assert silence is not None and PHASE_FLOOR - TICK <= after <= PHASE_FLOOR + 1.0
 
     saving = trained()
-    saving.set(phase="save", beat_at=saving.now)
+    saving.set(phase=Phase.SAVE, beat_at=saving.now)
     assert saving.pass_time(1000.0)[1] is None
-    saving.set(phase="train", step=999, beat_at=saving.now)
+    saving.set(phase=Phase.TRAIN, step=999, beat_at=saving.now)
     assert saving.train(10, 0.1) is None
     assert saving.hang.pace.phases["save"] >= 999.0
 
@@ -282,11 +283,11 @@ def test_a_save_has_its_own_limit_whatever_was_given_for_steps() -> None:
         (Policy(hang_timeout=200.0), 200.0),
     ):
         life = trained(policy=policy)
-        life.set(phase="save", beat_at=life.now)
+        life.set(phase=Phase.SAVE, beat_at=life.now)
         assert life.pass_time(1.0)[1] is None
-        life.set(phase="train", step=999, beat_at=life.now)
+        life.set(phase=Phase.TRAIN, step=999, beat_at=life.now)
         assert life.train(3, 0.1) is None
-        life.set(phase="save", beat_at=life.now)
+        life.set(phase=Phase.SAVE, beat_at=life.now)
         after, silence = life.pass_time(1000.0)
         assert silence is not None and limit - TICK <= after <= limit + 1.0
 

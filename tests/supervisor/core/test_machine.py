@@ -34,6 +34,7 @@ from supervisor.core.model import (
     Verdict,
 )
 from supervisor.core.stack import Stack, Stacks
+from trainer.rundir.codes import Phase
 
 RANKS = 2
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
@@ -76,7 +77,7 @@ class World(RuleBasedStateMachine):
         """The attempt of a supervisor that died, which had, or had not, told a verdict on it."""
         told = Verdict(adopts, "told", self.now - 5.0, 1, step=3) if isinstance(adopts, Cause) else None
         self.launcher = True
-        self.ranks = {r: RankView(r, 3, "train", self.now, True) for r in range(RANKS)}
+        self.ranks = {r: RankView(r, 3, Phase.TRAIN, self.now, True) for r in range(RANKS)}
         self.state, actions = machine.adopt(attempt, History(), Pace(), self.now - 60.0, self.now, told)
         self.log += [(self.now, action) for action in actions]
         assert not any(isinstance(action, Emit) for action in actions), "told again"
@@ -109,7 +110,7 @@ class World(RuleBasedStateMachine):
                 self.launches.append(action.attempt)
                 self.exits, self.raised, self.steps = [], [], {}
                 self.launcher, self.launcher_stopped, self.helpers = True, False, 0
-                self.ranks = {r: RankView(r, -1, "startup", self.now, True) for r in range(RANKS)}
+                self.ranks = {r: RankView(r, -1, Phase.STARTUP, self.now, True) for r in range(RANKS)}
             if isinstance(action, DumpStacks):
                 self.stacks = Stacks(self.now, tuple(Stack(rank) for rank in self.ranks))
             if isinstance(action, Send) and action.signal == "KILL" and not self.immortal:
@@ -138,10 +139,10 @@ class World(RuleBasedStateMachine):
         for rank, view in self.ranks.items():
             if not view.stopped:
                 self.steps[rank] = max(view.step, 0) + steps
-                self.ranks[rank] = replace(view, step=self.steps[rank], phase="train", beat_at=self.now)
+                self.ranks[rank] = replace(view, step=self.steps[rank], phase=Phase.TRAIN, beat_at=self.now)
         self.look()
 
-    @precondition(lambda self: any(v.phase == "train" for v in self.ranks.values()))
+    @precondition(lambda self: any(v.phase == Phase.TRAIN for v in self.ranks.values()))
     @rule()
     def save(self) -> None:
         self.checkpoint = max(self.checkpoint, max(v.step for v in self.ranks.values()))

@@ -30,6 +30,7 @@ from supervisor.core.model import (
 )
 from supervisor.core.rules import table
 from supervisor.core.stack import Stack, Stacks
+from trainer.rundir.codes import Phase
 
 POLICY = Policy(grace=45.0, stuck_after=20.0, hang_timeout=5.0)
 KILL, TERM = Send("KILL", Reach.ALL), Send("TERM", Reach.ALL)
@@ -112,7 +113,7 @@ def test_a_stop_is_decided_by_its_row(state: State, stop: StopKind, row: str, mo
 
 
 def _rank(rank: int, beat_at: float = 100.0) -> RankView:
-    return RankView(rank, 5, "train", beat_at, announces=True)
+    return RankView(rank, 5, Phase.TRAIN, beat_at, announces=True)
 
 
 def test_old_stacks_name_nobody() -> None:

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from supervisor.core.hangs.straggler import FINE, SLOW, STREAK, WINDOW, Arrivals, Straggler, arrive
 from supervisor.core.model import RankView
 from tests.support.supervised import Run, until
+from trainer.rundir.codes import Phase
 
 SCRIPT = """
 import time
 import torch, torch.distributed as dist
 from torch import nn
+from trainer.rundir.codes import Phase
 from torch.nn.parallel import DistributedDataParallel
 
 dist.init_process_group("gloo")
@@ -32,11 +34,11 @@ while True:
 def lives(works: list[list[float]]) -> list[Straggler]:
     """What is told of ranks whose own work takes so long, look by look, one step each."""
     known, told = Arrivals(), []
-    views = [RankView(rank, 0, "train", 0.0, False) for rank in range(len(works[0]))]
+    views = [RankView(rank, 0, Phase.TRAIN, 0.0, False) for rank in range(len(works[0]))]
     known, _ = arrive(known, views)
     for moment in works:
         views = [
-            RankView(view.rank, view.step + 1, "train", 0.0, False, own=view.own + work)
+            RankView(view.rank, view.step + 1, Phase.TRAIN, 0.0, False, own=view.own + work)
             for view, work in zip(views, moment, strict=True)
         ]
         known, changes = arrive(known, views)

@@ -14,10 +14,11 @@ import pytest
 from trainer.checkpoint import CheckpointMismatch
 from trainer.rank import reporter as module
 from trainer.rank.reporter import Reporter, record_exception
+from trainer.rundir.codes import Phase
 from trainer.rundir.environment import Supervised
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
-from trainer.rundir.records.beats import BeatReader, Phase, create_beats
+from trainer.rundir.records.beats import BeatReader, create_beats
 
 
 class Place:

@@ -13,7 +13,8 @@ from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.model import SCRIPT, Cause, Exit
 from tests.support.failures import error, seen
 from tests.support.supervised import Run, until
-from trainer.rundir.records.beats import Phase, Role, Source, claim, create_beats, last_beats
+from trainer.rundir.codes import Phase
+from trainer.rundir.records.beats import Role, Source, claim, create_beats, last_beats
 
 TRAINING = '''
 import os, signal, sys, time, torch, torch.distributed as dist

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.loop.fault_injector import FaultInjector
+from trainer.rundir.codes import Phase
 from trainer.rundir.duration import parse_duration
 from trainer.rundir.records import faults
-from trainer.rundir.records.beats import Phase
 
 
 @pytest.mark.parametrize(

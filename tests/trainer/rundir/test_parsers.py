@@ -31,10 +31,11 @@ from supervisor.run.status import status
 from tests.support.mangled import VALUES, as_json, files, mangled, values
 from tests.support.runs_on_disk import recovered_run
 from trainer.gpt.metrics import Metrics
+from trainer.rundir.codes import Phase
 from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
-from trainer.rundir.records.beats import BeatReader, BeatWriter, Phase, Source, create_beats
+from trainer.rundir.records.beats import BeatReader, BeatWriter, Source, create_beats
 from trainer.rundir.records.gate import Gate
 from trainer.rundir.records.learned import remembered
 from trainer.rundir.records.notes import NoteReader

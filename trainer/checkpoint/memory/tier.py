@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ...rank.progress import Phase, progress
+from ...rank.progress import progress
+from ...rundir.codes import Phase
 from ..group import Ranks
 from ..interval import Interval, Pace, flush_cost, time_limit
 from . import snapshots

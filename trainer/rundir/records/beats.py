@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..codes import Phase
 from ..files.untrusted_files import open_file, read_file
 
 _WORDS = 16
@@ -30,19 +31,6 @@ _LARGEST = 1 << 20
 """Bytes of the largest beats file: that of 8,000 ranks."""
 ROOM = 256
 """Records for a launch of one rank, whose script may start ranks of its own."""
-
-
-class Phase(enum.IntEnum):
-    """What a rank is doing. Each phase has its own limit for being silent."""
-
-    NONE = 0
-    STARTUP = 1
-    RESTORE = 2
-    FIRST_STEP = 3
-    TRAIN = 4
-    SAVE = 5
-    EVAL = 6
-    TEARDOWN = 7
 
 
 class Source(enum.IntEnum):

@@ -26,10 +26,10 @@ from typing import TypedDict
 
 import msgspec
 
+from ..codes import Phase
 from ..duration import parse_duration
 from ..files.codec import encode, read
 from ..files.durable import DISK, ensure_dir
-from .beats import Phase
 
 SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
 """Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
@@ -158,7 +158,7 @@ def parse_fault(spec: str) -> Fault:
     if when.get("standby", "warming") != "warming":
         raise FaultSpecError(f"fault {spec!r}: standby must be 'warming', not {when['standby']!r}")
     phase = when.get("phase")
-    names = tuple(p.name.lower() for p in Phase if p is not Phase.NONE)
+    names = tuple(p.word for p in Phase if p is not Phase.NONE)
     if phase is not None and phase not in names:
         raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}{_nearest(phase, names)}")
     rank, checkpoint = given.get("rank", "0"), given.get("checkpoint", "latest")
