@@ -11,12 +11,11 @@ evidence.json holds the fields of `Case` and no others. What could not be read i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from supervisor.attempt.kernel_log import KernelLog
 from supervisor.core.evidence import Evidence, Memory
 from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.process.room import disks, is_full
+from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
@@ -121,9 +121,9 @@ class Witness:
 
     def write(self) -> None:
         """evidence.json is there, unless the disk refused it, and the attempt leaves no memory group behind."""
-        case = asdict(self._case(self._end or self._count()))
+        case = self._case(self._end or self._count())
         with contextlib.suppress(OSError):
-            replace_soon(self._folder.evidence, Redactor(os.environ).json(json.dumps(case, indent=1).encode()))
+            replace_soon(self._folder.evidence, Redactor(os.environ).json(encode(case, indent=1)))
         self._kernel.close()
         for group in groups_of(self._mark):
             if attempt_of(group) <= self._number:

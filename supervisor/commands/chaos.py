@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shlex
@@ -21,6 +20,7 @@ from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
 from supervisor.run.runs import SCHEMA
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
 
 _COUNT = 8
 _SIZE, _LONG_SIZE = 5, 20
@@ -123,7 +123,7 @@ def command(report: Path | None, as_json_: bool, quiet: bool, **given: Any) -> i
         "rounds": [as_json(result) for result in results],
     }
     if as_json_:
-        click.echo(json.dumps(body))
+        click.echo(encode(body))
     else:
         click.echo(verdicts(results) + figures(totals), nl=False)
     if report is not None:

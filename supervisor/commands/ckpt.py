@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 
 from supervisor.core.size import human_bytes
 from supervisor.errors import HeldByAnother, Refusal
@@ -31,6 +30,7 @@ from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.errors import CheckpointError
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.programs import program
@@ -103,7 +103,7 @@ def prune(run: str | None, keep: int, as_json: bool) -> None:
         except OSError as error:
             raise Refusal(f"{folder} cannot be pruned: {error}") from None
     if as_json:
-        click.echo(orjson.dumps({"schema": SCHEMA, "folder": str(folder), "kept": staying, "removed": removed}))
+        click.echo(encode({"schema": SCHEMA, "folder": str(folder), "kept": staying, "removed": removed}))
     else:
         click.echo("".join(f"{step_name(step)} removed\n" for step in removed), nl=False)
 
@@ -129,7 +129,7 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
     size = output.stat().st_size
     if as_json:
         body = {"schema": SCHEMA, "checkpoint": str(path), "file": str(output), "format": form, "bytes": size}
-        click.echo(orjson.dumps(body))
+        click.echo(encode(body))
     else:
         click.echo(f"{output}  {human_bytes(size)}  from {path.name}")
 
@@ -144,4 +144,4 @@ def _export_torch(path: Path, output: Path) -> list[str]:
 
 
 def _dump(folder: Path, checkpoints: list[dict[str, Any]]) -> None:
-    click.echo(orjson.dumps({"schema": SCHEMA, "folder": str(folder), "checkpoints": checkpoints}))
+    click.echo(encode({"schema": SCHEMA, "folder": str(folder), "checkpoints": checkpoints}))

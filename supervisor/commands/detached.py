@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from supervisor.errors import InternalError, Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import load
+from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir
 
 
@@ -34,10 +34,10 @@ def main(path: Path) -> int:
             known = load(path)
             if known is None:
                 raise Refusal(f"no run in {path}")
-            command, resume_args = json.load(sys.stdin)
+            command, resume_args = decode(sys.stdin.buffer.read(), tuple[tuple[str, ...], str])
             # What the ranks are given of it is an empty one.
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            spec = dataclasses.replace(specs.restore(known.spec), command=tuple(command), resume_args=resume_args)
+            spec = dataclasses.replace(specs.restore(known.spec), command=command, resume_args=resume_args)
             return drive(run, spec, quiet=True)
     except (Refusal, InternalError) as ended:
         print(f"supervise: {ended}", file=sys.stderr)

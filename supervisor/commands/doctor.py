@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import orjson
 
 from supervisor.checkup import checks, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
@@ -14,6 +13,7 @@ from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import RUNS
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
 
 SCHEMA = 1
 LOOKS = (
@@ -43,7 +43,7 @@ def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
     found = examine(Host(run_dir=run_dir, nproc=nproc))
     bad = any(check.verdict is Verdict.BAD for check in found)
     if as_json:
-        click.echo(orjson.dumps({"schema": SCHEMA, "ok": not bad, "checks": list(map(_json, found))}))
+        click.echo(encode({"schema": SCHEMA, "ok": not bad, "checks": list(map(_json, found))}))
     else:
         rows = [(c.name, _MARK[c.verdict], _text(c)) for c in found]
         click.echo(table(("check", "", "what"), rows), nl=False)

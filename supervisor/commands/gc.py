@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import asdict
 
 import click
-import orjson
 import psutil
 
 from supervisor.core.size import human_bytes
@@ -19,6 +18,7 @@ from supervisor.run.leftovers import Fate, Kind, claimed, clear, find, mark_of, 
 from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     processes = marks()
     fates = [fate for known in runs for fate in _collect(known, processes.get(mark_of(known), []), yes)]
     if as_json:
-        click.echo(orjson.dumps({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
+        click.echo(encode({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
     else:
         _print(fates, yes)
     if any(fate.problem for fate in fates):

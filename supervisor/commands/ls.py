@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import SCHEMA, Known, all_runs
 from supervisor.run.status import status
+from trainer.rundir.files.codec import encode
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
         except Refusal as refusal:
             click.echo(plain(f"{known.run.path} is passed over: {refusal}"), err=True)
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "runs": rows}))
+        click.echo(encode({"schema": SCHEMA, "runs": rows}))
         return
     if not rows:
         click.echo("no runs here; start one with: supervise launch", err=True)

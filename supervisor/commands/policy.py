@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, Rule, table
 from supervisor.reading import table as tables
 from supervisor.run import spec as specs
 from supervisor.run.runs import SCHEMA, find
+from trainer.rundir.files.codec import encode
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(ctx: click.Context, run: str | None, config: Path | None, as_json: b
     if as_json:
         limits = {name: getattr(policy, name) for name in ("max_restarts", "window", "no_progress_limit", "backoff")}
         body = {"schema": SCHEMA, "rules": [_described(rule) for rule in rules], "limits": limits, "fixed": FIXED}
-        click.echo(json.dumps(body))
+        click.echo(encode(body))
         return
     rows = [(r.when, r.do.value, "" if r.exit_code is None else r.exit_code, r.why) for r in rules]
     click.echo(tables.table(("when", "do", "exit code", "why"), rows), nl=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.runs import SCHEMA, find
 from supervisor.run.status import story_of
+from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
 
 
@@ -29,7 +29,7 @@ def command(run: str | None, as_json: bool) -> None:
     now = story.last if story.state == RunState.LOST else time.monotonic() + story.offset
     body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now)}
     if as_json:
-        click.echo(json.dumps(body))
+        click.echo(encode(body))
         return
     click.echo(plain(f"{known.id}  {body['state']}  {body['reason']}".rstrip()))
     for line in attempt_lines(story):

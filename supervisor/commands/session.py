@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 from supervisor.checkup import installed, space
 from supervisor.commands.console import Console, closing_words, opening_words
@@ -32,6 +33,7 @@ from supervisor.run.folder.registry import register
 from supervisor.run.previous import previous_of
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
+from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
 
@@ -116,7 +118,7 @@ def print_status(run: RunDir, **more: Any) -> None:
     """The run's `status --json` is on stdout."""
     known = load(run.path)
     assert known is not None
-    print(json.dumps({**statuses.status(known), **more}))
+    click.echo(encode({**statuses.status(known), **more}))
 
 
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
@@ -134,7 +136,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
     # What run.json does not keep, a pipe can tell.
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(json.dumps([spec.command, spec.resume_args]).encode())
+        child.stdin.write(encode([spec.command, spec.resume_args]))
     until = time.monotonic() + 30.0
     while time.monotonic() < until and child.poll() is None and holder(run).get("pid") != child.pid:
         time.sleep(0.02)

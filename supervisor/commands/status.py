@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from supervisor.reading.table import table
 from supervisor.run.runs import find
 from supervisor.run.status import status
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
 
 
 @click.command()
@@ -22,7 +22,7 @@ from trainer.rundir.codes import ExitCode
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """How RUN stands (an id, a unique prefix, a path; the newest if omitted)."""
     now = status(find(run))
-    click.echo(json.dumps(now) if as_json else _text(now), nl=as_json)
+    click.echo(encode(now) if as_json else _text(now), nl=as_json)
     if not exit_code:
         return 0
     if now["exit_code"] is not None:

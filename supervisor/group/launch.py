@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
 from trainer.rundir import environment as names
+from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import STARTUP, program
 from trainer.rundir.records import rollback as rollbacks
@@ -44,7 +44,7 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     written = Redactor(outer).command(arguments)
     hidden = {i: own for i, (own, safe) in enumerate(zip(arguments, written, strict=True)) if own != safe}
     if hidden:
-        env[names.HIDDEN_ARGUMENTS] = json.dumps(hidden)
+        env[names.HIDDEN_ARGUMENTS] = encode(hidden).decode()
     # One run in the tracker over all attempts. A user's own choice stands.
     env.setdefault("WANDB_RUN_ID", spec.run)
     env.setdefault("WANDB_RESUME", "allow")

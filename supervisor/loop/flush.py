@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -20,6 +19,7 @@ from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import environment as names
+from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine.shm import segment_of
 
@@ -273,8 +273,8 @@ class Flusher:
         self.process.close()
         self.process = None
         with contextlib.suppress(ValueError, IndexError):
-            outcome = json.loads(text.splitlines()[-1])
-            if isinstance(outcome, dict) and ("error" in outcome or type(outcome.get("step")) is int):
+            outcome = decode(text.splitlines()[-1].encode(), dict[str, Any])
+            if "error" in outcome or type(outcome.get("step")) is int:
                 return outcome
         self._said = f": {text[-500:]}" if text else ""
         return None

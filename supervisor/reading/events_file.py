@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
-
+from trainer.rundir.files.codec import decode
 from trainer.rundir.files.untrusted_files import open_file
 
 WINDOW = 1 << 22
@@ -48,10 +47,9 @@ class Event:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        fields = orjson.loads(line)
+        return decode(line, dict[str, Any])
     except ValueError:
         return None
-    return fields if isinstance(fields, dict) else None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 from typing import Any, Protocol
 
-import orjson
-
 from supervisor.reading.events_file import Event
 from supervisor.reading.follow import EventRecord, Record
 from supervisor.reading.lines import End
 from supervisor.reading.plain import decode
 from supervisor.reading.wording import Restarts, event_text
+from trainer.rundir.files.codec import encode
 
 _RANKS = ("36", "33", "35", "34", "32", "96", "95", "93")
 """SGR colours that stay apart for the colour-blind when they stand next to each other."""
@@ -65,7 +64,7 @@ def render_json(record: Record) -> bytes:
     and, if no newline ended it, `end`: cut or open.
     """
     if isinstance(record, EventRecord):
-        return orjson.dumps({**record.event.fields, "stream": "event"}) + b"\n"
+        return encode({**record.event.fields, "stream": "event"}) + b"\n"
     line: dict[str, Any] = {
         "ts": None if record.seen is None else _iso(record.seen),
         "attempt": record.attempt,
@@ -75,7 +74,7 @@ def render_json(record: Record) -> bytes:
     }
     if record.line.end is not End.NEWLINE:
         line["end"] = record.line.end.value
-    return orjson.dumps(line) + b"\n"
+    return encode(line) + b"\n"
 
 
 def render_raw(record: Record) -> bytes:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import orjson
-
 from supervisor.reading.events_file import Event
 from supervisor.reading.plain import plain
+from trainer.rundir.files.codec import encode
 
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
@@ -35,10 +34,7 @@ def event_text(event: Event) -> str:
 def _value(key: str, value: Any) -> str:
     if key == "signal":
         return signal_name(value)
-    if isinstance(value, str):
-        text = value if value and " " not in value else orjson.dumps(value, default=str).decode()
-    else:
-        text = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    text = value if isinstance(value, str) and value and " " not in value else encode(value).decode()
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 

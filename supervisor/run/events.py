@@ -7,7 +7,6 @@ lines wait in memory and are written when there is room again. Nor does a slow o
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -17,10 +16,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 import structlog
 
 from trainer.rundir.files import room
+from trainer.rundir.files.codec import decode, encode
 from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail
 from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
@@ -104,7 +104,7 @@ class EventLog:
         return {**head, "attempt": own.pop("attempt", self.attempt), **own}
 
     def _render(self, _: Any, __: str, fields: Any) -> bytes:
-        return self._redactor.json(_line(fields))
+        return self._redactor.json(encode(fields))
 
     def _write(self, line: bytes) -> None:
         self._waiting.append(line)
@@ -154,14 +154,6 @@ class EventLog:
         self._syncer.close()
         room.give_back(self._fd)
         os.close(self._fd)
-
-
-def _line(fields: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(fields, default=str)
-    except TypeError:
-        # Half a character, as in the name of a file that is no text, or a number of more than 64 bits: an event all the same.
-        return json.dumps(fields, default=str, ensure_ascii=False).encode(errors="replace")
 
 
 class _Syncer:
@@ -219,6 +211,10 @@ class _Syncer:
             self.problem = error.strerror or str(error)
 
 
+class _Numbered(msgspec.Struct):
+    seq: int
+
+
 def _last_seq(run: RunDir) -> int:
     try:
         with os.fdopen(open_file(run.events), "rb") as file:
@@ -228,7 +224,7 @@ def _last_seq(run: RunDir) -> int:
         return 0
     for line in reversed(lines):
         try:
-            return int(orjson.loads(line)["seq"])
-        except (ValueError, KeyError, TypeError):
+            return decode(line, _Numbered).seq
+        except ValueError:
             continue
     return 0

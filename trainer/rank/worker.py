@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import ctypes
 import io
-import json
 import mmap
 import os
 import runpy
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
+from ..rundir.files.codec import decode
 from ..rundir.records.gate import GROUP, PRELOAD, Gate
 from ..rundir.records.learned import remembered
 from . import ending, output, torch_patches
@@ -89,9 +89,9 @@ def serve() -> None:
     _settle_environment(body.env)
     shown = body.arguments
     arguments = list(shown)
-    for index, secret in json.loads(os.environ.pop(HIDDEN_ARGUMENTS, "{}")).items():
-        if int(index) < len(arguments):
-            arguments[int(index)] = secret
+    for index, secret in decode(os.environ.pop(HIDDEN_ARGUMENTS, "{}").encode(), dict[int, str]).items():
+        if index < len(arguments):
+            arguments[index] = secret
     command_line.take(shown, arguments)
     _settle_malloc()
     place = supervised()

@@ -85,22 +85,16 @@ def test_any_bytes_are_a_sound_value_or_damage(data: st.DataObject, unique: bool
 @FAST
 @given(value=VALUES)
 def test_both_ways_to_read_agree(value: Any) -> None:
-    """What json writes is read as the same value whether a number is long, half a character is in it, or neither; and a
-    number that is not finite, or has more than 64 bits, is damage."""
+    """What json writes is read as the same value whether a number is long, half a character is in it, or neither; a number
+    beyond 64 bits is a float, and one that is not finite is damage."""
     raw = json.dumps(value).encode()
     try:
         found = decode(raw, Any), decode(raw, Any, unique=True)
     except ValueError:
-        assert "NaN" in raw.decode() or "Infinity" in raw.decode() or any(len(w) > 18 for w in _numbers(value))
+        assert b"NaN" in raw or b"Infinity" in raw or b"0" * 400 in raw
         return
-    assert found == (json.loads(raw), json.loads(raw))
-
-
-def _numbers(value: Any) -> list[str]:
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return [number for part in parts for number in _numbers(part)]
-    return [str(value)] if isinstance(value, int | float) else []
+    near = json.loads(raw, parse_int=lambda text: int(text) if -(2**63) <= int(text) < 2**63 else float(text))
+    assert found == (near, near)
 
 
 @FAST
@@ -131,7 +125,7 @@ def test_what_is_written_is_read(value: Any) -> None:
         (b"[]", "array"),
         (b"", "truncated"),
         (b'{"count": 3}{"count": 3}', "trailing"),
-        (b'{"count": 9223372036854775808}', "not a number"),
+        (b'{"count": 9223372036854775808}', "`$.count`"),
         (b'{"count": 3, "seconds": 1e999}', "out of range"),
         (b'{"count": 3, "newer": ' + b"[" * 401 + b"]" * 401 + b"}", "too deeply"),
         (b'{"count": 3, "newer": ' + b"[" * 9000 + b"]" * 9000 + b"}", "too deeply"),

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
 from ..errors import CheckpointError
 from ..format.manifest import Manifest, StoredFile, shard_name, stored
@@ -27,7 +28,6 @@ from ..format.shard import Digest, Entry, entry_of, header
 from ..group import Ranks
 from ..state.packing import Packed
 from ..state.tensors import bytes_of
-from ..state.tree import text_of
 from . import retention
 from .commit import begin, commit, now
 
@@ -60,7 +60,7 @@ def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: i
     """The bytes of this rank's file, in order: its shares of the shared state, and all that is its own."""
     entries = [entry_of(share, shared.specs[share.name]) for share in shares]
     entries += [Entry(name, spec) for name, spec in own.specs.items()]
-    yield header(entries, {"format": "pt", "rank": str(rank), "state": text_of(own.tree).decode()})
+    yield header(entries, {"format": "pt", "rank": str(rank), "state": encode(own.tree).decode()})
     for share in shares:
         _alive, view = bytes_of(shared.tensors[share.name], share)
         yield view

@@ -15,11 +15,11 @@ from collections.abc import Callable, Set
 
 import torch
 
+from ...rundir.files.codec import encode
 from ..format.plan import Share, Spec, plan
 from ..format.shard import Entry, entry_of, header_of, index
 from ..state.packing import Packed
 from ..state.tensors import bytes_of, is_plain
-from ..state.tree import text_of
 from .segment import Buffer
 
 _SMALL = 32_000
@@ -76,7 +76,7 @@ class Image:
         if self._own_specs != own.specs:
             self._own_specs = dict(own.specs)
             self._index = index(self._entries + [Entry(name, spec) for name, spec in own.specs.items()])
-        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": text_of(own.tree).decode()})
+        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": encode(own.tree).decode()})
 
     def payload(self, header: bytes, own: Packed) -> int:
         """The bytes of the whole file."""

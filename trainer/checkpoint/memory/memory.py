@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ...rundir.files.codec import encode
 from ..state import rng
 from ..state.packing import Packer
 from ..state.state import Stateful, capture, capture_rank, steadiness
-from ..state.tree import text_of
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
 from .segment import Buffer, Removed, Segment
@@ -202,10 +202,10 @@ class Memory:
         known, text = self._specs_text
         if known is not job.image.specs:
             specs = {name: [spec.dtype, spec.shape] for name, spec in job.image.specs.items()}
-            text = text_of(specs)
+            text = encode(specs)
             self._specs_text = (job.image.specs, text)
         about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
-        return text_of(about)[:-1] + b',"tensors":' + text + b"}"
+        return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
 
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:

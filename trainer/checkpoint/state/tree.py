@@ -14,12 +14,9 @@ Anything else is a StateError that names its path: what cannot come back exactly
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from typing import Any
-
-import orjson
 
 from ..errors import StateError
 
@@ -86,15 +83,6 @@ def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -
             for key, v in value.items()
         ]
     }
-
-
-def text_of(encoded: Any) -> bytes:
-    """JSON text of what encode() gave: in a tenth of json's time, for it is written at every snapshot."""
-    try:
-        return orjson.dumps(encoded)
-    except TypeError:
-        # A str with half of a surrogate pair in it, which only json can write down.
-        return json.dumps(encoded, separators=(",", ":")).encode()
 
 
 def _no_tensor(name: str) -> Any:

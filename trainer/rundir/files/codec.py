@@ -7,14 +7,12 @@ come from anybody: whatever the bytes are, decode() gives a value of that kind o
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-from collections.abc import Hashable
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -22,26 +20,30 @@ from .untrusted_files import LIMIT, read_file
 
 T = TypeVar("T")
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 _DEEPEST = 400
 """Brackets within brackets: a state that a snapshot's sidecar describes has 300. What is nested deeper was written by nobody
 of ours, and code that walks it would fail."""
-_ODD = re.compile(rb"\d{19}|\\u[dD][89a-fA-F]")
-"""Perhaps a number beyond 64 bits, which msgspec takes; or half a character (of a file name that is no text), which it does
-not."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Perhaps half a character, of a file name that is no text: msgspec does not take it."""
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19
+"""Digits of what is perhaps a number beyond 64 bits: msgspec takes it."""
 _BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 _STEPS = bytes(1 if byte in b"[{" else 2 for byte in range(256))
 
 
 def decode(text: bytes, kind: type[T], unique: bool = False) -> T:
     """The value of that kind in the JSON `text`; ValueError says what does not fit, and where. int() and float() of what is
-    a number in it do not fail: it is finite, and has 64 bits at most if it is whole. `unique`: a key that is there twice is
+    a number in it do not fail: it is finite, and a float if it is beyond 64 bits. `unique`: a key that is there twice is
     damage, too; otherwise the last one counts."""
     try:
-        odd = unique or _ODD.search(text)
-        value: T = msgspec.convert(_parsed(text, unique), kind) if odd else _decoder(cast(Hashable, kind)).decode(text)
+        if not text.isascii():
+            text.decode()  # msgspec does not look at what it passes over
+        odd = unique or _HALF.search(text) or _LONG in text.translate(_DIGITS)
+        value: T = msgspec.convert(_parsed(text, unique), kind) if odd else _decoder(kind).decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if text.count(b"[") + text.count(b"{") > _DEEPEST and _depth(text) > _DEEPEST:
@@ -61,14 +63,15 @@ def encode(value: Any, indent: int = 0) -> bytes:
         text = msgspec.json.encode(value, enc_hook=str)
         return msgspec.json.format(text, indent=indent) if indent else text
     except UnicodeEncodeError:
-        # Half a character: only json can write it down.
-        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=str)
-        return json.dumps(plain, indent=indent or None).encode()
+        # Half a character: only json can write it down, and knows no null for a number.
+        plain = json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=str))
+        return json.dumps(json.loads(plain, parse_constant=lambda _: None), indent=indent or None).encode()
 
 
-@functools.lru_cache(maxsize=64)
-def _decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    if kind not in _DECODERS:
+        _DECODERS[kind] = msgspec.json.Decoder(kind)
+    return _DECODERS[kind]
 
 
 def _parsed(text: bytes, unique: bool) -> Any:
@@ -90,10 +93,10 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refused(text)
 
 
-def _whole(text: str) -> int:
+def _whole(text: str) -> int | float:
     # 19 digits and a sign: what is longer is not even converted.
     value = int(text) if len(text) <= 20 else 1 << 64
-    return value if -(1 << 63) <= value < 1 << 63 else _refused(text)
+    return value if -(1 << 63) <= value < 1 << 63 else _finite(text)
 
 
 def _refused(text: str) -> NoReturn:
