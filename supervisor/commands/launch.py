@@ -104,6 +104,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     "--spawns/--no-spawns", default=False, help="SCRIPT starts its ranks itself; it is started as by python SCRIPT."
 )
 @_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
+@_option("--plain-saves/--no-plain-saves", default=False, help="SCRIPT's saves write over its files, as without us.")
 @_option("--local-addr", metavar="ADDR", default=None, help="Where the ranks meet; MASTER_ADDR.  [default: 127.0.0.1]")
 @_option(
     "--policy",

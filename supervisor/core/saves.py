@@ -1,6 +1,7 @@
 """What the journals of an attempt's ranks say of the script's own saves, a line at a time. Pure; takes any garbage.
 
-A save that was begun and neither done nor failed is under way while its attempt lives, and torn when that is over.
+A save that was begun and neither done nor failed is under way while its attempt lives, and came to nothing when that is
+over. A folder that several ranks save into is whole once each of them is done with its newest save into it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Any
 
 _MOST_UNDER_WAY = 64
 """Saves of one rank that are followed at once; of more the oldest are forgotten."""
+_MOST_FOLDERS = 64
+"""Folders that are followed at once; the same."""
+_MOST_BESIDE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,32 @@ class Save:
     at: float
     size: int = -1
     took: float = 0.0
+    beside: bool = False
+    """Whether it is written beside what is there, which a kill does not touch."""
+    ranks: int = 0
+    """Of a folder: how many ranks save into it. 0 of a file."""
+    within: str | None = None
+    """Of a file: the folder of which it is a part."""
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What is known of the saves into one folder."""
+
+    newest: Save
+    """The one that was begun last."""
+    begun: Mapping[int, int] = field(default_factory=dict)
+    """By rank, how many saves into it were begun."""
+    done: Mapping[int, int] = field(default_factory=dict)
+    """By rank, which of them was the last to be done."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every rank that was to save into it is done with its newest save, and so is every other that began one."""
+        newest = max(self.begun.values())
+        ended = all(self.done.get(rank) == number for rank, number in self.begun.items())
+        return ended and sum(number == newest for number in self.done.values()) >= self.newest.ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +68,83 @@ class Saves:
     """Whether one was done whose step is not known."""
     under_way: Mapping[tuple[int, int], Save] = field(default_factory=dict)
     """By rank and number, those that were begun and have not ended."""
+    folders: Mapping[str, Folder] = field(default_factory=dict)
+    """By path, those that are saved into; those begun last, at the end."""
+    beside: frozenset[str] = frozenset()
+    """Folders in which files are written beside others."""
 
-    def torn(self) -> list[Save]:
-        """What an attempt that is over has left half written, one for each path; not what was whole again later."""
-        left = {save.path: save for save in self.under_way.values()}
+    def cut(self) -> list[Save]:
+        """What an attempt that is over has not ended, one for each path, folders left out; not what was whole again later."""
+        left = {save.path: save for save in self.under_way.values() if not save.ranks}
         return [save for _, save in sorted(left.items())]
+
+    def torn(self) -> list[Folder]:
+        """The folders that are not whole, now that the attempt is over."""
+        return [folder for folder in self.folders.values() if not folder.whole]
 
 
 def hear(saves: Saves, rank: int, line: Mapping[str, Any]) -> Saves:
     """`saves` with a line of the journal of `rank`."""
     kind, path, number = line.get("kind"), line.get("path"), line.get("n")
+    if kind == "beside" and isinstance(line.get("folder"), str) and len(saves.beside) < _MOST_BESIDE:
+        return replace(saves, beside=saves.beside | {line["folder"]})
     if not isinstance(path, str) or type(number) is not int:
         return saves
-    step, at = _whole(line, "step"), _seconds(line, "mono")
-    if kind == "save_begun":
-        mine = [key for key in saves.under_way if key[0] == rank]
-        gone = mine[: max(0, len(mine) + 1 - _MOST_UNDER_WAY)]
-        kept = {key: save for key, save in saves.under_way.items() if key not in gone}
-        return replace(saves, under_way={**kept, (rank, number): Save(rank, number, path, step, at)})
-    if kind not in ("save_done", "save_failed"):
+    key = rank, number
+    match kind:
+        case "save_begun":
+            return _begun(saves, key, _save(rank, number, path, line))
+        case "save_in_place" if key in saves.under_way:
+            return replace(saves, under_way={**saves.under_way, key: replace(saves.under_way[key], beside=False)})
+        case "save_done" | "save_failed":
+            left = {other: save for other, save in saves.under_way.items() if other != key}
+            saves = replace(saves, under_way=left)
+            return _done(saves, _save(rank, number, path, line), line) if kind == "save_done" else saves
+    return saves
+
+
+def _save(rank: int, number: int, path: str, line: Mapping[str, Any]) -> Save:
+    within, how = line.get("within"), line.get("how")
+    return Save(
+        rank,
+        number,
+        path,
+        step=_whole(line, "step"),
+        at=_seconds(line, "mono"),
+        beside=line.get("beside") is True,
+        ranks=max(0, _whole(line, "ranks")),
+        within=within if isinstance(within, str) else None,
+        how=how if isinstance(how, str) else "",
+    )
+
+
+def _begun(saves: Saves, key: tuple[int, int], save: Save) -> Saves:
+    mine = [other for other in saves.under_way if other[0] == save.rank]
+    gone = mine[: max(0, len(mine) + 1 - _MOST_UNDER_WAY)]
+    kept = {other: one for other, one in saves.under_way.items() if other not in gone}
+    saves = replace(saves, under_way={**kept, key: save})
+    if not save.ranks or save.within is not None:
         return saves
-    left = {key: save for key, save in saves.under_way.items() if key != (rank, number)}
-    saves = replace(saves, under_way=left)
-    if kind == "save_failed":
-        return saves
-    took = max(0.0, at - _seconds(line, "began")) if "began" in line else 0.0
-    done = Save(rank, number, path, step, at, _whole(line, "size"), took)
-    newest = done if saves.newest is None or at >= saves.newest.at else saves.newest
-    return replace(saves, newest=newest, step=max(saves.step, step), unplaced=saves.unplaced or step < 0)
+    known = saves.folders.get(save.path, Folder(save))
+    count = known.begun.get(save.rank, 0) + 1
+    others = {path: folder for path, folder in saves.folders.items() if path != save.path}
+    folders = {**others, save.path: replace(known, newest=save, begun={**known.begun, save.rank: count})}
+    return replace(saves, folders=dict(list(folders.items())[-_MOST_FOLDERS:]))
+
+
+def _done(saves: Saves, save: Save, line: Mapping[str, Any]) -> Saves:
+    took = max(0.0, save.at - _seconds(line, "began")) if "began" in line else 0.0
+    done = replace(save, size=_whole(line, "size"), took=took)
+    if save.within is not None:
+        return saves  # nobody goes on from a part
+    if save.ranks and (known := saves.folders.get(save.path)):
+        known = replace(known, done={**known.done, save.rank: known.begun.get(save.rank, 0)})
+        saves = replace(saves, folders={**saves.folders, save.path: known})
+        if not known.whole:
+            return saves
+    newest = done if saves.newest is None or done.at >= saves.newest.at else saves.newest
+    step, unplaced = max(saves.step, done.step), saves.unplaced or done.step < 0
+    return replace(saves, newest=newest, step=step, unplaced=unplaced)
 
 
 def _whole(line: Mapping[str, Any], key: str) -> int:

@@ -43,6 +43,8 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     arguments = _arguments(spec, relaunch=True)
     written = Redactor(outer).command(arguments)
     hidden = {i: own for i, (own, safe) in enumerate(zip(arguments, written, strict=True)) if own != safe}
+    if spec.plain_saves:
+        env[names.PLAIN_SAVES] = "1"
     if hidden:
         env[names.HIDDEN_ARGUMENTS] = encode(hidden).decode()
     # One run in the tracker over all attempts. A user's own choice stands.

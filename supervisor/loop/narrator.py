@@ -136,9 +136,10 @@ class Narrator:
             about |= {"bytes": newest.size, "took_s": round(newest.took, 6), "noted_mono": newest.at}
             self._log.emit("script_saved", **about)
         if final:
-            for save in saves.torn():
+            for save in saves.cut():
                 text = f"rank {save.rank} was saving {save.path} {where(save.step, True)} when the attempt ended: it is torn"
-                self.once(f"torn {save.path}", "warning", level="warning", text=text)
+                if not save.beside and save.within is None:
+                    self.once(f"torn {save.path}", "warning", level="warning", text=text)
 
     def hear(self, notes: Iterable[tuple[int, dict[str, Any]]]) -> None:
         """What is new in the ranks' `notes` is told."""

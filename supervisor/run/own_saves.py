@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from supervisor.core.saves import Saves, hear
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
 
@@ -44,14 +45,27 @@ def _is_whole(saved: Saved, path: str) -> bool:
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
-    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt."""
+    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt. No file that is a
+    part of a folder, and no folder that a rank is not done with."""
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
+        heard = Saves()
         for rank, path in journals_of(run.attempt(attempt)):
             for raw in tail(path, _TAIL).splitlines():
-                line = line_of(raw)
-                saved = saved_of(line, attempt, rank) if line is not None else None
-                if saved is not None and saved.here > 0:
+                if (line := line_of(raw)) is None:
+                    continue
+                heard = hear(heard, rank, line)
+                saved = saved_of(line, attempt, rank)
+                if saved is not None and saved.here > 0 and saved.within is None:
                     before = found.get(saved.path)
-                    found[saved.path] = saved if before is None or saved.mono >= before.mono else before
+                    found[saved.path] = saved if before is None or _says_more(saved, before) else before
+        for folder in heard.torn():
+            found.pop(folder.newest.path, None)
         yield from sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
+
+
+def _says_more(saved: Saved, before: Saved) -> bool:
+    """Of two saves of one path: the later one, but a rank that saw the folder's last file says more than one that did not."""
+    if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
+        return saved.identity is not None
+    return saved.mono >= before.mono

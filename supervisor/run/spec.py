@@ -45,6 +45,8 @@ class Spec:
     standby: bool = True
     spawns: bool = False
     """The script starts its ranks itself, and is started as by its user."""
+    plain_saves: bool = False
+    """The script's own saves are written as it asks, and not beside."""
     local_addr: Name | None = None
     """The address of this machine that the ranks meet at; None: the loopback interface."""
     inject: tuple[str, ...] = ()

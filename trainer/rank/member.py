@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ..rundir.codes import Phase
@@ -55,10 +56,18 @@ class Member:
         if reporter is not None:
             reporter.grouped()
 
-    def save_begun(self, path: str | None, by: str) -> Begun | None:
+    def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun | None:
         reporter = self._reporter
         # A script whose ranks have its number does not know at which step they are.
-        return None if reporter is None or reporter.displaced else reporter.save_begun(path, by)
+        return None if reporter is None or reporter.displaced else reporter.save_begun(path, by, about)
+
+    def beside(self, folder: str) -> None:
+        if self._reporter is not None:
+            self._reporter.beside(folder)
+
+    def torn(self, path: str, why: str, begun: Begun | None) -> None:
+        if self._reporter is not None:
+            self._reporter.torn(path, why, begun)
 
     def save_ended(self, begun: Begun | None, error: BaseException | None) -> None:
         if self._reporter is not None and begun is not None:
@@ -107,7 +116,7 @@ class Member:
         self._loaded.clear()
         _progress.install(_progress.Progress())
         if self._place.children:
-            saves.wake(self)
+            saves.wake(self, self._place.saving)
 
 
 def _rank_in_group() -> int | None:
@@ -123,7 +132,7 @@ def hook(member: Member, place: Supervised) -> None:
     """`member` hears what torch does in this process, and in those that it forks."""
     watch_torch(member)
     saves.install()
-    saves.wake(member)
+    saves.wake(member, place.saving)
     # After that of the saves, which sleep in a fork until they are told otherwise.
     os.register_at_fork(after_in_child=member.forked)
     processes.follow(member, place)

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,9 +135,18 @@ class Reporter(Progress):
         elif self._left_backward:
             self._beats.worked(now - self._left_backward)
 
-    def save_begun(self, path: str | None, by: str) -> Begun:
+    def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
         """The script saves by itself: to `path`, or (None) to no file."""
-        return self._journal.begin(path, by)
+        return self._journal.begin(path, by, about)
+
+    def beside(self, folder: str) -> None:
+        self._journal.beside(folder)
+
+    def torn(self, path: str, why: str, begun: Begun | None) -> None:
+        """What is at `path` is written over, and a kill would tear it; that is said once."""
+        if self._journal.torn(begun):
+            text = f"{path} is written over in place: {why}. A rank that is killed while it saves so tears it"
+            self.note("warning", text=text)
 
     def save_ended(self, begun: Begun, error: BaseException | None) -> None:
         self._journal.end(begun, error)

@@ -31,6 +31,8 @@ LAUNCHERS = re.compile(
     r"|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_NAME|ROLE_WORLD_SIZE|TORCH_NCCL_ASYNC_ERROR_HANDLING"
 )
 """What torchrun sets for a rank, and a program does not have that is started by its user."""
+PLAIN_SAVES = "SUPERVISE_PLAIN_SAVES"
+"""Not empty: the program's own saves are written as it asks, and not beside."""
 RESUME = "SUPERVISE_RESUME"
 """auto, never or must: whether this attempt restores a checkpoint."""
 RESUME_STEP = "SUPERVISE_RESUME_STEP"
@@ -65,6 +67,9 @@ class Supervised:
     mtbf_s: float | None = None
     children: str = ""
     """As CHILDREN."""
+    saving: str = ""
+    """What the names of hidden folders hold in which the program's files are written until they are whole: MARK's value;
+    empty with PLAIN_SAVES."""
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
@@ -84,6 +89,7 @@ def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
         flush_s=_seconds(environ.get(FLUSH_SECONDS, "")),
         mtbf_s=_seconds(environ.get(MTBF_SECONDS, "")),
         children=environ.get(CHILDREN, ""),
+        saving="" if environ.get(PLAIN_SAVES) else environ[MARK],
     )
 
 

@@ -39,14 +39,47 @@ def test_begun_done_failed_torn() -> None:
         2.0,
     )
     assert saves.step == 20 and not saves.unplaced
-    assert [(save.path, save.step) for save in saves.torn()] == [("/ck.pt", 60)]
+    assert [(save.path, save.step) for save in saves.cut()] == [("/ck.pt", 60)]
     assert heard((0, line("save_done", 0, step=-1))).unplaced
+
+
+def test_a_folder_is_whole_when_every_rank_is_done() -> None:
+    """Until then neither it nor a file of it is anything to go on from; a rank that never began it counts, too."""
+    folder, part = {"path": "/out/checkpoint-20", "ranks": 2}, "/out/checkpoint-20/a.pt"
+    half = heard(
+        (0, line("save_begun", 0, **folder)),
+        (0, line("save_begun", 1, part, within=folder["path"])),
+        (0, line("save_done", 1, part, within=folder["path"])),
+        (0, line("save_done", 0, **folder)),
+    )
+    assert [each.newest.path for each in half.torn()] == [folder["path"]]
+    assert half.newest is None and half.step == -1 and not half.cut()
+
+    begun = hear(half, 1, line("save_begun", 0, **folder))
+    assert begun.torn()
+    whole = hear(begun, 1, line("save_done", 0, mono=5.0, **folder))
+    assert not whole.torn() and whole.newest is not None and (whole.newest.path, whole.step) == (folder["path"], 20)
+    # Into the same folder again, and this time one of them fails.
+    again = hear(hear(whole, 0, line("save_begun", 2, **folder)), 0, line("save_failed", 2, **folder))
+    assert again.torn()
+
+
+def test_what_is_written_beside() -> None:
+    """It is known where, and whether a kill would tear it."""
+    saves = heard(
+        (0, {"kind": "beside", "folder": "/out"}),
+        (0, line("save_begun", 0, "/out/a.pt", beside=True)),
+        (0, line("save_begun", 1, "/out/b.pt", beside=True)),
+        (0, {"kind": "save_in_place", "n": 1, "path": "/out/b.pt"}),
+    )
+    assert saves.beside == {"/out"}
+    assert [(save.path, save.beside) for save in saves.cut()] == [("/out/a.pt", True), ("/out/b.pt", False)]
 
 
 garbage = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=3), st.lists(st.none()))
 lines = st.dictionaries(
-    st.sampled_from(["kind", "n", "path", "step", "mono", "began", "size"]),
-    garbage | st.sampled_from(["save_begun", "save_done", "save_failed", "load_done"]),
+    st.sampled_from(["kind", "n", "path", "step", "mono", "began", "size", "ranks", "within", "folder"]),
+    garbage | st.sampled_from(["save_begun", "save_done", "save_failed", "save_in_place", "beside", "load_done"]),
 )
 
 

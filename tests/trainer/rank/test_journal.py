@@ -23,7 +23,7 @@ from trainer.rundir.records.journal import Saved, find, identity_of, journals_of
 
 WRAPPED = """
 import io, json, os, sys, threading, time, timeit
-from trainer.rank.journal import saves
+from trainer.rank.journal import saves, wrapping
 saves.install()
 saves.install()
 import torch
@@ -37,8 +37,10 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint
 
 class Listener:
     def __init__(self): self.heard = []
-    def save_begun(self, path, by): self.heard.append(["begun", path, by]); return path
+    def save_begun(self, path, by, about): self.heard.append(["begun", path, by]); return path
     def save_ended(self, begun, error): self.heard.append(["ended", begun, error and type(error).__name__])
+    def beside(self, folder): pass
+    def torn(self, path, why, begun): self.heard.append(["torn", path, why])
     def loaded(self, path, error): self.heard.append(["loaded", path, error and type(error).__name__])
 
 os.chdir(sys.argv[1])
@@ -46,11 +48,11 @@ state = {"w": torch.ones(3)}
 save(state, "asleep.pt")
 calls = 20_000
 quick = lambda value: value
-wrapped = saves._save(quick, "x", saves._argument(0))
+wrapped = wrapping.save(quick, "x", wrapping.Argument(0))
 cost = lambda call: 1e6 * min(timeit.repeat(lambda: call(1), number=calls, repeat=5)) / calls
 heard = {"asleep_us": cost(wrapped) - cost(quick)}
 listener = Listener()
-saves.wake(listener)
+saves.wake(listener, os.environ.get("TAG", ""))
 
 def told(name, body):
     listener.heard = []
@@ -150,7 +152,7 @@ class Rank:
 
     def save(self, path: Path, step: int, content: bytes | None = None) -> None:
         self.step = step
-        begun = self.journal.begin(str(path), "test")
+        begun = self.journal.begin(str(path), "test", {})
         path.write_bytes(content if content is not None else bytes(100_000) + str(step).encode())
         self.journal.end(begun, None)
 
@@ -221,7 +223,7 @@ def test_a_save_whose_end_was_not_told(tale: RunDir, tmp_path: Path) -> None:
     writer = Rank(tale, 0)
     writer.save(path, 20)
     writer.step = 40
-    writer.journal.begin(str(path), "test")
+    writer.journal.begin(str(path), "test", {})
     path.write_bytes(b"all of step 40")
 
     assert Rank(tale, 1).load(path) == [40]
@@ -233,7 +235,7 @@ def test_folders_of_distributed_checkpoints(tale: RunDir, tmp_path: Path) -> Non
     for step in (20, 40):
         folder = tmp_path / f"step-{step}.tmp"
         writer.step = step
-        begun = writer.journal.begin(str(folder), "dcp.save")
+        begun = writer.journal.begin(str(folder), "dcp.save", {})
         folder.mkdir()
         (folder / ".metadata").write_bytes(b"the same tensors")
         writer.journal.end(begun, None)

@@ -160,7 +160,7 @@ def test_a_kill_between_two_saves(run: Run, kind: str, form: str, options: tuple
 
 def test_a_kill_in_a_save(run: Run) -> None:
     """What is half written is said to be torn and is nothing to go on from; an older save that is loaded is what counts."""
-    assert run.launch("--nproc", "1", run.script(SCRIPT), "sgd", "torn", "0") == 0
+    assert run.launch("--plain-saves", run.script(SCRIPT), "sgd", "torn", "0") == 0
 
     assert starts(run) == [0, 40]
     assert_true_to_the_script(run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,7 @@ from ...rundir.records.notes import NoteWriter
 
 _MOST_STRANGERS = 1000
 """Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data set."""
+_MOST_FOLDERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Begun:
     step: int
     here: int
     mono: float
+    about: Mapping[str, Any]
 
 
 class Journal:
@@ -46,18 +49,34 @@ class Journal:
         self._line = NoteWriter(place.attempt.saves(rank))
         self._numbers = itertools.count(first)
         self._strangers = 0
+        self._torn = False
+        """Whether that is said of a save."""
+        self._folders: set[str] = set()
         self._since: float | None = None
 
-    def begin(self, path: str | None, by: str) -> Begun:
-        """The journal says that a save of `path` begins."""
-        begun = Begun(path, next(self._numbers), *self._step(), time.monotonic())
+    def begin(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
+        """The journal says that a save of `path` begins, with what else there is to say `about` it."""
+        begun = Begun(path, next(self._numbers), *self._step(), time.monotonic(), {"how": by, **about})
         if path is not None:
-            self._line("save_begun", n=begun.number, path=path, step=begun.step, here=begun.here, how=by)
+            self._line("save_begun", n=begun.number, path=path, step=begun.step, here=begun.here, **begun.about)
         return begun
+
+    def torn(self, begun: Begun | None) -> bool:
+        """It says that from now on a kill would tear what `begun` saves; whether that is the first."""
+        if begun is not None and begun.path is not None:
+            self._line("save_in_place", n=begun.number, path=begun.path)
+        first, self._torn = not self._torn, True
+        return first
+
+    def beside(self, folder: str) -> None:
+        """It says, once, that files are written beside others in `folder`."""
+        if folder not in self._folders and len(self._folders) < _MOST_FOLDERS:
+            self._folders.add(folder)
+            self._line("beside", folder=folder)
 
     def end(self, begun: Begun, error: BaseException | None) -> None:
         """It says that it is done, or why it failed."""
-        about = {"n": begun.number, "path": begun.path, "step": begun.step, "here": begun.here}
+        about = {"n": begun.number, "path": begun.path, "step": begun.step, "here": begun.here, **begun.about}
         if begun.path is None:
             return
         if error is not None:

@@ -1,11 +1,17 @@
 """The journal of a program's own saves and loads: `saves.rank0.jsonl` in the attempt's folder, a JSON line each, one
 writer a file.
 
-    save_begun   {n, path, step, here, how}                    about to be written; `n` tells this rank's saves apart
-    save_done    {n, path, step, here, began, size, content, inode, mtime_ns}
-    save_failed  {n, path, step, here, error}
-    load_done    {path, step, attempt_of, rank_of, path_of}    before the first step; `step` is that of the save it holds
-    load_failed  {path, error}
+    save_begun     {n, path, step, here, how, …}               about to be written; `n` tells this rank's saves apart
+    save_done      {n, path, step, here, how, …, began, size, content, inode, mtime_ns}
+    save_failed    {n, path, step, here, how, …, error}
+    save_in_place  {n, path}                                   it was begun beside, and now writes over what is there
+    beside         {folder}                                    files are written beside those in it: .saving-*/
+    load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the save it holds
+    load_failed    {path, error}
+
+`…` is, where it holds: `beside` true (it is written beside and renamed: a kill leaves what was there), `ranks` (it is a
+folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is a
+file of that folder). `durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
 
 Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
 known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun, and
@@ -15,6 +21,7 @@ and passes over the rest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -33,8 +40,12 @@ _HEAD, _TAIL = 4096, 65536
 """Bytes at both ends of a file that tell its content: a zip archive, as torch.save writes it, has there its sums."""
 _SEARCHED = 64 << 20
 """Bytes of journals that a search reads, the newest first: some 200,000 saves."""
-_FOLDER = ".metadata"
-"""What torch.distributed.checkpoint writes last into the folder of a checkpoint."""
+SIGNS = (".metadata", "trainer_state.json", "random_states_0.pkl")
+"""What torch.distributed.checkpoint, Hugging Face's Trainer and accelerate write last into the folder of a checkpoint."""
+TORN = ".torn-"
+"""How the name of a folder begins that was set aside, because a save into it never came to its end."""
+BESIDE = ".saving-"
+"""How the name of a folder begins that holds a file until it is whole."""
 _MOST_ENTRIES = 10_000
 _MOST_ALIKE = 1000
 """Saves of one rank that are looked at, where all of them look alike."""
@@ -64,6 +75,13 @@ class Saved:
     mono: float
     here: int = 0
     """Steps that its process had made: none, and it is no progress of that attempt's."""
+    ranks: int = 0
+    """Of a folder that several files make a checkpoint: how many ranks write into it, each with a save of its own. 0 of a
+    file."""
+    within: str | None = None
+    """Of a file: the folder of which it is a part."""
+    how: str = ""
+    """By which function."""
 
 
 def identity_of(path: str) -> Identity | None:
@@ -93,13 +111,22 @@ def _digest(data: bytes) -> str:
 
 def _of_folder(path: str) -> Identity | None:
     """Of the file that is written last; its content says little, for it has the same tensors each time."""
-    found = os.stat(os.path.join(path, _FOLDER))  # noqa: PTH116, PTH118
+    if (found := _sign(path)) is None:
+        return None
     size = 0
     with os.scandir(path) as entries:
         for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False):
             size += entry.stat().st_size
     content = f"{size:x}-{_digest(f'{found.st_ino} {found.st_mtime_ns} {found.st_size}'.encode())}"
     return Identity(content, found.st_ino, found.st_mtime_ns, size)
+
+
+def _sign(path: str, follow_symlinks: bool = True) -> os.stat_result | None:
+    """That of the first of SIGNS that is in the folder."""
+    for name in SIGNS:
+        with contextlib.suppress(OSError):
+            return os.stat(os.path.join(path, name), follow_symlinks=follow_symlinks)  # noqa: PTH116, PTH118
+    return None
 
 
 def find(run: RunDir, path: str, here: Identity) -> Saved | None:
@@ -206,7 +233,19 @@ def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
     known = None
     if isinstance(content, str) and content and all(type(number) is int for number in numbers):
         known = Identity(content, *numbers)  # type: ignore[arg-type]
-    return Saved(line["path"], _step(line), known, attempt, rank, _number(line, "mono"), max(0, _step(line, "here")))
+    within, how = line.get("within"), line.get("how")
+    return Saved(
+        line["path"],
+        _step(line),
+        known,
+        attempt,
+        rank,
+        _number(line, "mono"),
+        max(0, _step(line, "here")),
+        max(0, _step(line, "ranks")),
+        within if isinstance(within, str) else None,
+        how if isinstance(how, str) else "",
+    )
 
 
 def _step(line: dict[str, Any], key: str = "step") -> int:
@@ -238,16 +277,16 @@ def _has(path: str, known: Identity) -> bool:
     """Whether `path` is the very file, unchanged."""
     try:
         found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
-        if stat.S_ISDIR(found.st_mode):
-            found = os.stat(os.path.join(path, _FOLDER), follow_symlinks=False)  # noqa: PTH116, PTH118
+        sign = _sign(path, follow_symlinks=False) if stat.S_ISDIR(found.st_mode) else found
     except (OSError, ValueError):
         return False
-    return (found.st_ino, found.st_mtime_ns) == (known.inode, known.mtime_ns)
+    return sign is not None and (sign.st_ino, sign.st_mtime_ns) == (known.inode, known.mtime_ns)
 
 
 def _entries(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.path for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False)]
+            found = [entry.path for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False)]
+            return [path for path in found if not os.path.basename(path).startswith((TORN, BESIDE))]  # noqa: PTH119
     except (OSError, ValueError):
         return []

@@ -1,0 +1,313 @@
+"""How a function is wrapped that saves or loads: while nobody listens it is called as it is.
+
+A save is told with its path and what there is to say about it; of calls within calls the outermost counts, except that a
+folder made of several files counts, and so does each of them. A file that a protected save writes is written beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, Protocol
+
+from .beside import Beside, Unsafe, prepare
+
+
+class Listener(Protocol):
+    def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Any:
+        """A save to `path` begins (None: to no file), `about` as the journal has it. What it returns is handed back."""
+
+    def save_ended(self, begun: Any, error: BaseException | None) -> None:
+        """It is done, or has failed."""
+
+    def loaded(self, path: str, error: BaseException | None) -> None:
+        """`path` was loaded, or could not be."""
+
+    def beside(self, folder: str) -> None:
+        """A file is about to be written beside those in `folder`."""
+
+    def torn(self, path: str, why: str, begun: Any) -> None:
+        """`path` is written over, as the program asked: a kill would tear it. `begun` is its save, if it has begun."""
+
+
+Target = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+_listener: Listener | None = None
+_tag = ""
+"""What names of ours beside a program's files hold; empty: files are written as the program asks."""
+_sleeps = False
+"""Whether a fork is going to tell nobody."""
+_nested = threading.local()
+under_way: set[str] = set()
+"""Where torch.distributed.checkpoint saves in the background; the thread that does so is not to be counted again."""
+
+
+def wake(listener: Listener, tag: str = "") -> None:
+    """From now on `listener` hears of what this process saves and loads; with a `tag`, files are written beside, in folders
+    that have it in their names."""
+    global _listener, _sleeps, _tag
+    _listener, _tag = listener, tag
+    if not _sleeps:
+        os.register_at_fork(after_in_child=_sleep)
+    _sleeps = True
+
+
+def _sleep() -> None:
+    global _listener
+    _listener = None
+
+
+def listener() -> Listener | None:
+    """Who is to be told of a save that begins here and now."""
+    return None if getattr(_nested, "calls", False) else _listener
+
+
+def tag() -> str:
+    """As wake() was given it; empty where files are written as the program asks."""
+    return _tag
+
+
+@contextlib.contextmanager
+def saving(path: str | os.PathLike[str], by: str) -> Iterator[None]:
+    """A save of `path` that is none of the wrapped functions', but counts as one: what it calls does not, and it writes as
+    it likes."""
+    if (told := listener()) is None:
+        yield
+        return
+    with counted(told, path_of(path), by):
+        yield
+
+
+@contextlib.contextmanager
+def loading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """The same of a load."""
+    if (told := listener()) is None:
+        yield
+        return
+    with _heard(told, path_of(path)):
+        yield
+
+
+@contextlib.contextmanager
+def outermost() -> Iterator[None]:
+    """What is called inside counts as no save or load of its own."""
+    _nested.calls = True
+    try:
+        yield
+    finally:
+        _nested.calls = False
+
+
+@contextlib.contextmanager
+def counted(told: Listener, path: str | None, by: str, **about: Any) -> Iterator[Any]:
+    """`told` hears of a save that is all that is called inside."""
+    within = getattr(_nested, "folder", None)
+    if within is not None and path is not None:
+        about["within"] = within
+    begun = told.save_begun(path, by, about)
+    try:
+        with outermost():
+            yield begun
+    except BaseException as error:
+        told.save_ended(begun, error)
+        raise
+    told.save_ended(begun, None)
+
+
+@contextlib.contextmanager
+def _heard(told: Listener, path: str | None) -> Iterator[None]:
+    try:
+        with outermost():
+            yield
+    except Exception as error:
+        if path is not None:
+            told.loaded(path, error)
+        raise
+    if path is not None:
+        told.loaded(path, None)
+
+
+def path_of(target: Any) -> str | None:
+    """The file, absolute and with its links resolved, that a path or an open file stands for; None if it is none: a buffer,
+    a pipe, a device, an address."""
+    try:
+        if isinstance(target, str | os.PathLike):
+            path = os.path.realpath(os.fspath(target))
+            elsewhere = not isinstance(path, str) or "://" in os.fspath(target)
+            return None if elsewhere or _is_special(path) else path
+        path, fd = os.path.realpath(target.name), target.fileno()
+        found = os.fstat(fd)
+        return path if stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.stat(path)) else None  # noqa: PTH116
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _is_special(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+class Argument:
+    """Which argument of a call says where it writes: by its place or one of its names."""
+
+    def __init__(self, index: int, *names: str) -> None:
+        self._index, self._names = index, names
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > self._index:
+            return args[self._index]
+        return next((kwargs[name] for name in self._names if name in kwargs), None)
+
+    def replaced(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the same call to `path`."""
+        if len(args) > self._index:
+            return (*args[: self._index], path, *args[self._index + 1 :]), kwargs
+        name = next(name for name in self._names if name in kwargs)
+        return args, {**kwargs, name: path}
+
+
+def save(function: Callable[..., Any], by: str, target: Argument, keep_mode: bool = True) -> Any:
+    """`function`, which saves to a path or an open file, is told of; to a path it writes beside. `keep_mode`: it leaves the
+    mode of a file that is there."""
+
+    @functools.wraps(function)
+    def saved(*args: Any, **kwargs: Any) -> Any:
+        if _listener is None and not _tag:
+            return function(*args, **kwargs)
+        if (told := listener()) is None:
+            return write_untold(*args, **kwargs)
+        where = target(args, kwargs)
+        path = path_of(where)
+        if path in under_way:
+            with outermost():
+                return function(*args, **kwargs)
+        place = _place(where, path)
+        with counted(told, path, by, **({"beside": True} if isinstance(place, Beside) else {})) as begun:
+            result = _write(function, args, kwargs, target, keep_mode, place, begun)
+            if path is not None and hasattr(where, "flush"):
+                with contextlib.suppress(OSError, ValueError):
+                    where.flush()
+        return result
+
+    write_untold = written(function, target, keep_mode)
+    return saved
+
+
+def written(function: Callable[..., Any], target: Argument, keep_mode: bool = True) -> Any:
+    """`function`, which writes a file that is no checkpoint by itself, writes it beside; nobody is told of a save."""
+
+    @functools.wraps(function)
+    def write(*args: Any, **kwargs: Any) -> Any:
+        if not _tag or getattr(_nested, "calls", False):
+            return function(*args, **kwargs)
+        where = target(args, kwargs)
+        return _write(function, args, kwargs, target, keep_mode, _place(where, path_of(where)))
+
+    return write
+
+
+def _place(where: Any, path: str | None) -> Beside | Unsafe | None:
+    """Where to write what is to be at `path`; None of what is written as the program asks, being no path, say."""
+    if not _tag or path is None or not isinstance(where, str | os.PathLike):
+        return None
+    place = prepare(path, _tag)
+    if isinstance(place, Beside) and _listener is not None:
+        _listener.beside(os.path.dirname(path))  # noqa: PTH120
+    return place
+
+
+def _write(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    target: Argument,
+    keep_mode: bool,
+    place: Beside | Unsafe | None,
+    begun: Any = None,
+) -> Any:
+    def torn(path: str, why: str) -> None:
+        if _listener is not None:
+            _listener.torn(path, why, begun)
+
+    if isinstance(place, Beside):
+        moved, named = target.replaced(args, kwargs, place.new)
+        full = False
+        try:
+            result = function(*moved, **named)
+        except BaseException as error:
+            full = isinstance(error, Exception) and place.is_full()
+            place.abort()
+            if not full:
+                raise
+        if not full:
+            if why := place.commit(keep_mode):
+                torn(place.path, why)
+            return result
+        torn(place.path, "the disk has no room for a second copy")
+    elif isinstance(place, Unsafe):
+        torn(os.path.realpath(target(args, kwargs)), place.why)
+    return function(*args, **kwargs)
+
+
+def folder(
+    function: Callable[..., Any], by: str, place: Callable[[tuple[Any, ...], dict[str, Any]], tuple[str, int]]
+) -> Any:
+    """`function`, which makes a folder of several files, is told of, as are the files. `place` gives the folder, and how many
+    ranks make it together."""
+
+    @functools.wraps(function)
+    def saved(*args: Any, **kwargs: Any) -> Any:
+        told = listener()
+        if told is None or getattr(_nested, "folder", None) is not None:
+            return function(*args, **kwargs)
+        try:
+            where, ranks = place(args, kwargs)
+            path = path_of(where)
+        except Exception:
+            path = None  # another version's; its files count
+        if path is None:
+            return function(*args, **kwargs)
+        begun = told.save_begun(path, by, {"ranks": ranks})
+        _nested.folder = path
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            told.save_ended(begun, error)
+            raise
+        finally:
+            _nested.folder = None
+        told.save_ended(begun, None)
+        return result
+
+    return saved
+
+
+def load(function: Callable[..., Any], target: Target) -> Any:
+    """`function`, which loads from a path or an open file, is told of."""
+
+    @functools.wraps(function, updated=())
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        if (told := listener()) is None:
+            return function(*args, **kwargs)
+        with _heard(told, path_of(target(args, kwargs))):
+            return function(*args, **kwargs)
+
+    return loaded
+
+
+def replace(module: ModuleType, name: str, wrapper: Any, *others: str) -> None:
+    """`name` is `wrapper` in `module`, and in those `others` that had taken it from there already."""
+    original = getattr(module, name)
+    for where in (module, *(sys.modules[other] for other in others if other in sys.modules)):
+        if getattr(where, name, None) is original:
+            setattr(where, name, wrapper)

@@ -1,0 +1,118 @@
+"""What is wrapped of the libraries that write checkpoints, module by module."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any
+
+from .wrapping import Argument, folder, load, replace, save, written
+
+_TENSORS = "safetensors"
+
+
+def _torch(module: ModuleType) -> None:
+    replace(module, "save", save(module.save, "torch.save", Argument(1, "f")), "torch")
+    replace(module, "load", load(module.load, Argument(0, "f")), "torch")
+
+
+def _safetensors(module: ModuleType) -> None:
+    """What all of its save and load functions come down to, of torch, numpy and the others."""
+    write, read = module.serialize_file, module.safe_open
+    users = [f"{_TENSORS}.{name}" for name in ("torch", "numpy", "flax", "tensorflow", "mlx", "paddle")]
+    replace(module, "serialize_file", save(write, "safetensors", Argument(1, "filename")), *users)
+    opened = load(read, Argument(0, "filename"))
+    replace(module, "safe_open", _Opener("safe_open", (), {"opened": staticmethod(opened), "real": read}), *users)
+
+
+class _Opener(type):
+    """A class in place of one that cannot be derived from: calling it gives an instance of that one."""
+
+    opened: Any
+    real: type
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.opened(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.real)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.real)
+
+
+class _Ending(Argument):
+    """A path to which the function gives an ending that it lacks."""
+
+    def __init__(self, ending: str, index: int, *names: str) -> None:
+        super().__init__(index, *names)
+        self._ending = ending
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        where = super().__call__(args, kwargs)
+        if not isinstance(where, str | os.PathLike) or not isinstance(path := os.fspath(where), str):
+            return where
+        return path if path.endswith(self._ending) else path + self._ending
+
+
+def _numpy(module: ModuleType) -> None:
+    """Arrays are mostly data and results: they are made whole, but count as no saves of progress."""
+    packages = "numpy", "numpy.lib", "numpy.lib.npyio"
+    for name, ending in (("save", ".npy"), ("savez", ".npz"), ("savez_compressed", ".npz")):
+        replace(module, name, written(getattr(module, name), _Ending(ending, 0, "file")), *packages)
+
+
+def _lightning(module: ModuleType) -> None:
+    """It writes into the folder for temporary files and moves that: over another file system, it copies."""
+    wrapper = save(module._atomic_save, "lightning", Argument(1, "filepath"), keep_mode=False)
+    replace(module, "_atomic_save", wrapper)
+
+
+def _trainer(module: ModuleType) -> None:
+    def place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
+        trainer, trial = args[0], args[2] if len(args) > 2 else kwargs.get("trial")
+        parent = trainer._get_output_dir(trial=trial)
+        return os.path.join(parent, f"checkpoint-{trainer.state.global_step}"), trainer.args.world_size  # noqa: PTH118
+
+    trainer = module.Trainer
+    trainer._save_checkpoint = folder(trainer._save_checkpoint, "transformers.Trainer", place)
+
+
+def _accelerator(module: ModuleType) -> None:
+    def place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
+        self, settings = args[0], args[0].project_configuration
+        if settings.automatic_checkpoint_naming:
+            path = os.path.join(self.project_dir, "checkpoints", f"checkpoint_{self.save_iteration}")  # noqa: PTH118
+            return path, self.num_processes
+        # A script may let one rank alone save, where nothing in it waits for the others.
+        together = "FSDP" in str(self.distributed_type) or "DEEPSPEED" in str(self.distributed_type)
+        where = args[1] if len(args) > 1 else kwargs["output_dir"]
+        return os.path.expanduser(where), self.num_processes if together else 1  # noqa: PTH111
+
+    accelerator = module.Accelerator
+    accelerator.save_state = folder(accelerator.save_state, "accelerate", place)
+
+
+def _json(*names: str) -> Any:
+    """Methods of these classes that write themselves to a path as JSON."""
+
+    def wrap(module: ModuleType) -> None:
+        found = {(getattr(module, owner, None), method) for owner, _, method in (name.partition(".") for name in names)}
+        for kind, method in found:
+            if function := getattr(kind, method, None):
+                setattr(kind, method, written(function, Argument(1, "json_path", "json_file_path")))
+
+    return wrap
+
+
+WRAPPED = {
+    "torch.serialization": _torch,
+    _TENSORS: _safetensors,
+    "numpy.lib._npyio_impl": _numpy,
+    "lightning.fabric.utilities.cloud_io": _lightning,
+    "lightning_fabric.utilities.cloud_io": _lightning,
+    "transformers.trainer": _trainer,
+    "transformers.trainer_callback": _json("TrainerState.save_to_json"),
+    "transformers.configuration_utils": _json("PreTrainedConfig.to_json_file", "PretrainedConfig.to_json_file"),
+    "accelerate.accelerator": _accelerator,
+}
