@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.process.proctree import Process
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.leftovers import claimed, clear, mark_of, marks
 from supervisor.run.runs import load
 from supervisor.run.status import story_of
 from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.machine.proc import lives
 
 _LOOK = 0.05
 _ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ class Runner:
             case "group_ready":
                 pids |= set(event.fields["pids"])
             case "group_gone":
-                self.outcome.survivors[event.attempt] = sum(map(_alive, pids))
+                self.outcome.survivors[event.attempt] = sum(map(lives, pids))
             case _:
                 pass
 
@@ -136,17 +136,3 @@ class Runner:
                 return ("its lock is held",)
             found = [fate.leftover for fate in clear(known, marks().get(mark_of(known), []))]
             return tuple(f"{leftover.kind.value} {leftover.place}" for leftover in found)
-
-
-def _alive(pid: int) -> bool:
-    """Whether that process lives; a zombie does not."""
-    try:
-        process = Process(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
-    finally:
-        process.close()

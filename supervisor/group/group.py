@@ -10,7 +10,8 @@ from pathlib import Path
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
-from trainer.rundir.records.gate import Gate, Launcher, Release, started_at
+from trainer.rundir.machine.proc import stat
+from trainer.rundir.records.gate import Gate, Launcher, Release
 
 
 class WorkerGroup:
@@ -101,7 +102,8 @@ def _launcher(gate: Gate, mark: str) -> Process | None:
     except (OSError, ValueError):
         return None
     # The pidfd is open, so what the pid names from here on is what will be watched.
-    if started_at(process.pid) == known.started and carries(process.pid, mark):
+    found = stat(process.pid)
+    if found is not None and found.started == known.started and carries(process.pid, mark):
         return process
     process.close()
     return None

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 
+from trainer.rundir.machine.proc import content, stat
+
 LONG_WAIT = 600.0
 """A wait that ends by itself only after this many seconds is as good as one without end."""
-_TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 # System call numbers, by machine: those that wait, and where their time limit is.
 _NAMES = {
     "x86_64": {202: "futex", 230: "clock_nanosleep", 35: "nanosleep", 270: "pselect6", 23: "select", 7: "poll"}
@@ -77,29 +78,14 @@ class Wait:
 
 def glance(pid: int) -> Glance:
     """Of `pid` now; an empty one if it is gone."""
-    try:
-        state, cpu = _stat(f"/proc/{pid}/stat")
-    except (OSError, ValueError, IndexError):
+    found = stat(pid)
+    if found is None:
         return Glance()
     starved, turns = 0.0, ""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        _, waited, given = _content(f"/proc/{pid}/schedstat").split()
+        _, waited, given = content(f"/proc/{pid}/schedstat").split()
         starved, turns = int(waited) / 1e9, given.decode()
-    return Glance(state, cpu, starved, turns)
-
-
-def _stat(path: str) -> tuple[str, float]:
-    fields = _content(path).rpartition(b")")[2].split()
-    return fields[0].decode(), (int(fields[11]) + int(fields[12])) * _TICK
-
-
-def _content(path: str) -> bytes:
-    """Of a small file in /proc; without what a Python file would ask the kernel besides, for this is read all the time."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
+    return Glance(found.state, found.cpu, starved, turns)
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> list[int]:
@@ -128,8 +114,7 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
     disk, bound = False, True
     for member in tree:
         for thread in _threads(member):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                disk = disk or _stat(f"{thread}/stat")[0] == "D"
+            disk = disk or ((found := stat(f"{member}/task/{thread.name}")) is not None and found.state == "D")
             if thread.name != str(pid):
                 bound = bound and _bound(thread)
     wait = waiting(pid)
@@ -180,7 +165,7 @@ def waits_for_ranks(pid: int, ranks: Collection[int]) -> bool:
     if not all(_bound(thread) for thread in _threads(pid) if thread.name != str(pid)):
         return False
     with contextlib.suppress(OSError):
-        return all(_CARETAKER in _content(f"/proc/{p}/cmdline") for p in descendants(pid, ranks))
+        return all(_CARETAKER in content(f"/proc/{p}/cmdline") for p in descendants(pid, ranks))
     return False
 
 

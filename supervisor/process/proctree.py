@@ -16,11 +16,11 @@ import signal
 import struct
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import psutil
 
 from trainer.rundir.environment import MARK
+from trainer.rundir.machine.proc import stat
 
 _PR_SET_CHILD_SUBREAPER = 36
 # ioctl PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15), and the bit that asks for the status.
@@ -78,11 +78,8 @@ class Process:
 
 
 def _zombie_status(pid: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[49]) if fields[0] == b"Z" else None
+    found = stat(pid)
+    return found.wait_status if found is not None and found.state == "Z" else None
 
 
 def _pidfd_status(fd: int) -> int | None:
@@ -168,17 +165,10 @@ def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, in
         if pid in spared:
             return True
         if pid not in parents:
-            parents[pid] = _parent(pid)
+            found = stat(pid)
+            parents[pid] = found.parent if found is not None else 0
         pid = parents[pid]
     return False
-
-
-def _parent(pid: int) -> int:
-    """The pid of its parent; 0 if it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def send_all(processes: list[psutil.Process], number: int) -> int:

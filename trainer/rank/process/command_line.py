@@ -7,15 +7,12 @@ script's command line are started with it behind their own.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-_ARG_START, _ARG_END = 45, 46
-"""Fields of /proc/PID/stat, counted from the first one behind the name."""
+from ...rundir.machine.proc import stat
 
 
 def take(shown: Sequence[str], arguments: Sequence[str]) -> None:
@@ -29,11 +26,9 @@ def take(shown: Sequence[str], arguments: Sequence[str]) -> None:
 def show(words: Sequence[str]) -> None:
     """`ps` shows `words` of this process, or what it showed where /proc cannot be read. Empty ones fill what room is left:
     that there is less of it now could only be said with privileges (PR_SET_MM_ARG_END)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
-        if not 0 < start < end:
-            return
+    me = stat(os.getpid())
+    if me is not None and 0 < me.arguments[0] < me.arguments[1]:
+        start, end = me.arguments
         text = b"\0".join(map(os.fsencode, words))[: end - start - 1]
         # The last byte stays 0: else the kernel would take the environment for more of it.
         ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..codes import Phase
 from ..files.untrusted_files import open_file, read_file
+from ..machine.proc import lives
 
 _WORDS = 16
 _RECORD = _WORDS * 8
@@ -248,14 +249,7 @@ def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | No
 
 def _free(words: Sequence[int], base: int) -> bool:
     idle = words[base + _ROLE] == Role.LAUNCHED and words[base + _SOURCE] == Source.NONE
-    return words[base + _PID] <= 0 or idle or not _lives(words[base + _PID])
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
+    return words[base + _PID] <= 0 or idle or not lives(words[base + _PID])
 
 
 def holders(path: Path) -> frozenset[int]:

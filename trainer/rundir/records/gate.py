@@ -27,20 +27,12 @@ from pathlib import Path
 import msgspec
 
 from ..files.codec import encode, read
+from ..machine.proc import stat
 
 GROUP = "SUPERVISE_GROUP"
 """In the environment of a rank: the folder of its group."""
 PRELOAD = "SUPERVISE_PRELOAD"
 """In the environment of a rank that is to wait long: the file that lists what it imports meanwhile."""
-
-
-def started_at(pid: int) -> int | None:
-    """When the process with that pid started, in the kernel's ticks since boot; None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -123,7 +115,8 @@ class Gate:
     def enter(self) -> None:
         """This process is the group's launcher, for everybody to see."""
         with contextlib.suppress(OSError):
-            self._put(self.launcher, Launcher(os.getpid(), started_at(os.getpid())))
+            me = stat(os.getpid())
+            self._put(self.launcher, Launcher(os.getpid(), me and me.started))
 
     def report(self, exit_code: int, failures: list[Failure]) -> None:
         """How the launcher ends is known, whoever its parent is."""
