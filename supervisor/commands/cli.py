@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ import click
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.nearest import did_you_mean
 
 COMMANDS = {
     "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
@@ -62,8 +62,7 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "see: supervise --help"
+            hint = did_you_mean(args[0], COMMANDS, "see: supervise --help")
             raise click.UsageError(f"no command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
 from trainer.rundir.duration import parse_duration
+from trainer.rundir.nearest import did_you_mean
 from trainer.rundir.records.faults import FaultSpecError, parse_fault
 
 if sys.version_info >= (3, 11):
@@ -202,5 +202,4 @@ def _written(value: object) -> str:
 def nearest(word: str, known: Iterable[str], joint: str = "-") -> str:
     """`; did you mean …?`, or what there is; words in a name are joined by `joint`."""
     names = [name.replace("_", "-").replace("-", joint) for name in known]
-    close = difflib.get_close_matches(word.replace("_", "-").replace("-", joint), names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {' '.join(sorted(names))}"
+    return f"; {did_you_mean(word.replace('_', '-').replace('-', joint), sorted(names))}"

@@ -14,6 +14,7 @@ from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
 from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import find
+from trainer.rundir.nearest import did_you_mean
 
 
 class Number(click.ParamType[int]):
@@ -57,15 +58,9 @@ def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -
 
     for name in names:
         if name not in EVENTS:
-            raise click.BadParameter(_nearest(name, list(EVENTS)))
+            hint = did_you_mean(name, EVENTS, f"there are: {' '.join(EVENTS)}")
+            raise click.BadParameter(f"no event {name!r}; {hint}")
     return frozenset(names)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, 1)
-    return f"no event {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"there are: {' '.join(known)}")
 
 
 @click.command("tail")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from ..errors import UsageError
+from ..rundir.nearest import did_you_mean
 
 Every = int | Literal["auto"] | None
 
@@ -50,8 +50,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         unknown = message.removeprefix("unrecognized arguments: ").partition("=")[0].partition(" ")[0]
-        close = difflib.get_close_matches(unknown, known, 1) if unknown.startswith("--") else []
-        raise UsageError(f"{message}; {f'did you mean {close[0]}?' if close else 'see python -m trainer --help'}")
+        hint = did_you_mean(unknown, known if unknown.startswith("--") else (), "see python -m trainer --help")
+        raise UsageError(f"{message}; {hint}")
 
 
 def _number(low: float, kind: type[int] | type[float]) -> type[int]:

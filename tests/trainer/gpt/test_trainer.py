@@ -42,7 +42,7 @@ def test_help_names_every_flag_and_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--stepz", "3"], "did you mean --steps?"),
+        (["--stepz", "3"], "did you mean '--steps'?"),
         (["--out", __file__], "--out"),
         (["--steps", "many"], "many"),
         (["--steps", "-1"], "-1"),

@@ -16,7 +16,6 @@ exclusively and syncs it. So it fires once a run, whatever dies in between. What
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import time
@@ -30,6 +29,7 @@ from ..codes import Phase
 from ..duration import parse_duration
 from ..files.codec import encode, read
 from ..files.durable import DISK, ensure_dir
+from ..nearest import did_you_mean
 
 SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
 """Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
@@ -111,17 +111,12 @@ class Fault:
         return True
 
 
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {' '.join(known)}"
-
-
 def _pairs(text: str, known: tuple[str, ...], what: str, spec: str) -> dict[str, str]:
     found = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if key not in known:
-            raise FaultSpecError(f"fault {spec!r}: unknown {what} {key!r}{_nearest(key, known)}")
+            raise FaultSpecError(f"fault {spec!r}: unknown {what} {key!r}; {did_you_mean(key, known)}")
         if not equals or not value:
             raise FaultSpecError(f"fault {spec!r}: {key} needs a value, as in {key}=1")
         found[key] = value
@@ -146,7 +141,7 @@ def parse_fault(spec: str) -> Fault:
     head, at, trigger = spec.strip().partition("@")
     kind, _, parameters = head.partition(":")
     if kind not in KINDS:
-        raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}{_nearest(kind, KINDS)}")
+        raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}; {did_you_mean(kind, KINDS)}")
     given = _pairs(parameters, tuple(_PARAMETERS), "parameter", spec)
     when = _pairs(trigger, _TRIGGERS, "trigger", spec)
     # A moment that recurs may be put off until some step; nothing else goes together.
@@ -160,7 +155,7 @@ def parse_fault(spec: str) -> Fault:
     phase = when.get("phase")
     names = tuple(p.word for p in Phase if p is not Phase.NONE)
     if phase is not None and phase not in names:
-        raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}{_nearest(phase, names)}")
+        raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}; {did_you_mean(phase, names)}")
     rank, checkpoint = given.get("rank", "0"), given.get("checkpoint", "latest")
     return Fault(
         kind=kind,

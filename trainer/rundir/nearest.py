@@ -1,0 +1,13 @@
+"""What somebody may have meant by a word that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "") -> str:
+    """`did you mean 'kill'?` where one of `known` is like `word`; else `otherwise`, or all that is known."""
+    from difflib import get_close_matches  # only a mistake costs its import: this is in the way of every rank
+
+    close = get_close_matches(word, known, 1)
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"known: {' '.join(known)}"
