@@ -21,8 +21,8 @@ from supervisor.run.folder.lock import holder
 from tests.support.jobs import TINY, final_state, same
 from tests.support.scripts import STEPPING
 from tests.support.supervised import ROOT, SUPERVISE, Run, environment, until
-from trainer.rundir.records.beats import BeatReader
 from trainer.rundir.layout import committed_steps
+from trainer.rundir.records.beats import BeatReader
 
 STEPS = 300
 PACED = """
@@ -246,7 +246,7 @@ def test_without_the_kernels_word(run: Run) -> None:
         "sys.exit(run(sys.argv[1:]))"
     )
     run.program = [sys.executable, "-c", code]
-    run.start("--nproc", "2", run.script(STEPPING), "100", "0.02")
+    run.start("--nproc", "2", run.script(STEPPING), "400", "0.02")  # on a busy machine, too, it outlives two takeovers
     for count in (1, 2):
         run.until_event("first_step", count)
         run.kill_supervisor()

@@ -19,9 +19,9 @@ from tests.support.scripts import PRINTS, printed
 from tests.support.supervised import Run, until
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.memory.snapshots import newest_snapshot
-from trainer.rundir.records.beats import last_beats
 from trainer.rundir.layout import committed_steps, step_name
 from trainer.rundir.machine.shm import segment_of
+from trainer.rundir.records.beats import last_beats
 
 STEPS = 60
 _SIZE = "--n-layer 2 --n-head 2 --n-embd 48 --block-size 64 --batch-size 48".split()

@@ -28,8 +28,8 @@ from supervisor.core.model import (
 )
 from supervisor.core.presence import LATE, UNTOLD
 from supervisor.core.stack import Frame, Stack, Stacks
-from trainer.rundir.codes import Phase
 from supervisor.process import kernel
+from trainer.rundir.codes import Phase
 
 TICK = 0.2
 LAUNCHER = Member(10, launcher=True)
@@ -173,14 +173,14 @@ def test_a_script_that_is_over_while_its_process_is_not() -> None:
     """It excuses nobody who waits for it, unless it still does with the others what they wait for."""
     life = Life()
     life.train()
-    life.ranks[1] = RankView(1, 20, "teardown", life.now, False)
+    life.ranks[1] = RankView(1, 20, Phase.TEARDOWN, life.now, False)
     life.standing = {0: WAITS, 1: READS}
     verdict = life.pass_time(20.0)
     assert verdict is not None and verdict.rank == 1 and "end of its script at step 20" in verdict.reason
 
     life = Life()
     life.train()
-    life.ranks[1] = RankView(1, 20, "teardown", life.now, False)
+    life.ranks[1] = RankView(1, 20, Phase.TEARDOWN, life.now, False)
     life.standing = {0: WAITS, 1: WAITS}
     assert life.pass_time(20.0) is None
 

@@ -12,6 +12,7 @@ import random
 import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  the first optimizer imports it; here all attempts have it
@@ -33,9 +34,11 @@ def _attempt(number: int, flags: list[str]) -> int:
     return pid
 
 
-def _killed_after(pid: int, seconds: float) -> int:
-    """Its wait status: it had that long, if it needed it."""
+def _killed_after(pid: int, seconds: float, ready: Callable[[], bool] = lambda: True) -> int:
+    """Its wait status: once `ready`, it had that long, if it needed it."""
     fd = os.pidfd_open(pid)
+    while not ready() and not select.select([fd], [], [], 0.002)[0]:
+        pass
     if not select.select([fd], [], [], seconds)[0]:
         os.kill(pid, signal.SIGKILL)
     os.close(fd)
@@ -54,7 +57,12 @@ def main(kills: int, seed: int, flags: list[str]) -> None:
     segment = segment_here()
     assert segment is not None
     for number in range(kills):
-        status = _killed_after(_attempt(number, flags), chance.uniform(0.05, 0.4))
+        # One while it comes up or trains; the others, however busy the machine is, while it trains.
+        before = snapshots.newest_snapshot(segment)
+        trains = (lambda old=before: snapshots.newest_snapshot(segment) != old) if number else (lambda: True)
+        status = _killed_after(
+            _attempt(number, flags), chance.uniform(0.05, 0.4) if not number else chance.uniform(0, 0.1), trains
+        )
         print(json.dumps([status, _finished(), snapshots.newest_snapshot(segment)]), flush=True)
     status = _killed_after(_attempt(kills, flags), 60)
     print(json.dumps([status, _finished(), snapshots.newest_snapshot(segment)]), flush=True)

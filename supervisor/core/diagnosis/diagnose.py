@@ -206,6 +206,9 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         what += _more_shm(seen)
     elif proven is Cause.NO_SPACE and seen.evidence.full:
         what += f"; no room is left on the disk of {', '.join(seen.evidence.full)}"
+    elif proven is Cause.NO_SPACE and raised.because:
+        # The half file is gone by now, and the disk has room again.
+        what += f"; it came from {raised.because[0].message}"
     if raised.unread:
         path, size = raised.unread
         what += (

@@ -79,10 +79,12 @@ class Beside:
         except OSError:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def replaces(self) -> bool:
+        """Whether a file with content is there, whose room writing over it would use."""
+        return self.before is not None and self.before.st_size > 0
+
     def is_full(self) -> bool:
-        """Whether there was no room to write it, but for writing it over what is there."""
-        if self.before is None or not self.before.st_size:
-            return False
+        """Whether the disk has no room now for what is being written."""
         try:
             fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
         except OSError as error:

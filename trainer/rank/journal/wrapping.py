@@ -7,6 +7,7 @@ folder made of several files counts, and so does each of them. A file that a pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import stat
@@ -245,8 +246,12 @@ def _write(
         try:
             result = function(*moved, **named)
         except BaseException as error:
-            full = isinstance(error, Exception) and place.is_full()
+            short = isinstance(error, Exception) and place.is_full()
+            full = short and place.replaces()
             place.abort()
+            if short and not full and error.__cause__ is None and not isinstance(error, OSError):
+                # torch only says that its archive is not whole, and with the half file gone the disk has room again.
+                error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place.path)
             if not full:
                 raise
         if not full:
