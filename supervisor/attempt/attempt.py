@@ -19,6 +19,7 @@ from supervisor.group.launch import Order, release
 from supervisor.group.standby import Standby
 from supervisor.process import proctree
 from supervisor.process.room import places
+from supervisor.run.own_saves import sweep_beside
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import create_beats
@@ -149,6 +150,7 @@ class Attempt:
         """Nothing of it is open, and what its processes were writing when they were killed is removed."""
         if self.watch is not None:
             self.watch.close()
+            sweep_beside(self.watch.saves.beside, self._spec.mark)
         if self._group is not None:
             self._group.dissolve()
             self._group = None

@@ -33,6 +33,7 @@ from supervisor.process import proctree
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
+from supervisor.run.own_saves import sweep_beside, written_beside
 from supervisor.run.previous import Previous
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
@@ -328,6 +329,7 @@ class Driver:
         self._keep_evidence()
         for number in self.run.attempts():
             sweep(self.run, number)
+            sweep_beside(written_beside(self.run, number), self.spec.mark)
         level = "info" if end.exit_code == 0 else "error"
         self.log.emit(
             "run_ended",

@@ -1,17 +1,21 @@
-"""The newest whole save of a script's own, from the journals of its ranks."""
+"""A script's own saves on the disk: the newest whole one, and what a kill has left beside them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from supervisor.core.saves import Saves, hear
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
+from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
 
 _TAIL = 256 << 10
 """Bytes of a journal's end that are read: a thousand saves."""
+_WHOLE = 8 << 20
+"""The same of one that is read but once: each folder is named where it is first saved into."""
 _TRIED = 50
 """Saves that are looked for on the disk before it is given up."""
 
@@ -69,3 +73,22 @@ def _says_more(saved: Saved, before: Saved) -> bool:
     if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
         return saved.identity is not None
     return saved.mono >= before.mono
+
+
+def written_beside(run: RunDir, attempt: int) -> frozenset[str]:
+    """The folders in which the ranks of that attempt have saved beside others, for who has not followed it."""
+    heard = Saves()
+    for rank, path in journals_of(run.attempt(attempt)):
+        for raw in tail(path, _WHOLE).splitlines():
+            if (line := line_of(raw)) is not None:
+                heard = hear(heard, rank, line)
+    return heard.beside
+
+
+def sweep_beside(folders: Iterable[str], mark: str) -> None:
+    """In `folders` no hidden folder is left that a rank of the run with this mark was saving in. No rank may be alive."""
+    for folder in folders:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in list(entries):
+                if entry.name.startswith(f"{BESIDE}{mark}.") and entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.supervised import Run, until
 
@@ -169,6 +170,18 @@ def test_a_kill_in_a_save(run: Run) -> None:
     assert f"offered 40 {run.folder / 'ck040.pt'}\n" in run.dir.attempt(1).rank_log(0).read_text()
     lines = [json.loads(line) for line in run.dir.attempt(1).saves(0).read_text().splitlines()]
     assert [line["path"] for line in lines if line["kind"] == "load_failed"] == [torn]
+
+
+@pytest.mark.parametrize("standby", ["--standby", "--no-standby"])
+def test_a_kill_in_a_save_leaves_nothing(run: Run, standby: str) -> None:
+    """It was written beside its place: the file is not there, nothing half written is, and nobody warns of a torn one."""
+    assert run.launch(standby, run.script(SCRIPT), "sgd", "torn", "0") == 0
+
+    assert starts(run) == [0, 40]
+    assert run.warnings() == ""
+    assert f"offered 40 {run.folder / 'ck040.pt'}\n" in run.dir.attempt(1).rank_log(0).read_text()
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".saving-")]
+    assert torch.load(run.folder / "ck060.pt", weights_only=True)["step"] == 60
 
 
 def test_the_same_steps_again_are_given_up(run: Run) -> None:
