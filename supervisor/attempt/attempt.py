@@ -43,8 +43,8 @@ class Attempt:
         self.stacks: Stacks | None = None
 
     def adopt(self, group: WorkerGroup, reaped: dict[int, int]) -> None:
-        """It is the attempt that `group` has been since another supervisor released it. OSError or ValueError if its beats
-        cannot be read."""
+        """It is the attempt that `group` has been since another supervisor released it. OSError or ValueError if its
+        beats cannot be read."""
         self._observe(group, reaped)
         self._group, self.kind, self._adopted = group, group.kind, True
 

@@ -132,7 +132,8 @@ class Session:
         moments, steps = list(self.wanted.moments), story.high_step
         if not any(e["msg"] == "resumed" for e in events):
             moments = [m for m in moments if m not in (Moment.RESTORE, Moment.SAVE)]
-            # An optimizer that does not count steps begins at 0 after each resume, and must reach the fault's step again.
+            # An optimizer that does not count steps begins at 0 after each resume, and must reach the fault's step
+            # again.
             steps //= 2
         if took < _SPACIOUS:
             moments = [m for m in moments if m is not Moment.STANDBY]

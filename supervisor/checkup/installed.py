@@ -15,7 +15,8 @@ from supervisor.checkup.checks import Check, Verdict, read
 OLDEST, NEWEST = (2, 6), (2, 15)
 """The versions of torch that .ci/matrix has run with."""
 _FACADES = {"trainer": "supervise", "supervise": "trainer"}
-"""The names under which a file of ours is installed. Beside each: the name to use if another distribution has taken it."""
+"""The names under which a file of ours is installed. Beside each: the name to use if another distribution has taken
+it."""
 _OWN = "supervise"
 _VERSION = re.compile(r"^__version__ = ['\"](.+?)['\"]", re.MULTILINE)
 

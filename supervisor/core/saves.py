@@ -50,7 +50,8 @@ class Folder:
 
     @property
     def whole(self) -> bool:
-        """Whether every rank that was to save into it is done with its newest save, and so is every other that began one."""
+        """Whether every rank that was to save into it is done with its newest save, and so is every other that began
+        one."""
         newest = max(self.begun.values())
         ended = all(self.done.get(rank) == number for rank, number in self.begun.items())
         return ended and sum(number == newest for number in self.done.values()) >= self.newest.ranks
@@ -74,7 +75,8 @@ class Saves:
     """Folders in which files are written beside others."""
 
     def cut(self) -> list[Save]:
-        """What an attempt that is over has not ended, one for each path, folders left out; not what was whole again later."""
+        """What an attempt that is over has not ended, one for each path, folders left out; not what was whole again
+        later."""
         left = {save.path: save for save in self.under_way.values() if not save.ranks}
         return [save for _, save in sorted(left.items())]
 

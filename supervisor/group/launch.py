@@ -76,7 +76,8 @@ class Order:
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
-    """What a group is let go with: the attempt's part of the environment, the script and its arguments, but for secrets."""
+    """What a group is let go with: the attempt's part of the environment, the script and its arguments, but for
+    secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
     newest, path = (-1, "") if fresh else _resume_from(run, rollback)
@@ -112,7 +113,8 @@ def _arguments(spec: Spec, relaunch: bool) -> list[str]:
 
 
 def is_as_asked(spec: Spec, released: Release, outer: Mapping[str, str] = os.environ) -> bool:
-    """Whether what a group was `released` with is what `spec` asks for: the same script, arguments, folder and ranks."""
+    """Whether what a group was `released` with is what `spec` asks for: the same script, arguments, folder and
+    ranks."""
     asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
     return (released.nproc, released.cwd) == (spec.nproc, spec.cwd) and released.arguments in asked
 

@@ -68,7 +68,8 @@ class Standby:
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float) -> WorkerGroup | None:
-        """A group for the attempt that starts now, the warmest there is; None while it is worth waiting for the fork server.
+        """A group for the attempt that starts now, the warmest there is; None while it is worth waiting for the fork
+        server.
 
         OSError if not even a cold one can be started.
         """
@@ -136,7 +137,8 @@ class Standby:
             self._fork_server.close()
             self._fork_server = None
 
-    # ── the fork server ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the fork server
+    # ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_fork_server(self, now: float) -> None:
         folder = self._run.standby
@@ -237,7 +239,8 @@ class Standby:
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:
-        """What standby_ready tells of `group`: who it is, what it could not import beforehand, or why it was not forked."""
+        """What standby_ready tells of `group`: who it is, what it could not import beforehand, or why it was not
+        forked."""
         server = self._fork_server
         fields: dict[str, Any] = {"pids": group.rank_pids(), "forkserver_pid": server.pid if server else None}
         if group.kind != "fork":

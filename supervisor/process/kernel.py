@@ -222,9 +222,9 @@ def catches(pid: int, number: int) -> bool:
 
 
 def maps(pid: int, path: Path) -> bool | None:
-    """Whether `pid` has that file in its memory; None where we may not know, or where it has none left, being about to end.
-    By the end of its name: the folder above may have been moved since, and the inode told there is not always the one that
-    stat tells (overlayfs)."""
+    """Whether `pid` has that file in its memory; None where we may not know, or where it has none left, being about to
+    end. By the end of its name: the folder above may have been moved since, and the inode told there is not always the
+    one that stat tells (overlayfs)."""
     with contextlib.suppress(OSError):
         mapped = Path(f"/proc/{pid}/maps").read_bytes()
         return os.fsencode("/".join(path.parts[-3:])) + b"\n" in mapped if mapped else None

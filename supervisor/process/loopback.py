@@ -54,8 +54,8 @@ def chosen() -> str | None:
 
 
 def needed(local: str | None) -> None:
-    """Refusal where there is a loopback interface and it is down, or no interface has the address `local`: no rank could
-    reach another."""
+    """Refusal where there is a loopback interface and it is down, or no interface has the address `local`: no rank
+    could reach another."""
     if local is not None:
         has(local)
     found = interfaces()

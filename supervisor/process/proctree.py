@@ -140,9 +140,9 @@ def marked(mark: str) -> list[psutil.Process]:
 def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
     """Living processes of the run: our descendants and those of `roots`, and once there are none, whoever carries the mark.
 
-    Without those of `spared` (the fork server, the standby's launcher) and what descends from them, except through `own`, the
-    launcher of the attempt, which the fork server may have forked. `roots` are living processes of an attempt that we
-    adopted.
+    Without those of `spared` (the fork server, the standby's launcher) and what descends from them, except through
+    `own`, the launcher of the attempt, which the fork server may have forked. `roots` are living processes of an
+    attempt that we adopted.
     """
     # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
@@ -189,8 +189,8 @@ def send_all(processes: list[psutil.Process], number: int) -> int:
 def kill_all(processes: list[psutil.Process], since: float, now: float) -> int:
     """SIGKILL went to each of `processes`, which have been killed `since` then; returns how many got it.
 
-    The last to get it, after some seconds, are Python's resource tracker and torch's manager of shared memory: they outlive
-    the processes they belong to, remove from /dev/shm what those have left there, and go by themselves.
+    The last to get it, after some seconds, are Python's resource tracker and torch's manager of shared memory: they
+    outlive the processes they belong to, remove from /dev/shm what those have left there, and go by themselves.
     """
     late = now >= since + _CARE
     return send_all([process for process in processes if late or not _is_caretaker(process)], signal.SIGKILL)

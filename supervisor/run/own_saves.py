@@ -49,8 +49,8 @@ def _is_whole(saved: Saved, path: str) -> bool:
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
-    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt. No file that is a
-    part of a folder, and no folder that a rank is not done with."""
+    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt. No file that
+    is a part of a folder, and no folder that a rank is not done with."""
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
         heard = Saves()
@@ -69,7 +69,8 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
 
 
 def _says_more(saved: Saved, before: Saved) -> bool:
-    """Of two saves of one path: the later one, but a rank that saw the folder's last file says more than one that did not."""
+    """Of two saves of one path: the later one, but a rank that saw the folder's last file says more than one that did
+    not."""
     if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
         return saved.identity is not None
     return saved.mono >= before.mono
@@ -86,7 +87,8 @@ def written_beside(run: RunDir, attempt: int) -> frozenset[str]:
 
 
 def sweep_beside(folders: Iterable[str], mark: str) -> None:
-    """In `folders` no hidden folder is left that a rank of the run with this mark was saving in. No rank may be alive."""
+    """In `folders` no hidden folder is left that a rank of the run with this mark was saving in. No rank may be
+    alive."""
     for folder in folders:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):

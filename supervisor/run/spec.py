@@ -123,7 +123,8 @@ def restore(body: Mapping[str, Any]) -> Spec:
     if limits.get("hang_timeout") == HANG_OFF:
         limits["hang_timeout"] = float("inf")
     try:
-        # Of another version's run, perhaps: causes that it did not know are dealt with as by default, those of its own not.
+        # Of another version's run, perhaps: causes that it did not know are dealt with as by default, those of its own
+        # not.
         limits["actions"] = resolved(msgspec.convert(body.get("actions", {}), dict[str, str]))
         spec = msgspec.convert({**body, "policy": limits}, Spec)
         if not is_mark(spec.mark):

@@ -36,8 +36,8 @@ LAW = {
     "supervisor.chaos": "supervisor.run",
     "supervisor.commands": "supervisor.loop supervisor.checkup supervisor.chaos",
 }
-"""What a folder may import of ours: itself, those in its line, and what they may. Read from the bottom, it is the way that
-a launch takes; no line looks down."""
+"""What a folder may import of ours: itself, those in its line, and what they may. Read from the bottom, it is the way
+that a launch takes; no line looks down."""
 NO_PACKAGES = {"trainer.startup"}
 
 
@@ -103,7 +103,8 @@ def test_core_is_pure(path: Path) -> None:
 
 
 def test_what_is_imported_from_outside() -> None:
-    """The supervisor needs no torch, the ranks nothing that only the supervisor has, and the leaf no package but msgspec."""
+    """The supervisor needs no torch, the ranks nothing that only the supervisor has, and the leaf no package but
+    msgspec."""
     for folder, never in NEVER.items():
         for path in modules(folder):
             assert not {name for name in imports(path) if f"{name}.".startswith(tuple(f"{n}." for n in never))}, path

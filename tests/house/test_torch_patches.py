@@ -21,7 +21,8 @@ if not any(argument.endswith("supervise") for argument in sys.orig_argv):
 
 
 def test_what_this_torch_has_not_is_said(run: Run) -> None:
-    """Nothing is missing in the torch that is tested with; of another one, what is missing is named, and the run goes on."""
+    """Nothing is missing in the torch that is tested with; of another one, what is missing is named, and the run goes
+    on."""
     assert run.launch("--nproc", "2", run.script(STEPPING), "3") == 0
     assert run.warnings() == ""
 

@@ -169,8 +169,8 @@ def test_adopted_twice_then_stopped(run: Run, reference: Any) -> None:
 
 
 def test_every_moment(run: Run, reference: Any) -> None:
-    """One supervisor after another kills itself at a moment between two things that belong together: never two groups, no
-    word said twice, and in the end nothing has happened."""
+    """One supervisor after another kills itself at a moment between two things that belong together: never two groups,
+    no word said twice, and in the end nothing has happened."""
     moment = run.folder / "moment"
     run.program = [sys.executable, "-m", "tests.support.dying_supervisor"]
 

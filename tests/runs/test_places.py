@@ -1,4 +1,5 @@
-"""Where people run it: no shared memory, or somebody who cleans it; a resolver that never answers; an address to meet at."""
+"""Where people run it: no shared memory, or somebody who cleans it; a resolver that never answers; an address to meet
+at."""
 
 from __future__ import annotations
 

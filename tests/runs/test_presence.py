@@ -225,8 +225,8 @@ def test_a_process_that_ends_has_not_become_another_program() -> None:
 
 @pytest.mark.parametrize(("events", "polls"), [(64, True), (65, False)])
 def test_gloos_thread_is_known_without_its_name(events: int, polls: bool) -> None:
-    """Beside it, a rank that looks for a lock file again and again is one that nothing else can wake. Any other thread that
-    waits for a descriptor may be woken by somebody."""
+    """Beside it, a rank that looks for a lock file again and again is one that nothing else can wake. Any other thread
+    that waits for a descriptor may be woken by somebody."""
     code = f"""
 import select, threading, time
 loop = select.epoll()

@@ -57,8 +57,8 @@ class Checkpointer:
     Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for none.
 
-    With step(done, loss=…) a step is saved only if its loss is finite on all ranks; else NotFinite is raised on every rank.
-    A supervisor then goes back, and the data in between is passed over. A loop takes part in this by using
+    With step(done, loss=…) a step is saved only if its loss is finite on all ranks; else NotFinite is raised on every
+    rank. A supervisor then goes back, and the data in between is passed over. A loop takes part in this by using
     data_step(step) as the index of its data; a loop with an iterator finds the windows in `skip`. `spike` turns on the
     same rule for a loss that jumps (see guard.is_spike).
 
@@ -161,8 +161,8 @@ class Checkpointer:
         return index
 
     def wish(self) -> Wish:
-        """The wish of this rank alone. A loop with a collective of its own in each step can send the wishes along with it,
-        and give their union to check() and step(), which then need no collective."""
+        """The wish of this rank alone. A loop with a collective of its own in each step can send the wishes along with
+        it, and give their union to check() and step(), which then need no collective."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
         if self._tier is None:

@@ -36,8 +36,8 @@ class Ranks:
         return flags
 
     def lead(self, action: Callable[[], T]) -> T:
-        """Rank 0 alone runs `action`; every rank gets its result. If it raised OSError or CheckpointError, every rank raises
-        CheckpointError."""
+        """Rank 0 alone runs `action`; every rank gets its result. If it raised OSError or CheckpointError, every rank
+        raises CheckpointError."""
         outcome: dict[str, Any] = {}
         if self.rank == 0:
             try:

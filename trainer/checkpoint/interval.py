@@ -19,8 +19,8 @@ _STALL_S = 0.2
 
 
 def flush_cost(seconds: float, spare: bool) -> float:
-    """The cost of a flush of so many seconds for training: a tenth if there is a `spare` core (disk and memory are shared),
-    else all of it. Although niced, it then holds up one rank, and so all the others."""
+    """The cost of a flush of so many seconds for training: a tenth if there is a `spare` core (disk and memory are
+    shared), else all of it. Although niced, it then holds up one rank, and so all the others."""
     return seconds * (0.1 if spare else 1.0)
 
 
@@ -91,7 +91,8 @@ def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) ->
 
 @dataclass(slots=True)
 class Stalls:
-    """The time that saves (or snapshots) at an explicit number of steps take from training; one warning if it is much."""
+    """The time that saves (or snapshots) at an explicit number of steps take from training; one warning if it is
+    much."""
 
     what: str
     every: int

@@ -39,8 +39,8 @@ def leave_the_engine() -> None:
 
 
 def register(backend: str, handler: type[Any]) -> None:
-    """The engine knows a rendezvous of that name. It is forgotten by what it keeps in `_registry`; without that, a rank knows
-    a name more."""
+    """The engine knows a rendezvous of that name. It is forgotten by what it keeps in `_registry`; without that, a rank
+    knows a name more."""
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     rendezvous_handler_registry.register(backend, handler)

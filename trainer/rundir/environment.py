@@ -68,8 +68,8 @@ class Supervised:
     children: str = ""
     """As CHILDREN."""
     saving: str = ""
-    """What the names of hidden folders hold in which the program's files are written until they are whole: MARK's value;
-    empty with PLAIN_SAVES."""
+    """What the names of hidden folders hold in which the program's files are written until they are whole: MARK's
+    value; empty with PLAIN_SAVES."""
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:

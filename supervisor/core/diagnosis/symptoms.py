@@ -107,7 +107,7 @@ class Blame(enum.IntEnum):
 
     OWN = 0
     WAITED = 1
-    """It waited for others until its patience was at an end."""
+    """It waited for others until its own time limit."""
     VICTIM = 2
     """It lost a peer, or was ended by the launcher's TERM."""
 

@@ -1,8 +1,8 @@
 """The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is limits.py's.
 
 Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused machine
-nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A stopped rank
-(state T) needs no patience. A rank is given no verdict while one that it may be waiting for still has time.
+nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A stopped
+rank (state T) has no such limit. A rank is given no verdict while one that it may be waiting for still has time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long a rank may be silent: by what it does meanwhile, by what was seen, and by what a mistake costs.
 
 A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a mistake
-would cost is never worse than twice the best (ski rental), so patience is the cost times how doubtful the evidence is:
+would cost is never worse than twice the best (ski rental), so a limit is the cost times how doubtful the evidence is:
 
     held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
     polls   every rank sleeps and looks, again and again, and nothing of this run could end that: 0.3 x cost

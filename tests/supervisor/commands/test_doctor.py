@@ -143,7 +143,8 @@ def test_a_user_without_a_home(host: Host, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_name_that_nobody_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this host: a name that is not known, and a resolver that does not answer in time, are said, and that ranks meet."""
+    """Of this host: a name that is not known, and a resolver that does not answer in time, are said, and that ranks
+    meet."""
     monkeypatch.setattr("socket.gethostname", lambda: "nowhere.invalid")
     for time_limit in (30.0, 0.001):
         check = probes.resolver(time_limit)

@@ -80,7 +80,8 @@ def trained(seconds: float = 0.1, **more: object) -> Life:
 
 @pytest.mark.parametrize("usual", [0.02, 0.1, 0.9])
 def test_deadlock_is_found_within_two_seconds_of_rest(usual: float) -> None:
-    """However long the steps: when no rank can go on without another, patience is short; it ends by the cost of a mistake."""
+    """However long the steps: when no rank can go on without another, the limit is short: it is the cost of a
+    mistake."""
     life = trained(usual, ranks=2)
     life.set(held="futex 7")
 
@@ -222,7 +223,7 @@ def test_crowded_machine_is_forgiven() -> None:
         assert life.pass_time(0.2)[1] is None
 
 
-def test_disk_has_its_own_patience() -> None:
+def test_disk_has_its_own_limit() -> None:
     """State D: a loaded disk takes long, and a kill would not end the wait; yet it is not for ever."""
     life = trained()
     life.set(disk=True)

@@ -54,7 +54,8 @@ def test_two_kills_within_a_second(run: Run) -> None:
 
 
 def test_dead_fork_server_is_replaced(run: Run) -> None:
-    """The fork server is killed while the run trains: nobody notices but the events, and the next recovery is warm again."""
+    """The fork server is killed while the run trains: nobody notices but the events, and the next recovery is warm
+    again."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     standby = run.until_standby()
     os.kill(standby["forkserver_pid"], signal.SIGKILL)

@@ -12,7 +12,8 @@ MARK = "0123456789abcdef"
 
 
 def test_hidden_folders_are_swept(tmp_path: Path) -> None:
-    """Those of this run's mark in the folders that its journals name; no other run's, no file, nothing behind a link."""
+    """Those of this run's mark in the folders that its journals name; no other run's, no file, nothing behind a
+    link."""
     run, out, precious = RunDir(tmp_path / "run"), tmp_path / "out", tmp_path / "precious"
     run.attempt(0).path.mkdir(parents=True)
     told = [{"kind": "beside", "folder": str(folder)} for folder in (out, tmp_path / "gone")]

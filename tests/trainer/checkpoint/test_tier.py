@@ -74,8 +74,8 @@ def test_shared_memory_too_small(
 
 @pytest.mark.parametrize("what", ["supervise-m", "supervise-m/rank1", "supervise-m/rank0.a"])
 def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, what: str) -> None:
-    """All of it, a board, or a buffer: the next snapshot finds out, a step goes to disk, and there are snapshots again, which
-    all ranks have; with one warning. Of those that are removed over and over there are none any more."""
+    """All of it, a board, or a buffer: the next snapshot finds out, a step goes to disk, and there are snapshots again,
+    which all ranks have; with one warning. Of those that are removed over and over there are none any more."""
 
     def body(ranks: Any) -> Any:
         found = []

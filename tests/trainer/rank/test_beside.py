@@ -97,7 +97,8 @@ def test_the_file_is_as_it_would_be(tmp_path: Path, heard: Listener) -> None:
 
 
 def test_what_is_no_regular_file(tmp_path: Path, heard: Listener) -> None:
-    """A pipe, a device, an open file, a folder, a file that may not be written: as the program asked, without a word."""
+    """A pipe, a device, an open file, a folder, a file that may not be written: as the program asked, without a
+    word."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = threading.Thread(target=pipe.read_bytes)

@@ -33,8 +33,8 @@ PRELOADED = "modules that are imported already, which is what a fork is for"
 ALLOWED = {
     "depth": "the script is called by our code, and in a fork by the engine's: frames that no traceback shows",
     "start.meta_path": "ours come first: they serve our names, and notice when torch is imported",
-    "system.initial environment.*": "what /proc shows was written when the process was started: a fork has the fork server's,"
-    " with the mark by which every process of a run is found",
+    "system.initial environment.*": "what /proc shows was written when the process was started: a fork has the fork"
+    " server's, with the mark by which every process of a run is found",
     "python.environment.SUPERVISE_*": OURS,
     "python.environment.PYTHONPATH": "where programs that the script starts find our hooks",
     "python.environment.VIEW": "this test's own",

@@ -174,7 +174,8 @@ def test_a_kill_in_a_save(run: Run) -> None:
 
 @pytest.mark.parametrize("standby", ["--standby", "--no-standby"])
 def test_a_kill_in_a_save_leaves_nothing(run: Run, standby: str) -> None:
-    """It was written beside its place: the file is not there, nothing half written is, and nobody warns of a torn one."""
+    """It was written beside its place: the file is not there, nothing half written is, and nobody warns of a torn
+    one."""
     assert run.launch(standby, run.script(SCRIPT), "sgd", "torn", "0") == 0
 
     assert starts(run) == [0, 40]

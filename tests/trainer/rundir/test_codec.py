@@ -1,4 +1,5 @@
-"""decode(): of any bytes a value of the kind that was asked for, or a ValueError in one line; and encode() the way back."""
+"""decode(): of any bytes a value of the kind that was asked for, or a ValueError in one line; and encode() the way
+back."""
 
 from __future__ import annotations
 
@@ -85,8 +86,8 @@ def test_any_bytes_are_a_sound_value_or_damage(data: st.DataObject, unique: bool
 @FAST
 @given(value=VALUES)
 def test_both_ways_to_read_agree(value: Any) -> None:
-    """What json writes is read as the same value whether a number is long, half a character is in it, or neither; a number
-    beyond 64 bits is a float, and one that is not finite is damage."""
+    """What json writes is read as the same value whether a number is long, half a character is in it, or neither; a
+    number beyond 64 bits is a float, and one that is not finite is damage."""
     raw = json.dumps(value).encode()
     try:
         found = decode(raw, Any), decode(raw, Any, unique=True)

@@ -126,7 +126,8 @@ def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
 
 
 def empty(segment: Path) -> None:
-    """Nothing is in `segment`, which is there: a supervisor that finds it gone says that somebody else has removed it."""
+    """Nothing is in `segment`, which is there: a supervisor that finds it gone says that somebody else has removed
+    it."""
     shm.remove(segment)
     with contextlib.suppress(OSError):
         shm.claim(segment)

@@ -7,9 +7,10 @@ get for their own (none: nothing can be read there); what follows is for `ps`, a
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
 
-Both files are a learned.Wanted; the second has what cannot be imported. A fork copies one thread, so it forks only while it
-has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork first, see
-trial.py: that fork serves from then on, and the one that was started waits for it. Until then the latter forks groups.
+Both files are a learned.Wanted; the second has what cannot be imported. A fork copies one thread, so it forks only
+while it has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork
+first, see trial.py: that fork serves from then on, and the one that was started waits for it. Until then the latter
+forks groups.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ Exits = dict[int, Failure]
 
 
 def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
-    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter, with room for `shown`."""
+    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter, with room for
+    `shown`."""
     from torch.distributed import run
 
     from . import rendezvous
@@ -62,7 +63,7 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     return _reported(gate, lambda: elastic_launch(config, forked_rank)())
 
 
-def _patience(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], Any]:
+def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], Any]:
     """How the engine is to poll its ranks.
 
     torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
@@ -116,7 +117,7 @@ def _reported(gate: Gate, engine: Callable[[], object]) -> int:
     code = 0
     exits: Exits = {}
     torch_patches.name_the_host_quickly()
-    torch_patches.replace_poll(_patience(gate, float(os.environ[GRACE]), exits))
+    torch_patches.replace_poll(_graceful(gate, float(os.environ[GRACE]), exits))
     try:
         engine()
     except ChildFailedError as error:

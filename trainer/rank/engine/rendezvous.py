@@ -82,8 +82,9 @@ class OneNode(RendezvousHandler):
 def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
     """The store is open; it is in the list once torch has it.
 
-    torch's own client of it asks the resolver for the name of that address, only to have it for its log: where the answer
-    takes as long as a resolver waits, it is not waited for. The server is there by then, or as soon as somebody comes.
+    torch's own client of it asks the resolver for the name of that address, only to have it for its log: where the
+    answer takes as long as a resolver waits, it is not waited for. The server is there by then, or as soon as somebody
+    comes.
     """
     made: list[Store] = []
     failed: list[Exception] = []

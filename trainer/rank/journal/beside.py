@@ -2,9 +2,9 @@
 
     DIR/.saving-TAG-PID-N/NAME  ->  DIR/NAME
 
-Under its own name, because torch.save writes that into the file. A process that is killed on the way leaves the folder, and
-DIR/NAME as it was. Nothing is synced here: after a power cut DIR/NAME may be empty, as it may be without us. Mode, owner and
-attributes are those that writing over the file would have left.
+Under its own name, because torch.save writes that into the file. A process that is killed on the way leaves the folder,
+and DIR/NAME as it was. Nothing is synced here: after a power cut DIR/NAME may be empty, as it may be without us. Mode,
+owner and attributes are those that writing over the file would have left.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Beside:
         return why
 
     def _settle(self) -> None:
-        """Whatever the function has written is where it would be without us: it did not take the name that it was given."""
+        """Whatever the function has written is where it would be without us: it did not take the name that it was
+        given."""
         parent = os.path.dirname(self.path)  # noqa: PTH120
         for name in os.listdir(self.folder):  # noqa: PTH208
             DISK.rename(Path(self.folder, name), Path(parent, name))
@@ -86,7 +87,7 @@ class Beside:
     def is_full(self) -> bool:
         """Whether the disk has no room now for what is being written."""
         try:
-            fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
+            fd = os.open(f"{self.folder}/.probe", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             return error.errno in _FULL
         try:
@@ -99,8 +100,8 @@ class Beside:
 
 
 def prepare(path: str, tag: str) -> Beside | Unsafe | None:
-    """Where to write what is to be at `path`, which is absolute and has no links; or why that would not be safe. None where
-    there is nothing to make safe: it is no regular file, or could not be written anyhow."""
+    """Where to write what is to be at `path`, which is absolute and has no links; or why that would not be safe. None
+    where there is nothing to make safe: it is no regular file, or could not be written anyhow."""
     folder, name = os.path.split(path)
     try:
         before = os.stat(path, follow_symlinks=False)  # noqa: PTH116

@@ -3,7 +3,8 @@ frameworks have for it; and has their files written beside and renamed, so that 
 
 The wrappers are installed before anything else is imported, because `from safetensors.torch import save_file` binds its
 names for good, and sleep until a rank is let go: then they pass calls through and do nothing else. Awake, they tell a
-listener of each save and load. Of calls within calls the outermost counts. In children that the rank forks they tell nobody.
+listener of each save and load. Of calls within calls the outermost counts. In children that the rank forks they tell
+nobody.
 """
 
 from __future__ import annotations

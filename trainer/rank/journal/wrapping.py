@@ -1,7 +1,7 @@
 """How a function is wrapped that saves or loads: while nobody listens it is called as it is.
 
-A save is told with its path and what there is to say about it; of calls within calls the outermost counts, except that a
-folder made of several files counts, and so does each of them. A file that a protected save writes is written beside.
+A save is told with its path and what there is to say about it; of calls within calls the outermost counts, except that
+a folder made of several files counts, and so does each of them. A file that a protected save writes is written beside.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ under_way: set[str] = set()
 
 
 def wake(listener: Listener, tag: str = "") -> None:
-    """From now on `listener` hears of what this process saves and loads; with a `tag`, files are written beside, in folders
-    that have it in their names."""
+    """From now on `listener` hears of what this process saves and loads; with a `tag`, files are written beside, in
+    folders that have it in their names."""
     global _listener, _sleeps, _tag
     _listener, _tag = listener, tag
     if not _sleeps:
@@ -75,8 +75,8 @@ def tag() -> str:
 
 @contextlib.contextmanager
 def saving(path: str | os.PathLike[str], by: str) -> Iterator[None]:
-    """A save of `path` that is none of the wrapped functions', but counts as one: what it calls does not, and it writes as
-    it likes."""
+    """A save of `path` that is none of the wrapped functions', but counts as one: what it calls does not, and it writes
+    as it likes."""
     if (told := listener()) is None:
         yield
         return
@@ -134,8 +134,8 @@ def _heard(told: Listener, path: str | None) -> Iterator[None]:
 
 
 def path_of(target: Any) -> str | None:
-    """The file, absolute and with its links resolved, that a path or an open file stands for; None if it is none: a buffer,
-    a pipe, a device, an address."""
+    """The file, absolute and with its links resolved, that a path or an open file stands for; None if it is none: a
+    buffer, a pipe, a device, an address."""
     try:
         if isinstance(target, str | os.PathLike):
             path = os.path.realpath(os.fspath(target))
@@ -178,8 +178,8 @@ class Argument:
 
 
 def save(function: Callable[..., Any], by: str, target: Argument, keep_mode: bool = True) -> Any:
-    """`function`, which saves to a path or an open file, is told of; to a path it writes beside. `keep_mode`: it leaves the
-    mode of a file that is there."""
+    """`function`, which saves to a path or an open file, is told of; to a path it writes beside. `keep_mode`: it leaves
+    the mode of a file that is there."""
 
     @functools.wraps(function)
     def saved(*args: Any, **kwargs: Any) -> Any:
@@ -267,8 +267,8 @@ def _write(
 def folder(
     function: Callable[..., Any], by: str, place: Callable[[tuple[Any, ...], dict[str, Any]], tuple[str, int]]
 ) -> Any:
-    """`function`, which makes a folder of several files, is told of, as are the files. `place` gives the folder, and how many
-    ranks make it together."""
+    """`function`, which makes a folder of several files, is told of, as are the files. `place` gives the folder, and
+    how many ranks make it together."""
 
     @functools.wraps(function)
     def saved(*args: Any, **kwargs: Any) -> Any:

@@ -60,7 +60,8 @@ def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> li
         if name in sys.modules:
             continue
         try:
-            # What it warns of is for our log. To silence it, filters would have to be put back: those that it sets, too.
+            # What it warns of is for our log. To silence it, filters would have to be put back: those that it sets,
+            # too.
             importlib.import_module(name)
         except Barred:
             raise

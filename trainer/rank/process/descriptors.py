@@ -21,8 +21,8 @@ def opened() -> set[int]:
 
 
 def close_all_but(kept: set[int], pipes: bool) -> None:
-    """Of what `opened` says, only `kept` is open any more, and pipes, where `pipes` are to stay. Whatever objects stood for
-    the others must never be used, nor collected: they would close what has got their numbers since."""
+    """Of what `opened` says, only `kept` is open any more, and pipes, where `pipes` are to stay. Whatever objects stood
+    for the others must never be used, nor collected: they would close what has got their numbers since."""
     for fd in opened() - kept:
         with contextlib.suppress(OSError):
             if not (pipes and stat.S_ISFIFO(os.fstat(fd).st_mode)):

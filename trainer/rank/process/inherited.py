@@ -1,5 +1,5 @@
-"""What a fork has from the processes before it, the fork server and the launcher, is undone: it is as an interpreter is that
-was started for the script. What is left of them is the modules that they have imported.
+"""What a fork has from the processes before it, the fork server and the launcher, is undone: it is as an interpreter is
+that was started for the script. What is left of them is the modules that they have imported.
 
 A test names every difference that remains, and why (tests/trainer/rank/test_forked.py).
 """
@@ -36,8 +36,8 @@ def imported(load: Callable[[], Any]) -> Any:
 
 
 def leave(pipes: bool = False) -> None:
-    """This process, a fork, has no open files of the process that forked it but the standard ones, and its pipes, if `pipes`
-    are to stay."""
+    """This process, a fork, has no open files of the process that forked it but the standard ones, and its pipes, if
+    `pipes` are to stay."""
     descriptors.close_all_but(_of_modules, pipes)
 
 
@@ -46,7 +46,8 @@ def undo() -> None:
     os.setsid()
     # Whatever of the launcher's is garbage by now must not close, once it is collected, what has got its numbers.
     gc.freeze()
-    # But for pipes: at every fork libuv, which serves torch's store in the launcher, closes two of its own by their numbers.
+    # But for pipes: at every fork libuv, which serves torch's store in the launcher, closes two of its own by their
+    # numbers.
     leave(pipes=True)
     fork_environment.leave()
     torch_patches.count_gpus_here()

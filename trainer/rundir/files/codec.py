@@ -1,8 +1,9 @@
 """JSON of ours as typed values, and back: decoding is the check, and what does not fit its type is damage.
 
-A kind is a class whose fields have types: a msgspec.Struct, a dataclass, or list[str] and the like. Fields that it does not
-have are passed over, unless it is a Struct that forbids them; a field that it has without a default must be there. Files may
-come from anybody: whatever the bytes are, decode() gives a value of that kind or raises ValueError, in one line.
+A kind is a class whose fields have types: a msgspec.Struct, a dataclass, or list[str] and the like. Fields that it does
+not have are passed over, unless it is a Struct that forbids them; a field that it has without a default must be there.
+Files may come from anybody: whatever the bytes are, decode() gives a value of that kind or raises ValueError, in one
+line.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ T = TypeVar("T")
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 _DEEPEST = 400
-"""Brackets within brackets: a state that a snapshot's sidecar describes has 300. What is nested deeper was written by nobody
-of ours, and code that walks it would fail."""
+"""Brackets within brackets: a state that a snapshot's sidecar describes has 300. What is nested deeper was written by
+nobody of ours, and code that walks it would fail."""
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """Perhaps half a character, of a file name that is no text: msgspec does not take it."""
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -36,9 +37,9 @@ _STEPS = bytes(1 if byte in b"[{" else 2 for byte in range(256))
 
 
 def decode(text: bytes, kind: type[T], unique: bool = False) -> T:
-    """The value of that kind in the JSON `text`; ValueError says what does not fit, and where. int() and float() of what is
-    a number in it do not fail: it is finite, and a float if it is beyond 64 bits. `unique`: a key that is there twice is
-    damage, too; otherwise the last one counts."""
+    """The value of that kind in the JSON `text`; ValueError says what does not fit, and where. int() and float() of
+    what is a number in it do not fail: it is finite, and a float if it is beyond 64 bits. `unique`: a key that is there
+    twice is damage, too; otherwise the last one counts."""
     try:
         if not text.isascii():
             text.decode()  # msgspec does not look at what it passes over
@@ -57,8 +58,8 @@ def read(path: Path, kind: type[T], limit: int = LIMIT, unique: bool = False) ->
 
 
 def encode(value: Any, indent: int = 0) -> bytes:
-    """`value` as JSON, of which decode() makes the same again; a number that is not finite is null, and what is no value of
-    JSON its text."""
+    """`value` as JSON, of which decode() makes the same again; a number that is not finite is null, and what is no
+    value of JSON its text."""
     try:
         text = msgspec.json.encode(value, enc_hook=str)
         return msgspec.json.format(text, indent=indent) if indent else text

@@ -47,7 +47,8 @@ def lives(pid: int) -> bool:
 
 
 def content(path: str) -> bytes:
-    """Of a small file in /proc; without what a Python file would ask the kernel besides, for this is read all the time."""
+    """Of a small file in /proc; without what a Python file would ask the kernel besides, for this is read all the
+    time."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)

@@ -36,7 +36,8 @@ PRELOAD = "SUPERVISE_PRELOAD"
 
 
 class Release(msgspec.Struct, frozen=True):
-    """release.json: the attempt that a group becomes, the script's arguments, and the attempt's part of the environment."""
+    """release.json: the attempt that a group becomes, the script's arguments, and the attempt's part of the
+    environment."""
 
     attempt: int
     env: dict[str, str]

@@ -6,12 +6,13 @@ writer a file.
     save_failed    {n, path, step, here, how, …, error}
     save_in_place  {n, path}                                   it was begun beside, and now writes over what is there
     beside         {folder}                                    files are written beside those in it: .saving-*/
-    load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the save it holds
+    load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the save it
+    holds
     load_failed    {path, error}
 
 `…` is, where it holds: `beside` true (it is written beside and renamed: a kill leaves what was there), `ranks` (it is a
-folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is a
-file of that folder). `durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
+folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is
+a file of that folder). `durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
 
 Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
 known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun, and
@@ -41,7 +42,8 @@ _HEAD, _TAIL = 4096, 65536
 _SEARCHED = 64 << 20
 """Bytes of journals that a search reads, the newest first: some 200,000 saves."""
 SIGNS = (".metadata", "trainer_state.json", "random_states_0.pkl")
-"""What torch.distributed.checkpoint, Hugging Face's Trainer and accelerate write last into the folder of a checkpoint."""
+"""What torch.distributed.checkpoint, Hugging Face's Trainer and accelerate write last into the folder of a
+checkpoint."""
 TORN = ".torn-"
 """How the name of a folder begins that was set aside, because a save into it never came to its end."""
 BESIDE = ".saving-"
@@ -76,8 +78,8 @@ class Saved:
     here: int = 0
     """Steps that its process had made: none, and it is no progress of that attempt's."""
     ranks: int = 0
-    """Of a folder that several files make a checkpoint: how many ranks write into it, each with a save of its own. 0 of a
-    file."""
+    """Of a folder that several files make a checkpoint: how many ranks write into it, each with a save of its own. 0 of
+    a file."""
     within: str | None = None
     """Of a file: the folder of which it is a part."""
     how: str = ""

@@ -41,7 +41,8 @@ class Wanted(msgspec.Struct):
 
 
 def remembered(path: Path) -> list[str]:
-    """The names that trainer.rank.preload.modules.remember() wrote to `path`; none, if it did not or that cannot be read."""
+    """The names that trainer.rank.preload.modules.remember() wrote to `path`; none, if it did not or that cannot be
+    read."""
     try:
         return read(path, list[str])
     except (OSError, ValueError):
