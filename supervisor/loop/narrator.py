@@ -54,8 +54,9 @@ class Narrator:
         """When those notes were made that an earlier supervisor has told of."""
         self._unsaid = -1
         """A step that the last scan found without its note."""
-        self._found = -1
-        """A step that a scan has told of, while its flush, perhaps, had not ended yet."""
+        self._found: set[int] = set(told or ())
+        """Steps that are told already, as a scan found them, or by an earlier supervisor, and whose own word may yet
+        come: from the ranks that saved them, or the flush."""
         self._scanned_at = float("-inf")
 
     def new_attempt(self, number: int) -> None:
@@ -158,9 +159,7 @@ class Narrator:
                 self._log.emit("warning", "warning", text=warning)
             # Nobody waited for it: its seconds are not a stall.
             took, step = outcome.pop("seconds", None), int(outcome.pop("step"))
-            if step != self._found:
-                self._committed(step, by="flush", took_s=took, **outcome)
-            self._found = -1
+            self._heard_of(step, by="flush", took_s=took, **outcome)
 
     def faults(self, armed: Iterable[Fault], fired: Iterable[Mapping[str, Any]]) -> None:
         """The faults that were asked for, and those that have struck, are told."""
@@ -174,6 +173,14 @@ class Narrator:
         """The checkpoints that were there already, and neither an event nor a note has told of, are told."""
         for step in sorted(self._untold):
             self._committed(step)
+            self._found.add(step)
+
+    def _heard_of(self, step: int, **fields: Any) -> None:
+        """Who has made the checkpoint of `step` says so. They may say it late: of an older step than the newest one."""
+        if step in self._found:
+            self._found.discard(step)
+        elif step >= 0:
+            self._committed(step, **fields)
 
     def _committed(self, step: int, **fields: Any) -> None:
         self.checkpoint = max(self.checkpoint, step)
@@ -206,10 +213,10 @@ class Narrator:
         self._scanned_at = now
         newest = newest_checkpoint(self._run.checkpoints)
         if newest < self.checkpoint:
-            self.checkpoint, self._found = newest, -1
+            self.checkpoint, self._found = newest, {step for step in self._found if step <= newest}
         if newest > self.checkpoint and (final or newest == self._unsaid):
             self._committed(newest)
-            self._found = newest
+            self._found.add(newest)
         self._unsaid = newest
 
     def _tell_note(self, rank: int, note: dict[str, Any]) -> None:
@@ -221,9 +228,7 @@ class Narrator:
             case "data_skipped":
                 self._log.emit("data_skipped", "warning", rank=rank, **note)
             case "checkpoint_saved":
-                step = int(note.pop("step", -1))
-                if step > self.checkpoint or step in self._untold:
-                    self._committed(step, **note)
+                self._heard_of(int(note.pop("step", -1)), **note)
             case "flush_due":
                 self.flushes_due.append((int(note["step"]), note.get("keep")))
                 if isinstance(stall_s := note.get("stall_s"), int | float):

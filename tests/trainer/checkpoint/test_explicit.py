@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
     monkeypatch.setattr(shm, "ROOT", tmp_path)
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
-    made = Flusher(run, "m", Narrator(run, _Log(), -1))  # type: ignore[arg-type]
+    # A mark of its own: a flush that another test has started meanwhile is not one that was inherited.
+    made = Flusher(run, f"test{uuid.uuid4().hex}", Narrator(run, _Log(), -1))  # type: ignore[arg-type]
     snapshot_of(made.segment, 3)
     found = snapshots.find(made.segment)
     assert found is not None
