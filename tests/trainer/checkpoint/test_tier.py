@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.support.jobs import on_ranks, same
 from tests.support.training import SAVE, Here, Notes, train, training
-from trainer.checkpoint import Checkpointer, NoUsableCheckpoint
+from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.interval import Pace
@@ -153,6 +153,24 @@ def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pyte
             assert snapshots.pinned(here.segment) == []
         assert [fields["step"] for kind, fields in notes.kept if kind == "checkpoint_failed"] == lost
         snapshots.remove(here.segment)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_the_last_step_is_in_memory_when_the_disk_refuses_it(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its snapshot was left out at first, for another rank was late."""
+    with training() as made:
+        made.run(3)
+        made.copied()
+        with monkeypatch.context() as late:
+            late.setattr(made.memory().segment, "begin", lambda size, pin: None)
+            made.run(4)
+            made.copied()
+        assert snapshots.newest_snapshot(here.segment) == 3
+
+        here.checkpoints.write_text("no folder")
+        with pytest.raises(CheckpointError, match="step 4 could not be saved at the end"):
+            made.ckpt.close()
+        assert snapshots.newest_snapshot(here.segment) == 4
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

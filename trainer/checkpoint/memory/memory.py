@@ -187,7 +187,7 @@ class Memory:
             if time.monotonic() >= until:
                 break
             time.sleep(0.001)
-        self._patient = buffer is not None
+        self._patient = buffer is not None or (self._patient and not job.owed)
         return buffer
 
     def _room(self) -> str:

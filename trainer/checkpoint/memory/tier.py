@@ -101,9 +101,12 @@ class Tier:
 
     def keep(self, done: int, extra: Any) -> None:
         """The state after `done` steps is in memory, if there is room: it could not be saved. All ranks call it."""
-        if self._since:
-            self._take(done, extra)
         self._memory.wait()
+        if self._since or self._memory.left_out == done:
+            self._take(done, extra, owed=True)
+            self._memory.wait()
+        # The first rank to leave takes the others with it: the supervisor ends them. So none leaves before all have it.
+        self._ranks.exchange(None)
 
     @property
     def stall_s(self) -> float:
