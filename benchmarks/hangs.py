@@ -21,7 +21,9 @@ from supervisor.reading.events_file import read_events
 
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 SCRIPT = ROOT / "benchmarks" / "scripts" / "hanging.py"
-KINDS = {"stop": "auto", "lock": "auto", "skip": "auto"} | dict.fromkeys(("gil", "loop", "fifo", "worker"), "1500ms")
+KINDS = {"stop": "auto", "lock": "auto", "beside": "auto", "skip": "auto"} | dict.fromkeys(
+    ("gil", "loop", "fifo", "worker"), "1500ms"
+)
 
 
 def once(kind: str, step: float) -> dict[str, Any]:

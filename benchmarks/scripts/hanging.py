@@ -74,10 +74,19 @@ def struck():
     Path("struck").write_text(str(time.monotonic()))
 
 
-faults = {"stop": stop, "lock": locked, "fifo": read_fifo, "gil": hold_gil, "loop": loop, "skip": skip}
+faults = {
+    "stop": stop,
+    "lock": locked,
+    "fifo": read_fifo,
+    "gil": hold_gil,
+    "loop": loop,
+    "skip": skip,
+    "beside": locked,
+}
 model = DistributedDataParallel(nn.Linear(8, 1))
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-workers = 1 if kind == "worker" else 0
+# `beside`: workers without work stand beside the lock.
+workers = 1 if kind in ("worker", "beside") else 0
 for step, x in enumerate(DataLoader(Data(), batch_size=1, num_workers=workers)):
     if step == 60:
         break

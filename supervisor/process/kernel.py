@@ -30,7 +30,7 @@ _NAMES = {
     | {82: "fsync", 83: "fdatasync", 260: "wait4", 95: "waitid"},
 }.get(platform.machine(), {})
 _ON_A_FILE = ("read", "pread64", "write", "recvfrom", "recvmsg", "flock", "fsync", "fdatasync")
-_FUTEX_REALTIME = 256
+_FUTEX_PRIVATE, _FUTEX_REALTIME = 128, 256
 _EPOLLS = ("epoll_wait", "epoll_pwait")
 _SLEEPS = ("clock_nanosleep", "pselect6")
 _SHORT_SLEEP = 5.0
@@ -108,23 +108,30 @@ def children(pid: int) -> list[int]:
 
 
 def closely(pid: int, others: Collection[int] = ()) -> Close:
-    """Of the rank `pid` with its descendants, but for `others`, which are ranks themselves, and theirs."""
-    tree = [pid, *descendants(pid, others)]
-    seen = [glance(member) for member in tree]
-    disk, bound = False, True
-    for member in tree:
-        for thread in _threads(member):
-            disk = disk or ((found := stat(f"{member}/task/{thread.name}")) is not None and found.state == "D")
-            if thread.name != str(pid):
-                bound = bound and _bound(thread)
-    wait = waiting(pid)
+    """Of the rank `pid` with its descendants, but for `others`, which are ranks themselves, and theirs. Of `pid` alone where
+    no other process can wake it: what its children do (a DataLoader's workers without work) is nothing to it then."""
+    own, wait = glance(pid), waiting(pid)
+    threads = [thread for thread in _threads(pid) if thread.name != str(pid)]
+    alone = wait is not None and _private(wait) and all(_bound(thread, alone=True) for thread in threads)
+    family = [] if alone else descendants(pid, others)
+    threads += [thread for member in family for thread in _threads(member)]
+    bound = alone or all(_bound(thread) for thread in threads)
+    states = [stat(f"{thread.parts[-3]}/task/{thread.name}") for thread in threads]
+    disk = own.state == "D" or any(found is not None and found.state == "D" for found in states)
     seconds = _ends_in(pid, wait) if wait is not None else None
     sleeps = wait is not None and wait.name in _SLEEPS and seconds is not None and _SHORT_SLEEP < seconds <= LONG_WAIT
     held, polls = "", None if wait is None else False
-    if wait is not None and bound and not disk and seconds is not None and not _has_gpu(pid):
-        held = f"{wait.name} {wait.arguments} {seen[0].turns}" if seconds > LONG_WAIT else ""
+    if wait is not None and bound and not disk and seconds is not None and not _has_gpu(pid) and not traced(pid):
+        held = f"{wait.name} {wait.arguments} {own.turns}" if seconds > LONG_WAIT else ""
         polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
-    return Close(sum(each.cpu for each in seen), disk, held, polls, sleeps)
+    return Close(own.cpu + sum(glance(member).cpu for member in family), disk, held, polls, sleeps)
+
+
+def traced(pid: int) -> bool:
+    """Whether a debugger has hold of `pid`: a person looks at it."""
+    with contextlib.suppress(OSError):
+        return b"\nTracerPid:\t0\n" not in content(f"/proc/{pid}/status")
+    return False
 
 
 def _threads(pid: int) -> Iterator[Path]:
@@ -132,15 +139,21 @@ def _threads(pid: int) -> Iterator[Path]:
         yield from (Path(entry.path) for entry in os.scandir(f"/proc/{pid}/task"))
 
 
-def _bound(thread: Path) -> bool:
-    """Whether a thread other than the main one waits for a thread, or for the other ranks: nobody else can wake it."""
+def _bound(thread: Path, alone: bool = False) -> bool:
+    """Whether a thread other than the main one waits for a thread, or for the other ranks: nobody else can wake it. With
+    `alone`: no process of its own either."""
     wait = _wait(thread / "syscall")
     if wait is not None and (wait.name == "futex" or (wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS)):
-        return True
+        return not alone or wait.name != "futex" or _private(wait)
     try:
         return (thread / "comm").read_text().startswith(_LOOPS)
     except OSError:
         return False
+
+
+def _private(wait: Wait) -> bool:
+    """Whether it is for a lock that no other process can have: threading's, not multiprocessing's."""
+    return wait.name == "futex" and bool(wait.arguments[1] & _FUTEX_PRIVATE)
 
 
 def waiting(pid: int) -> Wait | None:

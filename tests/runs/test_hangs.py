@@ -15,7 +15,16 @@ SCRIPT = ROOT / "benchmarks" / "scripts" / "hanging.py"
     ("limit", "kinds", "at_most"),
     [
         # Known by evidence, without a limit.
-        ("auto", {"stop": "stopped (state T)", "lock": "locked (hanging.py:", "skip": "hanging.py:"}, 10.0),
+        (
+            "auto",
+            {
+                "stop": "stopped (state T)",
+                "lock": "locked (hanging.py:",
+                "beside": "locked (hanging.py:",
+                "skip": "hanging.py:",
+            },
+            10.0,
+        ),
         # From outside these could be a slow step.
         (
             "1500ms",
@@ -32,7 +41,7 @@ SCRIPT = ROOT / "benchmarks" / "scripts" / "hanging.py"
 def test_hangs_are_found_and_named(run: Run, limit: str, kinds: dict[str, str], at_most: float) -> None:
     """Rank 1 of an unmodified script gets stuck at step 40, in every attempt in another way."""
     os.mkfifo(run.folder / "fifo")
-    options = ["--nproc", "2", "--max-restarts", "9", "--hang-timeout", limit]
+    options = ["--nproc", "2", "--max-restarts", "9", "--no-progress-limit", "9", "--hang-timeout", limit]
 
     assert run.launch(*options, str(SCRIPT), ",".join(kinds), "0.01", OMP_NUM_THREADS="1") == 0
 
