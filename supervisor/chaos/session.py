@@ -14,7 +14,6 @@ from typing import Any
 from supervisor.chaos.compare import compare
 from supervisor.chaos.runner import Outcome, Runner
 from supervisor.core.chaos import plan
-from supervisor.core.chaos.expect import EXPECTED, SUPERVISOR, Moment, Tier
 from supervisor.core.chaos.judge import judge, spans
 from supervisor.core.chaos.plan import Job, Round
 from supervisor.core.chaos.summary import Comparison, RoundResult
@@ -24,6 +23,7 @@ from supervisor.errors import Refusal
 from supervisor.reading.events_file import read_events
 from supervisor.run.runs import RUNS
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.fault_kinds import FAULTS, SUPERVISOR, Moment, Tier
 
 _NEEDS_CHECKPOINTER = ("enospc", "torn", "corrupt", "kill-flush")
 _SPACIOUS = 3.0
@@ -100,7 +100,7 @@ class Session:
         if left_out:
             self.say(f"left out, because the script does not use our Checkpointer: {' '.join(left_out)}")
         kinds = [kind for kind in self.wanted.kinds if kind not in left_out]
-        if not any(set(EXPECTED[kind].moments) & set(job.moments) for kind in kinds):
+        if not any(set(FAULTS[kind].moments) & set(job.moments) for kind in kinds):
             raise Refusal("none of these faults can strike this script at these moments")
         return kinds
 

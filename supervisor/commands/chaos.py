@@ -15,12 +15,12 @@ from supervisor.chaos.page import page
 from supervisor.chaos.session import Interrupted, Session, Wanted
 from supervisor.chaos.words import figures, verdicts
 from supervisor.commands.options import Duration, Nproc, nearest
-from supervisor.core.chaos.expect import EXPECTED, Moment
 from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
 from supervisor.run.runs import SCHEMA
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
+from trainer.rundir.records.fault_kinds import FAULTS, Moment
 
 _COUNT = 8
 _SIZE, _LONG_SIZE = 5, 20
@@ -60,7 +60,7 @@ class _Names(click.ParamType[Any]):
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Go on for so long: a soak.")
 @click.option(
-    "--faults", "kinds", type=_Names("fault", list(EXPECTED)), default=None, help="Which.  [default: all but nan]"
+    "--faults", "kinds", type=_Names("fault", list(FAULTS)), default=None, help="Which.  [default: all but nan]"
 )
 @click.option(
     "--moments",
@@ -165,7 +165,7 @@ def _wanted(
         flags=(*flags, *command_line) if built_in else (),
         nproc=nproc,
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
-        kinds=kinds or tuple(kind for kind in EXPECTED if matrix or kind != "nan"),
+        kinds=kinds or tuple(kind for kind in FAULTS if matrix or FAULTS[kind].same_bits),
         moments=tuple(Moment(name) for name in moments) if moments else tuple(Moment),
         matrix=matrix,
         count=count,

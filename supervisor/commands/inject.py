@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import click
 
 from supervisor.commands.options import FaultSpec
@@ -10,9 +12,12 @@ from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.ownership import vet
 from supervisor.run.runs import find
 from trainer.rundir.records import faults
+from trainer.rundir.records.fault_kinds import KINDS
+
+_KINDS = textwrap.fill(" ".join(KINDS), 72, subsequent_indent=" " * 7, break_on_hyphens=False)
 
 
-@click.command()
+@click.command(epilog=f"\b\nKinds: {_KINDS};\n       exit takes code=N, slow takes seconds=2s")
 @click.argument("run")
 @click.argument("spec", type=FaultSpec())
 def command(run: str, spec: str) -> None:
@@ -27,9 +32,6 @@ def command(run: str, spec: str) -> None:
     kill@phase=restore,step=40     the same two, but not before step 40
     corrupt:checkpoint=latest      torn as well; or checkpoint=STEP
 
-    \b
-    Kinds: kill term stop exc exit segv abort oom gil hang slow nan enospc torn corrupt
-           kill-launcher kill-supervisor kill-flush; exit takes code=N, slow takes seconds=2s
     """
     known = find(run)
     if not is_held(known.run):

@@ -15,6 +15,7 @@ from trainer.rundir.codes import Phase
 from trainer.rundir.records import faults
 from trainer.rundir.records.beats import Beat
 from trainer.rundir.records.damage import damage
+from trainer.rundir.records.fault_kinds import By
 
 
 class FaultInjector:
@@ -72,12 +73,15 @@ class FaultInjector:
         step = max((b.step for b in beats), default=0)
         now = time.monotonic()
         for fault in self._armed:
-            if fault.kind in faults.ON_SUPERVISION:
-                self._strike(fault, beats, supervision, attempt, now)
-            elif fault.kind in faults.SIGNALS and fault.after is not None:
-                self._signal(fault, ranks, attempt, step, now)
-            elif fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
-                self._damage(fault, attempt, step, now)
+            if not fault.by_supervisor:
+                continue
+            match fault.what.by:
+                case By.SIGNAL:
+                    self._signal(fault, ranks, attempt, step, now)
+                case By.FILE:
+                    self._damage(fault, attempt, step, now)
+                case _:
+                    self._strike(fault, beats, supervision, attempt, now)
         self._flush = supervision.get("kill-flush")
 
     def _claim(self, fault: faults.Fault, rank: int | None, attempt: int, step: int) -> bool:
@@ -109,7 +113,7 @@ class FaultInjector:
     def _signal(self, fault: faults.Fault, ranks: dict[int, Process], attempt: int, step: int, now: float) -> None:
         for rank, process in ranks.items():
             if fault.on(rank) and fault.due(step, now) and self._claim(fault, rank, attempt, step):
-                process.send(signal.Signals(faults.SIGNALS[fault.kind]))
+                process.send(fault.what.signal)
 
     def _damage(self, fault: faults.Fault, attempt: int, step: int, now: float) -> None:
         exists: Callable[[], bool] = lambda: any(self._checkpoints.glob("step-*/*.safetensors"))  # noqa: E731

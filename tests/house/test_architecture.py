@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = {"__future__", "collections", "dataclasses", "datetime", "enum", "math", "re", "typing", "supervisor", "trainer"}
-SHARED = ROOT / "trainer/rundir/codes.py"
-"""What the core shares with the ranks: numbers alone."""
+SHARED = ("trainer.rundir.codes", "trainer.rundir.records.fault_kinds")
+"""What the core shares with the ranks: numbers, and the table of faults."""
 NEVER = {
     "supervisor": {"torch", "trainer.rank", "trainer.gpt"},
     "trainer": {"supervisor", "psutil", "structlog", "click"},
@@ -93,12 +93,16 @@ def test_the_law_of_imports(folder: str) -> None:
         assert {room(name) for name in imports(path)} - {""} <= lawful(folder), path
 
 
-@pytest.mark.parametrize("path", [*modules("supervisor/core"), SHARED], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*modules("supervisor/core"), *(ROOT / f"{name.replace('.', '/')}.py" for name in SHARED)],
+    ids=lambda p: p.stem,
+)
 def test_core_is_pure(path: Path) -> None:
     """The core imports nothing that could read a clock, a file or a process."""
     names = list(imports(path))
     assert {name.partition(".")[0] for name in names} <= CORE
-    assert all(name.startswith("trainer.rundir.codes") for name in names if name.startswith("trainer"))
+    assert all(name.startswith(SHARED) for name in names if name.startswith("trainer"))
     assert not any(call.endswith((".now", ".today")) for call in calls(path))
 
 

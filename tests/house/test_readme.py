@@ -14,10 +14,11 @@ from tests.support.jobs import environment
 from tests.support.supervised import ROOT, Run
 from trainer.checkpoint.disk.restore import load
 from trainer.rundir.layout import step_name
-from trainer.rundir.records.faults import KINDS
+from trainer.rundir.records.fault_kinds import FAULTS, KEYS, Kind
 
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+FAULTS_PAGE = (ROOT / "docs" / "faults.md").read_text()
 CHECKPOINTS = (ROOT / "docs" / "checkpoints.md").read_text()
 
 
@@ -59,9 +60,24 @@ def test_plain_example(tmp_path: Path) -> None:
 
 
 def test_tables_are_complete() -> None:
-    """Every command stands in the README, every fault and exit code in the reference."""
+    """Every command stands in the README, every exit code in the reference."""
     commands = re.search(r"## Commands\n(.*?)\n## ", README, re.S)
     assert commands
     assert [name for name in COMMANDS if f"`{name}" not in commands[1] and name not in commands[1]] == []
-    assert [kind for kind in KINDS if kind not in REFERENCE] == []
     assert [code for code in (0, 1, 2, 75, 100, 103, 104, 105, 106, 108) if f"| {code} |" not in REFERENCE] == []
+
+
+def row(name: str, kind: Kind) -> str:
+    """The line of docs/faults.md that tells what the table of faults has under `name`."""
+    seen = [*(f"`{cause}`" for cause in sorted(kind.causes)), *([f"event `{kind.event}`"] if kind.event else [])]
+    keys = " ".join(f"`{key}`" for key in kind.keys)
+    return f"| `{name}` | {keys} | {kind.strikes} | {kind.by.value} | {' or '.join(seen) or 'nobody may notice it'} |"
+
+
+def test_faults_are_as_their_table_says() -> None:
+    """The page has a line for each fault, as the table has it, and tells of each in words; the reference has each key."""
+    listed = FAULTS_PAGE.partition("## What `--inject` takes")[2]
+    assert [line for line in listed.splitlines() if line.startswith("| `")] == [row(*item) for item in FAULTS.items()]
+    assert [name for name in FAULTS if f"`{name}`" not in FAULTS_PAGE.removesuffix(listed)] == []
+    assert [key for key, what in KEYS.items() if f"`{key}` ({what})" not in REFERENCE] == []
+    assert {key for kind in FAULTS.values() for key in kind.keys} == KEYS.keys()

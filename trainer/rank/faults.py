@@ -48,8 +48,8 @@ class FullDisk(Disk):
 
 def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimizer: Any = None) -> None:
     """`fault` has happened to this process. Most kinds do not return."""
-    if fault.kind in faults.SIGNALS:
-        os.kill(os.getpid(), faults.SIGNALS[fault.kind])
+    if fault.what.signal:
+        os.kill(os.getpid(), fault.what.signal)
         return
     match fault.kind:
         case "exc":

@@ -229,7 +229,7 @@ class Reporter(Progress):
             if fault.phase is None and phase is not None:
                 continue
             self._pending.remove(fault)
-            if fault.kind in faults.ON_SUPERVISION:
+            if fault.by_supervisor:
                 self._stay(fault)
             elif faults.claim(self.place.run.faults, fault, self.rank, self.place.attempt_number, self._done):
                 self.note("fault", spec=fault.text, step=self._done)
@@ -242,15 +242,10 @@ class Reporter(Progress):
             time.sleep(0.002)
 
     def _mine(self, fault: faults.Fault) -> bool:
-        if not fault.on(self.rank) or (fault.kind in faults.ON_SUPERVISION and fault.phase is None):
+        """Whether this rank has a part in it: it carries it out, or stays in a phase until the supervisor has."""
+        if not fault.on(self.rank) or (fault.by_supervisor and fault.phase is None):
             return False
-        if fault.kind in faults.ON_SUPERVISION:
-            return not faults.has_fired(self.place.run.faults, fault, None)
-        if fault.after is not None and fault.kind in faults.SIGNALS:
-            return False
-        if fault.kind in faults.ON_CHECKPOINT and fault.by_clock:
-            return False
-        return not faults.has_fired(self.place.run.faults, fault, self.rank)
+        return not faults.has_fired(self.place.run.faults, fault, None if fault.by_supervisor else self.rank)
 
 
 def _keep_room(path: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.core.chaos.expect import DAMAGE, EXPECTED, SUPERVISOR
 from supervisor.core.chaos.plan import Blow, Round
 from supervisor.core.telling.story import AttemptStory, Story, tell
+from trainer.rundir.records.fault_kinds import DAMAGE, FAULTS, SUPERVISOR
 
 _FINE = (None, "finished")
 
@@ -83,7 +83,7 @@ def judge(round_: Round, events: Sequence[Mapping[str, Any]], survivors: Mapping
     events = [e for e in events if isinstance(e.get("mono"), int | float)]
     case = _Case(tell(events), events, survivors)
     case.struck = {case.attempt_at(at) for blow in round_.blows for at, _ in case.firings(blow.spec)}
-    rows = [_row(case, blow) for blow in sorted(round_.blows, key=lambda b: not EXPECTED[b.kind].ends)]
+    rows = [_row(case, blow) for blow in sorted(round_.blows, key=lambda b: not FAULTS[b.kind].ends)]
     rows.sort(key=lambda row: [b.spec for b in round_.blows].index(row.spec))
     attempts = case.story.attempts
     rows += [_unexplained(case.story, a) for i, a in enumerate(attempts) if i not in case.explained and _failed(a)]
@@ -127,7 +127,7 @@ def _row(case: _Case, blow: Blow) -> Row:
     detected, seen_at, problem = _detected(case, blow, index, at, step)
     for later in {case.attempt_at(again) for again, _ in fired[1:]} - {index}:
         # A rank that died with the first one struck, before it came to its own, meets it in the next attempt.
-        if case.story.attempts[later].cause in EXPECTED[blow.kind].causes:
+        if case.story.attempts[later].cause in FAULTS[blow.kind].causes:
             case.explained.add(later)
     ended = detected is not None and detected == attempt.cause
     after = _recovered(case.story, index) if ended else None
@@ -151,7 +151,7 @@ def _row(case: _Case, blow: Blow) -> Row:
 
 def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) -> tuple[str | None, float | None, str]:
     """(as what it was noticed, when, why that is not right)"""
-    expected, attempt = EXPECTED[blow.kind], case.story.attempts[index]
+    expected, attempt = FAULTS[blow.kind], case.story.attempts[index]
     if blow.kind == SUPERVISOR:
         return _supervisor(case, attempt, index, at)
     if attempt.cause in expected.causes and index not in case.explained:
@@ -160,7 +160,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     done = max(step or 0, attempt.from_step or 0)
     if expected.event and (shown := _shown(case.events, blow, at, done)) is not None:
         return expected.event, shown, ""
-    if expected.ends and attempt.cause in EXPECTED[SUPERVISOR].causes:
+    if expected.ends and attempt.cause in FAULTS[SUPERVISOR].causes:
         # The supervisor was dead by then, and nobody could see it.
         return attempt.cause, attempt.verdict, ""
     if expected.ends:
@@ -186,7 +186,7 @@ def _supervisor(case: _Case, attempt: AttemptStory, index: int, at: float) -> tu
     taken = next((e["mono"] for e in case.events if e.get("msg") == "run_started" and e["mono"] > at), None)
     if taken is None:
         return None, None, "no other supervisor took up the run"
-    if attempt.cause in EXPECTED[SUPERVISOR].causes and index not in case.explained:
+    if attempt.cause in FAULTS[SUPERVISOR].causes and index not in case.explained:
         case.explained.add(index)
         return attempt.cause, None, ""
     return "adopted", None, ""
@@ -194,7 +194,7 @@ def _supervisor(case: _Case, attempt: AttemptStory, index: int, at: float) -> tu
 
 def _shown(events: Sequence[Mapping[str, Any]], blow: Blow, at: float, done: int) -> float | None:
     """When the event came that tells of a fault which fired at `at`, after `done` steps; None if it went by."""
-    expected = EXPECTED[blow.kind]
+    expected = FAULTS[blow.kind]
     for event in events:
         if event["mono"] < at:
             continue

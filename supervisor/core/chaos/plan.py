@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from supervisor.core.chaos.expect import DAMAGE, EXPECTED, WAITED_FOR, Moment, Tier
+from trainer.rundir.records.fault_kinds import DAMAGE, FAULTS, WAITED_FOR, Moment, Tier
 
 
 class Pick(Protocol):
@@ -70,7 +70,7 @@ class Round:
     @property
     def same_bits(self) -> bool:
         """Whether its end must be that of an undisturbed run."""
-        return all(EXPECTED[blow.kind].same_bits for blow in self.blows)
+        return all(FAULTS[blow.kind].same_bits for blow in self.blows)
 
 
 _PHASES = {
@@ -84,17 +84,17 @@ _CARRIED = (Moment.STARTUP, Moment.RESTORE, Moment.STANDBY)
 
 def matrix(kinds: Sequence[str], moments: Sequence[Moment]) -> list[Cell]:
     """Every fault at every moment at which it can strike."""
-    return [Cell(kind, moment) for kind in kinds for moment in moments if moment in EXPECTED[kind].moments]
+    return [Cell(kind, moment) for kind in kinds for moment in moments if moment in FAULTS[kind].moments]
 
 
 def deal(pick: Pick, kinds: Sequence[str], moments: Sequence[Moment]) -> Iterator[Cell]:
     """Cells without end; each kind once before any comes again."""
-    playable = [kind for kind in kinds if set(moments) & set(EXPECTED[kind].moments)]
+    playable = [kind for kind in kinds if set(moments) & set(FAULTS[kind].moments)]
     while playable:
         deck = list(playable)
         pick.shuffle(deck)
         for kind in deck:
-            yield Cell(kind, pick.choice([m for m in moments if m in EXPECTED[kind].moments]))
+            yield Cell(kind, pick.choice([m for m in moments if m in FAULTS[kind].moments]))
 
 
 def schedule(
@@ -141,19 +141,19 @@ def _next(pick: Pick, waiting: list[Cell], job: Job, size: int, number: int) -> 
 
 
 def _tier(pick: Pick, cell: Cell, job: Job) -> Tier:
-    possible = [tier for tier in job.tiers if tier in EXPECTED[cell.kind].tiers]
+    possible = [tier for tier in job.tiers if tier in FAULTS[cell.kind].tiers]
     chosen: Tier = pick.choice(possible) if possible else job.tiers[0]
     return chosen
 
 
 def _fits(cell: Cell, taken: Sequence[Cell], tier: Tier, job: Job) -> bool:
-    expected = EXPECTED[cell.kind]
+    expected = FAULTS[cell.kind]
     if tier not in expected.tiers and set(expected.tiers) & set(job.tiers):
         return False
     # There is one first checkpoint, and one end of a run.
     if cell.moment is Moment.EARLY and any(other.moment is Moment.EARLY for other in taken):
         return False
-    return all(EXPECTED[other.kind].same_bits == expected.same_bits for other in taken)
+    return all(FAULTS[other.kind].same_bits == expected.same_bits for other in taken)
 
 
 def _blows(pick: Pick, cells: Sequence[Cell], job: Job, tier: Tier) -> tuple[Blow, ...]:
@@ -176,7 +176,7 @@ def _begin(job: Job) -> int:
 
 def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
     """Groups that strike together, in order; None stands for a helper."""
-    carriers = [c for c in cells if c.moment is Moment.STEP and EXPECTED[c.kind].carries]
+    carriers = [c for c in cells if c.moment is Moment.STEP and FAULTS[c.kind].carries]
     slots: list[list[Cell | None]] = []
     early = [c for c in cells if c.moment is Moment.EARLY]
     # The first attempt comes up anyway.
@@ -196,7 +196,7 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
 
 def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
     """One of `carriers`, taken out; None if none will do: a hang is not over before another standby may be in the making."""
-    fit = [c for c in carriers if moment is not Moment.STANDBY or not EXPECTED[c.kind].causes & {*WAITED_FOR}]
+    fit = [c for c in carriers if moment is not Moment.STANDBY or not FAULTS[c.kind].causes & {*WAITED_FOR}]
     if not fit:
         return None
     carriers.remove(fit[-1])
@@ -205,7 +205,7 @@ def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
 
 def _opens(cell: Cell, early: Sequence[Cell]) -> bool:
     """Whether the first attempt will show it: it has no checkpoint to damage, and no save before an early end."""
-    return cell.kind not in DAMAGE and not (early and EXPECTED[cell.kind].before)
+    return cell.kind not in DAMAGE and not (early and FAULTS[cell.kind].before)
 
 
 def _aligned(slot: Sequence[Cell | None], job: Job, step: int) -> int:
@@ -235,8 +235,8 @@ def _blow(pick: Pick, cell: Cell, job: Job, tier: Tier, step: int | None, helper
     # A flush is a save already.
     phase = None if cell.kind == "kill-flush" else _PHASES.get(cell.moment)
     when = ",".join(filter(None, [phase, f"step={step}" if step is not None else None]))
-    parameters = [EXPECTED[cell.kind].parameters] if EXPECTED[cell.kind].parameters else []
-    if EXPECTED[cell.kind].ranked:
+    parameters = [FAULTS[cell.kind].parameters] if FAULTS[cell.kind].parameters else []
+    if FAULTS[cell.kind].ranked:
         parameters.insert(0, f"rank={_rank(pick, cell.kind, job)}")
     head = ":".join(filter(None, [cell.kind, ",".join(parameters)]))
     # What is damaged while a newer checkpoint is on its way may never be read.

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from supervisor.core.chaos.expect import WAITED_FOR
 from supervisor.core.chaos.judge import Row, Span
 from supervisor.core.chaos.plan import Round
 from supervisor.core.telling.ledger import percentile
+from trainer.rundir.records.fault_kinds import WAITED_FOR
 
 
 @dataclass(frozen=True, slots=True)

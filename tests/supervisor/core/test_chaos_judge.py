@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.chaos.compare import compare
-from supervisor.core.chaos.expect import Moment, Tier
 from supervisor.core.chaos.judge import Row, judge, spans
 from supervisor.core.chaos.plan import Blow, Round
 from supervisor.core.telling.story import tell
 from tests.support.jobs import on_ranks, write
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.fault_kinds import Moment, Tier
 
 
 def blow(spec: str, moment: Moment = Moment.STEP, shows: bool = True) -> Blow:

@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.core.chaos import plan
-from supervisor.core.chaos.expect import DAMAGE, EXPECTED, Moment, Tier
 from supervisor.core.chaos.plan import Blow, Cell, Job, Round
 from trainer.rundir.codes import Phase
 from trainer.rundir.records import faults
+from trainer.rundir.records.fault_kinds import DAMAGE, FAULTS, Moment, Tier
 
-KINDS = list(EXPECTED)
+KINDS = list(FAULTS)
 BEFORE_A_STEP = (Moment.STARTUP, Moment.RESTORE)
 kinds = st.lists(st.sampled_from(KINDS), min_size=1, unique=True)
 jobs = st.builds(
@@ -31,11 +31,6 @@ seeds = st.integers(0, 10**6)
 
 def rounds(seed: int, kinds: list[str], job: Job, size: int, count: int) -> list[Round]:
     return list(plan.schedule(random.Random(seed), kinds, job, size, count, stride=2 * size))
-
-
-def test_every_fault_has_an_expectation() -> None:
-    """The table knows each fault that there is, and no other."""
-    assert sorted(EXPECTED) == sorted(faults.KINDS)
 
 
 @given(seeds, kinds, jobs, sizes, st.integers(1, 40))
@@ -73,19 +68,19 @@ def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: in
                 for f, b in zip(parsed, round_.blows, strict=True)
                 if f.step is not None and b.kind in ("hang", "gil")
             )
-        inside = [f.step for f, b in zip(parsed, round_.blows, strict=True) if EXPECTED[b.kind].ends and not f.waits]
+        inside = [f.step for f, b in zip(parsed, round_.blows, strict=True) if FAULTS[b.kind].ends and not f.waits]
         assert len(set(inside)) == len(inside), round_
         before: Blow | None = None
         for blow, fault in zip(round_.blows, parsed, strict=True):
             if blow.moment in BEFORE_A_STEP and fault.step is not None:
-                assert before is not None and before.moment is Moment.STEP and EXPECTED[before.kind].carries, round_
+                assert before is not None and before.moment is Moment.STEP and FAULTS[before.kind].carries, round_
                 assert faults.parse_fault(before.spec).step == fault.step
             if (
                 blow.moment is Moment.STANDBY
                 and before is not None
                 and faults.parse_fault(before.spec).step == fault.step
             ):
-                assert "hang" not in EXPECTED[before.kind].causes, "another standby may be warming until it is found"
+                assert "hang" not in FAULTS[before.kind].causes, "another standby may be warming until it is found"
             before = blow
         assert (
             sum(b.moment is Moment.STARTUP and f.step is None for b, f in zip(round_.blows, parsed, strict=True)) <= 1
@@ -98,7 +93,7 @@ def test_what_the_first_save_shows_is_not_cut_off(seed: int, job: Job, size: int
     attempt before its first save."""
     for round_ in plan.pack(random.Random(seed), plan.matrix(KINDS, job.moments), job, size):
         opening = [b for b in round_.blows if b.moment is Moment.STARTUP and "step=" not in b.spec]
-        if any(EXPECTED[b.kind].before for b in opening):
+        if any(FAULTS[b.kind].before for b in opening):
             assert not any(b.moment is Moment.EARLY for b in round_.blows), round_
 
 
@@ -113,7 +108,7 @@ def test_the_matrix_is_whole(seed: int, job: Job, size: int) -> None:
     assert [r.number for r in packed] == list(range(1, len(packed) + 1))
     for round_, blow in blows:
         fault = faults.parse_fault(blow.spec)
-        tiers = EXPECTED[blow.kind].tiers
+        tiers = FAULTS[blow.kind].tiers
         assert round_.tier in tiers or not set(tiers) & set(job.tiers)
         phases = {Moment.STARTUP: Phase.STARTUP, Moment.SAVE: Phase.SAVE, Moment.RESTORE: Phase.RESTORE}
         if blow.kind != "kill-flush":
@@ -121,7 +116,7 @@ def test_the_matrix_is_whole(seed: int, job: Job, size: int) -> None:
         assert fault.standby == (blow.moment is Moment.STANDBY)
         if blow.moment is Moment.EARLY and job.every > 1:
             assert fault.step is not None and 0 < fault.step < job.every
-        assert EXPECTED[blow.kind].same_bits == round_.same_bits
+        assert FAULTS[blow.kind].same_bits == round_.same_bits
 
 
 @given(seeds, jobs, sizes)
@@ -134,7 +129,7 @@ def test_damage_is_read(seed: int, job: Job, size: int) -> None:
         for kind, step in steps:
             if kind in DAMAGE:
                 assert step % 20 == 1
-                assert any(step < other < step + 19 for k, other in steps if EXPECTED[k].carries)
+                assert any(step < other < step + 19 for k, other in steps if FAULTS[k].carries)
 
 
 @pytest.mark.parametrize("wanted", [["hang"], ["torn"], ["kill-flush"]])

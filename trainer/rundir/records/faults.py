@@ -30,21 +30,10 @@ from ..duration import parse_duration
 from ..files.codec import encode, read
 from ..files.durable import DISK, ensure_dir
 from ..nearest import did_you_mean
+from .fault_kinds import FAULTS, KEYS, KINDS, By, Kind
 
-SIGNALS = {"kill": 9, "term": 15, "stop": 19, "segv": 11, "abort": 6}
-"""Faults that are a signal sent to a rank: the supervisor can send them at any time, the rank at a step."""
-IN_RANK = ("exc", "exit", "oom", "gil", "hang", "slow", "nan", "enospc")
-ON_CHECKPOINT = ("torn", "corrupt")
-ON_SUPERVISION = ("kill-launcher", "kill-supervisor", "kill-flush")
-KINDS = (*SIGNALS, *IN_RANK, *ON_CHECKPOINT, *ON_SUPERVISION)
-
-_PARAMETERS = {
-    "rank": "a rank or 'all'",
-    "checkpoint": "a step or 'latest'",
-    "code": "an exit code",
-    "seconds": "a duration",
-}
 _TRIGGERS = ("step", "after", "phase", "standby")
+_PHASES = {phase.word: phase for phase in Phase if phase is not Phase.NONE}
 _EARLY = (Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
 """Phases in which a rank does not know yet what step the run has reached."""
 _TOGETHER = ({"step"}, {"after"}, {"phase"}, {"standby"}, {"phase", "step"}, {"standby", "step"})
@@ -78,9 +67,21 @@ class Fault:
     """What `waits` asks for has come."""
 
     @property
-    def by_clock(self) -> bool:
-        """Whether nothing that happens in a rank is its trigger."""
-        return self.step is None and self.phase is None and not self.standby
+    def what(self) -> Kind:
+        return FAULTS[self.kind]
+
+    @property
+    def by_supervisor(self) -> bool:
+        """Whether the supervisor carries it out."""
+        match self.what.by:
+            case By.RANK:
+                return False
+            case By.SIGNAL:
+                return self.after is not None
+            case By.FILE:
+                return self.step is None and self.phase is None and not self.standby
+            case By.SUPERVISOR:
+                return True
 
     @property
     def waits(self) -> bool:
@@ -142,7 +143,7 @@ def parse_fault(spec: str) -> Fault:
     kind, _, parameters = head.partition(":")
     if kind not in KINDS:
         raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}; {did_you_mean(kind, KINDS)}")
-    given = _pairs(parameters, tuple(_PARAMETERS), "parameter", spec)
+    given = _pairs(parameters, tuple(KEYS), "parameter", spec)
     when = _pairs(trigger, _TRIGGERS, "trigger", spec)
     # A moment that recurs may be put off until some step; nothing else goes together.
     if at and set(when) not in _TOGETHER:
@@ -153,9 +154,8 @@ def parse_fault(spec: str) -> Fault:
     if when.get("standby", "warming") != "warming":
         raise FaultSpecError(f"fault {spec!r}: standby must be 'warming', not {when['standby']!r}")
     phase = when.get("phase")
-    names = tuple(p.word for p in Phase if p is not Phase.NONE)
-    if phase is not None and phase not in names:
-        raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}; {did_you_mean(phase, names)}")
+    if phase is not None and phase not in _PHASES:
+        raise FaultSpecError(f"fault {spec!r}: unknown phase {phase!r}; {did_you_mean(phase, _PHASES)}")
     rank, checkpoint = given.get("rank", "0"), given.get("checkpoint", "latest")
     return Fault(
         kind=kind,
@@ -165,7 +165,7 @@ def parse_fault(spec: str) -> Fault:
         seconds=_seconds(given["seconds"], "seconds", spec) if "seconds" in given else 2.0,
         step=_whole(when["step"], "step", spec) if "step" in when else None,
         after=_seconds(when["after"], "after", spec) if "after" in when else None,
-        phase=Phase[phase.upper()] if phase else None,
+        phase=_PHASES[phase] if phase else None,
         standby="standby" in when,
         text=spec.strip(),
     )

@@ -1,0 +1,166 @@
+"""The table of faults: what there is, what it strikes, who carries it out, and how it must be seen.
+
+Specs (`faults.py`), ranks, the supervisor, `supervise chaos` and the pages read it; there is no other list of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Moment(enum.Enum):
+    """When in a run a fault strikes."""
+
+    STARTUP = "startup"
+    """A rank has just begun."""
+    EARLY = "early"
+    """It trains, and there is no checkpoint yet."""
+    STEP = "step"
+    SAVE = "save"
+    RESTORE = "restore"
+    STANDBY = "standby"
+    """While the next worker group is in the making."""
+
+
+class Tier(enum.Enum):
+    """Where a run resumes from."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+    """Snapshots are off, so that checkpoints are written by the ranks and read after every failure."""
+
+
+class By(enum.Enum):
+    """Who carries a fault out."""
+
+    RANK = "the rank"
+    SIGNAL = "the rank; the supervisor if it is `@after`"
+    """A signal sent to a rank: the supervisor can send it at any time, the rank at a step."""
+    FILE = "the rank; the supervisor if it waits for no rank"
+    SUPERVISOR = "the supervisor"
+
+
+_ALL = tuple(Moment)
+_TRAINING = (Moment.EARLY, Moment.STEP, Moment.STANDBY)
+_SOME_CHECKPOINT = (Moment.STARTUP, Moment.STEP, Moment.SAVE, Moment.RESTORE, Moment.STANDBY)
+# A save may take half an hour before it is called a hang, so nobody waits for that here.
+_NO_SAVE = tuple(moment for moment in Moment if moment is not Moment.SAVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault. `causes`: the verdict on its attempt is one of these. `event`: or it is told by this event while the
+    attempt goes on. Neither: nobody may notice anything."""
+
+    strikes: str
+    by: By
+    causes: frozenset[str] = frozenset()
+    keys: tuple[str, ...] = ("rank",)
+    """What its spec says beside its moment. With `rank` it strikes a rank of choice."""
+    signal: int = 0
+    event: str = ""
+    before: str = ""
+    """The event that would mean that it went by unnoticed, if it came first."""
+    moments: tuple[Moment, ...] = _ALL
+    """Those at which it can strike, and at which `chaos` lets it."""
+    tiers: tuple[Tier, ...] = tuple(Tier)
+    same_bits: bool = True
+    """Whether the end is that of an undisturbed run."""
+    recurs: bool = False
+    """Whether it may lie in what was saved, so that the next attempts fail of it, too."""
+    parameters: str = ""
+    """Those that `chaos` gives it."""
+    carries: bool = True
+    """Whether it ends its attempt for certain, so that what is to strike the next one can wait for it."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether its attempt is over after it."""
+        return bool(self.causes) and not self.event
+
+    @property
+    def ranked(self) -> bool:
+        return "rank" in self.keys
+
+
+def _signal(number: int, *causes: str) -> Kind:
+    return Kind("a rank", By.SIGNAL, frozenset(causes), signal=number)
+
+
+def _rank(*causes: str, moments: tuple[Moment, ...] = _ALL) -> Kind:
+    return Kind("a rank", By.RANK, frozenset(causes), moments=moments)
+
+
+_RAISED = frozenset({"exception", "startup_error"})
+_DAMAGED = Kind(
+    "a checkpoint",
+    By.FILE,
+    keys=("checkpoint",),
+    event="checkpoint_quarantined",
+    before="resumed",
+    moments=_SOME_CHECKPOINT,
+    tiers=(Tier.DISK,),
+    carries=False,
+)
+FAULTS: dict[str, Kind] = {
+    "kill": _signal(9, "killed"),
+    # A script with a Checkpointer saves and asks to be started again.
+    "term": _signal(15, "killed", "preempted"),
+    "stop": _signal(19, "stopped"),
+    "exc": _rank(*_RAISED),
+    "exit": Kind("a rank", By.RANK, _RAISED, keys=("rank", "code"), parameters="code=3"),
+    "segv": _signal(11, "segfault"),
+    "abort": _signal(6, "abort"),
+    "oom": _rank("host_oom", "killed"),
+    "gil": _rank("hang", moments=_NO_SAVE),
+    "hang": _rank("hang", moments=_NO_SAVE),
+    "slow": Kind("a rank", By.RANK, keys=("rank", "seconds"), parameters="seconds=2s", carries=False),
+    # The run goes back, past some data: its end is not the undisturbed run's.
+    "nan": Kind(
+        "a rank's weights",
+        By.RANK,
+        frozenset({"nan"}),
+        moments=_TRAINING,
+        recurs=True,
+        same_bits=False,
+        carries=False,
+    ),
+    "enospc": Kind(
+        "a rank's next file of a save",
+        By.RANK,
+        frozenset({"exception", "no_space"}),
+        event="checkpoint_failed",
+        before="checkpoint_committed",
+        tiers=(Tier.DISK,),
+        carries=False,
+    ),
+    "torn": _DAMAGED,
+    "corrupt": _DAMAGED,
+    "kill-launcher": Kind("the launcher", By.SUPERVISOR, frozenset({"launcher_died"}), keys=()),
+    # Its successor may end the attempt ("lost") or adopt it.
+    "kill-supervisor": Kind("the supervisor", By.SUPERVISOR, frozenset({"lost"}), keys=(), carries=False),
+    "kill-flush": Kind(
+        "the flush under way",
+        By.SUPERVISOR,
+        keys=(),
+        event="checkpoint_failed",
+        before="checkpoint_committed",
+        moments=(Moment.SAVE,),
+        tiers=(Tier.MEMORY,),
+        carries=False,
+    ),
+}
+KINDS = tuple(FAULTS)
+DAMAGE = tuple(name for name, kind in FAULTS.items() if kind.by is By.FILE)
+"""Seen only when the damaged checkpoint is read."""
+SUPERVISOR = "kill-supervisor"
+WAITED_FOR = ("hang", "lost")
+"""Causes whose times are not those of a recovery: a limit set by the user has to pass, or a person has to come."""
+KEYS = {
+    "rank": "a number or `all`; 0 if omitted",
+    "checkpoint": "a step or `latest`",
+    "code": "an exit code",
+    "seconds": "a duration",
+}
+"""What a spec may say beside its moment."""
