@@ -31,7 +31,6 @@ def command(run: str, spec: str) -> None:
     kill:rank=all@standby=warming  while the next worker group is in the making
     kill@phase=restore,step=40     the same two, but not before step 40
     corrupt:checkpoint=latest      torn as well; or checkpoint=STEP
-
     """
     known = find(run)
     if not is_held(known.run):
