@@ -22,7 +22,7 @@ case "${1-}" in
   test)
     shift
     # Most tests wait for processes most of the time.
-    exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
+    exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations=10 "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .
