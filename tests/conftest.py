@@ -68,8 +68,27 @@ def here(
     torch.set_num_threads(threads)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("supervise")
+    group.addoption("--all", action="store_true", help="the long tests, too: whole matrices, soaks, every byte")
+    group.addoption("--cold", action="store_true", help="each launch begins with an import of torch, as a user's does")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TRIED] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests are left out, unless all are asked for, or one by its name."""
+    if config.getoption("--all") or any("::" in argument for argument in config.args):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    Run.warm = not item.config.getoption("--cold") and item.get_closest_marker("cold") is None
 
 
 @pytest.fixture

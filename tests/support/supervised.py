@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
+from tests.support.launched import Launched, environment, warm_for
 from trainer.rundir.layout import RunDir
 from trainer.rundir.machine.cgroup import groups_of
 from trainer.rundir.machine.shm import remove, segment_of
@@ -22,12 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 """The program as installed: like a user's, it does not find modules in the current folder."""
 T = TypeVar("T")
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Of a shell in which nobody supervises anything."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SUPERVISE_", "TORCHELASTIC_", "PET_"))}
-    return {**kept, **more}
 
 
 def until(what: Callable[[], T], seconds: float = 60.0) -> T:
@@ -43,10 +37,13 @@ def until(what: Callable[[], T], seconds: float = 60.0) -> T:
 class Run:
     """A `supervise launch` in a folder of its own, with its run in `run/`."""
 
+    warm = True
+    """Whether launches are forks of a process that has torch imported, where nothing speaks against it."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.dir = RunDir(folder / "run")
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | Launched | None = None
         self.program = [SUPERVISE]
 
     def script(self, text: str, name: str = "script.py") -> str:
@@ -60,7 +57,7 @@ class Run:
         program: Sequence[str] | None = None,
         through: Sequence[str] = (),
         **env: str,
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[str] | Launched:
         """The launch runs in `cwd`, started by `through`; its output goes to files."""
         command = [
             *through,
@@ -72,11 +69,16 @@ class Run:
             "10ms:50ms",
             *arguments,
         ]
+        given = environment(**env)
+        warm = warm_for(given) if self.warm and command[0] == SUPERVISE else None
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
+            if warm is not None:
+                self.process = warm.launch(command, cwd or self.folder, given, out, err)
+                return self.process
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd or self.folder,
-                env=environment(**env),
+                env=given,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

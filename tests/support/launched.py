@@ -1,0 +1,101 @@
+"""`supervise` as a fork of a process that has torch imported (warm.py): one for all tests of this one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from tests.support import warm
+
+_OF_A_TEST = {"XDG_STATE_HOME", "PYTEST_CURRENT_TEST"}
+"""What differs from test to test, and nothing reads while it is imported."""
+_OF_TWO_RANKS = ("OMP_NUM_THREADS", "1")
+"""What each run of several ranks has anyway; warm.py sees to it."""
+
+
+class Launched:
+    """A process that is not our child, with those methods of a Popen that tests use."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid, self._status = pid, status
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self._look(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._look(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"supervise, pid {self.pid}", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _look(self, seconds: float | None) -> int | None:
+        if self.returncode is None and select.select([self._status], [], [], seconds)[0]:
+            # Nothing: the process that forked it is dead, and that is a failure, too.
+            self.returncode = int(os.read(self._status, 64))
+            os.close(self._status)
+        return self.returncode
+
+
+class Warm:
+    """One process with torch imported; it goes with this one."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = _read_by_imports(env)
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            subprocess.Popen(
+                [sys.executable, "-u", warm.__file__, *["room for command lines"] * 100],
+                env={**self._env, warm.ROOM: "x" * (1 << 16)},
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def fits(self, env: Mapping[str, str]) -> bool:
+        """Whether what it has imported is what would be imported with `env`."""
+        return _read_by_imports(env) == self._env
+
+    def launch(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
+        request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
+        ours, theirs = os.pipe()
+        stdin = os.open(os.devnull, os.O_RDONLY)
+        socket.send_fds(self._requests, [request], [stdin, out.fileno(), err.fileno(), theirs])
+        os.close(stdin)
+        os.close(theirs)
+        return Launched(int(self._requests.recv(64)), ours)
+
+
+def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name not in _OF_A_TEST and (name, value) != _OF_TWO_RANKS}
+
+
+@functools.cache
+def _one() -> Warm:
+    return Warm(environment())
+
+
+def warm_for(env: Mapping[str, str]) -> Warm | None:
+    """The one of this process, if it is as good for `env` as what would be imported."""
+    return _one() if _one().fits(env) else None
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a shell in which nobody supervises anything."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SUPERVISE_", "TORCHELASTIC_", "PET_"))}
+    return {**kept, **more}

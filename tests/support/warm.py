@@ -1,0 +1,201 @@
+"""A process with torch imported, of which launches of tests are forks: each saves its fork server the import, 3 s of a core.
+
+Run by path, and asked over the socket that is its stdin (launched.py asks). A supervisor that it forks has none of what
+was imported; its fork server, which it forks where it would start one, has all of it, and nothing of the supervisor's.
+Both have the arguments, environment, folder, files, session and signals that they would have been started with.
+What they train, fork and kill is as real as ever; only `python` has not begun anew. Whoever tests that starts cold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOM = "ROOM_FOR_ENVIRONMENTS"
+"""A variable that this process is started with, so that /proc has room for what a fork's environment is."""
+_FORK_SERVER = "rank.engine.fork_server"
+_AS_STARTED = {"env", "cwd", "stdin", "stdout", "stderr", "pass_fds", "start_new_session"}
+
+
+class Interpreter:
+    """What an import leaves in one, to be had again."""
+
+    def __init__(self) -> None:
+        self.modules = dict(sys.modules)
+        self._lists = [(there, list(there)) for there in (sys.path, sys.meta_path, sys.path_hooks)]
+
+    def restore(self) -> None:
+        """But for extensions: those can be loaded once in a process, and do nothing unless they are asked."""
+        extensions = {name: module for name, module in sys.modules.items() if not _is_python(module)}
+        sys.modules.clear()
+        sys.modules.update({**extensions, **self.modules})
+        for there, then in self._lists:
+            there[:] = then  # type: ignore[index]
+
+
+def _is_python(module: ModuleType) -> bool:
+    return str(getattr(module, "__file__", None)).endswith(".py")
+
+
+def _load() -> None:
+    """As `start.py` starts the fork server, and as that imports torch."""
+    folder = ROOT / "trainer"
+    spec = importlib.util.spec_from_file_location(
+        "_supervise", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules["_supervise"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["_supervise"])
+    server: Any = importlib.import_module(f"_supervise.{_FORK_SERVER}")
+    server.saves.install()
+    server.fork_environment.enter()
+    server.inherited.imported(server._load_torch)
+    server.fork_environment.leave()
+
+
+def _show(env: dict[str, str], command: Sequence[str]) -> None:
+    """This process has `env` and `command`, also in /proc."""
+    os.environ.clear()
+    os.environ.update(env)
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    first, last, begin, end = (int(field) for field in fields[45:49])
+    told = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items())
+    assert len(told) <= end - begin, f"an environment of {len(told)} bytes has no room"
+    ctypes.memmove(begin, told.ljust(end - begin, b"\0"), end - begin)
+    words = b"\0".join(map(os.fsencode, command))[: last - first - 1]
+    ctypes.memmove(first, words.ljust(last - first, b"\0"), last - first)
+
+
+def _default_signals() -> None:
+    """As after an exec: what was ignored is ignored."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _end(body: Callable[[], object]) -> NoReturn:
+    """This process, a fork, does `body` and ends as an interpreter does."""
+    code = 1
+    try:
+        body()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+class _ForkServer:
+    """What the supervisor gets for the fork server that it starts: a fork, with everything that a Popen is asked for."""
+
+    def __init__(self, warm: Interpreter, command: list[str], **asked: Any) -> None:
+        assert asked.keys() == _AS_STARTED, f"a fork server is now started with {sorted(asked)}"
+        ours, theirs = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _end(lambda: _serve(warm, command, (ours[0], theirs[1], asked["stderr"].fileno()), asked))
+        os.close(ours[0])
+        os.close(theirs[1])
+        self.stdin, self.stdout = open(ours[1], "wb", 0), open(theirs[0], "rb")  # noqa: SIM115, PTH123
+        self.returncode: int | None = None
+
+
+def _serve(warm: Interpreter, command: list[str], streams: tuple[int, int, int], asked: dict[str, Any]) -> None:
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    if asked["start_new_session"]:
+        os.setsid()
+    os.chdir(asked["cwd"])
+    warm.restore()
+    inherited = sys.modules["_supervise.rank.process.inherited"]
+    inherited.descriptors.close_all_but({*inherited._of_modules, *asked["pass_fds"]}, pipes=False)
+    _default_signals()
+    _show(asked["env"], command)
+    if threads := asked["env"].get("OMP_NUM_THREADS"):
+        # Read when it was imported. Fewer than there are cores: more would be threads at once.
+        sys.modules["torch"].set_num_threads(int(threads))
+    _, _, script, _, *arguments = sys.orig_argv[:] = command
+    sys.argv[:] = [script, _FORK_SERVER, *arguments]
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.exit(sys.modules[f"_supervise.{_FORK_SERVER}"].main(arguments))
+
+
+def _supervise(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: list[int]) -> None:
+    for number, fd in enumerate(fds[:3]):
+        os.dup2(fd, number)
+    for fd in fds:
+        os.close(fd)
+    os.chdir(asked["cwd"])
+    cold.restore()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _show(asked["env"], [sys.executable, *asked["command"]])
+    sys.argv[:] = asked["command"]
+    sys.orig_argv[:] = [sys.executable, *asked["command"]]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    exact = subprocess.Popen
+
+    class Popen(exact):  # type: ignore[type-arg, valid-type, misc]
+        def __new__(cls, command: list[str], **options: Any) -> Any:
+            return _ForkServer(warm, command, **options) if _FORK_SERVER in command else super().__new__(cls)
+
+    subprocess.Popen = Popen  # type: ignore[misc]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    del sys.path[0], os.environ[ROOM]
+    cold = Interpreter()
+    _load()
+    warm = Interpreter()
+    requests = socket.socket(fileno=os.dup(0))
+    running: dict[int, tuple[int, int]] = {}
+    while True:
+        for fd in select.select([requests, *running], [], [])[0]:
+            if fd is not requests:
+                pid, told = running.pop(fd)
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                os.close(fd)
+                os.write(told, str(status).encode())
+                os.close(told)
+                continue
+            data, fds, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+            if not data:
+                return
+            pid = os.fork()
+            if pid == 0:
+                requests.close()
+                for ended, (_, told) in running.items():
+                    os.close(ended)
+                    os.close(told)
+                _end(lambda: _supervise(cold, warm, json.loads(data), fds))  # noqa: B023
+            running[os.pidfd_open(pid)] = pid, fds.pop()
+            for fd in fds:
+                os.close(fd)
+            requests.send(str(pid).encode())
+
+
+if __name__ == "__main__":
+    main()
