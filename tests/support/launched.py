@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -60,12 +61,13 @@ class Warm:
         self._env = _read_by_imports(env)
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-u", warm.__file__, *["room for command lines"] * 100],
                 env={**self._env, warm.ROOM: "x" * (1 << 16)},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
             )
+        atexit.register(self._end)
 
     def fits(self, env: Mapping[str, str]) -> bool:
         """Whether what it has imported is what would be imported with `env`."""
@@ -79,6 +81,11 @@ class Warm:
         os.close(stdin)
         os.close(theirs)
         return Launched(int(self._requests.recv(64)), ours)
+
+
+    def _end(self) -> None:
+        self._requests.close()
+        self._process.wait()
 
 
 def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
