@@ -215,6 +215,7 @@ def test_every_moment(run: Run, reference: Any) -> None:
     assert_undisturbed(run, reference)
 
 
+@pytest.mark.long
 def test_random_moments(run: Run, reference: Any) -> None:
     """Five supervisors in a row are killed whenever it may be, and sometimes a rank with them."""
     pick = random.Random(SEED)

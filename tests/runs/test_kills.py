@@ -24,7 +24,7 @@ BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", 
 SEED = 20261124
 
 
-@pytest.fixture(scope="module", params=["off", "fp16"])
+@pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.long), "fp16"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """(amp, final state) of a run that nobody disturbed."""
     run = Run(tmp_path_factory.mktemp("reference"))

@@ -19,7 +19,7 @@ SEED = 20261124
 BUDGET = ("--max-restarts", "20", "--no-progress-limit", "20")
 
 
-@pytest.fixture(scope="module", params=["off", "fp16"])
+@pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.long), "fp16"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """(amp, final state) of a run that nobody disturbed."""
     run = Run(tmp_path_factory.mktemp("reference"))

@@ -70,7 +70,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path
     return run
 
 
-@pytest.mark.parametrize(("ranks", "amp"), [(2, "off"), (2, "fp16"), (3, "off")])
+@pytest.mark.parametrize(
+    ("ranks", "amp"), [(3, "fp16"), *(pytest.param(2, amp, marks=pytest.mark.long) for amp in ("off", "fp16"))]
+)
 def test_sigkill_of_a_rank(whole: Callable[[int, str], Path], tmp_path: Path, ranks: int, amp: str) -> None:
     """SIGKILL of the last rank under plain torchrun, then the same command again. Three ranks show what DDP's rebuilt
     buckets would change."""
