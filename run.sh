@@ -21,8 +21,8 @@ fi
 case "${1-}" in
   test)
     shift
-    # Most tests wait for processes most of the time.
-    exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations=10 "$@"
+    # Three to two cores: tests wait for processes part of their time.
+    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 3 / 2)) --maxprocesses 6 --dist worksteal --durations=10 "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .

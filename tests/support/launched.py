@@ -82,7 +82,6 @@ class Warm:
         os.close(theirs)
         return Launched(int(self._requests.recv(64)), ours)
 
-
     def _end(self) -> None:
         self._requests.close()
         self._process.wait()
