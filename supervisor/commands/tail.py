@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from supervisor.commands.stream import colours, stream
+from supervisor.core.words import EventName
 from supervisor.reading.choice import LEVELS, Choice, parse_since
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
@@ -52,13 +53,10 @@ class Since(click.ParamType[float]):
 
 def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> frozenset[str]:
     """The names, or a usage error that gives the nearest there is."""
-    if not names:
-        return frozenset()
-    from supervisor.run.events import EVENTS  # costs 100 ms, which only who asks for it pays
-
+    known = [event.value for event in EventName]
     for name in names:
-        if name not in EVENTS:
-            hint = did_you_mean(name, EVENTS, f"there are: {' '.join(EVENTS)}")
+        if name not in known:
+            hint = did_you_mean(name, known, f"there are: {' '.join(known)}")
             raise click.BadParameter(f"no event {name!r}; {hint}")
     return frozenset(names)
 

@@ -13,9 +13,7 @@ in one place, and the decision is taken when the newest checkpoint is known.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from supervisor.core import presence as absence
 from supervisor.core.diagnosis.diagnose import diagnose, unlaunched, where
@@ -315,28 +313,3 @@ def _verdict_event(verdict: Verdict, now: float) -> Emit:
             "reason": verdict.reason,
         },
     )
-
-
-def retold(event: Mapping[str, Any]) -> Verdict | None:
-    """The verdict that a `verdict` event tells of, or None if that is garbled."""
-    try:
-        return Verdict(
-            cause=Cause(event["cause"]),
-            reason=str(event["reason"]),
-            at=float(event["mono"]),
-            rank=_whole(event["rank"]),
-            signal=_whole(event["signal"]),
-            exit_code=_whole(event["exit_code"]),
-            step=int(event["step"]),
-            frame=str(event.get("frame", "")),
-            failed_at=float(event["failed_mono"]),
-            collateral=tuple(map(int, event["collateral"])),
-            bad_step=int(event.get("bad_step", -1)),
-            data_step=int(event.get("data_step", -1)),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)

@@ -1,7 +1,7 @@
 """events.jsonl: what happened, one flat JSON line each, written by the supervisor alone, through structlog.
 
 Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
-name, of the closed set EVENTS) and its own fields, without the secrets of the environment. A full disk does not stop a run:
+name, one of EventName) and its own fields, without the secrets of the environment. A full disk does not stop a run:
 lines wait in memory and are written when there is room again. Nor does a slow one: it is synced by a thread.
 """
 
@@ -19,44 +19,13 @@ from typing import Any
 import msgspec
 import structlog
 
+from supervisor.core.words import EventName
 from trainer.rundir.files import room
 from trainer.rundir.files.codec import decode, encode
 from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail
 from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 from trainer.rundir.secrets import Redactor
-
-EVENTS = {
-    "run_started": "a supervisor took up the run",
-    "takeover": "what a supervisor that died had left was ended",
-    "adopted": "the attempt of a supervisor that died goes on under this one",
-    "attempt_started": "the launcher of an attempt runs",
-    "group_ready": "every rank has registered",
-    "rank_joined": "a process that the script has started is a rank: it has joined a process group, or steps an optimizer",
-    "resumed": "a rank went on from a checkpoint, or from a save of the script's own (source script; step -1: not known)",
-    "data_skipped": "a rank went back, and passes over the data from index `from` up to, not including, `to`",
-    "program_changed": "the attempt runs another program than the one before: a file of the script's was changed or removed",
-    "first_step": "the first optimizer step of the attempt is done (-1: nothing tells which of the run's steps it is)",
-    "caught_up": "the highest step ever reached was reached again",
-    "checkpoint_committed": "a checkpoint is durable",
-    "checkpoint_failed": "a save failed; training goes on",
-    "checkpoint_quarantined": "a bad checkpoint was moved aside",
-    "script_saved": "the script has saved by itself; the newest such save, told every half minute at most, and at the end",
-    "standby_ready": "the next worker group waits, its rendezvous done",
-    "standby_lost": "the fork server or the waiting group died, or is of no use, and why",
-    "fault_armed": "a fault was asked for",
-    "fault_injected": "a fault is about to fire",
-    "stop_requested": "somebody asked the run to stop",
-    "verdict": "the attempt is over, and why",
-    "stacks_dumped": "the stacks of the ranks were kept, because they stand still",
-    "straggler": "a rank is slower than the others, step after step, or no longer is",
-    "signal_sent": "a signal of the stop ladder went out",
-    "group_gone": "nothing of the attempt is alive",
-    "relaunch_scheduled": "the next attempt is decided",
-    "run_ended": "the run is over",
-    "supervisor_failed": "the supervisor has met an error of its own and is gone; as many `ranks` train on",
-    "warning": "something a person should look at",
-}
 
 _KEPT = 10_000
 _ROOM = 32_768
@@ -93,8 +62,7 @@ class EventLog:
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
         """The event is in the file (not yet synced), or waits in memory while the disk refuses it."""
-        assert event in EVENTS, event
-        self._log._proxy_to_logger(level, event, **fields)
+        self._log._proxy_to_logger(level, EventName(event).value, **fields)
 
     def _stamp(self, _: Any, level: str, fields: Any) -> Any:
         self._seq += 1

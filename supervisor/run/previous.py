@@ -11,17 +11,19 @@ What is not adopted is ended and verified gone before anything else is launched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.core.machine import retold
+import msgspec
+
 from supervisor.core.model import Verdict
 from supervisor.core.telling.story import Story, tell
-from supervisor.core.words import RunState
+from supervisor.core.words import EventName, RunState
 from supervisor.reading.events_file import read_events
 from trainer.rundir.layout import RunDir
 
-_SETTLED = ("relaunch_scheduled", "takeover", "run_ended")
+_SETTLED = (EventName.RELAUNCH_SCHEDULED, EventName.TAKEOVER, EventName.RUN_ENDED)
 """Events after which an attempt is nobody's any more."""
 
 
@@ -66,6 +68,14 @@ class Previous:
     def unsettled(self) -> bool:
         """Whether the last attempt is still to be judged: no supervisor has decided what follows it."""
         return self.unfinished and not any(self.told(name) for name in _SETTLED)
+
+
+def retold(event: Mapping[str, Any]) -> Verdict | None:
+    """The verdict that a `verdict` event tells of; None if that is garbled, or its cause is one of a newer version."""
+    try:
+        return msgspec.convert({**event, "at": event["mono"], "failed_at": event["failed_mono"]}, Verdict)
+    except (KeyError, ValueError):
+        return None
 
 
 def previous_of(run: RunDir) -> Previous:

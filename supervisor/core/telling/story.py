@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.time_line import one_line
-from supervisor.core.words import RunState
+from supervisor.core.words import EventName, RunState
 
 Event = Mapping[str, Any]
 
@@ -213,7 +213,7 @@ def _caught_up(story: Story, event: Event, mono: float) -> None:
 
 
 def _saved(story: Story, event: Event, mono: float) -> None:
-    step = _whole(event, "step") if event.get("msg") == "checkpoint_committed" else -1
+    step = _whole(event, "step") if event.get("msg") == EventName.CHECKPOINT_COMMITTED else -1
     story.checkpoint_step = max(story.checkpoint_step, step)
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, step)
@@ -318,26 +318,26 @@ def _run_ended(story: Story, event: Event, mono: float) -> None:
         story.attempt.gone = mono
 
 
-_TELLERS = {
-    "run_started": _run_started,
-    "takeover": _takeover,
-    "adopted": _adopted,
-    "attempt_started": _attempt_started,
-    "group_ready": _group_ready,
-    "resumed": _resumed,
-    "first_step": _first_step,
-    "caught_up": _caught_up,
-    "checkpoint_committed": _saved,
-    "checkpoint_failed": _saved,
-    "checkpoint_quarantined": _quarantined,
-    "fault_injected": _fault,
-    "standby_ready": _standby,
-    "standby_lost": _standby,
-    "stop_requested": _stop_requested,
-    "verdict": _verdict,
-    "stacks_dumped": _stacks,
-    "straggler": _straggler,
-    "group_gone": _group_gone,
-    "relaunch_scheduled": _relaunch,
-    "run_ended": _run_ended,
+_TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
+    EventName.RUN_STARTED: _run_started,
+    EventName.TAKEOVER: _takeover,
+    EventName.ADOPTED: _adopted,
+    EventName.ATTEMPT_STARTED: _attempt_started,
+    EventName.GROUP_READY: _group_ready,
+    EventName.RESUMED: _resumed,
+    EventName.FIRST_STEP: _first_step,
+    EventName.CAUGHT_UP: _caught_up,
+    EventName.CHECKPOINT_COMMITTED: _saved,
+    EventName.CHECKPOINT_FAILED: _saved,
+    EventName.CHECKPOINT_QUARANTINED: _quarantined,
+    EventName.FAULT_INJECTED: _fault,
+    EventName.STANDBY_READY: _standby,
+    EventName.STANDBY_LOST: _standby,
+    EventName.STOP_REQUESTED: _stop_requested,
+    EventName.VERDICT: _verdict,
+    EventName.STACKS_DUMPED: _stacks,
+    EventName.STRAGGLER: _straggler,
+    EventName.GROUP_GONE: _group_gone,
+    EventName.RELAUNCH_SCHEDULED: _relaunch,
+    EventName.RUN_ENDED: _run_ended,
 }

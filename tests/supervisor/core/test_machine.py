@@ -34,6 +34,7 @@ from supervisor.core.model import (
     Verdict,
 )
 from supervisor.core.stack import Stack, Stacks
+from supervisor.run.previous import retold
 from trainer.rundir.codes import Phase
 
 RANKS = 2
@@ -265,7 +266,7 @@ VERDICTS = st.builds(
 @given(VERDICTS, st.floats(0.0, 1e6))
 def test_a_verdict_that_was_told_is_known_again(verdict: Verdict, now: float) -> None:
     """What one supervisor tells of its verdict is all that the next one needs to stand by it."""
-    told = machine.retold({**json.loads(json.dumps(machine._verdict_event(verdict, now).fields)), "mono": now})
+    told = retold({**json.loads(json.dumps(machine._verdict_event(verdict, now).fields)), "mono": now})
 
     assert told is not None and told == replace(verdict, at=now)
     assert told.signature == verdict.signature
@@ -278,8 +279,8 @@ KEYS = [*machine._verdict_event(Verdict(Cause.HANG, "", 0.0), 0.0).fields, "mono
 def test_a_garbled_verdict_is_none(garbled: dict[str, Any]) -> None:
     """Whatever stands in the file is a verdict or none; it never raises."""
     whole = {**machine._verdict_event(Verdict(Cause.HANG, "", 0.0), 0.0).fields, "mono": 0.0}
-    assert machine.retold(whole) is not None
+    assert retold(whole) is not None
 
-    told = machine.retold({**whole, **garbled})
+    told = retold({**whole, **garbled})
 
     assert told is None or all(isinstance(n, int | None) for n in (told.rank, told.signal, told.exit_code, told.step))

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from supervisor.commands import cli
-from supervisor.core.machine import retold
-from supervisor.run.previous import previous_of
+from supervisor.core.words import EventName
+from supervisor.reading.events_file import read_events
+from supervisor.run.events import EventLog
+from supervisor.run.previous import previous_of, retold
 from supervisor.run.status import story_of
 from tests.support.runs_on_disk import recovered_run
 
@@ -30,6 +32,16 @@ def test_words_of_a_newer_version(tmp_path: Path) -> None:
     previous = previous_of(w.run)
     assert (previous.story.state, previous.story.exit_code, previous.story.over) == ("archived", 120, True)
     assert (previous.unfinished, previous.goes_on, previous.story.high_step) == (False, False, 50)
+
+
+def test_what_we_write_is_of_our_words(tmp_path: Path) -> None:
+    """An event that is none of ours is not written, whoever asks for it."""
+    w = recovered_run(tmp_path / "run")
+    log = EventLog(w.run, "gpt")
+    with pytest.raises(ValueError, match="quota_changed"):
+        log.emit("quota_changed")
+    log.close()
+    assert all(EventName(event["msg"]) for event in read_events(w.run.events)[0])
 
 
 def test_it_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
