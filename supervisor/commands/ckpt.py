@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.size import human_bytes
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.reading.plain import plain
@@ -36,8 +37,6 @@ from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.programs import program
 
 SCHEMA = 1
-as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-run_argument = click.argument("run", required=False)
 
 
 @click.group("ckpt")
@@ -47,7 +46,7 @@ def command() -> None:
 
 @command.command("ls")
 @run_argument
-@as_json_option
+@json_flag
 def ls(run: str | None, as_json: bool) -> None:
     """Every checkpoint, oldest first; files are looked for and measured, not read."""
     _, folder = folder_of(run)
@@ -64,7 +63,7 @@ def ls(run: str | None, as_json: bool) -> None:
 @command.command("verify")
 @run_argument
 @click.option("--step", type=click.IntRange(0), help="Only this one.")
-@as_json_option
+@json_flag
 def verify(run: str | None, step: int | None, as_json: bool) -> None:
     """Read every byte and compare it with what was written. Exit code 3 if one is bad, and it says which file and why."""
     _, folder = folder_of(run)
@@ -83,7 +82,7 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
 @command.command("prune")
 @run_argument
 @click.option("--keep", type=click.IntRange(2), required=True, help="How many of the newest stay, at least two.")
-@as_json_option
+@json_flag
 def prune(run: str | None, keep: int, as_json: bool) -> None:
     """Remove all but the newest checkpoints, after those that stay were read and found good."""
     here, folder = folder_of(run)
@@ -113,7 +112,7 @@ def prune(run: str | None, keep: int, as_json: bool) -> None:
 @click.option("--format", "form", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @click.option("--step", type=click.IntRange(0), help="Of this checkpoint; default: the newest good one.")
-@as_json_option
+@json_flag
 def export(run: str | None, form: str, output: Path, step: int | None, as_json: bool) -> None:
     """The model alone, verified, as one file that other programs read."""
     _, folder = folder_of(run)

@@ -8,6 +8,7 @@ import click
 
 from supervisor.checkup import checks, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
+from supervisor.commands.flags import json_flag
 from supervisor.group.learned import known
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
@@ -34,7 +35,7 @@ _MARK = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.BAD: "BAD"}
 @click.command("doctor")
 @click.option("--run-dir", type=click.Path(path_type=Path), default=RUNS, help="Where runs are to be kept.")
 @click.option("--nproc", type=click.IntRange(1), help="Ranks that are to run here.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_flag
 def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
     """What will bite you here: torch, GPUs, memory, disk, limits, leftovers in the environment.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from supervisor.commands.flags import run_argument
 from supervisor.commands.stream import colours, stream
 from supervisor.commands.tail import known_event
 from supervisor.reading.choice import LEVELS, Choice
@@ -14,7 +15,7 @@ from supervisor.run.runs import find
 
 
 @click.command("events")
-@click.argument("run", required=False)
+@run_argument
 @click.option("--json", "as_json", is_flag=True, help="The JSON lines as they stand in events.jsonl.")
 @click.option("-f", "--follow", is_flag=True, help="Follow until the run is over.")
 @click.option("--event", "names", multiple=True, callback=known_event, metavar="NAME", help="Only this event.")

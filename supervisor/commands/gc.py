@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 import psutil
 
+from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
@@ -24,10 +25,10 @@ SCHEMA = 1
 
 
 @click.command("gc")
-@click.argument("run", required=False)
+@run_argument
 @click.option("--yes", is_flag=True, help="Remove what is found.")
 @click.option("--dry-run", is_flag=True, help="Only list (default).")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_flag
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """What dead runs left behind: processes, half-written folders and files, shared memory, memory cgroups.
 

@@ -6,16 +6,17 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
 from supervisor.commands import console
+from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
 from supervisor.commands.options import (
     PREFIX,
@@ -36,7 +37,7 @@ from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
-from supervisor.run.spec import Spec, resolved
+from supervisor.run.spec import DEFAULTS, Resume, Spec, resolved
 from supervisor.run.status import story_of
 from trainer.rundir.layout import RunDir, committed_steps
 
@@ -48,7 +49,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """supervise.toml stands between the environment and the defaults, which is click's default_map."""
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"]
-    names = {"policy" if p.name == "actions" else str(p.name): str(p.name) for p in options}
+    names = {_key(p.opts): str(p.name) for p in options}
     settings = {names[key]: setting for key, setting in read_config(value, names).items()}
     for option in options:
         if isinstance(settings.get(str(option.name)), list) and not option.multiple:
@@ -61,11 +62,18 @@ def _merge(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, s
     return {**dict((ctx.default_map or {}).get("actions", ())), **dict(given)}
 
 
+def _key(names: Iterable[str]) -> str:
+    """An option's name in supervise.toml."""
+    return next(n for n in names if n.startswith("--")).split("/")[0][2:].replace("-", "_")
+
+
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    long = next(n for n in names if n.startswith("--")).split("/")[0]
-    option: Callable[[Any], Any] = click.option(
-        *names, envvar=PREFIX + long[2:].replace("-", "_").upper(), show_default=True, **settings
-    )
+    """An option of SUPERVISE_* and supervise.toml, too. Its default is that of Spec or Policy."""
+    key = _key(names)
+    default = DEFAULTS.get(key)
+    spelled = getattr(settings.get("type"), "spelled", None)
+    settings = {"default": spelled(default) if spelled else default, **settings}
+    option: Callable[[Any], Any] = click.option(*names, envvar=PREFIX + key.upper(), show_default=True, **settings)
     return option
 
 
@@ -80,32 +88,25 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="A TOML file with these options as keys.  [default: supervise.toml, if there]",
 )
 @_option("--nproc", type=Nproc(), default="1", help="Ranks on this machine; auto: one per GPU, else one per core.")
-@_option("--name", default=None, help="Names the run; its id begins with it.")
-@_option("--run-dir", type=click.Path(path_type=Path), default=None, help="Its folder.  [default: runs/<id>]")
-@_option("--resume", type=click.Choice(["auto", "never", "must"]), default="auto", help="From the newest checkpoint.")
-@_option("--resume-args", type=Words(), default="", help="Arguments to append to the script's on every relaunch.")
-@_option(
-    "--max-restarts", type=click.IntRange(0, 10**6), default=3, help="Restarts without a new checkpoint, per window."
-)
-@_option("--window", type=Duration(), default="1h", help="The budget's sliding window.")
-@_option(
-    "--no-progress-limit", type=click.IntRange(1, 10**6), default=3, help="Attempts in a row with no new checkpoint."
-)
-@_option("--backoff", type=Range(), default="1s:5m", help="Wait between restarts that bring no progress, MIN:MAX.")
-@_option("--grace", type=Duration(), default="45s", help="From a stop's TERM to KILL, for a last checkpoint.")
+@_option("--name", help="Names the run; its id begins with it.")
+@_option("--run-dir", type=click.Path(path_type=Path), help="Its folder.  [default: runs/<id>]")
+@_option("--resume", type=click.Choice(get_args(Resume)), help="From the newest checkpoint.")
+@_option("--resume-args", type=Words(), help="Arguments to append to the script's on every relaunch.")
+@_option("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
+@_option("--window", type=Duration(), help="The budget's sliding window.")
+@_option("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
+@_option("--backoff", type=Range(), help="Wait between restarts that bring no progress, MIN:MAX.")
+@_option("--grace", type=Duration(), help="From a stop's TERM to KILL, for a last checkpoint.")
 @_option(
     "--hang-timeout",
     type=Duration({"auto": None, "off": float("inf")}),
-    default="auto",
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
-@_option("--startup-timeout", type=Duration(), default="30m", help="Longest time to the first step.")
-@_option(
-    "--spawns/--no-spawns", default=False, help="SCRIPT starts its ranks itself; it is started as by python SCRIPT."
-)
-@_option("--standby/--no-standby", default=True, help="Keep the next worker group warm.")
-@_option("--plain-saves/--no-plain-saves", default=False, help="SCRIPT's saves write over its files, as without us.")
-@_option("--local-addr", metavar="ADDR", default=None, help="Where the ranks meet; MASTER_ADDR.  [default: 127.0.0.1]")
+@_option("--startup-timeout", type=Duration(), help="Longest time to the first step.")
+@_option("--spawns/--no-spawns", help="SCRIPT starts its ranks itself; it is started as by python SCRIPT.")
+@_option("--standby/--no-standby", help="Keep the next worker group warm.")
+@_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves write over its files, as without us.")
+@_option("--local-addr", metavar="ADDR", help="Where the ranks meet; MASTER_ADDR.  [default: 127.0.0.1]")
 @_option(
     "--policy",
     "actions",
@@ -122,9 +123,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     multiple=True,
     help="A fault to fire once, as kill:rank=1@step=40. Repeatable.",
 )
-@click.option("-d", "--detach", "detached", is_flag=True, help="Run in the background; the terminal may close.")
-@click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@session_flags
 @click.option("-m", "--module", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
 @click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

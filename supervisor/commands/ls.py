@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.flags import json_flag
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
@@ -15,7 +16,7 @@ from trainer.rundir.files.codec import encode
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 def command(as_json: bool) -> None:
     """The runs in ./runs, newest first."""
     rows = []

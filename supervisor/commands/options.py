@@ -17,7 +17,7 @@ import click
 from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
-from trainer.rundir.duration import parse_duration
+from trainer.rundir.duration import parse_duration, spelled
 from trainer.rundir.nearest import did_you_mean
 from trainer.rundir.records.faults import FaultSpecError, parse_fault
 
@@ -48,6 +48,9 @@ class Duration(click.ParamType[Any]):
             words = f" (or {', '.join(self._words)})" if self._words else ""
             self.fail(f"{error}{words}", param, ctx)
 
+    def spelled(self, value: Any) -> str:
+        return next((word for word, means in self._words.items() if means == value), "") or spelled(value)
+
 
 class Range(click.ParamType[Any]):
     """Two durations, MIN:MAX."""
@@ -65,6 +68,9 @@ class Range(click.ParamType[Any]):
         if pair[0] > pair[1]:
             self.fail(f"{value!r}: the minimum is above the maximum", param, ctx)
         return pair
+
+    def spelled(self, value: tuple[float, float]) -> str:
+        return ":".join(map(spelled, value))
 
 
 class Words(click.ParamType[Any]):

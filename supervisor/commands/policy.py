@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.launch import as_configured
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, Rule, table
 from supervisor.reading import table as tables
@@ -16,9 +17,9 @@ from trainer.rundir.files.codec import encode
 
 
 @click.command()
-@click.argument("run", required=False)
+@run_argument
 @click.option("--config", type=click.Path(path_type=Path), envvar="SUPERVISE_CONFIG", help="As launch would take it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_flag
 @click.pass_context
 def command(ctx: click.Context, run: str | None, config: Path | None, as_json: bool) -> None:
     """The rules, in their order: the first that matches holds.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from supervisor.commands.console import attempt_lines
+from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.telling import ledger
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
@@ -20,8 +21,8 @@ from trainer.rundir.layout import RunDir
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@run_argument
+@json_flag
 def command(run: str | None, as_json: bool) -> None:
     """Failures, recoveries and the ledger of RUN, from its events alone."""
     known = find(run)

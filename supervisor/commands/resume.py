@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from supervisor.commands.flags import run_argument, session_flags
 from supervisor.commands.session import detach, drive
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -16,10 +17,8 @@ from supervisor.run.status import story_of
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-d", "--detach", "detached", is_flag=True, help="Run in the background; the terminal may close.")
-@click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@run_argument
+@session_flags
 def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
     """Go on with RUN: with its ranks if they still train, or from its newest checkpoint.
 

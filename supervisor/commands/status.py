@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.words import RunState
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
@@ -16,8 +17,8 @@ from trainer.rundir.files.codec import encode
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@run_argument
+@json_flag
 @click.option("--exit-code", is_flag=True, help="Exit with the run's own code; 101 while it runs.")
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """How RUN stands (an id, a unique prefix, a path; the newest if omitted)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from supervisor.commands.flags import run_argument
 from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
 from supervisor.process.place import elsewhere, here
@@ -29,7 +30,7 @@ _READ = 5.0
 
 
 @click.command()
-@click.argument("run", required=False)
+@run_argument
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
 def command(run: str | None, now: bool, no_wait: bool) -> int:

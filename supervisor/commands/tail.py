@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.flags import run_argument
 from supervisor.commands.stream import colours, stream
 from supervisor.core.words import EventName
 from supervisor.reading.choice import LEVELS, Choice, parse_since
@@ -62,7 +63,7 @@ def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -
 
 
 @click.command("tail")
-@click.argument("run", required=False)
+@run_argument
 @click.option("-f", "--follow/--no-follow", "follow", default=True, help="Follow until the run is over (default).")
 @click.option("-n", "back", type=Number(), help="Last lines of each source; default 10 when following, else all.")
 @click.option("--since", type=Since(), help="Newer than 3h ago, or than an ISO time.")

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from supervisor.core import rules
 from supervisor.core.model import Cause, Do, Policy
-from supervisor.core.rules import DEFAULTS
 from supervisor.errors import Refusal
 from supervisor.run.runs import INODE, SCHEMA, inode
 from trainer.rundir.files.codec import encode
@@ -26,6 +26,7 @@ from trainer.rundir.secrets import Redactor
 
 HANG_OFF = "off"
 MOST_RANKS = 4096
+Resume = Literal["auto", "never", "must"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
@@ -39,7 +40,7 @@ class Spec:
     module: bool
     nproc: Annotated[int, msgspec.Meta(ge=1, le=MOST_RANKS)]
     cwd: Annotated[str, msgspec.Meta(min_length=1)]
-    resume: Literal["auto", "never", "must"] = "auto"
+    resume: Resume = "auto"
     resume_args: str = ""
     policy: Policy = field(default_factory=Policy)
     standby: bool = True
@@ -57,6 +58,9 @@ _OWN = [f.name for f in dataclasses.fields(Spec) if f.name != "policy"]
 _LIMITS = [f.name for f in dataclasses.fields(Policy) if f.name != "stuck_after"]
 NAMES = frozenset(_OWN + _LIMITS)
 """What a Spec consists of, its policy's parts among them: as options and run.json have it."""
+_FIELDS = (*dataclasses.fields(Spec), *dataclasses.fields(Policy))
+DEFAULTS = {f.name: f.default for f in _FIELDS if f.name in NAMES and f.default is not dataclasses.MISSING}
+"""What is had where nobody says otherwise, for `launch` as for a run.json that does not say."""
 
 
 def flat(spec: Spec) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def policy_of(values: Mapping[str, Any]) -> Policy:
 
 def resolved(overrides: Mapping[Any, str]) -> dict[Cause, Do]:
     """An action for each cause that a person may decide: the default where `overrides` has none."""
-    return {cause: Do(overrides.get(cause, do)) for cause, (do, _) in DEFAULTS.items()}
+    return {cause: Do(overrides.get(cause, do)) for cause, (do, _) in rules.DEFAULTS.items()}
 
 
 def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:

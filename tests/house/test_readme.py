@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import torch
 
+from supervisor.commands import launch
 from supervisor.commands.cli import COMMANDS
 from tests.support.jobs import environment
 from tests.support.supervised import ROOT, Run
@@ -65,6 +67,18 @@ def test_tables_are_complete() -> None:
     assert commands
     assert [name for name in COMMANDS if f"`{name}" not in commands[1] and name not in commands[1]] == []
     assert [code for code in (0, 1, 2, 75, 100, 103, 104, 105, 106, 108) if f"| {code} |" not in REFERENCE] == []
+
+
+def test_options_are_as_declared() -> None:
+    """The reference has a line for each option of launch, as its declaration has it."""
+    options = [p for p in launch.command.params if isinstance(p, click.Option)]
+    records = [option.get_help_record(click.Context(launch.command)) or ("", "") for option in options]
+    rows = [f"| `{flag}` | {text} |" for flag, text in (map(_in_a_table, record) for record in records)]
+    assert [line for line in REFERENCE.partition("\n## Exit codes")[0].splitlines() if line.startswith("| `")] == rows
+
+
+def _in_a_table(text: str) -> str:
+    return text.replace("|", r"\|").replace("  [", " [").replace("<", r"\<")
 
 
 def row(name: str, kind: Kind) -> str:

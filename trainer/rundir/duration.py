@@ -20,3 +20,12 @@ def parse_duration(text: str) -> float:
     if seconds > LONGEST:
         raise ValueError(f"{text[:40]!r} is more than {LONGEST / 86400:.0f}d")
     return seconds
+
+
+def spelled(seconds: float) -> str:
+    """What parse_duration() reads as `seconds`, in the largest unit that has a whole number of them."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count = seconds / _UNIT[unit]
+        if count >= 1 and count.is_integer():
+            return f"{count:.0f}{unit}"
+    return f"{seconds:f}s"

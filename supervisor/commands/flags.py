@@ -1,0 +1,22 @@
+"""What several commands take, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+run_argument = click.argument("run", required=False)
+json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def session_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a supervisor's session meets its user: `detached`, `as_json`, `quiet`."""
+    for flag in (
+        click.option("--quiet", is_flag=True, help="Say nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout."),
+        click.option("-d", "--detach", "detached", is_flag=True, help="Run in the background; the terminal may close."),
+    ):
+        command = flag(command)
+    return command
