@@ -18,6 +18,8 @@ from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
 from supervisor.group.standby import Standby
 from supervisor.process import proctree
+from supervisor.process.kill import kill
+from supervisor.process.reaper import Reaper
 from supervisor.process.room import places
 from supervisor.run.own_saves import sweep_beside
 from supervisor.run.spec import Spec
@@ -28,7 +30,7 @@ from trainer.rundir.records.beats import create_beats
 class Attempt:
     """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
 
-    def __init__(self, run: RunDir, spec: Spec, order: Order, now: float) -> None:
+    def __init__(self, run: RunDir, spec: Spec, order: Order, reaper: Reaper, now: float) -> None:
         self.wanted = now
         self.number = order.attempt
         self.watch: Watch | None = None
@@ -36,19 +38,19 @@ class Attempt:
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
-        self._run, self._spec, self._order = run, spec, order
+        self._run, self._spec, self._order, self._reaper = run, spec, order, reaper
         self._group: WorkerGroup | None = None
         self._adopted = False
         self._killed_since: float | None = None
         self.stacks: Stacks | None = None
 
-    def adopt(self, group: WorkerGroup, reaped: dict[int, int]) -> None:
+    def adopt(self, group: WorkerGroup) -> None:
         """It is the attempt that `group` has been since another supervisor released it. OSError or ValueError if its
         beats cannot be read."""
-        self._observe(group, reaped)
+        self._observe(group)
         self._group, self.kind, self._adopted = group, group.kind, True
 
-    def raise_up(self, standby: Standby, reaped: dict[int, int], now: float) -> bool:
+    def raise_up(self, standby: Standby, now: float) -> bool:
         """A group is taken and released, when there is one; whether the attempt has just begun to be watched."""
         if self.watch is not None or self.error:
             return False
@@ -64,7 +66,7 @@ class Attempt:
                 return False
             if group.launcher is None:
                 return False
-            self._observe(group, reaped)
+            self._observe(group)
         except OSError as error:
             if error.errno in proctree.EXHAUSTED:
                 raise  # it will be raised up once there are descriptors or memory again
@@ -72,9 +74,9 @@ class Attempt:
             return False
         return True
 
-    def _observe(self, group: WorkerGroup, reaped: dict[int, int]) -> None:
+    def _observe(self, group: WorkerGroup) -> None:
         folder = self._run.attempt(self.number)
-        self.watch = Watch(folder, group, reaped)
+        self.watch = Watch(folder, group, self._reaper)
         if not folder.evidence.exists():
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
             self.witness = Witness(folder, self.number, self._spec.mark, disks)
@@ -124,7 +126,7 @@ class Attempt:
         """The signal has gone out; returns to how many."""
         if name == "KILL":
             self._killed_since = now if self._killed_since is None else self._killed_since
-            return proctree.kill_all(self.members(spared), self._killed_since, now)
+            return kill(self.members(spared), began=self._killed_since).sent
         if reach is Reach.ALL or self.watch is None:
             processes = self.members(spared)
             sent = proctree.send_all(processes, signal.SIGTERM)

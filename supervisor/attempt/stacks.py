@@ -15,8 +15,11 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
+
 from supervisor.core.stack import Frame, Stack, Stacks, grouped, named, summary
 from supervisor.process import kernel
+from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from trainer.rundir.environment import STACKS_SIGNAL
 
@@ -91,7 +94,7 @@ def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
         try:
             text, _ = dumper.communicate(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            dumper.kill()
+            kill([psutil.Process(dumper.pid)])
             text, _ = dumper.communicate()
         if text:
             found[rank] = text

@@ -13,6 +13,7 @@ from supervisor.core.saves import Saves, hear
 from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
+from supervisor.process.reaper import Reaper
 from trainer.rundir.codes import Phase
 from trainer.rundir.environment import STACKS_SIGNAL
 from trainer.rundir.files.codec import read
@@ -36,7 +37,7 @@ _JOURNALS_EVERY = 1.0
 class Watch:
     """One attempt under observation. Makes no decision; sends nothing."""
 
-    def __init__(self, folder: AttemptDir, group: WorkerGroup, reaped: dict[int, int]) -> None:
+    def __init__(self, folder: AttemptDir, group: WorkerGroup, reaper: Reaper) -> None:
         """Of an attempt whose `group` has been released, and has a launcher unless that is gone already."""
         self.folder = folder
         self.nproc = group.nproc
@@ -56,7 +57,7 @@ class Watch:
         self._gate = group.gate
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
-        self._reaped = reaped
+        self._reaper = reaper
         self._reader = BeatReader(folder.beats)
         self._notes = Notes(folder.notes)
         self._journals = Notes(folder.saves)
@@ -281,16 +282,16 @@ class Watch:
     def _collect_exits(self, now: float, ended: set[int]) -> None:
         for rank, process in list(self.ranks.items()):
             if process.fd in ended:
-                status = process.exit_status(self._reaped)
+                status = self._reaper.exit_code(process)
                 self.exits.append(Exit(rank, status, now, self._is_spared(rank, status)))
                 process.close()
                 del self.ranks[rank]
         if self.script is not None and self.script.fd in ended:
-            self.exits.append(Exit(SCRIPT, self.script.exit_status(self._reaped), now))
+            self.exits.append(Exit(SCRIPT, self._reaper.exit_code(self.script), now))
             self.script.close()
             self.script = None
         if self.launcher is not None and self.launcher.fd in ended:
-            self.exits.append(Exit(None, self.launcher.exit_status(self._reaped), now))
+            self.exits.append(Exit(None, self._reaper.exit_code(self.launcher), now))
             self.launcher = None
             self._read_report(now)
         elif self.launcher is None and all(e.rank is not None for e in self.exits):

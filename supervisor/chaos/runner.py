@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from supervisor.process.kill import kill
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.leftovers import claimed, clear, mark_of, marks
 from supervisor.run.runs import load
@@ -122,7 +125,7 @@ class Runner:
         try:
             process.wait(_STOPPING)
         except subprocess.TimeoutExpired:
-            process.kill()
+            kill([psutil.Process(process.pid)])
             process.wait()
         self.outcome.exit_code = process.returncode
 

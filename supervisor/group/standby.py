@@ -9,8 +9,8 @@ Without --standby every group is started cold and released at once.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from supervisor.group.fork_server import ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
 from supervisor.group.learned import Learned
-from supervisor.process import proctree
+from supervisor.process.kill import kill
+from supervisor.process.proctree import carries
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -179,7 +180,7 @@ class Standby:
             self._growing = False
         if fork_server.unfit:
             # Its other children (an attempt, perhaps) live on, as ours.
-            fork_server.process.send(signal.SIGKILL)
+            kill([fork_server.process])
             fork_server.close()
             self._fork_server, self._growing = None, False
             for group in self._unborn.values():
@@ -257,7 +258,7 @@ class Standby:
     def _disband(self, group: WorkerGroup) -> None:
         """Nothing of `group` waits any more."""
         pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
-        proctree.send_all([p for pid in pids if (p := _process(pid))], signal.SIGKILL)
+        kill(process for pid in pids if (process := _process(pid, self._spec.mark)))
         self._unborn.pop(str(group.gate.path), None)
         group.dissolve()
 
@@ -268,8 +269,9 @@ class Standby:
         self._log.emit("standby_lost", "warning", reason=reason)
 
 
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.Error:
-        return None
+def _process(pid: int, mark: str) -> psutil.Process | None:
+    """The process of the run that has this pid, if it has not gone and left the pid to another."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process if carries(pid, mark) else None
+    return None

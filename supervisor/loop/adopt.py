@@ -17,6 +17,8 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
 from supervisor.process import proctree
+from supervisor.process.kill import end_all
+from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
@@ -36,7 +38,7 @@ class Takeover:
     previous: Previous
     narrator: Narrator
     flusher: Flusher
-    reaped: dict[int, int]
+    reaper: Reaper
 
     def adopt(self, now: float) -> Attempt | None:
         """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
@@ -45,9 +47,9 @@ class Takeover:
         group = self._group()
         if group is None:
             return None
-        attempt = Attempt(self.run, self.spec, Order(previous.last_attempt), now)
+        attempt = Attempt(self.run, self.spec, Order(previous.last_attempt), self.reaper, now)
         try:
-            attempt.adopt(group, self.reaped)
+            attempt.adopt(group)
         except (OSError, ValueError):
             group.abandon()
             return None
@@ -110,7 +112,7 @@ class Takeover:
         if leftovers or asked or self.previous.unfinished:
             self.narrator.high_step = max(self.narrator.high_step, step)
             self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
-        left = proctree.end_all(self.spec.mark, spared, self.reaped, self.spec.policy.stuck_after)
+        left = end_all(self.spec.mark, spared, self.reaper, self.spec.policy.stuck_after)
         self.narrator.hear(notes.read(ranks))
         self.narrator.flushes_due.clear()
         self.narrator.catch_up()
@@ -123,7 +125,7 @@ class Takeover:
         proctree.send_all([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], signal.SIGTERM)
         until = time.monotonic() + self.spec.policy.grace
         while not stops.now and time.monotonic() < until:
-            proctree.reap(self.reaped)
+            self.reaper.reap()
             if not {process.pid for process in proctree.members(self.spec.mark, spared)} & set(ranks):
                 return
             stops.read(self.run.stop)

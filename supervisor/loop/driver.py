@@ -29,7 +29,9 @@ from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops, signals
-from supervisor.process import proctree
+from supervisor.process.kill import end_all
+from supervisor.process.proctree import become_subreaper
+from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
@@ -66,7 +68,7 @@ class Driver:
         """Whether there is an attempt of this request, ours or adopted."""
         self._failures = Failures()
         self._program = Program(self.run, self.spec)
-        self._reaped: dict[int, int] = {}
+        self._reaper = Reaper()
         self._ended: End | None = None
         self._witnesses: list[Witness] = []
         """Of attempts that are over, and whose evidence is not on disk yet."""
@@ -80,7 +82,7 @@ class Driver:
 
     def drive(self) -> End:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
-        proctree.become_subreaper()
+        become_subreaper()
         with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path)) as anchor:
             paces = Paces(self.run)
             state = self._take_up(paces.last())
@@ -111,7 +113,7 @@ class Driver:
                 self._flusher.finish()
             # What could not be killed has had its time.
             time_limit = 1.0 if self._ended.exit_code == ExitCode.STUCK else self._policy.stuck_after
-            left = proctree.end_all(self.spec.mark, set(), self._reaped, time_limit)
+            left = end_all(self.spec.mark, set(), self._reaper, time_limit)
             if left and self._ended.exit_code != ExitCode.STUCK:
                 self._ended = machine.stuck(left, time_limit)
         return self._finish(self._ended)
@@ -129,7 +131,7 @@ class Driver:
 
     def _quit(self, anchor: Anchor) -> NoReturn:
         """Nothing of a run whose folder has gone elsewhere is alive, so that nothing is written in two places."""
-        proctree.end_all(self.spec.mark, set(), self._reaped, self._policy.stuck_after)
+        end_all(self.spec.mark, set(), self._reaper, self._policy.stuck_after)
         self._standby.close()
         self._flusher.abandon()
         if (path := anchor.found()) is not None:
@@ -144,7 +146,7 @@ class Driver:
     def _take_up(self, pace: Pace) -> machine.State:
         """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
         now = self.clock()
-        takeover = Takeover(self.run, self.spec, self.log, self.previous, self._narrator, self._flusher, self._reaped)
+        takeover = Takeover(self.run, self.spec, self.log, self.previous, self._narrator, self._flusher, self._reaper)
         self._attempt = takeover.adopt(now)
         if self._attempt is None and (left := takeover.clear(self.stops)):
             self._ended = machine.stuck(left, self._policy.stuck_after)
@@ -163,7 +165,7 @@ class Driver:
 
     def _look(self, state: machine.State, ended: set[int]) -> Observation:
         now = self.clock()
-        proctree.reap(self._reaped)
+        self._reaper.reap()
         self.stops.read(self.run.stop)
         attempt = self._attempt
         stopping = state.mode is machine.Mode.STOPPING
@@ -238,7 +240,7 @@ class Driver:
         return now >= self._first_step_at + SETTLED
 
     def _raise_up(self, attempt: Attempt, now: float) -> None:
-        if attempt.raise_up(self._standby, self._reaped, now):
+        if attempt.raise_up(self._standby, now):
             self._narrator.started(attempt, self.spec.nproc)
 
     def _meddle(self, watch: Watch) -> None:
@@ -282,7 +284,7 @@ class Driver:
         now = self.clock()
         self._failures.launched(now)
         order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())
-        self._attempt = Attempt(self.run, self.spec, order, now)
+        self._attempt = Attempt(self.run, self.spec, order, self._reaper, now)
         self._raise_up(self._attempt, now)
 
     def _leave(self) -> None:

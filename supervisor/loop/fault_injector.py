@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from trainer.rundir.codes import Phase
 from trainer.rundir.records import faults
@@ -108,12 +109,13 @@ class FaultInjector:
             if victim is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             else:
-                victim.send(signal.SIGKILL)
+                kill([victim])
 
     def _signal(self, fault: faults.Fault, ranks: dict[int, Process], attempt: int, step: int, now: float) -> None:
         for rank, process in ranks.items():
             if fault.on(rank) and fault.due(step, now) and self._claim(fault, rank, attempt, step):
-                process.send(fault.what.signal)
+                number = fault.what.signal
+                kill([process]) if number == signal.SIGKILL else process.send(number)
 
     def _damage(self, fault: faults.Fault, attempt: int, step: int, now: float) -> None:
         exists: Callable[[], bool] = lambda: any(self._checkpoints.glob("step-*/*.safetensors"))  # noqa: E731

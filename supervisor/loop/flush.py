@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import subprocess
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from typing import Any
 from supervisor.loop.narrator import Narrator
 from supervisor.process import proctree
 from supervisor.process.kernel import glance
+from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
@@ -189,7 +189,7 @@ class Flusher:
             if glance(process.pid).state not in "Tt":
                 self._stopped_since.pop(process.pid, None)
             elif now >= self._stopped_since.setdefault(process.pid, now) + _STOPPED:
-                process.send(signal.SIGKILL)
+                kill([process])
 
     def abandon(self) -> None:
         """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
@@ -202,11 +202,7 @@ class Flusher:
 
     def _kill(self) -> None:
         """No flush of ours is under way. What it read stays pinned."""
-        for process in self._all():
-            process.send(signal.SIGKILL)
-            poll = select.poll()
-            poll.register(process.fd, select.POLLIN)
-            poll.poll(1000)
+        kill(self._all(), within=1.0)
         if self.process is not None:
             self._outcome()
 

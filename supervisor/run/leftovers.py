@@ -13,9 +13,7 @@ import enum
 import fcntl
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from supervisor.process.proctree import Process
+from supervisor.process.kill import is_caretaker, kill
 from supervisor.run.checkpoints import flush_command
 from supervisor.run.runs import Known
 from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
@@ -136,9 +134,9 @@ def _end(leftover: Leftover, known: Known) -> Fate:
 
 
 def _living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
-    """Those of `processes` that are still there."""
+    """Those of `processes` that are still there, last those that clean up behind the others."""
     found = []
-    for process in processes:
+    for process in sorted(processes, key=lambda process: is_caretaker(process.pid)):
         with contextlib.suppress(psutil.Error):
             command = " ".join(Redactor(os.environ).command(process.cmdline()))[:120]
             size = process.memory_info().rss
@@ -223,21 +221,12 @@ def rescue(segment: Path, run: RunDir) -> str | None:
 
 def _kill(pid: int, mark: str) -> str | None:
     try:
-        process = Process(pid)
-    except ProcessLookupError:
-        return None
-    try:
-        # The pidfd is open, so what the pid names from here on is what will be killed.
-        carried = psutil.Process(pid).environ().get(MARK, "")
-        if carried.rpartition(".")[0] != mark:
+        process = psutil.Process(pid)
+        # Read of the process that is found by now, and no other gets the signal.
+        if process.environ().get(MARK, "").rpartition(".")[0] != mark:
             return None
-        process.send(signal.SIGKILL)
-        poller = select.poll()
-        poller.register(process.fd, select.POLLIN)
-        return None if poller.poll(TIME_LIMIT * 1000) else f"alive {TIME_LIMIT:.0f} s after SIGKILL"
+        return f"alive {TIME_LIMIT:.0f} s after SIGKILL" if kill([process], TIME_LIMIT).left else None
     except psutil.NoSuchProcess:
         return None
     except (psutil.Error, OSError) as error:
         return str(error)
-    finally:
-        process.close()

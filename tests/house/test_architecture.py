@@ -134,15 +134,28 @@ def test_renames_and_syncs_have_one_home() -> None:
             assert "os.fsync" not in set(calls(path)), path
 
 
-def test_processes_are_signalled_in_one_place() -> None:
-    """In the supervisor, signals go out by pidfd, from proctree."""
-    for path in modules("supervisor"):
-        names = set(calls(path))
-        assert "os.killpg" not in names, path
-        if path.name != "proctree.py":
-            assert "signal.pidfd_send_signal" not in names, path
-        if path.name not in ("proctree.py", "fault_injector.py"):
-            assert "os.kill" not in names, path
+def test_one_place_ends_processes() -> None:
+    """Outside the ranks SIGKILL goes out in process/kill.py, inside them from a parent to its own child. Whoever ends
+    itself (a fault, a rank that must die of the signal it got) needs nobody."""
+    senders = {
+        "kill.py": "signal.pidfd_send_signal",
+        "proctree.py": "signal.pidfd_send_signal",
+        "children.py": "os.kill",
+    }
+    for path in [*modules("supervisor"), *modules("trainer")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, first = ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else ""
+            where = f"{path}:{node.lineno}"
+            if name == senders.get(path.name) or (name == "os.kill" and first == "os.getpid()"):
+                continue
+            # Signal 0 only asks whether there is such a process.
+            assert name != "os.kill" or [ast.unparse(arg) for arg in node.args[1:]] == ["0"], where
+            assert node.func.attr not in ("kill", "terminate", "killpg", "send_signal", "pidfd_send_signal") or (
+                name == "os.kill"
+            ), where
+            assert "SIGKILL" not in first or node.func.attr != "send", where
 
 
 def test_nothing_unpickles() -> None:

@@ -241,8 +241,8 @@ def test_without_the_kernels_word(run: Run) -> None:
     """Before Linux 6.15 a pidfd does not tell how its process ended. A rank's status is found all the same, and the end of a
     launcher that is nobody's child is known by its report."""
     code = (
-        "import sys, _supervisor.process.proctree as proctree\n"
-        "proctree._pidfd_status = lambda fd: None\n"
+        "import sys, _supervisor.process.reaper as reaper\n"
+        "reaper._pidfd_status = lambda fd: None\n"
         "from _supervisor.commands.cli import run\n"
         "sys.exit(run(sys.argv[1:]))"
     )

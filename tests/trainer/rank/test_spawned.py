@@ -154,7 +154,7 @@ def test_torch_multiprocessing(started: Run) -> None:
     script = run.script(MP_SPAWN)
 
     # As on a kernel that tells how a process ended to nobody but its parent, where that is quick to ask.
-    old = "import _supervisor.process.proctree as p; p._zombie_status = p._pidfd_status = lambda _: None\n"
+    old = "import _supervisor.process.reaper as p; p._zombie_status = p._pidfd_status = lambda _: None\n"
     run.start(
         script,
         program=[sys.executable, "-c", f"{old}from _supervisor.__main__ import main; main()"],

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from torch.distributed.elastic.multiprocessing import PContext, RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from .children import exit_code
+from ..process.children import exit_code, send
 
 _TICK = 0.02
 
@@ -83,7 +83,7 @@ class ForkedRanks(PContext):
         One that waits for a disk or a driver may not die even of that: it is left to the supervisor."""
         for number in (death_sig, signal.SIGKILL):
             for pid in self._running():
-                os.kill(pid, number)
+                send(pid, number)
             until = time.monotonic() + timeout
             while self._running() and time.monotonic() < until:
                 time.sleep(_TICK)

@@ -22,7 +22,7 @@ from ...rundir.environment import GRACE
 from ...rundir.programs import program
 from ...rundir.records.gate import GROUP, Failure, Gate
 from .. import torch_patches
-from .children import exit_code
+from ..process.children import exit_code
 
 _WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ...rundir.files.codec import decode, encode
 from ...rundir.records.learned import Wanted
+from ..process.children import end
 from . import fitness, modules
 from .import_watch import ImportWatch
 from .throttle import Throttle
@@ -116,11 +117,11 @@ def _await(child: int, readable: int, told: _Told, requests: int, serve: Callabl
                 break
             data += more
         elif news and not serve():
-            _end(child)
+            end(child)
             os._exit(0)
         elif why := time_limit.over():
             stack = told.stack()
-            _end(child)
+            end(child)
             return Wanted([], {stack[-1] if stack else _SOME: why}, set(stack))
     if data:
         os.waitpid(child, 0)
@@ -169,11 +170,6 @@ class _TimeLimit:
         except (OSError, ValueError):
             return 0.0
         return (int(running) + int(waiting)) / 1e9
-
-
-def _end(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
 def _die_with(parent: int) -> None:

@@ -1,0 +1,98 @@
+"""The one place that ends processes. What is found by pid is held by pidfd first, so that a reused pid is never meant.
+
+The ranks' own children are ended by trainer/rank/process/children.py, and whoever ends itself needs nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from supervisor.process.proctree import Process, held, is_alive, members
+from supervisor.process.reaper import Reaper
+
+_TICK = 0.01
+_CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
+_CARE = 4.0
+"""Seconds that a caretaker has, once those it takes care of are killed. torch_shm_manager waits 2 s for another client
+before it removes what is left and goes (SHUTDOWN_TIMEOUT in libshm's manager.cpp, read in torch 2.13)."""
+
+Target = Process | psutil.Process
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    sent: int
+    """To how many it went."""
+    left: tuple[int, ...]
+    """The pids that were not gone in time."""
+
+
+def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = None) -> Killed:
+    """SIGKILL went to each of `targets` that still is the process that was found, and they had up to `within` seconds to
+    be gone.
+
+    Python's resource tracker and torch's manager of shared memory outlive the processes they belong to, remove from
+    /dev/shm what those have left there, and go by themselves. They get it last: some seconds after the killing `began`.
+    """
+    now = time.monotonic()
+    until, care_until = now + within, (now if began is None else began) + _CARE
+    left, sent = list(targets), set[int]()
+    while True:
+        late = time.monotonic() >= care_until
+        due = [target for target in left if target.pid not in sent and (late or not is_caretaker(target.pid))]
+        sent |= {target.pid for target in due if _strike(target)}
+        left = [target for target in left if _is_there(target)]
+        if not left or time.monotonic() >= until:
+            return Killed(len(sent), tuple(target.pid for target in left))
+        time.sleep(_TICK)
+
+
+def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> tuple[int, ...]:
+    """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns the pids of those that
+    could not be killed within `time_limit` seconds. Looked for again until there are none: what is killed may have
+    forked."""
+    began = time.monotonic()
+    processes = members(mark, spared)
+    while processes and time.monotonic() < began + time_limit:
+        kill(processes, began=began)
+        reaper.reap()
+        time.sleep(_TICK)
+        processes = members(mark, spared)
+    return tuple(process.pid for process in processes)
+
+
+def is_caretaker(pid: int) -> bool:
+    """Whether it cleans up behind others once they are gone."""
+    with contextlib.suppress(psutil.Error):
+        return any(name in word for word in psutil.Process(pid).cmdline() for name in _CARETAKERS)
+    return False
+
+
+def _strike(target: Target) -> bool:
+    if isinstance(target, Process):
+        return _send(target)
+    with held(target) as process:
+        return process is not None and _send(process)
+
+
+def _send(process: Process) -> bool:
+    try:
+        signal.pidfd_send_signal(process.fd, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _is_there(target: Target) -> bool:
+    if isinstance(target, Process):
+        poll = select.poll()
+        poll.register(target.fd, select.POLLIN)
+        return not poll.poll(0)
+    return is_alive(target)

@@ -1,0 +1,60 @@
+"""The one who waits for the children of this process, orphans of a run included, and knows how each of them ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from supervisor.process.proctree import Process
+from trainer.rundir.machine.proc import stat
+
+# ioctl PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15), and the bit that asks for the status.
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+class Reaper:
+    """One a process: what it has waited for, nobody else can wait for."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[int, int] = {}
+
+    def reap(self) -> None:
+        """No child that has ended is left as a zombie."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._statuses[pid] = status
+
+    def exit_code(self, process: Process) -> int | None:
+        """How `process` ended, once its pidfd is readable: its exit code, or minus the signal; None where nobody
+        can tell."""
+        status = self._statuses.get(process.pid)
+        # Until its parent has reaped it, it is in /proc as a zombie, status and all; after that the kernel keeps it
+        # with the pidfd. Its parent may reap it between the two looks, not the other way round.
+        if status is None:
+            status = _zombie_status(process.pid)
+        if status is None:
+            status = _pidfd_status(process.fd)
+        return None if status is None else os.waitstatus_to_exitcode(status)
+
+
+def _zombie_status(pid: int) -> int | None:
+    found = stat(pid)
+    return found.wait_status if found is not None and found.state == "Z" else None
+
+
+def _pidfd_status(fd: int) -> int | None:
+    buffer = bytearray(struct.pack("QQ", _PIDFD_INFO_EXIT, 0) + bytes(48))
+    try:
+        fcntl.ioctl(fd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    mask: int = struct.unpack_from("Q", buffer)[0]
+    status: int = struct.unpack_from("i", buffer, 60)[0]
+    return status if mask & _PIDFD_INFO_EXIT else None
