@@ -25,6 +25,7 @@ from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.process.room import disks, is_full
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
 from trainer.rundir.secrets import Redactor
@@ -196,13 +197,7 @@ class Witness:
 
 def last_lines(log: Path) -> list[str]:
     """The last lines of a log, each cut to a length that can be read; none where there is no log."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
-            text = file.read(_TAIL).decode(errors="replace")
-    except OSError:
-        return []
+    text = tail(log, _TAIL).decode(errors="replace")
     # A progress bar is one line to a terminal: what it showed last is what counts.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return [line[:_LONGEST] for line in lines if line.strip()][-_LINES:]

@@ -19,7 +19,8 @@ import psutil
 
 from supervisor.process.kill import kill
 from supervisor.reading.events_file import Event, EventReader
-from supervisor.run.leftovers import claimed, clear, mark_of, marks
+from supervisor.run.folder.lock import claimed
+from supervisor.run.leftovers import clear, mark_of, marks
 from supervisor.run.runs import load
 from supervisor.run.status import story_of
 from trainer.rundir.files.durable import replace_file

@@ -25,8 +25,8 @@ from supervisor.run.checkpoints import (
     to_export,
     verified,
 )
+from supervisor.run.folder.lock import claimed
 from supervisor.run.folder.ownership import own, vet
-from supervisor.run.leftovers import claimed
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.errors import CheckpointError

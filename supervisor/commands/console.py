@@ -16,7 +16,6 @@ from supervisor.core.telling.ledger import lost_steps, recoveries
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
 from supervisor.reading.choice import Choice
-from supervisor.reading.events_file import read_lines
 from supervisor.reading.follow import Record, RunFollower, pump
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import TextRenderer
@@ -25,6 +24,7 @@ from supervisor.run.runs import RUNS
 from supervisor.run.spec import Spec, shown
 from supervisor.run.status import story_of
 from trainer.rundir.files.codec import read
+from trainer.rundir.files.json_lines import Follower
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.errors import ErrorRecord
 
@@ -149,7 +149,7 @@ def attempt_lines(story: Story) -> list[str]:
 
 def loss_lines(run: RunDir, story: Story) -> list[str]:
     """The loss at each failure and at the end, where the script writes metrics.jsonl as the trainer does."""
-    losses = {line.get("step"): line.get("loss") for line in read_lines(run.metrics)}
+    losses = {line.get("step"): line.get("loss") for _, line in Follower(run.metrics).objects()}
     numbers = {step: loss for step, loss in losses.items() if isinstance(step, int) and isinstance(loss, int | float)}
     if not numbers or not story.failures():
         return []

@@ -13,9 +13,10 @@ from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
+from supervisor.run.folder.lock import claimed
 from supervisor.run.folder.ownership import vet
 from supervisor.run.folder.registry import registered
-from supervisor.run.leftovers import Fate, Kind, claimed, clear, find, mark_of, marks
+from supervisor.run.leftovers import Fate, Kind, clear, find, mark_of, marks
 from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
 from trainer.rundir.codes import ExitCode

@@ -7,16 +7,12 @@ supervisor that was killed, and lines that others wrote, are passed over and cou
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from trainer.rundir.files.codec import decode
-from trainer.rundir.files.untrusted_files import open_file
-
-WINDOW = 1 << 22
+from trainer.rundir.files.json_lines import Follower
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,80 +41,16 @@ class Event:
             return None
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        return decode(line, dict[str, Any])
-    except ValueError:
-        return None
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    fields = _object(line)
-    return fields if fields is not None and isinstance(fields.get("msg"), str) else None
-
-
-def _opened(path: Path) -> BinaryIO:
-    return os.fdopen(open_file(path), "rb")
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The whole lines of `file` from where it stands, some MiB of them at once. A line longer than that comes in pieces; the
-    last line is not given before its newline has come."""
-    while data := file.read(WINDOW):
-        whole = data.rfind(b"\n") + 1
-        if not whole and len(data) < WINDOW:
-            file.seek(-len(data), os.SEEK_CUR)
-            return  # not whole yet, or torn: a new supervisor cuts it off
-        whole = whole or len(data)
-        file.seek(whole - len(data), os.SEEK_CUR)
-        yield data[:whole]
-
-
-class EventReader:
+class EventReader(Follower):
     """Gives each event of the file once, in the order of the file, also while it is written."""
 
-    def __init__(self, path: Path) -> None:
-        self.skipped = 0
-        """Whole lines that are no events."""
-        self.torn = False
-        """Whether there was, when the file was last read, a last line without its newline."""
-        self._path = path
-        self._offset = 0
-
     def read(self) -> Iterator[Event]:
-        """The events that were added since the last call. A file that shrank below what was read is read again."""
-        try:
-            file = _opened(self._path)
-        except OSError:
-            return
-        with file:
-            if file.seek(0, os.SEEK_END) < self._offset:
-                self._offset = 0
-            file.seek(self._offset)
-            for data in _lines(file):
-                self._offset += len(data)
-                yield from self._events(data)
-            self.torn = bool(file.read(WINDOW).strip())
-
-    def _events(self, data: bytes) -> Iterator[Event]:
-        for line in data.split(b"\n"):
-            fields = _parse(line)
-            if fields is not None:
+        """The events that were added since the last call."""
+        for line, fields in self.objects():
+            if isinstance(fields.get("msg"), str):
                 yield Event(line, fields)
-            elif line.strip():
+            else:
                 self.skipped += 1
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects among the lines of `path`; a file that is not there has none."""
-    try:
-        file = _opened(path)
-    except OSError:
-        return []
-    with file:
-        found = [_object(line) for data in _lines(file) for line in data.split(b"\n")]
-        found.append(_object(file.read(WINDOW)))
-    return [body for body in found if body is not None]
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:

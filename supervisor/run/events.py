@@ -16,14 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from supervisor.core.words import EventName
 from trainer.rundir.files import room
-from trainer.rundir.files.codec import decode, encode
+from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail
-from trainer.rundir.files.untrusted_files import open_file
+from trainer.rundir.files.json_lines import object_of
+from trainer.rundir.files.untrusted_files import open_file, tail
 from trainer.rundir.layout import RunDir
 from trainer.rundir.secrets import Redactor
 
@@ -179,20 +179,9 @@ class _Syncer:
             self.problem = error.strerror or str(error)
 
 
-class _Numbered(msgspec.Struct):
-    seq: int
-
-
 def _last_seq(run: RunDir) -> int:
-    try:
-        with os.fdopen(open_file(run.events), "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return decode(line, _Numbered).seq
-        except ValueError:
-            continue
+    for line in reversed(tail(run.events, 65536).splitlines()):
+        body = object_of(line)
+        if body is not None and type(seq := body.get("seq")) is int:
+            return seq
     return 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
 import re
 import shutil
@@ -26,7 +25,6 @@ from supervisor.run.checkpoints import flush_command
 from supervisor.run.runs import Known
 from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
 from trainer.rundir.environment import MARK
-from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine.cgroup import groups_of
 from trainer.rundir.machine.cgroup import remove as remove_group
@@ -67,27 +65,6 @@ class Fate:
     leftover: Leftover
     removed: bool = False
     problem: str | None = None
-
-
-@contextlib.contextmanager
-def claimed(run: RunDir) -> Iterator[bool]:
-    """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
-    try:
-        fd = open_file(run.lock, os.O_RDWR)
-    except FileNotFoundError:
-        yield True
-        return
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(fd)
 
 
 def marks() -> dict[str, list[psutil.Process]]:

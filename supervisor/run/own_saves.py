@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from supervisor.core.saves import Saves, hear
+from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of, tail
+from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of
 
 _TAIL = 256 << 10
 """Bytes of a journal's end that are read: a thousand saves."""

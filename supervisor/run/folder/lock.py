@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import os
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TypedDict
 
@@ -15,6 +16,7 @@ from supervisor.process.place import here
 from supervisor.run.folder.ownership import vet
 from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_file
+from trainer.rundir.files.flock import locked
 from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 
@@ -69,13 +71,22 @@ def is_held(run: RunDir) -> bool:
         fd = open_file(run.lock)
     except OSError:
         return False
+    with locked(fd, wait=False, shared=True) as free:
+        return not free
+
+
+@contextlib.contextmanager
+def claimed(run: RunDir) -> Iterator[bool]:
+    """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fd = open_file(run.lock, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
     except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+        yield False
+    else:
+        with locked(fd, wait=False) as ours:
+            yield ours
 
 
 def holder(run: RunDir) -> Holder:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from supervisor.commands import gc
 from supervisor.run import leftovers
+from supervisor.run.folder.lock import claimed
 from supervisor.run.runs import load
 from tests.support.runs_on_disk import Writer, recovered_run
 from trainer.rundir.environment import MARK
@@ -146,9 +147,9 @@ def test_nothing_is_removed_under_a_process_that_lives(
 
 def test_the_lock_is_held_while_removing(dead: Writer) -> None:
     """Nobody can take up a run while it is being cleaned, and everybody can afterwards."""
-    with leftovers.claimed(dead.run) as ours, leftovers.claimed(dead.run) as second:
+    with claimed(dead.run) as ours, claimed(dead.run) as second:
         assert (ours, second) == (True, False)
-    with leftovers.claimed(dead.run) as again:
+    with claimed(dead.run) as again:
         assert again
 
 

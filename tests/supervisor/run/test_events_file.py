@@ -63,7 +63,7 @@ def test_a_torn_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_line_longer_than_the_window_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes without newlines are passed over in bounded memory."""
-    monkeypatch.setattr("supervisor.reading.events_file.WINDOW", 64)
+    monkeypatch.setattr("trainer.rundir.files.json_lines.WINDOW", 64)
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"x" * 1000 + b"\n" + line({"msg": "after"}) + b"\n")
     reader = EventReader(path)

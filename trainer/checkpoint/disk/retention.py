@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import uuid
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...rundir.files.durable import Disk, ensure_dir, replace_file
+from ...rundir.files.flock import locked
 from ...rundir.layout import committed_steps, step_name
 from .store import LATEST, QUARANTINE, listing, read_latest
 
@@ -91,13 +91,9 @@ def prune(folder: Path, keep: int, disk: Disk) -> list[int]:
 def in_use(path: Path) -> Iterator[None]:
     """The temporary folder `path` is not swept while the block runs.
     FileNotFoundError if it was swept before."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)):
         path.stat()
         yield
-    finally:
-        os.close(fd)
 
 
 def _sweep(path: Path, disk: Disk) -> None:
@@ -105,13 +101,9 @@ def _sweep(path: Path, disk: Disk) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        discard(path, disk)
-    except BlockingIOError:
-        return  # a flush is at work in it
-    finally:
-        os.close(fd)
+    with locked(fd, wait=False) as ours:
+        if ours:  # else a flush is at work in it
+            discard(path, disk)
 
 
 def sweep(folder: Path, disk: Disk) -> None:

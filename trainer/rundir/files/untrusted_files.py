@@ -32,3 +32,18 @@ def read_file(path: Path, limit: int = LIMIT) -> bytes:
         if os.fstat(file.fileno()).st_size > limit:
             raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
         return file.read(limit)
+
+
+def tail(path: Path, limit: int) -> bytes:
+    """The end of the file, at most `limit` bytes, its first line perhaps cut; nothing of what cannot be read."""
+    try:
+        fd = open_file(path)
+    except OSError:
+        return b""
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, min(size, limit), max(0, size - limit))
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)

@@ -8,7 +8,6 @@ not consistent with each other, and nothing depends on that. A beat costs no sys
 from __future__ import annotations
 
 import enum
-import fcntl
 import mmap
 import os
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..codes import Phase
+from ..files.flock import locked
 from ..files.untrusted_files import open_file, read_file
 from ..machine.proc import lives
 
@@ -232,9 +232,7 @@ class BeatWriter(_Mapped):
 def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | None:
     """The writer of rank `rank` (None: of the first number that is free) for a process that the script has started; None
     where another one lives that has the number. The script itself gives way as long as it trains nothing."""
-    fd = open_file(path, os.O_RDWR)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked(open_file(path, os.O_RDWR)):
         records = _Mapped(path)
         try:
             words = records._words
@@ -243,8 +241,6 @@ def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | No
         finally:
             records.close()
         return None if free is None else BeatWriter(path, free, pid, role)
-    finally:
-        os.close(fd)
 
 
 def _free(words: Sequence[int], base: int) -> bool:

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.codec import decode
-from ..files.untrusted_files import open_file
+from ..files.json_lines import object_of
+from ..files.untrusted_files import tail
 from ..layout import AttemptDir, RunDir
 
 _HEAD, _TAIL = 4096, 65536
@@ -191,21 +191,6 @@ def journals_of(folder: AttemptDir) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def tail(path: Path, limit: int) -> bytes:
-    """The last lines of a journal, at most `limit` bytes; none of what cannot be read."""
-    try:
-        fd = open_file(path)
-    except OSError:
-        return b""
-    try:
-        size = os.fstat(fd).st_size
-        return os.pread(fd, min(size, limit), max(0, size - limit))
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
 def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
     """The lines in `data` that hold `needle`, newest first."""
     end = len(data)
@@ -219,11 +204,8 @@ def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
 
 def line_of(raw: bytes) -> dict[str, Any] | None:
     """A line of a journal, or None if it is none."""
-    try:
-        line = decode(raw, dict[str, Any])
-    except ValueError:
-        return None
-    return line if isinstance(line.get("kind"), str) else None
+    line = object_of(raw)
+    return line if line is not None and isinstance(line.get("kind"), str) else None
 
 
 def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:

@@ -20,17 +20,15 @@ from typing import Any
 import msgspec
 
 from ..files import room
-from ..files.codec import decode, encode
+from ..files.codec import encode
 from ..files.durable import append_line
-from ..files.untrusted_files import open_file
+from ..files.json_lines import Follower
 from ..secrets import Redactor
 
 _KEPT = 1000
 """Notes that wait for a full disk to have room."""
 _ROOM = 4096
 """Bytes of disk that are kept for notes to come."""
-_WINDOW = 4 << 20
-"""Bytes that are read at once: a longer line is no note."""
 
 
 class NoteWriter:
@@ -74,34 +72,12 @@ class NoteWriter:
                 os.close(fd)
 
 
-class NoteReader:
-    """Follows one notes file; whole lines only, what is not a note is passed over."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+class NoteReader(Follower):
+    """Follows one notes file; what is not a note is passed over."""
 
     def read(self) -> list[dict[str, Any]]:
         """The notes that were added since the last call."""
-        try:
-            fd = open_file(self._path)
-        except OSError:
-            return []
-        try:
-            size = os.fstat(fd).st_size
-            data = os.pread(fd, min(_WINDOW, size - self._offset), self._offset) if size > self._offset else b""
-        except OSError:
-            return []
-        finally:
-            os.close(fd)
-        whole = data[: data.rfind(b"\n") + 1] if len(data) < _WINDOW or b"\n" in data else data
-        self._offset += len(whole)
-        notes = []
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                if _is_note(note := decode(line, dict[str, Any])):
-                    notes.append(note)
-        return notes
+        return [note for _, note in self.objects() if _is_note(note)]
 
 
 _OURS = frozenset({"ts", "seq", "level", "run", "attempt", "msg", "event", "rank", "by"})
@@ -120,5 +96,8 @@ class _Known(msgspec.Struct):
 
 
 def _is_note(note: dict[str, Any]) -> bool:
-    known = msgspec.convert(note, _Known)
+    try:
+        known = msgspec.convert(note, _Known)
+    except ValueError:
+        return False
     return not _OURS & note.keys() and (known.step is not msgspec.UNSET or known.kind not in _OF_A_STEP)
