@@ -38,7 +38,7 @@ from .memory.tier import Tier, Wish
 from .notices import Notices
 from .options import Every, checked_every, checked_keep, checked_resume
 from .preemption import StopFlag
-from .state import rng
+from .state import buckets, rng
 from .state.state import Stateful, apply, bare, capture, capture_rank
 
 _REMOVALS = 3
@@ -62,8 +62,8 @@ class Checkpointer:
     data_step(step) as the index of its data; a loop with an iterator finds the windows in `skip`. `spike` turns on the
     same rule for a loss that jumps (see guard.is_spike).
 
-    The restored state is exact to the bit. For the next step to be exact too, DDP with three or more ranks needs its
-    buckets in their final order before the first step: trainer.gpt.parallel.parallel() shows how.
+    The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of it
+    (see Buckets). DDP is made before restore(). StateError if DDP is one that cannot be restored.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class Checkpointer:
             "scaler": scaler,
             "data": data,
             "guard": (guard := Guard(spike)),
+            "ddp": (ddp := buckets.of(model, (ranks := this_group()).world_size)),
         }
-        self._guard = guard
+        self._guard, self._buckets = guard, ddp
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
         self._parts = {name: part for name, part in parts.items() if part is not None}
@@ -111,7 +112,7 @@ class Checkpointer:
         at_home = here is not None and self.directory == here.run.checkpoints
         self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
-        self._ranks = this_group()
+        self._ranks = ranks
         self._interval = Interval()
         asked = {"checkpoints": self._every, "snapshots": self._snapshot_every}
         self._stalls = {what: Stalls(what, n) for what, n in asked.items() if isinstance(n, int)}
@@ -185,6 +186,8 @@ class Checkpointer:
         if loss is not None:
             self.check(done, float(loss), agreed)
         self._done = done
+        if sentence := self._buckets.learn():
+            self._notices.say(sentence)
         progress().step(done, self._parts.get("optimizer"))
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0

@@ -74,7 +74,7 @@ def _metrics(root: Path) -> Metrics:
 
 def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metrics | None) -> Checkpointer:
     return Checkpointer(
-        model=parts.model,
+        model=parts.forward,
         optimizer=parts.optimizer,
         scaler=parts.scaler,
         data=parts.batches,

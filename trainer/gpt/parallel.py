@@ -43,16 +43,8 @@ def join(device: torch.device) -> None:
 
 
 def parallel(model: GPT, device: torch.device) -> nn.Module:
-    """`model` under DDP, its buckets in their final order."""
-    ddp = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    # After its first backward pass DDP sorts its buckets anew, by the order in which gradients came. With three ranks and
-    # more, an all-reduce adds up each element in an order that depends on where in a bucket it lies. So the first step
-    # after a resume would differ in its last bits from the same step of a run that went on. One token through forward and
-    # backward here has that behind every run before its first step.
-    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    ddp(token, token).backward()
-    ddp.zero_grad(set_to_none=True)
-    return ddp
+    """`model` under DDP."""
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def agree(loss: Tensor, *flags: bool, world_size: int) -> tuple[Any, ...]:

@@ -262,3 +262,53 @@ def record_spawned(spawn: ModuleType, recorded: Callable[[Any], Any]) -> None:
     # Pickled by its name, and found under it in the child: ours there, if our hooks are there.
     wrapped.__module__, wrapped.__qualname__, wrapped.__name__ = wrap.__module__, wrap.__qualname__, wrap.__name__
     spawn._wrap = wrapped  # type: ignore[attr-defined]
+
+
+def bucket_order(ddp: Any) -> list[int]:
+    """The indices of the parameters of `ddp` in the order of its final buckets, which it has from here on; empty before
+    its first synchronised backward pass, and with `find_unused_parameters`, where it keeps its first buckets, or DDP's
+    `mixed_precision`, whose reducer is more than its buckets. A collective, if those are due
+    (`Reducer._rebuild_buckets`, which DDP calls itself at the next forward pass).
+
+    Without it: no order is stored, and a run that is resumed on three ranks or more differs in its last bits.
+    """
+    try:
+        if ddp.find_unused_parameters or ddp.mixed_precision is not None:
+            return []
+        ddp.reducer._rebuild_buckets()
+        ddp.logger.set_runtime_stats_and_log()
+        told = ddp._get_ddp_logging_data().get("rebuilt_per_bucket_param_indices") or ""
+    except (AttributeError, RuntimeError):
+        # A backward pass that is not over is an error of the script's, and its next forward pass says which.
+        return []
+    return [int(index) for index in told.replace(",", " ").split()]
+
+
+def fill_buckets(ddp: Any, order: list[int]) -> bool:
+    """Whether `ddp` has its parameters in buckets by `order` now, as bucket_order() gave it. A collective of its group.
+    (`_build_params_for_reducer`, `_ddp_init_helper`, `Reducer._push_all_rebuilt_params`.)
+
+    Without it: as for bucket_order().
+    """
+    try:
+        parameters, sparse = ddp._build_params_for_reducer()
+        if (
+            not order
+            or ddp.find_unused_parameters
+            or ddp.mixed_precision is not None
+            or sorted(order) != list(range(len(parameters)))
+        ):
+            return False
+        names = ddp._build_debug_param_to_name_mapping(parameters)
+        again = ddp.reducer._push_all_rebuilt_params, ddp.reducer._rebuild_buckets, ddp._ddp_init_helper
+    except AttributeError:
+        return False
+    del again, ddp.reducer, ddp.logger
+    permuted = {place: names[index] for place, index in enumerate(order)} if names else names
+    ddp._ddp_init_helper([parameters[i] for i in order], [sparse[i] for i in order], permuted, ddp.static_graph)
+    from torch.distributed import _register_comm_hook  # type: ignore[attr-defined]
+
+    for hook, state in ddp._comm_hooks:
+        _register_comm_hook(ddp.reducer, state, hook)
+    ddp.reducer._push_all_rebuilt_params()
+    return bool(ddp.reducer._rebuild_buckets())

@@ -1,6 +1,6 @@
 """All that a run needs to go on: gathered from its parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  guard  step  extra
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  guard  ddp  step  extra
     per rank:                         rng
 
 The order of putting back: everything is compared first, so that a mismatch changes nothing; then model, optimizer, scheduler,
@@ -114,6 +114,9 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
             raise CheckpointMismatch(f"{where} holds no optimizer state")
         check_optimizer(parts["optimizer"], state["optimizer"], where)
     missing = []
+    if "ddp" in parts:
+        # Nothing to warn of: without DDP, or before its first backward pass, there is no order.
+        parts["ddp"].load_state_dict(state.get("ddp") or {})
     for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard"):
         ours, theirs = parts.get(name), state.get(name)
         # A disabled GradScaler has the empty dict for its state, and a fresh one refuses it.
