@@ -47,7 +47,10 @@ class Launched:
         self.send_signal(signal.SIGKILL)
 
     def _look(self, seconds: float | None) -> int | None:
-        if self.returncode is None and select.select([self._status], [], [], seconds)[0]:
+        # Not select(): it takes no descriptors from 1024 on, and a test may have left many open.
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        if self.returncode is None and poll.poll(None if seconds is None else 1000 * seconds):
             # Nothing: the process that forked it is dead, and that is a failure, too.
             self.returncode = int(os.read(self._status, 64))
             os.close(self._status)

@@ -21,6 +21,7 @@ from tests.support.disks import Cut, FullDisk
 from tests.support.jobs import ROOT, environment, on_ranks, same
 from tests.support.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint, StateError
+from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.interval import Interval
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import committed_steps
@@ -180,7 +181,7 @@ def test_ranks_of_a_plain_loop_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """One of three ranks was asked to stop: all raise at the same step, which is saved."""
 
     def body(ranks: Any) -> object:
-        monkeypatch.setattr("trainer.checkpoint.checkpointer.this_group", lambda: None)
+        monkeypatch.setattr("trainer.checkpoint.checkpointer.this_group", Ranks)
         ckpt = _checkpointer(tmp_path, every=None)
         ckpt._ranks = ranks
         ckpt.restore()
