@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.rundir import environment
+from trainer.rundir.variables import MARK
 
 _STALE = ("PET_", "MASTER_", "TORCHELASTIC_", "SUPERVISE_")
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -105,7 +105,7 @@ def clock(host: Host) -> Check:
 
 
 def variables(host: Host) -> Check:
-    if environment.MARK in host.environ:
+    if MARK in host.environ:
         return Check(
             "environment",
             Verdict.WARN,

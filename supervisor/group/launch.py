@@ -16,7 +16,7 @@ from supervisor.process import loopback
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
-from trainer.rundir import environment as names
+from trainer.rundir import variables as names
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import STARTUP, program

@@ -18,7 +18,7 @@ from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
-from trainer.rundir import environment as names
+from trainer.rundir import variables as names
 from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine.shm import segment_of

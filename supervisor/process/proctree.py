@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-from trainer.rundir.environment import MARK
 from trainer.rundir.machine.proc import stat
+from trainer.rundir.variables import MARK
 
 _PR_SET_CHILD_SUBREAPER = 36
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

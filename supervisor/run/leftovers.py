@@ -24,11 +24,11 @@ from supervisor.process.kill import is_caretaker, kill
 from supervisor.run.checkpoints import flush_command
 from supervisor.run.runs import Known
 from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
-from trainer.rundir.environment import MARK
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine.cgroup import groups_of
 from trainer.rundir.machine.cgroup import remove as remove_group
 from trainer.rundir.secrets import Redactor
+from trainer.rundir.variables import MARK
 
 SHM = Path("/dev/shm")
 TIME_LIMIT = 5.0

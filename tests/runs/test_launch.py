@@ -14,7 +14,7 @@ import pytest
 from supervisor.run.folder.lock import is_held
 from tests.support.scripts import FOREVER, STEPPING
 from tests.support.supervised import Run, until
-from trainer.rundir import environment as names
+from trainer.rundir import variables as names
 
 QUICK = "print('hello from', __name__)"
 CHECKPOINTED = """

@@ -21,8 +21,8 @@ import torch._dynamo  # noqa: F401  the first optimizer imports it; here all att
 from trainer.checkpoint.memory import snapshots
 from trainer.gpt.config import Place, parse
 from trainer.gpt.loop import train
-from trainer.rundir.environment import ATTEMPT, MARK, RUN_DIR
 from trainer.rundir.machine.shm import segment_here
+from trainer.rundir.variables import ATTEMPT, MARK, RUN_DIR
 
 
 def _attempt(number: int, flags: list[str]) -> int:

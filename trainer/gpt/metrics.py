@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from ..rundir.environment import RUN_DIR
 from ..rundir.files.codec import decode
 from ..rundir.files.durable import DISK
+from ..rundir.variables import RUN_DIR
 
 
 class _Line(msgspec.Struct):

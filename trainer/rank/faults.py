@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..rundir.environment import MARK
 from ..rundir.files.durable import DISK, Buffer, Disk
 from ..rundir.machine import cgroup
 from ..rundir.records import faults
 from ..rundir.records.damage import damage
+from ..rundir.variables import MARK
 
 if TYPE_CHECKING:
     from .progress import Progress

@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
-from ..rundir.environment import STORE
+from ..rundir.variables import STORE
 from .loopback import is_loopback, listen
 
 S = TypeVar("S")

@@ -22,10 +22,11 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NoReturn
 
-from ..rundir.environment import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS, supervised
+from ..rundir.environment import supervised
 from ..rundir.files.codec import decode
 from ..rundir.records.gate import GROUP, PRELOAD, Gate
 from ..rundir.records.learned import remembered
+from ..rundir.variables import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS
 from . import ending, output, torch_patches
 from . import progress as _progress
 from .journal import saves

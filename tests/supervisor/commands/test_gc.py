@@ -21,7 +21,7 @@ from supervisor.run import leftovers
 from supervisor.run.folder.lock import claimed
 from supervisor.run.runs import load
 from tests.support.runs_on_disk import Writer, recovered_run
-from trainer.rundir.environment import MARK
+from trainer.rundir.variables import MARK
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from trainer.rundir.codes import Phase
 from trainer.rundir.duration import parse_duration
-from trainer.rundir.environment import ATTEMPT, MARK, RESUME, RUN_DIR, supervised
+from trainer.rundir.environment import supervised
 from trainer.rundir.layout import RunDir, committed_steps, step_name, step_of
 from trainer.rundir.records.beats import BeatReader, BeatWriter, Source, create_beats
 from trainer.rundir.records.notes import NoteReader, NoteWriter
+from trainer.rundir.variables import ATTEMPT, MARK, RESUME, RUN_DIR
 
 
 @given(st.integers(0, 10**12))

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ...rundir.environment import RUN_DIR
 from ...rundir.files.durable import Disk, ensure_dir, publish_dir, replace_file
 from ...rundir.layout import committed_steps, step_name
+from ...rundir.variables import RUN_DIR
 from ..errors import CheckpointError, Damaged
 from ..format import manifest as manifests
 from ..format.manifest import Manifest

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...rundir.environment import GRACE
 from ...rundir.programs import program
 from ...rundir.records.gate import GROUP, Failure, Gate
+from ...rundir.variables import GRACE
 from .. import torch_patches
 from ..process.children import exit_code
 

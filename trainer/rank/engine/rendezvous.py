@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from ...rundir.environment import STORE
+from ...rundir.variables import STORE
 from .. import torch_patches
 from ..loopback import listen
 from ..torch_patches import store_on

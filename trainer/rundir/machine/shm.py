@@ -16,7 +16,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..environment import MARK
+from ..variables import MARK
 
 ROOT = Path("/dev/shm")
 SLOTS = "abc"
