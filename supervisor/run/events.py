@@ -33,92 +33,115 @@ _ROOM = 32_768
 
 
 class EventLog:
-    """The writer. One a run at a time: the holder of the lock."""
+    """The events of one run, by structlog into its file. One a run at a time: the holder of the lock."""
 
     def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
         self._redactor = Redactor(environ)
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
-        self._fd = open_file(run.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._waiting: deque[bytes] = deque()
-        self._dropped = 0
-        self._full = False
-        self.unwritten = ""
-        """How many events wait for the disk, and why."""
-        self._unsynced = ""
-        """What was the matter with the last sync."""
-        self._room = room.keep(self._fd, _ROOM)
-        """Up to which offset the file has room, however full the disk is."""
-        self._syncer = _Syncer(self._fd, run.events, disk)
+        self._file = _File(run.events, disk)
         self._log = structlog.wrap_logger(
-            self,
+            self._file,
             processors=[self._stamp, structlog.processors.EventRenamer("msg"), self._render],
-            wrapper_class=structlog.BoundLogger,
-            cache_logger_on_first_use=True,
-        ).bind(run=run_id)
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+            run=run_id,
+        )
         if cut:
             self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
 
+    @property
+    def unwritten(self) -> str:
+        """How many events wait for the disk, and why."""
+        return self._file.unwritten
+
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
         """The event is in the file (not yet synced), or waits in memory while the disk refuses it."""
-        self._log._proxy_to_logger(level, EventName(event).value, **fields)
+        getattr(self._log, level)(EventName(event).value, **fields)
+        self._tell()
+
+    def sync(self) -> None:
+        """What was written will soon survive a power cut. Nobody waits for the disk here: that may take seconds, in which
+        a rank may die."""
+        self._file.sync()
+        self._tell()
+
+    def close(self) -> None:
+        """What was written survives a power cut; waits for the disk, however slow."""
+        self._file.flush()
+        self._tell()
+        self._file.close()
+
+    def _tell(self) -> None:
+        """The file's own trouble is told in it, too, as soon as it can be."""
+        while self._file.troubles:
+            self._log.warning(EventName.WARNING.value, text=self._file.troubles.pop(0))
 
     def _stamp(self, _: Any, level: str, fields: Any) -> Any:
         self._seq += 1
         ts = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        own = {key: value for key, value in fields.items() if key != "run"}
         head = {"ts": ts, "mono": round(time.monotonic(), 6), "seq": self._seq, "level": level, "run": fields["run"]}
-        return {**head, "attempt": own.pop("attempt", self.attempt), **own}
+        return {**head, "attempt": self.attempt, **fields}
 
     def _render(self, _: Any, __: str, fields: Any) -> bytes:
         return self._redactor.json(encode(fields))
 
-    def _write(self, line: bytes) -> None:
+
+class _File:
+    """What structlog writes finished lines to: they are appended whole, or wait in memory until the disk takes them."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.troubles: list[str] = []
+        """What is to be told of the disk; whoever tells it takes it out."""
+        self.unwritten = ""
+        self._fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._unsynced = ""
+        """What was the matter with the last sync."""
+        self._room = room.keep(self._fd, _ROOM)
+        """Up to which offset the file has room, however full the disk is."""
+        self._syncer = _Syncer(self._fd, path, disk)
+
+    def write(self, line: bytes) -> None:
         self._waiting.append(line)
         while len(self._waiting) > _KEPT:
             self._waiting.popleft()
             self._dropped += 1
-        self._flush()
+        self.flush()
 
-    info = warning = error = _write
+    info = warning = error = write
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """All lines are in the file, or `unwritten`."""
         try:
             while self._waiting:
                 append_line(self._fd, self._waiting[0])
                 self._waiting.popleft()
                 self._syncer.dirty = True
         except OSError as error:
-            self.unwritten = f"{len(self._waiting)} events could not be written: {error.strerror}"
-            if not self._full:
-                self._full = True
+            if not self.unwritten:
                 text = f"events.jsonl cannot be written ({error.strerror}); events wait in memory until it can"
-                self.emit("warning", "warning", text=text)
-        else:
-            self._full, self.unwritten = False, ""
-            if os.fstat(self._fd).st_size > self._room - _ROOM // 2:
-                self._room = room.keep(self._fd, _ROOM)
-            if dropped := self._dropped:
-                self._dropped = 0
-                self.emit(
-                    "warning", "warning", text=f"{dropped} events were lost: there were too many to wait in memory"
-                )
+                self.troubles.append(text)
+            self.unwritten = f"{len(self._waiting)} events could not be written: {error.strerror}"
+            return
+        self.unwritten = ""
+        if os.fstat(self._fd).st_size > self._room - _ROOM // 2:
+            self._room = room.keep(self._fd, _ROOM)
+        if self._dropped:
+            self.troubles.append(f"{self._dropped} events were lost: there were too many to wait in memory")
+            self._dropped = 0
 
     def sync(self) -> None:
-        """What was written will soon survive a power cut. Nobody waits for the disk here: that may take seconds, in which
-        a rank may die."""
-        self._flush()
+        """A sync is under way of what could be written."""
+        self.flush()
         self._syncer.start()
-        problem, before = self._syncer.problem, self._unsynced
+        problem = self._syncer.problem
+        if problem and problem != self._unsynced:
+            self.troubles.append(f"events.jsonl cannot be synced ({problem}): a power cut may take the last events")
         self._unsynced = problem
-        if problem and problem != before:
-            text = f"events.jsonl cannot be synced ({problem}): a power cut may take the last events"
-            self.emit("warning", "warning", text=text)
 
     def close(self) -> None:
-        """What was written survives a power cut; waits for the disk, however slow."""
-        self._flush()
         self._syncer.close()
         room.give_back(self._fd)
         os.close(self._fd)

@@ -73,7 +73,7 @@ def _synced(log: EventLog, recorder: Recorder) -> None:
     """The sync, which a thread of its own does, is over."""
     recorder.barrier()
     log.sync()
-    until(lambda: not log._syncer._busy)
+    until(lambda: not log._file._syncer._busy)
     recorder.barrier()
 
 
@@ -125,7 +125,7 @@ def _events(root: Path) -> dict[str, Any]:
 def _taken_up(root: Path) -> None:
     log = EventLog(_run(root), "gpt")
     log.emit("run_started")
-    os.close(log._fd)
+    os.close(log._file._fd)
 
 
 def _synced_are_there(started: int) -> Allowed:
