@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from supervisor.attempt import stacks
+from supervisor.attempt import stacks, steps
 from supervisor.attempt.evidence import Witness
 from supervisor.attempt.watch import Watch
+from supervisor.core.actions import Reach
 from supervisor.core.evidence import Evidence
-from supervisor.core.model import Reach
+from supervisor.core.machine import Mode
+from supervisor.core.model import Observation, Verdict
 from supervisor.core.stack import Stacks
+from supervisor.core.telling.news import News
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
 from supervisor.group.standby import Standby
@@ -34,7 +38,9 @@ class Attempt:
         self.wanted = now
         self.number = order.attempt
         self.watch: Watch | None = None
-        self.witness: Witness | None = None
+        self.verdict: Verdict | None = None
+        """Set by whoever reaches it."""
+        self._witness: Witness | None = None
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
@@ -79,7 +85,7 @@ class Attempt:
         self.watch = Watch(folder, group, self._reaper)
         if not folder.evidence.exists():
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
-            self.witness = Witness(folder, self.number, self._spec.mark, disks)
+            self._witness = Witness(folder, self.number, self._spec.mark, disks)
 
     def _take(self, standby: Standby, now: float) -> bool:
         group = standby.take(now)
@@ -104,12 +110,49 @@ class Attempt:
         """The folder where its group was released."""
         return self._group.gate.path if self._group is not None else None
 
+    def look(self, now: float, ended: set[int], mode: Mode, spared: set[int]) -> tuple[Observation, News]:
+        """All that there is to see of it as of `now`: what it is judged by, and what there is to tell. `ended` are the
+        pidfds that were readable, `spared` processes of the run that are none of its own."""
+        stopping = mode is Mode.STOPPING
+        # Before anything is read: what nobody writes any more is then read to its end.
+        alive = tuple(p.pid for p in self.members(spared)) if stopping else ()
+        seen = Observation(now, alive=alive, stacks=self.stacks, launch_error=self.error)
+        watch = self.watch
+        if watch is None:
+            return seen, News()
+        watch.look(now, ended)
+        watch.read_journals(now, final=stopping and not alive)
+        seen = replace(
+            seen,
+            ranks=watch.views(),
+            steps=steps.done(watch.beats),
+            group=watch.group(),
+            exits=tuple(watch.exits),
+            raised=tuple(watch.raised),
+            saves=watch.saved(),
+            # The newest step that the script has kept by itself: a save of it says so, or a start from it has shown it.
+            own_step=max(watch.saves.step, steps.start(watch.beats) or 0) or -1,
+            own_unplaced=watch.saved_unplaced(),
+            log_grew_at=watch.log_grew_at,
+            evidence=self.hear() if mode is Mode.RUNNING else Evidence(),
+        )
+        return seen, watch.news(now)
+
     def hear(self) -> Evidence:
         """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""
-        if self.watch is None or self.witness is None:
+        if self.watch is None or self._witness is None:
             return Evidence()
         watch = self.watch
-        return self.witness.hear(watch.exits, watch.raised, watch.pids, watch.steps())
+        return self._witness.hear(watch.exits, watch.raised, watch.pids, steps.done(watch.beats))
+
+    def fds(self) -> list[int]:
+        """Readable when a process of it has ended."""
+        return self.watch.fds() if self.watch is not None else []
+
+    def living(self) -> int:
+        """How many of its ranks are alive, as far as is known."""
+        ranks = self.watch.ranks.values() if self.watch is not None else ()
+        return sum(Path(f"/proc/{process.pid}/exe").exists() for process in ranks)
 
     def members(self, spared: set[int]) -> list[psutil.Process]:
         """Every living process of it, whoever its parent is now."""
@@ -147,6 +190,13 @@ class Attempt:
             with contextlib.suppress(OSError):
                 self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
         return self.stacks
+
+    def keep_evidence(self) -> None:
+        """What was found out about its end is on disk. That takes time: what is more urgent comes first."""
+        if self._witness is not None:
+            self._witness.verdict = self.verdict
+            self._witness.write()
+            self._witness = None
 
     def leave(self) -> None:
         """Nothing of it is open, and what its processes were writing when they were killed is removed."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 from dataclasses import replace
-from typing import Any
 
+from supervisor.attempt import steps
 from supervisor.attempt.records import Notes, exception_of
 from supervisor.core.model import Exit, Group, Member, Raised, RankView
 from supervisor.core.saves import Saves, hear
+from supervisor.core.telling.news import News
 from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel
 from supervisor.process.proctree import Process
@@ -18,7 +19,7 @@ from trainer.rundir.codes import Phase
 from trainer.rundir.environment import STACKS_SIGNAL
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import SCRIPT, AttemptDir
-from trainer.rundir.records.beats import Beat, BeatReader, Role, Source, last_beats
+from trainer.rundir.records.beats import Beat, BeatReader, Role, Source
 from trainer.rundir.records.gate import Report
 from trainer.rundir.records.notes import NoteReader
 
@@ -48,8 +49,8 @@ class Watch:
         """pid of every rank that ever registered, and of the SCRIPT that was one."""
         self.script: Process | None = None
         """The living process that runs the script, where it has started the ranks and is none of them."""
-        self.joined: list[tuple[int, int]] = []
-        """(rank, pid) of those that the script has started, as they come; to be taken out by whoever tells of it."""
+        self._joined: list[tuple[int, int]] = []
+        """(rank, pid) of those that the script has started, as they come; until news() has told of them."""
         self._spawned: dict[int, Role] = {}
         self._ends = NoteReader(folder.ended)
         self.launcher = group.launcher
@@ -119,22 +120,21 @@ class Watch:
         """The living ranks."""
         return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
 
-    def steps(self) -> dict[int, int]:
-        """By rank, the last step finished in this attempt, of the ranks that have finished one; -1 if nothing tells which."""
-        done = [b for b in self.beats if b.phase >= Phase.TRAIN and b.step > (b.first_step if b.placed else 0)]
-        return {b.rank: b.step if b.placed else -1 for b in done}
-
-    def from_step(self) -> int | None:
-        """The step that this attempt went on from; -1 while nobody trains, None if nothing tells it."""
-        steps = self.steps()
-        trained = [beat for beat in self.beats if beat.rank in steps]
-        if not all(beat.placed for beat in trained):
-            return None
-        return min((max(beat.first_step, 0) for beat in trained), default=-1)
-
-    def notes(self) -> list[tuple[int, dict[str, Any]]]:
-        """What the ranks have noted since the last call, with the rank."""
-        return self._notes.read(self._numbers())
+    def news(self, now: float) -> News:
+        """What is new since the last call; the rest as of the last look."""
+        # First what may fail: nothing that is new is lost then.
+        notes = tuple(self._notes.read(self._numbers()))
+        joined, self._joined = tuple(self._joined), []
+        return News(
+            pids=dict(self.seen_ranks),
+            replaced=frozenset(self.replaced),
+            joined=joined,
+            notes=notes,
+            trained=steps.trained(self.beats),
+            saves=self.saves,
+            own_step=self.saves.step if steps.start(self.beats) is not None else -1,
+            quiet=self.quiet(now),
+        )
 
     def _numbers(self) -> list[int]:
         """Of the ranks that were asked for, and of those that the script has started."""
@@ -266,7 +266,7 @@ class Watch:
         elif beat.rank == 0:
             self._find_script()
         self._spawned[beat.rank] = beat.role
-        self.joined.append((beat.rank, beat.pid))
+        self._joined.append((beat.rank, beat.pid))
 
     def _find_script(self) -> None:
         """It was no rank any more when this supervisor came, or was one for less than a look."""
@@ -339,8 +339,3 @@ class Watch:
                 size += self.folder.rank_log(rank).stat().st_size
         if size != self._log_bytes:
             self._log_bytes, self.log_grew_at = size, now
-
-
-def last_beat(folder: AttemptDir) -> int:
-    """The highest step that the ranks of an attempt have left in their beats, or -1."""
-    return max((b.step for b in last_beats(folder.beats) if b.phase >= Phase.TRAIN and b.placed), default=-1)

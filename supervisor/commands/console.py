@@ -11,7 +11,7 @@ import threading
 import time
 from types import TracebackType
 
-from supervisor.core.model import End
+from supervisor.core.actions import End
 from supervisor.core.telling.ledger import lost_steps, recoveries
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState

@@ -15,30 +15,15 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict, dataclass, field, replace
 
-from supervisor.core import presence as absence
+from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
+from supervisor.core.diagnosis import presence as absence
 from supervisor.core.diagnosis.diagnose import diagnose, unlaunched, where
 from supervisor.core.diagnosis.left import leavers, waited_for
 from supervisor.core.hangs.blame import hang_verdict
 from supervisor.core.hangs.hang import Hang, Silence, look, quiet
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import (
-    Action,
-    Cause,
-    Decision,
-    DumpStacks,
-    Emit,
-    End,
-    Ground,
-    History,
-    Launch,
-    Observation,
-    Policy,
-    Reach,
-    Send,
-    StopKind,
-    Verdict,
-)
+from supervisor.core.model import Cause, Decision, Ground, History, Observation, Policy, StopKind, Verdict
 from supervisor.core.policy import decide, learn
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState
@@ -240,7 +225,7 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     assert verdict is not None
     kept = max(seen.checkpoint_step, seen.own_step)
     after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
-    gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step})
+    gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step}, once="group_gone")
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
         # Whatever ended it, nobody wants it to go on; and it has gone further since it was asked.
         verdict = _asked(state, seen, seen.stop)

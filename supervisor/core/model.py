@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from supervisor.core.evidence import Evidence
 from supervisor.core.stack import Stacks
@@ -59,15 +58,6 @@ class StopKind(Word):
 
     USER = "user"
     PREEMPTION = "preemption"
-
-
-class Reach(Word):
-    """Whom a signal of the stop ladder goes to."""
-
-    RANKS = "ranks"
-    """The ranks themselves, once each: not their children, and not the launcher, which would repeat it to them."""
-    ALL = "all"
-    """Every process of the attempt, by pidfd, until none is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,39 +302,3 @@ class Decision:
     do: Do = Do.STOP
     counted: bool = False
     """Whether the restart is one of --max-restarts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    attempt: int
-    rollback: Rollback | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send `signal` (TERM or KILL); KILL is preceded by nothing and repeated until the tree is empty."""
-
-    signal: str
-    reach: Reach
-
-
-@dataclass(frozen=True, slots=True)
-class DumpStacks:
-    """Keep the stacks of all ranks in the attempt's folder, within a bounded time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    event: str
-    level: str = "info"
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    exit_code: ExitCode
-    state: RunState
-    reason: str
-
-
-Action = Launch | Send | DumpStacks | Emit | End

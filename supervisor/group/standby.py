@@ -58,6 +58,7 @@ class Standby:
         """What happened to the last standby that was lost."""
         self._not_before = 0.0
         self._since: float | None = None
+        self._trains_since: float | None = None
         self._said_parked = False
         self._loaded: list[str] = []
         self._learned = Learned(spec, run)
@@ -91,10 +92,13 @@ class Standby:
         """Whether a restart now need not import anything."""
         return self._group is not None or (self._fork_server is not None and self._fork_server.ready)
 
-    def tick(self, now: float, ended: set[int], settled: bool) -> None:
-        """Whatever is due is under way. `ended` are the fds that were readable."""
+    def tick(self, now: float, ended: set[int], trains: bool) -> None:
+        """Whatever is due is under way. `ended` are the fds that were readable; `trains`: the attempt has made its
+        first step, and goes on."""
         self._listen(now)
         self._check_group(now, ended)
+        self._trains_since = (self._trains_since or now) if trains else None
+        settled = self._trains_since is not None and now >= self._trains_since + SETTLED
         if not self._spec.standby or not settled or now < self._not_before:
             return
         fork_server = self._fork_server

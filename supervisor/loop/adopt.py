@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 
+from supervisor.attempt import steps
 from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.records import Notes
-from supervisor.attempt.watch import last_beat
+from supervisor.core.actions import Emit
+from supervisor.core.machine import Mode
+from supervisor.core.telling.news import Note
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, is_as_asked
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
+from supervisor.loop.tracker import Tracker
 from supervisor.process import proctree
 from supervisor.process.kill import end_all
 from supervisor.process.reaper import Reaper
-from supervisor.run.events import EventLog
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -34,8 +38,8 @@ class Takeover:
 
     run: RunDir
     spec: Spec
-    log: EventLog
     previous: Previous
+    tracker: Tracker
     narrator: Narrator
     flusher: Flusher
     reaper: Reaper
@@ -55,21 +59,22 @@ class Takeover:
             return None
         self.narrator.go_on(previous.events)
         if previous.told("attempt_started") is None:
-            self.narrator.started(attempt, self.spec.nproc)
+            self.narrator.started(attempt, self.spec.nproc, self.tracker.progress.checkpoint)
         assert attempt.watch is not None
         attempt.watch.ask_faults()
-        attempt.watch.look(now, set())
-        attempt.hear()
+        seen, news = attempt.look(now, set(), Mode.RUNNING, set())
         verdict = previous.verdict()
         pids = [process.pid for _, process in sorted(attempt.watch.ranks.items())]
         about = {
+            "step": max(seen.steps.values(), default=-1),
             "launcher_pid": attempt.launcher_pid,
             "pids": pids,
             "verdict": verdict.cause.value if verdict else None,
         }
-        self.log.emit("adopted", "warning", step=max(attempt.watch.steps().values(), default=-1), **about)
-        self.narrator.tell(attempt.watch, self.spec.nproc)
-        self.narrator.catch_up()
+        self.narrator.tell([Emit("adopted", "warning", about)])
+        self.tracker.see(news, attempt.number, self.spec.nproc)
+        self.tracker.catch_up()
+        self.flusher.hear(news.notes, again=True)
         self.flusher.inherit(training=verdict is None)
         return attempt
 
@@ -91,32 +96,36 @@ class Takeover:
 
     def clear(self, stops: Stops) -> tuple[int, ...]:
         """Nothing of an earlier supervisor's attempt is alive, because two groups must never run at once, and what it
-        has left
-        untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their grace."""
+        has left untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their
+        grace."""
         last = self.previous.last_attempt
         self.narrator.go_on(self.previous.events)
         folder = self.run.attempt(last)
         ranks = [*range(self.spec.nproc), *(beat.rank for beat in last_beats(folder.beats))]
         notes = Notes(folder.notes)
-        self.narrator.hear(notes.read(ranks))
+        self._hear(notes.read(ranks))
         self.flusher.inherit(training=False)
         spared = self.flusher.pids()
         leftovers = proctree.members(self.spec.mark, spared)
-        step = last_beat(folder)
+        step = steps.last(folder)
         if asked := bool(leftovers and stops.kind is not None):
             assert stops.kind is not None
-            self.log.emit("stop_requested", by=stops.kind.value, step=step, now=stops.now)
+            asked_by = {"by": stops.kind.value, "step": step, "now": stops.now}
+            self.narrator.tell([Emit("stop_requested", fields=asked_by)])
             self._ask(stops, spared)
-            step = max(step, last_beat(folder))
+            step = max(step, steps.last(folder))
             leftovers = proctree.members(self.spec.mark, spared)
         if leftovers or asked or self.previous.unfinished:
-            self.narrator.high_step = max(self.narrator.high_step, step)
-            self.log.emit("takeover", "warning", killed=len(leftovers), step=step)
+            self.tracker.reached(step)
+            self.narrator.tell([Emit("takeover", "warning", {"killed": len(leftovers), "step": step})])
         left = end_all(self.spec.mark, spared, self.reaper, self.spec.policy.stuck_after)
-        self.narrator.hear(notes.read(ranks))
-        self.narrator.flushes_due.clear()
-        self.narrator.catch_up()
+        self._hear(notes.read(ranks))
+        self.tracker.catch_up()
         return left
+
+    def _hear(self, notes: Sequence[Note]) -> None:
+        self.tracker.hear(notes)
+        self.flusher.hear(notes, again=True)
 
     def _ask(self, stops: Stops, spared: set[int]) -> None:
         """Ranks whose launcher is gone got one TERM each, and the time to act on it."""

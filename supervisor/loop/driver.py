@@ -1,48 +1,43 @@
-"""The loop: look, let the core decide, do what it says, sleep until something ends, a timer is due or a signal comes."""
+"""The loop: look, tell what is new, let the core decide, do what it says, sleep until something ends or is due."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import select
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NoReturn
 
-from supervisor.attempt.attempt import Attempt, sweep
-from supervisor.attempt.evidence import Witness
-from supervisor.attempt.watch import Watch
+from supervisor.attempt.attempt import Attempt
 from supervisor.core import machine
-from supervisor.core.evidence import Evidence
-from supervisor.core.failures import Failures
+from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import Action, DumpStacks, Emit, End, History, Launch, Observation, Reach, Rollback, Send
+from supervisor.core.machine import Mode
+from supervisor.core.model import History, Observation, Rollback
 from supervisor.core.poll_interval import CALM, poll_interval
-from supervisor.group.launch import Order
-from supervisor.group.standby import SETTLED, Standby
+from supervisor.core.telling.news import News
+from supervisor.group.standby import Standby
 from supervisor.loop.adopt import Takeover
+from supervisor.loop.attempts import Attempts
 from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
+from supervisor.loop.sleep import sleep
 from supervisor.loop.stop_requests import Stops, signals
+from supervisor.loop.tracker import Tracker
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
-from supervisor.run.own_saves import sweep_beside, written_beside
 from supervisor.run.previous import Previous
-from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir, committed_steps
-from trainer.rundir.machine.shm import segment_of
 
 
 @dataclass
@@ -62,21 +57,13 @@ class Driver:
         self.stops = Stops()
         self.why = ""
         """Why the run is to stop, where that is not said by who asks."""
-        self._policy = self.spec.policy
-        self._attempt: Attempt | None = None
-        self._launched = False
-        """Whether there is an attempt of this request, ours or adopted."""
-        self._failures = Failures()
-        self._program = Program(self.run, self.spec)
-        self._reaper = Reaper()
+        self._state = machine.State()
         self._ended: End | None = None
-        self._witnesses: list[Witness] = []
-        """Of attempts that are over, and whose evidence is not on disk yet."""
-        self._first_step_at: float | None = None
-        story = self.previous.story
-        told = self.previous.checkpoints if self.previous.unfinished else None
-        self._narrator = Narrator(self.run, self.log, story.high_step, told)
-        self._flusher = Flusher(self.run, self.spec.mark, self._narrator)
+        self._narrator = Narrator(self.log)
+        self._tracker = Tracker(self.run, self.previous, self._narrator)
+        self._reaper = Reaper()
+        self._attempts = Attempts(self.run, self.spec, self._reaper)
+        self._flusher = Flusher(self.run, self.spec.mark)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
@@ -84,174 +71,121 @@ class Driver:
         """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
         become_subreaper()
         with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path)) as anchor:
-            paces = Paces(self.run)
-            state = self._take_up(paces.last())
-            ended: set[int] = set()
+            paces, ended = Paces(self.run), set[int]()
+            self._take_up(paces.last())
             while self._ended is None:
                 if not anchor.holds():
                     self._quit(anchor)
-                try:
-                    seen = self._look(state, ended)
-                except (OSError, MemoryError) as error:
-                    self._blind(error)
-                    continue
-                state, actions = machine.step(self._policy, state, seen, self.jitter())
-                if state.verdict is not None and self._attempt is not None and self._attempt.witness is not None:
-                    self._attempt.witness.verdict = state.verdict
-                for action in actions:
-                    try:
-                        self._perform(action)
-                    except (OSError, MemoryError) as error:
-                        self._blind(error)
-                if self._ended is None:
-                    self.log.sync()
-                    paces.keep(state.hang.pace, seen.now)
-                    ended = self._sleep(state, wakeup)
-            paces.write(state.hang.pace)
-            self._standby.close()
-            if self._ended.exit_code != ExitCode.STUCK:
-                self._flusher.finish()
-            # What could not be killed has had its time.
-            time_limit = 1.0 if self._ended.exit_code == ExitCode.STUCK else self._policy.stuck_after
-            left = end_all(self.spec.mark, set(), self._reaper, time_limit)
-            if left and self._ended.exit_code != ExitCode.STUCK:
-                self._ended = machine.stuck(left, time_limit)
+                ended = self._tick(ended, wakeup, paces)
+            paces.write(self._state.hang.pace)
+            self._ended = self._clear_up(self._ended)
         return self._finish(self._ended)
+
+    def _tick(self, ended: set[int], wakeup: int, paces: Paces) -> set[int]:
+        """`ended` are the fds that were readable at the last sleep; returns those of this one."""
+        try:
+            seen = self._look(ended)
+        except (OSError, MemoryError) as error:
+            self._blind(error)
+            return ended
+        self._state, actions = machine.step(self.spec.policy, self._state, seen, self.jitter())
+        if self._attempts.newest is not None and self._state.verdict is not None:
+            self._attempts.newest.verdict = self._state.verdict
+        self._act(actions)
+        if self._ended is not None:
+            return set()
+        self.log.sync()
+        paces.keep(self._state.hang.pace, seen.now)
+        attempt = self._attempts.newest
+        fds = [*self._standby.fds(), *self._flusher.fds(), *(attempt.fds() if attempt else [])]
+        return sleep(poll_interval(self._state, self.clock()), wakeup, fds)
 
     def _blind(self, error: Exception) -> None:
         """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
-        self._narrator.once(f"blind {type(error)}", "warning", level="warning", text=text)
+        self._narrator.warn(text, once=f"blind {type(error)}")
         time.sleep(CALM)
 
     def living(self) -> int:
         """How many ranks of the attempt are alive, as far as is known."""
-        watch = self._attempt.watch if self._attempt is not None else None
-        return sum(Path(f"/proc/{process.pid}/exe").exists() for process in watch.ranks.values()) if watch else 0
+        return self._attempts.newest.living() if self._attempts.newest is not None else 0
 
-    def _quit(self, anchor: Anchor) -> NoReturn:
-        """Nothing of a run whose folder has gone elsewhere is alive, so that nothing is written in two places."""
-        end_all(self.spec.mark, set(), self._reaper, self._policy.stuck_after)
-        self._standby.close()
-        self._flusher.abandon()
-        if (path := anchor.found()) is not None:
-            raise Moved(path)
-        snapshots.remove(segment_of(self.spec.mark))
-        raise Removed(
-            f"{self.run.path} was removed while its run was alive; that is ended, and there is nothing to resume"
-        )
-
-    # ── take up ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _take_up(self, pace: Pace) -> machine.State:
+    def _take_up(self, pace: Pace) -> None:
         """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
-        now = self.clock()
-        takeover = Takeover(self.run, self.spec, self.log, self.previous, self._narrator, self._flusher, self._reaper)
-        self._attempt = takeover.adopt(now)
-        if self._attempt is None and (left := takeover.clear(self.stops)):
-            self._ended = machine.stuck(left, self._policy.stuck_after)
-        gate = self._attempt.gate if self._attempt is not None else None
-        self._standby = Standby(self.spec, self.run, self.environ, self.log, gate)
-        if self._attempt is None:
-            return machine.begin(self.previous.last_attempt, self.history, pace, self._narrator.high_step)
-        self._launched = True
-        verdict = self.previous.verdict()
-        state, actions = machine.adopt(self._attempt.number, self.history, pace, self.previous.began(now), now, verdict)
-        for action in actions:
-            self._perform(action)
-        return state
+        now, previous = self.clock(), self.previous
+        takeover = Takeover(self.run, self.spec, previous, self._tracker, self._narrator, self._flusher, self._reaper)
+        attempt = takeover.adopt(now)
+        if attempt is None and (left := takeover.clear(self.stops)):
+            self._ended = machine.stuck(left, self.spec.policy.stuck_after)
+        self._standby = Standby(self.spec, self.run, self.environ, self.log, attempt.gate if attempt else None)
+        if attempt is None:
+            self._state = machine.begin(previous.last_attempt, self.history, pace, self._tracker.progress.high_step)
+            return
+        self._attempts.adopt(attempt)
+        began, verdict = previous.began(now), previous.verdict()
+        self._state, actions = machine.adopt(attempt.number, self.history, pace, began, now, verdict)
+        self._act(actions)
 
-    # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _look(self, state: machine.State, ended: set[int]) -> Observation:
-        now = self.clock()
+    def _look(self, ended: set[int]) -> Observation:
+        """All that there is to see, as one observation; what is new has been told."""
+        now, mode = self.clock(), self._state.mode
         self._reaper.reap()
         self.stops.read(self.run.stop)
-        attempt = self._attempt
-        stopping = state.mode is machine.Mode.STOPPING
-        self._standby.tick(now, ended, self._settled(state, now))
-        if attempt is not None and state.mode is machine.Mode.RUNNING:
-            self._raise_up(attempt, now)
-        self._flusher.tick(ended, state.mode is machine.Mode.RUNNING and state.stepped)
-        alive = tuple(p.pid for p in attempt.members(self._spared())) if attempt is not None and stopping else ()
-        over = stopping and not alive
-        watch = attempt.watch if attempt is not None else None
-        if watch is not None:
-            watch.look(now, ended)
-            watch.read_journals(now, final=over)
-            self._narrator.tell(watch, self.spec.nproc)
-            self._narrator.tell_saves(watch.saves, now, final=over)
-            self._meddle(watch)
-        running = state.mode is machine.Mode.RUNNING
-        if running and state.stepped:
-            self._keep_evidence()
+        trains = mode is Mode.RUNNING and self._state.stepped
+        self._standby.tick(now, ended, trains)
+        if mode is Mode.RUNNING:
+            self._raise_up(now)
+        self._tracker.flushed(self._flusher.tick(ended, trains), now)
+        seen, news, attempt = Observation(now), News(), self._attempts.newest
         if attempt is not None:
-            self._program.hear(self.run.attempt(attempt.number).program)
-        self._narrator.scan(now, final=over)
-        return Observation(
-            now=now,
-            ranks=watch.views() if watch else (),
-            steps=watch.steps() if watch else {},
-            group=watch.group() if watch else None,
-            exits=tuple(watch.exits) if watch else (),
-            raised=tuple(watch.raised) if watch else (),
-            alive=alive,
-            checkpoint_step=self._safe_step(over),
+            seen, news = attempt.look(now, ended, mode, self._spared())
+        over = mode is Mode.STOPPING and not seen.alive
+        if attempt is not None:
+            self._hear(attempt, news, now, over)
+        if trains:
+            self._attempts.keep_evidence()
+        self._tracker.scan(now, final=over)
+        return self._with_the_run(seen, news, over)
+
+    def _with_the_run(self, seen: Observation, news: News, over: bool) -> Observation:
+        """What was seen of the attempt, with what there is of the run beside it."""
+        on_disk, in_memory = self._tracker.progress.checkpoint, self._flusher.newest() if over or news.quiet else -1
+        return replace(
+            seen,
+            # What nothing but the loss of the machine can take away: in memory it is for good once nobody writes there.
+            checkpoint_step=max(on_disk, in_memory if over else -1),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
-            saves=watch.saved() if watch else 0,
-            own_step=self._own_step(watch) if watch else -1,
-            own_unplaced=watch.saved_unplaced() if watch else False,
-            safe_step=self._near_step(watch, now),
+            safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
             standby=self._standby.warm,
-            stacks=attempt.stacks if attempt else None,
-            log_grew_at=watch.log_grew_at if watch else 0.0,
-            launch_error=attempt.error if attempt else "",
-            evidence=attempt.hear() if attempt and running else Evidence(),
             stop=self.stops.kind,
             stop_now=self.stops.now,
         )
 
-    def _safe_step(self, over: bool) -> int:
-        """The newest step that nothing but the loss of the machine can take away: on disk, or in memory for good."""
-        return max(self._narrator.checkpoint, self._flusher.newest() if over else -1)
-
-    def _near_step(self, watch: Watch | None, now: float) -> int:
-        """The newest step that a restart could go on from by now, also from memory or from a save of the script's own."""
-        if watch is None:
-            return self._narrator.checkpoint
-        own = watch.saves.step if watch.from_step() is not None else -1
-        return max(self._narrator.checkpoint, own, self._flusher.newest() if watch.quiet(now) else -1)
-
-    def _own_step(self, watch: Watch) -> int:
-        """The newest step that the script has kept by itself, as a save of it says, or that a start from it has shown."""
-        shown = watch.from_step() or 0
-        return max(watch.saves.step, shown) or -1
+    def _hear(self, attempt: Attempt, news: News, now: float, over: bool) -> None:
+        """Everybody has what is news to them."""
+        self._tracker.see(news, attempt.number, self.spec.nproc)
+        self._narrator.saves(news.saves, now, final=over)
+        self._flusher.hear(news.notes)
+        self._attempts.hear()
+        if attempt.watch is not None:
+            self._narrator.faults(*self._injector.news())
+            warming, high_step = self._standby.is_warming(), self._tracker.progress.high_step
+            self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number)
 
     def _spared(self) -> set[int]:
         """Processes of the run that belong to no attempt."""
         return self._standby.spared() | self._flusher.pids()
 
-    def _settled(self, state: machine.State, now: float) -> bool:
-        """Whether the attempt trains, and has done so for long enough not to be held up by the making of the next."""
-        if state.mode is not machine.Mode.RUNNING or not state.stepped:
-            self._first_step_at = None
-            return False
-        self._first_step_at = self._first_step_at or now
-        return now >= self._first_step_at + SETTLED
-
-    def _raise_up(self, attempt: Attempt, now: float) -> None:
-        if attempt.raise_up(self._standby, now):
-            self._narrator.started(attempt, self.spec.nproc)
-
-    def _meddle(self, watch: Watch) -> None:
-        armed, fired = self._injector.news()
-        self._narrator.faults(armed, fired)
-        if self._injector.ripen(self._narrator.high_step, self._standby.is_warming()) or armed:
-            watch.ask_faults()
-        supervision = {"kill-launcher": watch.launcher, "kill-flush": self._flusher.process}
-        self._injector.fire(watch.beats, watch.ranks, supervision, self.log.attempt)
-
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            try:
+                self._perform(action)
+            except (OSError, MemoryError) as error:
+                self._blind(error)
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -260,91 +194,74 @@ class Driver:
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
-                if self._attempt is not None and (dumped := self._attempt.dump()):
+                if self._attempts.newest is not None and (dumped := self._attempts.newest.dump()):
                     self._narrator.stacks(dumped)
-            case Emit("group_gone", _, fields):
-                self._narrator.once("gone", "group_gone", **fields)
-            case Emit(event, level, fields):
-                self.log.emit(event, level, **fields)
+            case Emit():
+                self._narrator.tell([action])
             case End():
                 self._ended = action
 
     def _launch(self, number: int, rollback: Rollback | None) -> None:
-        self._leave()
+        self._attempts.leave()
         self._narrator.new_attempt(number)
-        # `never` is about what was there at the launch; what this run has saved since is its own.
-        first, self._launched = not self._launched, True
-        if not first:
-            self._flusher.attempt_died()
+        if not self._attempts.first and self._flusher.attempt_died():
+            self._narrator.removed_from_memory(self._flusher.segment)
         if rollback is not None and rollback.attempt == number - 1:
             self._flusher.abandon()
-        resume = self.spec.resume if first else "auto"
-        relaunch = not first or self._narrator.checkpoint >= 0
-        self._narrator.program_changed(self._program.launched())
+        self._narrator.program_changed(self._attempts.changes())
         now = self.clock()
-        self._failures.launched(now)
-        order = Order(number, resume, relaunch, rollback, self._flusher.took, self._failures.mtbf())
-        self._attempt = Attempt(self.run, self.spec, order, self._reaper, now)
-        self._raise_up(self._attempt, now)
+        self._attempts.launch(number, rollback, self._tracker.progress.checkpoint, self._flusher.took, now)
+        self._raise_up(now)
 
-    def _leave(self) -> None:
-        """The attempt is left. Its evidence is written once the next one trains, so that the recovery has the machine for
-        itself."""
-        if self._attempt is None:
-            return
-        self._keep_evidence()
-        self._attempt.leave()
-        if self._attempt.witness is not None:
-            self._witnesses.append(self._attempt.witness)
-
-    def _keep_evidence(self) -> None:
-        while self._witnesses:
-            self._witnesses.pop().write()
+    def _raise_up(self, now: float) -> None:
+        attempt = self._attempts.newest
+        if attempt is not None and attempt.raise_up(self._standby, now):
+            self._narrator.started(attempt, self.spec.nproc, self._tracker.progress.checkpoint)
 
     def _send(self, name: str, reach: Reach) -> None:
-        if self._attempt is None:
-            return
-        if sent := self._attempt.send(name, reach, self._spared(), self.clock()):
-            self._narrator.once(f"signal {name}", "signal_sent", signal=f"SIG{name}", to=reach.value, processes=sent)
+        attempt = self._attempts.newest
+        if attempt is not None and (sent := attempt.send(name, reach, self._spared(), self.clock())):
+            fields = {"signal": f"SIG{name}", "to": reach.value, "processes": sent}
+            self._narrator.tell([Emit("signal_sent", fields=fields, once=f"signal {name}")])
 
-    # ── sleep ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _sleep(self, state: machine.State, wakeup: int) -> set[int]:
-        """Returns the pidfds that are readable: which processes have ended."""
-        poll = select.poll()
-        poll.register(wakeup, select.POLLIN)
-        watch = self._attempt.watch if self._attempt else None
-        fds = [*self._standby.fds(), *self._flusher.fds(), *(watch.fds() if watch else [])]
-        for fd in fds:
-            poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(poll_interval(state, self.clock()) * 1000)}
-        if wakeup in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(wakeup, 4096)
-        return ready & set(fds)
+    def _quit(self, anchor: Anchor) -> NoReturn:
+        """Nothing of a run whose folder has gone elsewhere is alive, so that nothing is written in two places."""
+        end_all(self.spec.mark, set(), self._reaper, self.spec.policy.stuck_after)
+        self._standby.close()
+        self._flusher.abandon()
+        if (path := anchor.found()) is not None:
+            raise Moved(path)
+        snapshots.remove(self._flusher.segment)
+        raise Removed(
+            f"{self.run.path} was removed while its run was alive; that is ended, and there is nothing to resume"
+        )
+
+    def _clear_up(self, end: End) -> End:
+        """Nothing of the run is alive, and what was in memory is on disk; the End that is returned says what is not."""
+        stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
+        self._standby.close()
+        if not stuck:
+            self._tracker.flushed(self._flusher.finish(), self.clock())
+            if (step := self._flusher.leave()) is not None:
+                self._narrator.only_in_memory(step, self._flusher.segment)
+        # What could not be killed has had its time.
+        left = end_all(self.spec.mark, set(), self._reaper, 1.0 if stuck else time_limit)
+        return machine.stuck(left, time_limit) if left and not stuck else end
 
     def _finish(self, end: End) -> End:
+        """The end is told, and nothing is left half written."""
         if self.why and end.exit_code == ExitCode.STOPPED:
             end = replace(end, reason=f"{end.reason}: {self.why}")
-        if self._attempt is not None and self._attempt.witness is not None:
-            self._witnesses.append(self._attempt.witness)
-        self._keep_evidence()
-        for number in self.run.attempts():
-            sweep(self.run, number)
-            sweep_beside(written_beside(self.run, number), self.spec.mark)
-        level = "info" if end.exit_code == 0 else "error"
-        self.log.emit(
-            "run_ended",
-            level,
-            exit_code=end.exit_code,
-            state=end.state,
-            step=self._narrator.high_step if self._narrator.placed else -1,
-            checkpoint_step=self._narrator.checkpoint,
-            reason=end.reason,
-        )
+        self._attempts.close()
+        progress = self._tracker.progress
+        fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
+        fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}
+        self._narrator.tell([Emit("run_ended", "info" if end.exit_code == 0 else "error", fields)])
         self.log.sync()
         # Not before that is told: until then a new supervisor may have to know this attempt's group.
-        if self._attempt is not None:
-            self._attempt.leave()
+        if self._attempts.newest is not None:
+            self._attempts.newest.leave()
         shutil.rmtree(self.run.standby, ignore_errors=True)
         return end

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from supervisor.attempt.watch import Watch
 from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from trainer.rundir.codes import Phase
@@ -33,6 +34,8 @@ class FaultInjector:
         self._stamp = self._before = -1
         self._begun: int | None = None
         """The run's steps when the standby that is in the making was begun."""
+        self._unasked = False
+        """There are faults that the ranks have not been asked to look for."""
         self._flush: Process | None = None
         """The flush that was under way at the last look."""
 
@@ -47,6 +50,7 @@ class FaultInjector:
         self._armed = faults.armed(self._folder)
         asked = [f for f in self._armed if f.number not in self._told_armed]
         self._told_armed |= {f.number for f in asked}
+        self._unasked = self._unasked or bool(asked)
         fired = faults.fired(self._folder)
         # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of that
         # clock: the folder is known only once all marks could be read, and it was the same at two looks.
@@ -55,6 +59,14 @@ class FaultInjector:
         new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
         self._told |= set(fired)
         return asked, new
+
+    def act(self, watch: Watch, flush: Process | None, high_step: int, warming: bool, attempt: int) -> None:
+        """Whatever is due and ours has fired, and the ranks look for what is theirs. `flush` is the one under way,
+        `high_step` the run's steps; `warming`: a standby is in the making."""
+        if self.ripen(high_step, warming) or self._unasked:
+            watch.ask_faults()
+        self._unasked = False
+        self._fire(watch.beats, watch.ranks, {"kill-launcher": watch.launcher, "kill-flush": flush}, attempt)
 
     def ripen(self, step: int, warming: bool) -> bool:
         """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe; whether any
@@ -66,11 +78,11 @@ class FaultInjector:
         self._armed = [replace(f, ripe=f.ripe or f in ripe) for f in self._armed] if ripe else self._armed
         return bool(ripe)
 
-    def fire(
+    def _fire(
         self, beats: list[Beat], ranks: dict[int, Process], supervision: dict[str, Process | None], attempt: int
     ) -> None:
-        """Whatever is due and ours has fired; each fault is on disk as fired before that. `supervision` are the processes
-        that faults of that name kill, where they are alive."""
+        """Each fault is on disk as fired before it strikes. `supervision` are the processes that faults of that name
+        kill, where they are alive."""
         step = max((b.step for b in beats), default=0)
         now = time.monotonic()
         for fault in self._armed:

@@ -8,10 +8,11 @@ import select
 import subprocess
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supervisor.loop.narrator import Narrator
+from supervisor.core.telling.news import Note
 from supervisor.process import proctree
 from supervisor.process.kernel import glance
 from supervisor.process.kill import kill
@@ -20,7 +21,7 @@ from supervisor.run.checkpoints import flush_command
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import variables as names
 from trainer.rundir.files.codec import decode
-from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
 from trainer.rundir.machine.shm import segment_of
 
 _ALL = 1 << 30
@@ -43,18 +44,24 @@ class Wanted:
     again: bool = False
 
 
+Outcome = dict[str, Any]
+"""What a flush says at its end (`step`, and `error`, or `bytes`, `seconds`, `existed`), or what is said of it."""
+
+
 class Flusher:
-    """Does what is wanted, one after another, and has it told.
+    """Does what is wanted, one after another, and says how each ended.
 
     A snapshot that is pinned is promised to the disk: by a note of the ranks, or, where a rank or a supervisor died before
     that was heard, by the pin alone. A flush that dies is made again, once; what is not made, is told.
     """
 
-    def __init__(self, run: RunDir, mark: str, narrator: Narrator) -> None:
-        self._run, self._mark, self._narrator = run, mark, narrator
+    def __init__(self, run: RunDir, mark: str) -> None:
+        self._run, self._mark = run, mark
         self.segment = segment_of(mark)
         self._wanted: list[Wanted] = []
         self._keep = _ALL
+        self._stalls: dict[int, float] = {}
+        """By step to be flushed: for how long training was held up before."""
         self._done = -1
         """The newest step that a flush has made durable."""
         self._made: deque[int] = deque(maxlen=_MADE)
@@ -79,10 +86,6 @@ class Flusher:
     def inherit(self, training: bool) -> None:
         """What the flush of a dead supervisor reads stays as it is until that is over. `training`: the attempt lives on."""
         self._training = training
-        # The dead one may have begun it, or even ended it; a pin tells.
-        for _, keep in self._narrator.flushes_due:
-            self._keep = keep or self._keep
-        self._narrator.flushes_due.clear()
         for process in proctree.marked(f"{self._mark}.flush"):
             with contextlib.suppress(ProcessLookupError):
                 self._inherited.append(Process(process.pid))
@@ -105,28 +108,33 @@ class Flusher:
             if self.process is None or step != self._under_way.step:
                 self._want(step)
 
-    def _hear(self) -> None:
-        for step, keep in self._narrator.flushes_due:
-            self._keep = keep or self._keep
-            self._want(step)
-        self._narrator.flushes_due.clear()
+    def hear(self, notes: Iterable[Note], again: bool = False) -> None:
+        """What ranks have noted that is to be flushed will be. `again`: a dead supervisor may have heard it, begun it,
+        or even ended it; a pin tells."""
+        for _, note in notes:
+            if note["kind"] == "flush_due":
+                step, self._keep = int(note["step"]), note.get("keep") or self._keep
+                if isinstance(stall_s := note.get("stall_s"), int | float):
+                    self._stalls[step] = stall_s
+                if not again:
+                    self._want(step)
 
-    def attempt_died(self) -> None:
+    def attempt_died(self) -> bool:
         """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
-        then it needs the machine for itself."""
+        then it needs the machine for itself. Returns whether somebody has removed that."""
         self._after_crash = True
-        if self._had and not self.segment.exists():
-            self._had = False
-            self._narrator.removed_from_memory(self.segment)
+        removed = self._had and not self.segment.exists()
+        self._had = self._had and not removed
+        return removed
 
     def newest(self) -> int:
         """The newest snapshot that all ranks have, or -1."""
         step = snapshots.newest_snapshot(self.segment)
         return -1 if step is None else step
 
-    def tick(self, ended: set[int], stepped: bool) -> None:
-        """A flush that has ended is told of; the next one is under way. `stepped`: the attempt has made its first step."""
-        self._hear()
+    def tick(self, ended: set[int], stepped: bool) -> Iterator[Outcome | None]:
+        """Yields how each flush that has ended did; None for one that nobody could hear: what it has made is on the
+        disk. After the last of them the next flush is under way. `stepped`: the attempt has made its first step."""
         self._had = self._had or self.segment.exists()
         if self._after_crash and stepped:
             self._after_crash = False
@@ -134,23 +142,22 @@ class Flusher:
             self._want_pinned()
             if not newer:
                 self._want(None)
-        self._go_on(ended)
+        yield from self._go_on(ended)
 
-    def _go_on(self, ended: set[int]) -> None:
+    def _go_on(self, ended: set[int]) -> Iterator[Outcome | None]:
         self._end_stopped(time.monotonic())
         if self.process is not None and self.process.fd in ended:
-            self._conclude()
+            yield from self._conclude()
         for inherited in [process for process in self._inherited if process.fd in ended]:
             inherited.close()
             self._inherited.remove(inherited)
-            # Nobody hears what it says; what it has made is on the disk.
-            self._narrator.scan(time.monotonic(), final=True)
+            yield None
             if not self._inherited:
                 self._take_pins()
         while self._wanted and self.process is None and not self._inherited:
             wanted = self._wanted.pop(0)
             if self._is_of_use(wanted):
-                self._start(wanted)
+                yield from self._start(wanted)
             elif wanted.step is not None:
                 snapshots.clear_pins(self.segment, wanted.step)
 
@@ -161,8 +168,8 @@ class Flusher:
         newer = [step for step in committed_steps(self._run.checkpoints) if step > wanted.step]
         return wanted.step not in self._made and len(newer) < wanted.keep
 
-    def _conclude(self) -> None:
-        """The flush under way has ended: that is told, or it is made again."""
+    def _conclude(self) -> Iterator[Outcome]:
+        """The flush under way has ended; it is made again if it has died."""
         wanted, outcome = self._under_way, self._outcome()
         if outcome is not None:
             if "error" not in outcome:
@@ -170,18 +177,22 @@ class Flusher:
                 self._made.append(int(outcome["step"]))
             if "seconds" in outcome:
                 self.took = time.monotonic() - self._began
-            self._narrator.flushed(outcome)
+            yield self._with_stall(outcome)
         elif wanted.again:
-            self._failed(wanted, f"the flush process died twice{self._said}")
+            yield self._failed(wanted, f"the flush process died twice{self._said}")
         else:
-            self._narrator.flushed({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
             self._wanted.insert(0, replace(wanted, again=True))
+            yield self._with_stall({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
 
-    def _failed(self, wanted: Wanted, error: str) -> None:
-        """What was wanted will not be made: nothing is kept for it, and that is told."""
+    def _with_stall(self, outcome: Outcome) -> Outcome:
+        stall_s = self._stalls.pop(outcome.get("step", -1), 0.0)
+        return {**outcome, "stall_s": stall_s} if stall_s else outcome
+
+    def _failed(self, wanted: Wanted, error: str) -> Outcome:
+        """What was wanted will not be made: nothing is kept for it."""
         if wanted.step is not None:
             snapshots.clear_pins(self.segment, wanted.step)
-        self._narrator.flushed({"step": wanted.step, "error": error})
+        return self._with_stall({"step": wanted.step, "error": error})
 
     def _end_stopped(self, now: float) -> None:
         """A flush that somebody has stopped holds its pin, and with "auto" all that would come after it: it is ended."""
@@ -195,7 +206,6 @@ class Flusher:
         """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
         self._wanted, self._done = [], -1
         self._made.clear()
-        self._narrator.flushes_due.clear()
         self._kill()
         while self._inherited:
             self._inherited.pop().close()
@@ -216,17 +226,15 @@ class Flusher:
     def _all(self) -> list[Process]:
         return self._inherited + ([self.process] if self.process is not None else [])
 
-    def finish(self) -> None:
-        """What is promised, or newer in memory than on disk, is durable, and gone from memory; what is not, is told. What is
-        newest and the disk refused stays in memory."""
-        self._hear()
+    def finish(self) -> Iterator[Outcome | None]:
+        """What is promised, or newer in memory than on disk, is durable; what is yielded says how each flush ended."""
         self._want_pinned()
-        if self.newest() > self._narrator.checkpoint:
+        if self.newest() > newest_checkpoint(self._run.checkpoints):
             self._want(None)
         until = time.monotonic() + _TIME_LIMIT
         ended: set[int] = set()
         while True:
-            self._go_on(ended)
+            yield from self._go_on(ended)
             if not self.fds() or time.monotonic() > until:
                 break
             poll = select.poll()
@@ -236,13 +244,16 @@ class Flusher:
         late = [self._under_way, *self._wanted] if self.process is not None else self._wanted
         self._kill()
         for wanted in [wanted for wanted in late if wanted.step is not None]:
-            self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
-        if (step := self.newest()) > self._narrator.checkpoint:
-            self._narrator.only_in_memory(step, self.segment)
-        else:
-            snapshots.remove(self.segment)
+            yield self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
 
-    def _start(self, wanted: Wanted) -> None:
+    def leave(self) -> int | None:
+        """Nothing is in memory any more (None), unless it is newer than what is on disk: then that step."""
+        if (step := self.newest()) > newest_checkpoint(self._run.checkpoints):
+            return step
+        snapshots.remove(self.segment)
+        return None
+
+    def _start(self, wanted: Wanted) -> Iterator[Outcome]:
         step = "newest" if wanted.step is None else str(wanted.step)
         self._began, self._under_way = time.monotonic(), wanted
         try:
@@ -255,7 +266,7 @@ class Flusher:
                 start_new_session=True,
             )
         except OSError as error:
-            self._failed(wanted, f"no flush process: {error}")
+            yield self._failed(wanted, f"no flush process: {error}")
             return
         self._stdout = process.stdout
         self.process = Process(process.pid)

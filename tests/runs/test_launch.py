@@ -41,10 +41,10 @@ import sys
 from _supervisor.commands.cli import run
 from _supervisor.loop.driver import Driver
 look = Driver._look
-def mistaken(self, state, ended):
-    if state.step >= 5:
+def mistaken(self, ended):
+    if self._state.step >= 5:
         raise ValueError("a mistake of ours")
-    return look(self, state, ended)
+    return look(self, ended)
 Driver._look = mistaken
 sys.exit(run(sys.argv[1:]))
 """
@@ -151,8 +151,8 @@ def test_internal_error_before_any_rank(run: Run) -> None:
     """Also where the mistake is an error of the system: 1, one line, and no word of ranks that train."""
     run.script(
         BUG.replace("_look", "_take_up")
-        .replace("(self, state, ended)", "(self, pace)")
-        .replace("state.step >= 5", "True")
+        .replace("(self, ended)", "(self, pace)")
+        .replace("self._state.step >= 5", "True")
         .replace("ValueError", "OSError"),
         "bug.py",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from supervisor.core.diagnosis.left import Leaver, leavers, left_verdict
+from supervisor.core.diagnosis.presence import all_left_with_0
 from supervisor.core.diagnosis.symptoms import (
     Blame,
     blame_of,
@@ -21,7 +22,6 @@ from supervisor.core.diagnosis.symptoms import (
     waited,
 )
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
-from supervisor.core.presence import all_left_with_0
 from supervisor.core.size import human_bytes
 from trainer.rundir.codes import ExitCode
 

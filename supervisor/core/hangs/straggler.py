@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from supervisor.core.model import Emit, RankView
+from supervisor.core.actions import Emit
+from supervisor.core.model import RankView
 
 WINDOW = 20
 """Looks with a new step that make a judgement."""

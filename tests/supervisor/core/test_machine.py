@@ -11,25 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.core import machine
+from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
 from supervisor.core.model import (
-    Action,
     Cause,
-    DumpStacks,
-    Emit,
-    End,
     Exit,
     Group,
     History,
-    Launch,
     Member,
     Observation,
     Policy,
     Raised,
     RankView,
-    Reach,
-    Send,
     StopKind,
     Verdict,
 )

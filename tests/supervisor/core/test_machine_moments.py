@@ -9,25 +9,10 @@ import pytest
 
 from supervisor.core import machine
 from supervisor.core import policy as core_policy
+from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import FRESH, LINGER, LINGER_TERM, STARTED_AFTER, Mode, State
-from supervisor.core.model import (
-    Action,
-    Cause,
-    DumpStacks,
-    Emit,
-    End,
-    Exit,
-    History,
-    Launch,
-    Observation,
-    Policy,
-    RankView,
-    Reach,
-    Send,
-    StopKind,
-    Verdict,
-)
+from supervisor.core.model import Cause, Exit, History, Observation, Policy, RankView, StopKind, Verdict
 from supervisor.core.rules import table
 from supervisor.core.stack import Stack, Stacks
 from trainer.rundir.codes import Phase

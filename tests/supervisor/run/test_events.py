@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.loop.narrator import Narrator
 from supervisor.reading.events_file import read_events
 from supervisor.run import events
 from trainer.rundir.files.durable import Disk
-from trainer.rundir.layout import RunDir, step_name
+from trainer.rundir.layout import RunDir
 
 
 def test_full_disk_delays_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,29 +131,3 @@ def test_secrets_of_the_environment_are_not_written(tmp_path: Path) -> None:
     [event] = read_events(tmp_path / "events.jsonl")[0]
     assert event["text"] == "no access with ${HF_TOKEN}" and event["more"] == [{"deep": "${HF_TOKEN}"}]
     assert event["plain"] == "visible"
-
-
-def test_a_checkpoint_that_a_scan_saw_before_its_flush_ended(tmp_path: Path) -> None:
-    """It is told once; made again after it was set aside, it is told again."""
-    run = RunDir(tmp_path)
-    log = events.EventLog(run, "gpt")
-    narrator = Narrator(run, log, -1)
-    folder = run.checkpoints / step_name(7)
-
-    def told() -> list[int]:
-        return [event["step"] for event in read_events(run.events)[0] if event["msg"] == "checkpoint_committed"]
-
-    folder.mkdir(parents=True)
-    narrator.scan(1.0, final=False)
-    narrator.scan(2.0, final=False)
-    assert told() == [7]
-    narrator.flushed({"step": 7, "bytes": 1, "seconds": 1.2})
-    assert told() == [7]
-
-    folder.rmdir()
-    narrator.scan(3.0, final=False)
-    folder.mkdir()
-    narrator.flushed({"step": 7, "bytes": 1, "seconds": 0.1})
-    narrator.scan(4.0, final=True)
-    assert told() == [7, 7]
-    log.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from supervisor.loop.flush import Flusher
-from supervisor.loop.narrator import Narrator
+from supervisor.core.telling.progress import Progress
+from supervisor.loop.flush import Flusher, Outcome
 from tests.support.jobs import holds
 from tests.support.snapshots import snapshot_of
 from tests.support.supervised import Run, until
@@ -119,16 +120,6 @@ def test_a_stall_is_said_once() -> None:
             assert found[0].startswith("checkpoints every 10 steps take") and "every 1" in found[0]
 
 
-class _Log:
-    attempt = 0
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, event: str, level: str = "info", **fields: Any) -> None:
-        self.events.append((event, fields))
-
-
 @pytest.fixture
 def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
     """Of a run whose snapshot of step 3 is promised, of which nobody has said a word; that of step 4 is newer."""
@@ -136,7 +127,7 @@ def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     # A mark of its own: a flush that another test has started meanwhile is not one that was inherited.
-    made = Flusher(run, f"test{uuid.uuid4().hex}", Narrator(run, _Log(), -1))  # type: ignore[arg-type]
+    made = Flusher(run, f"test{uuid.uuid4().hex}")
     snapshot_of(made.segment, 3)
     found = snapshots.find(made.segment)
     assert found is not None
@@ -145,29 +136,34 @@ def flusher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flusher:
     return made
 
 
-def _told(flusher: Flusher) -> list[tuple[str, int | None]]:
-    log: Any = flusher._narrator._log
-    return [(event, fields.get("step")) for event, fields in log.events]
+def _told(outcomes: Iterable[Outcome | None]) -> list[tuple[str, int | None]]:
+    """The events that tell of the flushes that have ended like that, with their steps."""
+    progress, told = Progress(), list[tuple[str, int | None]]()
+    for outcome in outcomes:
+        assert outcome is not None
+        progress, events = progress.flushed(outcome)
+        told += [(event.event, event.fields.get("step")) for event in events]
+    return told
 
 
 def test_what_is_pinned_is_flushed_at_the_end(flusher: Flusher) -> None:
     """The rank died before it could say so, or the supervisor before it could hear it."""
     folder = flusher._run.checkpoints
-    flusher.finish()
+    told = _told(flusher.finish())
 
     assert committed_steps(folder) == [3, 4]
     assert holds(folder, 3) and holds(folder, 4)
-    assert _told(flusher) == [("checkpoint_committed", 3), ("checkpoint_committed", 4)]
-    assert not flusher.segment.exists()
+    assert told == [("checkpoint_committed", 3), ("checkpoint_committed", 4)]
+    assert flusher.leave() is None and not flusher.segment.exists()
 
 
 def test_a_flush_of_one_step_leaves_the_pin_of_another(flusher: Flusher) -> None:
     """After a crash the newest is flushed while the ranks pin what they will need next."""
-    flusher._start(flusher._under_way)
+    assert not list(flusher._start(flusher._under_way))
     assert flusher.process is not None
     until(lambda: committed_steps(flusher._run.checkpoints) == [4])
     until(lambda: flusher.fds() and not Path(f"/proc/{flusher.process.pid}/exe").exists())  # type: ignore[union-attr]
-    flusher._go_on({flusher.process.fd})
+    assert _told(flusher._go_on({flusher.process.fd})) == [("checkpoint_committed", 4)]
     assert snapshots.pinned(flusher.segment) == [3]
 
 
@@ -178,26 +174,27 @@ def test_a_flush_that_is_stopped(flusher: Flusher, times: int, left: list[int]) 
     metrics = flusher._run.metrics
     os.mkfifo(metrics)
     flusher.inherit(training=True)
+    ends: list[Outcome | None] = []
     for _ in range(times):
-        flusher.tick(set(), True)
+        ends += flusher.tick(set(), True)
         process = flusher.process
         assert process is not None
         until(lambda: list(flusher._run.checkpoints.glob(".step-00000003.tmp-*/rank1.safetensors")))
         process.send(signal.SIGSTOP)
 
         def gone(process: Any = process) -> bool:
-            flusher.tick(set(), True)
+            assert not list(flusher.tick(set(), True))
             return not Path(f"/proc/{process.pid}/exe").exists()
 
         until(gone)
         metrics.unlink()
         if times == 2:
             os.mkfifo(metrics)
-        flusher.tick({process.fd}, True)
+        ends += flusher.tick({process.fd}, True)
     if times == 1:
         assert flusher.process is not None
         until(lambda: committed_steps(flusher._run.checkpoints) == [3])
-    assert _told(flusher) == [("checkpoint_failed", 3)] * times
+    assert _told(ends) == [("checkpoint_failed", 3)] * times
     assert committed_steps(flusher._run.checkpoints) == left
     assert times == 1 or snapshots.pinned(flusher.segment) == []
     flusher.abandon()

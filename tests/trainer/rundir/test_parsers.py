@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from supervisor.attempt.records import exception_of
 from supervisor.core.telling.ledger import report
+from supervisor.core.telling.news import hear
+from supervisor.core.telling.progress import Progress
 from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
+from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import EventReader, read_events
@@ -220,9 +223,9 @@ def test_notes(data: st.DataObject, folder: Path) -> None:
     with bounded():
         notes = NoteReader(path).read()
         log = EventLog(run, "gpt")
-        narrator = Narrator(run, log, -1)
-        for note in notes:
-            narrator._tell_note(0, dict(note))
+        told = hear(Progress(), [(0, note) for note in notes])[1]
+        Narrator(log).tell(told)
+        Flusher(run, "mark").hear([(0, note) for note in notes])
         log.close()
     assert notes[-1] == NOTES[-1]
 

@@ -1,0 +1,83 @@
+"""What is new in an attempt, as events: ranks that came, what they have noted, how far they are. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor.core.actions import Emit
+from supervisor.core.saves import Saves
+from supervisor.core.telling.progress import Progress, Trained
+
+Note = tuple[int, Mapping[str, Any]]
+"""What a rank has noted, with the rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one look at an attempt saw, beside what it is judged by."""
+
+    pids: Mapping[int, int] = field(default_factory=dict)
+    """Of every rank that ever registered."""
+    replaced: frozenset[int] = frozenset()
+    """Ranks whose process has become another program."""
+    joined: tuple[tuple[int, int], ...] = ()
+    """(rank, pid) of those that the script has started since the last look."""
+    notes: tuple[Note, ...] = ()
+    """Since the last look."""
+    trained: Trained | None = None
+    """None before any rank has finished a step."""
+    saves: Saves = field(default_factory=Saves)
+    """What the script has saved by itself."""
+    own_step: int = -1
+    """The newest of those saves that a restart would go on from."""
+    quiet: bool = False
+    """A rank has been silent for a moment."""
+
+
+def tell(progress: Progress, news: News, attempt: int, nproc: int) -> tuple[Progress, list[Emit]]:
+    """The progress with the news, and the events that tell of them."""
+    events = []
+    if len(news.pids) == nproc:
+        pids = [pid for _, pid in sorted(news.pids.items())]
+        events.append(Emit("group_ready", fields={"pids": pids}, once="group_ready"))
+    for rank in news.replaced:
+        text = f"rank {rank} has become another program (exec): its end is seen; its steps and hangs no longer are"
+        events.append(Emit("warning", "warning", {"rank": rank, "text": text}, once=f"replaced {rank}"))
+    events += [Emit("rank_joined", fields={"rank": rank, "pid": pid}) for rank, pid in news.joined]
+    progress, noted = hear(progress, news.notes)
+    events += noted
+    if news.trained is not None:
+        progress, trained = progress.trained(attempt, news.trained)
+        events += trained
+    return progress, events
+
+
+def hear(progress: Progress, notes: Iterable[Note]) -> tuple[Progress, list[Emit]]:
+    """As tell(), of notes alone."""
+    events: list[Emit] = []
+    for rank, note in notes:
+        progress, told = _noted(progress, rank, note)
+        events += told
+    return progress, events
+
+
+def _noted(progress: Progress, rank: int, note: Mapping[str, Any]) -> tuple[Progress, list[Emit]]:
+    about = {key: value for key, value in note.items() if key not in ("kind", "mono")}
+    about["noted_mono"] = note.get("mono")
+    match note["kind"]:
+        case "resumed":
+            return progress, [Emit("resumed", fields={"rank": rank, **about}, once="resumed")]
+        case "data_skipped":
+            return progress, [Emit("data_skipped", "warning", {"rank": rank, **about})]
+        case "checkpoint_saved":
+            return progress.made(int(about.pop("step", -1)), **about)
+        case "checkpoint_failed":
+            return progress, [Emit("checkpoint_failed", "error", {"rank": rank, **about})]
+        case "checkpoint_bad":
+            return progress, [Emit("checkpoint_quarantined", "error", {"rank": rank, **about})]
+        case "warning":
+            return progress, [Emit("warning", "warning", {"rank": rank, **about})]
+        case _:
+            return progress, []

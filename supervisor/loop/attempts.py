@@ -1,0 +1,75 @@
+"""The attempts of one supervisor: what each is launched with, the newest, and what is to be kept of the others."""
+
+from __future__ import annotations
+
+from supervisor.attempt.attempt import Attempt, sweep
+from supervisor.core.failures import Failures
+from supervisor.core.model import Rollback
+from supervisor.core.program import Change
+from supervisor.group.launch import Order
+from supervisor.process.reaper import Reaper
+from supervisor.run.own_saves import sweep_beside, written_beside
+from supervisor.run.program import Program
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
+
+
+class Attempts:
+    """At most one at a time; `newest` stays until the next one is launched, also when it is over."""
+
+    def __init__(self, run: RunDir, spec: Spec, reaper: Reaper) -> None:
+        self.newest: Attempt | None = None
+        self.first = True
+        """None was launched for this request, nor adopted."""
+        self._run, self._spec, self._reaper = run, spec, reaper
+        self._program = Program(run, spec)
+        self._failures = Failures()
+        self._left: list[Attempt] = []
+        """Those that are over, and whose evidence is not on disk yet."""
+
+    def adopt(self, attempt: Attempt) -> None:
+        """It was launched by a supervisor that died."""
+        self.newest, self.first = attempt, False
+
+    def hear(self) -> None:
+        """What the newest has told of the files of its program is known."""
+        if self.newest is not None:
+            self._program.hear(self._run.attempt(self.newest.number).program)
+
+    def leave(self) -> None:
+        """Nothing of the newest is open. Its evidence is written once the next one trains, so that the recovery has the
+        machine for itself."""
+        self.keep_evidence()
+        if self.newest is not None:
+            self.newest.leave()
+            self._left.append(self.newest)
+
+    def changes(self) -> tuple[Change, ...]:
+        """What the attempt that is launched now finds changed in its program, since the one before loaded it."""
+        return self._program.launched()
+
+    def launch(
+        self, number: int, rollback: Rollback | None, checkpoint: int, flush_s: float | None, now: float
+    ) -> None:
+        """The newest is that one, from `now` on. `checkpoint` is the newest step on disk, `flush_s` a flush takes."""
+        # `never` is about what was there at the launch; what this run has saved since is its own.
+        resume = self._spec.resume if self.first else "auto"
+        relaunch = not self.first or checkpoint >= 0
+        self.first = False
+        self._failures.launched(now)
+        order = Order(number, resume, relaunch, rollback, flush_s, self._failures.mtbf())
+        self.newest = Attempt(self._run, self._spec, order, self._reaper, now)
+
+    def keep_evidence(self) -> None:
+        """That of all that were left is on disk."""
+        while self._left:
+            self._left.pop().keep_evidence()
+
+    def close(self) -> None:
+        """All evidence is on disk, and nothing that was half written when they ended."""
+        self.keep_evidence()
+        if self.newest is not None:
+            self.newest.keep_evidence()
+        for number in self._run.attempts():
+            sweep(self._run, number)
+            sweep_beside(written_beside(self._run, number), self._spec.mark)

@@ -1,0 +1,22 @@
+"""How the loop sleeps: until something ends, somebody asks it to stop, or a time is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterable
+
+
+def sleep(seconds: float, wakeup: int, fds: Iterable[int]) -> set[int]:
+    """Up to `seconds` have passed; returns which of `fds` are readable. `wakeup` is what a signal makes readable; it is
+    empty again."""
+    poll = select.poll()
+    poll.register(wakeup, select.POLLIN)
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+    if wakeup in ready:
+        with contextlib.suppress(BlockingIOError):
+            os.read(wakeup, 4096)
+    return ready - {wakeup}
