@@ -39,6 +39,7 @@ from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import DEFAULTS, Resume, Spec, resolved
 from supervisor.run.status import story_of
+from trainer.rundir import variables
 from trainer.rundir.layout import RunDir, committed_steps
 
 BUILT_IN = next(iter(console.BUILT_IN))
@@ -236,9 +237,8 @@ def _already_finished(known: Known, spec: Spec) -> bool:
 
 def _warn_unknown_environment(ctx: click.Context) -> None:
     known = {p.envvar for p in ctx.command.params if isinstance(p, click.Option) and p.envvar}
-    ours = ("RUN_ID", "ATTEMPT", "MARK", "SUPERVISOR_PID", "RESUME_STEP", "RESUME_FROM", "CONFIG")
-    known |= {PREFIX + name for name in ours}
-    for name in sorted(os.environ):
+    ours = {name for name in vars(variables).values() if isinstance(name, str)}
+    for name in sorted(os.environ.keys() - ours):
         if name.startswith(PREFIX) and name not in known:
             names = [str(n)[len(PREFIX) :].lower() for n in known]
             hint = nearest(name[len(PREFIX) :].lower(), names)

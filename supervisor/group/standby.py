@@ -26,7 +26,7 @@ from supervisor.process.proctree import carries
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.gate import PRELOAD
+from trainer.rundir.variables import PRELOAD
 
 SETTLED = 0.5
 """Seconds after an attempt's first step before its standby is made: the recovery itself comes first."""

@@ -17,15 +17,13 @@ from supervisor.process import proctree
 from supervisor.process.kernel import glance
 from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
-from supervisor.run.checkpoints import flush_command
+from supervisor.run.checkpoints import KEEP_ALL, flush_command
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import variables as names
 from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
 from trainer.rundir.machine.shm import segment_of
 
-_ALL = 1 << 30
-"""Checkpoints to keep while no rank has said how many: what is pruned does not come back."""
 _TIME_LIMIT = 120.0
 """Seconds for the last flush of a run that is over."""
 
@@ -59,7 +57,7 @@ class Flusher:
         self._run, self._mark = run, mark
         self.segment = segment_of(mark)
         self._wanted: list[Wanted] = []
-        self._keep = _ALL
+        self._keep = KEEP_ALL
         self._stalls: dict[int, float] = {}
         """By step to be flushed: for how long training was held up before."""
         self._done = -1
@@ -70,7 +68,7 @@ class Flusher:
         """Whether ranks have had snapshots: who has none any more empties the folder, and leaves it."""
         self.process: Process | None = None
         """The one flush under way."""
-        self._under_way = Wanted(None, _ALL)
+        self._under_way = Wanted(None, KEEP_ALL)
         """What it does."""
         self._stopped_since: dict[int, float] = {}
         self._began = 0.0

@@ -19,6 +19,9 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import program
 
+KEEP_ALL = 1 << 30
+"""Checkpoints to keep where nobody has said how many the run wants: what is pruned does not come back."""
+
 
 def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
     """The flush of the snapshot of `step` (or "newest") into the run's checkpoints, of which `keep` stay."""

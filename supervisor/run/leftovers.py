@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from supervisor.process.kill import is_caretaker, kill
-from supervisor.run.checkpoints import flush_command
+from supervisor.run.checkpoints import KEEP_ALL, flush_command
 from supervisor.run.runs import Known
 from trainer.checkpoint.memory.snapshots import newest_snapshot, pinned
 from trainer.rundir.layout import RunDir, committed_steps
@@ -33,8 +33,6 @@ from trainer.rundir.variables import MARK
 SHM = Path("/dev/shm")
 TIME_LIMIT = 5.0
 """Seconds that a process may take to be gone after its SIGKILL."""
-_ALL = 1 << 30
-"""Checkpoints to keep: how many the run wanted is not known here, and what is pruned does not come back."""
 _FOLDER = re.compile(r"\A\.step-\d{8,}\.tmp-")
 _FILE = re.compile(r"\A\..+\.tmp-\d+-\d+\Z|\A\.spec-\d+\Z")
 
@@ -188,7 +186,7 @@ def rescue(segment: Path, run: RunDir) -> str | None:
     if (newest := newest_snapshot(segment)) is not None and newest > max(on_disk, default=-1):
         steps.add(newest)
     for step in sorted(steps):
-        command = flush_command(segment, run, str(step), _ALL)
+        command = flush_command(segment, run, str(step), KEEP_ALL)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             why = done.stdout.strip() or done.stderr

@@ -24,9 +24,9 @@ from typing import NoReturn
 
 from ..rundir.environment import supervised
 from ..rundir.files.codec import decode
-from ..rundir.records.gate import GROUP, PRELOAD, Gate
+from ..rundir.records.gate import Gate
 from ..rundir.records.learned import remembered
-from ..rundir.variables import CHILDREN, HIDDEN_ARGUMENTS, LAUNCHERS, RANKS
+from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRELOAD, RANKS
 from . import ending, output, torch_patches
 from . import progress as _progress
 from .journal import saves

@@ -139,12 +139,13 @@ def test_config_file(run: Run) -> None:
 
 
 def test_unknown_environment_is_told(run: Run) -> None:
-    """A misspelt SUPERVISE_ variable is not silently the default."""
+    """A misspelt SUPERVISE_ variable is not silently the default. What a rank of another run has is none of those."""
     run.script("pass")
-    run.start("script.py", SUPERVISE_NPROCS="2")
+    run.start("script.py", SUPERVISE_NPROCS="2", SUPERVISE_GROUP="none", SUPERVISE_STORE="none")
     assert run.wait() == 0
 
-    assert "did you mean 'nproc'" in (run.folder / "stderr").read_text()
+    said = (run.folder / "stderr").read_text()
+    assert "did you mean 'nproc'" in said and said.count("is no option of launch") == 1
 
 
 def test_json_of_a_run(run: Run) -> None:

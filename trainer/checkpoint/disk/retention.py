@@ -22,6 +22,7 @@ from pathlib import Path
 from ...rundir.files.durable import Disk, ensure_dir, replace_file
 from ...rundir.files.flock import locked
 from ...rundir.layout import committed_steps, step_name
+from ...rundir.machine.proc import lives
 from .store import LATEST, QUARANTINE, listing, read_latest
 
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
@@ -111,7 +112,7 @@ def sweep(folder: Path, disk: Disk) -> None:
     if not folder.is_dir():
         return
     for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
-        if (match := _ASIDE.match(path.name)) and not path.is_dir() and not _lives(int(match[1])):
+        if (match := _ASIDE.match(path.name)) and not path.is_dir() and not lives(int(match[1])):
             with contextlib.suppress(OSError):
                 disk.remove(path)
     for name in sorted(p.name for p in folder.iterdir()):
@@ -119,17 +120,6 @@ def sweep(folder: Path, disk: Disk) -> None:
             _sweep(folder / name, disk)
         elif (match := _SUPERSEDED.match(name)) and match[2]:
             _move_aside(folder, folder / name, disk)
-
-
-def _lives(pid: int) -> bool:
-    """Whether there is a process of that pid; a flush may be at work."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def start_over(folder: Path, disk: Disk) -> Path | None:

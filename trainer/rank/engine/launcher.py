@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...rundir.programs import program
-from ...rundir.records.gate import GROUP, Failure, Gate
-from ...rundir.variables import GRACE
+from ...rundir.records.gate import Failure, Gate
+from ...rundir.variables import GRACE, GROUP
 from .. import torch_patches
 from ..process.children import exit_code
 

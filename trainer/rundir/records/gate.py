@@ -29,11 +29,6 @@ import msgspec
 from ..files.codec import encode, read
 from ..machine.proc import stat
 
-GROUP = "SUPERVISE_GROUP"
-"""In the environment of a rank: the folder of its group."""
-PRELOAD = "SUPERVISE_PRELOAD"
-"""In the environment of a rank that is to wait long: the file that lists what it imports meanwhile."""
-
 
 class Release(msgspec.Struct, frozen=True):
     """release.json: the attempt that a group becomes, the script's arguments, and the attempt's part of the
