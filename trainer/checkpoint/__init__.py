@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be torn. Listing, verifying and pruning them needs no torch, and importing this loads none."""
+"""Checkpoints that cannot be torn. To list, verify and prune them needs no torch; this package imports none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The supervisor imports this package and must not pay for torch; whoever asks for these three has it anyway.
+    # The supervisor imports this package and must not pay for torch. A caller of these three has loaded it already.
     if name == "Checkpointer":
         from .checkpointer import Checkpointer
 

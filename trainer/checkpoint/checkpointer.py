@@ -6,7 +6,7 @@
         ckpt.step(step + 1)
     ckpt.close()
 
-The signal to stop only sets a flag; ranks agree on it by a collective between two steps, so all save the same step.
+The signal to stop only sets a flag. The ranks agree on it by a collective between two steps, so all save the same step.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from .state import buckets, rng
 from .state.state import Stateful, apply, bare, capture, capture_rank
 
 _REMOVALS = 3
-"""If somebody else removes the snapshots this often, the memory tier is given up."""
+"""The memory tier is given up when somebody else has removed the snapshots this often."""
 
 
 class Checkpointer:
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
-    `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each of them
-    is then on disk, as far as `keep` goes), "auto" (see Interval), or None: only when asked to stop and at the end. `extra`
-    is a dict, or a function that gives one, of numbers, text, tensors, dataclasses; what was stored is in `.extra` after
-    restore(). `seed` is for the generators of ranks that a checkpoint of fewer ranks knows nothing of. `seal` is called on
-    rank 0 before each commit of this process.
+    `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each such
+    step is then on disk, and `keep` of them are kept), "auto" (see Interval), or None: only when asked to stop and at
+    the end. `extra` is a dict of numbers, text, tensors and dataclasses, or a function that returns one. After
+    restore(), `.extra` holds the stored one. `seed` sets the generators of a rank that the checkpoint does not have,
+    because it is of fewer ranks. `seal` is called on rank 0 before each commit of this process.
 
-    Under a supervisor there is a memory tier (see Memory): `snapshot_every` is a number of steps, "auto" (see Pace), or
-    None for none.
+    Under a supervisor there is a memory tier (see Memory). `snapshot_every` is a number of steps, "auto" (see Pace), or
+    None for no snapshots.
 
     With step(done, loss=…) a step is saved only if its loss is finite on all ranks; else NotFinite is raised on every
-    rank. A supervisor then goes back, and the data in between is passed over. A loop takes part in this by using
-    data_step(step) as the index of its data; a loop with an iterator finds the windows in `skip`. `spike` turns on the
-    same rule for a loss that jumps (see guard.is_spike).
+    rank. A supervisor then goes back to an older checkpoint, and the data in between is skipped. For this, a loop uses
+    data_step(step) as the index of its data. A loop with an iterator finds the skipped windows in `skip`. `spike` turns
+    on the same rule for a loss that jumps (see guard.is_spike).
 
-    The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of it
-    (see Buckets). DDP is made before restore(). StateError if DDP is one that cannot be restored.
+    The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of
+    the state (see Buckets). Make DDP before restore(). StateError if DDP is of a kind that cannot be restored.
     """
 
     def __init__(
@@ -125,9 +125,10 @@ class Checkpointer:
         self._stop = StopFlag(signal.SIGTERM)
 
     def restore(self) -> int:
-        """The steps that are done: every part goes on from the newest good checkpoint, or from where it is at step 0.
-        NoUsableCheckpoint or CheckpointMismatch, the same on every rank, and nothing was changed."""
-        # A state that cannot be saved is found now, not at the first save, hours later.
+        """The number of steps that are done. Every part now has the state of the newest good checkpoint; without one it
+        is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
+        changed."""
+        # A state that cannot be saved is found now. The first save may be hours later.
         self._capture()
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
@@ -152,18 +153,18 @@ class Checkpointer:
 
     @property
     def skip(self) -> tuple[Window, ...]:
-        """The windows of data steps that this run passes over, half open, oldest first; known after restore()."""
+        """The windows of data steps that this run skips, half open, oldest first; known after restore()."""
         return self._guard.skip
 
     def data_step(self, step: int) -> int:
-        """The index of the data that `step` is to train on: `step` itself, unless data before it is passed over."""
+        """The index of the data for `step`: `step` itself, unless data before it is skipped."""
         index = self._guard.data_step(step)
         progress().data_step = index
         return index
 
     def wish(self) -> Wish:
-        """The wish of this rank alone. A loop with a collective of its own in each step can send the wishes along with
-        it, and give their union to check() and step(), which then need no collective."""
+        """The wish of this rank alone. A loop that has its own collective in each step can send the wishes with it. It
+        gives their union to check() and step(), which then need no collective."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
         if self._tier is None:
@@ -171,15 +172,16 @@ class Checkpointer:
         return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked)
 
     def check(self, done: int, loss: float, agreed: Wish) -> None:
-        """For a loop with a collective of its own, before step(): NotFinite or LossSpike, on every rank, unless the `loss`
-        of the step that makes `done` of them, the same on every rank, is one to go on from."""
+        """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
+        LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""
         self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
 
     def step(self, done: int, agreed: Wish | None = None, loss: float | None = None) -> None:
-        """`done` steps are finished, and saved if that was due: under a supervisor as a snapshot, of which a process of
-        its own makes a checkpoint. If a stop was asked for on any rank: all have saved this step, and SystemExit(75) is
-        raised. A save that fails is noted and training goes on. With this rank's `loss`: NotFinite or LossSpike, on every
-        rank, and nothing of this step is saved, if any of them is not to be trained on from."""
+        """`done` steps are finished, and saved if a save was due. Under a supervisor the save is a snapshot, and
+        another process makes a checkpoint of it. If any rank was asked to stop, all ranks have saved this step and
+        SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
+        must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
+        saved."""
         if agreed is None:
             broken = loss is not None and not math.isfinite(loss)
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
@@ -226,8 +228,8 @@ class Checkpointer:
         return outcome.error is None
 
     def close(self) -> None:
-        """The state after the last step() is saved, whole and resumable; signals are handled as before. CheckpointError if
-        it could not be saved."""
+        """The state after the last step() is saved and can be resumed. Signals are handled as before. CheckpointError
+        if it could not be saved."""
         try:
             self._save_or_raise("at the end")
         finally:
@@ -240,7 +242,7 @@ class Checkpointer:
         return Notices(self._ranks.rank)
 
     def _judge_stalls(self, due: bool, step_s: float, snapshot_s: float) -> None:
-        """If an explicit number of steps costs training much, that is said once."""
+        """A warning, once, if saves at an explicit number of steps cost training much."""
         if due:
             self._stalls["checkpoints"].held_up(step_s)
         elif snapshot_s and "snapshots" in self._stalls:
@@ -250,7 +252,7 @@ class Checkpointer:
                 self._notices.say(sentence)
 
     def _pass_over(self, loaded: Loaded | None) -> None:
-        """The data that a rollback names is passed over from here on. That is told."""
+        """The data that a rollback names is skipped from now on, and a note says so."""
         if self._rollback is None or self.resume == "never":
             return
         window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
@@ -258,7 +260,7 @@ class Checkpointer:
             self._notices.skipped(self._done, window)
 
     def _open_tier(self) -> None:
-        """The memory tier is there if every rank can have it."""
+        """The memory tier is open if every rank can have it."""
         if self._segment is None or self._snapshot_every is None:
             return
         memory, problem = None, None
@@ -276,11 +278,11 @@ class Checkpointer:
         elif not (missing := shm_problem()):
             self._notices.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
         else:
-            # The launch has said so, and what to do.
+            # The launch has already said this, and what to do.
             self._notices.log(f"no snapshots: {missing}; checkpoints go on, on disk")
 
     def _lose_tier(self) -> None:
-        """The memory tier is made anew if somebody has removed its files; else it is given up."""
+        """The memory tier is made again if somebody has removed its files; else it is given up."""
         assert self._tier is not None
         why, removed = self._tier.give_up()
         self._tier = None

@@ -2,8 +2,8 @@
 
 CheckpointError
   StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError
-  Damaged               the bytes on disk are not the ones written: quarantined, an older one is tried
-  Unreadable            it may be whole, but not for this process (permission, newer format): left where it is
+  Damaged               the bytes on disk have changed since they were written: quarantined, an older one is tried
+  Unreadable            this process cannot read it (permission, newer format), but it may be whole: left where it is
   CheckpointMismatch    whole, but of another model or optimizer; nothing was changed     exit code 78
   NoUsableCheckpoint    there were checkpoints and none can be used, or one was required  exit code 78
 """
@@ -14,7 +14,7 @@ from ..rundir.codes import ExitCode
 
 
 class CheckpointError(Exception):
-    """The text is one line: what is wrong and, where there is one, what to do next."""
+    """The text is one line: what is wrong and, if something can be done, what to do next."""
 
     exit_code = ExitCode.FAILED
 

@@ -16,23 +16,23 @@ from .errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, Sta
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
-"""A save may take longer than the job's own process group waits, and must not kill the job for it."""
+"""A save may take longer than the timeout of the job's own process group. That must not kill the job."""
 
 _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
 
 
 class Ranks:
-    """One process alone: rank 0 of 1. Base class of the ranks that communicate."""
+    """A single process: rank 0 of 1. Also the base class of ranks that communicate."""
 
     rank = 0
     world_size = 1
 
     def exchange(self, value: Any) -> list[Any]:
-        """Every rank's `value` (JSON), by rank, on every rank."""
+        """The `value` (JSON) of every rank, by rank; the same on every rank."""
         return [value]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether any rank has it set; the same answer on every rank."""
+        """For each flag: whether any rank has set it. The answer is the same on every rank."""
         return flags
 
     def lead(self, action: Callable[[], T]) -> T:
@@ -62,7 +62,7 @@ class GlooRanks(Ranks):
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def exchange(self, value: Any) -> list[Any]:
-        # JSON, not all_gather_object: that one unpickles what the others send.
+        # JSON, not all_gather_object: all_gather_object unpickles what other ranks send.
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([text.numel()]), group=self._group)

@@ -1,11 +1,12 @@
-"""The guard of a run's loss: it stops a loss that is not finite before the step is saved, and knows the skipped data.
+"""The guard of a run's loss: it stops a loss that is not finite before the step is saved, and it keeps the skipped
+data.
 
-    data step = the index of a step's data: the step itself, moved past every window that is skipped before it
+    data step = the index of a step's data: the step, moved past every skipped window before it
 
-    skipped [20, 24):    step   18 19 20 21 …          the run has as many steps as ever, each in metrics.jsonl once;
+    skipped [20, 24):    step   18 19 20 21 …          the run has all its steps, each once in metrics.jsonl;
                          data   18 19 24 25 …          what moves is the data. Windows are of data steps, not of steps.
 
-It is part of every checkpoint and snapshot, so every resume, with any number of ranks, skips the same data.
+The guard is part of every checkpoint and snapshot, so every resume, with any number of ranks, skips the same data.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from ..rundir.records.rollback import Rollback
 Window = tuple[int, int]
 
 BASE = 50
-"""Losses that a spike is measured against."""
+"""The number of losses that a spike is compared with."""
 LASTING = 3
-"""A spike is one only after this many steps."""
+"""A jump counts as a spike when it has lasted for this many steps."""
 
 
 def data_step(step: int, skip: tuple[Window, ...]) -> int:
-    """The index of the data for `step`, where `skip` are the windows passed over, in their order and apart."""
+    """The index of the data for `step`. `skip` are the skipped windows, in order and not touching."""
     for start, end in skip:
         if step < start:
             break
@@ -35,7 +36,7 @@ def data_step(step: int, skip: tuple[Window, ...]) -> int:
 
 
 def joined(skip: tuple[Window, ...], window: Window) -> tuple[Window, ...]:
-    """`skip` with `window`, in order and apart from each other."""
+    """`skip` with `window` added, in order; windows that touch are joined."""
     merged: list[Window] = []
     for start, end in sorted((*skip, window)):
         if merged and start <= merged[-1][1]:
@@ -46,23 +47,24 @@ def joined(skip: tuple[Window, ...], window: Window) -> tuple[Window, ...]:
 
 
 def is_spike(losses: list[float], times: float) -> bool:
-    """Whether each of the last LASTING losses is above the median of the BASE before them by `times` their median
-    deviation from it. False while there are not as many."""
+    """Whether each of the last LASTING losses is too high. The BASE losses before them give a median and a median
+    deviation; too high is more than `times` the deviation above the median. False while there are fewer losses."""
     if len(losses) < BASE + LASTING:
         return False
     base, suspects = losses[-BASE - LASTING : -LASTING], losses[-LASTING:]
     middle = median(base)
-    # Losses that hardly move have no deviation to speak of; a thousandth is not a spike.
+    # Losses that hardly move have almost no deviation; a change of a thousandth is not a spike.
     deviation = max(median(abs(loss - middle) for loss in base), abs(middle) / 1000)
     return all(loss > middle + times * deviation for loss in suspects)
 
 
 class Guard:
-    """One run's, on one rank. `spike` is how many median deviations are too many, or None for no such rule."""
+    """The guard of one run, on one rank. `spike` is the number of median deviations that is too many; None: no such
+    rule."""
 
     def __init__(self, spike: float | None = None) -> None:
         self.skip: tuple[Window, ...] = ()
-        """The windows of data that are passed over, half open."""
+        """The windows of data that are skipped, half open."""
         self._spike = spike
         self._losses: list[float] = []
 
@@ -71,7 +73,8 @@ class Guard:
         return data_step(step, self.skip)
 
     def take(self, order: Rollback, step: int, attempt: int | None) -> Window | None:
-        """The window that `order` adds, now passed over, where the run goes on from `step`, saved by `attempt`."""
+        """The window that `order` adds; it is skipped from now on. The run goes on from `step`, which `attempt`
+        saved."""
         window = self.data_step(step), order.skip_to
         if not order.is_old(attempt) or window[0] >= window[1]:
             return None
@@ -83,13 +86,13 @@ class Guard:
         return self._spike is not None and is_spike(self._losses, self._spike)
 
     def judge(self, step: int, loss: float, spiked: bool = False) -> None:
-        """`loss`, of the step that makes `step` of them, is noted. NotFinite if it is not finite, LossSpike if `spiked`,
-        which is any rank's, or the ranks' first one's, word for it."""
+        """Notes `loss`, that of step number `step`. NotFinite if it is not finite, LossSpike if `spiked`. `spiked`:
+        rank 0 has seen a spike, or any rank has."""
         at = f"step {step} (data step {self.data_step(step - 1)})"
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of {at} is {loss}", step)
         if spiked:
-            # It was seen in the losses before this one.
+            # The spike was seen in the losses before this one.
             raise LossSpike(f"the losses before {at} are a spike", step - LASTING)
         if self._spike is not None:
             self._losses = [*self._losses[1 - BASE - LASTING :], loss]

@@ -1,4 +1,4 @@
-"""When a checkpoint or a snapshot is due: every so many steps, or as often as pays."""
+"""When a checkpoint or a snapshot is due: at a fixed number of steps, or as often as is worth its cost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _MEMORY = 9
 _STALL = 0.05
 _STALL_TIMES = 3
 _STALL_S = 0.2
-"""The share of the time that an explicit number may cost without a word, and what must have been seen before one."""
+"""No warning while saves cost less than this share of the time. Before a warning, at least this many saves and seconds
+of stall must have been seen."""
 
 
 def flush_cost(seconds: float, spare: bool) -> float:
-    """The cost of a flush of so many seconds for training: a tenth if there is a `spare` core (disk and memory are
-    shared), else all of it. Although niced, it then holds up one rank, and so all the others."""
+    """What a flush of `seconds` costs training, in seconds: a tenth if there is a `spare` core (disk and memory are
+    shared), else all of it. Without a spare core it slows one rank, although niced, and so all the others."""
     return seconds * (0.1 if spare else 1.0)
 
 
@@ -28,9 +29,9 @@ def flush_cost(seconds: float, spare: bool) -> float:
 class Interval:
     """The rule "auto": Young and Daly's sqrt(2 x cost x time between failures), in seconds of training.
 
-    The cost is that of the newest save; before the run's first one it is taken as 5 ms, so that the first save comes after
-    6 s and measures it; that is also the least interval. One failure an hour is assumed, not measured. Saving never takes
-    more than 2 % of the time. Where a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
+    The cost is that of the newest save. Before the first save it is taken as 5 ms, so the first save comes after 6 s
+    and measures the cost; 6 s is also the shortest interval. One failure an hour is assumed, not measured. Saving never
+    takes more than 2 % of the time. If a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
     """
 
     cost_s: float = _FIRST_COST_S
@@ -50,11 +51,11 @@ class Interval:
 
 @dataclass(slots=True)
 class Pace:
-    """The rule "auto" for snapshots: the smallest number of steps at which they cost at most a certain part of the time.
+    """The rule "auto" for snapshots: the smallest number of steps at which they cost no more than a share of the time.
 
-    That is 0.5 %. In a run that fails often the steps that are done again cost more, and then it is what Young and Daly's
-    interval costs, sqrt(cost / (2 x time between failures)), up to 1 %. Medians of the last nine, so that one slow step
-    changes nothing. It begins at every step.
+    That share is 0.5 %. In a run that fails often, repeated steps cost more; then the share is the cost of Young and
+    Daly's interval, sqrt(cost / (2 x time between failures)), up to 1 %. Times are medians of the last nine, so that
+    one slow step changes nothing. At the start a snapshot is due at every step.
     """
 
     mtbf_s: float = math.inf
@@ -80,9 +81,9 @@ class Pace:
 
 
 def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) -> float:
-    """Seconds for which to wait for a flush that is under way for `elapsed_s`, before the ranks save a due step themselves,
-    which took them `save_s` the last time. Never longer than that save; not at all for a flush that has most of its work
-    before it, or takes so much longer than the last one did that it may never end (its supervisor may be gone)."""
+    """Seconds to wait for a flush that has run for `elapsed_s`, before the ranks save a due step themselves. Their last
+    own save took `save_s`; the wait is never longer. It is 0 if most of the flush is still to come, or if it takes so
+    much longer than the last one that it may never end (its supervisor may be gone)."""
     if save_s is None:
         return 0.0
     usual = 2 * save_s if flush_s is None else flush_s
@@ -91,7 +92,7 @@ def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) ->
 
 @dataclass(slots=True)
 class Stalls:
-    """The time that saves (or snapshots) at an explicit number of steps take from training; one warning if it is
+    """The time that saves (or snapshots) at an explicit number of steps take from training. One warning if it is
     much."""
 
     what: str
@@ -102,12 +103,13 @@ class Stalls:
     _told: bool = False
 
     def held_up(self, seconds: float) -> None:
-        """One more was made. Training stood still for `seconds`."""
+        """One more save was made. Training stood still for `seconds`."""
         self.stalled_s += seconds
         self._times += 1
 
     def sentence(self, now: float) -> str | None:
-        """The warning, once, if they took more than 5 % of the time since the first call. `now`: the caller's clock."""
+        """The warning, once, if saves took more than 5 % of the time since the first call. `now`: the caller's
+        clock."""
         if self._began is None:
             self._began = now - self.stalled_s
         elapsed = now - self._began

@@ -11,18 +11,18 @@ from .guard import Window
 
 
 class Notices:
-    """The notices of `rank`. Ranks other than 0 say only what no other rank knows."""
+    """The notices of `rank`. A rank other than 0 tells only what it alone knows."""
 
     def __init__(self, rank: int) -> None:
         self._leads = rank == 0
 
     def log(self, text: str) -> None:
-        """Something that happened as it should."""
+        """Tells of an event that is as it should be."""
         if self._leads:
             print(text, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Something that a person should look at."""
+        """Tells of something that a person should look at."""
         if self._leads:
             progress().note("warning", text=text)
             self.log(text)
@@ -32,13 +32,13 @@ class Notices:
             progress().note("resumed", step=step, source=source)
 
     def skipped(self, step: int, window: Window) -> None:
-        """The run goes on from `step`, and the data of `window` is passed over."""
+        """Tells that the run goes on from `step` and skips the data of `window`."""
         if self._leads:
             progress().note("data_skipped", **{"from": window[0], "to": window[1], "step": step})
             self.log(f"went back to step {step}: the data of steps {window[0]} to {window[1] - 1} is passed over")
 
     def saved(self, outcome: Outcome, stall_s: float) -> None:
-        """How a save of the ranks' own went. `stall_s`: what has held training up before it, and nobody has told."""
+        """Tells how a save by the ranks went. `stall_s`: seconds of stall before this save that were not told yet."""
         if not self._leads or outcome.existed:
             return
         took: dict[str, float] = {"seconds": round(outcome.seconds, 6), **({"stall_s": stall_s} if stall_s else {})}
@@ -49,7 +49,7 @@ class Notices:
             self.log(f"checkpoint {outcome.step} failed, training goes on: {outcome.error}")
 
     def bad(self, bad: Bad) -> None:
-        """A state was passed over."""
+        """Tells that a state could not be used."""
         if bad.path is None:
             self.say(f"{bad.reason}; it is passed over for an older state")
         elif self._leads:

@@ -1,7 +1,7 @@
-"""The two functions of the tutorial, made safe: one file at one path, replaced whole, digest checked before it is used.
+"""The tutorial's save and load, made safe: one file at one path, replaced as a whole, its digest checked before use.
 
-The file is what torch.save writes, so torch.load(path, weights_only=True) reads it too. Its XXH3-128 digest is the comment of
-the zip archive that it is: it covers every byte before the comment.
+The file is what torch.save writes, so torch.load(path, weights_only=True) reads it too. Such a file is a zip archive.
+The archive's comment is an XXH3-128 digest of every byte before the comment.
 
     zip entries, central directory, end record (20 bytes) | comment length (2 bytes) | "xxh3-128:" and 32 hex digits
     '----------------- digested -----------------------'
@@ -37,8 +37,9 @@ def save_checkpoint(
     scaler: Stateful | None = None,
     extra: Any = None,
 ) -> None:
-    """`path` holds this state, durably; at every instant before, it held its old content. Under DDP call it on rank 0 only.
-    Dataclasses in `extra` are stored as the dicts of their fields. StateError names the path of what cannot be stored."""
+    """`path` holds this state, durably. At every moment before, it held its old content. Under DDP call it on rank 0
+    only. A dataclass in `extra` is stored as a dict of its fields. StateError names the path of a value that cannot be
+    stored."""
     state = {
         "model": bare(model).state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -63,8 +64,8 @@ def load_checkpoint(
     scaler: Stateful | None = None,
     map_location: Any = None,
 ) -> tuple[int, Any]:
-    """(step, extra), and the parts given go on from the state in `path`. FileNotFoundError; Damaged if a byte of it has
-    changed; CheckpointMismatch, and nothing was changed, if it is of another model."""
+    """(step, extra). The given parts now have the state in `path`. FileNotFoundError; Damaged if a byte of the file has
+    changed; CheckpointMismatch if it is of another model, and then nothing was changed."""
     with loading(path):
         return _load(os.fspath(path), {"model": bare(model), "optimizer": optimizer, "scaler": scaler}, map_location)
 
@@ -79,7 +80,7 @@ def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> t
         wanted = {key: part for key, part in parts.items() if part is not None}
         states = {key: state[key] for key in wanted}
     except Exception as error:
-        # torch raises different errors for a file that is not its own, depending on where it stumbles.
+        # For a file that torch did not write, the error depends on the place where torch stops reading.
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None
     apply(wanted, states, where)
     return step, extra

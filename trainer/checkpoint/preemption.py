@@ -12,7 +12,7 @@ _handled: set[signal.Signals] = set()
 
 
 def _forget() -> None:
-    # A forked child (a DataLoader worker) has the handler too, and would outlive its parent's order to end.
+    # A forked child (a DataLoader worker) has this handler too. It would not end when its parent tells it to.
     for number in _handled:
         signal.signal(number, signal.SIG_DFL)
     _handled.clear()
@@ -22,8 +22,8 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class StopFlag:
-    """Set once this process has received `number`. Children forked meanwhile die of that signal, as without a handler.
-    Outside the main thread nothing is installed."""
+    """Set when this process has received signal `number`. Children that it forks meanwhile die of that signal, as
+    without a handler. Outside the main thread nothing is installed."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.is_set = False
@@ -40,7 +40,7 @@ class StopFlag:
     def close(self) -> None:
         """The signal is handled as before."""
         if self._installed and threading.current_thread() is threading.main_thread():
-            # None: the handler before was not installed from Python, and cannot be put back.
+            # None: the old handler was not installed from Python, so it cannot be put back.
             signal.signal(self._number, signal.SIG_DFL if self._before is None else self._before)
             _handled.discard(self._number)
             self._installed = False

@@ -1,10 +1,10 @@
-"""The two ends of a save, the same for a save by ranks and for a flush: a fresh folder, and the commit. Needs no torch.
+"""The begin and the commit of a save. Both are the same for a save by ranks and for a flush. Needs no torch.
 
     begin:   step-N there and whole? done -> damaged? quarantine -> room? -> mkdir .step-N.tmp-<id>/
     commit:  seal -> manifest.json, synced -> sync folder -> rename to step-N = COMMIT -> sync parent
     tidy:    `latest`, then prune: nothing that goes wrong here undoes the checkpoint
 
-Two may write one step at the same time, each in a folder of its own: one commits, the other finds it done.
+Two processes may write the same step at the same time, each in its own folder. One commits; the other finds it done.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def now() -> str:
-    """UTC, ISO 8601, as manifests have it."""
+    """The time as it stands in a manifest: UTC, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> str | None:
-    """The name of a fresh folder to write into; None if this step has a whole checkpoint already. OSError if the disk has
-    no room for `size` bytes."""
+    """The name of a fresh folder to write into. None if this step already has a whole checkpoint. OSError if the disk
+    has no room for `size` bytes."""
     if label or str(folder.parent) == os.environ.get(RUN_DIR):
-        # A run's own folder that has gone elsewhere is not made anew.
+        # If the run's own folder was moved or removed, it is not made again.
         _make(folder, disk)
     else:
         ensure_dir(folder, disk)
@@ -58,15 +58,15 @@ def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> st
 
 
 def _make(folder: Path, disk: Disk) -> None:
-    """`folder` is there, durably; FileNotFoundError where nothing is above it."""
+    """`folder` exists, durably. FileNotFoundError if its parent does not."""
     if not folder.is_dir():
         disk.mkdir(folder)
         disk.sync_dir(folder.parent)
 
 
 def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], None], disk: Disk) -> bool:
-    """The finished files in `temporary` are the checkpoint of their step, durably. False if somebody else has committed
-    that step meanwhile, and theirs is whole."""
+    """The finished files in `temporary` are the checkpoint of their step, durably. False if another process has
+    committed a whole checkpoint of that step meanwhile."""
     seal()
     final = folder / step_name(manifest.step)
     disk.create(folder / temporary / manifests.NAME, [manifests.encode(manifest)])
@@ -81,7 +81,7 @@ def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], 
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the checkpoint `path` is there and every byte of it is as it was written."""
+    """Whether the checkpoint `path` exists and every byte of it is as it was written."""
     try:
         store.verify(path)
     except CheckpointError:
@@ -90,8 +90,8 @@ def is_whole(path: Path) -> bool:
 
 
 def tidy(folder: Path, step: int, keep: int, disk: Disk) -> str | None:
-    """`latest` names `step`, unless a newer one has been committed, and at most `keep` checkpoints (never under two) are
-    left; or what went wrong. Called by one process for a step that it has committed."""
+    """`latest` names `step`, unless a newer step has been committed. At most `keep` checkpoints (at least two) are
+    left. Returns what went wrong, or None. Called by one process, for a step that it has committed."""
     try:
         if step >= max(committed_steps(folder), default=step):
             replace_file(folder / store.LATEST, f"{step_name(step)}\n".encode(), disk)

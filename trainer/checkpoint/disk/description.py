@@ -1,4 +1,4 @@
-"""What a snapshot consists of, from its sidecar: the manifest that it would have on disk, but for its digests. No torch."""
+"""The manifest of a snapshot, made from its sidecar: as it would be on disk, but without digests. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .commit import now
 
 
 def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:
-    """The manifest of `snapshot` with these files, or with files of no digest. Damaged if its sidecar is none."""
+    """The manifest of `snapshot` with these files, or with files without digests. Damaged if its sidecar is not
+    valid."""
     record = snapshot.record(0)
     try:
         with snapshot.path(0).open("rb") as file:
@@ -48,7 +49,7 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
 
 
 def payload(snapshot: Snapshot, rank: int) -> memoryview:
-    """The bytes of that rank's file, mapped. Damaged if they are not all there, OSError if they cannot be read."""
+    """The bytes of the file of `rank`, mapped. Damaged if some are missing, OSError if they cannot be read."""
     fd = os.open(snapshot.path(rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         memory = mmap.mmap(fd, snapshot.record(rank).payload, prot=mmap.PROT_READ)

@@ -1,7 +1,7 @@
-"""The model of a checkpoint as one safetensors file, for whatever else reads those. Needs no torch.
+"""The model of a checkpoint as one safetensors file, for other programs. Needs no torch.
 
-The file is laid out first and mapped; the pieces of the model go from the ranks' files straight to their places, digested
-on the way, so a model may be larger than memory, and a damaged checkpoint is never exported.
+The file is laid out first and mapped. The pieces of the model go from the ranks' files straight to their places, so a
+model may be larger than memory. They are digested on the way, so a damaged checkpoint is never exported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from . import store
 
 @contextlib.contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A path beside `out`. What was written there is `out`, durably, after the block, or is gone if the block failed."""
+    """A path beside `out` to write to. After the block that file is `out`, durably. If the block failed, it is
+    removed."""
     temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         yield temporary
@@ -41,11 +42,11 @@ def written_aside(out: Path) -> Iterator[Path]:
 
 
 class _Name(str):
-    """A tensor's name, told apart from text."""
+    """The name of a tensor, as a type, to tell it from other text."""
 
 
 def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
-    """(tensors, others): the model's keys with the names of their tensors, and its keys that are no tensors.
+    """(tensors, others): the model's keys with the names of their tensors, and the keys that are not tensors.
 
     CheckpointError if the checkpoint holds no model.
     """
@@ -63,21 +64,21 @@ def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
 
 
 def export_safetensors(path: Path, out: Path) -> list[str]:
-    """`out` holds the model of the checkpoint `path`, every byte verified. Returns the model's keys that are no tensors,
-    which are left out. Damaged, Unreadable or OSError, and there is no `out`."""
+    """`out` holds the model of the checkpoint `path`, every byte verified. Returns the keys that are left out because
+    they are not tensors. Damaged, Unreadable or OSError; then there is no `out`."""
     manifest = store.check(path)
     try:
         keys, others = model_tensors(manifest)
         specs = {key: manifest.tensors[name].spec for key, name in keys.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"its state is not one: {error!r}") from None
-    # Wide elements first: then every tensor is aligned.
+    # Wide elements come first: then every tensor is aligned.
     entries = [Entry(key, specs[key]) for key in sorted(specs, key=lambda key: -ITEM_BYTES[specs[key].dtype])]
     head = header(entries, {"format": "pt", "step": str(manifest.step)})
     with written_aside(out) as temporary:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            # A full disk must be an OSError here, not a SIGBUS while the mapping is filled.
+            # A full disk must raise OSError here. Later it would be a SIGBUS, while the mapping is filled.
             os.posix_fallocate(fd, 0, len(head) + sum(entry.spec.bytes for entry in entries))
             with mmap.mmap(fd, 0) as memory:
                 memory[: len(head)] = head
@@ -116,6 +117,6 @@ def _fill(
 
         store.read_file(path, manifest, file, sink)
     for key, name in keys.items():
-        # Tied weights are stored once, and every name of them is exported.
+        # Tied weights are stored once. Each of their names is exported.
         if first[name] != key:
             view[places[key]] = view[places[first[name]]]

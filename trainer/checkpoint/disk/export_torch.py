@@ -13,8 +13,8 @@ from .restore import load
 
 
 def export_torch(path: Path, out: Path) -> None:
-    """`out` holds the model's state_dict, verified; torch.load(weights_only=True) reads it. CheckpointError or OSError,
-    and there is no `out`."""
+    """`out` holds the model's state_dict, verified; torch.load(weights_only=True) reads it. CheckpointError or OSError;
+    then there is no `out`."""
     model = load(path, rank=0).shared.get("model")
     if not model:
         raise CheckpointError(f"{path.name} holds no model")

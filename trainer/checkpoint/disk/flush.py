@@ -1,9 +1,9 @@
-"""The process that makes a durable checkpoint of a snapshot, while training goes on.
+"""The process that makes a durable checkpoint from a snapshot while training goes on.
 
     start.py checkpoint.disk.flush SEGMENT CHECKPOINTS --step N|newest [--keep K] [--seal FILE] [--nice 10]
 
-Started by the supervisor, without torch. Prints one JSON line: {"step", "bytes", "seconds"} once the checkpoint is
-durable, or {"step", "existed": true} if there was nothing to do, with exit status 0; {"step", "error"} with 1.
+The supervisor starts it, without torch. It prints one JSON line. Exit status 0: {"step", "bytes", "seconds"} when the
+checkpoint is durable, or {"step", "existed": true} if there was nothing to do. Exit status 1: {"step", "error"}.
 
     pin (so that no rank writes over it)
     mkdir .step-N.tmp-flush-<id>/, locked  ->  each rank's file: read, digest, write, sync
@@ -40,7 +40,7 @@ CHUNK = 4 << 20
 def flush(
     segment: Path, folder: Path, step: int | None, keep: int, seal: Path | None, disk: Disk = DISK
 ) -> dict[str, Any]:
-    """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and is not pinned any more."""
+    """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and is no longer pinned."""
     began = time.monotonic()
     snapshot = snapshots.find(segment, step)
     found = snapshot.step if snapshot else step
@@ -63,7 +63,7 @@ def flush(
 
 
 def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | None, disk: Disk) -> bool:
-    """Whether there was anything to do, and it is done."""
+    """The snapshot is a checkpoint in `folder`. False if it was one before."""
     if only_newer and any(is_whole(folder / step_name(s)) for s in committed_steps(folder) if s >= snapshot.step):
         return False
     began = time.monotonic()
@@ -88,7 +88,7 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
 def _copied(snapshot: Snapshot, rank: int, path: Path, disk: Disk) -> StoredFile:
     digest = Digest()
     with payload(snapshot, rank) as view:
-        # What cannot be read must not become a checkpoint, for which an older one would be pruned.
+        # A file that cannot be read must not become a checkpoint: an older one would be pruned for it.
         entries_in(view)
         disk.create(path, digest.through(_chunks(view)))
     return StoredFile(digest.bytes, digest.hex)
@@ -99,7 +99,7 @@ def _chunks(view: memoryview) -> Iterator[memoryview]:
 
 
 def _sync(path: Path | None, disk: Disk) -> None:
-    """`path` and what is in it are durable, whoever wrote it."""
+    """`path` and its content are durable, also if another process wrote them."""
     if path is None or not path.exists():
         return
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -111,8 +111,8 @@ def _sync(path: Path | None, disk: Disk) -> None:
 
 
 def yield_to_training(nice: int) -> None:
-    """This process is that nice, and so is its session if it is alone there: between two sessions the kernel weighs their
-    groups, not their processes (sched(7), "The autogroup feature")."""
+    """This process has the niceness `nice`, and so has its session if no other process is in it. Between two sessions
+    the kernel weighs the sessions, not their processes (sched(7), "The autogroup feature")."""
     os.nice(nice)
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):

@@ -1,11 +1,11 @@
-"""Find the newest state that every rank can read whole, in memory or on disk, and go on from it.
+"""Finds the newest state, in memory or on disk, that every rank can read whole. The run goes on from it.
 
-    rank 0      sweep what dead attempts left; name a candidate, newest first: a snapshot, if it is newer than any checkpoint
+    rank 0      sweep what dead attempts left; name a candidate, newest first: a snapshot if newer than any checkpoint
     all ranks   read it, digesting the bytes as they are parsed -> exchange (manifest's digest, problem)
     all good    it is the one
     any bad     rank 0 moves it to quarantine/ (a snapshot is forgotten) -> the next older one
 
-Ranks never choose alone, and only rank 0 moves anything. Step 0 is only for a run that never had a checkpoint.
+No rank chooses alone, and only rank 0 moves anything. Only a run that never had a checkpoint starts at step 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WENT_BACK = "the run went back to before it, because of what came after it"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checkpoint in memory, every byte of it as written. `own` is None for a rank that did not exist then."""
+    """A checkpoint in memory, every byte as written. `own` is None for a rank that did not exist when it was saved."""
 
     name: str
     manifest: Manifest
@@ -48,7 +48,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A checkpoint that was passed over. `moved_to` is None if it was left where it is. Without a path it is a snapshot."""
+    """A checkpoint that could not be used. `moved_to` is None if it was left in its place. Without a path it is a
+    snapshot."""
 
     path: Path | None
     reason: str
@@ -57,8 +58,8 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """Where to look: the folder of checkpoints, and the segment with the snapshots of `run` if there is one. What `rollback`
-    covers is not looked at."""
+    """Where to look: the folder of checkpoints and, if there is one, the segment with the snapshots of `run`. States
+    that `rollback` covers are ignored."""
 
     folder: Path
     segment: Path | None = None
@@ -67,14 +68,14 @@ class Tiers:
 
 
 def load(path: Path, rank: int) -> Loaded:
-    """The checkpoint `path` as `rank` needs it; Damaged or Unreadable, and nothing of it may be used."""
-    # Sizes are compared before there is memory for what a manifest promises.
+    """The checkpoint `path` as `rank` needs it. Damaged or Unreadable; then no part of it may be used."""
+    # Sizes are compared before memory is taken for what a manifest promises.
     manifest = store.check(path)
     return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
 
 
 def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
-    """The snapshot of `step` as `rank` needs it, whatever the size of the world that it is of; else Damaged."""
+    """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
     snapshot = snapshots.find(segment, step)
     if snapshot is None:
         raise Damaged("it is gone")
@@ -98,7 +99,7 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
 
 
 def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
-    """What `read` finds in the files of `manifest`, put together; Damaged or Unreadable."""
+    """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged or Unreadable."""
     try:
         return _assemble(name, manifest, rank, read)
     except StateError as error:
@@ -156,7 +157,7 @@ def _attempt(tiers: Tiers, name: str, rank: int) -> tuple[Loaded | None, dict[st
 
 
 def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
-    """Why the ranks cannot use it, and whether it is damaged; None if they all can."""
+    """Why the ranks cannot use a state, and whether it is damaged; None if all of them can use it."""
     bad = [(rank, report) for rank, report in enumerate(reports) if "problem" in report]
     for rank, report in sorted(bad, key=lambda item: not item[1]["damaged"]):
         text = report["problem"] if len(bad) == len(reports) else f"rank {rank}: {report['problem']}"
@@ -167,7 +168,7 @@ def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
 
 
 def _prepare(tiers: Tiers, mode: str, disk: Disk) -> list[tuple[str, str]]:
-    """What was put aside for an order to go back: name, and where it is now."""
+    """What was moved aside for an order to go back: the name, and where it is now."""
     retention.sweep(tiers.folder, disk)
     if mode != "never":
         return _go_back(tiers, tiers.rollback, disk) if tiers.rollback else []
@@ -188,14 +189,14 @@ def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]
         raise NoUsableCheckpoint(
             f"the run is to go back before step {order.before}, and {tiers.folder} has no checkpoint that old"
         )
-    # Gone from both tiers for good, so that a later attempt, or a flush, cannot meet them among what is saved anew.
+    # They are removed from both tiers for good. A later attempt, or a flush, could take them for new saves.
     if tiers.segment:
         snapshots.drop(tiers.segment, order.covers)
     return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk))) for name in covered]
 
 
 def _next(tiers: Tiers, tried: list[str]) -> str | None:
-    """The newest that was not tried; of a step that both tiers have, the checkpoint, which can be verified."""
+    """The newest state that was not tried. If both tiers have its step: the checkpoint, since it can be verified."""
     names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
     if tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
         names.append((step, 0, f"{_SNAPSHOT}{step}"))
@@ -208,16 +209,16 @@ def _set_aside(tiers: Tiers, name: str, reason: str, damaged: bool, disk: Disk) 
     try:
         return str(retention.quarantine(tiers.folder, name, reason, disk))
     except OSError:
-        return None  # on a read-only disk it is passed over where it lies
+        return None  # on a read-only disk it stays where it is, unused
 
 
 def restore(
     tiers: Tiers, mode: str, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None] = lambda bad: None
 ) -> Loaded | None:
-    """The newest state in `tiers` that all ranks read whole, the same on every rank; None if there never was one.
-    `on_bad` hears of each that was passed over. Snapshots that were not used are gone: training from another state may
-    not meet them again. NoUsableCheckpoint if there were checkpoints and nothing is good, or if mode is "must" and there
-    is nothing; after mode "never" all checkpoints there were have been moved aside."""
+    """The newest state in `tiers` that all ranks can read whole, the same on every rank; None if there never was one.
+    `on_bad` is called for each state that could not be used. Snapshots that were not used are removed: training from
+    another state must not find them later. NoUsableCheckpoint if there were checkpoints and none is good, or if mode is
+    "must" and there are none. With mode "never" all old checkpoints have been moved aside."""
     for name, moved in ranks.lead(lambda: _prepare(tiers, mode, disk)):
         on_bad(Bad(tiers.folder / name, _WENT_BACK, Path(moved)))
     loaded = _newest_whole(tiers, ranks, disk, on_bad)
@@ -229,8 +230,8 @@ def restore(
     lost = ranks.lead(lambda: retention.ever_held(tiers.folder))
     if lost:
         raise NoUsableCheckpoint(
-            f"none of the checkpoints in {tiers.folder} can be used: {', '.join(lost)}; bring a good one back, or start "
-            "over with resume=never, which moves them aside"
+            f"none of the checkpoints in {tiers.folder} can be used: {', '.join(lost)}; bring a good one back, or "
+            "start over with resume=never, which moves them aside"
         )
     if mode == "must":
         raise NoUsableCheckpoint(f"there is no checkpoint in {tiers.folder}, and resume=must asks for one")

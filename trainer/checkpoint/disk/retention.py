@@ -1,12 +1,12 @@
-"""What becomes of checkpoints that are not wanted where they are: quarantined, pruned, moved aside, or swept away.
+"""Checkpoints that must not stay in their place are quarantined, pruned, moved aside, or swept away.
 
     quarantine:  step-N        -> rename -> quarantine/step-N-1 (and step-N-1.txt: why)
     prune:       step-N        -> rename -> .step-N.tmp-pruned-<id> -> fsync folder -> files removed
     start over:  all there is  -> rename one by one -> superseded-1.tmp/ -> rename = done -> superseded-1/
-    sweep:       .step-*.tmp-* and .latest.tmp-* of the dead removed; a start over that a death cut short is finished
+    sweep:       .step-*.tmp-* and .latest.tmp-* of dead processes removed; a start over that was cut short is finished
 
-Only rank 0 calls any of this, and a flush what concerns its own temporary folder, and prune. A death at any point leaves
-nothing that a reader could take for a checkpoint.
+Only rank 0 calls these functions. A flush calls prune, and what concerns its own temporary folder. A death at any point
+leaves nothing that a reader could take for a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .store import LATEST, QUARANTINE, listing, read_latest
 
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
 _ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")
-"""What replace_file() was writing; the first number is the pid."""
+"""A temporary file of replace_file(); the first number is the pid."""
 _SUPERSEDED = re.compile(r"\Asuperseded-([0-9]+)(\.tmp)?\Z")
 
 
 def temporary_name(step: int, label: str = "") -> str:
-    """A folder name that no reader takes for a checkpoint and that nobody else uses."""
+    """A folder name that nobody else uses and that no reader takes for a checkpoint."""
     return f".{step_name(step)}.tmp-{label}{uuid.uuid4().hex[:12]}"
 
 
 def remove_tree(path: Path, disk: Disk) -> None:
-    """`path` and what it holds are gone; links are removed, never followed. OSError if something would not go."""
+    """`path` and its content are removed. Links are removed, never followed. OSError if something cannot be removed."""
     with os.scandir(path) as entries:
         for entry in list(entries):
             if entry.is_dir(follow_symlinks=False):
@@ -48,13 +48,14 @@ def remove_tree(path: Path, disk: Disk) -> None:
 
 
 def discard(path: Path, disk: Disk) -> None:
-    """Whatever could be removed of the temporary folder `path` is; the rest is swept by a later attempt."""
+    """The temporary folder `path` is removed as far as possible. A later attempt sweeps the rest."""
     with contextlib.suppress(OSError):
         remove_tree(path, disk)
 
 
 def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
-    """The checkpoint `name` has moved to the path returned, with a text beside it that says why. OSError if it cannot."""
+    """Moves the checkpoint `name` to the path that is returned. A text beside it says why. OSError if it cannot be
+    moved."""
     place = folder / QUARANTINE
     if place.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, which may lead anywhere", str(place))
@@ -73,13 +74,13 @@ def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
 
 
 def prune(folder: Path, keep: int, disk: Disk) -> list[int]:
-    """The steps removed: all but the newest `keep` (at least two) that are whole by size. Never what `latest` names,
-    and never a damaged one: that is for quarantine, and does not count as kept."""
+    """The steps that were removed: all but the newest `keep` (at least two) that are whole by size. Never the one that
+    `latest` names. Never a damaged one: it is for quarantine, and does not count as kept."""
     good = [found.step for found in listing(folder) if found.problem is None]
     latest = read_latest(folder)
     removed = [step for step in good[: -max(2, keep)] if step != latest]
     for step in removed:
-        # Under its own name a half-removed checkpoint would be found damaged; so it loses its name first, for good.
+        # Under its own name a half-removed checkpoint would look damaged. So it durably loses its name first.
         away = folder / temporary_name(step, "pruned-")
         with contextlib.suppress(FileNotFoundError):  # a flush prunes too
             disk.rename(folder / step_name(step), away)
@@ -90,8 +91,7 @@ def prune(folder: Path, keep: int, disk: Disk) -> list[int]:
 
 @contextlib.contextmanager
 def in_use(path: Path) -> Iterator[None]:
-    """The temporary folder `path` is not swept while the block runs.
-    FileNotFoundError if it was swept before."""
+    """While the block runs, the temporary folder `path` is not swept. FileNotFoundError if it was swept before."""
     with locked(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)):
         path.stat()
         yield
@@ -108,7 +108,7 @@ def _sweep(path: Path, disk: Disk) -> None:
 
 
 def sweep(folder: Path, disk: Disk) -> None:
-    """No temporary folder or file of a dead process is left, and a start over that was cut short is finished."""
+    """No temporary folder or file of a dead process is left. A start over that was cut short is finished."""
     if not folder.is_dir():
         return
     for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
@@ -123,7 +123,7 @@ def sweep(folder: Path, disk: Disk) -> None:
 
 
 def start_over(folder: Path, disk: Disk) -> Path | None:
-    """No checkpoint is left in `folder`: all have moved to the folder returned (None if there was nothing to move)."""
+    """No checkpoint is left in `folder`. All were moved to the folder that is returned (None if there were none)."""
     if not ever_held(folder):
         return None
     taken = [int(m[1]) for p in folder.iterdir() if (m := _SUPERSEDED.match(p.name))]
@@ -139,9 +139,9 @@ def _move_aside(folder: Path, aside: Path, disk: Disk) -> Path:
         if os.path.lexists(folder / name):
             disk.rename(folder / name, aside / name)
     disk.sync_dir(aside)
-    # That syncing the folder that a name came to syncs that which it left is promised nowhere.
+    # A rename concerns two folders. Nothing promises that a sync of the new one also syncs the old one.
     disk.sync_dir(folder)
-    # The name without .tmp says that nothing of the old history is left outside it.
+    # The name without .tmp means: no part of the old history is left outside this folder.
     done = aside.with_suffix("")
     disk.rename(aside, done)
     disk.sync_dir(folder)
@@ -161,6 +161,6 @@ def _quarantined(folder: Path) -> list[str]:
 
 
 def ever_held(folder: Path) -> list[str]:
-    """Every trace of a checkpoint in `folder`: committed ones, quarantined ones, and a `latest` that outlived its target."""
+    """Every trace of a checkpoint in `folder`: committed, quarantined, and a `latest` whose target is gone."""
     traces = held(folder) + [f"{QUARANTINE}/{name}" for name in _quarantined(folder)]
     return traces or [LATEST for _ in range(os.path.lexists(folder / LATEST))]

@@ -1,4 +1,4 @@
-"""Write a checkpoint so that a reader finds the old one or the new one, never part of one.
+"""Writes a checkpoint. A reader finds the old one or the new one, never a part of one.
 
 all ranks   capture: what to write                                          (state.py)
 rank 0      room on the disk? -> mkdir .step-N.tmp-<id>/ -> its name goes to every rank
@@ -34,7 +34,7 @@ from .commit import begin, commit, now
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be saved, and where. `seal` runs on rank 0 before the commit: what must be durable with it, is."""
+    """What is saved, and where. `seal` runs on rank 0 before the commit, and makes other files durable with it."""
 
     folder: Path
     step: int
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: int) -> Iterator[Buffer]:
-    """The bytes of this rank's file, in order: its shares of the shared state, and all that is its own."""
+    """The bytes of this rank's file, in order: its shares of the shared state, then all of its own state."""
     entries = [entry_of(share, shared.specs[share.name]) for share in shares]
     entries += [Entry(name, spec) for name, spec in own.specs.items()]
     yield header(entries, {"format": "pt", "rank": str(rank), "state": encode(own.tree).decode()})
@@ -70,8 +70,8 @@ def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: i
 
 
 def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
-    """`order` is committed on every rank, or has failed on every rank with the reason, and then nothing of it is left and
-    older checkpoints are as they were. Called by all ranks at the same step."""
+    """`order` is committed on every rank, or has failed on every rank with the reason. If it failed, nothing of it is
+    left, and older checkpoints are unchanged. All ranks call it at the same step."""
     began = time.monotonic()
     shares = plan(order.shared.specs, ranks.world_size)
     size = sum(spec.bytes for spec in order.shared.specs.values())

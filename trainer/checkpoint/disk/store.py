@@ -1,4 +1,4 @@
-"""The folder of checkpoints, as a reader sees it: list, load one's manifest, verify one or all. Needs no torch.
+"""The folder of checkpoints, for readers: list them, load a manifest, verify one or all. Needs no torch.
 
     checkpoints/
       step-00000040/{manifest.json, rank0.safetensors, rank1.safetensors}     committed: the name is the promise
@@ -7,8 +7,8 @@
       quarantine/                     damaged ones, each with a text that says why
       superseded-1/                   moved aside by a run that started over
 
-Names are never followed out of the folder: only a plain folder whose name is exactly that of a step counts, its files are
-opened relative to it, and a symbolic link is damage.
+No name leads out of the folder. Only a plain folder with exactly the name of a step counts. Its files are opened
+relative to it. A symbolic link is damage.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ QUARANTINE = "quarantine"
 
 _LINK = (errno.ELOOP, errno.ENOTDIR)
 _LARGEST = 256 << 20
-"""Bytes of the largest manifest."""
+"""The largest manifest that is read, in bytes."""
 
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[int]:
-    """A descriptor of the regular file `name` in the checkpoint `path`. Damaged if it is missing or a link, Unreadable if
-    the system refuses it; the same for what goes wrong inside."""
+    """A descriptor of the regular file `name` in the checkpoint `path`. Damaged if it is missing or a link, Unreadable
+    if the system refuses it. Errors inside the block become the same two."""
     try:
-        # Each step refuses links, and O_NONBLOCK keeps a pipe put in a file's place from blocking for ever.
+        # Each open refuses links. O_NONBLOCK: a pipe in the place of a file must not block for ever.
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -63,7 +63,7 @@ def opened(path: Path, name: str) -> Iterator[int]:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint `path`, unchanged since it was written; else Damaged or Unreadable."""
+    """The manifest of the checkpoint `path`, proved unchanged. Damaged or Unreadable."""
     with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
         if os.fstat(fd).st_size > _LARGEST:
             raise Damaged(f"{manifests.NAME} is larger than any can be")
@@ -74,7 +74,7 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def attempt_of(path: Path) -> int:
-    """The attempt that made the checkpoint `path`; -1 if nobody supervised it, or its manifest does not tell."""
+    """The attempt that made the checkpoint `path`; -1 if it had no supervisor, or its manifest does not say."""
     try:
         attempt = load_manifest(path).attempt
     except CheckpointError:
@@ -83,8 +83,8 @@ def attempt_of(path: Path) -> int:
 
 
 def read_file(path: Path, manifest: Manifest, name: str, sink: Sink) -> dict[str, str]:
-    """The metadata of file `name`, its entries in what `sink` gave for them, all unchanged since they were written; else
-    Damaged or Unreadable, and what was read so far must not be used."""
+    """The metadata of the file `name`. Its entries are in the memory that `sink` gave. All of it is proved unchanged.
+    Damaged or Unreadable; then what was read so far must not be used."""
     stored = manifest.files[name]
     with opened(path, name) as fd:
         size = os.fstat(fd).st_size
@@ -100,8 +100,7 @@ def read_file(path: Path, manifest: Manifest, name: str, sink: Sink) -> dict[str
 
 
 def verify(path: Path) -> Manifest:
-    """The manifest of the checkpoint `path`, every byte of which was just read and is as written; else Damaged or
-    Unreadable."""
+    """The manifest of the checkpoint `path`, after every byte was read and found as written. Damaged or Unreadable."""
     manifest = load_manifest(path)
     for name in manifest.files:
         read_file(path, manifest, name, lambda entry: None)
@@ -109,7 +108,7 @@ def verify(path: Path) -> Manifest:
 
 
 def check(path: Path) -> Manifest:
-    """The manifest of the checkpoint `path`, whose files are there and of the right size; their content was not read."""
+    """The manifest of the checkpoint `path`. Its files exist and have the right size; their content was not read."""
     manifest = load_manifest(path)
     for name, stored in manifest.files.items():
         with opened(path, name) as fd:
@@ -120,7 +119,7 @@ def check(path: Path) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A committed checkpoint as found: its manifest, or what is wrong with it."""
+    """A committed checkpoint in the list: its manifest, or what is wrong with it."""
 
     step: int
     path: Path
@@ -152,7 +151,7 @@ def newest_good(folder: Path) -> Listed | None:
 
 
 def read_latest(folder: Path) -> int | None:
-    """The step that `latest` names, or None if there is no such file or it names none."""
+    """The step that `latest` names; None if there is no such file or it names no step."""
     try:
         fd = os.open(folder / LATEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

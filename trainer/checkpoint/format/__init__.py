@@ -1,1 +1,1 @@
-"""The files of a checkpoint: who writes what, safetensors, the manifest. Needs no torch."""
+"""The files of a checkpoint: the plan (which rank writes what), safetensors, the manifest. Needs no torch."""

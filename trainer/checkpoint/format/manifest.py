@@ -1,9 +1,10 @@
-"""The manifest: what a checkpoint consists of, and proof that none of it has changed.
+"""The manifest: a list of the parts of a checkpoint, with digests that prove that no part has changed.
 
-    {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{bytes,digest}},"digest":"…"}
-    '------------------------- the digest covers these bytes as they stand -------------------------'
+  {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{…,digest}},"digest":"…"}
+  '----------------------- the digest covers these bytes as they stand -----------------------'
 
-Each file's digest covers all its bytes and the manifest's own covers the rest of it, so one flipped bit anywhere shows.
+A file's digest covers all its bytes. The manifest's own digest covers the rest of the manifest. So one flipped bit
+anywhere is found.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def shard_name(rank: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`count` elements from element `start` of a flattened tensor are in `file` under `key`."""
+    """`count` elements of a flattened tensor, from element `start` on. They are in `file` under `key`."""
 
     file: str
     key: str
@@ -81,7 +82,7 @@ class Manifest:
 
 
 def stored(specs: Mapping[str, Spec], shares: Shares) -> dict[str, StoredTensor]:
-    """Where each tensor is, if each rank has written its shares."""
+    """Where each tensor is, after each rank has written its shares."""
     pieces: dict[str, list[Piece]] = {name: [] for name in specs}
     for rank, own in enumerate(shares):
         for share in own:
@@ -126,7 +127,7 @@ def _build(body: dict[str, Any]) -> Manifest:
 
 
 def is_proper(spec: Spec) -> bool:
-    """Whether there can be a tensor of that type and shape."""
+    """Whether a tensor of that type and shape can exist."""
     return spec.dtype in ITEM_BYTES and all(_is_count(n) for n in spec.shape)
 
 
@@ -135,8 +136,8 @@ def _is_count(value: object) -> bool:
 
 
 def check(manifest: Manifest) -> None:
-    """ValueError unless every field is of its type, files are those of ranks 0 to world_size - 1, and pieces cover each
-    tensor once, in order."""
+    """ValueError unless every field has its type, the files are those of ranks 0 to world_size - 1, and the pieces
+    cover each tensor once, in order."""
     counts = (manifest.step, manifest.world_size, manifest.bytes, *(file.bytes for file in manifest.files.values()))
     texts = (manifest.torch, manifest.created, *(file.digest for file in manifest.files.values()))
     if not all(map(_is_count, counts)) or not all(isinstance(text, str) for text in texts):
@@ -147,7 +148,7 @@ def check(manifest: Manifest) -> None:
         raise ValueError("a time that cannot be")
     if manifest.world_size != len(manifest.files) or not manifest.files:
         raise ValueError(f"{len(manifest.files)} files cannot be those of {manifest.world_size} ranks")
-    # Names are compared, never used as they stand: no text in a manifest can lead out of its folder.
+    # Names are only compared, never used as paths: no text in a manifest can lead out of its folder.
     if set(manifest.files) != {shard_name(rank) for rank in range(manifest.world_size)}:
         raise ValueError(f"files are not those of {manifest.world_size} ranks")
     room = sum(file.bytes for file in manifest.files.values())

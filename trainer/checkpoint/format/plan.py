@@ -1,10 +1,10 @@
-"""Who writes what: replicated tensors cut into pieces, and each rank given an equal run of the bytes.
+"""The plan of a save: replicated tensors are cut into pieces, and each rank writes an equal part of the bytes.
 
     tensors, by element size:   |---- a ----|-- b --|c|------ d ------|
     pieces:                     |--a0--|-a1-|--b0---|c|--d0--|---d1---|
     ranks:                      |------- 0 -------|-------- 1 --------|     cuts a piece where a share ends
 
-A pure function of the tensors' types and shapes, so every rank computes the same plan without asking.
+It is a pure function of the tensors' types and shapes, so every rank computes the same plan without communication.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Spec:
 
 
 def total(tensors: Mapping[str, Spec]) -> int:
-    """Their bytes."""
+    """The bytes of all `tensors` together."""
     return sum(spec.bytes for spec in tensors.values())
 
 
@@ -60,13 +60,13 @@ class Share:
 
 
 Shares = tuple[tuple[Share, ...], ...]
-"""By rank, what it writes."""
+"""For each rank, the shares that it writes."""
 
 
 def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES) -> Shares:
-    """By rank, the shares that it writes. Every element is in exactly one; ranks differ by less than an element's bytes
-    per cut; no share is larger than `piece_bytes` (or one element)."""
-    # Wide elements first: then every offset in a file is a multiple of its element's size.
+    """For each rank, the shares that it writes. Every element is in exactly one share. Ranks differ by less than the
+    bytes of one element per cut. No share is larger than `piece_bytes` (or one element)."""
+    # Wide elements come first: then every offset in a file is a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype])
     total = sum(spec.bytes for _, spec in ordered)
     shares: list[list[Share]] = [[] for _ in range(world_size)]

@@ -1,8 +1,9 @@
-"""One rank's file: the safetensors format, written and read as a stream so that its digest costs no second pass.
+"""The file of one rank, in the safetensors format. It is written and read as a stream, so its digest needs no second
+pass.
 
     8 bytes: length of the header | header: JSON, padded to a whole page | the tensors' bytes, one after another
 
-The bytes are digested on their way, piece by piece; what was read may be used only once the digest has been compared.
+The bytes are digested piece by piece as they pass. Bytes that were read may be used only after the digest is compared.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ from .plan import Share, Spec
 CHUNK = 1 << 20
 PAGE = 4096
 _MAX_HEADER = 100 << 20
-"""The safetensors library reads no larger header, so neither writes nor reads this one."""
+"""The safetensors library reads no larger header, so this module neither writes nor reads one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stored tensor, or part of one."""
+    """A stored tensor, or a part of one."""
 
     key: str
     spec: Spec
 
 
 def entry_of(share: Share, spec: Spec) -> Entry:
-    """That share of a tensor of `spec` in its rank's file."""
-    # A whole tensor keeps its shape, so that any reader of safetensors sees it as it was.
+    """The entry for `share`, of a tensor of `spec`, in its rank's file."""
+    # A whole tensor keeps its shape, so that any reader of safetensors sees it unchanged.
     return Entry(share.key(spec), spec if share.count == spec.count else Spec(spec.dtype, (share.count,)))
 
 
 Sink = Callable[[Entry], "memoryview | None"]
-"""Where the bytes of an entry go; None to pass over them (they are digested all the same)."""
+"""Gives the memory for the bytes of an entry; None skips them (they are digested all the same)."""
 
 
 class Digest:
-    """Counts and digests bytes as they pass."""
+    """Counts and digests the bytes that pass through it."""
 
     def __init__(self) -> None:
         self._hash = xxhash.xxh3_128()
@@ -56,7 +57,7 @@ class Digest:
         self.bytes += len(view)
 
     def through(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-        """`chunks`, in parts small enough to be still in the cache when they are written."""
+        """`chunks`, cut so small that they are still in the CPU cache when they are written."""
         for chunk in chunks:
             view = memoryview(chunk).cast("B")
             for start in range(0, len(view), CHUNK):
@@ -70,7 +71,7 @@ class Digest:
 
 
 def index(entries: Sequence[Entry]) -> bytes:
-    """The part of a header that says what lies where: it changes only with `entries`."""
+    """The part of a header that says where each entry lies. It changes only with `entries`."""
     fields: dict[str, Any] = {}
     at = 0
     for entry in entries:
@@ -81,7 +82,7 @@ def index(entries: Sequence[Entry]) -> bytes:
 
 
 def header_of(index: bytes, metadata: dict[str, str]) -> bytes:
-    """The first bytes of a file of that index: whole pages, so that the tensors after them begin on one."""
+    """The first bytes of a file with that index: whole pages, so that the tensors after them begin at a page."""
     text = b'{"__metadata__":' + json.dumps(metadata, separators=(",", ":")).encode()
     text += b"," + index[1:] if len(index) > 2 else b"}"
     text += b" " * (-(len(text) + 8) % PAGE)
@@ -111,8 +112,8 @@ def _parse_header(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
 
 
 def entries_in(file: memoryview) -> tuple[list[tuple[Entry, memoryview]], dict[str, str]]:
-    """The entries of the file whose bytes are in `file`, each with its own bytes, and the metadata. Damaged if it is not
-    one of this format."""
+    """The entries in `file` (the bytes of a whole file), each with its own bytes, and the metadata. Damaged if it is
+    not of this format."""
     length = int.from_bytes(file[:8], "little")
     if length > min(_MAX_HEADER, len(file) - 8):
         raise Damaged("its header is not one")
@@ -149,8 +150,9 @@ def _pass_over(fd: int, count: int, scratch: memoryview, digest: Digest) -> None
 
 
 def read_shard(fd: int, sink: Sink) -> tuple[Digest, dict[str, str]]:
-    """The digest of the whole file and its metadata, the entries' bytes in what `sink` gave for them.
-    Damaged if it is not a file of this format, OSError if it cannot be read; neither proves that it is unchanged."""
+    """The digest of the whole file and its metadata. The bytes of each entry are in the memory that `sink` gave.
+    Damaged if it is not a file of this format, OSError if it cannot be read. Only the digest can prove that it is
+    unchanged."""
     size = os.fstat(fd).st_size
     digest = Digest()
     prefix = bytearray(8)

@@ -1,12 +1,12 @@
-"""A rank's board: which snapshot each of its buffers holds. The commit record there is what makes a snapshot one.
+"""The board of a rank says which snapshot each of its buffers holds. A snapshot exists once its commit record is there.
 
-    4096 bytes:  slot a | slot b | slot c | passed (8)      a slot, 128 bytes:  record (72) | its checksum (8) | … | pin (8)
+    4096 bytes:  slot a | slot b | slot c | passed (8)     a slot, 128 bytes:  record (72) | checksum (8) | … | pin (8)
 
     write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
 
-A record that is not whole does not match its checksum and counts as none. Memory is shared, so what a dead process wrote
-is there, in the order in which it wrote it. A pin is a word of its own: the step that a flush is to read, plus one; so is
-`passed`, the attempt and the step that this rank has last committed, or gone on without.
+A record that is not whole does not match its checksum and does not count. The memory is shared: writes of a dead
+process stay, in the order in which it made them. A pin is one word: the step that a flush will read, plus one. `passed`
+is one word too: the attempt, and the last step that this rank has committed or skipped.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ RECORD_BYTES = _FIELDS.size + _CHECK.size
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One committed snapshot of one rank. `owner` is of the run; `payload` and `sidecar` are lengths in bytes; `serial`
-    differs for every use of a buffer."""
+    """One committed snapshot of one rank. `owner` stands for the run. `payload` and `sidecar` are lengths in bytes.
+    `serial` differs for every use of a buffer."""
 
     owner: int
     attempt: int
@@ -52,12 +52,12 @@ class Record:
         return raw + _CHECK.pack(xxhash.xxh3_64_intdigest(raw))
 
 
-# At every snapshot; dataclasses.astuple copies what it finds, and takes fifty times as long.
+# Called at every snapshot: dataclasses.astuple makes copies and takes fifty times as long.
 _values = attrgetter(*(field.name for field in fields(Record)))
 
 
 def owner_of(segment: Path) -> int:
-    """What the records in `segment` have for their owner: a copy under another run's name is not that run's."""
+    """The owner in the records of `segment`. It depends on the name, so another run does not accept a copy."""
     return xxhash.xxh3_64_intdigest(segment.name.encode()) >> 1
 
 
@@ -75,7 +75,7 @@ def _pin_of(slot: str) -> int:
 
 
 class Board:
-    """The board at `path`, mapped. OSError if there is none, ValueError if it is not one."""
+    """The board at `path`, mapped. OSError if the file is missing, ValueError if it is not a board."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -86,11 +86,11 @@ class Board:
             self._status = os.fstat(fd)
         finally:
             os.close(fd)
-        # As beats have it: a word is stored whole, not byte by byte as struct does it, and never read by half.
+        # As in beats: a word is stored at once, not byte by byte as struct stores it, so nobody reads half a word.
         self._words = memoryview(self._memory).cast("q")
 
     def is_at(self, path: Path) -> bool:
-        """Whether this board is what others find at `path`."""
+        """Whether other processes that open `path` get this board."""
         try:
             return os.path.samestat(self._status, path.lstat())
         except OSError:
@@ -101,19 +101,19 @@ class Board:
         """The board at `path`, made if it is missing."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            # Full memory must be an OSError here, not a SIGBUS at a store.
+            # Full memory must raise OSError here. Later it would be a SIGBUS, at a store.
             os.posix_fallocate(fd, 0, _BYTES)
         finally:
             os.close(fd)
         return Board(path)
 
     def read(self, slot: str) -> Record | None:
-        """What is committed in `slot`."""
+        """The record that is committed in `slot`, or None."""
         at = SLOTS.index(slot) * _SLOT_BYTES
         return decode(self._memory[at : at + RECORD_BYTES])
 
     def records(self) -> dict[str, Record]:
-        """What is committed, by slot."""
+        """The committed records, by slot."""
         found = {slot: self.read(slot) for slot in SLOTS}
         return {slot: record for slot, record in found.items() if record is not None}
 
@@ -122,15 +122,15 @@ class Board:
         self._memory[at : at + len(raw)] = raw
 
     def commit(self, slot: str, record: Record) -> None:
-        """`slot` holds the snapshot of `record`, all of which was written before."""
+        """`slot` holds the snapshot of `record`. All of its bytes must be written before."""
         self.put(slot, record.encode())
 
     def invalidate(self, slot: str) -> None:
-        """`slot` holds nothing: its buffer may be written."""
+        """`slot` holds no snapshot: its buffer may be written."""
         self.put(slot, bytes(RECORD_BYTES))
 
     def pin(self, slot: str, step: int | None) -> None:
-        """A flush is to read `step` in `slot`, which is not written meanwhile; None: no more."""
+        """A flush will read `step` in `slot`; until then `slot` is not written. None: no longer pinned."""
         self._words[_pin_of(slot)] = 0 if step is None else step + 1
 
     def pinned(self, slot: str) -> int | None:
@@ -143,7 +143,7 @@ class Board:
         return {slot: step for slot, step in found.items() if step is not None}
 
     def go_past(self, attempt: int, step: int) -> None:
-        """This rank is done with the snapshot of `step`, and either has it or never will."""
+        """This rank is done with the snapshot of `step`: it has committed it, or never will."""
         self._words[_PASSED_AT // 8] = (attempt + 1) << _STEP_BITS | step
 
     def passed(self, attempt: int) -> int:

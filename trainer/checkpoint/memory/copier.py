@@ -1,8 +1,8 @@
-"""How bytes get from live tensors into shared memory, and what the optimizer's next step waits for.
+"""How bytes are copied from live tensors into shared memory, and when the optimizer's next step must wait.
 
-On the CPU, where no core is spare, the thread that trains copies at once, with all the threads that it trains with: a
-copying thread beside those that compute holds them all up at their barriers (see DESIGN.md). Where one is spare, the copying
-thread copies while training goes on, and the optimizer waits until it has committed. On a GPU:
+On the CPU without a spare core, the training thread copies at once, with all threads that it computes with. A copying
+thread beside them would delay all of them at their barriers (see DESIGN.md). With a spare core, the copying thread
+copies while training goes on, and the optimizer waits until it has committed. On a GPU:
 
     compute stream   optimizer.step | mark ............ forward, backward ............ gate: waits for `done` | step
     side stream                      '-> wait for mark -> copies to pinned memory -> done
@@ -25,33 +25,34 @@ from .segment import Buffer
 
 
 class Copier:
-    """For state on the CPU, where a core is spare."""
+    """For state on the CPU, with a spare core."""
 
     overlaps = True
-    """Whether a thread of its own copies, while the one that trains goes on."""
+    """Whether a separate thread copies while the training thread goes on."""
 
     def __init__(self) -> None:
         self._free = threading.Event()
 
     def mark(self) -> None:
-        """The state is as it is to be copied; called by the thread that trains."""
+        """Called by the training thread: the state is now as it must be copied."""
         self._free.clear()
 
     def copy(self, buffer: Buffer, memory: torch.Tensor, pairs: list[Pair]) -> None:
-        """Every source is in its place in `memory`, that of `buffer`; called by the copying thread."""
+        """Every source is in its place in `memory`, which belongs to `buffer`. Called by the copying thread."""
         copy_here(pairs)
 
     def finish(self) -> None:
-        """Nothing is copied any more, whether it went well or not; called by the copying thread."""
+        """Copying has ended, well or not. Called by the copying thread."""
         self._free.set()
 
     def gate(self) -> None:
-        """What was marked is copied, or will be before anything queued from now on; called by the thread that trains."""
+        """The marked state is copied, or will be before any work that is queued from now on. Called by the training
+        thread."""
         self._free.wait()
 
 
 class BlockingCopier(Copier):
-    """For state on the CPU, where no core is spare: nothing is ever waited for."""
+    """For state on the CPU, without a spare core: nothing waits."""
 
     overlaps = False
 
@@ -66,7 +67,7 @@ class BlockingCopier(Copier):
 
 
 class CudaCopier(Copier):
-    """For state that lies, at least in part, on this rank's CUDA device."""
+    """For state of which at least a part lies on this rank's CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class CudaCopier(Copier):
                 torch._foreach_copy_([t for t, _ in on_device], [s for _, s in on_device], non_blocking=True)
             self._done.record(self._side)
         copy_here([pair for pair in pairs if not pair[1].is_cuda])
-        # From here on the compute stream waits for `done`, and the thread that trains for nothing.
+        # From here on the compute stream waits for `done`. The training thread does not wait.
         self._free.set()
         self._done.synchronize()
 
@@ -101,7 +102,8 @@ class CudaCopier(Copier):
         if buffer.serial in self._registered:
             return
         self._registered.add(buffer.serial)
-        # Pinned: from pageable memory a copy is neither asynchronous nor fast. Refused, it still works, only slower.
+        # Pinned: a copy to pageable memory is neither asynchronous nor fast. If pinning is refused, it works, but
+        # slower.
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         address = memory.data_ptr()
         if int(runtime.cudaHostRegister(address, memory.numel(), 0)) == 0:
@@ -109,12 +111,12 @@ class CudaCopier(Copier):
 
 
 def spare_cores(world_size: int) -> bool:
-    """Whether each of the ranks, taken to be on this machine, has a core for a thread that copies."""
+    """Whether each rank has a spare core for a copying thread. All ranks are taken to be on this machine."""
     return len(os.sched_getaffinity(0)) >= world_size * (torch.get_num_threads() + 1)
 
 
 def copier_for(tensors: Iterable[torch.Tensor], spare: bool) -> Copier:
-    """The one that fits where `tensors` lie, and whether a core is `spare`."""
+    """The copier for the devices of `tensors`; `spare`: whether a core is spare."""
     device = next((t.device for t in tensors if t.is_cuda), None)
     if device is not None:
         return CudaCopier(device)

@@ -1,10 +1,10 @@
-"""The image of a rank's file in memory: the bytes that a save would write, from live tensors, planned once and filled often.
+"""The image of a rank's file in memory: the bytes that a save would write. It is planned once and filled often.
 
     | header: index (planned), the rank's own state | shares of the shared state | own tensors | sidecar |
     '---------------------------- payload: the file, byte for byte --------------------'
 
-Steady tensors do not change between two optimizer steps and are copied by whoever fills. All others are staged: copied aside
-at once, by the thread that trains, and from there later.
+Steady tensors do not change between two optimizer steps; the thread that fills copies them. All other tensors are
+staged: the training thread copies them aside at once, and they are copied from there later.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ..state.tensors import bytes_of, is_plain
 from .segment import Buffer
 
 _SMALL = 32_000
-"""torch copies up to here in the calling thread; above, with as many threads as it trains with, which would disturb those."""
+"""Up to this size torch copies in the calling thread. Above, it uses as many threads as training, and would disturb
+them."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""(destination, source), both bytes."""
+"""(destination, source), both as bytes."""
 Copy = Callable[[Buffer, torch.Tensor, list[Pair]], None]
 """Called with a buffer, its memory, and the pairs whose destinations are in it."""
 
 
 def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
-    """That share of `tensor` (contiguous) as bytes, not copied."""
+    """`share` of `tensor` (contiguous) as bytes, not copied."""
     return tensor.detach().reshape(-1)[share.start : share.start + share.count].view(torch.uint8)
 
 
 class Image:
-    """Planned for one set of tensors: those of `shared`, of which `steady` names the steady ones."""
+    """Planned for one set of tensors: those of `shared`. `steady` names the steady ones."""
 
     def __init__(self, shared: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
         self.specs = shared.specs
@@ -68,7 +69,7 @@ class Image:
         self._pairs: dict[str, tuple[int, int, torch.Tensor, list[Pair]]] = {}
 
     def stage(self, shared: Packed) -> None:
-        """What may change from now on is as it is now."""
+        """The tensors that may change are copied aside, as they are now."""
         if self._stage:
             torch._foreach_copy_(list(self._stage.values()), [shared.tensors[name].detach() for name in self._stage])
 
@@ -85,7 +86,7 @@ class Image:
     def fill(self, buffer: Buffer, header: bytes, own: Packed, sidecar: bytes, copy: Copy) -> None:
         """`buffer` holds the image: the file, and after it `sidecar`."""
         memory, pairs = self._placed(buffer, len(header))
-        # Before copy(), which says that the state may change.
+        # Must be before copy(): after it, the state may change.
         for at, tensor, share in self._awkward:
             part = tensor.detach().resolve_conj().resolve_neg().reshape(-1)[share.start : share.start + share.count]
             start = len(header) + at
@@ -108,13 +109,14 @@ class Image:
                 for at, source in zip(self._plain_at, self._plain, strict=True)
             ]
             known = self._pairs[buffer.slot] = (buffer.serial, head, memory, pairs)
-            # Or a buffer that is dropped would stay mapped, and its memory taken.
+            # Otherwise a dropped buffer would stay mapped and keep its memory.
             buffer.releases.append(functools.partial(self._pairs.pop, buffer.slot, None))
         return known[2], known[3]
 
 
 def copy_here(pairs: list[Pair]) -> None:
-    """Each destination holds what its source does, both on the CPU; copied by this thread alone, without the GIL."""
+    """Each destination holds the bytes of its source; both are on the CPU. This thread alone copies, without the
+    GIL."""
     small = [(target, source) for target, source in pairs if source.numel() <= _SMALL]
     if small:
         torch._foreach_copy_([target for target, _ in small], [source for _, source in small])

@@ -1,12 +1,12 @@
-"""The memory tier of one rank: a snapshot of the state in shared memory, copied while the next step computes.
+"""The memory tier of one rank: a snapshot of the state in shared memory, copied while the next step is computed.
 
-Where a core is spare for it, or the state lies on a GPU (else all of it happens in take(), see copier):
+With a spare core, or with the state on a GPU (else all of this happens in take(), see copier):
 
     training thread   optimizer.step(k) | take: capture, stage |  forward  backward  | gate | optimizer.step(k+1)
     copying thread                      '-> begin -> fill -> commit (k is safe)      ^
-                                                               a late copy is waited for here, by a hook of the optimizer
+                                                               a late copy is waited for here, in an optimizer hook
 
-Parameters and optimizer state do not change in between; what does (buffers, generators, numbers) is captured by take().
+Parameters and optimizer state do not change in between. Buffers, generators and numbers do, so take() captures them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .segment import Buffer, Removed, Segment
 
 _BANDWIDTH = 0.25
 _LATE_S = 1.0
-"""Seconds for which a snapshot that is owed waits for a buffer: for a rank that is late, or for a flush."""
+"""Seconds that an owed snapshot waits for a buffer. The cause is a late rank or a flush."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose snapshots, and where."""
+    """The run, attempt and rank of the snapshots, and their place."""
 
     folder: Path
     rank: int
@@ -60,20 +60,20 @@ class Place:
 
 
 class Memory:
-    """Snapshots of `parts`. OSError if there can be none in that place. `problem` says why there are none any more."""
+    """Snapshots of `parts`. OSError if the place cannot hold any. `problem` says why there are no more snapshots."""
 
     def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
-        """`spare`: whether a core is spare for copying; None finds out."""
+        """`spare`: whether a core is spare for copying; None: found out here."""
         self.problem: str | None = None
         self.removed = False
-        """Whether the problem is that somebody else has removed them: there is room for new ones."""
+        """Whether the problem is that somebody else has removed the snapshots. Then there is room for new ones."""
         self.left_out: int | None = None
-        """The newest step of which there was to be a snapshot, and is none."""
+        """The newest step whose snapshot was due and left out."""
         self.stall_s = 0.0
-        """What all snapshots so far have held training up, in seconds."""
+        """Seconds for which all snapshots so far have stopped training."""
         self.cost_s = 0.0
-        """What the newest snapshot took from training, in seconds: the training thread's time, its waiting, and, for
-        memory bandwidth, a quarter of the copying thread's CPU time."""
+        """The cost of the newest snapshot for training, in seconds: the training thread's time, its waiting, and a
+        quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
         self._packer = Packer(lambda: steadiness(parts))
@@ -87,7 +87,8 @@ class Memory:
         self._idle.set()
         self._spent_s, self._waited_s, self._copied_s = 0.0, 0.0, 0.0
         self._patient = True
-        # Daemon: a rank that dies of an exception must not hang in it. The finalizer lets a copy under way end first.
+        # Daemon: a rank that dies of an exception must not wait for this thread. The finalizer lets a running copy end
+        # first.
         self._thread = threading.Thread(
             target=_serve, args=(weakref.ref(self), self._jobs), name="snapshot", daemon=True
         )
@@ -99,13 +100,13 @@ class Memory:
             if (memory := itself()) is not None:
                 memory.gate()
 
-        # Of every optimizer: a second one may change what this one's state is copied with.
+        # A hook of every optimizer: a second one may change tensors that are copied with the first one's state.
         self._hook = register_optimizer_step_pre_hook(before_step)
 
     def take(self, step: int, extra: Any, pin: bool = False, owed: bool = False) -> None:
-        """The state as it is now will be this rank's snapshot of `step`, unless another rank is late, or `problem` is
-        set. Pinned, it stays until a flush has read it. One that is `owed` is not left out if it can be had by waiting a
-        little."""
+        """The present state will be this rank's snapshot of `step`, unless another rank is late, or `problem` is set.
+        With `pin` it stays until a flush has read it. If it is `owed`, it waits a little for a buffer before it is left
+        out."""
         self.wait()
         self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
         self.stall_s += self._waited_s
@@ -129,21 +130,21 @@ class Memory:
         self.stall_s += self._spent_s
 
     def gate(self) -> None:
-        """Parameters and optimizer state may be changed."""
+        """Waits until parameters and optimizer state may be changed."""
         if self._copier is not None and not self._idle.is_set():
             began = time.perf_counter()
             self._copier.gate()
             self._waited_s += time.perf_counter() - began
 
     def wait(self) -> None:
-        """The last snapshot is committed, or there was none."""
+        """Waits until the last snapshot, if there was one, is committed."""
         if not self._idle.is_set():
             began = time.perf_counter()
             self._idle.wait()
             self._waited_s += time.perf_counter() - began
 
     def close(self) -> None:
-        """No snapshot is being copied, and none will be. Those that are there stay."""
+        """No snapshot is being copied, and none will be. Existing snapshots stay."""
         self._hook.remove()
         self._finish()
         self.segment.close()
@@ -158,7 +159,7 @@ class Memory:
         except OSError as error:
             self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
         except Exception as error:
-            # Whatever it is: a copying thread that died of it would be waited for by training, for ever.
+            # Any exception: if the copying thread died of it, training would wait for it for ever.
             self.problem = f"no snapshots: {error!r}"
         finally:
             if self._copier is not None and self._copier.overlaps:
@@ -181,7 +182,7 @@ class Memory:
         self.segment.commit(buffer, job.step, payload, len(sidecar))
 
     def _begin(self, job: _Job, size: int) -> Buffer | None:
-        """A buffer, waited for if it is owed; but not once more after that was in vain."""
+        """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain."""
         until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
         while (buffer := self.segment.begin(size, job.step if job.pin else None)) is None:
             if time.monotonic() >= until:
@@ -198,7 +199,7 @@ class Memory:
         )
 
     def _sidecar(self, job: _Job) -> bytes:
-        """What a manifest needs beyond the files."""
+        """The fields of a manifest that are not in the files."""
         known, text = self._specs_text
         if known is not job.image.specs:
             specs = {name: [spec.dtype, spec.shape] for name, spec in job.image.specs.items()}
@@ -212,7 +213,7 @@ def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) ->
     while (job := jobs.get()) is not None:
         if (itself := memory()) is not None:
             itself.work(job)
-        # Or the last job's tensors, and the memory tier itself, would live on in this frame.
+        # Otherwise this frame would keep the last job's tensors, and the memory tier, alive.
         del job, itself
 
 

@@ -1,14 +1,14 @@
-"""A rank's own buffers in shared memory, as their writer: which to write next, and when a snapshot is one.
+"""The buffers of one rank in shared memory, as their writer uses them: the next one to write, and the commit.
 
     begin    a buffer that may be written over -> its record is zeros
     (fill)   header, tensors, sidecar
     commit   its record
 
-    May be written over: what was never committed, what a dead attempt left, what is older than the newest snapshot that all
-    ranks have, and what some rank has gone on without. Never that newest one, never a pinned one. So if another rank is
-    late there is none: no snapshot this time.
+    May be written over: a buffer that was never committed, or that a dead attempt left; a snapshot older than the
+    newest one that all ranks have; a snapshot that some rank has skipped. Never the newest one that all have, never a
+    pinned one. So if another rank is late, no buffer is free, and there is no snapshot this time.
 
-Two buffers, a third only while one is pinned.
+There are two buffers, and a third only while one is pinned.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _SLACK = 1 << 20
 
 
 class Removed(OSError):
-    """Somebody else has removed what this rank keeps in shared memory: nobody would find a snapshot of it."""
+    """Somebody else has removed this rank's files in shared memory: nobody would find a snapshot in them."""
 
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """The memory of one slot. `serial` differs for every memory that was ever mapped for it."""
+    """The memory of one slot. `serial` differs each time that memory is mapped for the slot."""
 
     slot: str
     fd: int
     memory: mmap.mmap
     serial: int
     releases: list[Callable[[], object]]
-    """To be called before the memory goes."""
+    """Functions to call before the memory is unmapped."""
 
 
 class Segment:
@@ -53,22 +53,22 @@ class Segment:
         self._owner = owner_of(folder)
         claim(folder)
         self._own = Board.create(board_path(folder, rank))
-        # Those of a larger world too: its last snapshot counts until this world has one.
+        # Boards of a larger world too: its last snapshot counts until this world has one.
         self._boards = {**boards(folder), rank: self._own}
         self._buffers: dict[str, Buffer] = {}
-        # Of the process and the moment: no record of this attempt can equal one of another.
+        # Made from the process and the time: no record of this attempt can equal one of another attempt.
         self._serial = itertools.count(time.monotonic_ns())
         self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
         self._swept = False
         self.cramped = False
         promised = pinned(folder)
         for slot, step in self._own.pins().items():
-            # Pinned by ranks of which one died before it had committed: no flush will ever come for it.
+            # Ranks pinned it, and one died before it had committed: no flush will ever read it.
             if self._own.read(slot) is None or step not in promised:
                 self._own.pin(slot, None)
 
     def boards(self) -> dict[int, Board]:
-        """The boards of all ranks that have one."""
+        """The boards of all ranks that have a board."""
         if any(rank not in self._boards for rank in range(self.world_size)):
             self._boards = {**boards(self.folder), **self._boards}
         return self._boards
@@ -79,8 +79,8 @@ class Segment:
         return found[-1] if found else None
 
     def begin(self, size: int, pin: int | None = None) -> Buffer | None:
-        """A buffer of `size` bytes that holds nothing now, pinned for step `pin`; None if there is none to be had yet.
-        OSError if shared memory has no room for it, Removed if what was there is gone."""
+        """An empty buffer of `size` bytes, pinned for step `pin`. None if no buffer is free yet. OSError if shared
+        memory has no room for it, Removed if this rank's files are gone."""
         if not self._is_there():
             raise Removed(f"another program has removed the snapshots from {self.folder.parent}")
         newest = self.newest()
@@ -99,15 +99,16 @@ class Segment:
         try:
             return self._mapped(slot, size)
         except OSError:
-            # Without room for a third one there are no snapshots while a flush reads, and that is all. Without room for one
-            # of the two there are none any more.
+            # Without room for a third buffer there are only no snapshots while a flush reads. Without room for one of
+            # the two there are no snapshots any more.
             if not third:
                 raise
             self.cramped = True
             return None
 
     def _is_there(self) -> bool:
-        """Whether what is mapped here is what others find. What was removed goes on as memory of this process alone."""
+        """Whether other processes can open the memory that is mapped here. Removed files live on in this process
+        alone."""
         try:
             return self._own.is_at(board_path(self.folder, self.rank)) and all(
                 os.path.samestat(os.fstat(buffer.fd), buffer_path(self.folder, self.rank, slot).lstat())
@@ -117,12 +118,12 @@ class Segment:
             return False
 
     def close(self) -> None:
-        """Nothing is mapped here. What is there stays."""
+        """Nothing is mapped here any more. The files stay."""
         for slot in list(self._buffers):
             self._unmap(slot)
 
     def _free(self, newest: Snapshot | None) -> list[str]:
-        """The slots that may be written over, the best first: that with the oldest content."""
+        """The slots that may be written over, the oldest content first."""
         pins, records = self._own.pins(), self._own.records()
         kept = newest.places[self.rank][0] if newest and self.rank < newest.world_size else None
         two = sorted(self._held | {"a", "b"})[:2] if len(self._held) < 2 else self._held
@@ -131,13 +132,13 @@ class Segment:
             for slot in (SLOTS if pins else two)
             if slot != kept and slot not in pins and self._past(records.get(slot), newest)
         ]
-        # One that is there before one that would have to be made.
+        # An existing buffer comes before one that would have to be made.
         return sorted(
             free, key=lambda s: (s == "c" and s not in self._held, records[s].step if s in records else -1, s)
         )
 
     def _past(self, record: Record | None, newest: Snapshot | None) -> bool:
-        """Whether `record` is of no use any more: it is older than `newest`, or can never be one that all ranks have."""
+        """Whether `record` is useless now: it is older than `newest`, or some rank will never have its snapshot."""
         if record is None or record.attempt != self.attempt or (newest is not None and record.step < newest.step):
             return True
         return any(
@@ -156,7 +157,7 @@ class Segment:
         self._own.go_past(self.attempt, step)
 
     def skip(self, step: int) -> None:
-        """This rank will have no snapshot of `step`: the others need not keep theirs for it."""
+        """This rank will have no snapshot of `step`, so the other ranks need not keep theirs."""
         self._own.go_past(self.attempt, step)
 
     def _mapped(self, slot: str, size: int) -> Buffer:
@@ -179,7 +180,7 @@ class Segment:
             path.unlink()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Every page is there from now on: full memory must be an OSError here, not a SIGBUS in a copy.
+            # Takes every page now. Full memory must raise OSError here; later it would be a SIGBUS in a copy.
             os.posix_fallocate(fd, 0, size + size // 64 + _SLACK)
         except OSError:
             os.close(fd)
@@ -200,7 +201,7 @@ class Segment:
         self._held.discard(slot)
 
     def _forget_larger_world(self, newest: Snapshot | None) -> None:
-        """What ranks of a larger, dead world left is gone, once this world has a snapshot of its own."""
+        """Files of ranks of a larger, dead world are removed, once this world has its own snapshot."""
         if self._swept or self.rank != 0 or newest is None or newest.attempt != self.attempt:
             return
         if any(board.pins() for rank, board in self._boards.items() if rank >= self.world_size):

@@ -1,9 +1,9 @@
-"""The snapshots of a run in shared memory, as a reader sees them: the supervisor, a flush, a rank that restores.
+"""The snapshots of a run in shared memory, for readers: the supervisor, a flush, a rank that restores.
 
     rank 0   a: step 8   b: step 9              newest that ALL ranks have: 8. Rank 1 was copying 9 when it died,
     rank 1   a: step 8   b: (being written)     and rank 0 does not write over its 8 before it sees rank 1's 9.
 
-Ranks of one snapshot are of one attempt and one world size. Needs no torch.
+The ranks of one snapshot belong to one attempt and one world size. Needs no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Snapshot:
 
 
 def boards(segment: Path) -> dict[int, Board]:
-    """Every rank's board in `segment` that can be read."""
+    """The boards in `segment` that can be read, by rank."""
     found = {}
     for rank in ranks_in(segment):
         with contextlib.suppress(OSError, ValueError):
@@ -65,7 +65,7 @@ def common(segment: Path, found: Mapping[int, Board]) -> list[Snapshot]:
 
 
 def find(segment: Path, step: int | None = None) -> Snapshot | None:
-    """The newest snapshot that all ranks have, or that of `step`."""
+    """The newest snapshot that all ranks have; with `step`, the one of that step. None if there is none."""
     found = [s for s in common(segment, boards(segment)) if step is None or s.step == step]
     return found[-1] if found else None
 
@@ -77,7 +77,7 @@ def newest_snapshot(segment: Path) -> int | None:
 
 
 def unchanged(snapshot: Snapshot) -> bool:
-    """Whether every buffer still holds that snapshot, so that what was read from them is of it."""
+    """Whether every buffer still holds `snapshot`. Then the bytes that were read before belong to it."""
     found = boards(snapshot.segment)
     return all(
         rank in found and found[rank].read(slot) == record for rank, (slot, record) in enumerate(snapshot.places)
@@ -85,7 +85,8 @@ def unchanged(snapshot: Snapshot) -> bool:
 
 
 def pin(snapshot: Snapshot) -> None:
-    """No rank writes over `snapshot` until the pins are cleared. unchanged() says afterwards if one just had."""
+    """From now on no rank writes over `snapshot`, until the pins are cleared. unchanged() then tells if one already
+    has."""
     found = boards(snapshot.segment)
     for rank, (slot, _) in enumerate(snapshot.places):
         if rank in found:
@@ -97,7 +98,7 @@ def any_pinned(found: Iterable[Board]) -> bool:
 
 
 def pinned(segment: Path) -> list[int]:
-    """The steps of the snapshots that all ranks have, and that are kept for a flush; oldest first."""
+    """The steps of the snapshots that all ranks have and that are pinned for a flush, oldest first."""
     found = boards(segment)
     return sorted(
         {
@@ -109,7 +110,7 @@ def pinned(segment: Path) -> list[int]:
 
 
 def clear_pins(segment: Path, step: int | None = None) -> None:
-    """No buffer is kept for a flush of `step` (None: of any) any more: for when that flush is over."""
+    """No buffer is pinned for a flush of `step` (None: of any step). Call it when that flush is over."""
     for board in boards(segment).values():
         for slot, kept in board.pins().items():
             if step is None or kept == step:
@@ -117,7 +118,7 @@ def clear_pins(segment: Path, step: int | None = None) -> None:
 
 
 def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
-    """No snapshot is left of which `covers(attempt, step)` is true. Only while no rank takes any."""
+    """Removes the snapshots for which `covers(attempt, step)` is true. Call it only while no rank takes snapshots."""
     for board in boards(segment).values():
         for slot, record in board.records().items():
             if covers(record.attempt, record.step):
@@ -126,13 +127,12 @@ def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
 
 
 def empty(segment: Path) -> None:
-    """Nothing is in `segment`, which is there: a supervisor that finds it gone says that somebody else has removed
-    it."""
+    """`segment` is empty and still exists. If it were gone, the supervisor would say that somebody else removed it."""
     shm.remove(segment)
     with contextlib.suppress(OSError):
         shm.claim(segment)
 
 
 def remove(segment: Path) -> None:
-    """Nothing of the run's snapshots is left in shared memory."""
+    """No snapshot of the run is left in shared memory."""
     shm.remove(segment)

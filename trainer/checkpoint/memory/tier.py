@@ -1,13 +1,13 @@
-"""What the ranks agree on about the memory tier: which steps have a snapshot, which one becomes a checkpoint, and its end.
+"""The memory tier, as the ranks agree on it: which steps have a snapshot, which one becomes a checkpoint, when it ends.
 
 every rank    wish() -> the collective that the loop has anyway -> step(): all do the same at the same step
 rank 0        a save is due, no flush under way  ->  that step's snapshot is taken pinned, by all ranks
               at the next step all have committed it  ->  note `flush_due`: the supervisor starts the flush
               the pins are gone  ->  the flush is over, the next one may come
 
-A save that is due while a flush is under way: under "auto" it waits for a later step. By a number of steps it is owed at
-this one: if the flush is about to end it is waited for, else the ranks save the step themselves. They never need the flush,
-or a supervisor, to go on; and there is never more than one pinned snapshot.
+A save may be due while a flush runs. Under "auto" the save waits for a later step. By a number of steps it is owed at
+this step: the ranks wait for the flush if it is about to end, else they save the step themselves. They never need the
+flush, or a supervisor, to go on. There is never more than one pinned snapshot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .memory import Memory
 
 
 class Wish(NamedTuple):
-    """What a rank wishes at a step, or, joined over all ranks by "any", what they agree on."""
+    """The wish of a rank at a step. The wishes of all ranks, joined by "any", are the agreement."""
 
     stop: bool = False
     save: bool = False
@@ -34,14 +34,14 @@ class Wish(NamedTuple):
     lost: bool = False
     """This rank can take no more snapshots."""
     spiked: bool = False
-    """The losses that rank 0 has seen end in a spike."""
+    """Rank 0 has seen losses that end in a spike."""
     broken: bool = False
     """This rank's loss is not finite."""
 
 
 class Tier:
-    """The memory tier of a run, on one rank. `every` is a number of steps; None: as `pace` has it. `save` makes a checkpoint
-    of the last step, by all ranks, without a flush."""
+    """The memory tier of a run, on one rank. `every` is a number of steps; None: `pace` decides. `save` makes a
+    checkpoint of the last step, by all ranks, without a flush."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class Tier:
         self._memory, self._ranks, self._every, self._pace = memory, ranks, every, pace
         self._interval, self._keep, self._save = interval, keep, save
         self._flush_s: float | None = None
-        """How long the newest flush took, from its snapshot on."""
+        """Seconds that the newest flush took, from its snapshot on."""
         self._save_s: float | None = None
-        """How long the ranks' newest save of their own took."""
+        """Seconds that the newest save by the ranks took."""
         self._untold_s = 0.0
         self._promised = False
-        """Whether the pinned snapshot is of a step that a number of steps has promised."""
+        """Whether the pinned snapshot is of a step that the user's number of steps promises."""
         self._left_out: int | None = None
         self._since = 0
         self._boards: dict[int, Board] = {}
@@ -72,7 +72,7 @@ class Tier:
         self._cramped = False
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
-        """(save, snapshot, lost) as this rank alone sees it; `due` says whether a save is, by the clock."""
+        """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
         lost = self._memory.problem is not None
         if self._ranks.rank != 0:
             return False, False, lost
@@ -80,8 +80,8 @@ class Tier:
         return (due or self._owed) and self._is_free(), snapshot, lost
 
     def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
-        """`done` steps are finished; the flags are the same on all ranks: rank 0 wishes to save, a save is due by the
-        number of steps, rank 0 wishes a snapshot."""
+        """`done` steps are finished. The flags are the same on all ranks. `save`: rank 0 wishes to save. `due`: a save
+        is due by the number of steps. `snapshot`: rank 0 wishes a snapshot."""
         self._pace.stepped(time.monotonic())
         self._announce()
         self._learn()
@@ -100,26 +100,28 @@ class Tier:
             self._take(done, extra(), owed=self._every is not None)
 
     def keep(self, done: int, extra: Any) -> None:
-        """The state after `done` steps is in memory, if there is room: it could not be saved. All ranks call it."""
+        """For a state that could not be saved: the state after `done` steps is in memory, if there is room. All ranks
+        call it."""
         self._memory.wait()
         if self._since or self._memory.left_out == done:
             self._take(done, extra, owed=True)
             self._memory.wait()
-        # The first rank to leave takes the others with it: the supervisor ends them. So none leaves before all have it.
+        # When the first rank leaves, the supervisor ends the others. So no rank leaves before all have the snapshot.
         self._ranks.exchange(None)
 
     @property
     def stall_s(self) -> float:
-        """What all snapshots so far have held training up, in seconds."""
+        """Seconds for which all snapshots so far have stopped training."""
         return self._memory.stall_s
 
     def untold(self) -> float:
-        """Seconds for which snapshots, and waiting for a flush, have held training up since this was last asked."""
+        """Seconds for which snapshots, and waits for a flush, have stopped training since the last call."""
         seconds, self._untold_s = self._untold_s, 0.0
         return round(seconds, 6)
 
     def _is_their_turn(self) -> bool:
-        """Whether the step that is owed now is for a flush. If not, the ranks have saved it themselves, or tried to."""
+        """Whether a flush will save the step that is owed now. If not, the ranks have saved it themselves, or tried
+        to."""
         began = time.monotonic()
         with progress().during(Phase.SAVE):
             free = self._ranks.lead(self._wait_for_the_flush)
@@ -153,13 +155,13 @@ class Tier:
             progress().note("warning", text="no room in shared memory for a third buffer: no snapshots during a flush")
 
     def _is_free(self) -> bool:
-        """Whether no flush is under way. Only a flush, or the supervisor if that died, takes a pin away."""
+        """Whether no flush is running. Only a flush removes a pin; if the flush died, the supervisor does."""
         if len(self._boards) < self._ranks.world_size:
             self._boards = snapshots.boards(self._memory.segment.folder)
         return not snapshots.any_pinned(self._boards.values())
 
     def _learn(self) -> None:
-        """How long the flush took is known as soon as it is over, and with it when the next one is due."""
+        """When a flush is over, its duration is noted; the time of the next one depends on it."""
         if self._pinned is None or not self._said or not self._is_free():
             return
         self._flush_s = time.monotonic() - self._pinned_at
@@ -168,7 +170,7 @@ class Tier:
         self._pinned = None
 
     def _announce(self) -> None:
-        """The supervisor knows of the pinned snapshot, or it is given up because some rank does not have it."""
+        """Tells the supervisor of the pinned snapshot, or gives it up because some rank does not have it."""
         if self._pinned is None or self._said or self._ranks.rank != 0:
             return
         self._memory.wait()
@@ -180,12 +182,12 @@ class Tier:
         snapshots.clear_pins(folder, self._pinned)
         if self._promised:
             progress().note("checkpoint_failed", step=self._pinned, error="a rank had no room for its snapshot")
-        # Else the next one will do.
+        # Else the next snapshot serves as well.
         self._pinned, self._owed = None, not self._promised
 
     def give_up(self) -> tuple[str, bool]:
-        """There are no snapshots any more: why, and whether only because they were removed, the same on every rank. All
-        ranks call it at the same step."""
+        """Ends the snapshots. Returns why, and whether the only reason is that they were removed; the same on every
+        rank. All ranks call it at the same step."""
         found = self._ranks.exchange([self._memory.problem, self._memory.removed])
         problems = [problem for problem, _ in found if problem]
         self.close()

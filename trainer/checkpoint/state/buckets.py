@@ -1,8 +1,9 @@
-"""The order in which DDP sums up gradients, kept with a checkpoint, so that a resumed run sums as one that went on.
+"""The order in which DDP sums up gradients. A checkpoint keeps it, so a resumed run sums like one without a break.
 
-DDP fills its buckets anew after its first backward pass, in the order in which the gradients came. With three or more ranks
-an all-reduce adds up the numbers of an element in an order that depends on its place in a bucket. A resumed run that starts
-with DDP's first buckets computes a first step that differs in its last bits: with four ranks in every tensor (measured).
+After its first backward pass DDP fills its buckets again, in the order in which the gradients came. With three or more
+ranks, the order in which an all-reduce adds up an element depends on the element's place in a bucket. So a resumed run
+that starts with DDP's first buckets would compute a first step with other last bits: with four ranks, in every tensor
+(measured).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from ...rank import torch_patches
 from ..errors import StateError
 
 _ENOUGH = 3
-"""With two ranks a + b = b + a, whatever the order."""
+"""With two ranks the order does not matter: a + b = b + a."""
 
 
 def _inside(model: nn.Module) -> DistributedDataParallel | None:
-    """The DDP that `model` is, or that torch.compile has wrapped."""
+    """`model` itself if it is a DDP, or the DDP inside torch.compile's wrapper; else None."""
     while not isinstance(model, DistributedDataParallel):
         inner = getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -31,7 +32,7 @@ def _inside(model: nn.Module) -> DistributedDataParallel | None:
 
 
 def _around(model: nn.Module) -> DistributedDataParallel | None:
-    """The DDP that somebody has made of `model`; it takes some 50 ms to look."""
+    """A DDP that wraps `model`, or None. The search takes some 50 ms."""
     found = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
     return next((one for one in found if one.__dict__.get("_modules", {}).get("module") is model), None)
 
@@ -39,8 +40,8 @@ def _around(model: nn.Module) -> DistributedDataParallel | None:
 class Buckets:
     """A part of a checkpoint: the indices of DDP's parameters in the order of its buckets, as one text.
 
-    Empty before the first backward pass that was synchronised, without DDP, and with `find_unused_parameters`, where DDP
-    keeps its first buckets. StateError for `static_graph` with three ranks or more: nobody can give it its order back.
+    The text is empty without DDP, before the first synchronised backward pass, and with `find_unused_parameters`, where
+    DDP keeps its first buckets. StateError for `static_graph` with three or more ranks: its order cannot be restored.
     """
 
     def __init__(self, model: nn.Module | None, world_size: int) -> None:
@@ -55,8 +56,8 @@ class Buckets:
         return {"order": self._order} if self._order else {}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """DDP's buckets are those of the run that saved `state`. A collective of DDP's group. Nothing is changed for a DDP
-        of other parameters, or if there is none yet."""
+        """DDP's buckets are now those of the run that saved `state`. This is a collective of DDP's group. Nothing is
+        changed if the DDP has other parameters, or if there is no DDP yet."""
         self._look_around()
         self._wanted = str(state.get("order", ""))
         order = [int(index) for index in self._wanted.split()]
@@ -64,8 +65,8 @@ class Buckets:
             self._order, self._wanted = self._wanted, ""
 
     def learn(self) -> str | None:
-        """After a step of all ranks, each of which calls it: the order is known if DDP knows it. Returns a sentence, once,
-        if a restored order came too late to be of use."""
+        """Every rank calls it after a step: the order is known if DDP knows it. Returns a sentence, once, if a restored
+        order came too late to be used."""
         if self._order or self._world_size < 2:
             return None
         if self._ddp is None:
@@ -76,8 +77,8 @@ class Buckets:
             self._wanted = ""
             if self._world_size >= _ENOUGH:
                 return (
-                    "DDP was made after restore(): the first step may differ in its last bits from one of an undisturbed "
-                    "run; make DDP before restore()"
+                    "DDP was made after restore(): the first step may differ in its last bits from one of an undisturbed run; "
+                    "make DDP before restore()"
                 )
         return None
 
@@ -89,11 +90,11 @@ class Buckets:
     def _refuse(self) -> None:
         if self._ddp is not None and self._ddp.static_graph and self._world_size >= _ENOUGH:
             raise StateError(
-                f"DistributedDataParallel(static_graph=True) on {self._world_size} ranks: the order of its sums cannot be "
-                "restored, and a resumed run would differ in its last bits; leave static_graph out"
+                f"DistributedDataParallel(static_graph=True) on {self._world_size} ranks: the order of its sums cannot "
+                "be restored, and a resumed run would differ in its last bits; leave static_graph out"
             )
 
 
 def of(model: Any, world_size: int) -> Buckets:
-    """Those of `model`, if it is a module."""
+    """The buckets of `model`, if it is a module."""
     return Buckets(model if isinstance(model, nn.Module) else None, world_size)

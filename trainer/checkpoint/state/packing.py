@@ -1,4 +1,4 @@
-"""Nested state taken apart into JSON and tensors; and taken apart again, quickly, while its tensors stay where they are."""
+"""Nested state split into JSON and tensors. Splitting it again is quick while its tensors stay in their places."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from . import tensors, tree
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Nested state taken apart: `tree` is JSON that names tensors; `tensors` are the live ones, not copies, each once
-    however often it is named."""
+    """Nested state, split: `tree` is JSON that names tensors. `tensors` are the live tensors, not copies; each is there
+    once, also if it has several names."""
 
     tree: Any
     tensors: Mapping[str, torch.Tensor]
     specs: Mapping[str, Spec]
     visited: Sequence[str] = ()
-    """The name of each tensor met, in order; one that is tied to an earlier one has its name."""
+    """The name of each tensor met, in order. A tied tensor has the name of the earlier one that it is tied to."""
 
 
 def pack(state: Any, prefix: str = "") -> Packed:
-    """`state` taken apart. StateError names the path of what a checkpoint cannot hold."""
+    """`state`, split. StateError names the path of a value that a checkpoint cannot hold."""
     found: dict[str, torch.Tensor] = {}
     specs: dict[str, Spec] = {}
     names: dict[tuple[Any, ...], str] = {}
@@ -35,7 +35,7 @@ def pack(state: Any, prefix: str = "") -> Packed:
         if not isinstance(value, torch.Tensor):
             return None
         spec = tensors.spec_of(value, path)
-        # Tied weights are one tensor under two names. `found` keeps each alive, so an address means one tensor only.
+        # Tied weights are one tensor with two names. `found` keeps tensors alive, so an address means one tensor only.
         identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
         if spec.count and identity in names:
             visited.append(names[identity])
@@ -54,12 +54,12 @@ Steadiness = Callable[[str, torch.Tensor], bool]
 
 
 class _Moved(Exception):
-    """A tensor is not where it was, or not the same one."""
+    """A tensor has another address, or is another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """A tensor met while packing. `address` is None where the tensor may be another one each time."""
+    """A tensor met while packing. `address` is None if the tensor may be another one each time."""
 
     path: str
     name: str
@@ -78,7 +78,8 @@ def _identities(values: list[torch.Tensor]) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A dict of nothing but steady tensors, or dicts of them, which are most of a state: compared, not encoded again."""
+    """A dict that holds only steady tensors, or dicts of them. Most of a state is like this; it is compared, not
+    encoded again."""
 
     keys: list[Any]
     names: list[str]
@@ -90,7 +91,7 @@ _BLOCKS = (("model",), ("optimizer", "state"))
 
 
 def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.Tensor]] | None:
-    """(keys, tensors) of the dict at `path`, or None if it holds anything but tensors and dicts of them."""
+    """(keys, tensors) of the dict at `path`. None if it holds other things than tensors and dicts of them."""
     for key in path:
         if not isinstance(state, dict) or key not in state:
             return None
@@ -107,16 +108,16 @@ def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.
 
 
 def _without(state: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """`state` with `value` at `path`; what is on the way there is copied."""
+    """`state` with `value` at `path`. The dicts on that path are copied."""
     head, *rest = path
     return {**state, head: _without(state[head], tuple(rest), value) if rest else value}
 
 
 class Packer:
-    """pack(), remembered: `specs` and `steady` of the result are the very same objects as long as nothing has moved.
+    """pack() with a memory: `specs` and `steady` of the result stay the same objects as long as no tensor has moved.
 
-    `steadiness()` gives what says, of a path and a tensor, whether it keeps its place and changes only when the optimizer
-    steps."""
+    `steadiness()` returns a function of a path and a tensor: whether the tensor keeps its place, and changes only when
+    the optimizer steps."""
 
     def __init__(self, steadiness: Callable[[], Steadiness]) -> None:
         self._steadiness = steadiness
@@ -126,7 +127,7 @@ class Packer:
         self.steady: frozenset[str] = frozenset()
 
     def __call__(self, state: Any) -> Packed:
-        """`state` taken apart, as pack() does it."""
+        """`state`, split as pack() splits it."""
         if self._last is not None:
             try:
                 return self._again(state, self._last)
@@ -153,7 +154,7 @@ class Packer:
         self._blocks = {}
         for path in _BLOCKS:
             self._set_apart(path, state, packed.tree)
-        # Kept alive, so that an address goes on to mean one tensor only.
+        # Kept alive, so that an address still means one tensor only.
         self._last = packed
         return packed
 
@@ -180,7 +181,7 @@ class Packer:
                 raise _Moved
             if seen.address is not None and _address(value) != seen.address:
                 raise _Moved
-            # Tied tensors have one name, and must be tied still.
+            # Tied tensors have one name, so they must still be tied.
             if found.setdefault(seen.name, value) is not value and found[seen.name].data_ptr() != value.data_ptr():
                 raise _Moved
             return seen.name

@@ -1,6 +1,6 @@
 """Random number generators: torch (CPU and this rank's CUDA device), Python's `random`, and numpy's if it is loaded.
 
-numpy is the user's: nothing here needs it, torch's own bridge to it included.
+numpy belongs to the user: nothing here needs it, nor torch's bridge to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tensors import view_of
 
 
 def capture() -> dict[str, Any]:
-    """The state of every generator of this process; words of Mersenne twisters as tensors of bytes."""
+    """The state of every generator of this process. The words of Mersenne twisters are tensors of bytes."""
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -33,7 +33,8 @@ def capture() -> dict[str, Any]:
 
 
 def apply(state: dict[str, Any]) -> str | None:
-    """Every generator goes on from `state`; one that is not in it stays as it is. Returns what cannot go on, and why."""
+    """Every generator goes on from `state`. A generator that is not in it is unchanged. Returns which one cannot go on,
+    and why."""
     torch.set_rng_state(state["torch"])
     python = state["python"]
     if isinstance(python, tuple):  # as it was stored at first
@@ -47,8 +48,8 @@ def apply(state: dict[str, Any]) -> str | None:
 
 
 def _apply_numpy(state: dict[str, Any]) -> str | None:
-    # torch imports numpy where it is there, so its state is saved whether or not anybody draws from it: a run that goes on
-    # without it may not miss it. A script that imports numpy later than this is to find it as it was.
+    # torch imports numpy if it is installed, so numpy's state is saved even if the script never draws from it. A run
+    # that resumes without numpy may not need it. A script that imports numpy later must find it unchanged.
     if "numpy" not in sys.modules and importlib.util.find_spec("numpy") is None:
         return (
             "the state of numpy's generator was saved and numpy is not installed here: what draws from it starts anew"
@@ -62,7 +63,7 @@ def _apply_numpy(state: dict[str, Any]) -> str | None:
 
 
 def _without_arrays(state: dict[str, Any]) -> dict[str, Any]:
-    """numpy's account of its generator, with tensors of bytes for arrays."""
+    """The state of numpy's generator, with tensors of bytes in place of arrays."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -92,7 +93,7 @@ def _bytes_of(words: Any) -> torch.Tensor:
 
 
 def seed(*parts: int) -> None:
-    """Every generator of this process starts anew, as a function of `parts` alone."""
+    """Seeds every generator of this process. The seeds depend on `parts` alone."""
     value = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
     torch.manual_seed(value)
     random.seed(value)

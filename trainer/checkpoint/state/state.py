@@ -1,10 +1,10 @@
-"""All that a run needs to go on: gathered from its parts as one nested dict, and put back into them.
+"""The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
     shared (the same on every rank):  model  optimizer  scaler  scheduler  data  guard  ddp  step  extra
     per rank:                         rng
 
-The order of putting back: everything is compared first, so that a mismatch changes nothing; then model, optimizer, scheduler,
-scaler, data, guard; the generators last, because putting the others back may draw from them.
+Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
+scheduler, scaler, data, guard. The generators are last, because the other parts may draw from them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stateful(Protocol):
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model itself, out of DDP and torch.compile: its keys are the same however it was run."""
+    """The model without DDP and torch.compile around it, so its keys do not depend on them."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
@@ -46,8 +46,8 @@ def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable
 
 
 def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
-    """Of which tensors of `parts` it is known that only an optimizer's step changes them: the model's parameters and the
-    optimizer's state, if it is one of torch's, which says when it steps. Not buffers: a forward pass changes those."""
+    """The tensors of `parts` that only an optimizer's step changes: the model's parameters and the optimizer's state,
+    if the optimizer is torch's, which tells when it steps. Buffers are not among them: a forward pass changes them."""
     model, optimizer = parts.get("model"), parts.get("optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
         return lambda path, tensor: False
@@ -61,7 +61,7 @@ def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
 
 
 def capture_rank(rank: int, generators: dict[str, Any] | None = None) -> Packed:
-    """What is this rank's own; `generators` as rng.capture() gave them, or as they are now."""
+    """The state of this rank alone. `generators` come from rng.capture(); None: as they are now."""
     return pack({"rng": generators or rng.capture()}, f"rank{rank}")
 
 
@@ -70,8 +70,8 @@ def _shape(value: Any) -> str:
 
 
 def check_model(model: Stateful, stored: Any, where: str) -> None:
-    """CheckpointMismatch, naming the first tensor that differs, unless `stored` fits `model` name for name and shape for
-    shape."""
+    """CheckpointMismatch unless `stored` has the names and shapes of `model`. The text names the first tensor that
+    differs."""
     if not isinstance(stored, dict):
         raise CheckpointMismatch(f"{where} holds no model")
     live = model.state_dict()
@@ -96,7 +96,7 @@ def check_optimizer(optimizer: Stateful, stored: Any, where: str) -> None:
     try:
         theirs = [len(group["params"]) for group in stored["param_groups"]]
     except (KeyError, TypeError):
-        return  # not a torch optimizer; its own load_state_dict judges
+        return  # not a torch optimizer; its load_state_dict decides
     ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
     if ours != theirs:
         raise CheckpointMismatch(
@@ -105,8 +105,8 @@ def check_optimizer(optimizer: Stateful, stored: Any, where: str) -> None:
 
 
 def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> list[str]:
-    """Every part goes on from `state`. Returns a sentence for each part that could not be restored because only one side
-    has it; CheckpointMismatch, and nothing was changed, if the state is of another model or optimizer."""
+    """Every part goes on from `state`. Returns a sentence for each part that was not restored because only one side has
+    it. CheckpointMismatch if the state is of another model or optimizer; then nothing was changed."""
     if "model" in parts:
         check_model(parts["model"], state.get("model"), where)
     if "optimizer" in parts:
@@ -115,11 +115,11 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
         check_optimizer(parts["optimizer"], state["optimizer"], where)
     missing = []
     if "ddp" in parts:
-        # Nothing to warn of: without DDP, or before its first backward pass, there is no order.
+        # No warning: without DDP, or before its first backward pass, there is no order.
         parts["ddp"].load_state_dict(state.get("ddp") or {})
     for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard"):
         ours, theirs = parts.get(name), state.get(name)
-        # A disabled GradScaler has the empty dict for its state, and a fresh one refuses it.
+        # The state of a disabled GradScaler is an empty dict, and a fresh GradScaler refuses that.
         if ours is None or not theirs:
             if ours is not None and ours.state_dict():
                 missing.append(f"{where} has no {name} state: it starts afresh")

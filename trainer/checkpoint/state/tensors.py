@@ -1,4 +1,4 @@
-"""Tensors as bytes and back, without a copy where they lie on the CPU in one run."""
+"""Tensors as bytes and back, without a copy for contiguous tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def spec_of(tensor: torch.Tensor, path: str) -> Spec:
-    """Type and shape of `tensor`; StateError, naming `path`, if a checkpoint cannot hold it."""
+    """The type and shape of `tensor`. StateError names `path` if a checkpoint cannot hold it."""
     if hasattr(tensor, "_local_tensor"):
         raise StateError(f"{path} is sharded over ranks; only replicated (DDP) or single-process state can be saved")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
@@ -40,18 +40,19 @@ def spec_of(tensor: torch.Tensor, path: str) -> Spec:
 
 
 def view_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of `tensor` (CPU, contiguous), writable and not copied; it must outlive the view."""
+    """The bytes of `tensor` (CPU, contiguous), writable and not copied. The tensor must outlive the view."""
     size = tensor.numel() * tensor.element_size()
     return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr() if size else 0)).cast("B")
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether its bytes lie in C order, and mean what they say."""
+    """Whether the tensor's bytes lie in C order and are its values."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def bytes_of(tensor: torch.Tensor, share: Share) -> tuple[torch.Tensor, memoryview]:
-    """The bytes of that share of `tensor`, in C order, and the tensor that they belong to, to be kept meanwhile."""
+    """The bytes of `share` of `tensor`, in C order, and the tensor that owns them. Keep that tensor while the bytes are
+    used."""
     if share == Share(share.name, 0, tensor.numel()) and is_plain(tensor) and tensor.is_cpu:
         return tensor, view_of(tensor)
     flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
@@ -60,18 +61,18 @@ def bytes_of(tensor: torch.Tensor, share: Share) -> tuple[torch.Tensor, memoryvi
 
 
 def empty(spec: Spec) -> torch.Tensor:
-    """A CPU tensor of that type and shape, its content undefined; StateError if this torch has no such type."""
+    """A CPU tensor of that type and shape with undefined content. StateError if this torch has no such type."""
     if spec.dtype not in DTYPES:
         raise StateError(f"this torch ({torch.__version__}) has no type {spec.dtype}")
-    # torch's own allocation: its alignment is part of what makes a resumed run equal an uninterrupted one, bit for bit.
+    # torch allocates: without its alignment a resumed run may differ from an uninterrupted one in the last bits.
     made = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
     _in_huge_pages(made.data_ptr(), spec.bytes)
     return made
 
 
 def _in_huge_pages(address: int, size: int) -> None:
-    """Memory not touched yet comes in pages of 2 MB where the system has them: one fault instead of 512, which is most of
-    the time that reading into it takes. Refused, it comes as it would have."""
+    """Memory that is not touched yet comes in pages of 2 MB, if the system has them: one page fault instead of 512. The
+    faults take most of the time of reading into it. If the system refuses, nothing changes."""
     if size >= _HUGE_FROM:
         start = -(-address // _PAGE) * _PAGE
         _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size - start), _MADV_HUGEPAGE)

@@ -1,4 +1,4 @@
-"""Nested plain values as JSON and back, exactly; tensors are left out and referred to by name.
+"""Nested plain values as JSON and back, exactly. Tensors are not in the JSON; their names are.
 
     None bool int float str list, dict with text keys    as JSON has them
     tuple                     {"$tuple": [...]}
@@ -8,7 +8,7 @@
     tensor                    {"$tensor": name}
     dataclass                 the dict of its fields; comes back as that dict
 
-Anything else is a StateError that names its path: what cannot come back exactly is not stored.
+Anything else is a StateError that names its path: a value that cannot come back exactly is not stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import StateError
 MAX_DEPTH = 100
 
 Namer = Callable[[Any, str], "str | None"]
-"""(value, path) -> the name under which a tensor is stored, or None for what is not a tensor."""
+"""(value, path) -> the name under which a tensor is stored, or None if the value is not a tensor."""
 
 
 def _no_tensors(value: Any, path: str) -> None:
@@ -35,7 +35,7 @@ def _child(path: str, key: Any) -> str:
 
 
 def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int = 0) -> Any:
-    """JSON values that decode() turns back into `value`, tuples, int keys and nan included."""
+    """JSON values that decode() turns back into `value`, with tuples, int keys and nan."""
     if depth > MAX_DEPTH:
         raise StateError(f"{path}: nested more than {MAX_DEPTH} deep, or contains itself")
     match value:
@@ -67,7 +67,7 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
 
 
 def _encode_items(value: list[Any] | tuple[Any, ...], path: str, name_of: Namer, depth: int) -> list[Any]:
-    # The states of generators are long lists of small integers, encoded at every snapshot.
+    # Generator states are long lists of small integers, and are encoded at every snapshot.
     if value and set(map(type, value)) == {int} and min(value) >= -(2**63) and max(value) < 2**63:
         return list(value)
     return [encode(v, _child(path, i), name_of, depth + 1) for i, v in enumerate(value)]
@@ -90,7 +90,8 @@ def _no_tensor(name: str) -> Any:
 
 
 def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
-    """What encode() was given; `tensor` gives the tensor of a name. ValueError or KeyError if it was not made by encode()."""
+    """The value that encode() was given. `tensor` returns the tensor of a name. ValueError or KeyError if encode() did
+    not make `value`."""
     match value:
         case list():
             return [decode(v, tensor) for v in value]
@@ -110,7 +111,7 @@ def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
 
 
 def plain(value: Any, path: str = "") -> Any:
-    """`value` with dataclasses as dicts, tensors as they are; StateError for what a checkpoint cannot hold."""
+    """`value` with dataclasses as dicts and tensors unchanged. StateError for a value that a checkpoint cannot hold."""
     found: dict[str, Any] = {}
 
     def name_of(leaf: Any, at: str) -> str | None:
