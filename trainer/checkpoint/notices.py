@@ -35,7 +35,7 @@ class Notices:
         """Tells that the run goes on from `step` and skips the data of `window`."""
         if self._leads:
             progress().note("data_skipped", **{"from": window[0], "to": window[1], "step": step})
-            self.log(f"went back to step {step}: the data of steps {window[0]} to {window[1] - 1} is passed over")
+            self.log(f"went back to step {step}: the data of steps {window[0]} to {window[1] - 1} is skipped")
 
     def saved(self, outcome: Outcome, stall_s: float) -> None:
         """Tells how a save by the ranks went. `stall_s`: seconds of stall before this save that were not told yet."""
@@ -51,7 +51,7 @@ class Notices:
     def bad(self, bad: Bad) -> None:
         """Tells that a state could not be used."""
         if bad.path is None:
-            self.say(f"{bad.reason}; it is passed over for an older state")
+            self.say(f"{bad.reason}; an older state is used")
         elif self._leads:
             moved = str(bad.moved_to) if bad.moved_to else None
             progress().note("checkpoint_bad", path=str(bad.path), reason=bad.reason, moved_to=moved)

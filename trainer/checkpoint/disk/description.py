@@ -45,7 +45,7 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
         check(manifest)
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"what it consists of cannot be read: {error!r}") from None
+        raise Damaged(f"its description cannot be read: {error!r}") from None
 
 
 def payload(snapshot: Snapshot, rank: int) -> memoryview:

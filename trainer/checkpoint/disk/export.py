@@ -54,7 +54,7 @@ def model_tensors(manifest: Manifest) -> tuple[dict[str, str], list[str]]:
     try:
         found = tree.decode(model, _Name)
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"its state is not one: {error!r}") from None
+        raise Damaged(f"its state cannot be decoded: {error!r}") from None
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"checkpoint {manifest.step} holds no model")
     tensors = {str(key): str(name) for key, name in found.items() if isinstance(name, _Name)}
@@ -71,7 +71,7 @@ def export_safetensors(path: Path, out: Path) -> list[str]:
         keys, others = model_tensors(manifest)
         specs = {key: manifest.tensors[name].spec for key, name in keys.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"its state is not one: {error!r}") from None
+        raise Damaged(f"its state cannot be decoded: {error!r}") from None
     # Wide elements come first: then every tensor is aligned.
     entries = [Entry(key, specs[key]) for key in sorted(specs, key=lambda key: -ITEM_BYTES[specs[key].dtype])]
     head = header(entries, {"format": "pt", "step": str(manifest.step)})

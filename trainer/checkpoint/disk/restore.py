@@ -81,7 +81,7 @@ def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
         raise Damaged("it is gone")
     manifest = describe(snapshot)
     if manifest.run != run:
-        raise Damaged(f"it is of another run, {manifest.run}")
+        raise Damaged(f"it belongs to another run, {manifest.run}")
     files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
     loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, lambda file, sink: _taken(files[file], sink))
     if not snapshots.unchanged(snapshot):
@@ -105,7 +105,7 @@ def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink
     except StateError as error:
         raise Unreadable(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"its state is not one: {error!r}") from None
+        raise Damaged(f"its state cannot be decoded: {error!r}") from None
     except (MemoryError, RuntimeError) as error:
         raise Unreadable(f"there is no memory for it: {error}") from None
 

@@ -58,7 +58,7 @@ def quarantine(folder: Path, name: str, reason: str, disk: Disk) -> Path:
     moved."""
     place = folder / QUARANTINE
     if place.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link, which may lead anywhere", str(place))
+        raise OSError(errno.ELOOP, "it is a link, and may point anywhere", str(place))
     ensure_dir(place, disk)
     number = 1
     while os.path.lexists(target := place / f"{name}-{number}"):

@@ -50,7 +50,7 @@ def opened(path: Path, name: str) -> Iterator[int]:
         raise Damaged(f"{name} is missing") from None
     except OSError as error:
         if error.errno in _LINK:
-            raise Damaged(f"{name} or its folder is a link, not the thing itself") from None
+            raise Damaged(f"{name} or its folder is a link") from None
         raise Unreadable(f"{name} cannot be opened: {error.strerror}") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -66,7 +66,7 @@ def load_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`, proved unchanged. Damaged or Unreadable."""
     with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
         if os.fstat(fd).st_size > _LARGEST:
-            raise Damaged(f"{manifests.NAME} is larger than any can be")
+            raise Damaged(f"{manifests.NAME} is larger than a manifest can be")
         manifest = manifests.decode(file.read(_LARGEST))
     if step_name(manifest.step) != path.name:
         raise Damaged(f"{manifests.NAME} is that of step {manifest.step}")

@@ -1,7 +1,7 @@
 """The manifest: a list of the parts of a checkpoint, with digests that prove that no part has changed.
 
-  {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{…,digest}},"digest":"…"}
-  '----------------------- the digest covers these bytes as they stand -----------------------'
+    {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{bytes,digest}},"digest":"…"}
+    '------------------------- the digest covers these bytes as they stand -------------------------'
 
 A file's digest covers all its bytes. The manifest's own digest covers the rest of the manifest. So one flipped bit
 anywhere is found.
@@ -141,11 +141,11 @@ def check(manifest: Manifest) -> None:
     counts = (manifest.step, manifest.world_size, manifest.bytes, *(file.bytes for file in manifest.files.values()))
     texts = (manifest.torch, manifest.created, *(file.digest for file in manifest.files.values()))
     if not all(map(_is_count, counts)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a number or a text that is none")
+        raise ValueError("a number or a text has another type")
     if not isinstance(manifest.run, str | None) or not isinstance(manifest.attempt, int | None):
-        raise ValueError("a run or an attempt that cannot be")
+        raise ValueError("the run or the attempt has another type")
     if not isinstance(manifest.save_seconds, int | float):
-        raise ValueError("a time that cannot be")
+        raise ValueError("the time is not a number")
     if manifest.world_size != len(manifest.files) or not manifest.files:
         raise ValueError(f"{len(manifest.files)} files cannot be those of {manifest.world_size} ranks")
     # Names are only compared, never used as paths: no text in a manifest can lead out of its folder.
@@ -158,7 +158,7 @@ def check(manifest: Manifest) -> None:
         at = 0
         for piece in tensor.pieces:
             if any(type(part) is not kind for part, kind in zip(astuple(piece), _PIECE, strict=True)):
-                raise ValueError(f"tensor {name!r} has a piece that is none")
+                raise ValueError(f"tensor {name!r} has a piece with a field of another type")
             if piece.file not in manifest.files or piece.start != at or piece.count < 0:
                 raise ValueError(f"tensor {name!r} has a piece out of place")
             at += piece.count

@@ -129,7 +129,7 @@ def _parsed(text: bytes, room: int) -> tuple[list[Entry], dict[str, str]]:
     try:
         return _parse_header(text, room)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise Damaged(f"its header is not one: {error}") from None
+        raise Damaged(f"its header cannot be read: {error}") from None
 
 
 def _fill(fd: int, view: memoryview, digest: Digest) -> None:

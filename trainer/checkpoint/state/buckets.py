@@ -77,8 +77,8 @@ class Buckets:
             self._wanted = ""
             if self._world_size >= _ENOUGH:
                 return (
-                    "DDP was made after restore(): the first step may differ in its last bits from one of an undisturbed run; "
-                    "make DDP before restore()"
+                    "DDP was made after restore(): the first step may differ in its last bits from one of an "
+                    "undisturbed run; make DDP before restore()"
                 )
         return None
 

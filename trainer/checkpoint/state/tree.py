@@ -86,7 +86,7 @@ def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -
 
 
 def _no_tensor(name: str) -> Any:
-    raise ValueError(f"a tensor {name!r} where none can be")
+    raise ValueError(f"a tensor {name!r} in a place where tensors are not allowed")
 
 
 def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
