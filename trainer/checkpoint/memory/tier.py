@@ -193,9 +193,7 @@ class Tier:
         self.close()
         self._ranks.lead(lambda: snapshots.empty(self._memory.segment.folder))
         if self._pinned is not None and self._promised and not self._said and self._ranks.rank == 0:
-            progress().note(
-                "checkpoint_failed", step=self._pinned, error="there is no snapshot of it to make a checkpoint from"
-            )
+            progress().note("checkpoint_failed", step=self._pinned, error="it has no snapshot to be made from")
         why = str(problems[0]) if problems else "no snapshots: a rank had trouble with them"
         return why, all(removed for problem, removed in found if problem)
 
