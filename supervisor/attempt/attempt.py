@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Attempt:
 
     def _observe(self, group: WorkerGroup) -> None:
         folder = self._run.attempt(self.number)
-        self.watch = Watch(folder, group, self._reaper)
+        self.watch = Watch(folder, group, self._reaper, Path(self._spec.cwd))
         if not folder.evidence.exists():
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
             self._witness = Witness(folder, self.number, self._spec.mark, disks)
@@ -137,6 +138,11 @@ class Attempt:
             evidence=self.hear() if mode is Mode.RUNNING else Evidence(),
         )
         return seen, watch.news(now)
+
+    def sample(self, silent: Mapping[int, float], now: float) -> None:
+        """What these ranks do is looked at, by and by; they have been silent for so many seconds."""
+        if self.watch is not None:
+            self.watch.sampler.look(silent, {rank: process.pid for rank, process in self.watch.ranks.items()}, now)
 
     def hear(self) -> Evidence:
         """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""

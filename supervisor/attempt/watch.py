@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 from supervisor.attempt import steps
 from supervisor.attempt.records import Notes, exception_of
-from supervisor.core.model import Exit, Group, Member, Raised, RankView
+from supervisor.attempt.sampler import Sampler
+from supervisor.core.members import Group, Member
+from supervisor.core.model import Exit, Raised, RankView
 from supervisor.core.saves import Saves, hear
 from supervisor.core.telling.news import News
 from supervisor.group.group import WorkerGroup
@@ -38,8 +41,8 @@ _JOURNALS_EVERY = 1.0
 class Watch:
     """One attempt under observation. Makes no decision; sends nothing."""
 
-    def __init__(self, folder: AttemptDir, group: WorkerGroup, reaper: Reaper) -> None:
-        """Of an attempt whose `group` has been released, and has a launcher unless that is gone already."""
+    def __init__(self, folder: AttemptDir, group: WorkerGroup, reaper: Reaper, cwd: Path) -> None:
+        """Of an attempt whose `group` has been released; its script runs in `cwd`."""
         self.folder = folder
         self.nproc = group.nproc
         self.beats: list[Beat] = []
@@ -58,15 +61,13 @@ class Watch:
         self._gate = group.gate
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
-        self._reaper = reaper
-        self._reader = BeatReader(folder.beats)
-        self._notes = Notes(folder.notes)
-        self._journals = Notes(folder.saves)
+        self._reaper, self._reader = reaper, BeatReader(folder.beats)
+        self.sampler = Sampler(cwd, reaper.forget)
+        self._notes, self._journals = Notes(folder.notes), Notes(folder.saves)
         self.saves = Saves()
         """What the script has saved by itself in this attempt."""
         self._counted = -1
-        self._kernel: dict[int, kernel.Glance] = {}
-        self._close: dict[int, kernel.Close] = {}
+        self._kernel, self._close = dict[int, kernel.Glance](), dict[int, kernel.Close]()
         self._unborn: tuple[Member, ...] = ()
         self._launcher_stopped = False
         self.replaced: set[int] = set()
@@ -94,6 +95,7 @@ class Watch:
         for process in [*self.ranks.values(), *([self.script] if self.script else [])]:
             process.close()
         self.ranks, self.launcher, self.script = {}, None, None
+        self.sampler.close()
         self._reader.close()
 
     def look(self, now: float, ended: set[int]) -> None:
@@ -182,10 +184,8 @@ class Watch:
 
     def _closely(self, rank: int, pids: set[int]) -> kernel.Close:
         close = kernel.closely(self.ranks[rank].pid, pids)
-        if close.polls is None:
-            before = self._close.get(rank)
-            close = replace(close, polls=before.polls if before is not None else False)
-        return close
+        before = self._close.get(rank, close)
+        return close if close.polls is not None else replace(close, polls=bool(before.polls))
 
     def _look_at_program(self, rank: int, pid: int) -> None:
         """A program that has taken the place of ours has neither our handler nor the beats in its memory."""
@@ -231,6 +231,8 @@ class Watch:
             sleeps=close.sleeps,
             polls=bool(close.polls),
             replaced=beat.rank in self.replaced,
+            sample=self.sampler.samples.get(beat.rank),
+            sampled=self.sampler.available,
             own=beat.own,
             apart=beat.role == Role.SPAWNED,
         )

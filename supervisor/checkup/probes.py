@@ -115,14 +115,14 @@ def _said(causes: dict[str, str]) -> str:
 
 def stacks() -> Check:
     if pyspy() is None:
-        text = "py-spy is not installed: the stacks of a rank that hangs inside C code cannot be kept"
+        text = "py-spy is not installed: a rank that hangs is not told from one that works, but by fixed limits"
         return Check("stacks", Verdict.WARN, text, f"{sys.executable} -m pip install py-spy")
     if not _can_trace():
-        text = "ptrace is refused here: py-spy cannot look into a hung rank"
+        text = "ptrace is refused here: a rank that hangs is not told from one that works, but by fixed limits"
         return Check(
             "stacks", Verdict.WARN, text, "docker run --cap-add SYS_PTRACE, or sysctl kernel.yama.ptrace_scope=1"
         )
-    return Check("stacks", Verdict.OK, "py-spy can keep the stacks of a hung rank")
+    return Check("stacks", Verdict.OK, "py-spy can look into a rank that is silent")
 
 
 def _can_trace() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag, run_argument
+from supervisor.core.size import human_seconds
 from supervisor.core.words import RunState
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
@@ -49,6 +50,7 @@ def _text(now: dict[str, Any]) -> str:
     if now["standby"]:
         lines.append(f"  standby     {_standby(now['standby'])}")
     lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]
+    lines += [f"  pause       {_pause(pause)}" for pause in now["pauses"]]
     lines.append(f"  folder      {now['run_dir']}")
     if now["state"] == RunState.LOST:
         lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
@@ -57,6 +59,12 @@ def _text(now: dict[str, Any]) -> str:
         heads = ("rank", "pid", "step", "phase", "beat_age_s")
         text += table(heads, [[worker[head] for head in heads] for worker in now["workers"]])
     return text
+
+
+def _pause(pause: dict[str, Any]) -> str:
+    seconds, limit = pause["for_s"], pause["limit_s"]
+    text = f"{pause['text']}; for {human_seconds(seconds)} so far" if seconds is not None else str(pause["text"])
+    return plain(text + (f" (limit {human_seconds(limit)} in the same place)" if limit is not None else ""))
 
 
 def _standby(now: dict[str, Any]) -> str:

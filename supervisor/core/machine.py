@@ -13,6 +13,7 @@ in one place, and the decision is taken when the newest checkpoint is known.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
@@ -20,7 +21,8 @@ from supervisor.core.diagnosis import presence as absence
 from supervisor.core.diagnosis.diagnose import diagnose, unlaunched, where
 from supervisor.core.diagnosis.left import leavers, waited_for
 from supervisor.core.hangs.blame import hang_verdict
-from supervisor.core.hangs.hang import Hang, Silence, look, quiet
+from supervisor.core.hangs.hang import Hang, Silence, look, quiet, unexplained
+from supervisor.core.hangs.pauses import Told, tell
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Cause, Decision, Ground, History, Observation, Policy, StopKind, Verdict
@@ -64,6 +66,9 @@ class State:
     next_at: float = 0.0
     """When BACKOFF is over."""
     arrivals: Arrivals = field(default_factory=Arrivals)
+    pauses: Mapping[int, Told] = field(default_factory=dict)
+    unexplained: Mapping[int, float] = field(default_factory=dict)
+    """Ranks whose stacks are to be sampled now, and for how many seconds they have been silent."""
     presence: absence.Presence = field(default_factory=absence.Presence)
     suspects: bool = False
     """A rank is overdue, or may wait for one that has left; the stacks that are to tell have been asked for."""
@@ -136,7 +141,9 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     asked_after = state.asked_after if silent else 0.0
     state = replace(state, suspects=False, arrivals=arrivals, asked_after=asked_after)
     if verdict is None:
-        return state, [change.event for change in changes]
+        pauses, told = tell(state.pauses, hang, seen)
+        state = replace(state, pauses=pauses, unexplained=unexplained(hang, policy, seen))
+        return state, [*told, *(change.event for change in changes)]
     return _conclude(state, seen, verdict)
 
 
@@ -185,7 +192,7 @@ def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State,
 
 def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Action]]:
     """STOPPING after a verdict: what is left of a failed attempt is of no use to anyone, and is killed at once."""
-    state = replace(state, mode=Mode.STOPPING, verdict=verdict)
+    state = replace(state, mode=Mode.STOPPING, verdict=verdict, unexplained={})
     if verdict.cause is Cause.FINISHED:
         return replace(state, term_at=now + LINGER, kill_at=now + LINGER + LINGER_TERM), []
     return replace(state, killed_at=now), [Send("KILL", Reach.ALL)]
@@ -195,7 +202,7 @@ def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tup
     """STOPPING because somebody asked: a TERM to each rank, once, and the whole grace for a last checkpoint."""
     verdict = _asked(state, seen, stop)
     event = Emit("stop_requested", fields={"by": stop.value, "step": state.step, "now": seen.stop_now})
-    state = replace(state, mode=Mode.STOPPING, verdict=verdict)
+    state = replace(state, mode=Mode.STOPPING, verdict=verdict, unexplained={})
     if seen.stop_now:
         return replace(state, killed_at=seen.now), [event, Send("KILL", Reach.ALL)]
     return replace(state, kill_at=seen.now + policy.grace), [event, Send("TERM", Reach.RANKS)]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from supervisor.core.evidence import Evidence
+from supervisor.core.hangs.motion import Sample
+from supervisor.core.members import Group
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase
@@ -152,32 +154,13 @@ class RankView:
     """Its main thread sleeps and looks, again and again, and nothing else of it could be at work."""
     replaced: bool = False
     """Its process has become another program (exec): what the beats say is not about that one."""
+    sample: Sample | None = None
+    sampled: bool = False
+    """The newest sample of what it does while it is silent, and whether there are any to be had."""
     own: float = 0.0
     """Seconds of its steps so far that were its own work: data and forward pass, not the waiting for other ranks."""
     apart: bool = False
     """The script started it, and it is in no group: it may wait for anybody, as a worker waits for its next task."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A living process of the group that is not a registered rank."""
-
-    pid: int
-    rank: int | None = None
-    """The rank that it will be, where that is known."""
-    stopped: bool = False
-    launcher: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What there is of a group beside the ranks that have registered."""
-
-    nproc: int
-    launcher: Member | None = None
-    """None once it is gone."""
-    unborn: tuple[Member, ...] = ()
-    """What is to become ranks; looked up while one is missing."""
 
 
 @dataclass(frozen=True, slots=True)

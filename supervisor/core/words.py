@@ -77,6 +77,8 @@ class EventName(Word):
     """The stacks of the ranks were kept, because they stand still."""
     STRAGGLER = "straggler"
     """A rank is slower than the others, step after step, or no longer is."""
+    PAUSE = "pause"
+    """A rank is silent for longer than usual, and what it does meanwhile; or it goes on (`over`)."""
     SIGNAL_SENT = "signal_sent"
     """A signal of the stop ladder went out."""
     GROUP_GONE = "group_gone"

@@ -140,6 +140,7 @@ class Driver:
         self._tracker.flushed(self._flusher.tick(ended, trains), now)
         seen, news, attempt = Observation(now), News(), self._attempts.newest
         if attempt is not None:
+            attempt.sample(self._state.unexplained, now)
             seen, news = attempt.look(now, ended, mode, self._spared())
         over = mode is Mode.STOPPING and not seen.alive
         if attempt is not None:

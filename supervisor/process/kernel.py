@@ -112,16 +112,16 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
     no other process can wake it: what its children do (a DataLoader's workers without work) is nothing to it then."""
     own, wait = glance(pid), waiting(pid)
     threads = [thread for thread in _threads(pid) if thread.name != str(pid)]
-    alone = wait is not None and _private(wait) and all(_bound(thread, alone=True) for thread in threads)
+    alone = wait is not None and _private(wait) and all(is_bound(thread, alone=True) for thread in threads)
     family = [] if alone else descendants(pid, others)
     threads += [thread for member in family for thread in _threads(member)]
-    bound = alone or all(_bound(thread) for thread in threads)
+    bound = alone or all(is_bound(thread) for thread in threads)
     states = [stat(f"{thread.parts[-3]}/task/{thread.name}") for thread in threads]
     disk = own.state == "D" or any(found is not None and found.state == "D" for found in states)
-    seconds = _ends_in(pid, wait) if wait is not None else None
+    seconds = ends_in(pid, wait) if wait is not None else None
     sleeps = wait is not None and wait.name in _SLEEPS and seconds is not None and _SHORT_SLEEP < seconds <= LONG_WAIT
     held, polls = "", None if wait is None else False
-    if wait is not None and bound and not disk and seconds is not None and not _has_gpu(pid) and not traced(pid):
+    if wait is not None and bound and not disk and seconds is not None and not has_gpu(pid) and not traced(pid):
         held = f"{wait.name} {wait.arguments} {own.turns}" if seconds > LONG_WAIT else ""
         polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
     return Close(own.cpu + sum(glance(member).cpu for member in family), disk, held, polls, sleeps)
@@ -139,7 +139,7 @@ def _threads(pid: int) -> Iterator[Path]:
         yield from (Path(entry.path) for entry in os.scandir(f"/proc/{pid}/task"))
 
 
-def _bound(thread: Path, alone: bool = False) -> bool:
+def is_bound(thread: Path, alone: bool = False) -> bool:
     """Whether a thread other than the main one waits for a thread, or for the other ranks: nobody else can wake it. With
     `alone`: no process of its own either."""
     wait = _wait(thread / "syscall")
@@ -156,9 +156,9 @@ def _private(wait: Wait) -> bool:
     return wait.name == "futex" and bool(wait.arguments[1] & _FUTEX_PRIVATE)
 
 
-def waiting(pid: int) -> Wait | None:
-    """What the main thread of `pid` waits in; None if it runs, or where we may not know."""
-    return _wait(Path(f"/proc/{pid}/syscall"))
+def waiting(pid: int, thread: int | None = None) -> Wait | None:
+    """What a thread of `pid`, the main one, waits in; None if it runs, or where we may not know."""
+    return _wait(Path(f"/proc/{pid}/task/{thread or pid}/syscall"))
 
 
 def _wait(path: Path) -> Wait | None:
@@ -175,7 +175,7 @@ def waits_for_ranks(pid: int, ranks: Collection[int]) -> bool:
     wait = waiting(pid)
     if wait is None or not (wait.name in ("wait4", "waitid") or (wait.name == "poll" and _forever(wait))):
         return False
-    if not all(_bound(thread) for thread in _threads(pid) if thread.name != str(pid)):
+    if not all(is_bound(thread) for thread in _threads(pid) if thread.name != str(pid)):
         return False
     with contextlib.suppress(OSError):
         return all(_CARETAKER in content(f"/proc/{p}/cmdline") for p in descendants(pid, ranks))
@@ -186,7 +186,7 @@ def _forever(wait: Wait) -> bool:
     return wait.arguments[2] & 0xFFFFFFFF == 0xFFFFFFFF
 
 
-def _ends_in(pid: int, wait: Wait) -> float | None:
+def ends_in(pid: int, wait: Wait) -> float | None:
     """Seconds until the wait ends by itself, if it is for a lock or the time; None if something else may end it, or if that
     cannot be read."""
     now = time.monotonic()
@@ -264,7 +264,7 @@ def has_open(pid: int, path: Path) -> bool:
     return False
 
 
-def _has_gpu(pid: int) -> bool:
+def has_gpu(pid: int) -> bool:
     """Whether a GPU may be at work for it while it sleeps."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):

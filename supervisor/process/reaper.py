@@ -31,6 +31,10 @@ class Reaper:
                 return
             self._statuses[pid] = status
 
+    def forget(self, pid: int) -> None:
+        """A process that has been waited for with its parent's own means: whoever has its pid next is another one."""
+        self._statuses.pop(pid, None)
+
     def exit_code(self, process: Process) -> int | None:
         """How `process` ended, once its pidfd is readable: its exit code, or minus the signal; None where nobody
         can tell."""

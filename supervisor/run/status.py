@@ -48,6 +48,7 @@ def status(known: Known) -> dict[str, Any]:
         "launcher_pid": story.launcher_pid if alive else None,
         "workers": _workers(run, attempt.number) if alive and attempt else [],
         "stragglers": _stragglers(attempt) if alive and attempt else [],
+        "pauses": _pauses(story, attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
         "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
         "checkpoint": _checkpoint(run),
@@ -93,6 +94,20 @@ def _cold(story: Story) -> float | None:
 
 def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
     return [{"rank": rank, "text": text} for rank, text in sorted(attempt.stragglers.items())]
+
+
+def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
+    """Of ranks that are silent for longer than usual: what they do, for how long by now, and how long they may."""
+    now = time.monotonic() + story.offset
+    found = []
+    for rank, event in sorted(attempt.pauses.items()):
+        if event.get("over"):
+            continue
+        since = event.get("since_mono")
+        seconds = round(now - since, 1) if isinstance(since, int | float) else None
+        known = {key: event.get(key) for key in ("kind", "limit_s", "text")}
+        found.append({"rank": rank, "for_s": seconds, **known})
+    return found
 
 
 def _pss(pid: int) -> int:

@@ -15,7 +15,8 @@ from supervisor.core.actions import Action, DumpStacks
 from supervisor.core.diagnosis.presence import LATE, UNTOLD
 from supervisor.core.hangs.hang import ASK, ASK_BUSY, STOPPED_FOR
 from supervisor.core.machine import Mode
-from supervisor.core.model import Cause, Exit, Group, History, Member, Observation, Policy, RankView, Verdict
+from supervisor.core.members import Group, Member
+from supervisor.core.model import Cause, Exit, History, Observation, Policy, RankView, Verdict
 from supervisor.core.stack import Frame, Stack, Stacks
 from supervisor.process import kernel
 from trainer.rundir.codes import Phase

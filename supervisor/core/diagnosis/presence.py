@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from supervisor.core.hangs.hang import LONGEST_GAP, STOPPED_FOR
 from supervisor.core.hangs.limits import STARTING
-from supervisor.core.model import Cause, Group, Member, Observation, Policy, Verdict
+from supervisor.core.members import Group, Member
+from supervisor.core.model import Cause, Observation, Policy, Verdict
 from supervisor.core.stack import named
 
 LATE = 1.0

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from supervisor.core.hangs.limits import STARTING, WARM_UP, held_limit, told_limit, train_limit, usual
+from supervisor.core.hangs.limits import (
+    MARGIN,
+    MOVING_LIMIT,
+    SAMPLES_LATE,
+    STARTING,
+    WARM_UP,
+    frozen_limit,
+    held_limit,
+    sampled_after,
+    told_limit,
+    train_limit,
+    usual,
+)
+from supervisor.core.hangs.motion import Kind, Motion, follow
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Observation, Policy, RankView
 from trainer.rundir.codes import Phase
@@ -27,6 +40,18 @@ LONGEST_SLEEP = 600.0
 """Of one silence, what a rank may sleep through: a loop of long sleeps is a hang like any other."""
 _IDLE_SHARE = 0.05
 _INFINITE = float("inf")
+_WORDS = {
+    "idle": ", idle",
+    "busy": ", using the CPU",
+    "polls": ", looking again and again",
+    Kind.PYTHON: ", going round in one function",
+    Kind.BETWEEN: ", at one line, with the GIL",
+    Kind.NATIVE: ", in one call of a library, using the CPU",
+    Kind.ANSWERED: ", in a wait that nothing has ended",
+    Kind.LOCKED: ", in a wait that nothing is known to end",
+    Kind.MET: ", in a collective",
+    Kind.MOVING: ", at work",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +60,7 @@ class Silence:
 
     rank: int
     kind: str
-    """stopped, held, polls, idle, busy, or the limit of a phase or of the user (told)."""
+    """stopped, held, polls, idle, busy, what samples show (motion.Kind), or the limit of a phase or of the user (told)."""
     silent_for: float
     limit: float
     since: float
@@ -55,7 +80,7 @@ class Silence:
             case "held":
                 return f"silent for {self.silent_for:.1f} s, and no rank can go on unless another one does"
             case kind:
-                how = {"idle": ", idle", "busy": ", using the CPU", "polls": ", looking again and again"}.get(kind, "")
+                how = _WORDS.get(kind, "")
                 return f"silent for {self.silent_for:.1f} s in phase {self.phase.word} (limit {self.limit:.1f} s{how})"
 
 
@@ -68,6 +93,8 @@ class Watched:
     beat_at: float
     silent: float = 0.0
     """Since its last beat, without the time it waited for a CPU."""
+    quiet: float = 0.0
+    """With that time."""
     idle: float = 0.0
     """Of that, the last stretch with hardly any CPU used."""
     used: float = 0.0
@@ -83,6 +110,8 @@ class Watched:
     stopped_for: float | None = None
     steps: int = 0
     """Done in this attempt."""
+    motion: Motion | None = None
+    """What the samples of this silence show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +135,7 @@ class Hang:
 
     def judged(self, silence: Silence) -> Hang:
         """After a verdict: if the silence comes again at the same step, it may last three times as long."""
-        if silence.kind not in ("polls", "idle", "busy"):
+        if silence.kind not in _WORDS:
             return self
         return replace(self, doubt=silence.silent_for, doubt_step=silence.step)
 
@@ -116,7 +145,8 @@ def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence |
     passed = seen.now - hang.looked_at if hang.looked_at is not None else 0.0
     hang = _learn(hang, seen, passed)
     log_grew = seen.log_grew_at > hang.log_grew_at
-    ranks = {v.rank: _watch(hang.ranks.get(v.rank), v, min(passed, LONGEST_GAP), log_grew) for v in seen.ranks}
+    gap = min(passed, LONGEST_GAP)
+    ranks = {v.rank: _watch(hang.ranks.get(v.rank), v, seen.now, gap, log_grew) for v in seen.ranks}
     saved = seen.saves > hang.saves
     hang = replace(
         hang,
@@ -183,7 +213,7 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
     return replace(hang, pace=pace)
 
 
-def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -> Watched:
+def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_grew: bool) -> Watched:
     used = view.cpu + view.starved
     if old is None:
         stopped = 0.0 if view.stopped else None
@@ -194,11 +224,17 @@ def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -
     quiet = not (busy or lives)
     slept = 0.0 if lives else old.slept
     asleep = passed if quiet and view.sleeps and slept < LONGEST_SLEEP else 0.0
+    motion = None if lives else old.motion
+    # Not one that was taken before the last sign of life.
+    sample = view.sample if not lives else None
+    if sample is not None and (motion.last.at if motion is not None else now - old.quiet - passed) < sample.at:
+        motion = follow(motion, sample)
     return Watched(
         step=view.step,
         phase=view.phase,
         beat_at=view.beat_at,
         silent=0.0 if lives else old.silent + passed - waited,
+        quiet=0.0 if lives else old.quiet + passed,
         idle=old.idle + passed - asleep if quiet else 0.0,
         used=old.used if quiet else used,
         starved=view.starved,
@@ -211,6 +247,7 @@ def _watch(old: Watched | None, view: RankView, passed: float, log_grew: bool) -
         if view.stopped
         else None,
         steps=old.steps + max(0, view.step - old.step),
+        motion=motion,
     )
 
 
@@ -234,12 +271,60 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if min(known.held_for, known.idle) >= (allowed := held_limit(mistake)):
         return silence("held", known.silent, allowed)
-    normal = usual(hang.pace, hang.doubt)
-    for kind, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent - known.slept)):
-        allowed = train_limit(kind, hang.pace, normal, mistake, view.announces, known.disk)
+    normal, motion, met = usual(hang.pace, hang.doubt), sampled(known), meets(hang, view.rank)
+    if motion is not None:
+        kind, allowed = _frozen(known, motion, normal, met, mistake if view.announces else None)
+        if kind is not None:
+            return silence(kind.value, known.quiet, allowed)
+    late = SAMPLES_LATE if view.sampled and motion is None else 0.0
+    for word, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent - known.slept)):
+        # Who sleeps and looks while others stand in a collective may be at a server's door.
+        if motion is not None and (word != "polls" or met):
+            continue
+        allowed = train_limit(word, hang.pace, normal, mistake, view.announces, known.disk) + late
         if silent >= allowed:
-            return silence(kind, silent, allowed)
+            return silence(word, silent, allowed)
     return None
+
+
+def _frozen(known: Watched, motion: Motion, normal: float, met: bool, cost: float | None) -> tuple[Kind | None, float]:
+    """What it does, if that has lasted too long, and how long it may."""
+    kind = motion.kind
+    allowed = frozen_limit(kind, motion.busy, met and not motion.last.gpu, cost)
+    # A function that goes round does so however seldom it gets a CPU; what a library has to do takes longer then.
+    silent = known.quiet if kind is Kind.PYTHON else known.silent
+    if silent >= normal and min(motion.frozen_for, silent) >= allowed:
+        return kind, allowed
+    if kind is not Kind.WATCHED and known.silent - known.slept >= (allowed := max(normal, MOVING_LIMIT)):
+        return Kind.MOVING, allowed
+    return None, allowed
+
+
+def sampled(known: Watched) -> Motion | None:
+    """What samples show, once there are enough of them."""
+    return known.motion if known.motion is not None and known.motion.known else None
+
+
+def meets(hang: Hang, rank: int) -> bool:
+    """Whether a rank other than `rank` is seen to stand in a collective."""
+    found = (known.motion for other, known in hang.ranks.items() if other != rank)
+    return any(motion is not None and motion.last.main.exchanges for motion in found)
+
+
+def unexplained(hang: Hang, policy: Policy, seen: Observation) -> dict[int, float]:
+    """The ranks to be sampled now, by how long they have been silent: for longer than usual, in training, with no limit that
+    somebody has given."""
+    if policy.hang_timeout is not None:
+        return {}
+    after = sampled_after(hang.pace, usual(hang.pace, hang.doubt))
+    found = {}
+    for view in seen.ranks:
+        known = hang.ranks.get(view.rank)
+        if known is None or not view.sampled or view.phase is not Phase.TRAIN:
+            continue
+        if not (view.stopped or view.replaced or view.apart) and max(known.silent, known.quiet / MARGIN) >= after:
+            found[view.rank] = known.quiet
+    return found
 
 
 def _excused(hang: Hang, rank: int, overdue: dict[int, Silence]) -> bool:

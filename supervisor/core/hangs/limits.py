@@ -9,10 +9,14 @@ would cost is never worse than twice the best (ski rental), so a limit is the co
     busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
 
 each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over.
+
+The last two are for where nothing more is known. Samples of the stacks (motion.py) tell a rank that moves from one that is
+frozen, and what might still wake that; their limits begin when the usual pause is over, and ask for no cost.
 """
 
 from __future__ import annotations
 
+from supervisor.core.hangs.motion import Kind
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Policy
 from trainer.rundir.codes import Phase
@@ -37,6 +41,32 @@ DISK_LIMIT = 120.0
 SAVE_LIMIT = 1800.0
 PHASE_FLOOR = 120.0
 """No phase but train has a shorter limit than this, however short it was so far."""
+MOVING_LIMIT = 1800.0
+"""Seconds of silence for which a rank may move, or wait for a disk: an evaluation is no hang."""
+FROZEN = {
+    Kind.PYTHON: 55.0,
+    Kind.BETWEEN: 300.0,
+    Kind.NATIVE: 600.0,
+    Kind.ANSWERED: 600.0,
+    Kind.LOCKED: 120.0,
+    Kind.DISK: float("inf"),
+    Kind.WATCHED: float("inf"),
+    Kind.MOVING: float("inf"),
+}
+"""Seconds without any movement that was sampled, by what the rank is seen to do."""
+FROZEN_MET = {True: 300.0, False: 120.0}
+"""The same in a collective: using the CPU, as NCCL does, and idle."""
+FROZEN_ALONE = 13.0
+"""The same for a lock, while another rank stands in a collective: that one is to come, and nothing of its own is to be
+expected. Together with the first samples this is 15 s after the usual pause."""
+PATIENT = (Kind.MOVING, Kind.NATIVE, Kind.ANSWERED, Kind.DISK, Kind.WATCHED)
+"""What no shorter limit of a loop that says its phases ends."""
+SAMPLED_AFTER = 1.0
+"""Seconds of silence before which nobody is sampled, however short the steps."""
+SAMPLED_COLD = 10.0
+"""The same while nothing is known of the steps."""
+SAMPLES_LATE = 10.0
+"""Seconds that a limit without samples is put off where there are samples to be had."""
 STARTING = (Phase.NONE, Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
 
 
@@ -56,6 +86,22 @@ def usual(pace: Pace, doubt: float) -> float:
     """What no silence is judged before: a step that takes twenty times as long as others is none, nor is one like the
     slowest, nor `doubt`, a silence that has ended in a verdict."""
     return max(FACTOR * pace.typical, MARGIN * pace.slowest, MARGIN * doubt)
+
+
+def frozen_limit(kind: Kind, busy: bool, met: bool, cost: float | None = None) -> float:
+    """Seconds without movement; `met`: another rank stands in a collective, and no GPU can be what is waited for. `cost`:
+    that of a mistake, of a loop that says its phases: it has no pauses that it does not tell."""
+    limit = FROZEN_MET[busy] if kind is Kind.MET else FROZEN[kind]
+    if kind is Kind.LOCKED and met:
+        limit = FROZEN_ALONE
+    if cost is None or kind in PATIENT:
+        return limit
+    return min(limit, _between(BUSY if busy or kind in (Kind.PYTHON, Kind.BETWEEN) else IDLE, cost))
+
+
+def sampled_after(pace: Pace, normal: float) -> float:
+    """Seconds of silence after which a rank is looked at with samples."""
+    return max(normal, SAMPLED_AFTER if len(pace.recent) >= WARM_UP else SAMPLED_COLD)
 
 
 def held_limit(cost: float) -> float:

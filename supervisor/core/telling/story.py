@@ -46,6 +46,8 @@ class AttemptStory:
     """Time that saves held up training."""
     stragglers: dict[int, str] = field(default_factory=dict)
     """By rank that is slower than the others, how."""
+    pauses: dict[int, Event] = field(default_factory=dict)
+    """By rank that is silent for longer than usual, the newest event about it."""
     groups: tuple[str, ...] = ()
     """Which ranks stood where when it was suspected to hang."""
 
@@ -267,11 +269,15 @@ def _stacks(story: Story, event: Event, mono: float) -> None:
 
 
 def _straggler(story: Story, event: Event, mono: float) -> None:
-    rank = event.get("rank")
-    if story.attempt and isinstance(rank, int):
+    if story.attempt and isinstance(rank := event.get("rank"), int):
         story.attempt.stragglers.pop(rank, None)
         if event.get("slow"):
             story.attempt.stragglers[rank] = str(event.get("text", ""))
+
+
+def _pause(story: Story, event: Event, mono: float) -> None:
+    if story.attempt and isinstance(rank := event.get("rank"), int):
+        story.attempt.pauses = {**story.attempt.pauses, rank: event}
 
 
 def _group_gone(story: Story, event: Event, mono: float) -> None:
@@ -337,6 +343,7 @@ _TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
     EventName.VERDICT: _verdict,
     EventName.STACKS_DUMPED: _stacks,
     EventName.STRAGGLER: _straggler,
+    EventName.PAUSE: _pause,
     EventName.GROUP_GONE: _group_gone,
     EventName.RELAUNCH_SCHEDULED: _relaunch,
     EventName.RUN_ENDED: _run_ended,

@@ -14,12 +14,11 @@ from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
+from supervisor.core.members import Group, Member
 from supervisor.core.model import (
     Cause,
     Exit,
-    Group,
     History,
-    Member,
     Observation,
     Policy,
     Raised,
