@@ -1,4 +1,4 @@
-"""Checks of this machine. Each looks at one thing that can harm a run, and says what to do about it."""
+"""Checks of this machine. Each looks at one possible harm to a run, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `next` is what to do about it, empty where nothing is to be done."""
+    """One finding. `next` says what to do about it; empty if there is nothing to do."""
 
     name: str
     verdict: Verdict
@@ -36,7 +36,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where the checks look."""
+    """The places where the checks look."""
 
     run_dir: Path
     nproc: int | None = None
@@ -50,7 +50,7 @@ class Host:
 
     @property
     def nearest(self) -> Path:
-        """The run directory, or the first folder above it that is there."""
+        """The run directory, or the nearest folder above it that exists."""
         path = self.run_dir.absolute()
         return next(p for p in [path, *path.parents] if p.is_dir())
 
@@ -120,7 +120,7 @@ def variables(host: Host) -> Check:
 
 
 def home(host: Host) -> Check:
-    """Where a user's caches go, and what temporary files need."""
+    """The home folder, for the user's caches, and the folder for temporary files."""
     try:
         folder = Path(tempfile.gettempdir())
     except OSError:

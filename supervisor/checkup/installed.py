@@ -53,8 +53,9 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
-    """The distributions on `path` (default: this process's, but for PYTHONPATH, which is the user's own) that have files
-    in packages of ours. Their lists of files are read only where there is something beside our own file."""
+    """The distributions on `path` that have files in our packages. Default: the path of this process without
+    PYTHONPATH, which is the user's own. Their lists of files are read only if there is something beside our own
+    file."""
     if path is None:
         own = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
         path = [entry for entry in sys.path if entry not in own]
@@ -67,7 +68,8 @@ def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
 
 
 def _intruded(entry: Path, name: str) -> bool | None:
-    """Whether the package `name` in `entry` begins as somebody else's; None if it is not there, or ours alone."""
+    """Whether the package `name` in `entry` begins with the file of another distribution. None if it is missing, or
+    ours alone."""
     init = entry / name / "__init__.py"
     try:
         if f'"_{_OWN}"' not in init.read_text(errors="replace"):
@@ -90,7 +92,7 @@ def _owners(entry: str, name: str) -> Iterator[str]:
 
 
 def said_of(other: Namesake) -> tuple[str, str]:
-    """(what `other` leads to, what to do about it), a sentence each."""
+    """(the harm that `other` does, what to do about it), one sentence each."""
     name, left = other.name, _FACADES[other.name]
     if other.first:
         return f"{other.distribution} has the name `{name}`, too: `import {name}` is theirs", f"import ours as {left}"
@@ -109,6 +111,6 @@ def names() -> Check:
 
 
 def warnings() -> list[str]:
-    """The warnings of a launch about all this, a sentence each."""
+    """The warnings of a launch about torch and namesakes, one sentence each."""
     torch = untested(torch_version())
     return [*filter(None, [torch]), *(f"{text}; {hint}" for text, hint in map(said_of, namesakes()))]

@@ -1,4 +1,4 @@
-"""Checks that have to try something: import torch in a child, trace a child, hold a child by pidfd."""
+"""Checks that must try something: import torch in a child, trace a child, hold a child by pidfd."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def python() -> Check:
 
 
 def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict[str, Any] | str:
-    """What torch reports about itself, or in one line why it cannot."""
+    """torch's report about itself, or one line that says why there is none."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=time_limit, check=False
@@ -90,7 +90,7 @@ def cuda(answer: dict[str, Any] | str, dev: Path = Path("/dev")) -> Check:
 def standby(answer: dict[str, Any] | str, left_out: list[tuple[str, dict[str, str], float]]) -> Check:
     """Whether the next group can be forked with everything imported.
 
-    `left_out`: the modules that the scripts' last runs had to leave out, with the reasons and the seconds of it.
+    `left_out`: the modules that the scripts' last runs had to leave out, with the reasons and their seconds.
     """
     if isinstance(answer, str):
         return Check("standby", Verdict.OK, "not looked at, without torch")
@@ -146,7 +146,7 @@ def processes() -> Check:
 
 
 def resolver(time_limit: float = 2.0) -> Check:
-    """Whether this host's own name is answered for: torch and gloo ask for it, and wait."""
+    """Whether the resolver answers for this host's own name: torch and gloo ask for it, and wait."""
     name = socket.gethostname()
     code = f"import socket; socket.getaddrinfo({name!r}, None)"
     try:

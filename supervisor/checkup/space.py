@@ -18,7 +18,7 @@ _SHM_HINT = "mount a tmpfs there (docker run --ipc=private --shm-size=8g)"
 
 
 def without_shm(root: Path = ROOT) -> str:
-    """Why nothing can be kept in shared memory, and what that costs; "" if it can."""
+    """Why shared memory cannot be used, and what that costs; "" if it can be used."""
     missing = problem(root)
     cost = (
         "no snapshots, so a crash goes back to the newest checkpoint on disk; DataLoader workers cannot share tensors"

@@ -1,4 +1,4 @@
-"""The supervisor's end of the fork server: one helper process that forks worker groups; asked and heard without blocking."""
+"""The supervisor's side of the fork server, a helper process that forks worker groups. Nothing here blocks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from trainer.rundir.records.gate import Gate
 
 
 class ForkServer:
-    """Starting from the moment it is made; `ready` once it has imported everything; `unfit` says why it is of no use."""
+    """Starts the process when it is made. `ready`: it has imported everything. `unfit`: why it cannot be used."""
 
     def __init__(self, spec: Spec, env: Mapping[str, str], modules: Path, log: Path) -> None:
         """OSError if it cannot be started. It first imports what the file `modules` lists."""
         self.ready = False
         self.loading = False
-        """Whether it imports something. Once it was ready it forks all the same, without what it imports now."""
+        """Whether it is importing. If it was ready before, it can still fork, without the modules that it is
+        importing."""
         self.unfit = ""
         self.found: Path | None = None
-        """What it has not imported, to do no harm to forks, of what it was asked to: a file as the one that listed that."""
+        """A file that names the modules left out because they would harm forks. It has the format of the request's
+        file."""
         self.serving: int | None = None
-        """The process that forks: a descendant of the one that was started, or that one."""
+        """The process that forks: the one that was started, or a descendant of it."""
         self.born: deque[tuple[str, int]] = deque()
-        """(group's folder, launcher's pid) of forks that nobody has taken note of yet."""
+        """(group's folder, launcher's pid) of forks that were not handled yet."""
         self._spec = spec
         self._buffer = b""
         self._unsent = b""
@@ -63,20 +65,20 @@ class ForkServer:
         return self.process.pid
 
     def load(self, modules: Path, gently: bool = False) -> None:
-        """It will import what the file `modules` lists; `gently` beside a training."""
+        """It will import the modules in the file `modules`; `gently`: with little CPU, beside a training."""
         self.loading = True
         self._ask({"import": str(modules), "gently": gently})
 
     def fork(self, gate: Gate) -> None:
-        """It will fork a group at `gate`; its launcher's pid comes in `born`."""
+        """It will fork a group at `gate`. The launcher's pid comes in `born`."""
         self._ask({"group": str(gate.path), "flags": flags(self._spec, gate)})
 
     def fds(self) -> list[int]:
-        """Readable when there is an answer, or when it has died."""
+        """The descriptors that are readable when there is an answer, or when it has died."""
         return [] if self.unfit else [self._stdout.fileno(), self.process.fd]
 
     def listen(self) -> None:
-        """Its answers so far are known."""
+        """All its answers so far are handled."""
         if self.unfit:
             return
         self._send()
@@ -93,7 +95,7 @@ class ForkServer:
             self._take(json.loads(line))
 
     def close(self) -> None:
-        """Its pipes are closed: it goes away by itself, if it can."""
+        """Its pipes are closed, so it ends by itself, if it can."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         self._stdout.close()
@@ -113,11 +115,11 @@ class ForkServer:
         self._send()
 
     def _send(self) -> None:
-        """As much of what was asked as the pipe takes has gone out; the rest goes at the next look."""
+        """Requests are sent as far as the pipe takes them. The rest is sent at the next look."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
         except BlockingIOError:
-            pass  # it imports, and reads later
+            pass  # it is importing, and will read later
         except OSError as error:
             self.unfit = f"it does not listen: {error}"

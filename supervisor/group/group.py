@@ -1,4 +1,5 @@
-"""A worker group from its order to its release: forked by the fork server or started cold, it waits at its gate."""
+"""A worker group from its order to its release. The fork server forks it, or it starts cold; then it waits at its
+gate."""
 
 from __future__ import annotations
 
@@ -15,25 +16,25 @@ from trainer.rundir.records.gate import Gate, Launcher, Release
 
 
 class WorkerGroup:
-    """Its launcher has a pid once it is `born`; its ranks wait at the gate once it is `parked`."""
+    """A launcher and its ranks. `born`: the launcher has a pid. `parked`: all ranks wait at the gate."""
 
     def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None) -> None:
-        """`kind` is fork or exec; `fd` keeps the gate shut, None where it has been opened."""
+        """`kind` is fork or exec. `fd` keeps the gate shut; None if the gate is open."""
         self.gate = gate
         self.kind = kind
         self.nproc = nproc
         self.launcher: Process | None = None
         self.knows = 0
-        """How much its fork server had learned when it was forked."""
+        """The number of times that its fork server had learned more when it forked the group."""
         self.server: int | None = None
-        """pid of the process that it was forked from."""
+        """The pid of the process that forked it."""
         self.stillborn = False
-        """Whoever was to make it is gone: it will never have a launcher."""
+        """The process that had to make it is gone, so it will never have a launcher."""
         self._fd = fd
 
     @classmethod
     def ordered(cls, folder: Path, nproc: int, kind: str) -> WorkerGroup:
-        """A new one, whose gate is shut. OSError where the gate cannot be made."""
+        """A new group with a shut gate. OSError if the gate cannot be made."""
         gate = Gate(folder)
         fd = gate.close()
         gate.launcher_log.touch(0o600)
@@ -41,8 +42,8 @@ class WorkerGroup:
 
     @classmethod
     def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
-        """The group that another supervisor of the run with that mark let go from `folder`, and what with; None if it
-        released none. It has a launcher if that still lives."""
+        """The group in `folder` that an earlier supervisor of the run with that mark released, and its release. None if
+        no group was released there. The group has a launcher if the launcher is still alive."""
         gate = Gate(folder)
         try:
             body = gate.released()
@@ -55,7 +56,7 @@ class WorkerGroup:
         return group, body
 
     def born(self, pid: int) -> None:
-        """Its launcher has this pid. ProcessLookupError if it is gone already."""
+        """Its launcher has this pid. ProcessLookupError if the process is gone already."""
         self.launcher = Process(pid)
 
     @property
@@ -64,16 +65,16 @@ class WorkerGroup:
         return self.launcher is not None and all(self.gate.ready(rank).exists() for rank in range(self.nproc))
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
-        """Its ranks go on as the attempt; those that are not at the gate yet will not wait there."""
+        """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there."""
         assert self._fd is not None
         with contextlib.suppress(OSError):
-            # The launcher writes on into the file, by whichever name.
+            # The launcher goes on writing into the file; the new name does not matter to it.
             os.link(self.gate.launcher_log, attempt.launcher_log)
         fd, self._fd = self._fd, None
         self.gate.open(fd, body)
 
     def rank_pids(self) -> list[int]:
-        """Of the ranks that have come to the gate."""
+        """The pids of the ranks that have come to the gate."""
         found = []
         for rank in range(self.nproc):
             with contextlib.suppress(OSError, ValueError):
@@ -81,7 +82,7 @@ class WorkerGroup:
         return found
 
     def abandon(self) -> None:
-        """The gate is shut for good: nobody waits for this supervisor any more."""
+        """The group is given up: no rank waits for this supervisor any more."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -90,7 +91,7 @@ class WorkerGroup:
             self.launcher = None
 
     def dissolve(self) -> None:
-        """It is abandoned, and its folder gone."""
+        """It is abandoned, and its folder is removed."""
         self.abandon()
         shutil.rmtree(self.gate.path, ignore_errors=True)
 
@@ -101,7 +102,7 @@ def _launcher(gate: Gate, mark: str) -> Process | None:
         process = Process(known.pid)
     except (OSError, ValueError):
         return None
-    # The pidfd is open, so what the pid names from here on is what will be watched.
+    # The pidfd is open, so from here on the pid names the process that will be watched.
     found = stat(process.pid)
     if found is not None and found.started == known.started and carries(process.pid, mark):
         return process

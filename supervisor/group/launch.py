@@ -1,4 +1,4 @@
-"""From a Spec to what is started: environments, torchrun's flags, the script's arguments, and a cold launcher."""
+"""From a Spec to a start: environments, torchrun's flags, the script's arguments, and a cold launcher."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from trainer.rundir.secrets import Redactor
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
 _STALE = re.compile(r"PET_.*|SUPERVISE_.*|" + names.LAUNCHERS.pattern)
 _USERS_OWN = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-"""torchrun has a default for it, but no launcher's is stale."""
+"""torchrun sets a default for this variable, but the user's value is never stale."""
 
 
 def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, str]:
-    """The environment of whatever the run starts: `outer` without what is stale, with what no attempt changes."""
+    """The environment of all processes of the run: `outer` without stale variables, plus those that are the same in all
+    attempts."""
     env = {key: value for key, value in outer.items() if key == _USERS_OWN or not _STALE.fullmatch(key)}
     env |= {
         names.MARK: f"{spec.mark}.group",
@@ -47,37 +48,36 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
         env[names.PLAIN_SAVES] = "1"
     if hidden:
         env[names.HIDDEN_ARGUMENTS] = encode(hidden).decode()
-    # One run in the tracker over all attempts. A user's own choice stands.
+    # All attempts are one run in the tracker. The user's own choice has priority.
     env.setdefault("WANDB_RUN_ID", spec.run)
     env.setdefault("WANDB_RESUME", "allow")
     if interface := loopback.chosen():
-        # Else gloo, NCCL and torch's rpc listen on the address that the host's name leads to, and ask nobody who he is.
+        # Otherwise gloo, NCCL and torch's rpc listen on the address of the host's name, and check no identity.
         for library in ("GLOO", "NCCL", "TP"):
             env.setdefault(f"{library}_SOCKET_IFNAME", interface)
     if spec.nproc > 1:
-        # torchrun's own default, set here so that it does not print a paragraph about it in every attempt.
+        # torchrun's own default. It is set here so that torchrun does not print a paragraph about it in every attempt.
         env.setdefault("OMP_NUM_THREADS", "1")
     return env
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one attempt is to do."""
+    """The order for one attempt."""
 
     attempt: int
     resume: str = "auto"
     relaunch: bool = True
-    """Whether the script gets the arguments for a resume, too."""
+    """Whether the script also gets the arguments for a resume."""
     rollback: Rollback | None = None
     flush_s: float | None = None
-    """How long the run's newest flush took."""
+    """Seconds that the run's newest flush took."""
     mtbf_s: float | None = None
-    """The mean time between the run's newest failures."""
+    """The mean time between the run's newest failures, in seconds."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
-    """What a group is let go with: the attempt's part of the environment, the script and its arguments, but for
-    secrets."""
+    """The release of a group: the attempt's part of the environment, the script and its arguments, without secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
     newest, path = (-1, "") if fresh else _resume_from(run, rollback)
@@ -98,8 +98,8 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
 
 
 def _of_children(spec: Spec, outer: Mapping[str, str]) -> dict[str, str]:
-    """What a script needs whose children may be ranks: the way for them to find our hooks. One that is sure to start its
-    ranks has, as without a launcher, what its user has said of them."""
+    """The variables for a script whose children may be ranks: with them the children find our hooks. A script that
+    surely starts its own ranks also keeps the user's launcher variables, as without a launcher."""
     paths = [str(STARTUP), *filter(None, [outer.get("PYTHONPATH")])]
     env = {"PYTHONPATH": os.pathsep.join(paths), names.CHILDREN: names.RANKS if spec.spawns else names.PERHAPS}
     if spec.spawns and "TORCHELASTIC_RUN_ID" not in outer:
@@ -113,15 +113,14 @@ def _arguments(spec: Spec, relaunch: bool) -> list[str]:
 
 
 def is_as_asked(spec: Spec, released: Release, outer: Mapping[str, str] = os.environ) -> bool:
-    """Whether what a group was `released` with is what `spec` asks for: the same script, arguments, folder and
-    ranks."""
+    """Whether a group was `released` as `spec` asks: with the same script, arguments, folder and ranks."""
     asked = [Redactor(outer).command(_arguments(spec, relaunch)) for relaunch in (False, True)]
     return (released.nproc, released.cwd) == (spec.nproc, spec.cwd) and released.arguments in asked
 
 
 def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int, str]:
-    """(step, path) of the newest checkpoint that the attempt may go on from; of a script that has none of ours, of the newest
-    whole save of its own. The step is -1 where there is none, and where it is not known."""
+    """(step, path) of the newest checkpoint that the attempt may go on from. For a script without checkpoints of ours:
+    of its own newest whole save. The step is -1 if there is none, or if it is not known."""
     newest = _newest(run.checkpoints, rollback)
     if newest >= 0:
         return newest, str(run.checkpoints / step_name(newest))
@@ -140,34 +139,34 @@ def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
 
 
 def flags(spec: Spec, gate: Gate) -> list[str]:
-    """torchrun's flags: a fresh engine with our own rendezvous, which asks nobody."""
+    """torchrun's flags: a fresh engine with our own rendezvous, which needs no other member."""
     return [
         "--nnodes=1",
         f"--nproc-per-node={spec.nproc}",
         "--max-restarts=0",
         "--rdzv-backend=supervise",
-        # Asked by nobody; without one, torchrun warns.
+        # Nobody uses it; but without one torchrun warns.
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{gate.path.name}",
         *([f"--local-addr={spec.local_addr}"] if spec.local_addr else []),
-        # None: ranks have logs of their own, and torch would make the folders above anew if the run's was moved away.
+        # No folder: ranks have their own logs, and torch would make the run's folder again after it was moved away.
         f"--log-dir={os.devnull}",
     ]
 
 
 def shown(spec: Spec, outer: Mapping[str, str] = os.environ) -> list[str]:
-    """What `ps` may show of the script and its arguments: the longest that they can be, without secrets."""
+    """The script and its arguments as `ps` may show them: in their longest form, without secrets."""
     return Redactor(outer).command(_arguments(spec, relaunch=True))
 
 
 def stdin() -> int:
-    """For subprocess.Popen: what a script reads is, as under torchrun, what this process was given."""
-    # Where it was given none, another file may have the number.
+    """The stdin for subprocess.Popen: as under torchrun, a script reads the stdin of this process."""
+    # If this process has no stdin, another file may have its number.
     return subprocess.DEVNULL if sys.__stdin__ is None else 0
 
 
 def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
-    """The pid of a launcher in a session of its own, whose ranks are fresh interpreters that will wait at `gate`.
+    """The pid of a new launcher in its own session. Its ranks are fresh interpreters and will wait at `gate`.
 
     OSError if the disk or the process table is full.
     """
@@ -189,6 +188,6 @@ def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
             stderr=log,
             start_new_session=True,
         )
-    # The supervisor reaps every child in one place; Popen must not wait for this one, nor complain that nobody did.
+    # The supervisor reaps every child in one place. So Popen must not wait for this child, nor warn that nobody did.
     process.returncode = 0
     return process.pid

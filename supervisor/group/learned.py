@@ -1,4 +1,4 @@
-"""What a script is known to import, from this run or an earlier one of it, and what of that cannot be imported beforehand."""
+"""The known imports of a script, from this run or an earlier one, and those that cannot be made beforehand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUFFIX = ".left-out.json"
 
 
 class Learned:
-    """The modules of one run's script. What was found out is kept for its next run, in the user's cache."""
+    """The modules of the script of one run. The findings are kept for its next run, in the user's cache."""
 
     def __init__(self, spec: Spec, run: RunDir) -> None:
         self._script = spec.command[0]
@@ -36,12 +36,12 @@ class Learned:
         self.left_out = _kept(self._cached_out) or Wanted()
 
     def names(self) -> list[str]:
-        """What is to be imported beforehand."""
+        """The modules to import beforehand."""
         names = remembered(self._list) or remembered(self._cached)
         return [name for name in names if name not in self.left_out.left_out]
 
     def has_news(self) -> bool:
-        """Whether the run's list has been written since the last call."""
+        """Whether the list of the run was written since the last call."""
         try:
             written = self._list.stat().st_mtime_ns
         except OSError:
@@ -52,13 +52,13 @@ class Learned:
         return news
 
     def ask(self, path: Path) -> list[str]:
-        """`path` tells a fork server what to import. Returns the names. OSError if it cannot be written."""
+        """`path` tells a fork server which modules to import. Returns their names. OSError if it cannot be written."""
         asked = msgspec.structs.replace(self.left_out, names=self.names())
         asked.write(path)
         return asked.names
 
     def leave_out(self, found: Path) -> None:
-        """A fork server has written to `found` what it has left out, which may be more than was known."""
+        """Learns from `found`, which a fork server wrote, the modules that it has left out. They may be new."""
         with contextlib.suppress(OSError, ValueError):
             told = read(found, Wanted)
             if told.left_out == self.left_out.left_out:
@@ -68,25 +68,26 @@ class Learned:
             replace_soon(self._cached_out, encode(self.left_out))
 
     def _keep(self, to: Path, source: Path) -> None:
-        # A cache: without it the next run of this script learns it again.
+        # It is a cache: without it the next run of this script learns the same again.
         with contextlib.suppress(OSError):
             to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_soon(to, source.read_bytes())
 
 
 def _folder() -> Path:
-    """Where it is kept what scripts import; for a user without a cache a folder that cannot be made."""
+    """The folder with the imports of scripts. For a user without a cache: a folder that cannot be made."""
     return (cache() or Path(os.devnull)) / "modules"
 
 
 def known() -> list[tuple[str, dict[str, str], float]]:
-    """By script whose last run had to leave out something: (script, what and why, CPU seconds of it)."""
+    """For each script whose last run had to leave modules out: (script, modules with the reasons, their CPU
+    seconds)."""
     kept = map(_kept, sorted(_folder().glob(f"*{_SUFFIX}")))
     return [(found.script, found.causes, found.seconds) for found in kept if found is not None and found.causes]
 
 
 def _kept(path: Path) -> Wanted | None:
-    """What an earlier run left in the cache, unless something was installed since."""
+    """The findings of an earlier run in the cache, unless something was installed since."""
     try:
         found = read(path, Wanted)
     except (OSError, ValueError):
@@ -95,7 +96,7 @@ def _kept(path: Path) -> Wanted | None:
 
 
 def _installed() -> list[int]:
-    """Changes when something is installed or upgraded."""
+    """A value that changes when something is installed or upgraded."""
     stamps = []
     for folder in sys.path:
         if folder.endswith("-packages"):

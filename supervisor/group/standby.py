@@ -1,4 +1,4 @@
-"""The next worker group, kept warm: who makes it, when, and what happens when making it fails.
+"""The next worker group, kept warm: how and when it is made, and what happens when that fails.
 
     fork server loading ──ready──> fork a group once the attempt has settled ──parked──> taken by the next launch
           │ unfit or dead                       │ dies: replaced, after a pause
@@ -29,20 +29,20 @@ from trainer.rundir.layout import RunDir
 from trainer.rundir.variables import PRELOAD
 
 SETTLED = 0.5
-"""Seconds after an attempt's first step before its standby is made: the recovery itself comes first."""
+"""Seconds between an attempt's first step and the start of its standby: the recovery itself comes first."""
 _LOADING = 60.0
-"""Seconds that the fork server may take for its imports before a launch goes on without it."""
+"""Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
 _PAUSE = 2.0
 _TRIES = 3
 
 
 class Standby:
-    """Keeps at most one group in waiting. Nothing here blocks; tick() moves it on."""
+    """Keeps at most one waiting group. Nothing here blocks; tick() does the work."""
 
     def __init__(
         self, spec: Spec, run: RunDir, outer: Mapping[str, str], log: EventLog, adopted: Path | None = None
     ) -> None:
-        """Of what an earlier supervisor left, the folder of the `adopted` group stays."""
+        """Folders that an earlier supervisor left are removed, except that of the `adopted` group."""
         left = [folder for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         for folder in left:
             if folder != adopted:
@@ -55,7 +55,7 @@ class Standby:
         self._count = max((int(folder.name) for folder in left), default=0)
         self._failures = 0
         self._why = ""
-        """What happened to the last standby that was lost."""
+        """How the last lost standby was lost."""
         self._not_before = 0.0
         self._since: float | None = None
         self._trains_since: float | None = None
@@ -63,15 +63,15 @@ class Standby:
         self._loaded: list[str] = []
         self._learned = Learned(spec, run)
         self._growing = False
-        """Whether the fork server imports what the run has been seen to import."""
+        """Whether the fork server is importing the modules that this run has imported."""
         self._knows = 0
-        """Grows each time the fork server has learned more."""
+        """The number of times that the fork server has learned more."""
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float) -> WorkerGroup | None:
-        """A group for the attempt that starts now, the warmest there is; None while it is worth waiting for the fork
-        server.
+        """The warmest group that there is, for the attempt that starts now. None while it is better to wait for the
+        fork server.
 
         OSError if not even a cold one can be started.
         """
@@ -89,12 +89,12 @@ class Standby:
 
     @property
     def warm(self) -> bool:
-        """Whether a restart now need not import anything."""
+        """Whether a restart would import nothing."""
         return self._group is not None or (self._fork_server is not None and self._fork_server.ready)
 
     def tick(self, now: float, ended: set[int], trains: bool) -> None:
-        """Whatever is due is under way. `ended` are the fds that were readable; `trains`: the attempt has made its
-        first step, and goes on."""
+        """Starts all work that is due. `ended` are the fds that were readable. `trains`: the attempt has made its first
+        step, and goes on."""
         self._listen(now)
         self._check_group(now, ended)
         self._trains_since = (self._trains_since or now) if trains else None
@@ -118,23 +118,23 @@ class Standby:
             self._order(now)
 
     def fds(self) -> list[int]:
-        """Readable when there is news for tick()."""
+        """The descriptors that are readable when there is news for tick()."""
         group = [self._group.launcher.fd] if self._group and self._group.launcher else []
         return group + (self._fork_server.fds() if self._fork_server else [])
 
     def is_warming(self) -> bool:
-        """Whether a group is in the making."""
+        """Whether a group is being made."""
         return self._group is not None and not self._said_parked
 
     def spared(self) -> set[int]:
-        """The processes at the root of what belongs to no attempt yet."""
+        """The root processes of the trees that belong to no attempt yet."""
         roots = {self._fork_server.pid} if self._fork_server else set()
         if self._group is not None and self._group.launcher is not None:
             roots |= {self._group.launcher.pid, *self._group.rank_pids()}
         return roots
 
     def close(self) -> None:
-        """Nobody waits any more; the processes are the caller's to kill."""
+        """No group waits any more. The caller must kill the processes."""
         if self._group is not None:
             self._group.dissolve()
             self._group = None
@@ -142,8 +142,7 @@ class Standby:
             self._fork_server.close()
             self._fork_server = None
 
-    # ── the fork server
-    # ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the fork server ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_fork_server(self, now: float) -> None:
         folder = self._run.standby
@@ -165,7 +164,7 @@ class Standby:
         try:
             self._loaded = self._learned.ask(self._wanted)
         except OSError:
-            return  # a full disk: what waits is less warm
+            return  # a full disk: the waiting group is less warm
         self._growing = True
         fork_server.load(self._wanted, gently=True)
 
@@ -183,7 +182,7 @@ class Standby:
             self._knows += self._growing
             self._growing = False
         if fork_server.unfit:
-            # Its other children (an attempt, perhaps) live on, as ours.
+            # Its other children (perhaps an attempt) live on, as our children.
             kill([fork_server.process])
             fork_server.close()
             self._fork_server, self._growing = None, False
@@ -244,8 +243,7 @@ class Standby:
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:
-        """What standby_ready tells of `group`: who it is, what it could not import beforehand, or why it was not
-        forked."""
+        """The fields of standby_ready for `group`: its processes, the modules left out, or why it was not forked."""
         server = self._fork_server
         fields: dict[str, Any] = {"pids": group.rank_pids(), "forkserver_pid": server.pid if server else None}
         if group.kind != "fork":
@@ -260,7 +258,7 @@ class Standby:
         return fields
 
     def _disband(self, group: WorkerGroup) -> None:
-        """Nothing of `group` waits any more."""
+        """`group` is ended: none of its processes waits any more."""
         pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
         kill(process for pid in pids if (process := _process(pid, self._spec.mark)))
         self._unborn.pop(str(group.gate.path), None)
@@ -274,7 +272,7 @@ class Standby:
 
 
 def _process(pid: int, mark: str) -> psutil.Process | None:
-    """The process of the run that has this pid, if it has not gone and left the pid to another."""
+    """The process with this pid, if it belongs to the run. None if it is gone, or another process has the pid now."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         return process if carries(pid, mark) else None

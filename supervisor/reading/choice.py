@@ -33,7 +33,7 @@ class Choice:
     events: bool = True
 
     def event(self, event: Event) -> bool:
-        """Whether the event is wanted. One whose `ts` is no time is never too old."""
+        """Whether the event is wanted. An event whose `ts` is not a time is never too old."""
         fields, time = event.fields, event.time if self.since is not None else None
         return (
             self.events

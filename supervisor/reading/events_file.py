@@ -1,7 +1,7 @@
-"""Reading events.jsonl: whole lines that are events, whatever else stands between them.
+"""Reads events.jsonl: the whole lines that are events.
 
-A line counts when it ends with a newline and is a JSON object with an event name in `msg`. The torn last line of a
-supervisor that was killed, and lines that others wrote, are passed over and counted.
+A line counts when it ends with a newline and is a JSON object with an event name in `msg`. Other lines are skipped and
+counted: the torn last line of a killed supervisor, and lines that others wrote.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class EventReader(Follower):
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(events, skipped): all events of the file, and how many lines are none, a torn last one among them.
+    """(events, skipped): all events of the file, and the number of other lines, a torn last line among them.
 
-    Never raises for what is in the file; a file that is not there has no events. Lines that are no events take no memory,
+    No content of the file makes it raise. A missing file has no events. Lines that are not events take no memory,
     however long they are.
     """
     reader = EventReader(path)

@@ -3,8 +3,8 @@
     poll ─┬─ first ──▶ the past: attempt by attempt, the lines of a log where its file was last written
           └─ later ──▶ known logs ─▶ events ─▶ logs that are new ─▶ over? then everything to its end
 
-Lines of one file keep their order. Logs carry no times, so events and logs are merged by when they are seen.
-An attempt's logs are shown once it has started: a standby's wait with it. Nothing here blocks or sleeps.
+Lines of one file keep their order. Logs have no times, so events and logs are merged in the order in which they are
+seen. The logs of an attempt, and of a standby, are shown after it has started. Nothing here blocks or sleeps.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from trainer.rundir.layout import RunDir
 POLL = 0.15
 """Seconds between two polls."""
 REST = 0.5
-"""The same when nothing has come for a while: each poll takes its 0.6 ms from those who train."""
+"""Seconds between two polls when nothing has come for a while: each poll takes 0.6 ms from training."""
 RETIRE = 2.0
 """Seconds into an attempt after which the logs of the previous attempt count as complete."""
 LOOK = 1.0
-"""Seconds between two looks at who holds the run."""
+"""Seconds between two looks whether a supervisor holds the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A line of a log. `rank` None is the launcher; `seen` in seconds since the epoch, None for one of the past."""
+    """A line of a log. `rank` None is the launcher. `seen` is in seconds since the epoch; None for a past line."""
 
     attempt: int
     rank: int | None
@@ -46,7 +46,7 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """An event, with the newest attempt known when it was written."""
+    """An event, and the newest attempt that was known when the event was written."""
 
     attempt: int
     event: Event
@@ -74,9 +74,9 @@ class RunFollower:
     ) -> None:
         self.restarts = Restarts()
         self.over = False
-        """The run has ended, or its supervisor is gone, and everything was given."""
+        """The run has ended, or its supervisor is gone, and all records were given."""
         self.lost = False
-        """It is over because nobody holds it, without a word of its end."""
+        """It is over because no supervisor holds it; no event tells its end."""
         self._run, self._held, self._choice, self._back = run, held, choice, back
         self._splitter: Callable[[], Splitter] = RawSplitter if raw else LineSplitter
         self._clock, self._wall = clock, wall
@@ -91,7 +91,7 @@ class RunFollower:
 
     @property
     def skipped(self) -> int:
-        """Lines of events.jsonl that are no events."""
+        """The number of lines of events.jsonl that are not events."""
         return self._reader.skipped
 
     @property
@@ -102,7 +102,7 @@ class RunFollower:
     def poll(self) -> Iterator[Record]:
         """The records since the last poll, at most about 1 MiB of each log. The first poll gives the whole past.
 
-        Refusal if the attempt asked for is not there.
+        Refusal if the requested attempt does not exist.
         """
         if not self._begun:
             self._begun = True
@@ -117,7 +117,8 @@ class RunFollower:
             yield from self._records(file, self._files.pop(file).finish(), self._wall())
 
     def _past(self) -> Iterator[Record]:
-        # Only the end of the events tells which attempt -1 is. In other cases, what is not shown need not be kept.
+        # Only the end of the events tells which attempt -1 is. In other cases events that are not shown need not be
+        # kept.
         counts_back = self._choice.attempt is not None and self._choice.attempt < 0
         events = deque(self._events(), maxlen=None if counts_back else self._back)
         attempts = self._attempts()
@@ -168,7 +169,7 @@ class RunFollower:
                 yield EventRecord(self._attempt, event)
 
     def _attempts(self) -> list[int]:
-        """The attempts whose logs are shown: those that started, or all where no event tells."""
+        """The attempts whose logs are shown: those that started, or all if no event tells."""
         return [n for n in self._run.attempts() if n <= self._started or not self._any_event]
 
     def _discover(self) -> list[LogFile]:
@@ -217,7 +218,7 @@ class RunFollower:
 
 
 def _before(record: EventRecord, log: LogFile) -> bool:
-    """Whether an event of the past stands before the lines of `log`: they are as old as the file's last write."""
+    """Whether a past event comes before the lines of `log`. Their time is the file's last write."""
     time = record.event.time
     return record.attempt < log.attempt or (record.attempt == log.attempt and time is not None and time <= log.written)
 
@@ -234,7 +235,7 @@ def _resolve(attempt: int | None, attempts: list[int]) -> int | None:
 def pump(
     follower: RunFollower, write: Callable[[Record], None], wait: Callable[[float], None], follow: bool = True
 ) -> None:
-    """Every record was written, in order; with `follow`, until the run is over. `wait` gets seconds, 0 if more waits."""
+    """Writes every record, in order; with `follow`, until the run is over. `wait` gets seconds; 0 if more is there."""
     pause = POLL
     while True:
         pause = min(1.5 * pause, REST)

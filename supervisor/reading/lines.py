@@ -1,4 +1,4 @@
-"""Lines out of the bytes of a log, whatever the pieces in which they arrive.
+"""Makes lines from the bytes of a log. The bytes may arrive in any pieces.
 
     bytes ── feed ──▶ pending ──▶ Line(NEWLINE)    a newline came
                              ├──▶ Line(CUT)        longer than CAP; it goes on in the next piece
@@ -17,7 +17,7 @@ CAP = 65536
 
 
 class End(enum.Enum):
-    """Why a line ends where it does."""
+    """The reason for the end of a line."""
 
     NEWLINE = "newline"
     CUT = "cut"
@@ -26,7 +26,7 @@ class End(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as it is to be shown; its bytes are not yet fit for a terminal."""
+    """A line to show. Its bytes are not yet safe for a terminal."""
 
     data: bytes
     end: End = End.NEWLINE
@@ -50,11 +50,11 @@ class Splitter(Protocol):
         """The pending bytes, as an OPEN line. They are not given again."""
 
     def end(self) -> list[Line]:
-        """As flush(), and the next byte begins a new line: another file's."""
+        """Like flush(), but the next byte begins a new line, because it is from another file."""
 
 
 class LineSplitter:
-    """Lines without their ends. Of states separated by carriage returns only the last is kept, as a terminal would."""
+    """Lines without their ends. Of states separated by carriage returns only the last is kept, as in a terminal."""
 
     def __init__(self) -> None:
         self._state = bytearray()
@@ -111,7 +111,7 @@ class LineSplitter:
 
     def _end(self, lines: list[Line]) -> None:
         data = bytes(self._state) or self._before
-        # The newline of a line that was cut or flushed already is no further, empty line.
+        # The newline of a line that was already cut or flushed does not make another, empty line.
         if data or not self._given:
             lines.append(Line(data))
         self._state.clear()

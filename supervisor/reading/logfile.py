@@ -21,13 +21,13 @@ from trainer.rundir.files.untrusted_files import open_file
 
 BLOCK = 65536
 REACH = 4 * BLOCK
-"""A line longer than this is not read back to its start: its end is what `-n` shows of it."""
+"""A line longer than this is not read back to its start: `-n` shows only its end."""
 BUDGET = 16
 """Blocks that one poll reads at most."""
 IDLE = 1.0
 """Seconds without a byte after which a line is shown without its newline; a bar is shown as often."""
 TIME_LIMIT = 5.0
-"""Seconds after which a line that still grows is shown as far as it has come."""
+"""Seconds after which a line that still grows is shown, as far as it is written."""
 
 
 def last_lines(path: Path, count: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def last_lines(path: Path, count: int) -> tuple[int, int]:
 
 def _search_back(fd: int, size: int, count: int) -> tuple[int, int]:
     end = size - 1 if os.pread(fd, 1, size - 1) == b"\n" else size
-    found, edge = 0, end  # lines seen whole, and where the newest of the rest ends
+    found, edge = 0, end  # whole lines seen, and the end of the newest of the rest
     while end > 0:
         start = max(0, end - BLOCK)
         block = os.pread(fd, end - start, start)
@@ -116,7 +116,7 @@ class LogFollower:
             data = os.pread(self._fd, BLOCK, self._offset)
         except FileNotFoundError:
             return b""
-        except OSError:  # stale on NFS after a removal there, or not ours to read: look again with the next poll
+        except OSError:  # stale on NFS after a removal there, or not readable for us: look again with the next poll
             self._close()
             return b""
         self._offset += len(data)
@@ -124,7 +124,7 @@ class LogFollower:
         return data
 
     def _begin_again(self, lines: list[Line]) -> bool:
-        """Whether the file at `path` is to be read from its start now, since it was truncated or replaced."""
+        """Whether the file at `path` must now be read from its start, because it was truncated or replaced."""
         if self._fd is None:
             return False
         try:
@@ -152,7 +152,7 @@ class LogFollower:
 def last_matching(
     path: Path, count: int, splitter: Callable[[], Splitter], accepts: Callable[[Line], bool]
 ) -> tuple[LogFollower, list[Line]]:
-    """The last `count` lines that `accepts` takes, and a follower for what comes after them.
+    """The last `count` lines that `accepts` takes, and a follower for the lines after them.
 
     Reads from the end in windows that grow, until one of them holds enough.
     """
@@ -173,7 +173,7 @@ def last_matching(
 
 
 def drain(follower: LogFollower) -> Iterator[Line]:
-    """Every line that is there now; a line without its newline stays pending."""
+    """All lines that are in the file now. A line without its newline stays pending."""
     while True:
         yield from follower.poll(0.0)
         if not follower.behind:

@@ -25,7 +25,7 @@ class LogFile:
 
     @property
     def written(self) -> float:
-        """When it last grew, in seconds since the epoch; 0 if it is not there."""
+        """The time when it last grew, in seconds since the epoch; 0 if it does not exist."""
         try:
             return self.path.stat().st_mtime
         except OSError:
@@ -33,7 +33,7 @@ class LogFile:
 
 
 def log_files(run: RunDir, attempt: int, choice: Choice) -> list[LogFile]:
-    """The wanted logs that the attempt has by now, the launcher's first, then by rank."""
+    """The wanted logs of the attempt that exist now: the launcher's first, then by rank."""
     folder = run.attempt(attempt)
     if not choice.logs or choice.attempt not in (None, attempt):
         return []
@@ -66,7 +66,7 @@ def open_back(
 ) -> list[Opened]:
     """The logs in the order of `files`, oldest first, so that the last `back` lines of each rank are shown (None: all).
 
-    Logs of attempts before `newest` of which nothing is shown are not opened.
+    Logs of attempts before `newest` that have no lines to show are not opened.
     """
     opened: list[Opened] = []
     left: dict[int | None, int] = {}

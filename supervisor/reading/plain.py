@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# The introducers of a sequence are ESC and a letter, or one C1 character; OSC and its kind run to BEL or ST.
+# A sequence begins with ESC and a letter, or with one C1 character. OSC and the like end with BEL or ST.
 _SEQUENCE = re.compile(
     "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
     "|(?:\x1b[\\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\\\|\x9c)"
@@ -12,8 +12,8 @@ _SEQUENCE = re.compile(
     "|\x1b[0-OQ-WYZ\\\\`-~]"
 )
 _HOLE = re.compile("\0{8,}")
-# C0 but tab, DEL, C1; line and paragraph separators; bidirectional marks, embeddings, overrides and isolates;
-# surrogates, which no output encoding takes.
+# C0 except tab, DEL, C1; line and paragraph separators; bidirectional marks, embeddings, overrides and isolates;
+# surrogates, which no output encoding accepts.
 _CONTROL = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -33,7 +33,7 @@ def plain(text: str) -> str:
 
 
 def plain_lines(text: str) -> str:
-    """The same, line by line."""
+    """plain() of each line of `text`."""
     return "\n".join(map(plain, text.split("\n")))
 
 

@@ -12,7 +12,7 @@ from trainer.rundir.files.codec import encode
 _LONGEST = 200
 _SHOWN_ELSEWHERE = frozenset({"ts", "mono", "seq", "level", "run", "attempt", "msg", "reason", "text", "signature"})
 _COUNTED = frozenset({"best_step", "barren", "startup_failures", "rollbacks"})
-"""The counters from which the next supervisor counts on. People see them in `status`."""
+"""The counters that the next supervisor continues. People see them in `status`."""
 
 _NOTHING: tuple[Any, ...] = (None, "", [], -1)
 """Values that mean "none" (-1 for a step). They are not shown."""
@@ -39,7 +39,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def signal_name(value: Any) -> str:
-    """SIGKILL for 9. Anything that is no signal stays as it is."""
+    """SIGKILL for 9. A value that is not a signal is unchanged."""
     try:
         return signal.Signals(value).name
     except ValueError:
@@ -47,7 +47,7 @@ def signal_name(value: Any) -> str:
 
 
 class Restarts:
-    """Remembers from the events why each attempt began and where it went on."""
+    """Remembers from the events why each attempt began, and at which step it went on."""
 
     def __init__(self) -> None:
         self._ended = ""

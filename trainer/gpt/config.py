@@ -17,7 +17,7 @@ Every = int | Literal["auto"] | None
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One field a flag; every checkpoint carries it."""
+    """One field for each flag. Every checkpoint contains it."""
 
     steps: int = 200
     data: str = "stdlib"
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The config that the flags ask for; UsageError says what is wrong with them."""
+    """The config that the flags ask for. UsageError says what is wrong with them."""
     config = TrainConfig(**vars(_parser().parse_args(arguments)))
     if config.n_embd % config.n_head:
         raise UsageError(f"--n-embd {config.n_embd} does not divide by --n-head {config.n_head}")
@@ -151,7 +151,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process stands among the ranks, as torchrun tells it."""
+    """The place of this process among the ranks, as torchrun tells it."""
 
     rank: int = 0
     local_rank: int = 0
@@ -160,7 +160,7 @@ class Place:
 
 
 def place() -> Place:
-    """This process's; alone if nothing says otherwise."""
+    """The place of this process: alone, unless the environment says otherwise."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     rank, local, world, local_world = (int(os.environ.get(name, "0")) for name in names)
     return Place(rank, local, max(1, world), max(1, local_world))

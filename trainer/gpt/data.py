@@ -1,4 +1,4 @@
-"""Bytes to train on, and batches of them: batch = f(seed, step, rank, world size), so there is no iterator state to lose."""
+"""Bytes to train on, in batches: batch = f(seed, step, rank, world size). So there is no iterator state to lose."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STDLIB_BYTES = 8 << 20
 RANDOM_BYTES = 1 << 20
 FOLDER_BYTES = 1 << 30
 _PART = 1 << 16
-"""Bytes read at once. For larger reads malloc asks the kernel for pages, and gives them back, for each file."""
+"""Bytes read at once. For larger reads malloc takes pages from the kernel, and gives them back, for each file."""
 
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip"}
-"""Parts of the standard library that some systems package apart, or that are mostly test data."""
+"""Parts of the standard library that some systems put into another package, or that are mostly test data."""
 
 
 def _source_files(root: str) -> Iterator[str]:
@@ -32,8 +32,8 @@ def _source_files(root: str) -> Iterator[str]:
 
 
 def _joined(paths: Iterable[str | Path], limit: int) -> bytearray:
-    # By descriptor: every recovery waits for hundreds of small files, and a file object costs twice the
-    # time of its content.
+    # By descriptor: every recovery waits for hundreds of small files, and a file object takes twice as long as reading
+    # the content.
     data = bytearray()
     for path in paths:
         if len(data) == limit:
@@ -48,7 +48,7 @@ def _joined(paths: Iterable[str | Path], limit: int) -> bytearray:
 
 
 def _stdlib() -> bytearray:
-    # By path, so that the same Python gives the same bytes wherever it is installed.
+    # Sorted by path, so that the same Python gives the same bytes in every place of installation.
     return _joined(sorted(_source_files(sysconfig.get_path("stdlib"))), STDLIB_BYTES)
 
 
@@ -59,8 +59,8 @@ def _at(path: Path) -> bytearray:
 
 
 def load_bytes(source: str, seed: int) -> Tensor:
-    """The data as uint8, flat: "stdlib" for the sources of the running Python, "random" for noise that depends on `seed`,
-    else what the file or folder of that name holds. UsageError if it cannot be read."""
+    """The data as flat uint8. "stdlib" gives the sources of the running Python, "random" gives noise that depends on
+    `seed`, any other text names a file or folder. UsageError if it cannot be read."""
     if source == "random":
         return torch.randint(0, 256, (RANDOM_BYTES,), generator=_generator(seed, -1), dtype=torch.uint8)
     try:
@@ -75,19 +75,20 @@ def load_bytes(source: str, seed: int) -> Tensor:
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
-    # Hashed: neighbouring seeds of one generator would give related streams.
+    # Hashed: neighbouring seeds of one generator give related streams.
     digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class Batches:
-    """Batches of `batch_size` pieces over all ranks. It is Stateful so that a checkpoint says what it was trained on."""
+    """Batches of `batch_size` pieces over all ranks. It is Stateful, so that a checkpoint says which data it was
+    trained on."""
 
     def __init__(self, data: Tensor, batch_size: int, block_size: int, seed: int, rank: int, world_size: int) -> None:
         if batch_size % world_size:
             raise UsageError(
-                f"--batch-size {batch_size} does not divide by {world_size} ranks: it is the size of the whole batch, over "
-                "all ranks"
+                f"--batch-size {batch_size} does not divide by {world_size} ranks: it is the size of the whole batch, "
+                "over all ranks"
             )
         if data.numel() <= block_size:
             raise UsageError(
@@ -100,11 +101,11 @@ class Batches:
         self._own = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._offsets = torch.arange(block_size + 1)
         self.changed = False
-        """Whether the loaded state was of other data. Training goes on, but it is not the same run."""
+        """Whether the loaded state was of other data. Training goes on, but no longer as the same run."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """This rank's part of the batch of `step`: input and target bytes, int64 (batch, block). The whole batch is the same
-        however many ranks share it."""
+        """This rank's part of the batch of `step`: input and target bytes, int64 (batch, block). The whole batch does
+        not depend on the number of ranks."""
         last = self._data.numel() - len(self._offsets)
         starts = torch.randint(0, last + 1, (self._batch_size,), generator=_generator(self._seed, step))
         pieces = self._data[starts[self._own, None] + self._offsets].long()

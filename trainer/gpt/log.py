@@ -1,4 +1,4 @@
-"""The lines for people on stderr while a run trains."""
+"""Lines on stderr for people, while a run trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Log:
             print(text, file=sys.stderr, flush=True)
 
     def step(self, done: int, loss: float, lr: float) -> None:
-        """Every `log_every` steps, and after the last, a line with the loss and the speed since the line before."""
+        """Prints a line every `log_every` steps and after the last step: the loss, and the speed since the previous
+        line."""
         if self._quiet or (done % self._config.log_every and done != self._config.steps):
             return
         now = time.monotonic()

@@ -34,7 +34,7 @@ class Parts:
     device: torch.device
     model: GPT
     forward: nn.Module
-    """The model itself, or under DDP."""
+    """The model itself, or DDP around it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: AbstractContextManager[object]
@@ -42,7 +42,7 @@ class Parts:
 
 
 def build(config: TrainConfig, place: Place) -> Parts:
-    """Everything as it is before step 0; the ranks' process group is there if there are several."""
+    """All parts as they are before step 0. If there are several ranks, their process group exists."""
     set_threads(config, place)
     device = device_of(config, place)
     data = load_bytes(config.data, config.seed)
@@ -52,7 +52,7 @@ def build(config: TrainConfig, place: Place) -> Parts:
     rng.seed(config.seed)
     model = GPT(GPTConfig(config.block_size, config.n_layer, config.n_head, config.n_embd, config.dropout)).to(device)
     forward = parallel(model, device) if place.world_size > 1 else model
-    # Each rank drops other activations. A restore puts its own state over this.
+    # Each rank's dropout must be different. A restore replaces this state.
     rng.seed(config.seed, place.rank, 0)
     return Parts(
         device=device,
@@ -91,8 +91,8 @@ def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metric
 
 
 def train(config: TrainConfig, place: Place) -> None:
-    """`config.steps` steps are done and saved. UsageError, CheckpointError, NotFinite, or SystemExit(75) after a stop was
-    asked for."""
+    """`config.steps` steps are done and saved. UsageError, CheckpointError, NotFinite, or SystemExit(75) after a
+    request to stop."""
     here = supervised()
     root = here.run.path if here else Path(config.out)
     parts = build(config, place)
@@ -124,8 +124,8 @@ def train(config: TrainConfig, place: Place) -> None:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-        # The ranks' wishes travel with the loss: agreeing on them costs no collective of its own. So does a gradient that
-        # is not finite, unless the scaler has left that step out.
+        # The ranks' wishes travel with the loss, so they need no collective of their own. So does the news of a
+        # gradient that is not finite, unless the scaler has left that step out.
         told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
         mean, *flags = agree(told, *ckpt.wish(), world_size=place.world_size)
         done, agreed = step + 1, Wish(*flags)

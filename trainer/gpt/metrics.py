@@ -1,9 +1,9 @@
-"""metrics.jsonl: one line a finished step, never one twice, never one missing, whatever was killed in between.
+"""metrics.jsonl: one line for each finished step. After any kill no line is missing and none is there twice.
 
-    resume at S:   lines of steps > S, and a torn last one, are cut off; then step S + 1 follows step S
-    checkpoint S:  the lines up to S are synced before the commit, so a power cut cannot take them from under it
+    resume at S:   lines of steps > S, and a torn last line, are cut off; then step S + 1 follows step S
+    checkpoint S:  the lines up to S are synced before the commit, so a power cut cannot lose them
 
-A line depends on the training alone, not on clocks: two runs that trained alike have the same file, byte for byte.
+A line depends on the training alone, not on clocks. Two runs with the same training have the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _end_of(data: bytes, step: int) -> int:
-    """The length of the part of `data` whose last line is whole and of a step up to `step`."""
+    """The length of `data` up to the end of its last whole line of a step <= `step`."""
     end = data.rfind(b"\n") + 1
     while end:
         start = data.rfind(b"\n", 0, end - 1) + 1
@@ -46,11 +46,12 @@ def _end_of(data: bytes, step: int) -> int:
 
 
 class Metrics:
-    """The file at `path`, in the one process that writes it. A full disk delays lines, and neither drops nor tears them."""
+    """The file at `path`, in the one process that writes it. A full disk delays lines; it neither drops nor tears
+    them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # A run's own folder that has gone elsewhere is not made anew.
+        # If the run's own folder was moved or removed, it is not made again.
         if str(path.parent) != os.environ.get(RUN_DIR):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -59,17 +60,17 @@ class Metrics:
 
     @property
     def pending(self) -> str:
-        """Lines that the disk has not taken yet: a snapshot keeps them, or a death would take them from the file."""
+        """Lines that the disk has not taken yet. A snapshot keeps them; otherwise a death would lose them."""
         return self._pending.decode()
 
     def resume_at(self, step: int, pending: str = "") -> None:
-        """The file ends with the line of `step`, or of the last step before it that it had or that was `pending`."""
+        """The file ends with the line of `step`, or else of the newest earlier step that was in it or in `pending`."""
         data = self.path.read_bytes()
         end = _end_of(data, step)
         last = _step_of(data[data.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]) or 0
         lines = pending.encode().splitlines(keepends=True)
         self._pending = b"".join(line for line in lines if last < (_step_of(line) or 0) <= step)
-        # One call, to the end of a line: a reader finds the file as it was or cut.
+        # One call, to the end of a line: a reader finds the whole file or the cut one.
         os.ftruncate(self._fd, end)
         os.lseek(self._fd, end, os.SEEK_SET)
         os.fsync(self._fd)
@@ -86,13 +87,14 @@ class Metrics:
         self.resume_at(0)
 
     def write(self, **fields: int | float) -> None:
-        """A line with `fields` is in the file, or will be once the disk has room; what is not finite is null."""
+        """A line with `fields` is in the file, or will be when the disk has room. A number that is not finite is
+        null."""
         finite = {name: value if math.isfinite(value) else None for name, value in fields.items()}
         self._pending += json.dumps(finite).encode() + b"\n"
         try:
             self._flush()
         except OSError:
-            return  # the rest stays pending, and sync() raises if it still does at the next checkpoint
+            return  # the rest stays pending; if it still is at the next checkpoint, sync() raises
 
     def _flush(self) -> None:
         while self._pending:
@@ -100,7 +102,7 @@ class Metrics:
             written = os.write(self._fd, self._pending)
             whole = self._pending.rfind(b"\n", 0, written) + 1
             if whole < written:
-                # Half a line is taken back. It stays pending as a whole; nobody could join two halves again.
+                # Half a line is removed again. The whole line stays pending, because two halves could not be joined.
                 os.ftruncate(self._fd, at + whole)
                 os.lseek(self._fd, at + whole, os.SEEK_SET)
             self._pending = self._pending[whole:]
@@ -108,16 +110,16 @@ class Metrics:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
-        """Every line written is durable; else OSError."""
+        """Every written line is durable; else OSError."""
         self._flush()
         os.fsync(self._fd)
         if not self._named:
-            # The first time the file's name too, which no sync of its content promises.
+            # The first time, the folder too: a sync of the content does not promise that the file's name is durable.
             DISK.sync_dir(self.path.parent)
             self._named = True
 
     def close(self) -> None:
-        """As sync(), and no more can be written."""
+        """Like sync(). After it nothing more can be written."""
         try:
             self.sync()
         finally:

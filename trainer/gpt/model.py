@@ -21,21 +21,21 @@ class GPTConfig:
 
 
 class Linear(nn.Linear):
-    """Without initial values. GPT draws them itself, and a recovery, which waits for this, replaces them anyway."""
+    """Without initial values: GPT draws them itself. A recovery waits for this, and replaces the values anyway."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class Embedding(nn.Embedding):
-    """The same."""
+    """Without initial values, like Linear."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class Attention(nn.Module):
-    """Causal self-attention, (batch, time, n_embd) to the same."""
+    """Causal self-attention: (batch, time, n_embd) to (batch, time, n_embd)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """forward(bytes, targets), both int64 (batch, time), gives the mean cross-entropy in nats; without targets the logits,
-    (batch, time, 256)."""
+    """forward(bytes, targets), both int64 (batch, time), returns the mean cross-entropy in nats. Without targets it
+    returns the logits, (batch, time, 256)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.n_embd, bias=False)
         self.head = Linear(config.n_embd, VOCABULARY, bias=False)
         self.head.weight = self.wte.weight
-        # As in GPT-2: the residual stream adds up 2 * n_layer of those that end a block.
+        # As in GPT-2: the residual stream adds up the outputs of 2 * n_layer such layers.
         last = 0.02 / math.sqrt(2 * config.n_layer)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -102,7 +102,7 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.float().view(-1, VOCABULARY), targets.reshape(-1))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """For the optimizer: matrices decay, gains do not."""
+        """The groups for the optimizer: weight decay for matrices, none for gains."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         gains = [p for p in self.parameters() if p.dim() < 2]
         return [{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}]

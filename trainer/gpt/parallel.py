@@ -1,4 +1,4 @@
-"""This rank among the others: its device, its threads, its place in the gradient's sum, and what the ranks agree on."""
+"""This rank among the others: its device, its threads, DDP, and agreement between the ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .model import GPT
 
 
 def device_of(config: TrainConfig, place: Place) -> torch.device:
-    """The device that this rank trains on, made current; UsageError if there is none."""
+    """The device that this rank trains on; it is now the current device. UsageError if there is none."""
     there = torch.cuda.is_available()
     if config.device == "cuda" and not there:
         raise UsageError("--device cuda: torch sees no CUDA device; use --device cpu, or mend the driver")
@@ -31,14 +31,14 @@ def device_of(config: TrainConfig, place: Place) -> torch.device:
 
 
 def set_threads(config: TrainConfig, place: Place) -> None:
-    """torch computes with as many threads as `config` says, or with this rank's part of the machine's cores."""
-    # Not left to OMP_NUM_THREADS, which torchrun sets and others do not: sums over other numbers of threads differ in
-    # their last bits, and a resumed run has to add up as the first one did.
+    """torch computes with the number of threads in `config`, else with this rank's part of the machine's cores."""
+    # Not left to OMP_NUM_THREADS, which torchrun sets and other launchers do not. With another number of threads, sums
+    # differ in their last bits, and a resumed run must add up like the first one.
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
 
 
 def join(device: torch.device) -> None:
-    """The ranks' process group is there: NCCL on GPUs, else gloo."""
+    """The ranks' process group exists: NCCL on GPUs, else gloo."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
@@ -48,7 +48,7 @@ def parallel(model: GPT, device: torch.device) -> nn.Module:
 
 
 def agree(loss: Tensor, *flags: bool, world_size: int) -> tuple[Any, ...]:
-    """(mean loss over ranks, and for each flag whether any rank has it set), the same on every rank."""
+    """(mean loss over ranks, then for each flag whether any rank has set it), the same on every rank."""
     if world_size == 1:
         return loss.item(), *flags
     shared = torch.tensor([0.0, *flags], dtype=torch.float64, device=loss.device)

@@ -1,1 +1,1 @@
-"""What the Python programs find first that a rank starts: its folder is on their PYTHONPATH."""
+"""Python programs that a rank starts load this folder's sitecustomize first: the folder is on their PYTHONPATH."""

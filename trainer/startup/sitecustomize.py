@@ -1,8 +1,9 @@
-"""Read by every Python that a script starts: once it imports torch, it may become a rank, and our hooks are there.
+"""Every Python that a script starts reads this file. When that Python imports torch, it gets our hooks: it may become a
+rank.
 
-A folder on PYTHONPATH, because nothing else reaches a program that is started by whatever way. The sitecustomize that would
-have been found without this one runs as ever. Any Python may read this, also one that has nothing of ours: so it is short,
-needs the standard library alone, and whatever goes wrong in it is of no account.
+It is found through PYTHONPATH, because nothing else reaches a program that is started in any way. The user's own
+sitecustomize runs as without this one. Any Python may read this, also one without our packages. So it is short, needs
+the standard library alone, and ignores its own errors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (path
 
 
 def _give_way() -> None:
-    """The user's own sitecustomize has run, if there is one, and has its name."""
+    """The user's own sitecustomize, if there is one, has run, under its usual name."""
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
@@ -30,7 +31,7 @@ class _BeforeTorch:
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
         if name == "torch":
             sys.meta_path.remove(cls)
-            # Should it fail, this is nobody that we could watch.
+            # If it fails, we cannot watch this process.
             with contextlib.suppress(Exception):
                 _arrive()
 

@@ -1,1 +1,1 @@
-"""torchrun as the engine of one group: who makes its launcher and ranks, and where they meet."""
+"""torchrun as the engine of one group: how its launcher and ranks are made, and where they meet."""

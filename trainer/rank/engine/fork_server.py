@@ -1,16 +1,16 @@
-"""The fork server: one process that has imported everything, stays single-threaded and free of CUDA, and forks worker groups.
+"""The fork server: one process that has imported everything and forks worker groups. It has one thread and no CUDA.
 
-Started by the supervisor: `start.py rank.engine.fork_server STDIN SCRIPT ARGUMENTS…`. It reads a JSON object a line
-from stdin and answers each with one on stdout; when stdin ends, it goes away. STDIN is the descriptor of what its forks
-get for their own (none: nothing can be read there); what follows is for `ps`, and room for theirs.
+The supervisor starts it: `start.py rank.engine.fork_server STDIN SCRIPT ARGUMENTS…`. It reads one JSON object a line
+from stdin and answers each with one on stdout. When stdin ends, it ends. STDIN is the descriptor that its forks get as
+stdin (none: they can read nothing). SCRIPT and ARGUMENTS are for `ps`, and give room for the forks' command lines.
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
 
-Both files are a learned.Wanted; the second has what cannot be imported. A fork copies one thread, so it forks only
-while it has one (what OpenBLAS starts steps aside at a fork by itself). What an import would spoil is tried in a fork
-first, see trial.py: that fork serves from then on, and the one that was started waits for it. Until then the latter
-forks groups.
+Both files are a learned.Wanted; the second one names the modules that cannot be imported. A fork copies one thread, so
+the server forks only while it has one (OpenBLAS ends its threads at a fork by itself). Imports are tried in a fork
+first, see trial.py. That fork serves from then on, and the first process waits for it. Until then the first process
+forks the groups.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _REAP_EVERY = 0.2
 
 
 class _Server:
-    """One process of those that serve in turn: they share stdin and stdout, and a request is read by one of them."""
+    """One of the processes that serve in turn. They share stdin and stdout, and one of them reads each request."""
 
     def __init__(self, stdin: int | None) -> None:
-        # What imports print must not be taken for an answer. A line is written at once: others write beside it.
+        # Text that an import prints must not be taken for an answer. A line is one write(), because others write too.
         self._answers = os.dup(1)
         os.dup2(2, 1)
-        # Nor may they read what was asked, or what the script is to read.
+        # Imports must not read the requests either, nor the script's input.
         self.requests = os.dup(0)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._stdin = null if stdin is None else stdin
@@ -51,7 +51,7 @@ class _Server:
         self._buffered = b""
 
     def hear(self) -> bool:
-        """What was asked is answered; False if nobody will ask any more."""
+        """All requests so far are answered. False if no more requests can come."""
         data = os.read(self.requests, 65536)
         *lines, self._buffered = (self._buffered + data).split(b"\n")
         for line in lines:
@@ -69,8 +69,8 @@ class _Server:
         }
 
     def _load(self, path: Path, gently: bool) -> dict[str, Any]:
-        """What `path` lists is imported, but for what must not be, which is named. The answer is that of the process that
-        serves from now on."""
+        """Imports the modules that `path` lists, except harmful ones, which it names. The answer comes from the process
+        that serves from now on."""
         inherited.imported(_load_torch)
         if reason := unfit():
             return {"unfit": reason}
@@ -80,7 +80,7 @@ class _Server:
             inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
         except (OSError, ValueError) as error:
             return {"unfit": f"what it is to import, or what it has found, is no file that can be used: {error}"}
-        # No collector of a fork needs to look at what all forks have in common.
+        # The garbage collectors of the forks need not look at objects that all forks share.
         gc.freeze()
         return {"ready": True, "found": str(found), "pid": os.getpid()}
 
@@ -107,13 +107,13 @@ def _load_torch() -> None:
     torch_patches.count_gpus_apart()
     before = set(os.environ)
     modules.load(modules.ALWAYS)
-    # torch sets it again once it needs it, unless the script has done so by then.
+    # torch sets it again when it needs it, unless the script has set it by then.
     for name in os.environ.keys() - before:
         del os.environ[name]
 
 
 def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
-    """The pid of a launcher that has its own session and log, and whose ranks will wait at `gate`."""
+    """The pid of a new launcher. It has its own session and log, and its ranks will wait at `gate`."""
     pid = os.fork()
     if pid:
         return pid
@@ -129,7 +129,7 @@ def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
 
 
 def _become(log: Path, stdin: int) -> None:
-    """The child has the standard streams of a launcher, and no other file of the fork server's."""
+    """The child has the standard streams of a launcher, and none of the fork server's other files."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stdin, 0)
     os.dup2(fd, 1)
@@ -140,7 +140,7 @@ def _become(log: Path, stdin: int) -> None:
 def main(arguments: list[str]) -> None:
     # The terminal's Ctrl-C is for the supervisor alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Before any module can bind the names that they replace.
+    # This comes before any module can bind the names that the patches replace.
     saves.install()
     fork_environment.enter()
     serve(int(arguments[0]) if arguments else None)

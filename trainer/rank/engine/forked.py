@@ -1,8 +1,8 @@
-"""The ranks of one group as forks of this process; how each ends is taken from the process itself.
+"""The ranks of one group as forks of this process. The end of a rank is the end of its process.
 
-In place of torch's MultiprocessContext, whose ranks report their 0 by a queue and then wait for all the others: a rank that
-leaves by os._exit, that has become another program, or that has closed its descriptors never does. And a queue needs
-semaphores, and so /dev/shm.
+It replaces torch's MultiprocessContext, whose ranks report their 0 by a queue and then wait for all others. A rank that
+leaves by os._exit, becomes another program, or closes its descriptors never reports. And a queue needs semaphores,
+which need /dev/shm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TICK = 0.02
 
 
 class ForkedRanks(PContext):
-    """By local rank, a fork each. Nobody is reaped before all have ended, so that whoever asks can see how it went."""
+    """One fork for each local rank. None is reaped before all have ended, so others can still see each exit status."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class ForkedRanks(PContext):
         log_line_prefixes: dict[int, str] | None = None,
         **_: Any,
     ) -> None:
-        """As torch calls it; what else it hands over is about queues, redirections and NUMA: there is none of them here."""
+        """As torch calls it. Its other arguments concern queues, redirections and NUMA, which are not used here."""
         super().__init__(name, entrypoint, args, envs, logs_specs, log_line_prefixes)
         self._pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
 
     def _start(self) -> None:
-        # Whatever is in a buffer now would be written by every rank.
+        # Text that is in a buffer now would be written by every rank.
         sys.stdout.flush()
         sys.stderr.flush()
         for local in range(self.nprocs):
@@ -79,8 +79,8 @@ class ForkedRanks(PContext):
         return dict(self._pids)
 
     def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
-        """None of them runs, and all are reaped; those that `death_sig` has not ended within `timeout` seconds are killed.
-        One that waits for a disk or a driver may not die even of that: it is left to the supervisor."""
+        """No rank runs, and all are reaped. A rank that `death_sig` has not ended within `timeout` seconds is killed. A
+        rank that waits for a disk or a driver may survive even that; the supervisor deals with it."""
         for number in (death_sig, signal.SIGKILL):
             for pid in self._running():
                 send(pid, number)
@@ -92,7 +92,7 @@ class ForkedRanks(PContext):
                 os.waitpid(self._pids[local], os.WNOHANG)
 
     def _ended(self) -> dict[int, int]:
-        """By local rank, the exit code (or minus the signal) of those that have ended."""
+        """For each local rank that has ended: its exit code, or minus the signal."""
         for local, pid in self._pids.items():
             if local not in self._codes and (code := exit_code(pid)) is not None:
                 self._codes[local] = code

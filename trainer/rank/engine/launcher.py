@@ -1,9 +1,9 @@
-"""torchrun as an engine for one attempt: it spawns the ranks and does the rendezvous; what failed goes to a report.
+"""torchrun as the engine of one attempt: it spawns the ranks and does the rendezvous. A report tells what failed.
 
-Started by itself, `start.py rank.engine.launcher GROUP torchrun-flags… -- SCRIPT ARGUMENTS…`, its ranks are processes
-of their own that run rank.worker; forked from the fork server, its ranks are forks. torchrun's own exit status is 1 for
-every failure, and the status of each rank is only in the box that it prints; the report in the group's folder has it as
-JSON, also for a supervisor that is not the launcher's parent and cannot wait for it.
+Started alone, by `start.py rank.engine.launcher GROUP torchrun-flags… -- SCRIPT ARGUMENTS…`, it spawns ranks that run
+rank.worker. Forked from the fork server, it forks its ranks. torchrun's own exit status is 1 for every failure, and it
+shows the status of each rank only in a printed box. The report in the group's folder has the status as JSON. A
+supervisor that is not the launcher's parent, and cannot wait for it, can read it too.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from ..process.children import exit_code
 
 _WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0
-"""Seconds between two looks of the engine at ranks of which there is no news. It would look every 0.1 s, which takes 0.6 %
-of a core from those who train, and as much again in the group that waits."""
+"""Seconds between two looks of the engine at ranks without news. By default it looks every 0.1 s, which takes 0.6 % of
+a core from training, and as much again in the waiting group."""
 _UNREAPED = 0.05
 Poll = Callable[[Any], Any]
 Exits = dict[int, Failure]
-"""By rank, who has ended, with 0 too."""
+"""For each rank that has ended, how. Exits with 0 are in it too."""
 
 
 def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
-    """Exit status 0 when every rank exited with 0, otherwise 1; each rank a fresh interpreter, with room for
-    `shown`."""
+    """Exit status 0 if every rank exited with 0, else 1. Each rank is a fresh interpreter, with room for `shown`."""
     from torch.distributed import run
 
     from . import rendezvous
@@ -47,7 +46,7 @@ def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
 
 
 def launch_forked(gate: Gate, flags: list[str]) -> int:
-    """The same with ranks that are forks of this process and need to import nothing."""
+    """Like launch(), with ranks that are forks of this process and import nothing."""
     from torch.distributed import run
     from torch.distributed.launcher.api import elastic_launch
 
@@ -64,14 +63,14 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
 
 
 def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], Any]:
-    """How the engine is to poll its ranks.
+    """A replacement for the engine's poll of its ranks.
 
-    torchrun ends the other ranks as soon as one has exited otherwise than with 0: with a TERM, and 30 s later a KILL.
+    When one rank exits with another status than 0, torchrun ends the others: a TERM, and 30 s later a KILL.
 
-    That is the supervisor's to decide: a rank that was asked to stop may need the whole grace for its save. So for `grace`
-    seconds the engine does not hear of an exit; if the supervisor is gone, too, it then does what it always does. A
-    group that still waits at its gate is of no use with a rank missing, and goes at once. Who has exited, when and how,
-    is in `exits` by rank: the engine names one of them alone, and not always the first.
+    Here the supervisor decides that: a rank that was asked to stop may need the whole grace for its save. So the engine
+    does not learn of an exit for `grace` seconds. If the supervisor is gone too, the engine then acts as always. A
+    group that still waits at its gate is useless without a rank, and ends at once. `exits` says for each rank when and
+    how it ended; the engine names only one rank, and not always the first.
     """
     heard = float("inf")
 
@@ -84,7 +83,7 @@ def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
                 _note(exits, rank, pid, code)
         if 0 < len(exits) < len(pids) and gate.release.exists():
             if not any(body.exit_code for body in exits.values()):
-                # The engine would reap who has left with 0, and nobody could see it any more.
+                # The engine would reap a rank that exits with 0, and nobody could see its status any more.
                 return None
             heard = min(heard, time.monotonic())
             if time.monotonic() < heard + grace:
@@ -95,7 +94,7 @@ def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
 
 
 def _await_news(pids: list[int], seconds: float) -> None:
-    """One of these has ended, or `seconds` have passed."""
+    """Waits until one of the processes has ended, or `seconds` have passed."""
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
         poll = select.poll()
         for pid in pids:
@@ -103,7 +102,7 @@ def _await_news(pids: list[int], seconds: float) -> None:
             stack.callback(os.close, fd)
             poll.register(fd, select.POLLIN)
         if poll.poll(seconds * 1000):
-            # Its exit status is there for the supervisor to see until the engine waits for it.
+            # The supervisor can see the exit status until the engine waits for the process.
             time.sleep(_UNREAPED)
 
 
@@ -132,7 +131,7 @@ def _reported(gate: Gate, engine: Callable[[], object]) -> int:
 
 
 def finish(code: int) -> NoReturn:
-    """The process is gone, at once: every rank is, and tearing down torch's modules would take another 0.1 s."""
+    """Ends this process at once. All ranks are gone, and the end of torch's modules would take another 0.1 s."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

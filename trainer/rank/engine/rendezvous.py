@@ -1,11 +1,11 @@
-"""The rendezvous of a group on one node: its launcher is the only member, so there is nobody to meet.
+"""The rendezvous of a group on one node. Its launcher is the only member, so there is nobody to meet.
 
-torch's own keep their state, a pickle, in a store that listens on every interface and asks nobody who he is: whoever
-reaches the port runs code in the launcher. Here the launcher's own store is memory of its process, and nothing is unpickled.
-The ranks meet in a file without a name, that only their user can open.
+torch's own rendezvous keeps a pickle in a store that listens on every interface and checks no identity: anybody who
+reaches the port can run code in the launcher. Here the launcher's store is memory of its process, and nothing is
+unpickled. The ranks meet in a file without a name, which only their user can open.
 
-What listens is torch's store at MASTER_PORT, for scripts that go there by themselves: on the loopback interface alone, where
-any user of this machine may read and write it.
+Only torch's store at MASTER_PORT listens, for scripts that connect to it themselves. It is on the loopback interface
+alone, where any user of this machine may read and write it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ BACKEND = "supervise"
 
 _TIMEOUT = timedelta(minutes=15)
 _ANSWERED = 0.3
-"""Seconds within which a resolver has answered that has anything to say."""
+"""Seconds within which a working resolver has answered."""
 
 
 class OneNode(RendezvousHandler):
-    """Complete from the beginning. No node comes later: a group that is to be another one is started anew."""
+    """The group is complete from the beginning. No node joins later: for another group a new one is started."""
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
@@ -50,11 +50,11 @@ class OneNode(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        # As torchrun has it: with this variable rank 0 opens the store, at the port that it is told.
+        # As in torchrun: with this variable rank 0 opens the store, at the port that the variable names.
         return os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The ranks' store is open, or at least its port is known. OSError if no interface has the address."""
+        """The store of the ranks is open, or at least its port is known. OSError if no interface has the address."""
         with listen(host=self._local) as listener:
             address, port = listener.getsockname()[:2]
             if self.use_agent_store:
@@ -80,11 +80,10 @@ class OneNode(RendezvousHandler):
 
 
 def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
-    """The store is open; it is in the list once torch has it.
+    """The store is open. It is in the returned list as soon as torch has made it.
 
-    torch's own client of it asks the resolver for the name of that address, only to have it for its log: where the
-    answer takes as long as a resolver waits, it is not waited for. The server is there by then, or as soon as somebody
-    comes.
+    torch's own client asks the resolver for the name of that address, only for its log. A resolver may answer very
+    late, and we do not wait for it then. By then the server exists, or will when somebody connects.
     """
     made: list[Store] = []
     failed: list[Exception] = []
@@ -100,7 +99,7 @@ def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
 
     thread = threading.Thread(target=serve, name="store", daemon=True)
     thread.start()
-    # Ranks are forked from here: by then the thread has ended, or sleeps in the resolver and holds nothing.
+    # Ranks are forked from this process. By then the thread has ended, or sleeps in the resolver and holds nothing.
     thread.join(_ANSWERED)
     if failed:
         raise failed[0]
@@ -108,11 +107,12 @@ def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
 
 
 def _unnamed_file() -> str:
-    """The path of a file in memory, as long as this process lives; for its user alone, whatever the mode says."""
+    """The path of a file in memory. It exists while this process lives. Only its user can open it, whatever its mode
+    is."""
     fd = os.memfd_create("supervise-store", os.MFD_CLOEXEC)
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 def register() -> None:
-    """torchrun knows the backend."""
+    """Makes the backend known to torchrun."""
     torch_patches.register(BACKEND, OneNode)

@@ -1,1 +1,1 @@
-"""What is imported before a rank needs it, and what must not be."""
+"""Imports made before a rank needs them, and the modules that must not be imported early."""

@@ -14,7 +14,8 @@ from typing import Any
 
 _DRIVER = "libcuda.so.1"
 _NOT_INITIALIZED = 3
-"""CUDA_ERROR_NOT_INITIALIZED: nobody has called cuInit here; or somebody had before the fork, and nobody can here."""
+"""CUDA_ERROR_NOT_INITIALIZED: cuInit was not called in this process; or it was called before the fork, and cannot be
+here."""
 _STATUS = re.compile(rb"^(Umask|SigBlk|SigIgn|SigCgt):\s*(\S+)$", re.MULTILINE)
 _SIGNALS = sorted(signal.valid_signals())
 
@@ -24,7 +25,7 @@ def threads() -> int:
 
 
 def thread_names() -> list[str]:
-    """Of all threads but this one, as `ps` shows them."""
+    """The names of all threads except this one, as `ps` shows them."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         if int(task.name) != os.getpid():
@@ -34,7 +35,8 @@ def thread_names() -> list[str]:
 
 
 def step_aside() -> None:
-    """Pools that know about forks (OpenBLAS's) have ended their threads, and will start them again when they need them."""
+    """Thread pools that know about forks (OpenBLAS's) have ended their threads. They start them again when they need
+    them."""
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -42,7 +44,7 @@ def step_aside() -> None:
 
 
 def cuda_runs() -> bool:
-    """Whether somebody has started CUDA's driver in this process. Asking does not start it."""
+    """Whether CUDA's driver was started in this process. The question does not start it."""
     driver = _driver()
     if driver is None:
         return False
@@ -51,7 +53,7 @@ def cuda_runs() -> bool:
 
 
 def _driver() -> Any:
-    """The driver's library, if it is loaded in this process."""
+    """The library of the driver, if this process has loaded it."""
     try:
         return ctypes.CDLL(_DRIVER, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
@@ -70,7 +72,8 @@ def unfit() -> str | None:
 
 
 def _poisoned() -> bool:
-    """In a fork: whether CUDA can no longer be started here. torch knows of its own calls, the driver of everybody's."""
+    """In a fork: whether CUDA can no longer be started here. torch knows only its own calls; the driver knows all
+    calls."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda._is_in_bad_fork():
         return True
@@ -79,7 +82,7 @@ def _poisoned() -> bool:
 
 
 def habits() -> dict[str, Any]:
-    """What of this process an import should leave alone, by what it is called."""
+    """The settings of this process that an import should not change, by name."""
     status = dict(_STATUS.findall(Path("/proc/self/status").read_bytes()))
     handlers = [signal.getsignal(number) for number in _SIGNALS]
     return {

@@ -1,7 +1,8 @@
-"""Watches imports: which module's own code does what no module should do in a process that forks, and who imports it.
+"""Watches imports: which module's own code does harm to a process that forks, and which modules import it.
 
-Read in CPython 3.10 to 3.13: `importlib._bootstrap` looks up `_load_unlocked`, which executes a module, and `_gcd_import`,
-which is import_module(), by name. Where they have gone, only the names that were asked for are told apart.
+Read in CPython 3.10 to 3.13: `importlib._bootstrap` looks up two functions by name, `_load_unlocked`, which executes a
+module, and `_gcd_import`, which is import_module(). If they are gone, only the names that were asked for can be told
+apart.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ _BOOTSTRAP: Any = importlib._bootstrap
 
 
 class ImportWatch:
-    """While it is entered, every import of this process is watched. Names in `left_out` cannot be imported."""
+    """Inside its block every import of this process is watched. Names in `left_out` cannot be imported."""
 
     def __init__(
         self, left_out: Iterable[str], told: Callable[[list[str]], None], between: Callable[[], None] = lambda: None
     ) -> None:
-        """`told` hears which modules are being executed, outermost first; `between` is called between modules."""
+        """`told` is called with the modules that are being executed, outermost first. `between` is called between
+        modules."""
         self.causes: dict[str, str] = {}
-        """By module, what its import did."""
+        """For each harmful module, what its import did."""
         self.barred: set[str] = set()
-        """Modules that imported, or tried to import, what is left out."""
+        """Modules that imported, or tried to import, a module that is left out."""
         self._left_out = set(left_out)
         self._told, self._between = told, between
         self._stack: list[str] = []
@@ -92,7 +94,7 @@ class ImportWatch:
     def executing(self, name: str) -> Iterator[None]:
         """The block is the execution of module `name`."""
         if self._stack:
-            # What it has done so far is not its imports' doing.
+            # The outer module did the changes so far, not the module that it imports.
             self._look(self._stack[-1])
             self._importers[name].add(self._stack[-1])
         self._account(self._stack[-1] if self._stack else "")
@@ -108,7 +110,7 @@ class ImportWatch:
             self._between()
 
     def left_out(self) -> set[str]:
-        """What did harm, and every module that imports it or lies in it: of those that were seen."""
+        """The harmful modules, and every module seen that imports one of them or lies in one."""
         out = {*self._left_out, *self.causes, *self.barred}
         waiting = list(out)
         known = [name for name in sys.modules if "." in name]
@@ -138,7 +140,7 @@ class ImportWatch:
                 self._importers[each].add(importer)
 
     def _look(self, name: str) -> None:
-        """What has changed since the last look was done by `name`: of modules within one another the innermost ends first."""
+        """Changes since the last look are the work of `name`: of nested imports, the innermost ends first."""
         if (count := fitness.threads()) != self._threads:
             if count > self._threads:
                 fitness.step_aside()

@@ -1,4 +1,5 @@
-"""What a script imports, learned once so that the fork server can import it before the next attempt needs it."""
+"""The imports of a script. They are learned once; then the fork server imports them before the next attempt needs
+them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ ALWAYS = (
     "torch.distributed.run",
     "torch.distributed.launcher.api",
     "torch.nn.parallel",
-    # The first optimizer and DDP's constructor import it: a second, otherwise spent after the kill.
+    # The first optimizer and DDP's constructor import it. That takes a second, which would be spent after the kill.
     "torch._dynamo",
 )
 _MOST = 5000
@@ -28,9 +29,9 @@ _OURS = str(Path(__file__).parents[2]) + os.sep
 
 
 def third_party() -> list[str]:
-    """The names of the loaded modules that were installed, this package's among them (not the standard library's, not the
-    script's own, nor other names of what is there already: in the next attempt they may be the user's), in the order in
-    which they were loaded."""
+    """The names of the loaded modules that were installed, in the order of loading. This package's modules are among
+    them. Not among them: the standard library, the script's own modules, and second names of a module (in the next
+    attempt such a name may be the user's)."""
     names = []
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
@@ -42,11 +43,11 @@ def third_party() -> list[str]:
 
 
 class Barred(BaseException):
-    """A module was imported that is not to be. No `except Exception` on the way takes it for a missing one."""
+    """A module was imported that must not be. No `except Exception` on the way can take it for a missing module."""
 
 
 def remember(path: Path) -> None:
-    """`path` lists what third_party() finds now; a full disk only costs the list."""
+    """`path` lists the modules that third_party() finds now. On a full disk only the list is lost."""
     names = third_party()
     if names != remembered(path):
         with contextlib.suppress(OSError):
@@ -54,19 +55,19 @@ def remember(path: Path) -> None:
 
 
 def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> list[str]:
-    """Every module of `names` that can be imported is; returns those that cannot. `between` is called after each."""
+    """Imports every module of `names`. Returns the names that cannot be imported. `between` is called after each."""
     failed = []
     for name in names:
         if name in sys.modules:
             continue
         try:
-            # What it warns of is for our log. To silence it, filters would have to be put back: those that it sets,
-            # too.
+            # Its warnings go to our log. To silence them, the filters would have to be put back, with those that it
+            # sets.
             importlib.import_module(name)
         except Barred:
             raise
         except BaseException:
-            # Whatever it is, it is not for us to die of: some raise what no `except Exception` catches.
+            # No exception of an import may end us: some modules raise one that `except Exception` does not catch.
             failed.append(name)
         between()
     return failed

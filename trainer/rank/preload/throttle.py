@@ -1,6 +1,6 @@
-"""Work beside a training, on cores that it wants all of: the work takes the rest of them, or a quarter of one.
+"""Work beside a training that uses all cores: the work takes the part that is free, or a quarter of one core.
 
-Not by nice: what is forked later would inherit that, and only root can take it back.
+It does not use nice: later forks would inherit the niceness, and only root can lower it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SLICE = 0.01
 _LOOK_EVERY = 0.2
 _SHARE = 0.25
 _FREE = 0.9
-"""So much of a core, left idle or used by us, is a core that nobody else wants."""
+"""If this share of a core is idle or used by us, nobody else wants that core."""
 _LONGEST = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -29,7 +29,7 @@ class Throttle:
         self._idle = _idle()
 
     def rest(self) -> None:
-        """If others want the cores, as long has passed as our share takes for what was done since the last call."""
+        """If others want the cores: sleeps, until the work since the last call fits our share."""
         used = time.process_time() - self._used
         if used < _SLICE:
             return
@@ -49,7 +49,7 @@ class Throttle:
 
 
 def _idle() -> float:
-    """Seconds for which the cores have had nothing to do, together."""
+    """Idle seconds of all cores together."""
     try:
         fields = Path("/proc/stat").read_bytes().split(b"\n", 1)[0].split()
         return (int(fields[4]) + int(fields[5])) / _TICKS

@@ -1,12 +1,12 @@
-"""Imports tried in a fork: if it can still fork ranks afterwards it is the fork server from then on, else another one tries
-without what did the harm.
+"""Imports are tried in a fork. If that fork can still fork ranks, it becomes the fork server. Else another fork tries
+without the harmful modules.
 
     server ──fork──> child imports ──fit──> it serves, and its parent only waits for it
        ^               │ a module did harm, stood still or killed it: named, with all that import it
        └── again ──────┘
 
-So nothing is imported twice where all goes well, and nobody but these two hears of it where it does not. While the child
-imports, its parent goes on serving.
+So if all goes well nothing is imported twice. If not, only these two processes are affected. While the child imports,
+its parent goes on serving.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .throttle import Throttle
 
 _TRIES = 6
 IDLE = 20.0
-"""Seconds for which a module's import may wait for something other than a core. What takes longer is left to the script."""
+"""Seconds that a module's import may wait for something other than a core. A slower module is left to the script."""
 SLOW = 300.0
-"""Seconds that it may take."""
+"""Seconds that a module's import may take."""
 _LOOK_EVERY = 0.5
 _SOME = "one of the modules"
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ _ROOM = 1 << 16
 
 
 class _Told:
-    """Which modules are being executed, for another process to see."""
+    """The modules that are being executed, in memory that another process can read."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _ROOM)
@@ -56,12 +56,12 @@ class _Told:
 
 
 def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool]) -> Wanted:
-    """This process has imported what is `wanted` and does no harm to forks: not the one that called, but a fork of it. The
-    one that called returns only if that is not to be had; it has imported nothing. Returns what was wanted, with what of it
-    was left out.
+    """Returns in a fork of the caller. The fork has imported the `wanted` modules that do no harm to forks. The caller
+    itself returns only if no such fork succeeds, and has then imported nothing. Returns `wanted`, with the modules that
+    were left out.
 
-    With nothing to import it is the one that called. `serve()` is called when there is something to read from the
-    descriptor `requests`, and says whether anything more can come.
+    If there is nothing to import, the caller returns at once. `serve()` is called when the descriptor `requests` is
+    readable. It returns whether more requests can come.
     """
     if all(name in sys.modules or wanted.is_out(name) for name in wanted.names):
         return wanted
@@ -87,13 +87,13 @@ def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool])
 
 
 def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
-    """In the fork: all is imported that can be. It does not return if there is anything to report."""
+    """In the fork: imports all modules that can be imported. It does not return if there is harm to report."""
     throttle = Throttle()
     with ImportWatch(wanted.left_out, told, throttle.rest if gently else lambda: None) as watch:
         for name in wanted.names:
             if wanted.is_out(name):
                 continue
-            with contextlib.suppress(modules.Barred):  # the watch knows whom it met
+            with contextlib.suppress(modules.Barred):  # the watch has noted it
                 modules.load([name])
     found = watch.left_out() - wanted.left_out
     if not watch.causes and not watch.barred:
@@ -107,7 +107,8 @@ def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
 
 
 def _await(child: int, readable: int, told: _Told, requests: int, serve: Callable[[], bool]) -> Wanted:
-    """What `child` found that must be left out. If it found nothing, this process is but the one that waits for it."""
+    """The modules that `child` found harmful. If it found none, it does not return: this process only waits for the
+    child's end."""
     data, time_limit = b"", _TimeLimit(child, told)
     while True:
         news = select.select([readable, requests], [], [], _LOOK_EVERY)[0]
@@ -134,14 +135,14 @@ def _await(child: int, readable: int, told: _Told, requests: int, serve: Callabl
 
 
 def _has_ended(child: int) -> str:
-    """How it has ended; empty if it lives, with nothing more to report. It has closed its pipe."""
-    # One that serves has closed it itself, with no module in execution.
+    """How `child` has ended. It has closed its pipe."""
+    # A child that serves closes the pipe while no module is being executed.
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 class _TimeLimit:
-    """How long a module has stood still."""
+    """Measures how long the import of a module stands still."""
 
     def __init__(self, pid: int, told: _Told) -> None:
         self._schedstat = Path(f"/proc/{pid}/schedstat")
@@ -152,9 +153,9 @@ class _TimeLimit:
         self._idle = 0.0
 
     def over(self) -> str:
-        """Why it is not waited for any longer; empty if it is."""
+        """Why the wait for the module ends; empty while it goes on."""
         now, busy, stack = time.monotonic(), self._wanted_core(), self._told.stack()
-        # A pause of the whole machine is no pause of the module's.
+        # A pause of the whole machine does not count as a pause of the module.
         self._idle += max(0.0, min(now - self._at, 2 * _LOOK_EVERY) - (busy - self._busy))
         self._at, self._busy = now, busy
         if stack != self._stack or not stack:
@@ -164,7 +165,7 @@ class _TimeLimit:
         return f"its import took more than {SLOW:.0f} s" if now - self._since > SLOW else ""
 
     def _wanted_core(self) -> float:
-        """Seconds for which it has run or waited for a core."""
+        """Seconds for which the child has run or waited for a core."""
         try:
             running, waiting = self._schedstat.read_bytes().split()[:2]
         except (OSError, ValueError):

@@ -1,1 +1,2 @@
-"""How files of a run are written, so that they are old or new, and read, whoever wrote them."""
+"""The files of a run: written so that a reader finds the old or the new content, and read without trust in the
+writer."""

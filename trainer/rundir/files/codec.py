@@ -1,9 +1,8 @@
-"""JSON of ours as typed values, and back: decoding is the check, and what does not fit its type is damage.
+"""Our JSON as typed values, and back. Decoding is the check: a value that does not fit its type is damage.
 
-A kind is a class whose fields have types: a msgspec.Struct, a dataclass, or list[str] and the like. Fields that it does
-not have are passed over, unless it is a Struct that forbids them; a field that it has without a default must be there.
-Files may come from anybody: whatever the bytes are, decode() gives a value of that kind or raises ValueError, in one
-line.
+A kind is a class with typed fields (a msgspec.Struct, a dataclass), or list[str] and the like. Unknown fields are
+ignored, unless the kind is a Struct that forbids them. A field without a default must be there. Files may come from
+anybody: for any bytes, decode() returns a value of that kind or raises ValueError with one line.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ T = TypeVar("T")
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 _DEEPEST = 400
-"""Brackets within brackets: a state that a snapshot's sidecar describes has 300. What is nested deeper was written by
-nobody of ours, and code that walks it would fail."""
+"""The deepest nesting of brackets. The state in a snapshot's sidecar has at most 300. Deeper JSON was not written by
+us, and code that walks it would fail."""
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Perhaps half a character, of a file name that is no text: msgspec does not take it."""
+"""Perhaps half a character, from a file name that is not text: msgspec refuses it."""
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _LONG = b"0" * 19
-"""Digits of what is perhaps a number beyond 64 bits: msgspec takes it."""
+"""The digits of a number that may be beyond 64 bits: msgspec accepts it."""
 _BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 _STEPS = bytes(1 if byte in b"[{" else 2 for byte in range(256))
 
 
 def decode(text: bytes, kind: type[T], unique: bool = False) -> T:
-    """The value of that kind in the JSON `text`; ValueError says what does not fit, and where. int() and float() of
-    what is a number in it do not fail: it is finite, and a float if it is beyond 64 bits. `unique`: a key that is there
-    twice is damage, too; otherwise the last one counts."""
+    """The value of that kind in the JSON `text`. ValueError says what does not fit, and where. int() and float() of its
+    numbers do not fail: they are finite, and floats beyond 64 bits. `unique`: a key that occurs twice is damage too;
+    otherwise the last one counts."""
     try:
         if not text.isascii():
-            text.decode()  # msgspec does not look at what it passes over
+            text.decode()  # msgspec does not check the fields that it ignores
         odd = unique or _HALF.search(text) or _LONG in text.translate(_DIGITS)
         value: T = msgspec.convert(_parsed(text, unique), kind) if odd else _decoder(kind).decode(text)
     except RecursionError:
@@ -58,13 +57,13 @@ def read(path: Path, kind: type[T], limit: int = LIMIT, unique: bool = False) ->
 
 
 def encode(value: Any, indent: int = 0) -> bytes:
-    """`value` as JSON, of which decode() makes the same again; a number that is not finite is null, and what is no
-    value of JSON its text."""
+    """`value` as JSON; decode() gives the same value back. A number that is not finite becomes null. A value that JSON
+    does not have becomes its text."""
     try:
         text = msgspec.json.encode(value, enc_hook=str)
         return msgspec.json.format(text, indent=indent) if indent else text
     except UnicodeEncodeError:
-        # Half a character: only json can write it down, and knows no null for a number.
+        # Half a character: only json can write it, but json does not write null for a number.
         plain = json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=str))
         return json.dumps(json.loads(plain, parse_constant=lambda _: None), indent=indent or None).encode()
 
@@ -95,7 +94,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int | float:
-    # 19 digits and a sign: what is longer is not even converted.
+    # 19 digits and a sign: a longer one is not even converted.
     value = int(text) if len(text) <= 20 else 1 << 64
     return value if -(1 << 63) <= value < 1 << 63 else _finite(text)
 

@@ -1,13 +1,13 @@
-"""Files that are old or new, never between.
+"""Files with the old or the new content, never anything between.
 
-Failure model: a process may die between any two calls here, and a power cut may lose, keep or cut short any write
-that was not fsynced, and any rename, creation or removal whose folder was not fsynced. Under both, a reader sees the
-old content or the new.
+Failure model: a process may die between any two calls here. A power cut may lose, keep or cut short any write that was
+not fsynced, and any rename, creation or removal whose folder was not fsynced. In both cases a reader sees the old
+content or the new.
 
     replace_file:  write tmp -> fsync tmp -> rename over path -> fsync folder
     publish_dir:   (files written and fsynced) -> fsync folder -> rename to its name = COMMIT -> fsync parent
 
-Every call goes through `Disk`, the one seam at which tests cut the power.
+Every call goes through `Disk`. That is the one place where tests cut the power.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _serial = itertools.count()
 
 
 class Disk:
-    """The real file system. Tests derive from it to fail, to stop, or to lose what was not synced."""
+    """The real file system. Tests derive from it, to fail, to stop, or to lose data that was not synced."""
 
     def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
-        """`path` holds exactly `chunks`, synced. It did not exist before (FileExistsError). OSError as the system says."""
+        """`path` holds exactly `chunks`, synced. It did not exist before (FileExistsError). OSError as the system
+        says."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for chunk in chunks:
@@ -49,7 +50,7 @@ class Disk:
         os.fsync(fd)
 
     def mkdir(self, path: Path) -> None:
-        # Without parents: a folder that is moved away meanwhile is not made anew.
+        # Without parents: a folder that was moved away meanwhile is not made again.
         path.mkdir(mode=0o700, exist_ok=True)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -74,8 +75,9 @@ DISK = Disk()
 
 
 def replace_file(path: Path, data: Buffer, disk: Disk = DISK) -> None:
-    """`path` holds `data`, durably; at every instant before, it held its old content. On error the old one stays."""
-    # A name of its own for each writer: two processes replacing one file must not share a temporary.
+    """`path` holds `data`, durably. At every moment before, it held its old content. On an error the old content
+    stays."""
+    # Each writer has its own name: two processes that replace one file must not share a temporary file.
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
     try:
         disk.create(temporary, [data])
@@ -88,8 +90,8 @@ def replace_file(path: Path, data: Buffer, disk: Disk = DISK) -> None:
 
 
 def replace_soon(path: Path, data: Buffer) -> None:
-    """`path` holds `data`, or its old content; after a power cut it may be empty. Waits for no disk: for what is good to
-    have, written by who has something urgent to do."""
+    """`path` holds `data`, or its old content; after a power cut it may be empty. It does not wait for the disk: for a
+    file that is useful but not needed, and a writer that is in a hurry."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -102,7 +104,7 @@ def replace_soon(path: Path, data: Buffer) -> None:
 
 
 def ensure_dir(path: Path, disk: Disk = DISK) -> None:
-    """`path` is a folder, durably, and so are the folders above it that were missing."""
+    """`path` is a folder, durably. So are the folders above it that were missing."""
     if path.is_dir():
         return
     ensure_dir(path.parent, disk)
@@ -111,24 +113,26 @@ def ensure_dir(path: Path, disk: Disk = DISK) -> None:
 
 
 def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
-    """The finished folder `temporary` is known as `final`, durably; OSError if `final` exists and is not empty."""
+    """The finished folder `temporary` has the name `final`, durably. OSError if `final` exists and is not empty."""
     disk.sync_dir(temporary)
     disk.rename(temporary, final)
     disk.sync_dir(final.parent)
 
 
 def append_line(fd: int, line: bytes) -> None:
-    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer), or OSError and nothing of them is there."""
+    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer). OSError; then no part of them is
+    there."""
     data = line + b"\n"
     written = os.write(fd, data)
     if written != len(data):
-        # Half a line would swallow the next one that is appended after it.
+        # The next line would be appended to half a line, and both would be lost.
         os.ftruncate(fd, os.fstat(fd).st_size - written)
         raise OSError(errno.ENOSPC, "short write: no space left on device")
 
 
 def mend_tail(path: Path) -> int:
-    """`path` ends with a newline or is empty: a torn last line is cut off. Returns the bytes cut; 0 if there is no file."""
+    """`path` ends with a newline or is empty: a torn last line is cut off. Returns the number of bytes cut; 0 without a
+    file."""
     try:
         fd = open_file(path, os.O_RDWR)
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""The one lock: a flock on an open file or folder, ours until the block is left or this process is dead, however it dies."""
+"""The one lock: a flock on an open file or folder. It is free when the block ends, or when this process dies in any
+way."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def locked(fd: int, wait: bool = True, shared: bool = False) -> Iterator[bool]:
-    """Whether the lock is ours inside: False only if we do not `wait`, and another process has it. With `shared`, others may
-    have it as well that share it. `fd` is closed in the end, and the lock is free."""
+    """Whether we hold the lock inside the block. False only without `wait`, if another process holds it. With `shared`,
+    others that share it may hold it too. After the block `fd` is closed and the lock is free."""
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:

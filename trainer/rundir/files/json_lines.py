@@ -1,7 +1,7 @@
-"""Files of JSON lines, read while others write them: whole lines that are objects, whatever else stands between them.
+"""Files of JSON lines, read while others write them. Only whole lines that are JSON objects are given.
 
-Files may come from anybody. A line that has no newline yet is not read: it is being written, or was torn by a kill. What
-is no object is passed over and counted.
+Files may come from anybody. A line without a newline is not read: it is being written, or a kill has torn it. A line
+that is not an object is skipped and counted.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .codec import decode
 from .untrusted_files import open_file
 
 WINDOW = 4 << 20
-"""Bytes that are read at once: a longer line comes in pieces, and no piece is an object."""
+"""The number of bytes read at once. A longer line comes in pieces, and no piece is an object."""
 
 
 def object_of(line: bytes) -> dict[str, Any] | None:
-    """The JSON object that `line` is, or None."""
+    """The JSON object in `line`, or None."""
     try:
         return decode(line, dict[str, Any])
     except ValueError:
@@ -31,15 +31,15 @@ class Follower:
 
     def __init__(self, path: Path) -> None:
         self.skipped = 0
-        """Whole lines that are no objects."""
+        """The number of whole lines that are not objects."""
         self.torn = False
-        """Whether there was, when the file was last read, a last line without its newline."""
+        """Whether the last line had no newline when the file was last read."""
         self._path = path
         self._offset = 0
 
     def objects(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """The lines that were added since the last call, and the objects that they are. A file that shrank below what was
-        read is read again; one that cannot be read has none."""
+        """The lines that were added since the last call, each with its object. A file that became shorter than the part
+        already read is read again from its start. A file that cannot be read gives none."""
         try:
             fd = open_file(self._path)
         except OSError:
@@ -57,7 +57,7 @@ class Follower:
             os.close(fd)
 
     def _windows(self, fd: int) -> Iterator[bytes]:
-        """The whole lines from where it stands."""
+        """The whole lines after the place already read."""
         size = os.fstat(fd).st_size
         if size < self._offset:
             self._offset = 0

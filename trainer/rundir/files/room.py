@@ -1,4 +1,4 @@
-"""Room on a disk that a file keeps for lines to come: what is to be said about a full disk has to get onto it."""
+"""Room on the disk that a file reserves for later lines: the report of a full disk must fit onto that disk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _KEEP_SIZE = 1
 
 
 def keep(fd: int, count: int) -> int:
-    """The next `count` bytes that are appended to `fd` will find room, though its length is as it was; returns up to which
-    offset there is some. Where the disk is full or cannot do that (fallocate(2)), as much as there was."""
+    """There is room for the next `count` bytes that are appended to `fd`; its length is unchanged. Returns the offset
+    up to which there is room. If the disk is full or cannot reserve (fallocate(2)), that offset is unchanged."""
     end = os.fstat(fd).st_size
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -21,6 +21,6 @@ def keep(fd: int, count: int) -> int:
 
 
 def give_back(fd: int) -> None:
-    """No more room is kept than the file has bytes."""
+    """The file reserves no more room than its own bytes."""
     with contextlib.suppress(OSError):
         os.ftruncate(fd, os.fstat(fd).st_size)

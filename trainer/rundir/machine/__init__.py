@@ -1,1 +1,1 @@
-"""What the machine gives to a run beside its folder: shared memory and memory groups."""
+"""The machine of a run: shared memory, memory groups, and /proc."""

@@ -1,9 +1,9 @@
-"""Memory cgroups of both versions: the group this process is in, what it counts, and small ones made for a fault.
+"""Memory cgroups of both versions: the group of this process, its counters, and small groups made for a fault.
 
-v1  memory.oom_control  memory.failcnt  memory.{limit,usage,max_usage}_in_bytes  memory.stat   each group counts its own
-v2  memory.events       memory.{max,current,peak}                                             a group counts what is below it
+v1  memory.oom_control  memory.failcnt  memory.{limit,usage,max_usage}_in_bytes  memory.stat  each group counts its own
+v2  memory.events       memory.{max,current,peak}                                        a group counts those below too
 
-A group made for a fault is called supervise-<mark>.<attempt>-<pid>: whoever comes after its maker finds it by the mark.
+A group made for a fault is called supervise-<mark>.<attempt>-<pid>. If its maker dies, others find it by the mark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNLIMITED = 1 << 62
 
 
 class NoGroup(OSError):
-    """There is no memory group that could be read, or made; the text says why."""
+    """No memory group can be read, or made; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,13 @@ class MemoryGroup:
     version: int
 
     def oom_kills(self) -> int:
-        """Processes of it that the kernel's OOM killer has killed. NoGroup where that is not told."""
+        """The number of its processes that the kernel's OOM killer has killed. NoGroup if the kernel does not tell."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return self._field(name, "oom_kill")
 
     def counters(self) -> dict[str, int | None]:
-        """oom_kills; hits: how often the limit was reached; limit, used, peak in bytes. None for what is not told."""
+        """oom_kills; hits: how often the limit was reached; limit, used, peak in bytes. None if the kernel does not
+        tell."""
         if self.version == 1:
             return {
                 "oom_kills": self._maybe("memory.oom_control", "oom_kill"),
@@ -54,7 +55,7 @@ class MemoryGroup:
         }
 
     def _narrowest(self) -> int | None:
-        """The limit that holds: the smallest on the way up, as far as the mount shows it."""
+        """The limit that applies: the smallest of this group and the groups above it that the mount shows."""
         limits = []
         folder = self.path
         while (folder / "cgroup.procs").exists():
@@ -81,7 +82,7 @@ class MemoryGroup:
 
 
 def own_group(proc: Path = Path("/proc/self")) -> MemoryGroup:
-    """The memory group of the process whose folder in /proc this is. NoGroup if there is none to be seen."""
+    """The memory group of the process with the folder `proc`. NoGroup if none can be seen."""
     try:
         places = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines() if line.count(":") >= 2]
         mounts = (proc / "mountinfo").read_text().splitlines()
@@ -106,20 +107,22 @@ def own_group(proc: Path = Path("/proc/self")) -> MemoryGroup:
 
 
 def _below(mountpoint: str, root: str, place: str) -> Path:
-    """Where the group `place` is under a mount that shows the hierarchy from `root` on (a container's own part of it)."""
+    """The folder of the group `place` under a mount that shows the hierarchy from `root` on (a container's own
+    part)."""
     inside = place[len(root) :] if root != "/" and place.startswith(root) else place
     path = Path(mountpoint) / inside.lstrip("/")
     return path if path.is_dir() else Path(mountpoint)
 
 
 def _homes(group: MemoryGroup) -> list[Path]:
-    """Where a group for a fault may be made: below this one, else (v2 wants no processes above others) beside it."""
+    """Places for a group made for a fault: below this one, else beside it (v2 allows no processes in a group above
+    others)."""
     beside = [group.path.parent] if (group.path.parent / "cgroup.procs").exists() else []
     return [group.path, *beside]
 
 
 def groups_of(mark: str) -> list[MemoryGroup]:
-    """The groups that faults of the run with that mark have made and nobody has removed yet."""
+    """The groups that faults of the run with that mark have made and that still exist."""
     name = re.compile(rf"\Asupervise-{re.escape(mark)}\.\d+-\d+\Z")
     with contextlib.suppress(OSError):
         group = own_group()
@@ -129,7 +132,7 @@ def groups_of(mark: str) -> list[MemoryGroup]:
 
 
 def attempt_of(group: MemoryGroup) -> int:
-    """Of which attempt the fault was that made the group."""
+    """The attempt whose fault made the group."""
     return int(group.path.name.rpartition(".")[2].partition("-")[0])
 
 
@@ -142,8 +145,8 @@ def _folders(home: Path) -> list[Path]:
 
 
 def make(mark: str, limit: int) -> MemoryGroup:
-    """A new group, named after `mark` (of an attempt) and this process, that may use `limit` bytes and no swap; when it
-    needs more, the kernel kills. NoGroup where the system does not allow it; then nothing was made."""
+    """A new group, named after `mark` (of an attempt) and this process. It may use `limit` bytes and no swap; when it
+    needs more, the kernel kills. NoGroup if the system does not allow it; then nothing was made."""
     own, name = own_group(), f"supervise-{mark}-{os.getpid()}"
     refused = ""
     for home in _homes(own):
@@ -166,22 +169,23 @@ def _bound(group: MemoryGroup, limit: int) -> None:
     swap = "memory.memsw.limit_in_bytes" if group.version == 1 else "memory.swap.max"
     (group.path / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")).write_text(str(limit))
     with contextlib.suppress(OSError):
-        # Not there where the kernel does not count swap; a machine without swap needs no bound.
+        # The file is missing if the kernel does not count swap. A machine without swap needs no bound.
         (group.path / swap).write_text(str(limit) if group.version == 1 else "0")
     if group.version == 1 and MemoryGroup(group.path, 1)._maybe("memory.oom_control", "oom_kill_disable"):
-        # Inherited: its processes would wait for memory for ever.
+        # The setting is inherited. With it, the group's processes would wait for memory for ever.
         (group.path / "memory.oom_control").write_text("0")
     if group.counters()["limit"] != limit:
         raise OSError(errno.EINVAL, "the limit was not taken")
 
 
 def enter(group: MemoryGroup) -> None:
-    """This process is in the group; what it had allocated before stays with the old one. OSError if it may not."""
+    """This process is in the group. Memory that it had before stays with the old group. OSError if that is not
+    allowed."""
     (group.path / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def remove(path: Path) -> bool:
-    """The group in that folder is gone; False while something is in it."""
+    """The group in that folder is removed. False while a process is in it."""
     try:
         path.rmdir()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What /proc says of a process in its `stat`: the one reader, for the ranks and for the supervisor."""
+"""The one reader of /proc/PID/stat, for the ranks and for the supervisor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Stat(NamedTuple):
     """One letter: R S D T Z X and so on."""
     parent: int
     cpu: float
-    """Seconds, of all its threads (of a thread: its own)."""
+    """CPU seconds of all threads of the process (for a thread: its own)."""
     started: int
-    """In the kernel's ticks since boot. With the pid it is like no other process."""
+    """The start time in the kernel's ticks since boot. pid and start time together name one process only."""
     arguments: tuple[int, int]
-    """Where its command line begins and ends in its memory; zeros where that is not ours to know."""
+    """The addresses in its memory where its command line begins and ends; zeros if we may not know them."""
     wait_status: int
-    """How it ended; it stands there for a zombie, and only for those who may know."""
+    """How it ended. Only a zombie has it, and only readers with the right see it."""
 
     @property
     def lives(self) -> bool:
@@ -29,9 +29,10 @@ class Stat(NamedTuple):
 
 
 def stat(process: int | str) -> Stat | None:
-    """Of a process now, by its pid, or of a thread, as `PID/task/TID`; None if there is none, or it cannot be read."""
+    """The stat of a process, by its pid, or of a thread, by `PID/task/TID`. None if it does not exist or cannot be
+    read."""
     try:
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain any characters.
         fields = content(f"/proc/{process}/stat").rpartition(b")")[2].split()
         cpu = (int(fields[11]) + int(fields[12])) * _TICK
         arguments = int(fields[45]), int(fields[46])
@@ -41,14 +42,14 @@ def stat(process: int | str) -> Stat | None:
 
 
 def lives(pid: int) -> bool:
-    """Whether there is a process with that pid; a zombie is none."""
+    """Whether a process with that pid is alive; a zombie is not."""
     found = stat(pid)
     return found is not None and found.lives
 
 
 def content(path: str) -> bytes:
-    """Of a small file in /proc; without what a Python file would ask the kernel besides, for this is read all the
-    time."""
+    """The content of a small file in /proc. It is read all the time, so it does without the extra system calls of a
+    Python file."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)

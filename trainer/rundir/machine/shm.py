@@ -1,4 +1,4 @@
-"""Names in shared memory: one folder a run, which outlives its workers and is removed with the run.
+"""Names in shared memory: one folder for each run. It outlives the workers and is removed with the run.
 
 /dev/shm/supervise-<mark>/      0700
   rank0                         board: what each buffer of rank 0 holds, and which of them a flush is reading
@@ -26,7 +26,7 @@ _BOARD = re.compile(r"\Arank([0-9]+)\Z")
 
 
 def problem(root: Path = ROOT) -> str:
-    """Why nothing can be kept in shared memory here, as "/dev/shm is read-only"; "" if it can."""
+    """Why shared memory cannot be used here, such as "/dev/shm is read-only"; "" if it can be used."""
     try:
         flags = os.statvfs(root).f_flag
     except FileNotFoundError:
@@ -41,19 +41,19 @@ def problem(root: Path = ROOT) -> str:
 
 
 def is_mark(text: str) -> bool:
-    """Whether `text` can be the mark of a run: it leads nowhere when a path is made of it."""
+    """Whether `text` can be the mark of a run: a path made with it cannot lead to another folder."""
     return _MARK.match(text) is not None
 
 
 def segment_of(mark: str) -> Path:
-    """The folder of the run with that mark. ValueError if the mark could lead anywhere else."""
+    """The folder of the run with that mark. ValueError if the mark could lead to another folder."""
     if not is_mark(mark):
         raise ValueError(f"{mark!r} is not the mark of a run")
     return ROOT / f"supervise-{mark}"
 
 
 def segment_here(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder of the run that this process belongs to, or None if nobody supervises it."""
+    """The folder of the run that this process belongs to. None without a supervisor."""
     mark = environ.get(MARK, "").rpartition(".")[0]
     return segment_of(mark) if is_mark(mark) else None
 
@@ -67,14 +67,15 @@ def buffer_path(segment: Path, rank: int, slot: str) -> Path:
 
 
 def is_private(segment: Path) -> bool:
-    """Whether `segment` is a folder of this user's that nobody else may enter. OSError if it is not there."""
+    """Whether `segment` is a folder that belongs to this user and that nobody else may enter. OSError if it is
+    missing."""
     found = segment.lstat()
-    # Everybody may make folders in /dev/shm: one that is there already may be somebody else's trap.
+    # Everybody may make folders in /dev/shm: an existing one may be another user's trap.
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def ranks_in(segment: Path) -> list[int]:
-    """The ranks that have a board, in order; none in a folder that others may have written."""
+    """The ranks that have a board, in order. None are found in a folder that other users can write."""
     try:
         names = [path.name for path in segment.iterdir()] if is_private(segment) else []
     except OSError:
@@ -83,7 +84,8 @@ def ranks_in(segment: Path) -> list[int]:
 
 
 def claim(segment: Path) -> None:
-    """`segment` is a folder of this user's that nobody else may enter; PermissionError if it cannot be."""
+    """`segment` is a folder that belongs to this user and that nobody else may enter. PermissionError if it cannot
+    be."""
     with contextlib.suppress(FileExistsError):
         segment.mkdir(mode=0o700)
     if not is_private(segment):
@@ -91,7 +93,7 @@ def claim(segment: Path) -> None:
 
 
 def remove(segment: Path) -> None:
-    """Nothing of `segment` is left, or only what the system would not let go."""
+    """`segment` is removed, except for parts that the system refuses to remove."""
     if segment.is_symlink():
         return
     shutil.rmtree(segment, ignore_errors=True)
