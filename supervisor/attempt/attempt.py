@@ -26,7 +26,6 @@ from supervisor.process import proctree
 from supervisor.process.kill import kill
 from supervisor.process.reaper import Reaper
 from supervisor.process.room import places
-from supervisor.run.own_saves import sweep_beside
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import create_beats
@@ -205,10 +204,9 @@ class Attempt:
             self._witness = None
 
     def leave(self) -> None:
-        """Nothing of it is open, and what its processes were writing when they were killed is removed."""
+        """Nothing of it is open, and what its processes were writing into the run when they were killed is removed."""
         if self.watch is not None:
             self.watch.close()
-            sweep_beside(self.watch.saves.beside, self._spec.mark)
         if self._group is not None:
             self._group.dissolve()
             self._group = None

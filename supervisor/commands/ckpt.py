@@ -14,6 +14,7 @@ from supervisor.core.size import human_bytes
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
+from supervisor.run import torn
 from supervisor.run.checkpoints import (
     age_of,
     described,
@@ -140,6 +141,29 @@ def _export_torch(path: Path, output: Path) -> list[str]:
     if done.returncode:
         raise Refusal(f"{path.name} cannot be exported: {(done.stderr.strip().splitlines() or ['torch failed'])[-1]}")
     return []
+
+
+@command.command("restore-torn")
+@run_argument
+def restore_torn(run: str | None) -> None:
+    """Folders that were renamed because a save into them never ended have their own names again."""
+    here, _ = folder_of(run)
+    if here is None:
+        raise Refusal("this is a folder of checkpoints; give the run")
+    vet(here)
+    with claimed(here) as ours:
+        if not ours:
+            raise HeldByAnother("a supervisor holds this run, and its program may save there; stop it first")
+        stayed = []
+        for aside in torn.all_set_aside(here):
+            try:
+                torn.restore(aside)
+            except OSError as error:
+                stayed.append(f"{aside.moved_to} stays: {error}")
+            else:
+                click.echo(plain(f"{aside.path}  was {aside.moved_to}"))
+    if stayed:
+        raise Refusal(plain("; ".join(stayed)))
 
 
 def _dump(folder: Path, checkpoints: list[dict[str, Any]]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 _MOST_UNDER_WAY = 64
 """Saves of one rank that are followed at once; of more the oldest are forgotten."""
-_MOST_FOLDERS = 64
-"""Folders that are followed at once; the same."""
+_MOST_PATHS = 64
+"""Folders that are followed at once, and paths that are kept of what is done; the same."""
 _MOST_BESIDE = 1000
 
 
@@ -47,6 +47,8 @@ class Folder:
     """By rank, how many saves into it were begun."""
     done: Mapping[int, int] = field(default_factory=dict)
     """By rank, which of them was the last to be done."""
+    beside: int = 0
+    """Which of them is the last that is written beside as a whole: what was there before stays until it is done."""
 
     @property
     def whole(self) -> bool:
@@ -71,6 +73,8 @@ class Saves:
     """By rank and number, those that were begun and have not ended."""
     folders: Mapping[str, Folder] = field(default_factory=dict)
     """By path, those that are saved into; those begun last, at the end."""
+    done: Mapping[str, Save] = field(default_factory=dict)
+    """By path, the newest save of it that is done; those done last, at the end. No part of a folder."""
     beside: frozenset[str] = frozenset()
     """Folders in which files are written beside others."""
 
@@ -82,7 +86,8 @@ class Saves:
 
     def torn(self) -> list[Folder]:
         """The folders that are not whole, now that the attempt is over."""
-        return [folder for folder in self.folders.values() if not folder.whole]
+        left = [folder for folder in self.folders.values() if not folder.whole]
+        return [folder for folder in left if folder.beside < max(folder.begun.values())]
 
 
 def hear(saves: Saves, rank: int, line: Mapping[str, Any]) -> Saves:
@@ -96,6 +101,10 @@ def hear(saves: Saves, rank: int, line: Mapping[str, Any]) -> Saves:
     match kind:
         case "save_begun":
             return _begun(saves, key, _save(rank, number, path, line))
+        case "save_beside" | "save_in_place" if path in saves.folders:
+            folder = saves.folders[path]
+            beside = max(folder.begun.values()) if kind == "save_beside" else 0
+            return replace(saves, folders={**saves.folders, path: replace(folder, beside=beside)})
         case "save_in_place" if key in saves.under_way:
             return replace(saves, under_way={**saves.under_way, key: replace(saves.under_way[key], beside=False)})
         case "save_done" | "save_failed":
@@ -131,7 +140,7 @@ def _begun(saves: Saves, key: tuple[int, int], save: Save) -> Saves:
     count = known.begun.get(save.rank, 0) + 1
     others = {path: folder for path, folder in saves.folders.items() if path != save.path}
     folders = {**others, save.path: replace(known, newest=save, begun={**known.begun, save.rank: count})}
-    return replace(saves, folders=dict(list(folders.items())[-_MOST_FOLDERS:]))
+    return replace(saves, folders=dict(list(folders.items())[-_MOST_PATHS:]))
 
 
 def _done(saves: Saves, save: Save, line: Mapping[str, Any]) -> Saves:
@@ -146,7 +155,9 @@ def _done(saves: Saves, save: Save, line: Mapping[str, Any]) -> Saves:
             return saves
     newest = done if saves.newest is None or done.at >= saves.newest.at else saves.newest
     step, unplaced = max(saves.step, done.step), saves.unplaced or done.step < 0
-    return replace(saves, newest=newest, step=step, unplaced=unplaced)
+    others = {path: other for path, other in saves.done.items() if path != done.path}
+    kept = dict([*others.items(), (done.path, done)][-_MOST_PATHS:])
+    return replace(saves, newest=newest, step=step, unplaced=unplaced, done=kept)
 
 
 def _whole(line: Mapping[str, Any], key: str) -> int:

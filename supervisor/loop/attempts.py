@@ -8,7 +8,6 @@ from supervisor.core.model import Rollback
 from supervisor.core.program import Change
 from supervisor.group.launch import Order
 from supervisor.process.reaper import Reaper
-from supervisor.run.own_saves import sweep_beside, written_beside
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -72,4 +71,3 @@ class Attempts:
             self.newest.keep_evidence()
         for number in self._run.attempts():
             sweep(self._run, number)
-            sweep_beside(written_beside(self._run, number), self._spec.mark)

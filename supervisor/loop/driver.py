@@ -24,6 +24,7 @@ from supervisor.loop.attempts import Attempts
 from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
+from supervisor.loop.own_saves import OwnSaves
 from supervisor.loop.sleep import sleep
 from supervisor.loop.stop_requests import Stops, signals
 from supervisor.loop.tracker import Tracker
@@ -64,6 +65,7 @@ class Driver:
         self._reaper = Reaper()
         self._attempts = Attempts(self.run, self.spec, self._reaper)
         self._flusher = Flusher(self.run, self.spec.mark)
+        self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
@@ -169,6 +171,7 @@ class Driver:
         self._tracker.see(news, attempt.number, self.spec.nproc)
         self._narrator.saves(news.saves, now, final=over)
         self._flusher.hear(news.notes)
+        self._own_saves.tick(attempt.number, news.saves)
         self._attempts.hear()
         if attempt.watch is not None:
             self._narrator.faults(*self._injector.news())
@@ -177,7 +180,7 @@ class Driver:
 
     def _spared(self) -> set[int]:
         """Processes of the run that belong to no attempt."""
-        return self._standby.spared() | self._flusher.pids()
+        return self._standby.spared() | self._flusher.pids() | self._own_saves.pids()
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -203,6 +206,7 @@ class Driver:
                 self._ended = action
 
     def _launch(self, number: int, rollback: Rollback | None) -> None:
+        self._own_saves.over(number - 1)
         self._attempts.leave()
         self._narrator.new_attempt(number)
         if not self._attempts.first and self._flusher.attempt_died():
@@ -247,8 +251,9 @@ class Driver:
             self._tracker.flushed(self._flusher.finish(), self.clock())
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
+            self._own_saves.close()
         # What could not be killed has had its time.
-        left = end_all(self.spec.mark, set(), self._reaper, 1.0 if stuck else time_limit)
+        left = end_all(self.spec.mark, self._own_saves.pids(), self._reaper, 1.0 if stuck else time_limit)
         return machine.stuck(left, time_limit) if left and not stuck else end
 
     def _finish(self, end: End) -> End:

@@ -98,7 +98,11 @@ class Narrator:
         if final:
             for save in saves.cut():
                 text = f"rank {save.rank} was saving {save.path} {where(save.step, True)} when the attempt ended: it is torn"
-                if not save.beside and save.within is None:
+                if save.beside and save.within is None:
+                    fields = {"path": save.path, "step": save.step, "rank": save.rank}
+                    fields["text"] = "what was there before is whole"
+                    self.tell([Emit("save_undone", fields=fields, once=f"undone {save.path}")])
+                elif save.within is None:
                     self.warn(text, once=f"torn {save.path}")
 
     def faults(self, armed: Iterable[Fault], fired: Iterable[Mapping[str, Any]]) -> None:

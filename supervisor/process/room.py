@@ -22,7 +22,9 @@ def places(run: Path, cwd: str, command: Sequence[str]) -> list[Path]:
     remote = _remote_mounts()
     words = [word.rpartition("=")[2] for word in command[1:][:_MOST_ARGUMENTS]]
     folders = [Path(os.path.normpath(Path(cwd, word))) for word in words if word and not word.startswith("-")]
-    named = [f for f in folders if not any(f.is_relative_to(m) for m in remote) and not f.is_symlink() and f.is_dir()]
+    # Of os.path: an argument may be anything, also too long for a name, or in a folder that we may not look into.
+    near = [f for f in folders if not any(f.is_relative_to(m) for m in remote)]
+    named = [f for f in near if not os.path.islink(f) and os.path.isdir(f)]  # noqa: PTH112, PTH114
     return [run, Path(cwd), *named, Path("/dev/shm"), Path("/tmp")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from supervisor.core.saves import Saves, hear
@@ -77,20 +77,20 @@ def _says_more(saved: Saved, before: Saved) -> bool:
     return saved.mono >= before.mono
 
 
-def written_beside(run: RunDir, attempt: int) -> frozenset[str]:
-    """The folders in which the ranks of that attempt have saved beside others, for who has not followed it."""
+def saves_of(run: RunDir, attempt: int) -> Saves:
+    """What the journals of that attempt say, for who has not followed them."""
     heard = Saves()
     for rank, path in journals_of(run.attempt(attempt)):
         for raw in tail(path, _WHOLE).splitlines():
             if (line := line_of(raw)) is not None:
                 heard = hear(heard, rank, line)
-    return heard.beside
+    return heard
 
 
-def sweep_beside(folders: Iterable[str], mark: str) -> None:
-    """In `folders` no hidden folder is left that a rank of the run with this mark was saving in. No rank may be
-    alive."""
-    for folder in folders:
+def sweep(saves: Saves, mark: str) -> None:
+    """Where `saves` were made no hidden folder is left that a rank of the run with this mark was saving in. No rank may
+    be alive."""
+    for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:  # noqa: PTH120
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):
                 if entry.name.startswith(f"{BESIDE}{mark}.") and entry.is_dir(follow_symlinks=False):

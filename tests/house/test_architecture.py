@@ -196,6 +196,7 @@ WALL_CLOCK = {
     "faults.py": "when a fault was asked for",
     "page.py": "when a chaos report was made",
     "reporter.py": "when an exception was raised",
+    "torn.py": "whether a file is of a save or older than it",
     "kernel.py": "when a rank's own wait, for a time of day, will end",
 }
 """Who may ask what time of day it is, and for what: nothing that decides."""

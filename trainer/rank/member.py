@@ -63,7 +63,11 @@ class Member:
 
     def beside(self, folder: str) -> None:
         if self._reporter is not None:
-            self._reporter.beside(folder)
+            self._reporter.journal.beside(folder)
+
+    def staged(self, path: str, still: bool) -> None:
+        if self._reporter is not None:
+            self._reporter.journal.staged(path, still)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
         if self._reporter is not None:

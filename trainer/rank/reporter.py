@@ -63,7 +63,7 @@ class Reporter(Progress):
         """Steps that were done before those that the optimizer's hook has counted."""
         # Another process may have saved as this rank before.
         first = 0 if beats is None else os.getpid() << 20
-        self._journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
+        self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -103,7 +103,7 @@ class Reporter(Progress):
 
     def _place_here(self, restored: int | None, settled: bool = False) -> None:
         """What is known by now of the step that this rank goes on from is known to all; and told, once it is `settled`."""
-        journal, others = self._journal, self._beats.others()
+        journal, others = self.journal, self._beats.others()
         steps = [saved.step for saved in journal.loaded]
         strange = journal.strange or UNPLACED in others
         first = self.place.attempt_number == 0
@@ -120,7 +120,7 @@ class Reporter(Progress):
         self._beats.step(done, source)
         self._steps_here += 1
         self.note.retry()
-        self._journal.retry()
+        self.journal.retry()
         if self._steps_here == 1 and self.rank == 0:
             program.leave(self.place.attempt.program)
         if self._steps_here in _LEARNED_BY and self.rank == 0:
@@ -137,25 +137,22 @@ class Reporter(Progress):
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
         """The script saves by itself: to `path`, or (None) to no file."""
-        return self._journal.begin(path, by, about)
-
-    def beside(self, folder: str) -> None:
-        self._journal.beside(folder)
+        return self.journal.begin(path, by, about)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
         """What is at `path` is written over, and a kill would tear it; that is said once."""
-        if self._journal.torn(begun):
+        if self.journal.torn(begun):
             text = f"{path} is written over in place: {why}. A rank that is killed while it saves so tears it"
             self.note("warning", text=text)
 
     def save_ended(self, begun: Begun, error: BaseException | None) -> None:
-        self._journal.end(begun, error)
+        self.journal.end(begun, error)
         if error is None:
             self._beats.saved()
 
     def loaded(self, path: str, error: BaseException | None) -> None:
         """The script has loaded `path` by itself. What it loads once it trains says nothing of where it is."""
-        if not self._steps_here and self._journal.load(path, error) and not self._resumed:
+        if not self._steps_here and self.journal.load(path, error) and not self._resumed:
             self._place_here(None)
 
     def phase(self, phase: Phase) -> None:

@@ -70,6 +70,11 @@ class AttemptDir:
     def notes(self, rank: int) -> Path:
         return self.path / f"notes.rank{rank}.jsonl"
 
+    @property
+    def durable(self) -> Path:
+        """Which of the script's own saves are synced."""
+        return self.path / "durable.jsonl"
+
     def saves(self, rank: int) -> Path:
         """The journal of the script's own saves and loads: trainer/rundir/records/journal.py says what it holds."""
         return self.path / f"saves.rank{rank}.jsonl"
@@ -134,6 +139,11 @@ class RunDir:
     def pace(self) -> Path:
         """How long its steps, phases and restarts take, as the supervisor has seen."""
         return self.path / "pace.json"
+
+    @property
+    def torn(self) -> Path:
+        """Which folders were renamed because a save into them never ended, and what to."""
+        return self.path / "torn.jsonl"
 
     @property
     def faults(self) -> Path:

@@ -147,7 +147,7 @@ def test_last_lines_of_no_log(tmp_path: Path) -> None:
 def test_disks_that_a_script_may_write_to(tmp_path: Path) -> None:
     """The run's, its folder, those it was given: each disk once, and no look at what is not there."""
     (tmp_path / "out").mkdir()
-    command = ["train.py", f"--out={tmp_path / 'out'}", "out", "--lr", "0.1", "no/such", "--flag"]
+    command = ["train.py", f"--out={tmp_path / 'out'}", "out", "--lr", "0.1", "no/such", "x" * 5000, "--flag"]
 
     found = places(tmp_path / "run", str(tmp_path), command)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from supervisor.run.own_saves import sweep_beside, written_beside
+from supervisor.run.own_saves import saves_of, sweep
 from trainer.rundir.layout import RunDir
 
 MARK = "0123456789abcdef"
@@ -26,8 +26,9 @@ def test_hidden_folders_are_swept(tmp_path: Path) -> None:
     (out / f".saving-{MARK}.0-9-9").symlink_to(precious)
     (out / f".saving-{MARK}.0-file").write_bytes(b"x")
 
-    assert written_beside(run, 0) == {str(out), str(tmp_path / "gone")}
-    sweep_beside(written_beside(run, 0), MARK)
+    saves = saves_of(run, 0)
+    assert saves.beside == {str(out), str(tmp_path / "gone")}
+    sweep(saves, MARK)
 
     left = {path.name for path in out.iterdir()}
     assert left == {f".saving-{MARK[::-1]}.0-7-0", "kept", f".saving-{MARK}.0-9-9", f".saving-{MARK}.0-file"}

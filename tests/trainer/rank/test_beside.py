@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import serialize_file
 
 from trainer.rank.journal import wrapping
-from trainer.rank.journal.wrapping import Argument, save
+from trainer.rank.journal.targets import Argument
+from trainer.rank.journal.wrapping import Writer, save
 
 TAG = "beside-test.0"
 
@@ -35,6 +37,8 @@ class Listener:
 
     def beside(self, folder: str) -> None: ...
 
+    def staged(self, path: str, still: bool) -> None: ...
+
     def torn(self, path: str, why: str, begun: Any) -> None:
         self.torn_told.append(why)
 
@@ -52,8 +56,8 @@ def _put(content: bytes, path: str) -> None:
         file.write(content)
 
 
-put = save(_put, "put", Argument(1, "path"))
-torch_save = save(torch.save, "torch.save", Argument(1, "f"))
+put = save(Writer(_put, Argument(1, "path")), "put")
+torch_save = save(Writer(torch.save, Argument(1, "f")), "torch.save")
 
 
 def put_whole(content: bytes, path: Path) -> None:
@@ -117,13 +121,22 @@ def test_what_is_no_regular_file(tmp_path: Path, heard: Listener) -> None:
 
 
 def test_several_names(tmp_path: Path, heard: Listener) -> None:
-    """All of them have the new content, and it is said once that a kill would tear it."""
+    """All of them have the new content, and it is said once that a kill would tear it; safetensors replaces one by
+    itself."""
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"
     put_whole(b"old", one)
     os.link(one, other)
     put(b"new", one)
     assert other.read_bytes() == b"new" and inode(one) == inode(other)
     assert len(heard.torn_told) == 1 and "hard links" in heard.torn_told[0]
+
+    plain, ours = tmp_path / "plain.st", tmp_path / "ours.st"
+    writer = save(Writer(serialize_file, Argument(1), probe=lambda path: serialize_file({}, path)), "safetensors")
+    for path, function in ((plain, serialize_file), (ours, writer)):
+        path.write_bytes(b"old")
+        os.link(path, f"{path}.link")
+        function({}, str(path))
+    assert Path(f"{plain}.link").read_bytes() == Path(f"{ours}.link").read_bytes()
 
 
 def test_many_at_once(tmp_path: Path, heard: Listener) -> None:

@@ -23,7 +23,7 @@ from trainer.rundir.records.journal import Saved, find, identity_of, journals_of
 
 WRAPPED = """
 import io, json, os, sys, threading, time, timeit
-from trainer.rank.journal import saves, wrapping
+from trainer.rank.journal import saves, targets, wrapping
 saves.install()
 saves.install()
 import torch
@@ -40,6 +40,7 @@ class Listener:
     def save_begun(self, path, by, about): self.heard.append(["begun", path, by]); return path
     def save_ended(self, begun, error): self.heard.append(["ended", begun, error and type(error).__name__])
     def beside(self, folder): pass
+    def staged(self, path, still): pass
     def torn(self, path, why, begun): self.heard.append(["torn", path, why])
     def loaded(self, path, error): self.heard.append(["loaded", path, error and type(error).__name__])
 
@@ -48,7 +49,7 @@ state = {"w": torch.ones(3)}
 save(state, "asleep.pt")
 calls = 20_000
 quick = lambda value: value
-wrapped = wrapping.save(quick, "x", wrapping.Argument(0))
+wrapped = wrapping.save(wrapping.Writer(quick, targets.Argument(0)), "x")
 cost = lambda call: 1e6 * min(timeit.repeat(lambda: call(1), number=calls, repeat=5)) / calls
 heard = {"asleep_us": cost(wrapped) - cost(quick)}
 listener = Listener()

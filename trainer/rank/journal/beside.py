@@ -37,7 +37,8 @@ class Unsafe:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Where a file is written until it is whole. The folder is there, and empty."""
+    """Where a file is written until it is whole: an empty file, in a folder of its own, with the mode, owner and
+    attributes of what is to be replaced. What the function does to it is what it would have done to that."""
 
     path: str
     new: str
@@ -48,28 +49,22 @@ class Beside:
     def folder(self) -> str:
         return os.path.dirname(self.new)  # noqa: PTH120
 
-    def commit(self, keep_mode: bool) -> str:
+    def commit(self) -> str:
         """What was written is at `path`, and nothing beside it; "", or why it had to be copied over what was there."""
         why = ""
-        try:
-            if self.before is not None:
-                _dress(self.new, self.path, self.before, keep_mode)
-            DISK.rename(Path(self.new), Path(self.path))
-        except FileNotFoundError:
-            self._settle()
-        except OSError as error:
-            # A file that is a mount of its own, for one (EBUSY).
-            why = error.strerror or str(error)
-            shutil.copyfile(self.new, self.path)
+        if not os.stat(self.new).st_size and len(names := os.listdir(self.folder)) > 1:  # noqa: PTH116, PTH208
+            # It did not take the name that it was given: what it made is where it would be without us.
+            for name in [name for name in names if name != os.path.basename(self.new)]:  # noqa: PTH119
+                DISK.rename(Path(self.folder, name), Path(os.path.dirname(self.path), name))  # noqa: PTH120
+        else:
+            try:
+                DISK.rename(Path(self.new), Path(self.path))
+            except OSError as error:
+                # A file that is a mount of its own, for one (EBUSY).
+                why = error.strerror or str(error)
+                shutil.copyfile(self.new, self.path)
         self.abort()
         return why
-
-    def _settle(self) -> None:
-        """Whatever the function has written is where it would be without us: it did not take the name that it was
-        given."""
-        parent = os.path.dirname(self.path)  # noqa: PTH120
-        for name in os.listdir(self.folder):  # noqa: PTH208
-            DISK.rename(Path(self.folder, name), Path(parent, name))
 
     def abort(self) -> None:
         """Nothing is left beside `path`."""
@@ -87,7 +82,7 @@ class Beside:
     def is_full(self) -> bool:
         """Whether the disk has no room now for what is being written."""
         try:
-            fd = os.open(f"{self.folder}/.probe", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
         except OSError as error:
             return error.errno in _FULL
         try:
@@ -127,7 +122,13 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
         return None
     except OSError as error:
         return Unsafe(f"no folder can be made beside it: {error.strerror}")
-    return Beside(path, new, before)
+    beside = Beside(path, new, before)
+    try:
+        _make(beside)
+    except OSError as error:
+        beside.abort()
+        return Unsafe(f"no file like it can be made beside it: {error.strerror}")
+    return beside
 
 
 def _free(folder: str) -> int:
@@ -136,14 +137,20 @@ def _free(folder: str) -> int:
     return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
 
 
-def _dress(new: str, path: str, before: os.stat_result, keep_mode: bool) -> None:
-    """`new` has the owner, the attributes and, with `keep_mode`, the mode of what is at `path`, being `before`."""
-    found = os.stat(new, follow_symlinks=False)  # noqa: PTH116
-    if (found.st_uid, found.st_gid) != (before.st_uid, before.st_gid):
-        os.chown(new, before.st_uid, before.st_gid)
-    if keep_mode and found.st_mode != before.st_mode:
-        os.chmod(new, stat.S_IMODE(before.st_mode))  # noqa: PTH101
-    with contextlib.suppress(AttributeError):
-        for name in os.listxattr(path):
-            if not name.startswith("security."):
-                os.setxattr(new, name, os.getxattr(path, name))
+def _make(beside: Beside) -> None:
+    """The empty file is there, as open() would make it, or like the one that is to be replaced."""
+    fd = os.open(beside.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        if (before := beside.before) is None:
+            return
+        found = os.fstat(fd)
+        if (found.st_uid, found.st_gid) != (before.st_uid, before.st_gid):
+            os.fchown(fd, before.st_uid, before.st_gid)
+        if found.st_mode != before.st_mode:
+            os.fchmod(fd, stat.S_IMODE(before.st_mode))
+        with contextlib.suppress(AttributeError):
+            for name in os.listxattr(beside.path):
+                if not name.startswith("security."):
+                    os.setxattr(fd, name, os.getxattr(beside.path, name))
+    finally:
+        os.close(fd)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from . import wrapping
-from .wrapping import counted, load, outermost, path_of, replace
+from . import staged, wrapping
+from .targets import path_of
+from .wrapping import counted, load, outermost, replace
 
 _PACKAGE = "torch.distributed.checkpoint"
 
@@ -92,4 +93,5 @@ def _loader(module: ModuleType) -> None:
 WRAPPED = {
     f"{_PACKAGE}.state_dict_saver": _saver,
     f"{_PACKAGE}.state_dict_loader": _loader,
+    f"{_PACKAGE}.filesystem": staged.wrap,
 }

@@ -68,6 +68,10 @@ class Journal:
         first, self._torn = not self._torn, True
         return first
 
+    def staged(self, path: str, still: bool) -> None:
+        """It says whether a kill would leave what is in the folder `path`, into which a save has begun, as it was."""
+        self._line("save_beside" if still else "save_in_place", n=-1, path=path)
+
     def beside(self, folder: str) -> None:
         """It says, once, that files are written beside others in `folder`."""
         if folder not in self._folders and len(self._folders) < _MOST_FOLDERS:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import os
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from .beside import Beside, Unsafe, prepare
+from .targets import Argument, path_of
 
 
 class Listener(Protocol):
@@ -32,6 +32,9 @@ class Listener(Protocol):
 
     def beside(self, folder: str) -> None:
         """A file is about to be written beside those in `folder`."""
+
+    def staged(self, path: str, still: bool) -> None:
+        """The folder `path`, whose save has begun, is written beside as a whole; not `still`: no longer."""
 
     def torn(self, path: str, why: str, begun: Any) -> None:
         """`path` is written over, as the program asked: a kill would tear it. `begun` is its save, if it has begun."""
@@ -71,6 +74,13 @@ def listener() -> Listener | None:
 def tag() -> str:
     """As wake() was given it; empty where files are written as the program asks."""
     return _tag
+
+
+def tell_staged(path: str, still: bool = True) -> None:
+    """The whole folder `path` is written beside; or, not `still`, no longer."""
+    if _listener is not None:
+        _listener.beside(os.path.dirname(path))  # noqa: PTH120
+        _listener.staged(path, still)
 
 
 @contextlib.contextmanager
@@ -133,53 +143,87 @@ def _heard(told: Listener, path: str | None) -> Iterator[None]:
         told.loaded(path, None)
 
 
-def path_of(target: Any) -> str | None:
-    """The file, absolute and with its links resolved, that a path or an open file stands for; None if it is none: a
-    buffer, a pipe, a device, an address."""
-    try:
-        if isinstance(target, str | os.PathLike):
-            path = os.path.realpath(os.fspath(target))
-            elsewhere = not isinstance(path, str) or "://" in os.fspath(target)
-            return None if elsewhere or _is_special(path) else path
-        path, fd = os.path.realpath(target.name), target.fileno()
-        found = os.fstat(fd)
-        return path if stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.stat(path)) else None  # noqa: PTH116
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+class Writer:
+    """A function that writes one file, to a path that is one of its arguments."""
+
+    def __init__(
+        self, function: Callable[..., Any], target: Argument, probe: Callable[[str], Any] | None = None
+    ) -> None:
+        """`probe` has it write next to nothing to a path: some of its versions put a new file in the place of the old
+        one by themselves, links and all."""
+        self.function, self.target = function, target
+        self._probe = probe
+        self._replaces: bool | None = None if probe is not None else False
+
+    def place(self, where: Any, path: str | None) -> Beside | Unsafe | None:
+        """Where to write what is to be at `path`; None of what is written as the program asks, being no path, say."""
+        if not _tag or path is None or not isinstance(where, str | os.PathLike):
+            return None
+        place = prepare(path, _tag)
+        if self._probe is not None and (isinstance(place, Unsafe) or os.path.islink(where)):  # noqa: PTH114
+            if self._replaces is None:
+                self._replaces = self._try(os.path.dirname(path))  # noqa: PTH120
+            if self._replaces:
+                if isinstance(place, Beside):
+                    place.abort()
+                return None
+        if isinstance(place, Beside) and _listener is not None:
+            _listener.beside(os.path.dirname(path))  # noqa: PTH120
+        return place
+
+    def _try(self, folder: str) -> bool:
+        place = prepare(os.path.join(folder, "probe"), _tag)  # noqa: PTH118
+        if not isinstance(place, Beside) or self._probe is None:
+            return False
+        before = os.stat(place.new).st_ino  # noqa: PTH116
+        try:
+            self._probe(place.new)
+            return os.stat(place.new).st_ino != before  # noqa: PTH116
+        except Exception:
+            return False
+        finally:
+            place.abort()
+
+    def write(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], place: Beside | Unsafe | None, begun: Any = None
+    ) -> Any:
+        """The function was called, and what it wrote is in its place. Where there is no room beside what is there, it
+        is called once more, to write over that."""
+        if isinstance(place, Beside):
+            moved, named = self.target.replaced(args, kwargs, place.new)
+            try:
+                result = self.function(*moved, **named)
+            except BaseException as error:
+                if not _is_to_write_over(place, error):
+                    raise
+            else:
+                if why := place.commit():
+                    _tell_torn(place.path, why, begun)
+                return result
+            _tell_torn(place.path, "the disk has no room for a second copy", begun)
+        elif isinstance(place, Unsafe):
+            _tell_torn(os.path.realpath(self.target(args, kwargs)), place.why, begun)
+        return self.function(*args, **kwargs)
 
 
-def _is_special(path: str) -> bool:
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+def _is_to_write_over(place: Beside, error: BaseException) -> bool:
+    """Whether what failed was for want of room that is there; nothing is left beside."""
+    short = isinstance(error, Exception) and place.is_full()
+    place.abort()
+    if short and not place.replaces() and error.__cause__ is None and not isinstance(error, OSError):
+        # torch only says that its archive is not whole, and with the half file gone the disk has room again.
+        error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place.path)
+    return short and place.replaces()
 
 
-class Argument:
-    """Which argument of a call says where it writes: by its place or one of its names."""
-
-    def __init__(self, index: int, *names: str) -> None:
-        self._index, self._names = index, names
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if len(args) > self._index:
-            return args[self._index]
-        return next((kwargs[name] for name in self._names if name in kwargs), None)
-
-    def replaced(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the same call to `path`."""
-        if len(args) > self._index:
-            return (*args[: self._index], path, *args[self._index + 1 :]), kwargs
-        name = next(name for name in self._names if name in kwargs)
-        return args, {**kwargs, name: path}
+def _tell_torn(path: str, why: str, begun: Any) -> None:
+    if _listener is not None:
+        _listener.torn(path, why, begun)
 
 
-def save(function: Callable[..., Any], by: str, target: Argument, keep_mode: bool = True) -> Any:
-    """`function`, which saves to a path or an open file, is told of; to a path it writes beside. `keep_mode`: it leaves
-    the mode of a file that is there."""
+def save(writer: Writer, by: str) -> Any:
+    """The function, which saves to a path or an open file, is told of; to a path it writes beside."""
+    function = writer.function
 
     @functools.wraps(function)
     def saved(*args: Any, **kwargs: Any) -> Any:
@@ -187,81 +231,35 @@ def save(function: Callable[..., Any], by: str, target: Argument, keep_mode: boo
             return function(*args, **kwargs)
         if (told := listener()) is None:
             return write_untold(*args, **kwargs)
-        where = target(args, kwargs)
+        where = writer.target(args, kwargs)
         path = path_of(where)
         if path in under_way:
             with outermost():
                 return function(*args, **kwargs)
-        place = _place(where, path)
+        place = writer.place(where, path)
         with counted(told, path, by, **({"beside": True} if isinstance(place, Beside) else {})) as begun:
-            result = _write(function, args, kwargs, target, keep_mode, place, begun)
+            result = writer.write(args, kwargs, place, begun)
             if path is not None and hasattr(where, "flush"):
                 with contextlib.suppress(OSError, ValueError):
                     where.flush()
         return result
 
-    write_untold = written(function, target, keep_mode)
+    write_untold = written(writer)
     return saved
 
 
-def written(function: Callable[..., Any], target: Argument, keep_mode: bool = True) -> Any:
-    """`function`, which writes a file that is no checkpoint by itself, writes it beside; nobody is told of a save."""
+def written(writer: Writer) -> Any:
+    """The function, which writes a file that is no checkpoint by itself, writes it beside; nobody is told of a save."""
+    function = writer.function
 
     @functools.wraps(function)
     def write(*args: Any, **kwargs: Any) -> Any:
         if not _tag or getattr(_nested, "calls", False):
             return function(*args, **kwargs)
-        where = target(args, kwargs)
-        return _write(function, args, kwargs, target, keep_mode, _place(where, path_of(where)))
+        where = writer.target(args, kwargs)
+        return writer.write(args, kwargs, writer.place(where, path_of(where)))
 
     return write
-
-
-def _place(where: Any, path: str | None) -> Beside | Unsafe | None:
-    """Where to write what is to be at `path`; None of what is written as the program asks, being no path, say."""
-    if not _tag or path is None or not isinstance(where, str | os.PathLike):
-        return None
-    place = prepare(path, _tag)
-    if isinstance(place, Beside) and _listener is not None:
-        _listener.beside(os.path.dirname(path))  # noqa: PTH120
-    return place
-
-
-def _write(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    target: Argument,
-    keep_mode: bool,
-    place: Beside | Unsafe | None,
-    begun: Any = None,
-) -> Any:
-    def torn(path: str, why: str) -> None:
-        if _listener is not None:
-            _listener.torn(path, why, begun)
-
-    if isinstance(place, Beside):
-        moved, named = target.replaced(args, kwargs, place.new)
-        full = False
-        try:
-            result = function(*moved, **named)
-        except BaseException as error:
-            short = isinstance(error, Exception) and place.is_full()
-            full = short and place.replaces()
-            place.abort()
-            if short and not full and error.__cause__ is None and not isinstance(error, OSError):
-                # torch only says that its archive is not whole, and with the half file gone the disk has room again.
-                error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place.path)
-            if not full:
-                raise
-        if not full:
-            if why := place.commit(keep_mode):
-                torn(place.path, why)
-            return result
-        torn(place.path, "the disk has no room for a second copy")
-    elif isinstance(place, Unsafe):
-        torn(os.path.realpath(target(args, kwargs)), place.why)
-    return function(*args, **kwargs)
 
 
 def folder(

@@ -6,13 +6,14 @@ import os
 from types import ModuleType
 from typing import Any
 
-from .wrapping import Argument, folder, load, replace, save, written
+from .targets import Argument
+from .wrapping import Writer, folder, load, replace, save, written
 
 _TENSORS = "safetensors"
 
 
 def _torch(module: ModuleType) -> None:
-    replace(module, "save", save(module.save, "torch.save", Argument(1, "f")), "torch")
+    replace(module, "save", save(Writer(module.save, Argument(1, "f")), "torch.save"), "torch")
     replace(module, "load", load(module.load, Argument(0, "f")), "torch")
 
 
@@ -20,7 +21,12 @@ def _safetensors(module: ModuleType) -> None:
     """What all of its save and load functions come down to, of torch, numpy and the others."""
     write, read = module.serialize_file, module.safe_open
     users = [f"{_TENSORS}.{name}" for name in ("torch", "numpy", "flax", "tensorflow", "mlx", "paddle")]
-    replace(module, "serialize_file", save(write, "safetensors", Argument(1, "filename")), *users)
+    replace(
+        module,
+        "serialize_file",
+        save(Writer(write, Argument(1, "filename"), lambda path: write({}, path)), "safetensors"),
+        *users,
+    )
     opened = load(read, Argument(0, "filename"))
     replace(module, "safe_open", _Opener("safe_open", (), {"opened": staticmethod(opened), "real": read}), *users)
 
@@ -59,13 +65,12 @@ def _numpy(module: ModuleType) -> None:
     """Arrays are mostly data and results: they are made whole, but count as no saves of progress."""
     packages = "numpy", "numpy.lib", "numpy.lib.npyio"
     for name, ending in (("save", ".npy"), ("savez", ".npz"), ("savez_compressed", ".npz")):
-        replace(module, name, written(getattr(module, name), _Ending(ending, 0, "file")), *packages)
+        replace(module, name, written(Writer(getattr(module, name), _Ending(ending, 0, "file"))), *packages)
 
 
 def _lightning(module: ModuleType) -> None:
     """It writes into the folder for temporary files and moves that: over another file system, it copies."""
-    wrapper = save(module._atomic_save, "lightning", Argument(1, "filepath"), keep_mode=False)
-    replace(module, "_atomic_save", wrapper)
+    replace(module, "_atomic_save", save(Writer(module._atomic_save, Argument(1, "filepath")), "lightning"))
 
 
 def _trainer(module: ModuleType) -> None:
@@ -100,7 +105,7 @@ def _json(*names: str) -> Any:
         found = {(getattr(module, owner, None), method) for owner, _, method in (name.partition(".") for name in names)}
         for kind, method in found:
             if function := getattr(kind, method, None):
-                setattr(kind, method, written(function, Argument(1, "json_path", "json_file_path")))
+                setattr(kind, method, written(Writer(function, Argument(1, "json_path", "json_file_path"))))
 
     return wrap
 

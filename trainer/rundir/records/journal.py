@@ -5,6 +5,7 @@ writer a file.
     save_done      {n, path, step, here, how, …, began, size, content, inode, mtime_ns}
     save_failed    {n, path, step, here, how, …, error}
     save_in_place  {n, path}                                   it was begun beside, and now writes over what is there
+    save_beside    {n, path}                                   a folder that is written beside as a whole, and exchanged
     beside         {folder}                                    files are written beside those in it: .saving-*/
     load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the save it
     holds
