@@ -242,7 +242,7 @@ class Watch:
             if self.seen_ranks.get(beat.rank) == beat.pid:
                 continue
             try:
-                process = Process(beat.pid)
+                process = Process.as_of(beat.pid, beat.at)
             except ProcessLookupError:
                 process = None
             self._give_way(beat)
@@ -266,16 +266,16 @@ class Watch:
         elif old is not None:
             self.script, self.seen_ranks[SCRIPT] = old, old.pid
         elif beat.rank == 0:
-            self._find_script()
+            self._find_script(beat.at)
         self._spawned[beat.rank] = beat.role
         self._joined.append((beat.rank, beat.pid))
 
-    def _find_script(self) -> None:
-        """It was no rank any more when this supervisor came, or was one for less than a look."""
+    def _find_script(self, at: float) -> None:
+        """It was no rank any more when this supervisor came, or was one for less than a look; it was there `at` then."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._gate.ready(0).read_text())
             self.seen_ranks[SCRIPT] = pid
-            self.script = Process(pid)
+            self.script = Process.as_of(pid, at)
 
     def _is_spared(self, rank: int, status: int | None) -> bool:
         role = self._spawned.get(rank)

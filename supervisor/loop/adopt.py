@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-
-import psutil
 
 from supervisor.attempt import steps
 from supervisor.attempt.attempt import Attempt
@@ -23,6 +23,7 @@ from supervisor.loop.stop_requests import Stops
 from supervisor.loop.tracker import Tracker
 from supervisor.process import proctree
 from supervisor.process.kill import end_all
+from supervisor.process.proctree import Process
 from supervisor.process.reaper import Reaper
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
@@ -129,13 +130,15 @@ class Takeover:
 
     def _ask(self, stops: Stops, spared: set[int]) -> None:
         """Ranks whose launcher is gone got one TERM each, and the time to act on it."""
-        beats = last_beats(self.run.attempt(self.previous.last_attempt).beats)
-        ranks = [beat.pid for beat in beats if proctree.carries(beat.pid, self.spec.mark)]
-        proctree.send_all([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], signal.SIGTERM)
+        ranks = set[int]()
+        for beat in last_beats(self.run.attempt(self.previous.last_attempt).beats):
+            with contextlib.suppress(ProcessLookupError), closing(Process.as_of(beat.pid, beat.at)) as process:
+                if proctree.carries(beat.pid, self.spec.mark) and process.send(signal.SIGTERM):
+                    ranks.add(beat.pid)
         until = time.monotonic() + self.spec.policy.grace
         while not stops.now and time.monotonic() < until:
             self.reaper.reap()
-            if not {process.pid for process in proctree.members(self.spec.mark, spared)} & set(ranks):
+            if not {process.pid for process in proctree.members(self.spec.mark, spared)} & ranks:
                 return
             stops.read(self.run.stop)
             time.sleep(_LOOK_EVERY)

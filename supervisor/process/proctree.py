@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 
 import psutil
@@ -21,6 +22,7 @@ from trainer.rundir.variables import MARK
 
 _PR_SET_CHILD_SUBREAPER = 36
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -38,6 +40,15 @@ class Process:
         self.pid = pid
         self.fd = os.pidfd_open(pid)
 
+    @classmethod
+    def as_of(cls, pid: int, at: float) -> Process:
+        """The one that had `pid` at `at`, by the machine's clock. ProcessLookupError if it is gone."""
+        process = cls(pid)
+        if _began_after(pid, at):
+            process.close()
+            raise ProcessLookupError
+        return process
+
     def close(self) -> None:
         os.close(self.fd)
 
@@ -49,6 +60,14 @@ class Process:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+
+def _began_after(pid: int, at: float) -> bool:
+    """Whether the process that has this pid now is known to have begun after `at`: it has got the pid since."""
+    found = stat(pid)
+    # The kernel counts from boot, sleep included: who slept since then looks older than he is, and never younger.
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return found is not None and found.started * _TICK - asleep > at + _TICK
 
 
 def is_alive(process: psutil.Process) -> bool:

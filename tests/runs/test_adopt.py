@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ def assert_told_once(run: Run) -> None:
     assert len(checkpoints) == len(set(checkpoints))
     armed = [event["number"] for event in run.events("fault_armed")]
     assert len(armed) == len(set(armed))
+
+
+def claim(beats: Path, rank: int, pid: int) -> None:
+    """The rank's beat says that it was `pid` all along: as if the kernel had given its pid to that process since."""
+    words = array("q", beats.read_bytes())
+    words[16 * (rank + 1)] = pid
+    beats.write_bytes(words)
 
 
 def assert_undisturbed(run: Run, reference: Any) -> None:
@@ -286,7 +294,8 @@ def test_two_at_once(run: Run) -> None:
 
 def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
     """Launched anew with other arguments, the old attempt is ended before the new one begins. That one ends well under no
-    supervisor: the next says so, and starts nothing again."""
+    supervisor: the next says so, and starts nothing again; whoever has the pid of one of its ranks by then is a
+    stranger, and lives on."""
     run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")
     before = living(run)[0]
@@ -299,7 +308,14 @@ def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
 
     run.kill_supervisor()
     until(lambda: not living(run) and any(run.dir.standby.glob("*/launcher.json")))
-    run.cli("resume", "run", "--quiet")
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        claim(run.dir.attempt(1).beats, 1, stranger.pid)
+        run.cli("resume", "run", "--quiet")
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
     assert [event["attempt"] for event in run.events("attempt_started")] == [0, 1]
     assert run.verdicts() == [("finished", None)]
     assert run.events("verdict")[-1]["step"] == 40
