@@ -64,6 +64,8 @@ class Reporter(Progress):
         # Another process may have saved as this rank before.
         first = 0 if beats is None else os.getpid() << 20
         self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
+        self._guessed = False
+        """Whether steps are backward passes, for want of an optimizer of torch's."""
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -91,14 +93,16 @@ class Reporter(Progress):
 
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
         """An optimizer has made its `count`-th step here, from a state that counts `restored` of them (None: it does not
-        count). It counts unless the loop says its steps itself."""
+        count); `optimizer` None: a backward pass has ended, and there is none of torch's. It counts unless the loop says its
+        steps itself."""
         if self._announced:
             return
-        if not self._steps_here:
-            if not self._resumed:
-                self._place_here(restored, settled=True)
+        if not self._steps_here and not self._resumed:
+            self._place_here(restored, settled=True)
+        if not self._steps_here or (optimizer is None) != self._guessed:
             # An optimizer without a count of its own has its first step after every restore.
             self._ahead = self._done - (count - 1)
+        self._guessed = optimizer is None
         self._stepped(count + self._ahead, Source.HOOK, optimizer)
 
     def _place_here(self, restored: int | None, settled: bool = False) -> None:

@@ -168,3 +168,12 @@ def test_where_a_rank_is(place: Place) -> None:
     made.hooked(1, None, None)
     made.hooked(2, None, None)
     assert place.beats.read()[0].step == 42
+
+    made = place.rank(attempt=2)
+    made.resume_at(40)
+    # Backward passes, for want of an optimizer; one that comes later goes on from there.
+    made.hooked(1, None, None)
+    made.hooked(2, None, None)
+    made.hooked(1, None, object())
+    made.hooked(2, None, object())
+    assert place.beats.read()[0].step == 44

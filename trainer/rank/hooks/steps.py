@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from .. import torch_patches
 from ..imports import after_import
 
+MOST_ACCUMULATED = 256
+"""Backward passes after which an optimizer of torch's that has never stepped is none that the script trains with."""
+
 
 class Listener(Protocol):
     def grouped(self, rank: int) -> None: ...
@@ -20,13 +23,22 @@ class Listener(Protocol):
     def hooked_backward(self, entered: bool) -> None: ...
 
 
+class _Optimizers:
+    """What there is of torch's own in this process. Without any, the script's is a class of its own (Muon's, say), or none:
+    each of its backward passes is a step then, for nothing tells more."""
+
+    def __init__(self) -> None:
+        self.made = self.stepped = False
+
+
 def watch_torch(listener: Listener) -> None:
     """Once the script imports torch, `listener` hears of its first optimizer's steps and of backward passes; where
     it meets others, nobody else comes in."""
+    optimizers = _Optimizers()
     after_import(
         {
-            "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener),
-            "torch.autograd": functools.partial(_hook_backward, listener=listener),
+            "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener, optimizers=optimizers),
+            "torch.autograd": functools.partial(_hook_backward, listener=listener, optimizers=optimizers),
             "torch.distributed.rendezvous": functools.partial(_hook_rendezvous, listener=listener),
         }
     )
@@ -37,12 +49,13 @@ def _hook_rendezvous(module: ModuleType, listener: Listener) -> None:
     torch_patches.own_stores(module, listener.grouped)
 
 
-def _hook_steps(module: ModuleType, listener: Listener) -> None:
+def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers) -> None:
     counted: list[Any] = []
     count, restored = 0, None
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         nonlocal count, restored
+        optimizers.stepped = True
         if not counted:
             counted.append(optimizer)
             restored = _steps_before(optimizer)
@@ -51,6 +64,14 @@ def _hook_steps(module: ModuleType, listener: Listener) -> None:
             count += 1
             listener.hooked(count, restored, optimizer)
 
+    made = module.Optimizer.__init__
+
+    @functools.wraps(made)
+    def make(*args: Any, **kwargs: Any) -> None:
+        optimizers.made = True
+        made(*args, **kwargs)
+
+    module.Optimizer.__init__ = make
     module.register_optimizer_step_post_hook(stepped)
     # In a fork, whichever optimizer steps first is the one.
     os.register_at_fork(after_in_child=counted.clear)
@@ -65,15 +86,26 @@ def _steps_before(optimizer: Any) -> int | None:
     return None
 
 
-def _hook_backward(module: ModuleType, listener: Listener) -> None:
+def _hook_backward(module: ModuleType, listener: Listener, optimizers: _Optimizers) -> None:
     backward = module.backward
+    within = count = unseen = 0
 
     @functools.wraps(backward)
     def around(*args: Any, **kwargs: Any) -> Any:
+        # A pass may have others within: checkpointed activations.
+        nonlocal within, count, unseen
+        within += 1
         listener.hooked_backward(True)
         try:
-            return backward(*args, **kwargs)
+            result = backward(*args, **kwargs)
         finally:
+            within -= 1
             listener.hooked_backward(False)
+        if not within and not optimizers.stepped:
+            unseen += 1
+            if not optimizers.made or unseen > MOST_ACCUMULATED:
+                count += 1
+                listener.hooked(count, None, None)
+        return result
 
     module.backward = around  # type: ignore[attr-defined]
