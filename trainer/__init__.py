@@ -1,7 +1,7 @@
-"""What runs inside a worker: checkpoints that cannot be torn, and a trainer that uses them. Importing it loads no torch.
+"""The code inside a worker: checkpoints that cannot be torn, and a trainer that uses them. Its import loads no torch.
 
-The package is loaded as `_supervise` alone; under the names that people write, `trainer` and `supervise`, it is the same
-object (names.py says why).
+The package is loaded only as `_supervise`. The public names, `trainer` and `supervise`, give the same object (names.py
+says why).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if __name__ == _REAL:
 
     serve()
 else:
-    # The first import, under one of the public names: it is to find what has the real one.
+    # The first import, under one of the public names, must give the package with the real name.
     if _REAL not in sys.modules and importlib.util.find_spec(_REAL) is None:
         spec = importlib.util.spec_from_file_location(
             _REAL, __file__, submodule_search_locations=[str(Path(__file__).parent)]
@@ -36,5 +36,6 @@ else:
         assert spec is not None and spec.loader is not None
         sys.modules[_REAL] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[_REAL])
-    # The package before its module `names`: the other way round two threads that import us at once wait for each other.
+    # The package comes before its module `names`. In the other order, two threads that import us at once would
+    # deadlock.
     sys.modules[__name__] = importlib.import_module(_REAL).names.public(__name__)

@@ -1,7 +1,7 @@
 """`python -m trainer`: trains the built-in model, alone, under torchrun, or under supervise.
 
-Exit codes: 0 finished, 1 failed (a loss that is not finite, too), 2 usage, 75 stopped after a checkpoint, 78 no restart can
-help (no usable checkpoint, or one of another model).
+Exit codes: 0 finished, 1 failed (a loss that is not finite, too), 2 usage, 75 stopped after a checkpoint, 78 no restart
+can help (no usable checkpoint, or one of another model).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
 
         train(config, here)
     except (UsageError, CheckpointError) as error:
-        # Every rank has the same trouble; one of them says so.
+        # All ranks have the same error; one of them prints it.
         if place().rank == 0:
             print(f"trainer: {error}", file=sys.stderr, flush=True)
         progress().failed(error, error.exit_code)
@@ -43,8 +43,8 @@ def main() -> int:
 
 
 def _leave_group() -> None:
-    # Only where all ranks have agreed to end. After an error on one of them the others may never come, and leaving
-    # politely would wait for them: the process just ends, and the launcher sees the first failure at once.
+    # Only if all ranks have agreed to end. After an error on one rank, the others may never come to this collective.
+    # Then the process just ends, and the launcher sees the first failure at once.
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

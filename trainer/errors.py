@@ -1,4 +1,4 @@
-"""Errors of the trainer: those that are the user's to mend, and a loss that no further step can."""
+"""Errors of the trainer: those that the user can repair, and a loss that no further step can repair."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class UsageError(Exception):
 
 
 class NotFinite(Exception):
-    """The loss is NaN or infinite, on every rank at the same step; nothing of that step was saved. `step` is the first
-    that is not to be kept."""
+    """The loss is NaN or infinite; raised on every rank at the same step. Nothing of that step was saved. `step` is the
+    first step that must not be kept."""
 
     def __init__(self, text: str, step: int = -1) -> None:
         super().__init__(text)
@@ -21,4 +21,4 @@ class NotFinite(Exception):
 
 
 class LossSpike(NotFinite):
-    """The loss has been far above what it was, for too long to be a bad batch."""
+    """The loss was far above its usual values, for too many steps to be one bad batch."""

@@ -1,8 +1,8 @@
-"""One package, several names. It is loaded once, under a name that nobody else has, and served under those people write.
+"""One package, several names. It is loaded once, under a private name, and served under the public names.
 
-`trainer` and `supervise` are common words: a user may have a module of that name, and then that is what their program
-gets. So the package calls itself `_supervise` everywhere and imports itself relatively; a finder serves the other names
-from the same module objects, where the path holds nobody else's.
+`trainer` and `supervise` are common words. If a user has a module of that name, the user's program must get that one.
+So the package is `_supervise` everywhere and imports itself relatively. If the path has no other module of a public
+name, a finder serves that name with the same module objects.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 REAL = {"trainer": "_supervise", "supervise": "_supervise", "supervisor": "_supervisor"}
-"""By the name that people write, the name under which it is loaded."""
+"""For each public name, the name under which it is loaded."""
 _FOLDER = {"_supervise": "trainer", "_supervisor": "supervisor"}
-"""What the package's folder is called in a checkout."""
+"""The name of the package's folder in a checkout."""
 
 
 def load(real: str) -> ModuleType:
-    """The package `real`, loaded once: as installed, or in a checkout that is not, from its folder beside this one."""
+    """The package `real`, loaded once: as installed, or from its folder beside this one in a checkout."""
     if real in sys.modules or importlib.util.find_spec(real) is not None:
         return importlib.import_module(real)
     folder = Path(__file__).resolve().parents[1] / _FOLDER[real]
@@ -38,7 +38,7 @@ def load(real: str) -> ModuleType:
 
 
 def serve(always: bool = False) -> None:
-    """From now on this process finds us under every name of REAL; with `always`, also where others have the same."""
+    """From now on this process finds us under every name of REAL; with `always`, also if others have the same name."""
     finder = next((finder for finder in sys.meta_path if isinstance(finder, _Names)), None)
     if finder is None:
         sys.meta_path.insert(0, finder := _Names())
@@ -46,8 +46,8 @@ def serve(always: bool = False) -> None:
 
 
 def public(name: str) -> ModuleType:
-    """What `import name`, one of REAL, gives in a process where our facade of that name was found first: somebody else's
-    module of that name if there is one, who knows nothing of us and may be installed where it is found later; else ours."""
+    """The module for `import name`, one of REAL, in a process that found our facade of that name first. If another
+    distribution has a module of that name later on the path, that one; else ours."""
     theirs = _Names().theirs(name)
     if theirs is None:
         return load(REAL[name])
@@ -58,7 +58,7 @@ def public(name: str) -> ModuleType:
 
 
 def ours_alone() -> None:
-    """In this process no code runs but ours: its names are ours, and what PYTHONPATH holds for the ranks is found last."""
+    """This process runs our code alone: the names are ours, and the ranks' PYTHONPATH is searched last."""
     serve(always=True)
     theirs = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
     sys.path.sort(key=lambda entry: entry in theirs)
@@ -75,17 +75,17 @@ class _Names(importlib.abc.MetaPathFinder):
             return None
         if not rest:
             return (None if self.always else self.theirs(first)) or _alias(first, REAL[first])
-        # `python -m trainer` reads the code of trainer.__main__ itself, from the folder.
+        # `python -m trainer` itself reads the code of trainer.__main__ from the folder.
         ours = sys.modules.get(first) is sys.modules.get(REAL[first]) and rest != "__main__"
         return _alias(fullname, f"{REAL[first]}.{rest}") if ours else None
 
     def theirs(self, name: str) -> ModuleSpec | None:
-        """Somebody else's module of that name, as this process would find it were we not here."""
+        """Another distribution's module of that name, as this process would find it without us."""
         for finder in list(sys.meta_path):
             find = None if isinstance(finder, _Names) else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = find(name, None, None) if find else None
             if is_ours(spec):
-                # Behind ours on the path, or a finder later (of an editable install), there may be another one.
+                # Another module may come after ours on the path, or from a later finder (of an editable install).
                 rest = [entry for entry in sys.path if not is_ours(PathFinder.find_spec(name, [entry]))]
                 spec = PathFinder.find_spec(name, rest) if finder is PathFinder else None
             if spec is not None and _has_code(spec):
@@ -94,13 +94,13 @@ class _Names(importlib.abc.MetaPathFinder):
 
 
 def _has_code(spec: ModuleSpec) -> bool:
-    """Whether it is more than a folder that happens to have the name, which gives way to any package."""
+    """Whether it is more than a folder with that name. Such a folder gives way to any package."""
     folders = () if spec.origin else spec.submodule_search_locations or ()
     return bool(spec.origin) or any(next(Path(folder).glob("*.py"), None) for folder in folders)
 
 
 def is_ours(spec: ModuleSpec | None) -> bool:
-    """Whether what was found is a package of ours, of this version or another, and not one that has taken its place."""
+    """Whether the found package is ours, of any version, and not another one in its place."""
     if spec is None or spec.origin is None or spec.name not in REAL:
         return False
     try:
@@ -119,14 +119,14 @@ class _Alias(importlib.abc.InspectLoader):
         return importlib.import_module(self._real.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system has just given it the alias for a spec; relative imports go by the real one.
+        # The import system has just set the alias as its spec; relative imports need the real one.
         module.__spec__ = self._real
 
     def is_package(self, fullname: str) -> bool:
         return self._real.submodule_search_locations is not None
 
     def get_code(self, fullname: str) -> CodeType | None:
-        """For runpy, which runs a module's code anew."""
+        """For runpy, which runs the code of a module again."""
         return self._inspected().get_code(self._real.name)
 
     def get_source(self, fullname: str) -> str | None:

@@ -1,7 +1,7 @@
 """Starts one of our programs, by path: `python start.py PROGRAM ARGUMENTS…`, PROGRAM being `rank.engine.launcher` and
 the like.
 
-By path, so that no module of the user's is found in place of ours, whatever the current folder and PYTHONPATH hold.
+By path, so that no module of the user in the current folder or on PYTHONPATH is found in place of ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _start(program: str, arguments: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    # The folder of this file is nobody's to import from. (With PYTHONSAFEPATH it is not there.)
+    # Nobody may import from the folder of this file. (With PYTHONSAFEPATH it is not on the path.)
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     sys.exit(_start(sys.argv[1], sys.argv[2:]))

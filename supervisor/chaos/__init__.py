@@ -1,1 +1,1 @@
-"""Chaos for real: the runs, their faults, what became of them, and how that is shown."""
+"""Chaos with real runs: their faults, their results, and the report."""

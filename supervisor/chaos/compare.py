@@ -1,4 +1,4 @@
-"""Whether two runs ended the same, to the bit: final checkpoints, metrics, and the files that were named."""
+"""Compares the ends of two runs, to the bit: final checkpoints, metrics, and named files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _CHUNK = 4 << 20
 
 
 def compare(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str] = ()) -> Comparison:
-    """The end of `other` against that of `reference`. `globs` name files in a run's folder; `passed_over` are parts of the
-    checkpointed state that may differ."""
+    """Compares the end of `other` with the end of `reference`. `globs` name files in a run's folder. `passed_over` are
+    parts of the checkpointed state that may differ."""
     compared: list[str] = []
     for what, difference in _parts(reference, other, globs, passed_over):
         if difference:
@@ -80,7 +80,7 @@ def _checkpoint(path: Path, manifest: Manifest, other: RunDir, passed_over: Sequ
     if _state(manifest, passed_over) != _state(theirs, passed_over):
         return "the state beside the tensors differs"
     if theirs.files == manifest.files:
-        return ""  # the digests are of every byte, and were just verified
+        return ""  # the digests cover every byte, and were just verified
     for file in manifest.files:
         if difference := _shard(path, manifest, good.path, theirs, file):
             return difference
@@ -94,7 +94,7 @@ def _state(manifest: Manifest, passed_over: Sequence[str]) -> Any:
 
 
 def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str) -> str:
-    """How the content of a rank's file differs, whatever the layout of the file."""
+    """How the content of a rank's file differs; the layout of the file does not matter."""
     try:
         (mine, own), (other, their_own) = _contents(one, manifest, file), _contents(two, theirs, file)
     except CheckpointError as error:

@@ -29,7 +29,7 @@ from trainer.rundir.machine.proc import lives
 
 _LOOK = 0.05
 _ROOT = Path(__file__).resolve().parents[2]
-# By path, as everything of ours is run: a `supervisor` of the user's in the current folder is not meant.
+# By path, like all our programs: the user may have a `supervisor` in the current folder.
 _PROGRAM = f"import sys; sys.path[0] = {str(_ROOT)!r}; from supervisor.__main__ import main; main()"
 _STOPPING = 90.0
 """Seconds that a run may take to stop when it is told to."""
@@ -41,7 +41,7 @@ class Outcome:
 
     exit_code: int = 0
     survivors: dict[int, int] = field(default_factory=dict)
-    """By attempt, processes alive after it was said to be gone."""
+    """For each attempt, the processes that were alive after the run said that it was gone."""
     leftovers: tuple[str, ...] = ()
     problem: str = ""
 
@@ -60,7 +60,7 @@ class Runner:
         self.outcome = Outcome()
 
     def run(self, lives: int) -> Outcome:
-        """The run is over, its supervisor started again up to `lives` times after it was killed."""
+        """Runs the job to its end. A killed supervisor is started again, up to `lives` times."""
         try:
             self._start(["launch", "--quiet", "--run-dir", str(self._run.path), *self._launch])
             while self._wait() == -signal.SIGKILL and lives > 0 and not story_of(self._run).over:
@@ -81,7 +81,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A Ctrl-C is for us; we tell the run.
+                # A Ctrl-C is for this process; it tells the run.
                 start_new_session=True,
             )
 
@@ -131,7 +131,7 @@ class Runner:
         self.outcome.exit_code = process.returncode
 
     def _leftovers(self) -> tuple[str, ...]:
-        """Names of what the run has left behind. All of it is removed."""
+        """The names of the leftovers of the run. All of them are removed."""
         known = load(self._run.path)
         if known is None:
             return ()

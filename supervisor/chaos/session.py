@@ -27,7 +27,7 @@ from trainer.rundir.records.fault_kinds import FAULTS, SUPERVISOR, Moment, Tier
 
 _NEEDS_CHECKPOINTER = ("enospc", "torn", "corrupt", "kill-flush")
 _SPACIOUS = 3.0
-"""Seconds that a run must train for a standby to be sure to be made while it does."""
+"""Seconds that a run must train so that a standby is surely made meanwhile."""
 
 
 class Interrupted(Exception):
@@ -39,7 +39,7 @@ class Wanted:
     """The request, as given on the command line."""
 
     command: tuple[str, ...]
-    """As launch takes it, or empty for the built-in trainer with `flags`."""
+    """The command as for launch, or empty for the built-in trainer with `flags`."""
     flags: tuple[str, ...]
     nproc: int
     seed: int
@@ -143,7 +143,7 @@ class Session:
     def _train(self, run: RunDir, tier: Tier, inject: Sequence[str], deadline: float, lives: int) -> Outcome:
         wanted = self.wanted
         faults = [part for spec in inject for part in ("--inject", spec)]
-        # Generous budgets: the recovery is tested here, not the giving up.
+        # Generous budgets: this tests the recovery, not the end by budget.
         limits = f"--max-restarts 100000 --no-progress-limit 100000 --backoff 10ms:50ms --nproc {wanted.nproc}".split()
         limits += ["--hang-timeout", f"{wanted.hang_timeout}s", "--startup-timeout", f"{wanted.startup_timeout}s"]
         if wanted.built_in:
@@ -190,7 +190,7 @@ class Session:
             return Comparison(None, difference="it did not finish")
         if not round_.same_bits:
             return Comparison(None, difference="its faults change what is trained")
-        # The built-in trainer stores its own flags there, and they name the tier.
+        # The built-in trainer stores its flags there, and they name the tier.
         return compare(reference, run, self.wanted.globs, ("extra",) if self.wanted.built_in else ())
 
 

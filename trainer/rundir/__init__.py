@@ -1,1 +1,1 @@
-"""The leaf that supervisor and trainer share: path names, durable writes, beats, notes, faults. Standard library only."""
+"""The leaf that supervisor and trainer share: path names, durable writes, beats, notes, faults."""

@@ -1,4 +1,4 @@
-"""Numbers that ranks, supervisor and users agree on: exit codes, and the phases of a rank."""
+"""The numbers that ranks, supervisor and users share: exit codes, and the phases of a rank."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """With which a command, a run or a rank ends. What a rank's other numbers mean, its script knows."""
+    """The exit codes of commands, runs and ranks. Other codes of a rank have the meaning that its script gives them."""
 
     FINISHED = 0
     FAILED = 1
-    """An exception of a rank; of a command, a mistake of ours."""
+    """A rank: an exception. A command: an error of ours."""
     USAGE = 2
     """A bad request: nothing was started."""
     DAMAGED = 3
     """`ckpt verify`: a checkpoint is bad."""
     PREEMPTED = 75
-    """EX_TEMPFAIL: asked to stop, after a checkpoint; safe to launch again. Of a rank, too."""
+    """EX_TEMPFAIL: stopped on request, after a checkpoint; safe to launch again. Also of a rank."""
     NEVER_RESTART = 78
     """EX_CONFIG, of a rank: no restart can help."""
     BUDGET = 100
     """The restarts are used up."""
     RUNNING = 101
-    """`status --exit-code` of a run that is not over."""
+    """`status --exit-code`: the run is not over."""
     NO_SUCH_RUN = 102
     STOPPED = 103
-    """By a person."""
+    """Stopped by a person."""
     POINTLESS = 104
     """A restart is not worth it."""
     NO_PROGRESS = 105
     """Attempts in a row left no new checkpoint."""
     STUCK = 106
-    """Something outlived its SIGKILL."""
+    """A process outlived its SIGKILL."""
     CHAOS = 107
-    """`chaos`: a verdict is not as it must be."""
+    """`chaos`: a verdict failed."""
     HELD = 108
     """Another supervisor has this run."""
     INTERRUPTED = 130
-    """Ctrl-C at a command that waits for nothing of a run's."""
+    """Ctrl-C at a command that does not wait for a run."""
 
     __str__ = int.__repr__
 
@@ -56,5 +56,5 @@ class Phase(enum.IntEnum):
 
     @property
     def word(self) -> str:
-        """As files and people have it."""
+        """The phase's name in files and for people."""
         return self.name.lower()

@@ -8,7 +8,7 @@ _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d|)$")
 
 LONGEST = 100_000 * 86400.0
-"""Nobody waits longer, and no system call could."""
+"""The longest duration, in seconds. No system call could wait longer."""
 
 
 def parse_duration(text: str) -> float:
@@ -23,7 +23,7 @@ def parse_duration(text: str) -> float:
 
 
 def spelled(seconds: float) -> str:
-    """What parse_duration() reads as `seconds`, in the largest unit that has a whole number of them."""
+    """A text that parse_duration() reads as `seconds`, in the largest unit that gives a whole number."""
     for unit in ("d", "h", "m", "s", "ms"):
         count = seconds / _UNIT[unit]
         if count >= 1 and count.is_integer():

@@ -24,7 +24,7 @@ from .variables import (
 )
 
 STACKS_SIGNAL = int(signal.SIGRTMIN) + 5
-"""Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL have plans for those."""
+"""Asks a rank for its stacks. Not SIGUSR1 or 2: Slurm, Lightning and NCCL use those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Supervised:
     flush_s: float | None = None
     mtbf_s: float | None = None
     children: str = ""
-    """As CHILDREN."""
+    """The value of CHILDREN."""
     saving: str = ""
-    """What the names of hidden folders hold in which the program's files are written until they are whole: MARK's
-    value; empty with PLAIN_SAVES."""
+    """A part of the names of the hidden folders in which the program's files are written until they are whole: the
+    value of MARK. Empty with PLAIN_SAVES."""
 
 
 def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
-    """Who supervises this process, or None when nobody does."""
+    """The place of this process under its supervisor, or None without one."""
     run_dir, attempt = environ.get(RUN_DIR), environ.get(ATTEMPT)
     if not run_dir or attempt is None or MARK not in environ:
         return None

@@ -1,4 +1,4 @@
-"""Every path name inside a run directory, once.
+"""All path names inside a run directory, each in one place.
 
 run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
@@ -13,13 +13,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# No more digits than fit 64 bits: a larger number is nobody's step.
+# Only as many digits as fit 64 bits: no step is larger.
 _STEP = re.compile(r"\Astep-([0-9]{8,18})\Z")
 _ATTEMPT = re.compile(r"\A[0-9]{4,9}\Z")
 
 
 SCRIPT = -1
-"""In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
+"""In place of a rank: the process of a script that has started its ranks itself and is not one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class AttemptDir:
 
     @property
     def evidence(self) -> Path:
-        """What was looked at when it failed: supervisor/attempt/evidence.py says what each field is."""
+        """The evidence of its failure; supervisor/attempt/evidence.py explains each field."""
         return self.path / "evidence.json"
 
     @property
     def program(self) -> Path:
-        """Which files of the script's own rank 0 has loaded."""
+        """The script's own files that rank 0 has loaded."""
         return self.path / "program.json"
 
     @property
@@ -52,16 +52,16 @@ class AttemptDir:
 
     @property
     def groups(self) -> Path:
-        """Which ranks stood where when the attempt hung, for people."""
+        """The place of each rank when the attempt hung, for people."""
         return self.stacks / "groups.txt"
 
     @property
     def ended(self) -> Path:
-        """How ranks ended that the script started, as the process saw that waited for them."""
+        """How ranks that the script started have ended. The process that waited for them writes it."""
         return self.path / "ended.jsonl"
 
     def rank_log(self, rank: int) -> Path:
-        """Of SCRIPT: where its words went before anybody knew that it is no rank."""
+        """The log of `rank`. For SCRIPT: the log that it had before it was known that it is not a rank."""
         return self.path / f"rank{max(rank, 0)}.log"
 
     def error(self, rank: int) -> Path:
@@ -72,11 +72,11 @@ class AttemptDir:
 
     @property
     def durable(self) -> Path:
-        """Which of the script's own saves are synced."""
+        """The list of the script's own saves that are synced."""
         return self.path / "durable.jsonl"
 
     def saves(self, rank: int) -> Path:
-        """The journal of the script's own saves and loads: trainer/rundir/records/journal.py says what it holds."""
+        """The journal of the script's own saves and loads; trainer/rundir/records/journal.py explains it."""
         return self.path / f"saves.rank{rank}.jsonl"
 
 
@@ -100,7 +100,7 @@ class RunDir:
 
     @property
     def holder(self) -> Path:
-        """Who holds the lock, for people to read; the flock on `lock` is what counts."""
+        """The holder of the lock, for people. Only the flock on `lock` counts."""
         return self.path / "lock.json"
 
     @property
@@ -117,7 +117,7 @@ class RunDir:
 
     @property
     def stop(self) -> Path:
-        """Asks the supervisor to stop: it holds `ask` or `now`, and is gone once it was read."""
+        """Asks the supervisor to stop: it contains `ask` or `now`, and is removed when it was read."""
         return self.path / "stop"
 
     @property
@@ -127,7 +127,7 @@ class RunDir:
 
     @property
     def modules(self) -> Path:
-        """What the script had imported by its tenth step, for the fork server."""
+        """The modules that the script has imported, for the fork server."""
         return self.path / "modules.json"
 
     @property
@@ -137,12 +137,12 @@ class RunDir:
 
     @property
     def pace(self) -> Path:
-        """How long its steps, phases and restarts take, as the supervisor has seen."""
+        """The durations of its steps, phases and restarts, as the supervisor has seen them."""
         return self.path / "pace.json"
 
     @property
     def torn(self) -> Path:
-        """Which folders were renamed because a save into them never ended, and what to."""
+        """The folders that were renamed because a save into them never ended, with their new names."""
         return self.path / "torn.jsonl"
 
     @property
@@ -170,14 +170,14 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a committed checkpoint's folder name carries, or None for any other name."""
+    """The step in the folder name of a committed checkpoint. None for any other name."""
     match = _STEP.match(name)
-    # A step has one name: "step-0000000040" would be a second one for step 40.
+    # A step has one name only: "step-0000000040" would be a second name for step 40.
     return int(match[1]) if match and step_name(int(match[1])) == name else None
 
 
 def committed_steps(checkpoints: Path) -> list[int]:
-    """Steps with a committed checkpoint folder, oldest first; says nothing of whether they verify."""
+    """The steps with a committed checkpoint folder, oldest first. They are not verified here."""
     try:
         names = [p.name for p in checkpoints.iterdir()]
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""What somebody may have meant by a word that is not known."""
+"""Suggestions for an unknown word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 def did_you_mean(word: str, known: Collection[str], otherwise: str = "") -> str:
-    """`did you mean 'kill'?` where one of `known` is like `word`; else `otherwise`, or all that is known."""
+    """`did you mean 'kill'?` if one of `known` is similar to `word`; else `otherwise`, or all known words."""
     from difflib import get_close_matches  # only a mistake costs its import: this is in the way of every rank
 
     close = get_close_matches(word, known, 1)

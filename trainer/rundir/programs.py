@@ -1,4 +1,4 @@
-"""Our programs, started by path: whatever the user calls their own modules, it is ours that starts."""
+"""Our programs are started by path, so that no module of the user can start in their place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 _START = Path(__file__).resolve().parents[1] / "start.py"
 STARTUP = Path(__file__).resolve().parents[1] / "startup"
-"""On the PYTHONPATH of programs that a rank starts: there they find our hooks."""
+"""A folder on the PYTHONPATH of programs that a rank starts. It contains our hooks."""
 
 
 def program(name: str) -> list[str]:
-    """What the interpreter is to be given to run `name`, a module of the trainer's package that has a `main(arguments)`."""
+    """The arguments of the interpreter to run `name`, a module of the trainer's package with a `main(arguments)`."""
     return [str(_START), name]

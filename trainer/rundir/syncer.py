@@ -1,7 +1,7 @@
-"""The program's own saves, made durable: `start.py rundir.syncer JOURNAL`, with a save a line on its stdin, as JSON.
+"""Makes the program's own saves durable: `start.py rundir.syncer JOURNAL`. Each line of its stdin is a save, as JSON.
 
-It runs with what the machine has to spare (nice, and idle I/O), so that no rank waits for it. What is synced is written
-into JOURNAL, durable.jsonl of the attempt: {"rank", "n", "path", "mono"}. When stdin ends and all is done, it ends.
+It has the lowest priority (nice, and idle I/O), so that no rank waits for it. Each synced save becomes a line of
+JOURNAL, durable.jsonl of the attempt: {"rank", "n", "path", "mono"}. When stdin has ended and all is synced, it ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 class Saved(msgspec.Struct):
-    """One save that was done, and the journal into which it is to be written that it is durable."""
+    """One finished save."""
 
     rank: int
     n: int
@@ -39,7 +39,7 @@ class Saved(msgspec.Struct):
 
 
 def sync(path: Path) -> None:
-    """What is at `path`, a file or a folder of files, is on the disk, with its name. OSError as the system says."""
+    """The file `path`, or the folder of files, is on the disk, with its name. OSError as the system says."""
     if path.is_dir():
         with os.scandir(path) as entries:
             files = [Path(entry.path) for _, entry in zip(range(_MOST_FILES), entries, strict=False) if entry.is_file()]
@@ -54,7 +54,7 @@ def sync(path: Path) -> None:
 def _sync_file(path: Path) -> None:
     fd = open_file(path)
     try:
-        # A piece at a time: who waits for a disk cannot be killed.
+        # In pieces: a process that waits for a disk cannot be killed.
         for offset in range(0, os.fstat(fd).st_size, _PIECE):
             if _LIBC.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(_PIECE), _WRITE_AND_WAIT) != 0:
                 break
@@ -64,7 +64,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _stand_back() -> None:
-    """Everybody else goes first, at the processor and at the disk."""
+    """This process gets the lowest priority, at the processor and at the disk."""
     with contextlib.suppress(OSError):
         os.nice(19)
     if (number := _IOPRIO_SET.get(platform.machine())) is not None:
@@ -84,7 +84,7 @@ def _serve(line: bytes) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Until stdin ends; what cannot be synced, being gone or replaced by now, is passed over."""
+    """Runs until stdin ends. A save that cannot be synced, because it is gone or replaced, is skipped."""
     _stand_back()
     for line in sys.stdin.buffer:
         with contextlib.suppress(OSError, ValueError):

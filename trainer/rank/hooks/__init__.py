@@ -1,1 +1,1 @@
-"""What of a script is seen without a line of its own: its steps, its imports, its processes."""
+"""The hooks that see a script's steps, imports and processes, without a line in the script."""

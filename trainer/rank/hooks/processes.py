@@ -1,8 +1,8 @@
-"""The processes that a script starts by multiprocessing or subprocess: what ends them is known.
+"""The processes that a script starts by multiprocessing or subprocess: how each of them ends is recorded.
 
-An exception that ends a child of multiprocessing is caught and printed there, so it is recorded before. How a rank's process
-ended only its parent learns (an older kernel tells nobody else), so the parent says it. Both are private parts of Python
-(read in 3.10 to 3.13): what is missing is passed over.
+multiprocessing catches and prints an exception that ends a child, so it is recorded before that. Only the parent learns
+how a rank's process ended (an older kernel tells nobody else), so the parent records it. Both use private parts of
+Python (read in 3.10 to 3.13); missing parts are ignored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..reporter import Failing, record_exception
 
 
 def follow(member: Failing, place: Supervised) -> None:
-    """From now on `member` hears what ends a child of multiprocessing in that child, and the end of every rank that this
-    process has started is on record."""
+    """From now on, in a child of multiprocessing, `member` learns of the exception that ends it. The end of every rank
+    that this process has started is recorded."""
     _record(member)
     if place.children:
         said = functools.partial(_say, place)
@@ -54,7 +54,7 @@ def _record(member: Failing) -> None:
 
 
 def _recorded(member: Failing, function: Callable[..., Any], printed: bool = False) -> Callable[..., Any]:
-    """With `printed` the exception is in the rank's log, too: who catches it outside of this prints nothing here."""
+    """With `printed` the exception is also in the rank's log: the code that catches it prints nothing here."""
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         with record_exception(member):

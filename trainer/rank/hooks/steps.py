@@ -1,6 +1,6 @@
-"""Step progress of a script that knows nothing of us, through hooks set when torch itself is imported.
+"""The steps of a script that does not know us, seen through hooks that are set when torch is imported.
 
-torch is not imported for the hooks' sake: a finder notices when the script imports it.
+The hooks do not import torch: a finder notices when the script imports it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Listener(Protocol):
 
 
 class _Optimizers:
-    """What there is of torch's own in this process. Without any, the script's is a class of its own (Muon's, say), or none:
-    each of its backward passes is a step then, for nothing tells more."""
+    """What there is of torch's own in this process. Without any, the script's is a class of its own (Muon's, say), or
+    none: each of its backward passes is a step then, for nothing tells more."""
 
     def __init__(self) -> None:
         self.made = self.stepped = False
 
 
 def watch_torch(listener: Listener) -> None:
-    """Once the script imports torch, `listener` hears of its first optimizer's steps and of backward passes; where
-    it meets others, nobody else comes in."""
+    """When the script has imported torch, `listener` is told of its first optimizer's steps and of backward passes. The
+    stores where ranks meet are private."""
     optimizers = _Optimizers()
     after_import(
         {
@@ -59,7 +59,7 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
         if not counted:
             counted.append(optimizer)
             restored = _steps_before(optimizer)
-        # A script with two optimizers (a GAN) counts by its first, or each of its steps would be two.
+        # With two optimizers (a GAN) only the first counts. Otherwise each step would count twice.
         if optimizer is counted[0]:
             count += 1
             listener.hooked(count, restored, optimizer)
@@ -73,15 +73,16 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
 
     module.Optimizer.__init__ = make
     module.register_optimizer_step_post_hook(stepped)
-    # In a fork, whichever optimizer steps first is the one.
+    # In a fork, the optimizer that steps first counts.
     os.register_at_fork(after_in_child=counted.clear)
 
 
 def _steps_before(optimizer: Any) -> int | None:
-    """Steps that the restored state says were done before this process's first one; None of optimizers that do not count."""
+    """The steps before this process's first one, as the restored state counts them. None for an optimizer that does not
+    count."""
     for state in optimizer.state.values():
         if isinstance(state, dict) and "step" in state:
-            # Read after the first step, which is in it already.
+            # Read after the first step, so that step is already in the count.
             return max(0, int(state["step"]) - 1)
     return None
 

@@ -1,1 +1,1 @@
-"""A process that is a fork, made what an interpreter of its own would be."""
+"""Makes a forked process look like a fresh interpreter."""

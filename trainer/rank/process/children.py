@@ -1,6 +1,6 @@
-"""Children of this process that nobody has reaped. Until then their pids are theirs, so that no other process is meant.
+"""Children of this process that were not reaped yet. Until then no other process can get their pids.
 
-How one has ended is read without reaping it: whoever else wants to know can still look.
+The exit status is read without reaping, so others can still read it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import signal
 
 
 def exit_code(pid: int) -> int | None:
-    """Its exit code, or minus the signal; None while it runs. ChildProcessError if it was reaped, or is no child of
-    ours."""
+    """The child's exit code, or minus the signal; None while it runs. ChildProcessError if it was reaped, or is not our
+    child."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
@@ -19,7 +19,7 @@ def exit_code(pid: int) -> int | None:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """The child has got the signal, unless it has ended."""
+    """Sends the signal to the child, unless it has ended."""
     os.kill(pid, number)
 
 

@@ -1,4 +1,4 @@
-"""Open files of a process that forks: those of what it has imported are its forks' too, its own are not."""
+"""The open files of a process that forks. Its forks keep the files of its imports, but not its own files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import stat
 
 _STANDARD = 3
-"""stdin, stdout and stderr are dealt with by name."""
+"""stdin, stdout and stderr are handled by name."""
 
 
 def opened() -> set[int]:
-    """All that are open here, but for the standard ones."""
+    """All open descriptors, except the standard ones."""
     folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = {int(name) for name in os.listdir(folder)}  # noqa: PTH208 (of a descriptor that we know, and leave out)
@@ -21,8 +21,8 @@ def opened() -> set[int]:
 
 
 def close_all_but(kept: set[int], pipes: bool) -> None:
-    """Of what `opened` says, only `kept` is open any more, and pipes, where `pipes` are to stay. Whatever objects stood
-    for the others must never be used, nor collected: they would close what has got their numbers since."""
+    """Closes all that opened() lists except `kept`, and except pipes if `pipes` is set. The objects of the closed files
+    must never be used, nor collected: they would close other files that have got their numbers."""
     for fd in opened() - kept:
         with contextlib.suppress(OSError):
             if not (pipes and stat.S_ISFIFO(os.fstat(fd).st_mode)):

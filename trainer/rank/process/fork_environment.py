@@ -1,7 +1,7 @@
-"""What libraries are asked to leave undone in the process that forks: threads of their own, and a start of CUDA.
+"""Settings that keep libraries, in the process that forks, from starting threads or CUDA.
 
-They are asked by the environment, before they are imported. A rank gets what the user had: for the processes that it starts,
-and for libraries that read the environment later.
+They are environment variables, set before the imports. A rank gets the user's values back: for the processes that it
+starts, and for libraries that read the environment later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 _ASKED = {
-    # torch.cuda.is_available() asks NVML, and not the driver, which would then work in no fork any more.
+    # torch.cuda.is_available() then asks NVML. The driver, once asked, would work in no fork any more.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # Inductor's compile workers, started at its import by torch 2.6.
     "TORCH_WARM_POOL": "0",
@@ -20,13 +20,13 @@ _ASKED = {
     "NUMEXPR_NUM_THREADS": "1",
 }
 _JEMALLOCS = ("JE_ARROW_MALLOC_CONF", "_RJEM_MALLOC_CONF")
-"""The allocators inside pyarrow and polars give memory back from a thread. A fork of theirs has none: there, as here, what is
-freed goes back at the next call of the allocator."""
+"""The allocators inside pyarrow and polars give memory back from a thread, which a fork does not have. Without the
+thread, freed memory goes back at the next call of the allocator."""
 _users: dict[str, str | None] = {}
 
 
 def enter() -> None:
-    """This process is about to import what its forks will use."""
+    """Call it before this process imports modules for its forks."""
     asked = dict(_ASKED)
     for name in _JEMALLOCS:
         asked[name] = ",".join(filter(None, (os.environ.get(name), "background_thread:false")))
@@ -36,7 +36,7 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """This process, a rank, has the environment that the user gave, and what was held back for want of it."""
+    """This rank has the user's environment, and what was not started because of the settings is started."""
     asked, found = bool(_users), {name: os.environ.get(name) for name in _users}
     for name, value in _users.items():
         if value is not None:

@@ -1,5 +1,5 @@
-"""What a fork has from the processes before it, the fork server and the launcher, is undone: it is as an interpreter is
-that was started for the script. What is left of them is the modules that they have imported.
+"""Undoes what a fork inherits from the fork server and the launcher, so that it is like an interpreter started for the
+script. Only their imported modules stay.
 
 A test names every difference that remains, and why (tests/trainer/rank/test_forked.py).
 """
@@ -21,13 +21,13 @@ from .. import torch_patches
 from . import descriptors, fork_environment
 
 _ENGINES = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""The signals that torch's engine handles, which therefore nobody ignores who was started by it."""
+"""The signals that torch's engine handles. So a process that it starts does not ignore them."""
 _of_modules: set[int] = set()
-"""Open files of what was imported in order to be inherited."""
+"""The open files of modules that were imported to be inherited."""
 
 
 def imported(load: Callable[[], Any]) -> Any:
-    """What `load()` returns. The files that it has opened stay open in the forks of this process."""
+    """Returns `load()`. The files that it opens stay open in the forks of this process."""
     before = descriptors.opened()
     try:
         return load()
@@ -36,18 +36,17 @@ def imported(load: Callable[[], Any]) -> Any:
 
 
 def leave(pipes: bool = False) -> None:
-    """This process, a fork, has no open files of the process that forked it but the standard ones, and its pipes, if
-    `pipes` are to stay."""
+    """This fork closes the open files of its parent, except the standard ones, and except pipes if `pipes` is set."""
     descriptors.close_all_but(_of_modules, pipes)
 
 
 def undo() -> None:
-    """All of it, in a rank that has just been forked."""
+    """Undoes all of it, in a rank that was just forked."""
     os.setsid()
-    # Whatever of the launcher's is garbage by now must not close, once it is collected, what has got its numbers.
+    # Garbage of the launcher, when collected, must not close other files that have got its numbers.
     gc.freeze()
-    # But for pipes: at every fork libuv, which serves torch's store in the launcher, closes two of its own by their
-    # numbers.
+    # Pipes stay: libuv, which serves torch's store in the launcher, closes two of its own by their numbers at every
+    # fork.
     leave(pipes=True)
     fork_environment.leave()
     torch_patches.count_gpus_here()
@@ -55,9 +54,9 @@ def undo() -> None:
     _settle_signals()
     _settle_threads()
     _settle_stdin()
-    # Where temporary files go is found out when it is asked for, and the script may set TMPDIR before it asks.
+    # tempfile looks for its folder at the first call, and the script may set TMPDIR before that.
     tempfile.tempdir = None
-    # Python reseeds its own generator after a fork; these would be the same in every rank.
+    # Python reseeds its own generator after a fork. These generators would be the same in every rank.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     if torch := sys.modules.get("torch"):
@@ -73,13 +72,13 @@ def _settle_signals() -> None:
 
 
 def _settle_threads() -> None:
-    """Python up to 3.12 takes the kernel's number of the main thread for that of the process that forked."""
+    """Corrects the native id of the main thread: Python up to 3.12 keeps the id of the process that forked."""
     with contextlib.suppress(AttributeError):
         threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
 
 
 def _settle_stdin() -> None:
-    """sys.stdin is about the file that is there now: it may be sought in, and so on."""
+    """sys.stdin fits the file that is open now: whether it can be sought in, and so on."""
     old = sys.stdin
     if old is None:
         return
