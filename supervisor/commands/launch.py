@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -35,10 +36,12 @@ from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.process import loopback
 from supervisor.run import spec as specs
+from supervisor.run.briefing import ADAPTERS
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import DEFAULTS, Resume, Spec, resolved
 from supervisor.run.status import story_of
+from trainer.adapters.choice import NAMES
 from trainer.rundir import variables
 from trainer.rundir.layout import RunDir, committed_steps
 
@@ -92,7 +95,16 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @_option("--name", help="Names the run; its id begins with it.")
 @_option("--run-dir", type=click.Path(path_type=Path), help="Its folder.  [default: runs/<id>]")
 @_option("--resume", type=click.Choice(get_args(Resume)), help="From the newest checkpoint.")
-@_option("--resume-args", type=Words(), help="Arguments to append to the script's on every relaunch.")
+@_option(
+    "--resume-args",
+    type=Words(),
+    help="Arguments to append to the script's on every relaunch; may hold {checkpoint} {checkpoint_dir} {step}.",
+)
+@_option(
+    "--adapter",
+    metavar="auto|NAME|off",
+    help="Who tells the script on a relaunch to go on from what it has saved.",
+)
 @_option("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
 @_option("--window", type=Duration(), help="The budget's sliding window.")
 @_option("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
@@ -194,6 +206,9 @@ def _sound(options: Mapping[str, Any]) -> None:
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])
+    adapter = options["adapter"]
+    if adapter not in NAMES and adapter not in (others := entry_points(group=ADAPTERS).names):
+        raise Refusal(f"--adapter {adapter}: there is none of that name{nearest(adapter, [*NAMES, *others])}")
 
 
 def as_configured(ctx: click.Context, config: Path | None) -> Policy:

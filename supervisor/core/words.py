@@ -39,6 +39,8 @@ class EventName(Word):
     """The attempt of a supervisor that died goes on under this one."""
     ATTEMPT_STARTED = "attempt_started"
     """The launcher of an attempt runs."""
+    ADAPTER = "adapter"
+    """How the program is told to go on from what it has saved, and by whom; or why it is told nothing."""
     GROUP_READY = "group_ready"
     """Every rank has registered."""
     RANK_JOINED = "rank_joined"

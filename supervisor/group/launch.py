@@ -8,11 +8,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.core.model import Rollback
 from supervisor.process import loopback
+from supervisor.run.briefing import Briefing
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
@@ -22,6 +23,7 @@ from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import STARTUP, program
 from trainer.rundir.records import rollback as rollbacks
 from trainer.rundir.records.gate import Gate, Release
+from trainer.rundir.records.told import encoded
 from trainer.rundir.secrets import Redactor
 
 # What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
@@ -74,6 +76,8 @@ class Order:
     """Seconds that the run's newest flush took."""
     mtbf_s: float | None = None
     """The mean time between the run's newest failures, in seconds."""
+    briefing: Briefing = field(default_factory=Briefing)
+    """What the program is told about how it goes on."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
@@ -88,13 +92,15 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
         names.RESUME_STEP: str(newest),
         names.RESUME_FROM: path,
         names.ROLLBACK: rollback.encode() if rollback else "",
+        names.TOLD: encoded(order.briefing.told),
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }
     if spec.nproc == 1:
         env |= _of_children(spec, outer)
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
-    return Release(order.attempt, env, arguments, spec.nproc, spec.cwd, kind)
+    edits = [(index, count, Redactor(outer).command(words)) for index, count, words in order.briefing.edits]
+    return Release(order.attempt, env, arguments, spec.nproc, spec.cwd, kind, edits)
 
 
 def _of_children(spec: Spec, outer: Mapping[str, str]) -> dict[str, str]:

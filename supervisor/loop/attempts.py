@@ -8,6 +8,7 @@ from supervisor.core.model import Rollback
 from supervisor.core.program import Change
 from supervisor.group.launch import Order
 from supervisor.process.reaper import Reaper
+from supervisor.run.briefing import Briefing
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -47,16 +48,25 @@ class Attempts:
         """What the attempt that is launched now finds changed in its program, since the one before loaded it."""
         return self._program.launched()
 
-    def launch(
-        self, number: int, rollback: Rollback | None, checkpoint: int, flush_s: float | None, now: float
-    ) -> None:
-        """The newest is that one, from `now` on. `checkpoint` is the newest step on disk, `flush_s` a flush takes."""
+    @property
+    def resume(self) -> str:
+        """From where the one that is launched next goes on: auto, never or must."""
         # `never` is about what was there at the launch; what this run has saved since is its own.
-        resume = self._spec.resume if self.first else "auto"
-        relaunch = not self.first or checkpoint >= 0
-        self.first = False
+        return self._spec.resume if self.first else "auto"
+
+    def launch(
+        self,
+        number: int,
+        relaunch: bool,
+        rollback: Rollback | None,
+        briefing: Briefing,
+        flush_s: float | None,
+        now: float,
+    ) -> None:
+        """The newest is that one, from `now` on. `relaunch`: it gets --resume-args; `flush_s` seconds a flush takes."""
         self._failures.launched(now)
-        order = Order(number, resume, relaunch, rollback, flush_s, self._failures.mtbf())
+        order = Order(number, self.resume, relaunch, rollback, flush_s, self._failures.mtbf(), briefing)
+        self.first = False
         self.newest = Attempt(self._run, self._spec, order, self._reaper, now)
 
     def keep_evidence(self) -> None:

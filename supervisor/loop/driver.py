@@ -21,6 +21,7 @@ from supervisor.core.telling.news import News
 from supervisor.group.standby import Standby
 from supervisor.loop.adopt import Takeover
 from supervisor.loop.attempts import Attempts
+from supervisor.loop.briefer import Briefer
 from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
@@ -64,6 +65,7 @@ class Driver:
         self._tracker = Tracker(self.run, self.previous, self._narrator)
         self._reaper = Reaper()
         self._attempts = Attempts(self.run, self.spec, self._reaper)
+        self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
         self._flusher = Flusher(self.run, self.spec.mark)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
@@ -200,7 +202,8 @@ class Driver:
             case DumpStacks():
                 if self._attempts.newest is not None and (dumped := self._attempts.newest.dump()):
                     self._narrator.stacks(dumped)
-            case Emit():
+            case Emit(event, _, fields):
+                self._briefer.hear(event, fields)
                 self._narrator.tell([action])
             case End():
                 self._ended = action
@@ -213,9 +216,10 @@ class Driver:
             self._narrator.removed_from_memory(self._flusher.segment)
         if rollback is not None and rollback.attempt == number - 1:
             self._flusher.abandon()
-        self._narrator.program_changed(self._attempts.changes())
-        now = self.clock()
-        self._attempts.launch(number, rollback, self._tracker.progress.checkpoint, self._flusher.took, now)
+        self._narrator.program_changed(changes := self._attempts.changes())
+        now, resume, checkpoint = self.clock(), self._attempts.resume, self._tracker.progress.checkpoint
+        relaunch, briefing = self._briefer.brief(number, resume, rollback, bool(changes), checkpoint)
+        self._attempts.launch(number, relaunch, rollback, briefing, self._flusher.took, now)
         self._raise_up(now)
 
     def _raise_up(self, now: float) -> None:

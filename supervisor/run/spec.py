@@ -42,6 +42,8 @@ class Spec:
     cwd: Annotated[str, msgspec.Meta(min_length=1)]
     resume: Resume = "auto"
     resume_args: str = ""
+    adapter: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "auto"
+    """Who tells the program how to go on: auto, off, or an adapter's name."""
     policy: Policy = field(default_factory=Policy)
     standby: bool = True
     spawns: bool = False

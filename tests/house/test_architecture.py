@@ -22,7 +22,8 @@ NEVER = {
 }
 LAW = {
     "trainer.rundir": "",
-    "trainer.rank": "trainer.rundir",
+    "trainer.adapters": "trainer.rundir",
+    "trainer.rank": "trainer.adapters",
     "trainer.checkpoint": "trainer.rank",
     "trainer.gpt": "trainer.checkpoint",
     "supervisor.core": "trainer.rundir",

@@ -20,7 +20,7 @@ from ..rundir.layout import SCRIPT
 from ..rundir.records.beats import Role, claim
 from . import output
 from . import progress as _progress
-from .hooks import processes
+from .hooks import adapters, processes
 from .hooks.steps import watch_torch
 from .journal import saves
 from .journal.journal import Begun
@@ -149,6 +149,7 @@ def arrive() -> None:
         return
     member = Member(place)
     hook(member, place)
+    adapters.follow(place)
     told = sys.excepthook
 
     def excepthook(kind: Any, error: Any, trace: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,13 @@ from ..rundir.files.durable import replace_file
 from ..rundir.layout import SCRIPT
 from ..rundir.records import faults
 from ..rundir.records.beats import UNPLACED, BeatWriter, Source
-from ..rundir.records.errors import Described, ErrorRecord, Unread
+from ..rundir.records.errors import ErrorRecord
 from ..rundir.records.notes import NoteWriter
 from ..rundir.secrets import Redactor
 from . import program
+from .exceptions import causes, described, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
-from .journal.torn import file_of
 from .journal.went_on import Known, went_on_from
 from .preload.modules import remember
 from .progress import Progress
@@ -66,6 +66,7 @@ class Reporter(Progress):
         self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
         self._guessed = False
         """Whether steps are backward passes, for want of an optimizer of torch's."""
+        self.on_first_step: Callable[[], object] = lambda: None
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
@@ -125,8 +126,10 @@ class Reporter(Progress):
         self._steps_here += 1
         self.note.retry()
         self.journal.retry()
-        if self._steps_here == 1 and self.rank == 0:
-            program.leave(self.place.attempt.program)
+        if self._steps_here == 1:
+            self.on_first_step()
+            if self.rank == 0:
+                program.leave(self.place.attempt.program)
         if self._steps_here in _LEARNED_BY and self.rank == 0:
             remember(self.place.run.modules)
         self._fire(None, optimizer)
@@ -172,14 +175,14 @@ class Reporter(Progress):
         told.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = ErrorRecord(
-            **msgspec.structs.asdict(_described(error)),
+            **msgspec.structs.asdict(described(error)),
             rank=SCRIPT if self.displaced else self.rank,
-            because=tuple(_described(each) for each in _causes(error)),
+            because=tuple(described(each) for each in causes(error)),
             frame=places[-1] if places else "",
             frames=tuple(places[-_FRAMES:]),
             traceback="".join(told.format())[-20_000:],
             exit_code=exit_code,
-            file=_unread(error),
+            file=unread(error),
             bad_step=error.step if isinstance(error, NotFinite) else -1,
             data_step=self.data_step,
             mono=time.monotonic(),
@@ -304,41 +307,6 @@ def record_exception(reporter: Failing) -> Iterator[None]:
         raise SystemExit(code) from error
     else:
         reporter.phase(Phase.TEARDOWN)
-
-
-def _described(error: BaseException) -> Described:
-    """The exception as a supervisor tells it from others: its message, its type and what that derives from."""
-    kinds = tuple(_kind(kind) for kind in type(error).__mro__[:-1])
-    text = str(error)
-    # Of a long message the end counts too: a DataLoader worker's traceback comes before the error itself.
-    message = text if len(text) <= 2000 else f"{text[:1000]} … {text[-1000:]}"
-    errno = getattr(error, "errno", None)
-    return Described(kinds[0].rpartition(".")[2], message, kinds, errno if type(errno) is int else None)
-
-
-def _unread(error: BaseException) -> Unread | None:
-    """The file whose content the error is about, and its size in bytes; None if it is about none."""
-    # Whatever a script's variables do when they are looked at, its error goes on record.
-    with contextlib.suppress(Exception):
-        if (path := file_of(error)) is not None:
-            return Unread(path, Path(path).stat().st_size)
-    return None
-
-
-def _kind(kind: type) -> str:
-    module = kind.__module__
-    # By the name that people write.
-    module = f"trainer{module.removeprefix('_supervise')}" if module.startswith("_supervise.") else module
-    return f"{module}.{kind.__qualname__}".removeprefix("builtins.")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What it was explicitly raised from, nearest first."""
-    for _ in range(_FRAMES):
-        if error.__cause__ is None:
-            return
-        error = error.__cause__
-        yield error
 
 
 def is_ours(filename: str) -> bool:

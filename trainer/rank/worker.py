@@ -29,6 +29,7 @@ from ..rundir.records.learned import remembered
 from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRELOAD, RANKS
 from . import ending, output, torch_patches
 from . import progress as _progress
+from .hooks import adapters
 from .journal import saves
 from .member import Member, hook
 from .preload import modules
@@ -88,11 +89,14 @@ def serve() -> None:
     if body is None:
         return
     _settle_environment(body.env)
-    shown = body.arguments
+    shown = list(body.arguments)
     arguments = list(shown)
     for index, secret in decode(os.environ.pop(HIDDEN_ARGUMENTS, "{}").encode(), dict[int, str]).items():
         if index < len(arguments):
             arguments[index] = secret
+    for index, count, words in body.edits:
+        for each in (shown, arguments):
+            each[index : index + count] = words
     command_line.take(shown, arguments)
     _settle_malloc()
     place = supervised()
@@ -103,6 +107,8 @@ def serve() -> None:
     _progress.install(reporter)
     member = Member(place, reporter)
     hook(member, place)
+    if (recorder := adapters.follow(place, rank, lambda text: reporter.note("warning", text=text))) is not None:
+        reporter.on_first_step = recorder.first_step
     if torch_patches.missing and rank == 0:
         what = ", ".join(torch_patches.missing)
         reporter.note(

@@ -72,6 +72,8 @@ class Story:
     """Of the last event."""
     checkpoint_step: int = -1
     high_step: int = -1
+    since: int = 0
+    """The first attempt after the last launch with --resume never: what earlier ones saved is not to be gone on from."""
     history: History = field(default_factory=History)
     restarts: int = 0
     launcher_pid: int | None = None
@@ -142,6 +144,7 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
     if event.get("resume") == "never":
         # What it went back from is moved aside with everything else.
         story.history = replace(story.history, rollback=None)
+        story.since = story.attempt.number + 1 if story.attempt else 0
     if event.get("fresh_budget"):
         # A save of the script's own may have been taken away since, for a new beginning.
         story.history = History(best_step=story.checkpoint_step)

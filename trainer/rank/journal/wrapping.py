@@ -47,6 +47,7 @@ _tag = ""
 _sleeps = False
 """Whether a fork is going to tell nobody."""
 _nested = threading.local()
+_MOST_KEYS, _LONGEST_KEY = 30, 60
 under_way: set[str] = set()
 """Where torch.distributed.checkpoint saves in the background; the thread that does so is not to be counted again."""
 
@@ -221,8 +222,9 @@ def _tell_torn(path: str, why: str, begun: Any) -> None:
         _listener.torn(path, why, begun)
 
 
-def save(writer: Writer, by: str) -> Any:
-    """The function, which saves to a path or an open file, is told of; to a path it writes beside."""
+def save(writer: Writer, by: str, what: Argument | None = None) -> Any:
+    """The function, which saves to a path or an open file, is told of; to a path it writes beside. `what` is the argument
+    that is saved."""
     function = writer.function
 
     @functools.wraps(function)
@@ -237,7 +239,10 @@ def save(writer: Writer, by: str) -> Any:
             with outermost():
                 return function(*args, **kwargs)
         place = writer.place(where, path)
-        with counted(told, path, by, **({"beside": True} if isinstance(place, Beside) else {})) as begun:
+        about: dict[str, Any] = {"beside": True} if isinstance(place, Beside) else {}
+        if what is not None and (keys := _keys(what(args, kwargs))):
+            about["holds"] = keys
+        with counted(told, path, by, **about) as begun:
             result = writer.write(args, kwargs, place, begun)
             if path is not None and hasattr(where, "flush"):
                 with contextlib.suppress(OSError, ValueError):
@@ -246,6 +251,12 @@ def save(writer: Writer, by: str) -> Any:
 
     write_untold = written(writer)
     return saved
+
+
+def _keys(saved: Any) -> list[str]:
+    """The keys at the top of a checkpoint that is a dict. Of a model's own state, which has many, the first."""
+    names = [key[:_LONGEST_KEY] for key in saved if isinstance(key, str)] if isinstance(saved, dict) else []
+    return sorted(names, key=lambda name: "opt" not in name.lower())[:_MOST_KEYS]
 
 
 def written(writer: Writer) -> Any:

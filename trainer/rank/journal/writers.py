@@ -13,7 +13,7 @@ _TENSORS = "safetensors"
 
 
 def _torch(module: ModuleType) -> None:
-    replace(module, "save", save(Writer(module.save, Argument(1, "f")), "torch.save"), "torch")
+    replace(module, "save", save(Writer(module.save, Argument(1, "f")), "torch.save", Argument(0, "obj")), "torch")
     replace(module, "load", load(module.load, Argument(0, "f")), "torch")
 
 
@@ -70,7 +70,8 @@ def _numpy(module: ModuleType) -> None:
 
 def _lightning(module: ModuleType) -> None:
     """It writes into the folder for temporary files and moves that: over another file system, it copies."""
-    replace(module, "_atomic_save", save(Writer(module._atomic_save, Argument(1, "filepath")), "lightning"))
+    wrapper = save(Writer(module._atomic_save, Argument(1, "filepath")), "lightning", Argument(0, "checkpoint"))
+    replace(module, "_atomic_save", wrapper)
 
 
 def _trainer(module: ModuleType) -> None:

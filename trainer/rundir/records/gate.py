@@ -40,6 +40,8 @@ class Release(msgspec.Struct, frozen=True):
     nproc: int = 0
     cwd: str = ""
     kind: str = ""
+    edits: list[tuple[int, int, list[str]]] = []
+    """(index, words taken out, words put in) of `arguments`, the last one first: how this attempt is told to go on."""
 
 
 class Launcher(msgspec.Struct):

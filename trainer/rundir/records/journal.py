@@ -13,7 +13,8 @@ writer a file.
 
 `…` is, where it holds: `beside` true (it is written beside and renamed: a kill leaves what was there), `ranks` (it is a
 folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is
-a file of that folder). `durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
+a file of that folder), `holds` [key, …] (what a dict that was saved has at its top, or the begin of it). `durable.jsonl`
+beside it is written by a helper that syncs what is done: {rank, n, path}.
 
 Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
 known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun, and

@@ -1,0 +1,38 @@
+"""What a user's --resume-args come to in one attempt. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_PLACEHOLDER = re.compile(r"\{(checkpoint_dir|checkpoint|step)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What placeholders stand for."""
+
+    checkpoint: str
+    checkpoint_dir: str
+    """The checkpoint itself where it is a folder, else the folder that it is in."""
+    step: int
+    """-1 where that is not known."""
+
+
+def has_placeholders(words: Sequence[str]) -> bool:
+    return any(_PLACEHOLDER.search(word) for word in words)
+
+
+def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
+    """`words` with their placeholders filled; none of them where one cannot be: half of them would mean something else."""
+    needed = {name for word in words for name in _PLACEHOLDER.findall(word)}
+    if needed and (offer is None or ("step" in needed and offer.step < 0)):
+        return ()
+    return tuple(_PLACEHOLDER.sub(lambda found: str(getattr(offer, found[1])), word) for word in words)
+
+
+def are_in_doubt(words: Sequence[str], saved: bool, failed_at_start: bool) -> bool:
+    """Whether the attempt that has failed may have failed because of these words: they were there before anything was seen to
+    be saved, and it did not come to its first step. Then the next one is tried without them."""
+    return bool(words) and failed_at_start and not saved and not has_placeholders(words)

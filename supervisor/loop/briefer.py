@@ -1,0 +1,73 @@
+"""Briefs each attempt about how its program goes on, and tells what it was told."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from supervisor.core.model import Rollback
+from supervisor.core.resume import are_in_doubt
+from supervisor.run.briefing import ADAPTERS, Briefing, Situation, brief
+from supervisor.run.events import EventLog
+from supervisor.run.own_saves import newest_whole
+from supervisor.run.spec import Spec
+from trainer.adapters.choice import OFF
+from trainer.adapters.protocol import Adapter
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records import rollback as rollbacks
+
+
+class Briefer:
+    """Of one run, over its attempts."""
+
+    def __init__(self, run: RunDir, spec: Spec, log: EventLog, since: int) -> None:
+        self._run, self._spec, self._log = run, spec, log
+        self._since = since
+        self._others: dict[str, Adapter] | None = None
+        self._gave = False
+        """Whether the newest attempt has got --resume-args."""
+        self._doubted = False
+        """Whether it has failed, perhaps, because of them."""
+
+    def hear(self, event: str, fields: Mapping[str, Any]) -> None:
+        """What is about to be told of the attempt that is over."""
+        if event == "relaunch_scheduled" and self._gave:
+            words, saved = shlex.split(self._spec.resume_args), newest_whole(self._run) is not None
+            self._doubted = are_in_doubt(words, saved, bool(fields.get("startup_failures")))
+
+    def brief(
+        self, number: int, resume: str, rollback: Rollback | None, changed: bool, checkpoint: int
+    ) -> tuple[bool, Briefing]:
+        """Whether the attempt is a relaunch, which gets --resume-args, and what else it is told; that is an event.
+        `checkpoint`: the newest one of ours, or -1."""
+        if resume == "never":
+            self._since = number
+        relaunch = checkpoint >= 0 or (number > 0 and resume != "never")
+        without, self._doubted = self._doubted, False
+        order = rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to) if rollback else None
+        others = self._adapters()
+        hooks = tuple(value for value, adapter in others.items() if getattr(adapter, "hooks", None))
+        now = Situation(number, resume == "never", self._since, order, relaunch and not without, changed, hooks)
+        briefing = brief(self._run, self._spec, now, others.values())
+        if without:
+            said = "nothing was saved, and the attempt with them came to no step: it is tried once more without them"
+            self._log.emit("adapter", "warning", adapter="--resume-args", text=f"{self._spec.resume_args}: {said}")
+        if briefing.event is not None:
+            self._log.emit("adapter", briefing.level, **briefing.event)
+        self._gave = relaunch and not without
+        return self._gave, briefing
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """Those that others have installed, by where they are; one that cannot be loaded is told of, and missing."""
+        if self._others is None:
+            self._others = {}
+            points = importlib.metadata.entry_points(group=ADAPTERS) if self._spec.adapter != OFF else ()
+            for point in points:
+                try:
+                    self._others[point.value] = point.load()
+                except Exception as error:  # it is anybody's
+                    text = f"the adapter {point.name} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
+                    self._log.emit("warning", "warning", text=text)
+        return self._others

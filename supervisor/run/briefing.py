@@ -1,0 +1,120 @@
+"""What an attempt is told about how its program goes on: the edits of its command line, and what its ranks may hand over."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from supervisor.core.resume import Offer, filled, has_placeholders
+from supervisor.run.candidates import candidates
+from supervisor.run.spec import Spec
+from trainer.adapters.choice import OFF, Choice, choose, edited
+from trainer.adapters.program import Program
+from trainer.adapters.protocol import Adapter, Case, Checkpoint
+from trainer.rundir.files.codec import read
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.rollback import Rollback
+from trainer.rundir.records.told import Told
+
+ADAPTERS = "supervise.adapters"
+"""The entry points of other people's adapters."""
+Edit = tuple[int, int, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Where a run is when its next attempt is about to be launched."""
+
+    attempt: int
+    fresh: bool = False
+    """Nothing of what was there before is for it: --resume never."""
+    since: int = 0
+    """The first attempt whose saves it may go on from."""
+    rollback: Rollback | None = None
+    resume_args: bool = True
+    """Whether it gets what the user wants a relaunch to get."""
+    changed: bool = False
+    """Whether the program is another now than it was."""
+    hooks: tuple[str, ...] = ()
+    """Adapters of others that have a part in the ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Briefing:
+    """What one attempt is told."""
+
+    edits: tuple[Edit, ...] = ()
+    """Of its arguments (see trainer.rundir.records.gate.Release), the last one first."""
+    told: Told = field(default_factory=Told)
+    level: str = "info"
+    event: dict[str, Any] | None = None
+    """What the event `adapter` says; None where there is nothing to say."""
+
+
+def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = ()) -> Briefing:
+    """What attempt `now.attempt` of the run is to be told. Attempt 0, and one that begins anew, is told nothing."""
+    program = known_program(run)
+    record = now.attempt == 0 or now.changed or not program.trained
+    words = shlex.split(spec.resume_args) if now.resume_args else []
+    first = len(spec.command) + spec.module
+    if now.attempt == 0 or now.fresh or spec.adapter == OFF:
+        found: tuple[Checkpoint, ...] = ()
+    else:
+        found = candidates(run, spec.nproc, now.since, now.rollback)
+    newest = found[0] if found else None
+    told = Told(hooks=now.hooks, record=record, saved=newest.path if newest else "", step=newest.step if newest else -1)
+    if words:
+        put = list(filled(words, _offer(newest) if newest else None))
+        edits = () if put == words else ((first, len(words), put),)
+        event = None
+        if has_placeholders(words) and put:
+            event = _event("--resume-args", " ".join(put), newest)
+        return Briefing(edits, told, event=event)
+    if now.attempt == 0 or now.fresh:
+        return Briefing(told=told)
+    choice = choose(Case(program, spec.command, found, spec.nproc), spec.adapter, others)
+    if choice is None:
+        return Briefing(told=told)
+    return _told(spec, choice, told)
+
+
+def _told(spec: Spec, choice: Choice, told: Told) -> Briefing:
+    plan = choice.plan
+    event = _event(choice.adapter, plan.say, plan.checkpoint)
+    if plan.refused:
+        event["text"] = f"adapter {choice.adapter} tells the program nothing: {plan.say}"
+        return Briefing(told=told, level="warning" if told.saved else "info", event=event)
+    index, words = edited(spec.command, plan)
+    edits: tuple[Edit, ...] = ((index + spec.module, 0, list(words)),) if words else ()
+    checkpoint = plan.checkpoint
+    told = msgspec.structs.replace(told, adapter=choice.adapter, offers=plan.offers)
+    if checkpoint is not None:
+        told = msgspec.structs.replace(told, saved=checkpoint.path, step=checkpoint.step)
+    return Briefing(edits, told, "warning" if plan.warn else "info", event)
+
+
+def _event(adapter: str, say: str, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    step = checkpoint.step if checkpoint else -1
+    at = f", saved at step {step}" if step >= 0 else ""
+    path = checkpoint.path if checkpoint else ""
+    text = f"told to go on by {say}{at}" if checkpoint else f"told {say}; it has saved nothing to go on from yet"
+    return {"adapter": adapter, "path": path, "step": step, "text": text}
+
+
+def _offer(checkpoint: Checkpoint) -> Offer:
+    path = checkpoint.path
+    folder = path if checkpoint.kind not in ("file", "lightning") else os.path.dirname(path)  # noqa: PTH120
+    return Offer(path, folder, checkpoint.step)
+
+
+def known_program(run: RunDir) -> Program:
+    """What earlier attempts have shown of the run's program."""
+    try:
+        return read(run.options, Program)
+    except (OSError, ValueError):
+        return Program()

@@ -1,0 +1,187 @@
+"""What of a program's own saves it could go on from: files, and folders as frameworks make them, whole and still there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.adapters.protocol import Checkpoint
+from trainer.rundir.files.codec import read
+from trainer.rundir.files.untrusted_files import tail
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of
+from trainer.rundir.records.rollback import Rollback
+
+_TAIL = 256 << 10
+"""Bytes of a journal's end that are read: a thousand saves."""
+_MOST = 50
+"""Checkpoints that are looked at on the disk."""
+_MOST_NAMES = 10_000
+_HF = re.compile(r"checkpoint-(\d+)")
+_BESIDE = re.compile(r"best|ema|weights|(^|[_-])opt|optim|sched|scaler|rng|final", re.IGNORECASE)
+"""In the name of a file that lies beside the checkpoint that one goes on from."""
+_OPTIMIZER = re.compile(r"(^|[_.])opt(im\w*|s|_\w+)?$|optimizer", re.IGNORECASE)
+"""The name under which a checkpoint holds an optimizer's state."""
+_COUNTER = re.compile(
+    r"(finished_|start_|global_|current_)?(epochs?|iter(ation)?s?|steps?)(_run|_num|_count)?", re.IGNORECASE
+)
+"""The same of how far it has come."""
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One file, or one folder with all that was saved into it, in one attempt."""
+
+    path: str
+    kind: str
+    saved: dict[str, Saved] = field(default_factory=dict)
+    torn: bool = False
+    resumable: bool | None = None
+    counts: bool = False
+    """Whether it holds how far the program has come."""
+
+    def newest(self) -> tuple[int, float]:
+        return max(((each.step, each.mono) for each in self.saved.values()), default=(-1, 0.0))
+
+    def order(self) -> tuple[int, bool, bool, float]:
+        step, at = self.newest()
+        return step, self.resumable is not False, not _BESIDE.search(os.path.basename(self.path)), at  # noqa: PTH119
+
+
+def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
+    """The newest first: of the newest attempt that has saved, by step. Nothing of attempts before `since`, nor of what a
+    rollback has given up. What was made before an attempt's first step is no checkpoint."""
+    units = (unit for number in reversed(run.attempts()) if number >= since for unit in _units(run, number))
+    found = []
+    for _, unit in zip(range(_MOST), units, strict=False):
+        step = unit.newest()[0]
+        attempt = max(saved.attempt for saved in unit.saved.values())
+        if rollback is not None and rollback.covers(attempt, step):
+            continue
+        if not unit.torn and (checkpoint := _looked(unit, world)) is not None:
+            found.append(checkpoint)
+    return tuple(found)
+
+
+def _units(run: RunDir, number: int) -> list[_Unit]:
+    """What an attempt has saved, the newest first."""
+    units: dict[str, _Unit] = {}
+    for saved, line in _saves(run, number):
+        path, kind = _unit_of(saved.path, line)
+        unit = units.setdefault(path, _Unit(path, kind))
+        unit.saved[saved.path] = saved
+        holds = line.get("holds")
+        if isinstance(holds, list):
+            unit.resumable = unit.resumable or any(_OPTIMIZER.search(str(key)) for key in holds)
+            unit.counts = unit.counts or any(_COUNTER.fullmatch(str(key)) for key in holds)
+    for path in _under_way(run, number):
+        unit_path, _ = _unit_of(path, {})
+        if unit_path in units:
+            units[unit_path].torn = True
+    if not any(unit.resumable for unit in units.values()):
+        # It keeps no optimizer's state at all: then what counts is what it goes on from.
+        for unit in units.values():
+            unit.resumable = unit.resumable if unit.resumable is None else unit.counts
+    return sorted(units.values(), key=_Unit.order, reverse=True)
+
+
+def _lines(run: RunDir, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    for rank, path in journals_of(run.attempt(number)):
+        for raw in tail(path, _TAIL).splitlines():
+            if (line := line_of(raw)) is not None:
+                yield rank, line
+
+
+def _saves(run: RunDir, number: int) -> Iterator[tuple[Saved, Mapping[str, Any]]]:
+    begun: dict[tuple[int, object], dict[str, Any]] = {}
+    for rank, line in _lines(run, number):
+        if line["kind"] == "save_begun":
+            begun[rank, line.get("n")] = line
+        saved = saved_of(line, number, rank)
+        if saved is not None and saved.here > 0:
+            yield saved, {**begun.get((rank, line.get("n")), {}), **line}
+
+
+def _under_way(run: RunDir, number: int) -> set[str]:
+    """Paths whose save was begun, and did not end with the attempt; not those that are written beside what is there."""
+    left: dict[tuple[int, object], str] = {}
+    for rank, line in _lines(run, number):
+        key = rank, line.get("n")
+        if line["kind"] == "save_begun" and isinstance(line.get("path"), str) and line.get("beside") is not True:
+            left[key] = line["path"]
+        elif line["kind"] in ("save_done", "save_failed"):
+            left.pop(key, None)
+    return {*left.values()}
+
+
+def _unit_of(path: str, line: Mapping[str, Any]) -> tuple[str, str]:
+    """The file or folder that a save of `path` is a part of, and its kind."""
+    within = line.get("within")
+    folder = within if isinstance(within, str) else os.path.dirname(path)  # noqa: PTH120
+    names = _names(folder)
+    if _HF.fullmatch(os.path.basename(folder)) and (within or "trainer_state.json" in names or "optimizer.pt" in names):  # noqa: PTH119
+        return folder, "huggingface"
+    if any(name.startswith("random_states_") for name in names):
+        return folder, "accelerate"
+    if os.path.isdir(path):  # noqa: PTH112
+        inside = _names(path)
+        if _HF.fullmatch(os.path.basename(path)):  # noqa: PTH119
+            return path, "huggingface"
+        if any(name.startswith("random_states_") for name in inside):
+            return path, "accelerate"
+        return path, "dcp"
+    return path, "lightning" if line.get("how") == "lightning" or path.endswith(".ckpt") else "file"
+
+
+def _names(folder: str) -> tuple[str, ...]:
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for _, entry in zip(range(_MOST_NAMES), entries, strict=False)))
+    return ()
+
+
+def _looked(unit: _Unit, world: int) -> Checkpoint | None:
+    """The unit as it is on the disk; None unless it is whole."""
+    step = unit.newest()[0]
+    name = os.path.basename(unit.path)  # noqa: PTH119
+    digits = re.findall(r"\d+", name.partition(".")[0])
+    number = int(digits[-1]) if digits and len(digits[-1]) < 16 else -1
+    known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable)
+    if unit.kind in ("file", "lightning"):
+        saved = next(iter(unit.saved.values()))
+        path = place_of(saved)
+        if path is None:
+            return None
+        here = identity_of(path)
+        whole = saved.identity is None or (here is not None and here.content == saved.identity.content)
+        return replace(known, path=path) if whole else None
+    names = _names(unit.path)
+    known = replace(known, names=names)
+    return known if _WHOLE[unit.kind](unit.path, names, world) else None
+
+
+def _whole_huggingface(path: str, names: tuple[str, ...], world: int) -> bool:
+    """The state that is written last is there, and every rank's generator."""
+    if "checkpoint-is-incomplete.txt" in names or "trainer_state.json" not in names:
+        return False
+    if world > 1 and sum(name.startswith("rng_state_") for name in names) < world:
+        return False
+    try:
+        return "global_step" in read(Path(path) / "trainer_state.json", dict)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _whole_accelerate(path: str, names: tuple[str, ...], world: int) -> bool:
+    return sum(name.startswith("random_states_") for name in names) >= world
+
+
+def _whole_dcp(path: str, names: tuple[str, ...], world: int) -> bool:
+    return ".metadata" in names
+
+
+_WHOLE = {"huggingface": _whole_huggingface, "accelerate": _whole_accelerate, "dcp": _whole_dcp}

@@ -1,0 +1,200 @@
+"""A program that nobody changed goes on from what it has saved, with nothing typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.supervised import Run
+
+PROGRAM = """
+import argparse, os, time, torch
+import torch.distributed as dist
+parser = argparse.ArgumentParser()
+parser.add_argument("data", nargs="?")
+parser.add_argument("--resume", default="", metavar="PATH", help="path to latest checkpoint (default: none)")
+parser.add_argument("--epochs", default=6, type=int)
+args = parser.parse_args()
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+start = 0
+if args.resume:
+    saved = torch.load(args.resume)
+    start = saved["epoch"]
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+for epoch in range(start, args.epochs):
+    for batch in range(10):
+        data = torch.Generator().manual_seed(1000 * epoch + 10 * batch + dist.get_rank())
+        optimizer.zero_grad()
+        model(torch.randn(4, 4, generator=data)).square().mean().backward()
+        optimizer.step()
+    if dist.get_rank() == 0:
+        torch.save({"epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.pt")
+if dist.get_rank() == 0:
+    torch.save(model.module.state_dict(), "end.pt")
+dist.destroy_process_group()
+"""
+NANO = """
+import os, torch
+out_dir = "out"
+init_from = "scratch"
+max_iters = 40
+config_keys = [k for k, v in globals().items() if not k.startswith("_") and isinstance(v, (int, float, bool, str))]
+exec(open("configurator.py").read())
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.AdamW(model.parameters())
+start = 0
+if init_from == "resume":
+    saved = torch.load(os.path.join(out_dir, "ckpt.pt"))
+    start = saved["iter_num"]
+    optimizer.load_state_dict(saved["optimizer"])
+os.makedirs(out_dir, exist_ok=True)
+for iter_num in range(start, max_iters):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    if (iter_num + 1) % 10 == 0:
+        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iter_num": iter_num + 1}
+        torch.save(saved, os.path.join(out_dir, "ckpt.pt"))
+"""
+CONFIGURATOR = """
+import sys
+from ast import literal_eval
+for arg in sys.argv[1:]:
+    key, val = arg[2:].split("=")
+    if key not in globals():
+        raise ValueError(f"Unknown config key: {key}")
+    try:
+        val = literal_eval(val)
+    except (SyntaxError, ValueError):
+        pass
+    globals()[key] = val
+"""
+THEIRS = """
+import torch
+def train(go_on=None):
+    start = torch.load(go_on)["epoch"] if go_on else 0
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    for step in range(start, 20):
+        optimizer.step()
+        torch.save({"epoch": step + 1, "optimizer": optimizer.state_dict()}, f"{step}.their")
+"""
+ADAPTER = """
+from supervise.adapters.protocol import Plan
+class Mine:
+    name = "mine"
+    def knows(self, program):
+        return "mine" in program.uses
+    def plan(self, case):
+        found = [each.path for each in case.checkpoints if each.path.endswith(".their")]
+        return Plan(f"train({found[0]})", offers=(found[0],), checkpoint=case.checkpoints[0]) if found else None
+    @property
+    def hooks(self):
+        return {"theirs": self.hook}
+    def hook(self, module, orders):
+        train = module.train
+        def wrapped(go_on=None):
+            orders.uses("mine")
+            return train(go_on or next(iter(orders.offers), None))
+        module.train = wrapped
+mine, broken = Mine(), None
+"""
+
+
+def end(run: Run) -> dict[str, torch.Tensor]:
+    saved: dict[str, torch.Tensor] = torch.load(run.folder / "end.pt")
+    return saved
+
+
+def test_an_option_is_found_and_used(run: Run) -> None:
+    """A relaunch gets `--resume=…/last.pt` right behind the script, and ends with the bits of a run that nobody touched; one
+    with --adapter off begins anew, and one whose user has given the option keeps it."""
+    script = run.script(PROGRAM)
+    assert run.launch("--nproc", "2", "--inject", "kill:rank=1@step=35", script, "folder") == 0
+    told = run.events("adapter")
+    last = str((run.folder / "last.pt").resolve())
+    assert [(event["adapter"], event["path"], event["step"]) for event in told] == [("generic", last, 30)]
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 30]
+    assert run.events("resumed")[-1]["path"] == last
+    recorded = json.loads(run.dir.options.read_bytes())
+    assert [option["names"] for option in recorded["parsers"][0]["options"]] == [
+        ["-h", "--help"],
+        ["--resume"],
+        ["--epochs"],
+    ]
+    killed = end(run)
+
+    undisturbed = Run(run.folder / "undisturbed")
+    undisturbed.folder.mkdir()
+    undisturbed.script(PROGRAM)
+    assert undisturbed.launch("--nproc", "2", script, "folder") == 0
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in end(undisturbed).items())
+
+    off = Run(run.folder / "off")
+    off.folder.mkdir()
+    off.script(PROGRAM)
+    assert off.launch("--adapter", "off", "--inject", "kill:rank=0@step=15", script) == 0
+    assert [event["from_step"] for event in off.events("first_step")] == [0, 0]
+    assert not off.events("adapter")
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "came_back_at"), [(5, 0), (25, 20)], ids=["before its first save", "after a save"]
+)
+def test_resume_args_and_configurator(run: Run, killed_at: int, came_back_at: int) -> None:
+    """nanoGPT's own way is found, and used only where its file is there. What the user gives for a relaunch wins; where it
+    fails before anything was saved, the attempt after that is without it, once."""
+    (run.folder / "configurator.py").write_text(CONFIGURATOR)
+    script = run.script(NANO)
+    kill = f"kill:rank=0@step={killed_at}"
+    assert run.launch("--inject", kill, script, "--max_iters=30") == 0
+    assert [event["from_step"] for event in run.events("first_step")] == [0, came_back_at]
+    assert [event["adapter"] for event in run.events("adapter")] == (["nanogpt"] if came_back_at else [])
+
+    typed = Run(run.folder / "typed")
+    typed.folder.mkdir()
+    (typed.folder / "configurator.py").write_text(CONFIGURATOR)
+    typed.script(NANO)
+    assert typed.launch("--inject", kill, "--resume-args", "--init_from=resume", script) == 0
+    assert [event["from_step"] for event in typed.events("first_step")] == [0, came_back_at]
+    without = ["--resume-args"] if not came_back_at else []
+    assert [event["adapter"] for event in typed.events("adapter")] == without
+    assert len(typed.verdicts()) == (2 if came_back_at else 3)
+
+
+def test_placeholders(run: Run) -> None:
+    """They are filled, and the words that hold them left out where there is nothing to go on from; `resume` of a run that was
+    stopped goes on, too, and a launch with --resume never begins anew."""
+    script = run.script(PROGRAM)
+    words = ("--resume-args", "--resume {checkpoint}")
+    kills = ("--inject", "kill:rank=0@step=5", "--inject", "kill:rank=0@step=25")
+    assert run.launch(*words, *kills, script) == 0
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 0, 20]
+    assert [Path(event["path"]).name for event in run.events("adapter")] == ["last.pt"]
+
+    assert run.launch("--resume", "never", "--inject", "kill:rank=0@step=15", script, "--epochs", "3") == 0
+    assert [event["from_step"] for event in run.events("first_step")][3:] == [0, 10]
+    assert run.launch("--adapter", "nano", script) == 2
+
+
+def test_an_adapter_of_somebody_elses(run: Run) -> None:
+    """It is found by its entry point, its hook runs in the rank, and what cannot be loaded is told of and costs nothing."""
+    folder = run.folder / "installed"
+    about = folder / "mine-1.0.dist-info"
+    about.mkdir(parents=True)
+    (folder / "mine_adapter.py").write_text(ADAPTER)
+    (folder / "theirs.py").write_text(THEIRS)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = "[supervise.adapters]\nmine = mine_adapter:mine\ngone = mine_gone:x\n"
+    (about / "entry_points.txt").write_text(points)
+    script = run.script("import theirs; theirs.train()")
+    assert run.launch("--adapter", "mine", "--inject", "kill:rank=0@step=12", script, PYTHONPATH=str(folder)) == 0
+
+    assert [(event["adapter"], event["step"]) for event in run.events("adapter")] == [("mine", 11)]
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 11]
+    assert "mine_gone" in run.warnings()

@@ -1,0 +1,97 @@
+"""Which adapter serves a program, and what the program is told. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from . import line, names
+from .accelerate import Accelerate
+from .generic import Generic
+from .huggingface import HuggingFace
+from .hydra import pinned
+from .lightning import Lightning
+from .megatron import Megatron
+from .nanogpt import NanoGPT
+from .protocol import Adapter, Case, Plan, refusal
+from .rsl_rl import RslRl
+
+BUILT_IN: tuple[Adapter, ...] = (
+    NanoGPT(),
+    HuggingFace(),
+    Lightning(),
+    Megatron(),
+    RslRl(),
+    Generic(),
+    Accelerate(),
+)
+"""In the order in which they are asked: the first that has a plan is heard."""
+AUTO, OFF = "auto", "off"
+NAMES = (AUTO, OFF, "hydra", *(each.name for each in BUILT_IN))
+"""What --adapter may be, beside what others have installed."""
+_RESHARDS = frozenset({"dcp"})
+"""Kinds of checkpoints that another number of ranks can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The adapter that was heard, and its plan."""
+
+    adapter: str
+    plan: Plan
+
+
+def choose(case: Case, wanted: str = AUTO, others: Iterable[Adapter] = ()) -> Choice | None:
+    """What the program is to be told, by the adapter of the `wanted` name or by the first that can; `others` are asked before
+    those that are built in. None if nobody knows it, or there is nothing to go on from. (A hydra app stays in its folder.)"""
+    if wanted == OFF:
+        return None
+    known = [each for each in (*others, *BUILT_IN) if wanted in (AUTO, each.name)]
+    for adapter in known:
+        try:
+            plan = adapter.plan(case) if wanted == adapter.name or adapter.knows(case.program) else None
+        except Exception as error:  # an adapter is anybody's
+            plan = refusal(f"the adapter has failed: {type(error).__name__}: {error}")
+        if plan is not None:
+            return Choice(adapter.name, _in_its_folder(case, _checked(case, plan)))
+    words = pinned(case) if wanted in (AUTO, "hydra") else ()
+    newest = next(iter(case.checkpoints), None)
+    return Choice("hydra", Plan(words[0], words, checkpoint=newest)) if words else None
+
+
+def _in_its_folder(case: Case, plan: Plan) -> Plan:
+    """A hydra app that is told to go on does so in the folder that it has."""
+    words = () if plan.refused else pinned(case)
+    return replace(plan, words=(*words, *plan.words), say=", ".join([plan.say, *words])) if words else plan
+
+
+def _checked(case: Case, plan: Plan) -> Plan:
+    """`plan`, unless what it would go on with is another training than the one that was begun."""
+    if plan.refused:
+        return plan
+    program, kind = case.program, plan.checkpoint.kind if plan.checkpoint else ""
+    if program.world and case.world != program.world and kind not in _RESHARDS:
+        return refusal(f"it was saved by {program.world} ranks, and there are {case.world} now")
+    if changed := _horizon(case):
+        return refusal(f"{changed} is another now than when it was saved: its schedule would be another, too")
+    if line.place(case.command, plan.after, plan.last) is None:
+        return refusal(f"{' '.join(plan.after)} is not in its command line any more")
+    return plan
+
+
+def _horizon(case: Case) -> str | None:
+    """An option by which a schedule is computed, and that has another value than in the attempt that was recorded."""
+    if not case.program.argv:
+        return None
+    for parser, option in case.program.options():
+        if names.HORIZON.fullmatch(option.plain):
+            then, now = (line.value(parser, option, each) for each in (case.program.argv, case.arguments))
+            if then != now:
+                return f"{option.names[-1]} ({then or 'not given'} then, {now or 'not given'} now)"
+    return None
+
+
+def edited(command: Sequence[str], plan: Plan) -> tuple[int, tuple[str, ...]]:
+    """(index in `command`, words) of what is put in."""
+    index = line.place(command, plan.after, plan.last)
+    return (len(command), ()) if index is None else (index, plan.words)

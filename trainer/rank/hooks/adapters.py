@@ -1,0 +1,55 @@
+"""The adapters' part in a rank: their hooks around what frameworks call, and the record of what the program has."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+import os
+from collections.abc import Callable, Iterator
+
+from ...adapters.choice import BUILT_IN
+from ...adapters.protocol import Adapter, Hook, Orders
+from ...rundir.environment import Supervised
+from ...rundir.records.told import Told, told
+from ..imports import after_import
+from .options import Recorder
+
+
+def follow(
+    place: Supervised, rank: int | None = None, warn: Callable[[str], object] = lambda text: None
+) -> Recorder | None:
+    """From now on frameworks are handed the checkpoints that this attempt may go on from. Rank 0 records what options its
+    program has, where that is not known yet: what is returned wants to hear of its first step. `warn` is told of an
+    adapter of somebody else's that is broken."""
+    orders_of = told(os.environ)
+    recorder = None
+    if orders_of.record and rank == 0:
+        recorder = Recorder(place.run.options, int(os.environ.get("WORLD_SIZE", "1")))
+        recorder.watch()
+    hooks: dict[str, list[Hook]] = {}
+    for adapter in (*BUILT_IN, *_others(orders_of.hooks, warn)):
+        orders = _orders(orders_of, adapter.name, recorder)
+        for module, hook in getattr(adapter, "hooks", {}).items():
+            hooks.setdefault(module, []).append(functools.partial(hook, orders=orders))
+    after_import({module: functools.partial(_all, these) for module, these in hooks.items()})
+    return recorder
+
+
+def _others(places: tuple[str, ...], warn: Callable[[str], object]) -> Iterator[Adapter]:
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            yield operator.attrgetter(name)(importlib.import_module(module))
+        except Exception as error:  # it is anybody's
+            warn(f"the adapter {place} cannot be loaded in a rank: {type(error).__name__}: {error}")
+
+
+def _all(hooks: list[Hook], module: object) -> None:
+    for hook in hooks:
+        hook(module)  # type: ignore[arg-type,call-arg]
+
+
+def _orders(body: Told, name: str, recorder: Recorder | None) -> Orders:
+    offers = body.offers if body.adapter == name else ()
+    return Orders(offers) if recorder is None else Orders(offers, recorder.uses, recorder.fact)
