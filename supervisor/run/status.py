@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.rules import spent
-from supervisor.core.telling.story import AttemptStory, Story, tell
+from supervisor.core.telling.attempt_story import AttemptStory
+from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held

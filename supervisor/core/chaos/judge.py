@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.chaos.plan import Blow, Round
-from supervisor.core.telling.story import AttemptStory, Story, tell
+from supervisor.core.telling.attempt_story import AttemptStory
+from supervisor.core.telling.story import Story, tell
 from trainer.rundir.records.fault_kinds import DAMAGE, FAULTS, SUPERVISOR
 
 _FINE = (None, "finished")

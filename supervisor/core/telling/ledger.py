@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.core.model import Cause
-from supervisor.core.telling.story import AttemptStory, Story
+from supervisor.core.telling.attempt_story import AttemptStory
+from supervisor.core.telling.story import Story
 
 BUCKETS = ("productive", "redone", "detect", "stop", "launch", "restore", "first_step", "stall", "backoff", "other")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
+from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.time_line import one_line
 from supervisor.core.words import EventName, RunState
 
@@ -14,47 +15,6 @@ Event = Mapping[str, Any]
 
 _FATAL = ("kill", "term", "stop", "segv", "abort", "exc", "exit", "oom", "gil", "hang", "kill-launcher")
 """Faults from whose moment a failure counts."""
-
-
-@dataclass(slots=True)
-class AttemptStory:
-    """One attempt. Times are CLOCK_MONOTONIC seconds; None for what has not happened."""
-
-    number: int
-    started: float
-    ready: float | None = None
-    resumed: float | None = None
-    first_step: float | None = None
-    caught_up: float | None = None
-    injured: float | None = None
-    """When a fatal fault that was asked for struck it."""
-    failed: float | None = None
-    """When it went wrong, as early as that can be placed."""
-    verdict: float | None = None
-    gone: float | None = None
-    from_step: int | None = None
-    """The step that it went on from; None before it is known, and where nothing tells it."""
-    to_step: int = -1
-    """The last step that it has finished; -1 for none, and where nothing tells which."""
-    cause: str | None = None
-    rank: int | None = None
-    signal: int | None = None
-    exit_code: int | None = None
-    reason: str = ""
-    detect_s: float | None = None
-    stall_s: float = 0.0
-    """Time that saves held up training."""
-    stragglers: dict[int, str] = field(default_factory=dict)
-    """By rank that is slower than the others, how."""
-    pauses: dict[int, Event] = field(default_factory=dict)
-    """By rank that is silent for longer than usual, the newest event about it."""
-    groups: tuple[str, ...] = ()
-    """Which ranks stood where when it was suspected to hang."""
-
-    @property
-    def unplaced(self) -> bool:
-        """Whether it has trained, and nothing tells which steps of the run."""
-        return self.first_step is not None and self.from_step is None
 
 
 @dataclass(slots=True)

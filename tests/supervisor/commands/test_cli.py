@@ -17,7 +17,7 @@ from tests.support.supervised import SUPERVISE, Run, environment, until
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
 LAUNCH_OPTIONS = (
-    "--backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr "
+    "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr "
     "--max-restarts --module --name --no-plain-saves --no-progress-limit --no-spawns --no-standby "
     "--nproc --plain-saves --policy --quiet --resume --resume-args --run-dir --spawns --standby "
     "--startup-timeout --window"

@@ -1,0 +1,48 @@
+"""One attempt, as its events tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class AttemptStory:
+    """One attempt. Times are CLOCK_MONOTONIC seconds; None for what has not happened."""
+
+    number: int
+    started: float
+    ready: float | None = None
+    resumed: float | None = None
+    first_step: float | None = None
+    caught_up: float | None = None
+    injured: float | None = None
+    """When a fatal fault that was asked for struck it."""
+    failed: float | None = None
+    """When it went wrong, as early as that can be placed."""
+    verdict: float | None = None
+    gone: float | None = None
+    from_step: int | None = None
+    """The step that it went on from; None before it is known, and where nothing tells it."""
+    to_step: int = -1
+    """The last step that it has finished; -1 for none, and where nothing tells which."""
+    cause: str | None = None
+    rank: int | None = None
+    signal: int | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    detect_s: float | None = None
+    stall_s: float = 0.0
+    """Time that saves held up training."""
+    stragglers: dict[int, str] = field(default_factory=dict)
+    """By rank that is slower than the others, how."""
+    pauses: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """By rank that is silent for longer than usual, the newest event about it."""
+    groups: tuple[str, ...] = ()
+    """Which ranks stood where when it was suspected to hang."""
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether it has trained, and nothing tells which steps of the run."""
+        return self.first_step is not None and self.from_step is None
