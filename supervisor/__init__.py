@@ -1,4 +1,4 @@
-"""Launches torchrun jobs, watches them, relaunches them with resume. Never imports torch.
+"""Launches torchrun jobs, watches them, and relaunches them with resume. Never imports torch.
 
 The package is loaded as `_supervisor` alone; `supervisor` is the same object (trainer/names.py says why).
 """
@@ -6,7 +6,7 @@ The package is loaded as `_supervisor` alone; `supervisor` is the same object (t
 import importlib
 import sys
 
-# From here on this process finds us under every name of ours, `supervisor` among them.
+# From here on this process finds us under all our names, also as `supervisor`.
 _names = importlib.import_module("_supervise").names
 if __name__ != "_supervisor":
     sys.modules[__name__] = _names.load("_supervisor")

@@ -1,4 +1,4 @@
-"""The `supervise` program: one line for what went wrong, and the exit code out."""
+"""The `supervise` program. An error is one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    # By the name that nobody else has: before this line, `trainer` may be the user's.
+    # By its private name: before this line, `trainer` may be the user's module.
     importlib.import_module("_supervise.names").ours_alone()
     from supervisor.commands.cli import run
 

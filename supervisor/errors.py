@@ -1,9 +1,9 @@
 """Errors that end a command with one line and an exit code.
 
-Refusal                2    a bad request: usage, config, preflight; nothing was started
+Refusal                2    a bad request (usage, config, preflight); nothing was started
   NoSuchRun          102
   HeldByAnother      108
-InternalError          1    a mistake of ours, in the middle of a run; the text says what lives on
+InternalError          1    an error of ours during a run; the text says which processes live on
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Processes and what the kernel says of them: found, signalled, reaped, verified gone."""
+"""Processes: found, signalled, reaped, verified gone, and described by the kernel."""

@@ -1,4 +1,4 @@
-"""Open files: how many a run needs, and that it may have them."""
+"""Open files: how many a run needs, and whether it may open them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import resource
 from supervisor.errors import Refusal
 
 _BASE, _PER_RANK = 128, 8
-"""Of the supervisor, and of a rank that trains with gloo; a launcher of N ranks has some of each."""
+"""Descriptors of the supervisor, and of a rank that trains with gloo. A launcher has some for each of its ranks."""
 
 
 def enough(nproc: int) -> None:
-    """This process and what it starts may open as many files as a run of `nproc` ranks needs; else Refusal."""
+    """This process and its children may open as many files as a run of `nproc` ranks needs; else Refusal."""
     needed = _BASE + _PER_RANK * nproc
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,6 +1,6 @@
-"""What the kernel says of a rank, read from /proc: nothing is sent to it, and it cannot notice.
+"""The kernel's view of a rank, read from /proc. Nothing is sent to the rank, and it cannot notice.
 
-A glance costs two small files a rank. A closer look at a quiet one reads every thread of it and of its children.
+A glance reads two small files a rank. A closer look at a quiet rank reads every thread of it and of its children.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import psutil
 from trainer.rundir.machine.proc import content, stat
 
 LONG_WAIT = 600.0
-"""A wait that ends by itself only after this many seconds is as good as one without end."""
-# System call numbers, by machine: those that wait, and where their time limit is.
+"""A wait with a limit of this many seconds or more counts as a wait without end."""
+# Numbers of the system calls that wait, by machine, and the place of their time limit.
 _NAMES = {
     "x86_64": {202: "futex", 230: "clock_nanosleep", 35: "nanosleep", 270: "pselect6", 23: "select", 7: "poll"}
     | {271: "ppoll", 232: "epoll_wait", 281: "epoll_pwait", 0: "read", 17: "pread64", 1: "write", 45: "recvfrom"}
@@ -34,29 +34,31 @@ _FUTEX_PRIVATE, _FUTEX_REALTIME = 128, 256
 _EPOLLS = ("epoll_wait", "epoll_pwait")
 _SLEEPS = ("clock_nanosleep", "pselect6")
 _SHORT_SLEEP = 5.0
-"""Seconds: a longer one is no look again and again, and has an end."""
+"""Seconds. A longer sleep is not polling, and has an end."""
 _LOOPS = ("gloo_", "pt_gloo", "pt_tcpstore")
-"""Threads of torch's own, by the beginning of their name: what they poll is the other ranks, every few milliseconds."""
+"""Threads of torch, by the beginning of their name. They poll the other ranks every few milliseconds."""
 _GLOOS = (64, 10)
-"""How gloo's own thread asks epoll, at most so many events and ms, where torch gives it no name (2.6)."""
+"""The arguments of epoll in gloo's own thread: at most this many events and ms. For torch 2.6, which gives it no
+name."""
 _CARETAKER = b"multiprocessing.resource_tracker"
 _GPUS = ("/dev/nvidia", "/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """Of one process: its main thread's state, CPU seconds of all threads, seconds that the main one waited for a CPU."""
+    """One process: the state of its main thread, CPU seconds of all threads, seconds that the main thread waited for a
+    CPU."""
 
     state: str = "?"
     cpu: float = 0.0
     starved: float = 0.0
     turns: str = ""
-    """How often the main thread has been given a CPU."""
+    """How often the main thread has got a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Of a process and all its descendants."""
+    """A close look at a process and all its descendants."""
 
     cpu: float
     disk: bool
@@ -77,7 +79,7 @@ class Wait:
 
 
 def glance(pid: int) -> Glance:
-    """Of `pid` now; an empty one if it is gone."""
+    """A glance at `pid` now; an empty one if it is gone."""
     found = stat(pid)
     if found is None:
         return Glance()
@@ -89,8 +91,8 @@ def glance(pid: int) -> Glance:
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> list[int]:
-    """Of `pid`, nearest first, without those in `but` and theirs. Not by a scan of the machine, which costs by the number of
-    its processes."""
+    """The descendants of `pid`, nearest first, without those in `but` and their descendants. It does not scan all
+    processes of the machine, which would cost more on a large one."""
     found = [child for child in children(pid) if child not in but]
     for child in found:
         found += [grandchild for grandchild in children(child) if grandchild not in but]
@@ -101,15 +103,16 @@ def children(pid: int) -> list[int]:
     try:
         return [int(child) for thread in _threads(pid) for child in (thread / "children").read_text().split()]
     except OSError:
-        # A kernel without CONFIG_PROC_CHILDREN, or a process that has just gone.
+        # A kernel without CONFIG_PROC_CHILDREN, or a process that has just ended.
         with contextlib.suppress(psutil.Error):
             return [child.pid for child in psutil.Process(pid).children()]
     return []
 
 
 def closely(pid: int, others: Collection[int] = ()) -> Close:
-    """Of the rank `pid` with its descendants, but for `others`, which are ranks themselves, and theirs. Of `pid` alone where
-    no other process can wake it: what its children do (a DataLoader's workers without work) is nothing to it then."""
+    """A close look at the rank `pid` and its descendants, without `others` (which are ranks too) and their descendants.
+    If no other process can wake `pid`, only `pid` is looked at: its children (idle DataLoader workers) do not matter
+    then."""
     own, wait = glance(pid), waiting(pid)
     threads = [thread for thread in _threads(pid) if thread.name != str(pid)]
     alone = wait is not None and _private(wait) and all(is_bound(thread, alone=True) for thread in threads)
@@ -128,7 +131,7 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
 
 
 def traced(pid: int) -> bool:
-    """Whether a debugger has hold of `pid`: a person looks at it."""
+    """Whether a debugger is attached to `pid`: a person looks at it."""
     with contextlib.suppress(OSError):
         return b"\nTracerPid:\t0\n" not in content(f"/proc/{pid}/status")
     return False
@@ -140,8 +143,8 @@ def _threads(pid: int) -> Iterator[Path]:
 
 
 def is_bound(thread: Path, alone: bool = False) -> bool:
-    """Whether a thread other than the main one waits for a thread, or for the other ranks: nobody else can wake it. With
-    `alone`: no process of its own either."""
+    """Whether a thread, not the main one, waits for a thread or for the other ranks, so that nothing else can wake it.
+    With `alone`: its own processes cannot either."""
     wait = _wait(thread / "syscall")
     if wait is not None and (wait.name == "futex" or (wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS)):
         return not alone or wait.name != "futex" or _private(wait)
@@ -152,12 +155,13 @@ def is_bound(thread: Path, alone: bool = False) -> bool:
 
 
 def _private(wait: Wait) -> bool:
-    """Whether it is for a lock that no other process can have: threading's, not multiprocessing's."""
+    """Whether the wait is for a lock that no other process can hold: threading's, not multiprocessing's."""
     return wait.name == "futex" and bool(wait.arguments[1] & _FUTEX_PRIVATE)
 
 
 def waiting(pid: int, thread: int | None = None) -> Wait | None:
-    """What a thread of `pid`, the main one, waits in; None if it runs, or where we may not know."""
+    """The system call in which a thread of `pid` (default: the main one) waits. None if it runs, or if we may not
+    know."""
     return _wait(Path(f"/proc/{pid}/task/{thread or pid}/syscall"))
 
 
@@ -170,8 +174,9 @@ def _wait(path: Path) -> Wait | None:
 
 
 def waits_for_ranks(pid: int, ranks: Collection[int]) -> bool:
-    """Whether the script `pid`, which has started `ranks`, can but wait for one of them: its main thread until a process ends
-    or a descriptor is ready, without a limit, its others for a lock, and of other processes it has none but caretakers."""
+    """Whether the script `pid`, which has started `ranks`, can only wait for them. Its main thread waits, without a
+    limit, until a process ends or a descriptor is ready; its other threads wait for a lock; its other processes are
+    caretakers only."""
     wait = waiting(pid)
     if wait is None or not (wait.name in ("wait4", "waitid") or (wait.name == "poll" and _forever(wait))):
         return False
@@ -187,8 +192,8 @@ def _forever(wait: Wait) -> bool:
 
 
 def ends_in(pid: int, wait: Wait) -> float | None:
-    """Seconds until the wait ends by itself, if it is for a lock or the time; None if something else may end it, or if that
-    cannot be read."""
+    """Seconds until the wait ends by itself, if it is for a lock or the time. None if something else may end it, or if
+    the time cannot be read."""
     now = time.monotonic()
     match wait.name:
         case "futex" if not wait.arguments[3]:
@@ -207,7 +212,7 @@ def ends_in(pid: int, wait: Wait) -> float | None:
 
 
 def _seconds_at(pid: int, address: int) -> float:
-    """The timespec at `address` in the memory of `pid`; 0 where that cannot be read."""
+    """The timespec at `address` in the memory of `pid`, in seconds; 0 if it cannot be read."""
     try:
         seconds, nanoseconds = struct.unpack("qq", _read(pid, address, 16))
     except struct.error:
@@ -216,7 +221,7 @@ def _seconds_at(pid: int, address: int) -> float:
 
 
 def _read(pid: int, address: int, count: int) -> bytes:
-    """So many bytes of the memory of `pid`; none where we may not."""
+    """`count` bytes of the memory of `pid`; empty if we may not read it."""
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
             memory.seek(address)
@@ -235,9 +240,9 @@ def catches(pid: int, number: int) -> bool:
 
 
 def maps(pid: int, path: Path) -> bool | None:
-    """Whether `pid` has that file in its memory; None where we may not know, or where it has none left, being about to
-    end. By the end of its name: the folder above may have been moved since, and the inode told there is not always the
-    one that stat tells (overlayfs)."""
+    """Whether `pid` has that file in its memory. None if we may not know, or if it is about to end and has no memory
+    left. The file is found by the end of its name: the folder may have been moved, and on overlayfs the inode there can
+    differ from stat's."""
     with contextlib.suppress(OSError):
         mapped = Path(f"/proc/{pid}/maps").read_bytes()
         return os.fsencode("/".join(path.parts[-3:])) + b"\n" in mapped if mapped else None
@@ -254,7 +259,7 @@ def rank(pid: int) -> int | None:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Whether `pid` has a descriptor of that file."""
+    """Whether `pid` has that file open."""
     with contextlib.suppress(OSError):
         wanted = path.stat()
         for entry in os.scandir(f"/proc/{pid}/fd"):
@@ -265,7 +270,7 @@ def has_open(pid: int, path: Path) -> bool:
 
 
 def has_gpu(pid: int) -> bool:
-    """Whether a GPU may be at work for it while it sleeps."""
+    """Whether a GPU may work for `pid` while it sleeps."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
@@ -275,7 +280,7 @@ def has_gpu(pid: int) -> bool:
 
 
 def wait_text(pid: int) -> str:
-    """What the main thread of `pid` waits for, for people: `read of /data/fifo`; empty for locks, and if it runs."""
+    """The wait of the main thread of `pid`, for people: `read of /data/fifo`. Empty for locks, and if it runs."""
     wait = waiting(pid)
     if wait is None or wait.name == "futex":
         return ""

@@ -1,6 +1,6 @@
-"""The one place that ends processes. What is found by pid is held by pidfd first, so that a reused pid is never meant.
+"""The one place that ends processes. A process found by pid is first held by pidfd, so a reused pid is never hit.
 
-The ranks' own children are ended by trainer/rank/process/children.py, and whoever ends itself needs nobody.
+trainer/rank/process/children.py ends the ranks' own children. A process that ends itself does not come here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from supervisor.process.reaper import Reaper
 _TICK = 0.01
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
 _CARE = 4.0
-"""Seconds that a caretaker has, once those it takes care of are killed. torch_shm_manager waits 2 s for another client
-before it removes what is left and goes (SHUTDOWN_TIMEOUT in libshm's manager.cpp, read in torch 2.13)."""
+"""Seconds that a caretaker gets after its processes are killed. torch_shm_manager waits 2 s for another client; then it
+removes what is left and ends (SHUTDOWN_TIMEOUT in libshm's manager.cpp, read in torch 2.13)."""
 
 Target = Process | psutil.Process
 
@@ -29,17 +29,16 @@ Target = Process | psutil.Process
 @dataclass(frozen=True, slots=True)
 class Killed:
     sent: int
-    """To how many it went."""
+    """The number of processes that got the signal."""
     left: tuple[int, ...]
     """The pids that were not gone in time."""
 
 
 def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = None) -> Killed:
-    """SIGKILL went to each of `targets` that still is the process that was found, and they had up to `within` seconds to
-    be gone.
+    """Sends SIGKILL to each of `targets` that is still the found process. Waits up to `within` seconds for their end.
 
-    Python's resource tracker and torch's manager of shared memory outlive the processes they belong to, remove from
-    /dev/shm what those have left there, and go by themselves. They get it last: some seconds after the killing `began`.
+    Python's resource tracker and torch's manager of shared memory outlive their processes. They remove what those have
+    left in /dev/shm, then end by themselves. So they get the signal last, some seconds after the killing `began`.
     """
     now = time.monotonic()
     until, care_until = now + within, (now if began is None else began) + _CARE
@@ -55,9 +54,8 @@ def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = N
 
 
 def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> tuple[int, ...]:
-    """Whatever of the run lives, but for `spared` and what descends from them, is gone; returns the pids of those that
-    could not be killed within `time_limit` seconds. Looked for again until there are none: what is killed may have
-    forked."""
+    """All processes of the run are gone, except `spared` and their descendants. Returns the pids that could not be
+    killed within `time_limit` seconds. It looks again until it finds none: a killed process may have forked before."""
     began = time.monotonic()
     processes = members(mark, spared)
     while processes and time.monotonic() < began + time_limit:
@@ -69,7 +67,7 @@ def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> t
 
 
 def is_caretaker(pid: int) -> bool:
-    """Whether it cleans up behind others once they are gone."""
+    """Whether the process cleans up after others when they are gone."""
     with contextlib.suppress(psutil.Error):
         return any(name in word for word in psutil.Process(pid).cmdline() for name in _CARETAKERS)
     return False

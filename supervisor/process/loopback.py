@@ -1,4 +1,4 @@
-"""The loopback interface, where the ranks of one machine meet: what it is called, and whether it is there."""
+"""The loopback interface, where the ranks of one machine meet: its name, and whether it is up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 def interfaces() -> dict[str, bool]:
-    """The machine's loopback interfaces by name, and whether each is up; none where the kernel does not tell."""
+    """The machine's loopback interfaces by name, and whether each is up. Empty if the kernel does not tell."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
             flags = {name: _flags(asked, name) for _, name in socket.if_nameindex()}
@@ -49,13 +49,13 @@ def has(local: str) -> None:
 
 
 def chosen() -> str | None:
-    """The name of the one that the ranks use."""
+    """The name of the interface that the ranks use."""
     return next((name for name, up in interfaces().items() if up), None)
 
 
 def needed(local: str | None) -> None:
-    """Refusal where there is a loopback interface and it is down, or no interface has the address `local`: no rank
-    could reach another."""
+    """Refusal if the loopback interface is down, or no interface has the address `local`: ranks could not reach each
+    other."""
     if local is not None:
         has(local)
     found = interfaces()

@@ -1,5 +1,4 @@
-"""Where a process is: on which machine, since which of its starts, in which pid namespace. Only there do its pids name
-what they named."""
+"""The place of a process: the machine, its boot, and the pid namespace. A pid is valid only in one place."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def here() -> dict[str, str]:
-    """Of this process: `host`, `boot` (tells this start of the machine from every other: CLOCK_MONOTONIC begins anew with
-    each) and `pids`, the pid namespace; "" for what cannot be read."""
+    """The place of this process: `host`; `boot`, which differs at each start of the machine (CLOCK_MONOTONIC then
+    begins again); `pids`, the pid namespace. "" for a value that cannot be read."""
     boot = namespace = ""
     with contextlib.suppress(OSError):
         boot = BOOT.read_text().strip()
@@ -25,7 +24,7 @@ def here() -> dict[str, str]:
 
 
 def elsewhere(other: Mapping[str, object], ours: Mapping[str, str]) -> str:
-    """Why a process of `other` cannot be told from here, where it is `ours`; "" if it can."""
+    """Why a process at the place `other` cannot be found from the place `ours`; "" if it can."""
     if other.get("host") != ours["host"]:
         return f"that ran on {other.get('host') or 'another machine'}, and this is {ours['host']}: stop it there"
     if not other.get("boot") or not other.get("pids") or not all(ours.values()):

@@ -1,8 +1,8 @@
-"""Every process of an attempt, whoever its parent is now: found, and signalled by pidfd. kill.py ends them.
+"""Finds every process of an attempt, with any parent, and signals it by pidfd. kill.py ends them.
 
-torchrun gives each rank a session of its own, so killing its group misses them, and when it is killed they live on. Two
-facts hold them: the supervisor is a subreaper, so orphans become its children; and a mark in the environment names the
-run, so that even the orphans of a killed supervisor are found.
+torchrun gives each rank its own session, so a kill of torchrun's process group misses the ranks, and they outlive
+torchrun. They are still found: the supervisor is a subreaper, so orphans become its children. And a mark in the
+environment names the run, so that even orphans of a killed supervisor are found.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def become_subreaper() -> bool:
-    """Orphans among our descendants become our children (prctl(2)); False where the system refuses."""
+    """Orphans among our descendants become our children (prctl(2)). False if the system refuses."""
     refused: int = ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     return refused == 0
 
 
 class Process:
-    """One process, held by pidfd, so that a reused pid is never meant."""
+    """One process, held by pidfd, so that a reused pid is never hit."""
 
     def __init__(self, pid: int) -> None:
         """ProcessLookupError if it is gone."""
@@ -42,7 +42,7 @@ class Process:
 
     @classmethod
     def as_of(cls, pid: int, at: float) -> Process:
-        """The one that had `pid` at `at`, by the machine's clock. ProcessLookupError if it is gone."""
+        """The process that had `pid` at the time `at`, by the machine's clock. ProcessLookupError if it is gone."""
         process = cls(pid)
         if _began_after(pid, at):
             process.close()
@@ -53,7 +53,7 @@ class Process:
         os.close(self.fd)
 
     def send(self, number: int) -> bool:
-        """False if it was gone. What is to end it goes by kill()."""
+        """Sends a signal; False if the process was gone. To end a process, use kill()."""
         assert number != signal.SIGKILL
         try:
             signal.pidfd_send_signal(self.fd, number)
@@ -63,15 +63,15 @@ class Process:
 
 
 def _began_after(pid: int, at: float) -> bool:
-    """Whether the process that has this pid now is known to have begun after `at`: it has got the pid since."""
+    """Whether the process with this pid surely began after `at`, so that it got the pid later."""
     found = stat(pid)
-    # The kernel counts from boot, sleep included: who slept since then looks older than he is, and never younger.
+    # The kernel counts from boot, sleep included. After a sleep of the machine a process looks older, never younger.
     asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
     return found is not None and found.started * _TICK - asleep > at + _TICK
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it is still the one that was found, and no zombie."""
+    """Whether it is still the found process, and not a zombie."""
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() not in _ZOMBIE
     return False
@@ -87,7 +87,7 @@ def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def carries(pid: int, mark: str) -> bool:
-    """Whether the environment of that process carries `mark` (of a run, or of one attempt of it)."""
+    """Whether the environment of that process has `mark` (of a run, or of one attempt of it)."""
     try:
         value = psutil.Process(pid).environ().get(MARK, "")
     except psutil.Error:
@@ -100,7 +100,7 @@ def carries(pid: int, mark: str) -> bool:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Living processes of this machine whose environment carries `mark` (of a run, or of one attempt of it)."""
+    """The living processes of this machine with `mark` in their environment (of a run, or of one attempt of it)."""
     me = os.getpid()
     found = []
     for process in psutil.process_iter():
@@ -110,13 +110,14 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
-    """Living processes of the run: our descendants and those of `roots`, and once there are none, whoever carries the mark.
+    """The living processes of the run: our descendants and those of `roots`. If there are none, all processes with the
+    mark.
 
-    Without those of `spared` (the fork server, the standby's launcher) and what descends from them, except through
-    `own`, the launcher of the attempt, which the fork server may have forked. `roots` are living processes of an
-    attempt that we adopted.
+    Not among them: `spared` (the fork server, the standby's launcher) and their descendants, except through `own`, the
+    launcher of the attempt, which the fork server may have forked. `roots` are living processes of an attempt that we
+    adopted.
     """
-    # The descendants are quickly listed; the whole of /proc is read only to confirm that nothing is left.
+    # The list of descendants is quick. All of /proc is read only to confirm that nothing is left.
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
     for root in roots:
         with contextlib.suppress(psutil.Error):
@@ -131,8 +132,8 @@ def _without(processes: list[psutil.Process], spared: set[int], own: int | None)
 
 
 def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, int]) -> bool:
-    """Whether the nearest of `own` and `spared`, from `pid` upwards, is one of `spared`. `parents` is what is known so far:
-    on the path of every recovery, each is looked up once."""
+    """Whether, from `pid` upwards, the first one of `own` and `spared` is of `spared`. `parents` caches known parents,
+    so each is looked up once: every recovery waits for this."""
     while pid > 0 and pid != own:
         if pid in spared:
             return True
@@ -152,14 +153,14 @@ def held(found: psutil.Process) -> Iterator[Process | None]:
         yield None
         return
     try:
-        # The pidfd is open, so the pid cannot be reused from here on; before, it may have been.
+        # The pidfd is open, so from here on the pid cannot be reused. It may have been reused before.
         yield process if found.is_running() else None
     finally:
         process.close()
 
 
 def send_all(processes: list[psutil.Process], number: int) -> int:
-    """`number` went to each of `processes` that still is the one that was found; returns how many."""
+    """Sends `number` to each of `processes` that is still the found one. Returns how many got it."""
     sent = 0
     for found in processes:
         with held(found) as process:

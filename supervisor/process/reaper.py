@@ -1,4 +1,4 @@
-"""The one who waits for the children of this process, orphans of a run included, and knows how each of them ended."""
+"""The one place that waits for the children of this process, also for orphans of a run, and knows how each ended."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 
 class Reaper:
-    """One a process: what it has waited for, nobody else can wait for."""
+    """There is one in a process: nobody else can wait for a child that it has waited for."""
 
     def __init__(self) -> None:
         self._statuses: dict[int, int] = {}
 
     def reap(self) -> None:
-        """No child that has ended is left as a zombie."""
+        """No ended child is left as a zombie."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -32,15 +32,15 @@ class Reaper:
             self._statuses[pid] = status
 
     def forget(self, pid: int) -> None:
-        """A process that has been waited for with its parent's own means: whoever has its pid next is another one."""
+        """Call it when a child was waited for in another way: the next process with this pid is another one."""
         self._statuses.pop(pid, None)
 
     def exit_code(self, process: Process) -> int | None:
-        """How `process` ended, once its pidfd is readable: its exit code, or minus the signal; None where nobody
-        can tell."""
+        """How `process` ended, when its pidfd is readable: its exit code, or minus the signal. None if nobody can
+        tell."""
         status = self._statuses.get(process.pid)
-        # Until its parent has reaped it, it is in /proc as a zombie, status and all; after that the kernel keeps it
-        # with the pidfd. Its parent may reap it between the two looks, not the other way round.
+        # Until its parent reaps it, it is a zombie in /proc, with its status. Then the kernel keeps the status with the
+        # pidfd. The parent may reap it between the two looks, so /proc comes first.
         if status is None:
             status = _zombie_status(process.pid)
         if status is None:

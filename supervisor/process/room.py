@@ -1,4 +1,4 @@
-"""How much room is left on the disks that a run may write to, without ever waiting for a file server that is gone."""
+"""The room left on the disks that a run may write to. It never waits for a file server that is gone."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 _NO_ROOM = 1 << 20
-"""Bytes free on a disk that count as none."""
+"""A disk with fewer free bytes than this counts as full."""
 _MOST_ARGUMENTS = 50
 _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph", "gpfs", "beegfs", "afs", "glusterfs", "autofs")
 
 
 def places(run: Path, cwd: str, command: Sequence[str]) -> list[Path]:
-    """Folders that a script may write to: the run's, where it runs, those among its arguments, shared memory, /tmp.
+    """Folders that a script may write to: the run's, its current folder, folders in its arguments, shared memory, /tmp.
 
-    Of its arguments only those on local disks: a look at a file system whose server is gone can last for ever.
+    Arguments count only on local disks: a look at a file system whose server is gone can last for ever.
     """
     remote = _remote_mounts()
     words = [word.rpartition("=")[2] for word in command[1:][:_MOST_ARGUMENTS]]
     folders = [Path(os.path.normpath(Path(cwd, word))) for word in words if word and not word.startswith("-")]
-    # Of os.path: an argument may be anything, also too long for a name, or in a folder that we may not look into.
+    # With os.path, not pathlib: an argument may be any text, too long for a name, or in a folder that we may not read.
     near = [f for f in folders if not any(f.is_relative_to(m) for m in remote)]
     named = [f for f in near if not os.path.islink(f) and os.path.isdir(f)]  # noqa: PTH112, PTH114
     return [run, Path(cwd), *named, Path("/dev/shm"), Path("/tmp")]
@@ -36,7 +36,7 @@ def _remote_mounts() -> list[str]:
 
 
 def disks(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Of each disk, by one of `folders` on it: path, total and free bytes, free inodes (null where it has no such limit)."""
+    """For each disk: the first of `folders` on it, total and free bytes, free inodes (null without such a limit)."""
     found: dict[int, dict[str, Any]] = {}
     for folder in folders:
         with contextlib.suppress(OSError):

@@ -1,1 +1,1 @@
-"""A run on disk, as the supervisor writes and reads it."""
+"""A run on disk, written and read by the supervisor."""

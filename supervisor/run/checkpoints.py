@@ -1,4 +1,4 @@
-"""The checkpoints that a query is about: where they are, whether they are good, and how they are shown."""
+"""The checkpoints of a query: where they are, and whether they are good."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import program
 
 KEEP_ALL = 1 << 30
-"""Checkpoints to keep where nobody has said how many the run wants: what is pruned does not come back."""
+"""The number of checkpoints to keep if the run's own number is not known: a pruned checkpoint does not come back."""
 
 
 def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
-    """The flush of the snapshot of `step` (or "newest") into the run's checkpoints, of which `keep` stay."""
+    """The command that flushes the snapshot of `step` (or "newest") into the run's checkpoints. `keep` of them stay."""
     flush = [sys.executable, *program("checkpoint.disk.flush"), str(segment), str(run.checkpoints)]
     return [*flush, "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
 
 
 def folder_of(name: str | None) -> tuple[RunDir | None, Path]:
-    """The run that `name` means and its folder of checkpoints; a folder of checkpoints alone has no run."""
+    """The run that `name` means, and its folder of checkpoints. The run is None for a mere folder of checkpoints."""
     if name is not None and Path(name).is_dir() and committed_steps(Path(name)):
         return None, Path(name)
     run = find(name).run
@@ -48,7 +48,7 @@ def steps_of(folder: Path, step: int | None) -> list[int]:
 
 
 def verified(folder: Path, steps: list[int]) -> Iterator[Listed]:
-    """Each of the checkpoints, read; one that was pruned meanwhile is none."""
+    """Reads each of the checkpoints. One that was pruned meanwhile is left out."""
     for step in steps:
         path = folder / step_name(step)
         try:

@@ -1,8 +1,8 @@
-"""events.jsonl: what happened, one flat JSON line each, written by the supervisor alone, through structlog.
+"""events.jsonl: one flat JSON line for each event, written by the supervisor alone, through structlog.
 
 Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
 name, one of EventName) and its own fields, without the secrets of the environment. A full disk does not stop a run:
-lines wait in memory and are written when there is room again. Nor does a slow one: it is synced by a thread.
+lines wait in memory until there is room again. A slow disk does not either: a thread syncs the file.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from trainer.rundir.secrets import Redactor
 
 _KEPT = 10_000
 _ROOM = 32_768
-"""Bytes of disk that are kept for events to come: how a run ends on a full disk has to be known."""
+"""Bytes of disk reserved for later events: the end of a run on a full disk must be known."""
 
 
 class EventLog:
-    """The events of one run, by structlog into its file. One a run at a time: the holder of the lock."""
+    """The events of one run, by structlog into its file. Only the holder of the run's lock has one."""
 
     def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
@@ -52,28 +52,28 @@ class EventLog:
 
     @property
     def unwritten(self) -> str:
-        """How many events wait for the disk, and why."""
+        """The number of events that wait for the disk, and why."""
         return self._file.unwritten
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
-        """The event is in the file (not yet synced), or waits in memory while the disk refuses it."""
+        """The event is in the file (not yet synced), or it waits in memory while the disk refuses it."""
         getattr(self._log, level)(EventName(event).value, **fields)
         self._tell()
 
     def sync(self) -> None:
-        """What was written will soon survive a power cut. Nobody waits for the disk here: that may take seconds, in which
-        a rank may die."""
+        """The written events will soon survive a power cut. It does not wait for the disk: that may take seconds, and a
+        rank may die meanwhile."""
         self._file.sync()
         self._tell()
 
     def close(self) -> None:
-        """What was written survives a power cut; waits for the disk, however slow."""
+        """The written events survive a power cut. It waits for the disk, also for a slow one."""
         self._file.flush()
         self._tell()
         self._file.close()
 
     def _tell(self) -> None:
-        """The file's own trouble is told in it, too, as soon as it can be."""
+        """Trouble with the file is an event in it too, as soon as possible."""
         while self._file.troubles:
             self._log.warning(EventName.WARNING.value, text=self._file.troubles.pop(0))
 
@@ -88,19 +88,19 @@ class EventLog:
 
 
 class _File:
-    """What structlog writes finished lines to: they are appended whole, or wait in memory until the disk takes them."""
+    """structlog writes finished lines to it. They are appended whole, or wait in memory until the disk takes them."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.troubles: list[str] = []
-        """What is to be told of the disk; whoever tells it takes it out."""
+        """Troubles with the disk that are not told yet. They are removed when they are told."""
         self.unwritten = ""
         self._fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._waiting: deque[bytes] = deque()
         self._dropped = 0
         self._unsynced = ""
-        """What was the matter with the last sync."""
+        """The error of the last sync; empty if it was good."""
         self._room = room.keep(self._fd, _ROOM)
-        """Up to which offset the file has room, however full the disk is."""
+        """The offset up to which the file has room, even on a full disk."""
         self._syncer = _Syncer(self._fd, path, disk)
 
     def write(self, line: bytes) -> None:
@@ -133,7 +133,7 @@ class _File:
             self._dropped = 0
 
     def sync(self) -> None:
-        """A sync is under way of what could be written."""
+        """Starts a sync of the lines that could be written."""
         self.flush()
         self._syncer.start()
         problem = self._syncer.problem
@@ -148,7 +148,7 @@ class _File:
 
 
 class _Syncer:
-    """A file's fsync in a thread of its own, at most one at a time."""
+    """Runs a file's fsync in its own thread, at most one at a time."""
 
     def __init__(self, fd: int, path: Path, disk: Disk) -> None:
         self.dirty = False
@@ -162,7 +162,7 @@ class _Syncer:
         self._ended = False
 
     def start(self) -> None:
-        """A sync of what was written is under way, unless one is already: then the next call starts it."""
+        """Starts a sync of the written lines. If one is running, the next call starts it."""
         if not self.dirty or self._busy:
             return
         self.dirty = False
@@ -172,7 +172,7 @@ class _Syncer:
                 thread.start()
                 self._thread = thread
         except RuntimeError:
-            self._sync()  # no memory for a thread: then we wait
+            self._sync()  # no memory for a thread: then this thread waits
             return
         self._busy = True
         self._due.release()
@@ -194,7 +194,7 @@ class _Syncer:
         try:
             self._disk.fsync(self._fd, self._path)
             if not self._named:
-                # The first time the file's name too, which no sync of its content promises.
+                # The first time, the folder too: a sync of the content does not make the file's name durable.
                 self._disk.sync_dir(self._path.parent)
                 self._named = True
             self.problem = ""

@@ -1,4 +1,4 @@
-"""pace.json: what a run has shown of its speed, for the supervisor that takes it up next."""
+"""pace.json: the speed that a run has shown, for the next supervisor of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Kept(msgspec.Struct):
 
 
 class Paces:
-    """Of one run. A file that is lost, or cannot be read, costs nothing but having to learn again: it is not synced."""
+    """The pace of one run. If the file is lost or cannot be read, the speed is learned again; so it is not synced."""
 
     def __init__(self, run: RunDir) -> None:
         self._path = run.pace
@@ -30,7 +30,7 @@ class Paces:
         self._at = 0.0
 
     def last(self) -> Pace:
-        """As it was left."""
+        """The pace as the last supervisor left it."""
         try:
             kept = read(self._path, _Kept, _LARGEST)
             return Pace(kept.recent[-WINDOW:], kept.slowest, kept.phases, kept.restart)
@@ -38,13 +38,13 @@ class Paces:
             return Pace()
 
     def keep(self, pace: Pace, now: float) -> None:
-        """It is kept from time to time."""
+        """Writes it from time to time."""
         if now >= self._at + _EVERY:
             self._at = now
             self.write(pace)
 
     def write(self, pace: Pace) -> None:
-        """It is kept, if the disk allows it."""
+        """Writes it, if the disk allows it."""
         if pace == self._kept:
             return
         self._kept = pace

@@ -1,4 +1,4 @@
-"""A script's own saves on the disk: the newest whole one, and what a kill has left beside them."""
+"""A script's own saves on the disk: the newest whole one, and the leftovers of a kill beside them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of
 
 _TAIL = 256 << 10
-"""Bytes of a journal's end that are read: a thousand saves."""
+"""The number of bytes read from the end of a journal: a thousand saves."""
 _WHOLE = 8 << 20
-"""The same of one that is read but once: each folder is named where it is first saved into."""
+"""The same for a journal that is read only once: a folder is named at the first save into it."""
 _TRIED = 50
-"""Saves that are looked for on the disk before it is given up."""
+"""The number of saves that are looked for on the disk before the search ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A save that is on the disk as it was when it was done. `step` is true, or -1 where that is not known."""
+    """A save that is unchanged on the disk. `step` is the true step, or -1 if it is not known."""
 
     path: str
     step: int
     written: float
-    """By the wall clock."""
+    """The time, by the wall clock."""
 
 
 def newest_whole(run: RunDir) -> Whole | None:
-    """The newest, at the highest step that the newest attempt with one has saved; what was made before the first step is
-    none. None also where nothing can be read."""
+    """The newest whole save: at the highest step of the newest attempt that has one. A save before the first step does
+    not count. None if there is none, or nothing can be read."""
     for number, saved in zip(range(_TRIED), _newest_first(run), strict=False):
         del number
         if (path := place_of(saved)) is not None and _is_whole(saved, path):
@@ -50,8 +50,8 @@ def _is_whole(saved: Saved, path: str) -> bool:
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
-    """The saves that were done, the newest attempt's first, by step and time; each path once an attempt. No file that
-    is a part of a folder, and no folder that a rank is not done with."""
+    """The finished saves, the newest attempt first, by step and time; each path once an attempt. Without files that are
+    part of a folder, and without folders that a rank has not finished."""
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
         heard = Saves()
@@ -70,15 +70,15 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
 
 
 def _says_more(saved: Saved, before: Saved) -> bool:
-    """Of two saves of one path: the later one, but a rank that saw the folder's last file says more than one that did
-    not."""
+    """Whether `saved` says more than `before`, of the same path: the later save does, but a rank that saw the folder's
+    last file says more than a rank that did not."""
     if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
         return saved.identity is not None
     return saved.mono >= before.mono
 
 
 def saves_of(run: RunDir, attempt: int) -> Saves:
-    """What the journals of that attempt say, for who has not followed them."""
+    """The saves in the journals of that attempt, for a caller that has not followed them."""
     heard = Saves()
     for rank, path in journals_of(run.attempt(attempt)):
         for raw in tail(path, _WHOLE).splitlines():
@@ -88,8 +88,8 @@ def saves_of(run: RunDir, attempt: int) -> Saves:
 
 
 def sweep(saves: Saves, mark: str) -> None:
-    """Where `saves` were made no hidden folder is left that a rank of the run with this mark was saving in. No rank may
-    be alive."""
+    """In the places of `saves`, hidden folders that ranks of the run with this mark used for saving are removed. Call
+    it only when no rank is alive."""
     for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:  # noqa: PTH120
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):

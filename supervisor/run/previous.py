@@ -1,4 +1,4 @@
-"""What earlier supervisors of a run have left: what its events tell, and a group that may be adopted.
+"""The state that earlier supervisors of a run have left: its events, and a group that may be adopted.
 
     the last attempt is settled (its successor decided, or written off)  ->  nothing to adopt
     its group is not what is asked for now, or cannot be told from others ->  nothing to adopt
@@ -6,7 +6,7 @@
     its launcher lives, or has reported how it ended                     ->  adopted, in RUNNING: it is judged as ever
     its launcher was killed                                              ->  nothing to adopt
 
-What is not adopted is ended and verified gone before anything else is launched.
+Processes that are not adopted are ended and verified gone before anything else is launched.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from supervisor.reading.events_file import read_events
 from trainer.rundir.layout import RunDir
 
 _SETTLED = (EventName.RELAUNCH_SCHEDULED, EventName.TAKEOVER, EventName.RUN_ENDED)
-"""Events after which an attempt is nobody's any more."""
+"""After one of these events an attempt is settled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """A run as its events tell it, before a new supervisor has said a word."""
+    """A run as its events tell it, before a new supervisor writes any."""
 
     story: Story = field(default_factory=Story)
     last_attempt: int = -1
-    """The highest number that was ever given, told or not; it is never given again."""
+    """The highest attempt number that was ever used, with an event or not. It is never used again."""
     events: tuple[dict[str, Any], ...] = ()
-    """Of the last attempt."""
+    """The events of the last attempt."""
     checkpoints: frozenset[int] = frozenset()
-    """Those that are told of."""
+    """The steps of the checkpoints that the events tell of."""
     faults_fired: frozenset[str] = frozenset()
     faults_armed: frozenset[int] = frozenset()
 
     @property
     def told_checkpoints(self) -> frozenset[int] | None:
-        """The checkpoints that an unfinished run has told of; None for one that begins, whose folder may hold others."""
+        """The checkpoints that the events of an unfinished run tell of. None for a run that begins: its folder may hold
+        others."""
         return self.checkpoints if self.unfinished else None
 
     @property
@@ -53,11 +54,11 @@ class Previous:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the old budget holds: nobody has decided anything since."""
+        """Whether the old budget is still valid, because nothing was decided since."""
         return self.unfinished or self.story.state == RunState.PREEMPTED
 
     def told(self, name: str) -> dict[str, Any] | None:
-        """The newest event of that name, of the last attempt."""
+        """The newest event of that name in the last attempt."""
         return next((event for event in reversed(self.events) if event["msg"] == name), None)
 
     def verdict(self) -> Verdict | None:
@@ -66,17 +67,17 @@ class Previous:
         return retold(event) if event else None
 
     def began(self, now: float) -> float:
-        """When the last attempt was started, by the machine's clock; `now` at the latest, as of one that was not told."""
+        """The start of the last attempt, by the machine's clock. `now` if no event tells it, and at the latest."""
         return min(float((self.told("attempt_started") or {}).get("mono", now)), now)
 
     @property
     def unsettled(self) -> bool:
-        """Whether the last attempt is still to be judged: no supervisor has decided what follows it."""
+        """Whether the last attempt must still be judged: no supervisor has decided what follows it."""
         return self.unfinished and not any(self.told(name) for name in _SETTLED)
 
 
 def retold(event: Mapping[str, Any]) -> Verdict | None:
-    """The verdict that a `verdict` event tells of; None if that is garbled, or its cause is one of a newer version."""
+    """The verdict in a `verdict` event. None if it is damaged, or its cause is from a newer version."""
     try:
         return msgspec.convert({**event, "at": event["mono"], "failed_at": event["failed_mono"]}, Verdict)
     except (KeyError, ValueError):
@@ -84,7 +85,7 @@ def retold(event: Mapping[str, Any]) -> Verdict | None:
 
 
 def previous_of(run: RunDir) -> Previous:
-    """What is known of `run`. The caller holds its lock."""
+    """The known state of `run`. The caller holds its lock."""
     events = read_events(run.events)[0]
     story = tell(events)
     last = max([*run.attempts(), *(attempt.number for attempt in story.attempts)], default=-1)

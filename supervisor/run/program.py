@@ -15,12 +15,12 @@ from trainer.rundir.files.untrusted_files import read_file
 from trainer.rundir.layout import RunDir
 
 _LARGEST = 4 << 20
-"""Bytes of a source file; a larger one is data."""
+"""The largest source file, in bytes; a larger file is data."""
 _MOST = 500
 
 
 class Program:
-    """Of one run. What it knows outlives the supervisor; what cannot be read is not known."""
+    """The program of one run. The knowledge outlives the supervisor. A file that cannot be read is not known."""
 
     def __init__(self, run: RunDir, spec: Spec) -> None:
         self._run = run
@@ -29,7 +29,7 @@ class Program:
         self._script = None if spec.module else os.path.join(spec.cwd, spec.command[0])  # noqa: PTH118 (as it is named)
 
     def launched(self) -> tuple[Change, ...]:
-        """What is another file now than the attempt before has loaded. From here on that is what is known."""
+        """The files that have changed since the last attempt loaded them. The new content is known from now on."""
         now = {path: _looked(path, was) for path, was in self._known.items()}
         found = changes(self._known, now)
         self._known = {path: source for path, source in now.items() if source is not None}
@@ -39,7 +39,7 @@ class Program:
         return found
 
     def hear(self, told: Path) -> None:
-        """What the attempt's rank 0 has told of the files that it has loaded is known, once it has."""
+        """Learns the files that the attempt's rank 0 has loaded, as soon as the rank has told them."""
         if told == self._heard:
             return
         try:
@@ -55,7 +55,7 @@ class Program:
 
     def _add(self, path: str, about: list[int] | None = None) -> None:
         source = _looked(path)
-        # What was changed since it was loaded is not what was loaded: nobody can tell any more what that was.
+        # A file that changed after it was loaded is not the loaded one, whose content nobody can know any more.
         if source is not None and about in (None, [source.bytes, source.changed_ns]):
             self._known[path] = source
 
@@ -72,7 +72,7 @@ def _kept(path: Path) -> dict[str, Source]:
 
 
 def _looked(path: str, was: Source | None = None) -> Source | None:
-    """The file as it is; not read again where size and time say that it is as it `was`."""
+    """The file as it is now. It is not read again if size and time are as in `was`."""
     try:
         found = Path(path).stat()
         if was is not None and (was.bytes, was.changed_ns) == (found.st_size, found.st_mtime_ns):

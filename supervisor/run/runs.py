@@ -1,4 +1,4 @@
-"""Which run is meant: an id, a unique prefix of one, a path, or nothing for the newest."""
+"""Finds a run by an id, a unique prefix of one, a path, or nothing for the newest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Known:
 
 
 def load(path: Path) -> Known | None:
-    """The run at `path`, or None if there is no run.json; Refusal if it cannot be read or is of a newer version."""
+    """The run at `path`, or None without a run.json. Refusal if it cannot be read or is of a newer version."""
     run = RunDir(path)
     try:
         spec = read(run.run_json, dict[str, Any], unique=True)
@@ -47,13 +47,13 @@ def load(path: Path) -> Known | None:
             "use the newer supervise that wrote it"
         )
     if spec.get(INODE) != inode(run):
-        # A copy is another run: with the original's mark it would kill the original's ranks and take its shared memory.
+        # A copy is another run. With the original's mark it would kill the original's ranks and take its shared memory.
         spec["mark"] = f"{spec.get('mark')}x{inode(run):x}"
     return Known(run, spec)
 
 
 def inode(run: RunDir) -> int:
-    """Tells a run's folder from every copy of it."""
+    """A number that differs between a run's folder and every copy of it."""
     return run.path.stat().st_ino
 
 
@@ -71,7 +71,7 @@ def all_runs(root: Path = RUNS) -> list[Known]:
 
 
 def find(name: str | None, root: Path = RUNS) -> Known:
-    """The run that `name` means; NoSuchRun names what there is."""
+    """The run that `name` means. NoSuchRun names the existing runs."""
     if name is not None and (known := load(Path(name))):
         return known
     runs = all_runs(root)

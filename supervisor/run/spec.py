@@ -1,4 +1,4 @@
-"""What a run was asked to be: the options as resolved, and how run.json keeps them."""
+"""The request of a run: its resolved options, and their form in run.json."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Spec:
     policy: Policy = field(default_factory=Policy)
     standby: bool = True
     spawns: bool = False
-    """The script starts its ranks itself, and is started as by its user."""
+    """The script starts its ranks itself, so it is started as its user would start it."""
     plain_saves: bool = False
-    """The script's own saves are written as it asks, and not beside."""
+    """The script's own saves are written directly to their paths."""
     local_addr: Name | None = None
-    """The address of this machine that the ranks meet at; None: the loopback interface."""
+    """The address of this machine at which the ranks meet; None: the loopback interface."""
     inject: tuple[str, ...] = ()
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
@@ -59,20 +59,20 @@ class Spec:
 _OWN = [f.name for f in dataclasses.fields(Spec) if f.name != "policy"]
 _LIMITS = [f.name for f in dataclasses.fields(Policy) if f.name != "stuck_after"]
 NAMES = frozenset(_OWN + _LIMITS)
-"""What a Spec consists of, its policy's parts among them: as options and run.json have it."""
+"""The names of all values of a Spec and of its policy, as in options and run.json."""
 _FIELDS = (*dataclasses.fields(Spec), *dataclasses.fields(Policy))
 DEFAULTS = {f.name: f.default for f in _FIELDS if f.name in NAMES and f.default is not dataclasses.MISSING}
-"""What is had where nobody says otherwise, for `launch` as for a run.json that does not say."""
+"""The defaults, for `launch` and for a run.json without the field."""
 
 
 def flat(spec: Spec) -> dict[str, Any]:
-    """By name, all that `spec` consists of."""
+    """All values of `spec`, by name."""
     own = {name: getattr(spec, name) for name in _OWN}
     return own | {name: getattr(spec.policy, name) for name in _LIMITS}
 
 
 def made(values: Mapping[str, Any]) -> Spec:
-    """The Spec that consists of `values`, as flat() gave them."""
+    """The Spec with `values`, as flat() returns them."""
     return Spec(**{name: values[name] for name in _OWN if name in values}, policy=policy_of(values))
 
 
@@ -81,12 +81,12 @@ def policy_of(values: Mapping[str, Any]) -> Policy:
 
 
 def resolved(overrides: Mapping[Any, str]) -> dict[Cause, Do]:
-    """An action for each cause that a person may decide: the default where `overrides` has none."""
+    """An action for each cause that a person may decide: from `overrides`, else the default."""
     return {cause: Do(overrides.get(cause, do)) for cause, (do, _) in rules.DEFAULTS.items()}
 
 
 def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
-    """`spec` as it may be written down: without the secrets in its command line."""
+    """`spec` without the secrets in its command line, so that it may be written down."""
     redactor = Redactor(environ)
     return dataclasses.replace(
         spec, command=tuple(redactor.command(spec.command)), resume_args=redactor.text(spec.resume_args)
@@ -94,7 +94,7 @@ def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
 
 
 def revealed(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
-    """What shown() was given, as far as this environment has the secrets; Refusal if it does not."""
+    """The spec that shown() was given. The secrets come from this environment; Refusal if it does not have them."""
     redactor = Redactor(environ)
     try:
         command = tuple(map(redactor.restore, spec.command))
@@ -107,7 +107,7 @@ def revealed(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
 
 
 def save(run: RunDir, spec: Spec) -> None:
-    """run.json holds `spec`, without its secrets; it was the old one until then."""
+    """run.json holds `spec`, without its secrets. Until then it held the old one."""
     body = {
         "schema": SCHEMA,
         INODE: inode(run),
@@ -115,7 +115,7 @@ def save(run: RunDir, spec: Spec) -> None:
         "versions": {"python": platform.python_version(), "executable": sys.executable},
     }
     if spec.policy.hang_timeout == float("inf"):
-        # JSON has no infinity that every reader takes.
+        # JSON has no infinity that every reader accepts.
         body["hang_timeout"] = HANG_OFF
     try:
         replace_file(run.run_json, encode(body, indent=1))
@@ -124,13 +124,13 @@ def save(run: RunDir, spec: Spec) -> None:
 
 
 def restore(body: Mapping[str, Any]) -> Spec:
-    """The Spec that run.json's `body` keeps; Refusal if a field is missing or damaged."""
+    """The Spec in run.json's `body`. Refusal if a field is missing or damaged."""
     limits = {name: body[name] for name in _LIMITS if name in body}
     if limits.get("hang_timeout") == HANG_OFF:
         limits["hang_timeout"] = float("inf")
     try:
-        # Of another version's run, perhaps: causes that it did not know are dealt with as by default, those of its own
-        # not.
+        # The run may be of another version. Causes that it did not know get the default; causes that only it knows are
+        # left out.
         limits["actions"] = resolved(msgspec.convert(body.get("actions", {}), dict[str, str]))
         spec = msgspec.convert({**body, "policy": limits}, Spec)
         if not is_mark(spec.mark):

@@ -1,4 +1,4 @@
-"""How a run stands: its story from the events, with what the beats and the lock say right now."""
+"""The status of a run: its story from the events, with the present beats and lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.rundir.records.beats import last_beats
 
 
 def story_of(run: RunDir) -> Story:
-    """The story of `run`; its state is `lost` if it is not over and no supervisor holds it."""
+    """The story of `run`. Its state is `lost` if it is not over and no supervisor holds it."""
     story = tell(read_events(run.events)[0])
     if not story.over and not is_held(run):
         story.state = RunState.LOST
@@ -60,14 +60,14 @@ def status(known: Known) -> dict[str, Any]:
 
 
 def _standby(story: Story) -> dict[str, Any] | None:
-    """The group that waits, and the memory that it and the fork server take, in bytes, shared pages counted once (PSS);
-    `why` there is no better one, and what is imported again at each restart, with the CPU seconds of that. None while
-    nothing is known."""
+    """The waiting group, and the memory of it and the fork server in bytes, shared pages counted once (PSS). `why` says
+    why there is no better one. Then the modules that are imported again at each restart, with their CPU seconds. None
+    while nothing is known."""
     event = story.standby
     if event is None:
         return None
     lost = event.get("msg") == "standby_lost"
-    # `nursery_pid` is how runs before this version call it.
+    # Runs of older versions call it `nursery_pid`.
     event = {"forkserver_pid": event.get("nursery_pid"), **event}
     known = {key: event.get(key) for key in ("launcher_pid", "forkserver_pid", "pids")}
     ranks = known["pids"] if isinstance(known["pids"], list) else []
@@ -86,7 +86,7 @@ def _standby(story: Story) -> dict[str, Any] | None:
 
 
 def _cold(story: Story) -> float | None:
-    """Seconds that the run's first attempt took to its first step: what a restart that has to import takes at most."""
+    """Seconds from the start of the first attempt to its first step: the most that a restart with imports takes."""
     first = story.attempts[0] if story.attempts else None
     if first is None or first.first_step is None:
         return None
@@ -98,7 +98,7 @@ def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
 
 
 def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
-    """Of ranks that are silent for longer than usual: what they do, for how long by now, and how long they may."""
+    """The ranks that are silent for longer than usual: what they do, since when, and their limits."""
     now = time.monotonic() + story.offset
     found = []
     for rank, event in sorted(attempt.pauses.items()):
@@ -134,7 +134,7 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
 
 
 def _checkpoint(run: RunDir) -> dict[str, Any] | None:
-    """The newest that a restart could go on from: of ours, or a save of the script's own."""
+    """The newest checkpoint that a restart could go on from: one of ours, or a save of the script's own."""
     step = newest_checkpoint(run.checkpoints)
     path = run.checkpoints / step_name(max(step, 0))
     own = newest_whole(run)

@@ -1,1 +1,1 @@
-"""Where a run's folder is, whose it is, and who holds it."""
+"""The folder of a run: its place, its owner, and its holder."""

@@ -1,5 +1,5 @@
-"""Whether a run's folder is still where it was: a folder that is moved while its run lives would be made anew in its old
-place by whoever writes there next, and the run's files would lie in two places."""
+"""Whether a run's folder is still in its place. If it is moved while its run lives, the next writer would make it again
+in the old place, and the run's files would lie in two places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.rundir.codes import ExitCode
 
 
 class Moved(Exception):
-    """The run's folder is at `path` now, and nothing of the run is alive."""
+    """The run's folder is at `path` now, and no process of the run is alive."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -19,13 +19,13 @@ class Moved(Exception):
 
 
 class Removed(Refusal):
-    """The run's folder is nowhere any more, and nothing of the run is alive."""
+    """The run's folder is removed, and no process of the run is alive."""
 
     exit_code = ExitCode.POINTLESS
 
 
 class Anchor:
-    """Holds on to the folder that was at `path`, whatever it is called later."""
+    """Keeps hold of the folder that was at `path`, also if its name changes later."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -35,7 +35,8 @@ class Anchor:
         os.close(self._fd)
 
     def holds(self) -> bool:
-        """Whether the folder is at its path. What cannot be looked at (a file server that is away) counts as there."""
+        """Whether the folder is at its path. If it cannot be looked at (a file server that is away), it counts as
+        there."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._fd))
         except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""One supervisor a run: a flock on the run directory, and a note of who holds it."""
+"""One supervisor for each run: a flock on the run directory, and a note that names the holder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 
 _TIME_LIMIT = 0.5
-"""Seconds to try: a query holds the lock for an instant to learn whether somebody does."""
+"""Seconds to try: a query takes the lock for a moment, to learn whether it is held."""
 
 
 class Holder(TypedDict, total=False):
-    """lock.json: whose pid that is (`pids` is the pid namespace), and since when."""
+    """lock.json: the pid of the holder (`pids` is the pid namespace), and since when."""
 
     pid: int
     host: str
@@ -35,10 +35,10 @@ class Holder(TypedDict, total=False):
 
 
 class RunLock:
-    """Held from enter to exit, or until the process dies, however it dies; by nobody but the run's owner."""
+    """Held from enter to exit, or until the process dies in any way. Only the run's owner can hold it."""
 
     def __init__(self, run: RunDir, unnamed: bool = False) -> None:
-        """`unnamed`: held also where a full disk does not take the note of who holds it."""
+        """`unnamed`: held also if a full disk does not take the note that names the holder."""
         self._run = run
         self._unnamed = unnamed
         self._lock = FileLock(run.lock, timeout=_TIME_LIMIT, mode=0o600)
@@ -77,7 +77,7 @@ def is_held(run: RunDir) -> bool:
 
 @contextlib.contextmanager
 def claimed(run: RunDir) -> Iterator[bool]:
-    """Whether nobody held the run's lock: then it is ours inside. A run that never had a lock has nobody to hold it."""
+    """Whether the run's lock was free; then we hold it inside. A run without a lock file is free."""
     try:
         fd = open_file(run.lock, os.O_RDWR)
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def claimed(run: RunDir) -> Iterator[bool]:
 
 
 def holder(run: RunDir) -> Holder:
-    """Who took the lock last; empty if that cannot be read."""
+    """The last holder of the lock; empty if it cannot be read."""
     try:
         return read(run.holder, Holder)
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Who may steer a run: its owner, in a folder that nobody else can have laid out for them.
+"""Only the owner may steer a run, and only in a folder that nobody else could have prepared.
 
-A run is read by whoever the system lets read it. It is launched, resumed, stopped, cleaned or given a fault only by the
-user whose folder it is, and only while what lies under the names of a run is the thing itself: through a link in its place,
-a supervisor would write, truncate or remove what the link leads to.
+The system's permissions decide who may read a run. Only the owner of its folder may launch, resume, stop or clean it,
+or give it a fault. And no name of the run may be a link: through a link a supervisor would write, truncate or remove
+the link's target.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OTHERS_WRITE = 0o022
 
 
 def own(path: Path) -> None:
-    """The folder `path` is this user's; else Refusal."""
+    """Refusal unless the folder `path` belongs to this user."""
     found = path.stat()
     if found.st_uid != os.geteuid():
         raise Refusal(
@@ -29,15 +29,15 @@ def own(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """The folder `path`, which holds nothing yet, can be entered by its owner alone; Refusal if it is somebody else's."""
+    """Only the owner can enter the folder `path`, which is still empty. Refusal if it belongs to somebody else."""
     own(path)
-    with contextlib.suppress(OSError):  # a file system without modes has others' ways to keep people out
+    with contextlib.suppress(OSError):  # a file system without modes has other ways to keep people out
         path.chmod(0o700)
 
 
 def vet(run: RunDir) -> None:
-    """The folder of `run` is this user's, nobody else can write there, and each of its names is the thing itself; else
-    Refusal."""
+    """Refusal unless the folder of `run` belongs to this user, nobody else can write there, and none of its names is a
+    link."""
     own(run.path)
     if run.path.stat().st_mode & _OTHERS_WRITE:
         raise Refusal(

@@ -1,7 +1,8 @@
-"""Where this user's runs are, so that they are found from any folder: a small file a run, in the user's own state folder.
+"""The places of this user's runs, so that they are found from any folder: a small file for each run, in the user's
+state folder.
 
-One file a run, so that two launches at once write two files. An entry is a hint and proves nothing: whoever acts on a run
-looks at the run itself. Another machine may share the folder (a home on a file server): its entries are left to it.
+Each run has its own file, so two launches at once write two files. An entry is only a hint: before acting, look at the
+run itself. Another machine may share the folder (a home on a file server); its entries are not touched.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.layout import RunDir
 
 FORGOTTEN = 90 * 86400.0
-"""Seconds after which an entry that leads nowhere from here is dropped, whatever the reason."""
+"""Seconds after which an entry that leads nowhere from here is dropped, for any reason."""
 
 
 class _Entry(msgspec.Struct):
     path: str
     host: str
     device: int = 0
-    """The disk that it is on, as the host numbers it."""
+    """The disk of the run, by the host's number."""
 
 
 def register(run: RunDir) -> None:
-    """The run is found by registered() from now on, where the user has a folder for that."""
+    """registered() finds the run from now on, if the user has a state folder."""
     if (folder := _folder()) is None:
         return
     path, host = str(run.path.resolve()), here()["host"]
@@ -45,7 +46,7 @@ def register(run: RunDir) -> None:
 
 
 def registered() -> list[Path]:
-    """The folders of the runs that were launched on this machine and are still there. Entries of others are dropped."""
+    """The folders of the runs that were launched on this machine and still exist. Entries of other runs are dropped."""
     folder = _folder()
     if folder is None:
         return []
@@ -70,7 +71,7 @@ def _follow(entry: Path) -> Path | None:
     path, ours = Path(found.path), found.host == here()["host"]
     if ours and path.is_absolute() and _is_run(path):
         return path
-    # A disk that is not mounted now comes back; what was on one that is there does not.
+    # A disk that is not mounted now may come back. A folder that is gone from a mounted disk does not.
     if old or (ours and _device(path) == found.device):
         with contextlib.suppress(OSError):
             entry.unlink()
@@ -84,7 +85,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _device(path: Path) -> Any:
-    """Of the nearest folder above `path` that is there."""
+    """The disk of the nearest existing folder above `path`."""
     for folder in _upwards(path):
         with contextlib.suppress(OSError, ValueError):
             return folder.stat().st_dev
