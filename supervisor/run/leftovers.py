@@ -1,9 +1,9 @@
-"""What a run that nobody holds has left on the machine: processes, half-written folders and files, shared memory,
-memory cgroups.
+"""The leftovers of a run that no supervisor holds: processes, half-written folders and files, shared memory, memory
+cgroups.
 
     lock free? ── take it ──▶ kill processes, by pidfd ──▶ all gone? ──▶ remove folders, files, memory ──▶ give it back
 
-A run whose lock is held is never touched, and nobody can take up a run while it is being cleaned.
+A run with a held lock is never touched. Nobody can take up a run while it is being cleaned.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.rundir.variables import MARK
 
 SHM = Path("/dev/shm")
 TIME_LIMIT = 5.0
-"""Seconds that a process may take to be gone after its SIGKILL."""
+"""Seconds that a process may need to end after its SIGKILL."""
 _FOLDER = re.compile(r"\A\.step-\d{8,}\.tmp-")
 _FILE = re.compile(r"\A\..+\.tmp-\d+-\d+\Z|\A\.spec-\d+\Z")
 
@@ -58,7 +58,7 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of a leftover: `removed`, or not, with the `problem` if it was tried."""
+    """The result for a leftover: whether it was `removed`, and the `problem` if that failed."""
 
     leftover: Leftover
     removed: bool = False
@@ -66,7 +66,7 @@ class Fate:
 
 
 def marks() -> dict[str, list[psutil.Process]]:
-    """The living processes of this user that carry a run's mark, by mark; neither this one nor those it descends from."""
+    """The living processes of this user with the mark of a run, by mark. Without this process and its ancestors."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -79,25 +79,25 @@ def marks() -> dict[str, list[psutil.Process]]:
 
 
 def mark_of(known: Known) -> str:
-    """What all that belongs to the run is marked with; "" if its spec has none."""
+    """The mark of all things that belong to the run; "" if its spec has none."""
     mark = known.spec.get("mark")
     return mark if isinstance(mark, str) else ""
 
 
 def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
-    """What there is of the run, processes first. Says nothing of whether the run is held."""
+    """The leftovers of the run, processes first. It does not check whether the run is held."""
     return [*_living(known, processes), *_files(known), *_memory(known), *_groups(known)]
 
 
 def clear(known: Known, processes: list[psutil.Process]) -> list[Fate]:
-    """Nothing of the run is there any more, or the fates say what is and why. Its lock must be ours. `processes` are those
-    that carry its mark; files stay while one of them does not end."""
+    """Removes all leftovers of the run. The fates tell what stayed, and why. We must hold its lock. `processes` have
+    its mark; files stay if one of them does not end."""
     fates: list[Fate] = []
-    # Looked for again until there are none: one of them may have forked between the look and its end.
+    # It looks again until there are none: a process may have forked between the look and its end.
     while processes:
         fates += [_end(leftover, known) for leftover in _living(known, processes)]
         if any(fate.problem for fate in fates):
-            # It may still be writing the rest.
+            # The process may still be writing the other leftovers.
             return fates + [Fate(rest, problem="a process of the run is alive") for rest in find(known, [])]
         processes = marks().get(mark_of(known), [])
     return fates + [_end(leftover, known) for leftover in find(known, [])]
@@ -109,7 +109,7 @@ def _end(leftover: Leftover, known: Known) -> Fate:
 
 
 def _living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
-    """Those of `processes` that are still there, last those that clean up behind the others."""
+    """Those of `processes` that still live; last come those that clean up after others."""
     found = []
     for process in sorted(processes, key=lambda process: is_caretaker(process.pid)):
         with contextlib.suppress(psutil.Error):
@@ -144,7 +144,7 @@ def _memory(known: Known) -> Iterator[Leftover]:
 
 
 def _groups(known: Known) -> Iterator[Leftover]:
-    """Memory groups that `oom` faults have made."""
+    """The memory groups that `oom` faults have made."""
     mark = mark_of(known)
     for group in groups_of(mark) if mark else []:
         yield Leftover(known.id, Kind.GROUP, str(group.path), 0)
@@ -159,13 +159,13 @@ def _size(path: Path) -> int:
 
 
 def remove(leftover: Leftover, known: Known) -> str | None:
-    """It is gone (None), or why not. A process that does not carry the run's mark now is not the one meant; a snapshot that
-    is newer than what is on disk is made a checkpoint first."""
+    """None if it is removed, else why not. A process without the run's mark is another one by now, and is not touched.
+    A snapshot newer than the checkpoints is first made a checkpoint."""
     if leftover.kind is Kind.PROCESS:
         return _kill(int(leftover.place), mark_of(known))
     path = Path(leftover.place)
     if leftover.kind is Kind.GROUP:
-        # Its files are the kernel's: only the folder itself can be removed, and only while nothing runs in it.
+        # Its files belong to the kernel: only the folder itself can be removed, and only while no process is in it.
         return None if remove_group(path) else "a process is in it"
     if leftover.kind is Kind.MEMORY and (problem := rescue(path, known.run)):
         return problem
@@ -180,7 +180,7 @@ def remove(leftover: Leftover, known: Known) -> str | None:
 
 
 def rescue(segment: Path, run: RunDir) -> str | None:
-    """What `segment` keeps for a flush that never came, and its newest snapshot, are durable (None), or why not."""
+    """None if the snapshots that `segment` keeps for a flush, and its newest one, are durable; else why not."""
     on_disk = committed_steps(run.checkpoints)
     steps = {step for step in pinned(segment) if step not in on_disk}
     if (newest := newest_snapshot(segment)) is not None and newest > max(on_disk, default=-1):
@@ -197,7 +197,7 @@ def rescue(segment: Path, run: RunDir) -> str | None:
 def _kill(pid: int, mark: str) -> str | None:
     try:
         process = psutil.Process(pid)
-        # Read of the process that is found by now, and no other gets the signal.
+        # Read for the process that was found just now; no other process gets the signal.
         if process.environ().get(MARK, "").rpartition(".")[0] != mark:
             return None
         return f"alive {TIME_LIMIT:.0f} s after SIGKILL" if kill([process], TIME_LIMIT).left else None

@@ -1,1 +1,1 @@
-"""Runs anybody's script in a rank, and tells the supervisor how it goes."""
+"""Runs any script in a rank, and reports to the supervisor."""

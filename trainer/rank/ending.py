@@ -1,4 +1,4 @@
-"""The end of a rank that is a fork, as an interpreter ends that was started for the script."""
+"""Ends a forked rank in the way in which a fresh interpreter ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
 def tell(error: BaseException) -> None:
-    """As the interpreter tells of it, by the script's own hook if there is one; the frames that it shows are the script's."""
+    """Prints the error as the interpreter does, by the script's own hook if there is one. It shows only the script's
+    frames."""
     trace = error.__traceback__
     while trace is not None and is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -29,18 +30,18 @@ def tell(error: BaseException) -> None:
 
 
 def end(code: object, by: signal.Signals | None = None) -> NoReturn:
-    """This process is gone: `by` a signal, or with the argument of a SystemExit for its status.
+    """Ends this process: `by` a signal, or with `code`, the argument of a SystemExit, as its status.
 
-    What a script may count on has come before: its threads are done, its exit functions have run, what nothing but its
-    main module held is deleted, what it has written is in its files. What is left out is the interpreter's own end. It takes
-    four times as long, and libraries whose threads did not come along with the fork may wait for them in their destructors.
+    Before that comes all that a script may rely on: its threads are done, its exit functions have run, objects that
+    only its main module held are deleted, its writes are in the files. Only the interpreter's own end is left out. It
+    takes four times as long, and destructors of libraries may wait for threads that the fork does not have.
     """
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    # First: of a file and its buffer that are deleted together, either may be the first to go.
+    # This comes first: if a file and its buffer are deleted together, either may go first.
     _flush()
     for name in ("__main__", "__mp_main__"):
         sys.modules.pop(name, None)
@@ -54,8 +55,9 @@ def end(code: object, by: signal.Signals | None = None) -> NoReturn:
 
 
 def _flush() -> None:
-    """What was written is in the files. Those of before the fork are frozen: neither listed, nor the script's."""
-    # By their true types: a proxy says that it is what it stands for, and raises if that is gone.
+    """All writes are in the files. Files of the time before the fork are frozen: they are not listed, and not the
+    script's."""
+    # By the true type: a proxy has the class of its target, and raises if the target is gone.
     for thing in [thing for thing in gc.get_objects() if issubclass(type(thing), _WRITERS)] + [sys.stdout, sys.stderr]:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             thing.flush()

@@ -1,4 +1,4 @@
-"""How a rank does to itself what a fault asks for. Each of these is the real thing: the supervisor gets no hint."""
+"""The faults that a rank carries out on itself. Each is real: the supervisor gets no hint."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 _OOM_LIMIT = 64 << 20
-"""Bytes that the memory group of an `oom` fault may use: what the process had before does not count."""
+"""Bytes that the memory group of an `oom` fault may use. Memory that the process had before does not count."""
 _OOM_BITE = 4 << 20
 
 
 class InjectedFault(Exception):
-    """Raised by the `exc` fault: a type of its own, so that a real bug is never mistaken for it."""
+    """Raised by the `exc` fault. It has its own type, so that a real bug is never taken for it."""
 
 
 class FullDisk(Disk):
-    """A disk that is full for one file: half of the first write gets through. Then somebody has made room."""
+    """A disk that is full for one file: half of the first write succeeds. After that file there is room again."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -47,7 +47,7 @@ class FullDisk(Disk):
 
 
 def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimizer: Any = None) -> None:
-    """`fault` has happened to this process. Most kinds do not return."""
+    """Carries out `fault` in this process. Most kinds do not return."""
     if fault.what.signal:
         os.kill(os.getpid(), fault.what.signal)
         return
@@ -73,10 +73,10 @@ def inflict(fault: faults.Fault, progress: Progress, checkpoints: Path, optimize
 
 
 def _run_out_of_memory(progress: Progress) -> None:
-    """The kernel's OOM killer kills this process: alone in a small memory group, it asks for more than the group may have.
+    """The kernel's OOM killer kills this process: alone in a small memory group, it asks for more than the limit.
 
-    Never the machine's memory: that would hurt everybody else on it. Where no such group can be made, the process dies of
-    the same signal by its own hand, a warning says so, and the verdict is `killed`, because that is what it was.
+    It never uses up the machine's memory, which would hurt others. If no such group can be made, the process sends
+    itself the same signal, a warning says so, and the verdict is `killed`, which is true.
     """
     try:
         _exhaust(cgroup.make(os.environ[MARK], _OOM_LIMIT))
@@ -88,10 +88,10 @@ def _run_out_of_memory(progress: Progress) -> None:
 
 
 def _exhaust(group: cgroup.MemoryGroup) -> None:
-    """Returns only if twice the group's limit could be had, which it should not."""
+    """Returns only if it could get twice the group's limit, which should not happen."""
     adjustment = Path("/proc/self/oom_score_adj")
     if int(adjustment.read_text()) < 0:
-        # Or the kernel might spare it, and it would wait for memory for ever.
+        # Otherwise the kernel might spare it, and it would wait for memory for ever.
         adjustment.write_text("0")
     cgroup.enter(group)
     hoard = []
@@ -101,12 +101,12 @@ def _exhaust(group: cgroup.MemoryGroup) -> None:
 
 
 def _hold_the_gil() -> None:
-    """A regular expression that backtracks for ever, inside C code that never lets go of the GIL."""
+    """A regular expression that backtracks for ever, in C code that never releases the GIL."""
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 def _hang() -> None:
-    """Alive, idle and deaf: a deadlock. TERM does not end it, as a blocked collective with a handler would not."""
+    """A deadlock: alive and idle. TERM does not end it, as it would not end a blocked collective with a handler."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(3600)

@@ -1,4 +1,4 @@
-"""Calls back when a module has been imported, by whomever; imports nothing itself."""
+"""Calls back when any code has imported a module. It imports nothing itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Callback = Callable[[ModuleType], None]
 
 
 def after_import(callbacks: Mapping[str, Callback]) -> None:
-    """Each callback is called with its module: now, if that is loaded, else as soon as it is, before whoever imports it goes
-    on."""
+    """Each callback is called with its module: now if it is loaded, else right after its import, before the importer
+    goes on."""
     after = dict(callbacks)
     for name in [n for n in after if n in sys.modules]:
         after.pop(name)(sys.modules[name])
@@ -24,7 +24,7 @@ def after_import(callbacks: Mapping[str, Callback]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; calls back when a module that others found has been executed."""
+    """Finds no module itself. Calls back when a module that another finder found has been executed."""
 
     def __init__(self, after: dict[str, Callback]) -> None:
         self._after = after
@@ -54,7 +54,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
-            # As it would be without us, for whoever asks the module how it was loaded.
+            # As without us, for code that asks the module how it was loaded.
             module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._callback(module)

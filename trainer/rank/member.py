@@ -1,9 +1,10 @@
-"""A process of the script as a rank, from the moment on that there is evidence: it meets others for a process group, or it
-steps an optimizer. A DataLoader's worker does neither, and is none.
+"""A process of the script becomes a rank when there is evidence: it joins a process group, or it steps an optimizer. A
+DataLoader's worker does neither, so it is not a rank.
 
-What torchrun has started is a rank from the start. What the script starts itself (torch.multiprocessing, Lightning's
-launcher, a subprocess) comes with our hooks: forks inherit them, and other Pythons find startup/sitecustomize.py. Its number
-is that of its process group, or the first that is free. The script gives its own number up, unless it trains itself.
+A process that torchrun has started is a rank from the start. A process that the script starts (torch.multiprocessing,
+Lightning's launcher, a subprocess) has our hooks: forks inherit them, and other Pythons find startup/sitecustomize.py.
+Its number is its rank in the process group, or the first free one. The script gives up its own number, unless it trains
+itself.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ _MOST_LOADED = 100
 
 
 class Member:
-    """What the hooks tell goes on to this process's Reporter, as soon as it has one."""
+    """Passes the news of the hooks to this process's Reporter, as soon as there is one."""
 
     def __init__(self, place: Supervised, reporter: Reporter | None = None) -> None:
         self._place, self._reporter = place, reporter
         self._barred = False
-        """Its number is another living process's: it is a helper of that one, say, that has a group of its own."""
+        """Another living process has its number. It may be a helper of that process, with its own group."""
         self._loaded: list[tuple[str, BaseException | None]] = []
-        """Before it was a rank."""
+        """Loads from the time before it was a rank."""
 
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
-        """An optimizer has stepped here."""
+        """An optimizer has stepped in this process."""
         reporter = self._reporter
         if reporter is None or reporter.displaced:
             rank = _rank_in_group()
@@ -49,7 +50,7 @@ class Member:
             reporter.hooked(count, restored, optimizer)
 
     def grouped(self, rank: int) -> None:
-        """This process is about to meet others, for a group in which it is `rank`."""
+        """This process is about to join a group, in which it is `rank`."""
         reporter = self._reporter
         if reporter is None or reporter.displaced:
             reporter = self._join(rank, Role.SPAWNED | Role.GROUPED)
@@ -58,7 +59,7 @@ class Member:
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun | None:
         reporter = self._reporter
-        # A script whose ranks have its number does not know at which step they are.
+        # If its ranks have its number, the script does not know their step.
         return None if reporter is None or reporter.displaced else reporter.save_begun(path, by, about)
 
     def beside(self, folder: str) -> None:
@@ -115,7 +116,7 @@ class Member:
         return self._reporter
 
     def forked(self) -> None:
-        """In a fork: what the parent is, it is not."""
+        """In a fork: it is not the rank that its parent is."""
         self._reporter, self._barred = None, False
         self._loaded.clear()
         _progress.install(_progress.Progress())
@@ -124,7 +125,7 @@ class Member:
 
 
 def _rank_in_group() -> int | None:
-    """This process's rank where it is in a process group."""
+    """This process's rank if it is in a process group, else None."""
     dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return None
@@ -133,17 +134,17 @@ def _rank_in_group() -> int | None:
 
 
 def hook(member: Member, place: Supervised) -> None:
-    """`member` hears what torch does in this process, and in those that it forks."""
+    """`member` is told of torch's steps and groups in this process and in its forks."""
     watch_torch(member)
     saves.install()
     saves.wake(member, place.saving)
-    # After that of the saves, which sleep in a fork until they are told otherwise.
+    # This hook comes after the hook of the saves, which is off in a fork until it is turned on.
     os.register_at_fork(after_in_child=member.forked)
     processes.follow(member, place)
 
 
 def arrive() -> None:
-    """This Python was started by a rank, or by a process of one, and is about to import torch."""
+    """Called in a Python that a rank, or a process of a rank, has started, and that is about to import torch."""
     place = supervised()
     if place is None or not place.children:
         return

@@ -1,4 +1,4 @@
-"""Where a rank's words go: to its log, as they are, for as long as the disk takes them."""
+"""The output of a rank goes to its log, unchanged, as long as the disk takes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..rundir.records.notes import NoteWriter
 
 
 def redirect(log: Path) -> None:
-    """What this rank and its children print goes to `log`, appended line by line."""
+    """The output of this rank and its children is appended to `log`, line by line."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
@@ -21,7 +21,8 @@ def redirect(log: Path) -> None:
 
 
 def part(shared: Path, log: Path) -> None:
-    """What this process prints goes to `log`, as far as it went to `shared`; what its parent reads is the parent's."""
+    """Output of this process that went to `shared` now goes to `log`. Output that its parent reads stays with the
+    parent."""
     if shared == log:
         return
     for stream in (sys.stdout, sys.stderr):
@@ -38,14 +39,14 @@ def part(shared: Path, log: Path) -> None:
 
 
 class _Lenient(io.FileIO):
-    """A log that can take no more, its disk being full, loses what is printed. It does not end the training that prints."""
+    """On a full disk the log loses the printed text. A print then does not end the training."""
 
     def __init__(self, fd: int, name: str, note: NoteWriter) -> None:
         super().__init__(fd, "w", closefd=False)
         self.name = name
         self._note = note
         self._lost = 0
-        """Bytes that the disk has refused since it took any."""
+        """Bytes that the disk has refused since its last accepted write."""
 
     def write(self, data: Any) -> int:
         try:
@@ -63,7 +64,7 @@ class _Lenient(io.FileIO):
 
 
 def outlive_full_disk(note: NoteWriter) -> None:
-    """stdout and stderr are as they were, but for a disk that refuses what they write: that is noted."""
+    """stdout and stderr work as before. If the disk refuses their output, that is noted and raises no error."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         raw = _Lenient(fd, f"<{name}>", note)

@@ -1,5 +1,5 @@
-"""Which files a script's own program consists of, as this process has loaded it: for whoever wants to know whether the next
-attempt runs another one."""
+"""The files of a script's own program, as this process has loaded them. With them the supervisor sees whether the next
+attempt runs another program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def loaded() -> list[tuple[str, int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        # What has no spec was not imported, but made by somebody: torch.compile writes such modules, and throws them away.
+        # A module without a spec was not imported but made by code: torch.compile writes such modules, and discards
+        # them.
         imported = name == "__main__" or getattr(module, "__spec__", None) is not None
         if not isinstance(path, str) or not path.endswith(".py") or not imported:
             continue
@@ -43,6 +44,6 @@ def _installed() -> set[str]:
 
 
 def leave(path: Path) -> None:
-    """`path` tells what loaded() finds now; a full disk only costs that."""
+    """`path` lists the files that loaded() finds now. On a full disk only this list is lost."""
     with contextlib.suppress(OSError, ValueError):
         replace_soon(path, encode(loaded()))

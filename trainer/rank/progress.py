@@ -1,4 +1,5 @@
-"""What a rank says about its progress, and where a fault asked for catches it. Without a supervisor it does nothing."""
+"""The progress that a rank reports, and the places where requested faults strike. Without a supervisor it does
+nothing."""
 
 from __future__ import annotations
 
@@ -13,30 +14,30 @@ from ..rundir.records.notes import NoteWriter
 
 
 class Progress:
-    """The null object: a process that nobody supervises may call all of this, at no cost."""
+    """The null object: a process without a supervisor may call all of this, at no cost."""
 
     def __init__(self) -> None:
         self.note = NoteWriter(None)
         self.disk: Disk = DISK
-        """The disk that checkpoints are to be written through; an `enospc` fault swaps it for one save."""
+        """The disk through which checkpoints are written. An `enospc` fault replaces it for one save."""
         self.data_step = -1
-        """The index of the data that the loop is at, or -1 where it does not say."""
+        """The data index of the loop, or -1 if the loop does not say."""
 
     def step(self, done: int, optimizer: Any = None) -> None:
-        """`done` steps of the loop are finished. Call it once a step, after the optimizer's."""
+        """`done` steps of the loop are finished. Call it once a step, after the optimizer's step."""
 
     def phase(self, phase: Phase) -> None:
-        """This rank is in `phase` until it says another, or finishes a step."""
+        """This rank is in `phase` until it reports another phase, or finishes a step."""
 
     def failed(self, error: BaseException, exit_code: int) -> None:
-        """This rank is about to exit with `exit_code` because of `error`, which a supervisor can quote."""
+        """This rank is about to exit with `exit_code` because of `error`. A supervisor can quote the error."""
 
     def resume_at(self, step: int) -> None:
         """This rank has restored the state after `step` steps and goes on from there."""
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """`phase` holds inside, TRAIN after it."""
+        """The rank is in `phase` inside the block, in TRAIN after it."""
         self.phase(phase)
         try:
             yield
@@ -48,12 +49,12 @@ _current = Progress()
 
 
 def progress() -> Progress:
-    """This process's own."""
+    """The Progress of this process."""
     return _current
 
 
 def install(reporter: Progress) -> None:
-    """`reporter` is what progress() gives from now on; the worker bootstrap calls it."""
+    """progress() returns `reporter` from now on. The worker bootstrap calls this."""
     global _current
     _current = reporter
 

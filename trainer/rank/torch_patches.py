@@ -1,6 +1,7 @@
-"""Private parts of torch that we replace or read, all of them here; read in pytorch 2.13.
+"""All private parts of torch that we replace or read, as read in pytorch 2.13.
 
-Each says what is lost where torch has it no more: a patch that finds nothing to replace does nothing, and is in `missing`.
+Each says what is lost if torch does not have the part any more. A patch that finds no part does nothing, and is listed
+in `missing`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from .loopback import is_loopback, listen
 S = TypeVar("S")
 
 missing: list[str] = []
-"""What this torch does not have under the name that we know."""
+"""The parts that this torch does not have under the known name."""
 
 
 _undo: list[Callable[[], object]] = []
-"""What the engine's own process has replaced, and no rank is to find replaced."""
+"""Undo functions for parts that the engine's process has replaced. A rank must find the originals."""
 
 
 def _replace(where: Any, name: str, by: Any) -> None:
@@ -33,14 +34,14 @@ def _replace(where: Any, name: str, by: Any) -> None:
 
 
 def leave_the_engine() -> None:
-    """In a fork of the engine, a rank: its script, which may be a launcher itself, finds torch's own engine."""
+    """In a rank forked from the engine: the script finds torch's own engine, since it may be a launcher itself."""
     while _undo:
         _undo.pop()()
 
 
 def register(backend: str, handler: type[Any]) -> None:
-    """The engine knows a rendezvous of that name. It is forgotten by what it keeps in `_registry`; without that, a rank
-    knows a name more."""
+    """The engine knows a rendezvous with that name. A rank forgets it through `_registry`; without that, a rank knows
+    one more name."""
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
     rendezvous_handler_registry.register(backend, handler)
@@ -51,8 +52,8 @@ def register(backend: str, handler: type[Any]) -> None:
 def replace_forks(context: type[Any]) -> None:
     """The engine's forks are a `context`, not its own (`MultiprocessContext`, looked up by `start_processes`).
 
-    Without it: a forked rank that ends by os._exit, or becomes another program, is never seen to end, and there must be a
-    /dev/shm for the semaphores of a queue.
+    Without it: the end of a forked rank is never seen if it ends by os._exit or becomes another program. And the
+    semaphores of a queue need a /dev/shm.
     """
     from torch.distributed.elastic import multiprocessing
 
@@ -86,13 +87,14 @@ _count_gpus: list[Any] = []
 
 
 def count_gpus_apart() -> None:
-    """Where NVML cannot be asked how many GPUs there are, a fork of this process asks CUDA, not this process itself
+    """If NVML cannot tell the number of GPUs, a fork of this process asks CUDA, not this process itself
     (`torch._C._cuda_getDeviceCount`).
 
-    torch.cuda.is_available() falls back to it. Without it: on a machine without NVML, CUDA works in no fork of this process.
+    torch.cuda.is_available() falls back to it. Without it: on a machine without NVML, CUDA works in no fork of this
+    process.
     """
     torch = sys.modules.get("torch")
-    # A torch without CUDA has no such function, and that is how it is known.
+    # A torch without CUDA does not have this function.
     if torch is None or _count_gpus or not hasattr(torch._C, "_cuda_getDeviceCount"):
         return
     original = torch._C._cuda_getDeviceCount
@@ -101,7 +103,7 @@ def count_gpus_apart() -> None:
 
 
 def count_gpus_here() -> None:
-    """count_gpus_apart() is undone."""
+    """Undoes count_gpus_apart()."""
     while _count_gpus:
         sys.modules["torch"]._C._cuda_getDeviceCount = _count_gpus.pop()
 
@@ -117,9 +119,10 @@ def _asked_apart(count: Callable[[], int]) -> int:
 
 
 def name_the_host_quickly() -> None:
-    """The engine's events name the host as it calls itself (`api._get_fq_hostname`, and the socket module of `errors`).
+    """The engine's events use the host's own name (`api._get_fq_hostname`, and the socket module of `errors`).
 
-    Without it: the resolver is asked four times and more for each group, and where it knows nothing each waits for seconds.
+    Without it: the resolver is asked at least four times for each group. If it does not know the name, each question
+    takes seconds.
     """
     from torch.distributed.elastic.agent.server import api
     from torch.distributed.elastic.multiprocessing import errors
@@ -132,10 +135,11 @@ def name_the_host_quickly() -> None:
 
 
 def private_stores(rendezvous: ModuleType) -> None:
-    """Ranks that would meet at the launcher's port meet in its file, which other users cannot write; a store that a rank
-    opens at a loopback address listens there alone (`_create_c10d_store` of torch.distributed.rendezvous, its `TCPStore`).
+    """Ranks meet in the launcher's file, which other users cannot write, and not at the launcher's port. A store that a
+    rank opens at a loopback address listens only there (`_create_c10d_store` of torch.distributed.rendezvous, its
+    `TCPStore`).
 
-    Without it: any user of this machine can write where the ranks meet, and send them where he likes.
+    Without it: any user of this machine can write to the ranks' meeting place, and send them to other addresses.
     """
     create, tcp = getattr(rendezvous, "_create_c10d_store", None), getattr(rendezvous, "TCPStore", None)
     if create is None or tcp is None:
@@ -160,7 +164,7 @@ def private_stores(rendezvous: ModuleType) -> None:
         try:
             listener = listen(options["port"])
         except OSError:
-            # It is taken: by this process, where torch shares its own server, or by another, and torch says so.
+            # The port is taken, by this process if torch shares its own server, or by another; then torch says so.
             return tcp(*args, **options)
         options["port"] = listener.getsockname()[1]
         return store_on(listener, tcp, *args, **options)
@@ -170,13 +174,14 @@ def private_stores(rendezvous: ModuleType) -> None:
 
 
 _TAKES_SOCKETS = (2, 8)
-"""The first torch whose libuv server takes a socket that is there (pytorch#150215)."""
+"""The first torch whose libuv server accepts an existing socket (pytorch#150215)."""
 
 
 def store_on(listener: socket.socket, tcp: Callable[..., S], *args: Any, **options: Any) -> S:
-    """A TCPStore, made by `tcp`, that serves on `listener`, and owns it from now on.
+    """A TCPStore, made by `tcp`, that serves on `listener`. It owns `listener` from now on.
 
-    By torch's older server before 2.8: its other one raises NotImplementedError, and no group would start.
+    Before torch 2.8 it uses the older server: the libuv server raises NotImplementedError there, and no group would
+    start.
     """
     from torch import __version__
 
@@ -186,13 +191,13 @@ def store_on(listener: socket.socket, tcp: Callable[..., S], *args: Any, **optio
 
 
 _given_up = 0
-"""How many default groups this process has had and has no more."""
+"""The number of default groups that this process had and has given up."""
 
 
 def _count_default_groups() -> None:
-    """Each time that a script gives up its default group is counted (`distributed_c10d._update_default_pg`).
+    """Counts how often a script gives up its default group (`distributed_c10d._update_default_pg`).
 
-    Without it: its next one meets where the last one did, as under torchrun, and may find who has left.
+    Without it: the next group meets in the same place as the last one, as under torchrun, and may find old addresses.
     """
     from torch.distributed import distributed_c10d, is_initialized
 
@@ -210,7 +215,7 @@ def _count_default_groups() -> None:
 
 
 def _store_file(port: int) -> str | None:
-    """The file in which the ranks meet that were sent to that port by their launcher; None if this is another meeting."""
+    """The file in which the ranks meet that their launcher sent to that port. None for any other port."""
     ours, _, file = os.environ.get(STORE, "").partition(":")
     if ours != str(port) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -221,11 +226,11 @@ _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 def own_stores(rendezvous: ModuleType, joining: Callable[[int], None]) -> None:
-    """`joining(rank)` hears that this process is about to meet others, and where it meets them elsewhere than at the
-    launcher's store, rank 0 opens the store, as in a program that no launcher has started (`_create_c10d_store`).
+    """`joining(rank)` is called when this process is about to join a group. If the group does not meet at the
+    launcher's store, rank 0 opens the store, as in a program without a launcher (`_create_c10d_store`).
 
-    Without it: a script that starts its own ranks hangs there, because torch believes that the launcher serves every port;
-    and a rank of a process group is known by its first step, not while it waits for the others.
+    Without it: a script that starts its own ranks hangs, because torch believes that the launcher serves every port.
+    And a rank of a process group is known only at its first step, not while it waits for the others.
     """
     create = getattr(rendezvous, "_create_c10d_store", None)
     if create is None:
@@ -247,9 +252,10 @@ def own_stores(rendezvous: ModuleType, joining: Callable[[int], None]) -> None:
 
 
 def record_spawned(spawn: ModuleType, recorded: Callable[[Any], Any]) -> None:
-    """What torch.multiprocessing starts is `recorded` first, inside of what catches its exceptions (`spawn._wrap`).
+    """A function that torch.multiprocessing starts is first wrapped by `recorded`, inside the code that catches its
+    exceptions (`spawn._wrap`).
 
-    Without it: the exception is known by what the parent says of it, not as its rank's own.
+    Without it: the exception is known only from the parent's report, not as the rank's own.
     """
     wrap = getattr(spawn, "_wrap", None)
     if wrap is None:
@@ -259,18 +265,18 @@ def record_spawned(spawn: ModuleType, recorded: Callable[[Any], Any]) -> None:
     def wrapped(fn: Any, *args: Any, **kwargs: Any) -> Any:
         return wrap(recorded(fn), *args, **kwargs)
 
-    # Pickled by its name, and found under it in the child: ours there, if our hooks are there.
+    # It is pickled by its name. The child finds ours under that name, if it has our hooks.
     wrapped.__module__, wrapped.__qualname__, wrapped.__name__ = wrap.__module__, wrap.__qualname__, wrap.__name__
     spawn._wrap = wrapped  # type: ignore[attr-defined]
 
 
 def bucket_order(ddp: Any) -> list[int]:
-    """The indices of the parameters of `ddp` in the order of its final buckets, which it has from here on; empty before
-    its first synchronised backward pass, and with `find_unused_parameters`, where it keeps its first buckets, or DDP's
-    `mixed_precision`, whose reducer is more than its buckets. A collective, if those are due
+    """The indices of the parameters of `ddp` in the order of its final buckets, which it has from here on. Empty before
+    its first synchronised backward pass, with `find_unused_parameters` (it keeps its first buckets), and with DDP's
+    `mixed_precision` (its reducer has more than buckets). A collective, if the final buckets are due
     (`Reducer._rebuild_buckets`, which DDP calls itself at the next forward pass).
 
-    Without it: no order is stored, and a run that is resumed on three ranks or more differs in its last bits.
+    Without it: no order is stored, and a resumed run on three or more ranks differs in its last bits.
     """
     try:
         if ddp.find_unused_parameters or ddp.mixed_precision is not None:
@@ -279,14 +285,14 @@ def bucket_order(ddp: Any) -> list[int]:
         ddp.logger.set_runtime_stats_and_log()
         told = ddp._get_ddp_logging_data().get("rebuilt_per_bucket_param_indices") or ""
     except (AttributeError, RuntimeError):
-        # A backward pass that is not over is an error of the script's, and its next forward pass says which.
+        # An unfinished backward pass is an error of the script, and its next forward pass names it.
         return []
     return [int(index) for index in told.replace(",", " ").split()]
 
 
 def fill_buckets(ddp: Any, order: list[int]) -> bool:
-    """Whether `ddp` has its parameters in buckets by `order` now, as bucket_order() gave it. A collective of its group.
-    (`_build_params_for_reducer`, `_ddp_init_helper`, `Reducer._push_all_rebuilt_params`.)
+    """Puts the parameters of `ddp` into buckets by `order`, as bucket_order() gave it. False if it cannot. A collective
+    of its group. (`_build_params_for_reducer`, `_ddp_init_helper`, `Reducer._push_all_rebuilt_params`.)
 
     Without it: as for bucket_order().
     """

@@ -1,9 +1,8 @@
-"""The bootstrap of a rank: it waits at its group's gate, then runs any script under supervision.
+"""The bootstrap of a rank: it waits at the gate of its group, then runs any script under supervision.
 
-Started by torchrun as `start.py rank.worker`, or called in a fork of the fork server.
-The supervisor's release names the attempt, the script and
-its arguments. The rank registers its pid, beats, and records what ended the script, which runs as its own `__main__`, with
-its own argv and sys.path, and needs to know nothing of us.
+Started by torchrun as `start.py rank.worker`, or called in a fork of the fork server. The supervisor's release names
+the attempt, the script and its arguments. The rank registers its pid, beats, and records how the script ended. The
+script runs as its own `__main__`, with its own argv and sys.path, and need not know us.
 """
 
 from __future__ import annotations
@@ -38,41 +37,41 @@ from .process import command_line, inherited
 from .reporter import Reporter, record_exception
 
 _MOST_FROM_HEAP = 32 << 20
-"""DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the most that it learns to serve from its heap."""
+"""DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the largest size that it learns to serve from its heap."""
 
 
 def run(arguments: list[str]) -> None:
-    """The script has run to its end; its exceptions pass through."""
+    """Runs the script to its end. Its exceptions pass through."""
     module = arguments[0] == "-m"
     target, *rest = arguments[1:] if module else arguments
-    # As the interpreter does it: the script's folder is searched first, or the current one for -m.
+    # As in the interpreter: the script's folder is searched first, or the current folder for -m.
     folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, folder)
     sys.argv = [target, *rest]
     main = _new_main()
     if module:
-        # What the interpreter itself calls; run_module would take the module away when its last line has run.
+        # The interpreter itself calls this. run_module would remove the module after its last line.
         runpy._run_module_as_main(target)  # type: ignore[attr-defined]
     else:
         _run_file(Path(target).absolute(), main)
 
 
 def _new_main() -> types.ModuleType:
-    """An empty `__main__`, as the interpreter makes it, in place of our own."""
+    """An empty `__main__` in place of our own, as the interpreter makes it."""
     old, new = sys.modules["__main__"], types.ModuleType("__main__")
     new.__dict__["__builtins__"] = builtins
     if "__annotations__" in vars(old):
         new.__annotations__ = {}
-    # multiprocessing's other name for it, once that is imported.
+    # multiprocessing's other name for this module, after its import.
     for name in [name for name in ("__main__", "__mp_main__") if sys.modules.get(name) is old]:
         sys.modules[name] = new
     return new
 
 
 def _run_file(path: Path, main: types.ModuleType) -> None:
-    """As the interpreter does it, and not quite as runpy.run_path: __file__ absolute, argv[0] as it was typed, and the
-    module stays `__main__` for threads and exit functions that outlive its last line."""
+    """Runs the file as the interpreter does. Unlike in runpy.run_path, __file__ is absolute, argv[0] is as typed, and
+    the module stays `__main__` for threads and exit functions that outlive its last line."""
     main.__dict__.update(__file__=str(path), __cached__=None, __loader__=SourceFileLoader("__main__", str(path)))
     with io.open_code(str(path)) as file:
         code = compile(file.read(), str(path), "exec")
@@ -80,7 +79,7 @@ def _run_file(path: Path, main: types.ModuleType) -> None:
 
 
 def serve() -> None:
-    """This rank has waited for its release, and run what it was released with; nothing, if the supervisor has died."""
+    """Waits for the release and runs its script. If the supervisor has died, it runs nothing."""
     rank = int(os.environ["RANK"])
     saves.install()
     if preload := os.environ.pop(PRELOAD, None):
@@ -119,7 +118,8 @@ def serve() -> None:
 
 
 def _settle_environment(release: dict[str, str]) -> None:
-    """The environment is the attempt's; for a script that starts its ranks itself, without what torchrun tells a rank."""
+    """The environment is that of the attempt. For a script that starts its ranks itself, torchrun's variables are
+    removed."""
     if release.get(CHILDREN) == RANKS:
         for name in [name for name in os.environ if LAUNCHERS.fullmatch(name)]:
             del os.environ[name]
@@ -127,11 +127,12 @@ def _settle_environment(release: dict[str, str]) -> None:
 
 
 def _settle_malloc() -> None:
-    """glibc serves what is as large as the tensors of a step from its heap, and keeps that.
+    """glibc serves blocks as large as a step's tensors from its heap, and keeps freed blocks.
 
-    It begins with pages from the kernel for each, faulted in at every use (2.5 µs each here, 10,000 in a forward pass), and
-    learns from what is freed to do otherwise (mallopt(3), M_MMAP_THRESHOLD). A recovery would have to learn it anew. The
-    price: up to 64 MB that are free at the end of the heap are kept. Another malloc than glibc's is none the wiser.
+    At first it takes pages from the kernel for each such block, with a page fault at every use (2.5 µs each here,
+    10,000 in a forward pass). From freed blocks it learns to use the heap (mallopt(3), M_MMAP_THRESHOLD). A recovery
+    would have to learn that again. The price: up to 64 MB of free heap are kept. Another malloc than glibc's is not
+    affected.
     """
     with contextlib.suppress(AttributeError):
         libc = ctypes.CDLL(None)
@@ -140,7 +141,7 @@ def _settle_malloc() -> None:
 
 
 def forked_rank() -> NoReturn:
-    """A rank's whole life in a fork: as if the interpreter had been started for the script."""
+    """The whole life of a forked rank, as if the interpreter had been started for the script."""
     inherited.undo()
     code: object = 0
     by = None
