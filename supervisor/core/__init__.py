@@ -1,1 +1,1 @@
-"""The part that decides. Pure: no clock, pid, path, logger or I/O; time comes in as data, actions go out as data."""
+"""The part that decides. Pure: no clock, pid, path, logger or I/O. Time comes in as data, actions go out as data."""

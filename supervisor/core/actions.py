@@ -1,4 +1,4 @@
-"""What the core asks for: the shell does it, and tells what there is to tell."""
+"""The actions that the core asks for. The shell carries them out and tells the events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trainer.rundir.codes import ExitCode
 
 
 class Reach(Word):
-    """Whom a signal of the stop ladder goes to."""
+    """The receivers of a signal of the stop ladder."""
 
     RANKS = "ranks"
-    """The ranks themselves, once each: not their children, and not the launcher, which would repeat it to them."""
+    """The ranks themselves, once each. Not their children, and not the launcher, which would send it to them again."""
     ALL = "all"
     """Every process of the attempt, by pidfd, until none is left."""
 
@@ -27,7 +27,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `signal` (TERM or KILL); KILL is preceded by nothing and repeated until the tree is empty."""
+    """Send `signal` (TERM or KILL). Nothing is sent before a KILL, and it is repeated until the tree is empty."""
 
     signal: str
     reach: Reach
@@ -44,7 +44,7 @@ class Emit:
     level: str = "info"
     fields: dict[str, Any] = field(default_factory=dict)
     once: str = ""
-    """It is told once an attempt under this key; as often as it comes where that is empty."""
+    """With a key it is told once an attempt under that key. If empty, it is told each time."""
 
 
 @dataclass(frozen=True, slots=True)

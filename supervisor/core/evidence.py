@@ -1,6 +1,6 @@
-"""What lies beside exits and exceptions when an attempt fails: the kernel's counters, its log, the disks, the last words.
+"""The evidence beside exits and exceptions when an attempt fails: kernel counters and log, disks, last log lines.
 
-Frozen values that the shell fills in; what could not be read is None, and nothing is concluded from it.
+The shell fills in these frozen values. A value that could not be read is None, and proves nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class OomKill:
     pid: int
     name: str = ""
     held: int | None = None
-    """Bytes it had in memory."""
+    """Bytes that the process had in memory."""
     used: int | None = None
-    """Bytes in use in the memory group that was full (of the machine, where there was none)."""
+    """Bytes in use in the full memory group (without a group: in the machine)."""
     limit: int | None = None
-    """What that group may use."""
+    """Bytes that the group may use."""
 
     def numbers(self) -> str:
         """`: 24 GB of 24 GB were in use, it held 23.8 GB`, as far as it is known."""
@@ -39,35 +39,37 @@ class Memory:
     """What the kernel's OOM killer has done since the attempt began."""
 
     kills: int | None = None
-    """Processes it has killed in the run's memory groups; None where there is no counter."""
+    """The number of processes it has killed in the run's memory groups; None without a counter."""
     victims: tuple[OomKill, ...] | None = None
-    """By the kernel's log, anywhere on the machine; None where it cannot be read, or names processes by other pids."""
+    """The victims in the kernel's log, anywhere on the machine. None if the log cannot be read, or has pids of another
+    namespace."""
     used: int | None = None
-    """The most that the run's memory group has used."""
+    """The most bytes that the run's memory group has used."""
     limit: int | None = None
 
     def victim(self, pid: int | None) -> OomKill | None:
-        """How the OOM killer ended the process `pid`, of which only the SIGKILL is known; None if nothing says it did."""
+        """The OOM kill of the process `pid`, of which only the SIGKILL is known. None if nothing shows that the OOM
+        killer did it."""
         if self.victims is not None:
             return next((v for v in self.victims if v.pid == pid), None)
         return OomKill(pid or 0, used=self.used, limit=self.limit) if self.kills else None
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing can be said of a SIGKILL: not even that it was not the OOM killer's."""
+        """Whether the sender of a SIGKILL is unknown: the OOM killer cannot even be excluded."""
         return self.kills is None and self.victims is None
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was looked at when something had failed, and only then."""
+    """The things that were looked at after a failure, and only then."""
 
     memory: Memory = field(default_factory=Memory)
     pids: Mapping[int | None, int] = field(default_factory=dict)
-    """By rank, and of the launcher under None."""
+    """The pids by rank; the launcher is under None."""
     lines: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
-    """The last lines of the logs of those that failed without an exception on record."""
+    """The last log lines of the ranks that failed without a recorded exception."""
     full: tuple[str, ...] = ()
-    """Folders on whose disk no room is left."""
+    """Folders whose disk is full."""
     shm: int | None = None
-    """Bytes that /dev/shm takes in all; None where there is none."""
+    """The size of /dev/shm in bytes; None if it does not exist."""

@@ -10,13 +10,14 @@ NEWEST = 3
 
 @dataclass(slots=True)
 class Failures:
-    """Of a run that is launched again at once whenever it fails. Only the newest three count: a run that has begun to fail
-    every minute is not one that fails once a day."""
+    """The failures of a run that is launched again at once after each failure. Only the newest three count, so that a
+    run that begins to fail every minute is seen at once."""
 
     _launches: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST + 1))
 
     def launched(self, now: float) -> None:
-        """An attempt begins at `now`, seconds of the caller's clock, and unless it is the first, one has failed."""
+        """An attempt begins at `now`, seconds of the caller's clock. Unless it is the first, the last attempt has
+        failed."""
         self._launches.append(now)
 
     def mtbf(self) -> float | None:

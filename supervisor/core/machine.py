@@ -32,13 +32,14 @@ from supervisor.core.words import RunState
 from trainer.rundir.codes import ExitCode
 
 FRESH = 5.0
-"""Seconds for which stacks that were asked for are of the same silence."""
+"""Seconds for which requested stacks still belong to the same silence."""
 STARTED_AFTER = 600.0
-"""Seconds after which an attempt without a known step is past its start: its script steps in a way we cannot see."""
+"""Seconds after which an attempt without a known step counts as started: its script steps in a way that we cannot
+see."""
 LINGER = 2.0
-"""Seconds that what a finished script leaves behind (an uploader, say) may take to end by itself."""
+"""Seconds that the remaining processes of a finished script (such as an uploader) have to end by themselves."""
 LINGER_TERM = 5.0
-"""Seconds that it then has after a TERM."""
+"""Seconds that they then have after a TERM."""
 
 
 class Mode(enum.Enum):
@@ -50,7 +51,7 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that the machine remembers. `attempt` is the number of the attempt that runs or ran last."""
+    """The memory of the machine. `attempt` is the number of the attempt that runs, or ran last."""
 
     mode: Mode = Mode.BACKOFF
     attempt: int = -1
@@ -68,16 +69,16 @@ class State:
     arrivals: Arrivals = field(default_factory=Arrivals)
     pauses: Mapping[int, Told] = field(default_factory=dict)
     unexplained: Mapping[int, float] = field(default_factory=dict)
-    """Ranks whose stacks are to be sampled now, and for how many seconds they have been silent."""
+    """The ranks whose stacks must be sampled now, and the seconds for which they have been silent."""
     presence: absence.Presence = field(default_factory=absence.Presence)
     suspects: bool = False
-    """A rank is overdue, or may wait for one that has left; the stacks that are to tell have been asked for."""
+    """A rank is overdue, or may wait for a rank that has left. The stacks that will tell have been requested."""
     asked_after: float = 0.0
-    """Seconds of silence after which the ranks were last asked whether they wait for one that has left."""
+    """The seconds of silence at the last question whether the ranks wait for a rank that has left."""
 
 
 def begin(last_attempt: int, history: History, pace: Pace = Pace(), step: int = -1) -> State:  # noqa: B008 (frozen)
-    """The state of a supervisor that takes up a run of which `last_attempt` was the last (-1 for none) and `step` the
+    """The state of a supervisor that takes up a run. `last_attempt` was its last attempt (-1 for none), `step` its
     highest step."""
     return State(attempt=last_attempt, history=history, hang=Hang(pace), step=step)
 
@@ -85,18 +86,18 @@ def begin(last_attempt: int, history: History, pace: Pace = Pace(), step: int = 
 def adopt(
     attempt: int, history: History, pace: Pace, launched_at: float, now: float, told: Verdict | None
 ) -> tuple[State, list[Action]]:
-    """The state of a supervisor that goes on with an attempt of one that died, and what to do now. `told` is the verdict
-    on it that the dead one had reached: it stands."""
+    """The state of a supervisor that adopts an attempt of a dead supervisor, and the actions to do now. `told` is the
+    verdict that the dead one has told: it stands."""
     state = State(Mode.RUNNING, attempt, history, Hang(pace), launched_at=launched_at)
     if told is None:
         return state, []
-    # After a reboot its clock is ahead of ours.
+    # After a reboot the old clock is ahead of ours.
     told = replace(told, at=min(told.at, now), failed_at=min(told.failed_at, now))
     return _act_on(replace(state, stepped=told.step >= 0, step=told.step), now, told)
 
 
 def step(policy: Policy, state: State, seen: Observation, jitter: float = 0.0) -> tuple[State, list[Action]]:
-    """The next state, and what to do now."""
+    """The next state, and the actions to do now."""
     match state.mode:
         case Mode.RUNNING:
             return _running(policy, state, seen)
@@ -148,8 +149,8 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
 
 
 def _deserted(state: State, seen: Observation, silent: float) -> tuple[State, list[Action]]:
-    """Ranks that are silent since one has left are asked whether they wait for it: early, and ever less often, for as a rule
-    they have something of their own to do."""
+    """Ranks that are silent since another rank has left are asked whether they wait for it: early at first, then less
+    and less often, because they usually have other work."""
     if (stacks := _fresh(seen)) is None:
         return replace(state, suspects=True), [DumpStacks()]
     state = replace(state, asked_after=silent, suspects=False)
@@ -162,7 +163,7 @@ def _fresh(seen: Observation) -> Stacks | None:
 
 
 def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, list[Action]]:
-    """A group that is overdue is asked where it stands first. If a beat comes meanwhile, there is no verdict."""
+    """An overdue group is first asked for its stacks. If a beat comes meanwhile, there is no verdict."""
     stacks = _fresh(seen)
     if stacks is None and not silence.stopped:
         return replace(state, suspects=True), [DumpStacks()]
@@ -172,7 +173,7 @@ def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, l
         verdict = waited_for(seen, state.stepped, stacks, silence.silent_for)
     verdict = verdict or hang_verdict(seen, silence, None if silence.stopped else stacks)
     state, actions = _conclude(state, seen, verdict)
-    # Who is stopped is known without; the others' stacks are kept all the same.
+    # Stopped ranks are known without stacks. The others' stacks are kept all the same.
     return state, [actions[0], DumpStacks(), *actions[1:]] if silence.stopped else actions
 
 
@@ -185,13 +186,13 @@ def _note_progress(state: State, seen: Observation) -> State:
 
 
 def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State, list[Action]]:
-    """The verdict is told, and acted on."""
+    """Tells the verdict and acts on it."""
     state, actions = _act_on(state, seen.now, verdict)
     return state, [_verdict_event(verdict, seen.now), *actions]
 
 
 def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Action]]:
-    """STOPPING after a verdict: what is left of a failed attempt is of no use to anyone, and is killed at once."""
+    """STOPPING after a verdict: the rest of a failed attempt is useless, and is killed at once."""
     state = replace(state, mode=Mode.STOPPING, verdict=verdict, unexplained={})
     if verdict.cause is Cause.FINISHED:
         return replace(state, term_at=now + LINGER, kill_at=now + LINGER + LINGER_TERM), []
@@ -199,7 +200,7 @@ def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Act
 
 
 def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tuple[State, list[Action]]:
-    """STOPPING because somebody asked: a TERM to each rank, once, and the whole grace for a last checkpoint."""
+    """STOPPING on request: one TERM to each rank, and the whole grace for a last checkpoint."""
     verdict = _asked(state, seen, stop)
     event = Emit("stop_requested", fields={"by": stop.value, "step": state.step, "now": seen.stop_now})
     state = replace(state, mode=Mode.STOPPING, verdict=verdict, unexplained={})
@@ -218,7 +219,7 @@ def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) ->
         return state, [Send("KILL", Reach.ALL)]
     ranks_gone = not seen.ranks and state.verdict is not None and state.verdict.cause is not Cause.FINISHED
     if ranks_gone and any(e.rank is not None for e in seen.exits):
-        # The ranks have done what they were asked; the rest gets the time of a finished run, not the whole grace.
+        # The ranks have done their part. The rest gets the time of a finished run, not the whole grace.
         state = replace(state, kill_at=min(state.kill_at or seen.now, seen.now + LINGER))
     if seen.stop_now or (state.kill_at is not None and seen.now >= state.kill_at):
         return replace(state, killed_at=seen.now, term_at=None), [Send("KILL", Reach.ALL)]
@@ -234,7 +235,7 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
     gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step}, once="group_gone")
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
-        # Whatever ended it, nobody wants it to go on; and it has gone further since it was asked.
+        # For any cause of its end, nobody wants it to go on. And it has gone further since the request.
         verdict = _asked(state, seen, seen.stop)
     ground = Ground(state.attempt, seen.checkpoint_step, seen.checkpoints)
     decision, after = decide(policy, verdict, state.history, after, ground, seen.now, jitter)
@@ -261,7 +262,7 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
 
 
 def _asked(state: State, seen: Observation, stop: StopKind) -> Verdict:
-    """The verdict on an attempt, or on the wait for the next one, that somebody asked to stop."""
+    """The verdict on an attempt, or on the wait for the next one, after a request to stop."""
     at = where(state.step, state.stepped)
     if stop is StopKind.USER:
         cause, reason = Cause.STOPPED_BY_USER, f"stopped by the user {at}"
@@ -279,7 +280,7 @@ def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
 
 
 def stuck(pids: tuple[int, ...], seconds: float) -> End:
-    """The end of a run of which `pids` were alive `seconds` after their SIGKILL: beside them there is no next attempt."""
+    """The end of a run whose `pids` were alive `seconds` after their SIGKILL: no next attempt may start beside them."""
     who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
     why = "as a process is that waits for a disk or a driver"
     return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive {seconds:.0f} s after SIGKILL: {why}")

@@ -1,4 +1,5 @@
-"""What the core sees, concludes and asks for. Frozen values only; every time is in seconds of one monotonic clock."""
+"""The values that the core sees, concludes and asks for. All are frozen; all times are seconds of one monotonic
+clock."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase
 
 SCRIPT = -1
-"""In place of a rank: the process that runs the script, where it has started the ranks itself and is none of them."""
+"""In place of a rank: the process of a script that has started its ranks itself and is not one of them."""
 
 
 class Cause(Word):
@@ -42,21 +43,22 @@ class Cause(Word):
 
 
 class Do(Word):
-    """What can be done about an attempt that is over."""
+    """The possible actions after an attempt is over."""
 
     END = "end"
     STOP = "stop"
     RESTART = "restart"
     UNCOUNTED = "restart-uncounted"
-    """As RESTART, but it spends nothing of --max-restarts."""
+    """Like RESTART, but it does not count for --max-restarts."""
     OLDER = "restart-older"
-    """From a checkpoint before the newest state."""
+    """Restart from a checkpoint older than the newest state."""
     ROLLBACK = "rollback"
-    """From the newest state before the bad step (if it went bad again: from an older one), past the data in between."""
+    """Restart from the newest state before the bad step (if it went bad again: from an older one), and skip the data in
+    between."""
 
 
 class StopKind(Word):
-    """Who wants the run to stop, which settles the exit code: a person (103) or the machine's owner (75)."""
+    """Who wants the run to stop: a person (exit code 103) or the machine's owner (75)."""
 
     USER = "user"
     PREEMPTION = "preemption"
@@ -70,18 +72,18 @@ class Policy:
     window: float = 3600.0
     no_progress_limit: int = 3
     backoff: tuple[float, float] = (1.0, 300.0)
-    """From the first wait between restarts without progress to the longest."""
+    """The first and the longest wait between restarts without progress, in seconds."""
     grace: float = 45.0
     hang_timeout: float | None = None
-    """Seconds without a step in the train phase; None learns it from the steps seen; infinity never fires."""
+    """Seconds without a step in the train phase. None: learned from the steps seen. Infinity: never fires."""
     startup_timeout: float = 1800.0
     stuck_after: float = 20.0
     """Seconds that a process may outlive its SIGKILL before the run ends with 106."""
     actions: Mapping[Cause, Do] = field(default_factory=dict)
-    """What to do about a cause where that is not the default."""
+    """The actions for causes that do not have the default action."""
 
     def __post_init__(self) -> None:
-        """ValueError for limits that nothing can keep."""
+        """ValueError for impossible limits."""
         times = (self.window, *self.backoff, self.grace, self.startup_timeout, self.hang_timeout or 0.0)
         if not min(self.max_restarts, self.no_progress_limit - 1, *times) >= 0:
             raise ValueError("a limit of its policy is too low")
@@ -89,14 +91,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A process of the attempt that is gone. `rank` None is the launcher, SCRIPT the script that has started the ranks.
-    `status`: exit code, or minus the signal; None where the system did not tell."""
+    """An ended process of the attempt. `rank` None is the launcher, SCRIPT the script that has started the ranks.
+    `status`: exit code, or minus the signal; None if the system did not tell."""
 
     rank: int | None
     status: int | None
     at: float
     spared: bool = False
-    """The script started it, and may have ended it or do without it: no failure as long as the script goes on."""
+    """The script started it, and may have ended it or not need it: no failure as long as the script goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,103 +111,103 @@ class Raised:
     frame: str
     at: float
     exit_code: int = 1
-    """With which the rank is about to exit."""
+    """The exit code with which the rank is about to exit."""
     bad_step: int = -1
     """The first step that is not to be kept, or -1."""
     data_step: int = -1
-    """The index of the data that it was at, or -1 where the script does not say."""
+    """The rank's data index, or -1 if the script does not say."""
     kinds: tuple[str, ...] = ()
-    """Its type and those it derives from, nearest first, with their modules unless built in."""
+    """Its type and base types, nearest first, with their modules unless built in."""
     errno: int | None = None
     because: tuple[Raised, ...] = ()
-    """What it was explicitly raised from, nearest first."""
+    """The exceptions that it was explicitly raised from, nearest first."""
     frames: tuple[str, ...] = ()
     """The innermost frames of the script, innermost last."""
     unread: tuple[str, int] | None = None
-    """The file whose content it could make no sense of, and how many bytes that has."""
+    """The file that it could not parse, and the file's size in bytes."""
     spared: bool = False
-    """As Exit.spared."""
+    """Like Exit.spared."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankView:
-    """A living rank as seen by its beats and by the kernel."""
+    """A living rank, seen by its beats and by the kernel."""
 
     rank: int
     step: int
     phase: Phase
     beat_at: float
     announces: bool
-    """Whether its loop says its phases itself; otherwise only optimizer steps are known."""
+    """Whether its loop tells its phases; otherwise only optimizer steps are known."""
     stopped: bool = False
     """State T: a signal or a debugger has stopped it."""
     cpu: float = 0.0
-    """Seconds of CPU that it (and, once it is quiet, its children too) has used."""
+    """CPU seconds that it has used. Once it is quiet, its children's are counted too."""
     starved: float = 0.0
-    """Seconds that its main thread was ready to run and had to wait for a CPU."""
+    """Seconds for which its main thread was ready to run but waited for a CPU."""
     disk: bool = False
-    """A thread of it is in an uninterruptible wait (state D): a disk or a file server."""
+    """One of its threads is in an uninterruptible wait (state D): for a disk or a file server."""
     held: str = ""
-    """The wait that its main thread is in, if none but its own group can end that (a lock, a collective); the same text
-    as long as it is the same wait. Empty where the kernel does not tell, and where anything else could wake it."""
+    """The wait of its main thread, if only its own group can end it (a lock, a collective). The text stays the same
+    during one wait. Empty if the kernel does not tell, or if anything else could wake the thread."""
     sleeps: bool = False
-    """It waits for the time alone, for more than some seconds and at most ten minutes: that ends by itself."""
+    """It waits only for the time, for more than some seconds and at most ten minutes. Such a wait ends by itself."""
     polls: bool = False
-    """Its main thread sleeps and looks, again and again, and nothing else of it could be at work."""
+    """Its main thread polls: it sleeps and looks, again and again. Nothing else in it could be at work."""
     replaced: bool = False
-    """Its process has become another program (exec): what the beats say is not about that one."""
+    """Its process has become another program (exec); the beats are not about that program."""
     sample: Sample | None = None
     sampled: bool = False
-    """The newest sample of what it does while it is silent, and whether there are any to be had."""
+    """The newest sample of a silent rank, and whether samples are possible."""
     own: float = 0.0
-    """Seconds of its steps so far that were its own work: data and forward pass, not the waiting for other ranks."""
+    """Seconds of its steps so far that were its own work: data and forward pass, without the waits for other ranks."""
     apart: bool = False
-    """The script started it, and it is in no group: it may wait for anybody, as a worker waits for its next task."""
+    """The script started it, and it is in no group: it may wait for any process, like a worker for its next task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one look at the world saw."""
+    """The result of one look at the world."""
 
     now: float
     ranks: tuple[RankView, ...] = ()
     steps: Mapping[int, int] = field(default_factory=dict)
-    """By rank, the last step finished, -1 where nothing tells which of the run's it is; of ranks that have gone too, and only
-    of those that have finished one."""
+    """For each rank that has finished a step: its last one; -1 if the run's step is not known. Ranks that are gone are
+    included."""
     group: Group | None = None
-    """None before there is one."""
+    """None before a group exists."""
     exits: tuple[Exit, ...] = ()
     raised: tuple[Raised, ...] = ()
     alive: tuple[int, ...] = ()
-    """Of an attempt that is being stopped, the pids that are not yet gone, whoever their parent is."""
+    """The pids of a stopping attempt that are not gone yet, with any parent."""
     checkpoint_step: int = -1
     """Newest committed checkpoint, or -1."""
     checkpoints: tuple[int, ...] = ()
-    """Steps with a committed checkpoint, oldest first; looked up once nothing is alive."""
+    """Steps with a committed checkpoint, oldest first; looked up when no process is alive."""
     saves: int = 0
     """How often the script has saved in its own format in this attempt."""
     own_step: int = -1
-    """The newest step that the script has proven to have kept by itself: saved, or gone on from. -1 if none."""
+    """The newest step that the script has kept by itself, proved by a save or a resume. -1 if none."""
     own_unplaced: bool = False
-    """Whether it has saved something of which nothing tells the step."""
+    """Whether it has made a save whose step is unknown."""
     safe_step: int = -1
     """The newest step that a restart could go on from, on disk or in memory, or -1."""
     standby: bool = False
     """The next group waits, ready to be released."""
     stacks: Stacks | None = None
-    """Where the ranks were when they were last asked."""
+    """The places of the ranks at the last request for stacks."""
     log_grew_at: float = 0.0
     launch_error: str = ""
     """Why the launcher could not even be started."""
     evidence: Evidence = field(default_factory=Evidence)
     stop: StopKind | None = None
     stop_now: bool = False
-    """The stop was asked for a second time, or with --now."""
+    """The stop was requested twice, or with --now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happened, with the evidence in one sentence."""
+    """The conclusion about an attempt, with the evidence in one sentence."""
 
     cause: Cause
     reason: str
@@ -216,13 +218,13 @@ class Verdict:
     step: int = -1
     frame: str = ""
     failed_at: float = 0.0
-    """The earliest moment at which the failure can be placed."""
+    """The earliest possible time of the failure."""
     collateral: tuple[int, ...] = ()
     """Ranks that failed because another one had."""
     bad_step: int = -1
-    """The first step that is not to be kept, or -1: the one that failed."""
+    """The first step that must not be kept (the step that failed), or -1."""
     data_step: int = -1
-    """The index of the data that the failing rank was at, or -1."""
+    """The data index of the failing rank, or -1."""
 
     @property
     def signature(self) -> tuple[str, ...]:
@@ -233,8 +235,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """An order to all attempts after `attempt`: what attempts up to that one saved of step `before` and later is not for
-    them, and going on from what is left they pass over the data up to index `skip_to`."""
+    """An order to all attempts after `attempt`. They may not use saves of step `before` and later from attempts up to
+    that one. They go on from an earlier state and skip the data up to index `skip_to`."""
 
     attempt: int
     before: int
@@ -243,40 +245,40 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What there is to go on from when the attempt `attempt` is over."""
+    """The states to go on from when the attempt `attempt` is over."""
 
     attempt: int = -1
     newest: int = -1
-    """The newest step that is safe, on disk or in memory."""
+    """The newest safe step, on disk or in memory."""
     checkpoints: tuple[int, ...] = ()
     """The steps on disk, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the attempts so far say about the next one."""
+    """The results of the attempts so far that matter for the next one."""
 
     restarts: tuple[float, ...] = ()
-    """When a counted restart was decided, since the last progress."""
+    """The times of the counted restarts since the last progress."""
     barren: int = 0
-    """Attempts in a row that left no new checkpoint."""
+    """The number of attempts in a row without a new checkpoint."""
     startup_failures: int = 0
-    """Attempts in a row that failed by themselves before their first step."""
+    """The number of attempts in a row that failed by themselves before their first step."""
     best_step: int = -1
     """The highest step that was kept: a checkpoint of ours, or the script's own."""
     signature: tuple[str, ...] | None = None
-    """Of the last failure."""
+    """The signature of the last failure."""
     rollback: Rollback | None = None
-    """The newest one, in force ever after."""
+    """The newest rollback. It stays in force."""
     rollbacks: int = 0
-    """How many there were since the run last left a bad step behind."""
+    """The number of rollbacks since the run last got past a bad step."""
     bad_step: int = -1
-    """The step that the newest one went back before."""
+    """The step before which the newest rollback went back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What we do: launch again after `delay` seconds, or end the run with `exit_code`."""
+    """The decision: launch again after `delay` seconds, or end the run with `exit_code`."""
 
     reason: str
     delay: float | None = None
@@ -284,4 +286,4 @@ class Decision:
     state: RunState = RunState.FAILED
     do: Do = Do.STOP
     counted: bool = False
-    """Whether the restart is one of --max-restarts."""
+    """Whether the restart counts for --max-restarts."""

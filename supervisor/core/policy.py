@@ -1,4 +1,4 @@
-"""What we do about a verdict: the first of the rules that matches, carried out; and what an attempt teaches the next."""
+"""The decision after a verdict, by the first rule that matches, and the history that an attempt leaves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from supervisor.core.rules import (
 
 
 def learn(history: History, verdict: Verdict, stepped: bool, kept: int, unplaced: bool = False) -> History:
-    """`history` with the attempt that just ended. `kept` is the newest step that a restart can go on from, a checkpoint of
-    ours or the script's own; that it is new clears what counts against the run. `unplaced`: it has saved by itself, and
-    nothing tells which step; that is no proof of progress, and none of the contrary."""
+    """`history` with the attempt that just ended. `kept` is the newest step that a restart can go on from, in a
+    checkpoint of ours or of the script. If it is new, the counts against the run are cleared. `unplaced`: the script
+    has saved an unknown step, which proves neither progress nor its absence."""
     progressed = kept > history.best_step
     startup = not stepped and verdict.cause not in FROM_OUTSIDE | OF_THE_STATE
     healed = kept >= history.bad_step + HEALED
@@ -47,7 +47,7 @@ def decide(
         return Decision(reason, exit_code=rule.exit_code, state=rule.state, do=rule.do), after
     if rule.do is Do.ROLLBACK:
         said = f"rollback {after.rollbacks + 1} of {ROLLBACKS}"
-        # It cannot get ahead of the best checkpoint at once, and has a limit of its own.
+        # A rollback cannot get ahead of the best checkpoint at once, and it has its own limit.
         return Decision(said, delay=0.0, do=rule.do), replace(_went_back(case), barren=before.barren)
     delay = backoff(policy, max(after.barren, 1) + 1 if verdict.cause in CURED_BY_TIME else after.barren, jitter)
     said = (
@@ -63,8 +63,9 @@ def decide(
 
 
 def _went_back(case: Case) -> History:
-    """The history with an order to go back. The first time the newest state before the bad step will do, which may have
-    gone bad already: after that it is a checkpoint older than the newest state, whose memory tier is as suspect."""
+    """The history with an order to go back. The first time it goes to the newest state before the bad step. That state
+    may be bad too; so the next time it goes to a checkpoint older than the newest state, since snapshots are suspect
+    too."""
     verdict, ground, after = case.verdict, case.ground, case.after
     done = verdict.step if verdict.step >= 0 else max(ground.newest, 0)
     bad = verdict.bad_step if verdict.bad_step >= 0 else done + 1
@@ -76,7 +77,8 @@ def _went_back(case: Case) -> History:
     elif ground.checkpoints:
         return after
     else:
-        # Nothing on disk that we know of: before what it failed with, in memory or in a place of the script's own.
+        # No known checkpoint on disk: go back before the state that it failed with, in memory or in a save of the
+        # script.
         before = max(ground.newest, 1) if ground.newest >= 0 else bad
     skip_to = after.rollback.skip_to if after.rollback else 0
     if case.do is Do.ROLLBACK:
@@ -85,9 +87,10 @@ def _went_back(case: Case) -> History:
 
 
 def backoff(policy: Policy, barren: int, jitter: float) -> float:
-    """Seconds to wait: none after progress or for the first barren attempt, then doubling, capped, give or take a quarter.
+    """Seconds to wait: none after progress or for the first barren attempt, then doubling, capped, give or take a
+    quarter.
 
-    The wait is for what time cures (a full disk, a driver that recovers); a rank that was killed needs none.
+    Waiting helps if time cures the cause (a full disk, a driver that recovers). After a killed rank no wait is needed.
     """
     if barren <= 1:
         return 0.0

@@ -1,21 +1,21 @@
-"""How long the loop may sleep between two looks. What ends a process, and every signal, wakes it at once all the same."""
+"""How long the loop may sleep between two looks. The end of a process, or a signal, always wakes it at once."""
 
 from __future__ import annotations
 
 from supervisor.core.machine import Mode, State
 
 CALM = 0.2
-"""Seconds, at a run that trains."""
+"""Seconds, while a run trains."""
 URGENT = 0.01
-"""While an attempt comes up or goes down, where every millisecond is one of recovery."""
+"""Seconds, while an attempt starts or ends: every millisecond adds to the recovery."""
 START = 30.0
 END = 1.0
-"""Seconds after which a start, or an end, is not urgent any more: at a compilation of half an hour, or during the grace of a
-stop, a hundred looks a second would only take the CPU from those who work."""
+"""Seconds after which a start or an end is no longer urgent. During a compilation of half an hour, or the grace of a
+stop, a hundred looks a second would only take CPU from the ranks."""
 
 
 def poll_interval(state: State, now: float) -> float:
-    """Seconds until the next look at the latest."""
+    """The most seconds until the next look."""
     match state.mode:
         case Mode.BACKOFF:
             return min(CALM, max(0.0, state.next_at - now))

@@ -1,4 +1,4 @@
-"""Whether an attempt runs the program that the one before it ran: which of its files are others now."""
+"""Finds the files of a program that have changed between two attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Source:
 
     bytes: int
     changed_ns: int
-    """When, by the file system; a file that was only touched is the same by its digest."""
+    """The time of its last change, by the file system. A file that was only touched has the same digest."""
     digest: str
 
 
@@ -25,11 +25,11 @@ class Change:
     path: str
     was: Source
     now: Source | None
-    """None: it is gone."""
+    """None: the file is gone."""
 
 
 def changes(before: Mapping[str, Source], now: Mapping[str, Source | None]) -> tuple[Change, ...]:
-    """The files of `before` whose content is another now, by name."""
+    """The files of `before` whose content has changed, by name."""
     return tuple(
         Change(path, was, now.get(path))
         for path, was in sorted(before.items())

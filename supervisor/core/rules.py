@@ -1,4 +1,4 @@
-"""The rules about a verdict, as one table: the first that matches holds. To restart is the default; a stop is earned.
+"""The rules about a verdict, as one table; the first match decides. To restart is the default; a stop is earned.
 
     ends                   finished, stopped, 78          nobody can override these
     causes that stop       user_error, and what [policy] says
@@ -19,9 +19,9 @@ from supervisor.core.words import RunState
 from trainer.rundir.codes import ExitCode
 
 ROLLBACKS = 3
-"""How often a run goes back without leaving the bad step behind, before it is given up."""
+"""The number of rollbacks without getting past the bad step, before the run is given up."""
 HEALED = 100
-"""Steps past the bad one after which it is left behind."""
+"""Steps past the bad one after which the run has got past it."""
 MARGIN = 2
 """Steps of data that a rollback skips beyond the bad one."""
 
@@ -29,9 +29,9 @@ FROM_OUTSIDE = frozenset(
     {Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG, Cause.HOST_OOM, Cause.NODE_LOST}
     | {Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.NCCL_OR_GLOO_TIMEOUT}
 )
-"""Causes that say nothing about the script: the same one twice at one step is no proof of a bug in it."""
+"""Causes that prove nothing about the script: the same one twice at one step does not show a bug."""
 OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
-"""Causes that lie in what the attempt began from, and not in how the script starts."""
+"""Causes in the state from which the attempt began, not in the script's start."""
 CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST})
 """Causes after which even the first restart waits."""
 
@@ -55,7 +55,7 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),
     Cause.NODE_LOST: (Do.RESTART, "the machine's trouble; after a wait"),
 }
-"""What is done about each cause that a person may decide otherwise, and why."""
+"""The default action, with its reason, for each cause that a person may decide."""
 
 FIXED: Mapping[str, str] = {
     Cause.FINISHED.value: "a run that has finished is over",
@@ -63,20 +63,20 @@ FIXED: Mapping[str, str] = {
     "budget": "set --max-restarts and --window instead",
     "no_progress": "set --no-progress-limit instead",
 }
-"""What cannot be overridden, and why or what to do instead."""
+"""Causes whose action cannot be changed, and why, or what to do instead."""
 
 CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.STOP)
-"""What can be asked for in place of a default."""
+"""The actions that may replace a default."""
 
 
 def can(cause: Cause, do: Do) -> bool:
-    """Whether `do` makes sense for `cause`: only what happens in a step has data that can be skipped."""
+    """Whether `do` makes sense for `cause`: only a failure in a step has data that can be skipped."""
     return do is not Do.ROLLBACK or cause in (Cause.NAN, Cause.EXCEPTION)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a rule looks at. `before` and `after` are the history without and with the attempt that is over."""
+    """The input of a rule. `before` and `after` are the history without and with the attempt that is over."""
 
     policy: Policy
     verdict: Verdict
@@ -115,7 +115,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row. `say` is the decision's sentence, but for the verdict's own that follows it after a colon."""
+    """One row. `say` is the sentence of the decision; the verdict's sentence follows it after a colon."""
 
     when: str
     do: Do
@@ -125,11 +125,11 @@ class Rule:
     state: RunState = RunState.FAILED
     say: Callable[[Case], str] = lambda case: ""
     cause: Cause | None = None
-    """Whose own row it is: [policy] can change it."""
+    """The cause of this row, if it has one: [policy] can change the row."""
 
 
 def action(policy: Policy, cause: Cause) -> Do:
-    """What is done about `cause` unless evidence or a limit forbids it."""
+    """The action for `cause`, unless evidence or a limit forbids it."""
     return policy.actions.get(cause) or DEFAULTS.get(cause, (Do.END, ""))[0]
 
 
@@ -257,5 +257,5 @@ def _limits(policy: Policy) -> Iterator[Rule]:
 
 
 def spent(history: History, policy: Policy, now: float) -> int:
-    """Counted restarts that lie in the window."""
+    """The number of counted restarts in the window."""
     return sum(1 for at in history.restarts if at > now - policy.window)

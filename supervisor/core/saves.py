@@ -1,7 +1,7 @@
-"""What the journals of an attempt's ranks say of the script's own saves, a line at a time. Pure; takes any garbage.
+"""The script's own saves, read from the journals of an attempt's ranks, line by line. Pure; any garbage is accepted.
 
-A save that was begun and neither done nor failed is under way while its attempt lives, and came to nothing when that is
-over. A folder that several ranks save into is whole once each of them is done with its newest save into it.
+A save that has begun and neither finished nor failed is under way while its attempt lives. When the attempt is over, it
+has failed. A folder that several ranks save into is whole when each of them has finished its newest save into it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 _MOST_UNDER_WAY = 64
-"""Saves of one rank that are followed at once; of more the oldest are forgotten."""
+"""The most saves of one rank that are followed at once; older ones are forgotten."""
 _MOST_PATHS = 64
-"""Folders that are followed at once, and paths that are kept of what is done; the same."""
+"""The most folders that are followed at once, and the most paths of finished saves that are kept."""
 _MOST_BESIDE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """One save of one rank. `step` is true, or -1 where that is not known."""
+    """One save of one rank. `step` is the true step, or -1 if it is unknown."""
 
     rank: int
     number: int
@@ -29,7 +29,7 @@ class Save:
     size: int = -1
     took: float = 0.0
     beside: bool = False
-    """Whether it is written beside what is there, which a kill does not touch."""
+    """Whether it is written beside the old file, so that a kill does not harm the old file."""
     ranks: int = 0
     """Of a folder: how many ranks save into it. 0 of a file."""
     within: str | None = None
@@ -39,7 +39,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What is known of the saves into one folder."""
+    """The known saves into one folder."""
 
     newest: Save
     """The one that was begun last."""
@@ -61,7 +61,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Saves:
-    """All that is kept of an attempt's journals."""
+    """The kept content of an attempt's journals."""
 
     newest: Save | None = None
     """The one that was done last."""
@@ -85,7 +85,7 @@ class Saves:
         return [save for _, save in sorted(left.items())]
 
     def torn(self) -> list[Folder]:
-        """The folders that are not whole, now that the attempt is over."""
+        """The folders that are not whole. Call it when the attempt is over."""
         left = [folder for folder in self.folders.values() if not folder.whole]
         return [folder for folder in left if folder.beside < max(folder.begun.values())]
 
