@@ -32,14 +32,14 @@ from trainer.rundir.records.beats import create_beats
 
 
 class Attempt:
-    """Wanted from the moment it is made; it has a `watch` as soon as its launcher runs."""
+    """It is wanted as soon as it is made. It has a `watch` as soon as its launcher runs."""
 
     def __init__(self, run: RunDir, spec: Spec, order: Order, reaper: Reaper, now: float) -> None:
         self.wanted = now
         self.number = order.attempt
         self.watch: Watch | None = None
         self.verdict: Verdict | None = None
-        """Set by whoever reaches it."""
+        """The verdict, set by the loop."""
         self._witness: Witness | None = None
         self.error = ""
         """Why it could not be launched."""
@@ -51,8 +51,8 @@ class Attempt:
         self.stacks: Stacks | None = None
 
     def adopt(self, group: WorkerGroup) -> None:
-        """It is the attempt that `group` has been since another supervisor released it. OSError or ValueError if its
-        beats cannot be read."""
+        """It becomes the attempt of `group`, which another supervisor released. OSError or ValueError if its beats
+        cannot be read."""
         self._observe(group)
         self._group, self.kind, self._adopted = group, group.kind, True
 
@@ -66,7 +66,7 @@ class Attempt:
             group = self._group
             assert group is not None
             if group.stillborn:
-                # Its fork server died under it; the next group comes from elsewhere.
+                # Its fork server died; the next group comes from elsewhere.
                 group.dissolve()
                 self._group = None
                 return False
@@ -75,7 +75,7 @@ class Attempt:
             self._observe(group)
         except OSError as error:
             if error.errno in proctree.EXHAUSTED:
-                raise  # it will be raised up once there are descriptors or memory again
+                raise  # it starts when there are descriptors or memory again
             self.error = str(error)
             return False
         return True
@@ -93,7 +93,7 @@ class Attempt:
             return False
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
-            # Without parents: a run's folder that has gone elsewhere is not made anew.
+            # Without parents: if the run's folder was moved or removed, it is not made again.
             self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
             folder.path.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
@@ -139,28 +139,29 @@ class Attempt:
         return seen, watch.news(now)
 
     def sample(self, silent: Mapping[int, float], now: float) -> None:
-        """What these ranks do is looked at, by and by; they have been silent for so many seconds."""
+        """These ranks are sampled from time to time. The values are their seconds of silence."""
         if self.watch is not None:
             self.watch.sampler.look(silent, {rank: process.pid for rank, process in self.watch.ranks.items()}, now)
 
     def hear(self) -> Evidence:
-        """What there is beside exits and exceptions, if something has failed by itself; what we kill is no evidence."""
+        """The evidence beside exits and exceptions, if a process has failed by itself. Processes that we kill are no
+        evidence."""
         if self.watch is None or self._witness is None:
             return Evidence()
         watch = self.watch
         return self._witness.hear(watch.exits, watch.raised, watch.pids, steps.done(watch.beats))
 
     def fds(self) -> list[int]:
-        """Readable when a process of it has ended."""
+        """The descriptors that are readable when one of its processes has ended."""
         return self.watch.fds() if self.watch is not None else []
 
     def living(self) -> int:
-        """How many of its ranks are alive, as far as is known."""
+        """The number of its ranks that are alive, as far as is known."""
         ranks = self.watch.ranks.values() if self.watch is not None else ()
         return sum(Path(f"/proc/{process.pid}/exe").exists() for process in ranks)
 
     def members(self, spared: set[int]) -> list[psutil.Process]:
-        """Every living process of it, whoever its parent is now."""
+        """All its living processes, with any parent."""
         return proctree.members(self._spec.mark, spared, self.launcher_pid, self._roots())
 
     def _roots(self) -> list[int]:
@@ -171,17 +172,17 @@ class Attempt:
         return launcher + [process.pid for process in self.watch.ranks.values()]
 
     def send(self, name: str, reach: Reach, spared: set[int], now: float) -> int:
-        """The signal has gone out; returns to how many."""
+        """Sends the signal. Returns the number of receivers."""
         if name == "KILL":
             self._killed_since = now if self._killed_since is None else self._killed_since
             return kill(self.members(spared), began=self._killed_since).sent
         if reach is Reach.ALL or self.watch is None:
             processes = self.members(spared)
             sent = proctree.send_all(processes, signal.SIGTERM)
-            # A stopped process takes its TERM only once it goes on.
+            # A stopped process takes its TERM only when it goes on.
             proctree.send_all(processes, signal.SIGCONT)
             return sent
-        # A rank still on its way up cannot be asked; its launcher can, and dies of it at once.
+        # A starting rank cannot be asked. Its launcher can, and dies of the signal at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
         targets = [*self.watch.ranks.values(), *launcher]
         sent = sum(process.send(signal.SIGTERM) for process in targets)
@@ -190,21 +191,21 @@ class Attempt:
         return sent
 
     def dump(self) -> Stacks | None:
-        """Where the ranks are, now also in the attempt's folder; None before there are any."""
+        """The stacks of the ranks, now also in the attempt's folder. None before there are ranks."""
         if self.watch is not None:
             with contextlib.suppress(OSError):
                 self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
         return self.stacks
 
     def keep_evidence(self) -> None:
-        """What was found out about its end is on disk. That takes time: what is more urgent comes first."""
+        """The evidence of its end is on disk. That takes time, so more urgent work comes first."""
         if self._witness is not None:
             self._witness.verdict = self.verdict
             self._witness.write()
             self._witness = None
 
     def leave(self) -> None:
-        """Nothing of it is open, and what its processes were writing into the run when they were killed is removed."""
+        """Closes everything, and removes files that its processes were writing when they were killed."""
         if self.watch is not None:
             self.watch.close()
         if self._group is not None:
@@ -215,7 +216,7 @@ class Attempt:
 
 
 def sweep(run: RunDir, number: int) -> None:
-    """What processes of that attempt were writing when they died is removed, where the disk allows it."""
+    """Removes files that processes of that attempt were writing when they died, if the disk allows it."""
     for folder in (run.path, run.attempt(number).path):
         with contextlib.suppress(OSError):
             for unfinished in folder.glob(".*.tmp-*"):

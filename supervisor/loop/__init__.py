@@ -1,1 +1,1 @@
-"""The loop of a run: it looks, lets the core decide, does what it says, and tells what happened."""
+"""The loop of a run: it looks, lets the core decide, carries out the actions, and tells the events."""

@@ -1,4 +1,4 @@
-"""The takeover of a supervisor that died: it takes up the attempt that lives on, or ends what is left of it."""
+"""The takeover after a supervisor died: it adopts the living attempt, or ends the rest of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOOK_EVERY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """Adopts, or clears: one of the two, once, before anything is launched."""
+    """Either adopts or clears, once, before anything is launched."""
 
     run: RunDir
     spec: Spec
@@ -46,8 +46,8 @@ class Takeover:
     reaper: Reaper
 
     def adopt(self, now: float) -> Attempt | None:
-        """The attempt of a supervisor that died goes on as ours, with all that it and its verdict were told to be; None
-        if there is none to adopt."""
+        """The attempt of a dead supervisor goes on as ours, with everything that the events tell of it and its verdict.
+        None if there is none to adopt."""
         previous = self.previous
         group = self._group()
         if group is None:
@@ -96,9 +96,8 @@ class Takeover:
         return None
 
     def clear(self, stops: Stops) -> tuple[int, ...]:
-        """Nothing of an earlier supervisor's attempt is alive, because two groups must never run at once, and what it
-        has left untold is told; returns the pids that could not be killed. Ranks that somebody asked to stop have their
-        grace."""
+        """No process of an earlier supervisor's attempt is alive, because two groups must never run at once. Its untold
+        news is told. Returns the pids that could not be killed. Ranks that were asked to stop have their grace."""
         last = self.previous.last_attempt
         self.narrator.go_on(self.previous.events)
         folder = self.run.attempt(last)
@@ -129,7 +128,7 @@ class Takeover:
         self.flusher.hear(notes, again=True)
 
     def _ask(self, stops: Stops, spared: set[int]) -> None:
-        """Ranks whose launcher is gone got one TERM each, and the time to act on it."""
+        """Sends one TERM to each rank whose launcher is gone, and gives them time to act on it."""
         ranks = set[int]()
         for beat in last_beats(self.run.attempt(self.previous.last_attempt).beats):
             with contextlib.suppress(ProcessLookupError), closing(Process.as_of(beat.pid, beat.at)) as process:

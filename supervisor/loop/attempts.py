@@ -1,4 +1,4 @@
-"""The attempts of one supervisor: what each is launched with, the newest, and what is to be kept of the others."""
+"""The attempts of one supervisor: the launch of each, the newest one, and the evidence of the others."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from trainer.rundir.layout import RunDir
 
 
 class Attempts:
-    """At most one at a time; `newest` stays until the next one is launched, also when it is over."""
+    """At most one runs at a time. `newest` stays until the next one is launched, also when it is over."""
 
     def __init__(self, run: RunDir, spec: Spec, reaper: Reaper) -> None:
         self.newest: Attempt | None = None
         self.first = True
-        """None was launched for this request, nor adopted."""
+        """No attempt was launched or adopted for this request yet."""
         self._run, self._spec, self._reaper = run, spec, reaper
         self._program = Program(run, spec)
         self._failures = Failures()
         self._left: list[Attempt] = []
-        """Those that are over, and whose evidence is not on disk yet."""
+        """Attempts that are over and whose evidence is not on disk yet."""
 
     def adopt(self, attempt: Attempt) -> None:
-        """It was launched by a supervisor that died."""
+        """Takes an attempt that a dead supervisor launched as the newest."""
         self.newest, self.first = attempt, False
 
     def hear(self) -> None:
-        """What the newest has told of the files of its program is known."""
+        """Learns the files of the program from the newest attempt."""
         if self.newest is not None:
             self._program.hear(self._run.attempt(self.newest.number).program)
 
     def leave(self) -> None:
-        """Nothing of the newest is open. Its evidence is written once the next one trains, so that the recovery has the
+        """Closes the newest attempt. Its evidence is written when the next one trains, so that the recovery has the
         machine for itself."""
         self.keep_evidence()
         if self.newest is not None:
@@ -45,13 +45,13 @@ class Attempts:
             self._left.append(self.newest)
 
     def changes(self) -> tuple[Change, ...]:
-        """What the attempt that is launched now finds changed in its program, since the one before loaded it."""
+        """The files of the program that have changed since the last attempt loaded them."""
         return self._program.launched()
 
     @property
     def resume(self) -> str:
-        """From where the one that is launched next goes on: auto, never or must."""
-        # `never` is about what was there at the launch; what this run has saved since is its own.
+        """The resume mode of the next attempt: auto, never or must."""
+        # `never` concerns checkpoints from before the launch. This run may use its own later saves.
         return self._spec.resume if self.first else "auto"
 
     def launch(
@@ -70,12 +70,12 @@ class Attempts:
         self.newest = Attempt(self._run, self._spec, order, self._reaper, now)
 
     def keep_evidence(self) -> None:
-        """That of all that were left is on disk."""
+        """The evidence of all closed attempts is on disk."""
         while self._left:
             self._left.pop().keep_evidence()
 
     def close(self) -> None:
-        """All evidence is on disk, and nothing that was half written when they ended."""
+        """All evidence is on disk, and half-written files of ended attempts are removed."""
         self.keep_evidence()
         if self.newest is not None:
             self.newest.keep_evidence()

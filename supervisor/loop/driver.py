@@ -1,4 +1,4 @@
-"""The loop: look, tell what is new, let the core decide, do what it says, sleep until something ends or is due."""
+"""The loop: look, tell the news, let the core decide, carry out its actions, sleep until something ends or is due."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from trainer.rundir.layout import RunDir, committed_steps
 
 @dataclass
 class Driver:
-    """One supervisor's life with one run. The caller holds the run's lock."""
+    """The life of one supervisor with one run. The caller holds the run's lock."""
 
     run: RunDir
     spec: Spec
@@ -58,7 +58,7 @@ class Driver:
     def __post_init__(self) -> None:
         self.stops = Stops()
         self.why = ""
-        """Why the run is to stop, where that is not said by who asks."""
+        """Why the run must stop, if the request does not say it."""
         self._state = machine.State()
         self._ended: End | None = None
         self._narrator = Narrator(self.log)
@@ -72,7 +72,8 @@ class Driver:
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
     def drive(self) -> End:
-        """The run is over and nothing of it is alive, unless the End says that something could not be killed."""
+        """Drives the run to its end. No process of it is alive, unless the End says that something could not be
+        killed."""
         become_subreaper()
         with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path)) as anchor:
             paces, ended = Paces(self.run), set[int]()
@@ -86,7 +87,8 @@ class Driver:
         return self._finish(self._ended)
 
     def _tick(self, ended: set[int], wakeup: int, paces: Paces) -> set[int]:
-        """`ended` are the fds that were readable at the last sleep; returns those of this one."""
+        """One turn of the loop. `ended` are the fds that were readable at the last sleep; returns those of this
+        sleep."""
         try:
             seen = self._look(ended)
         except (OSError, MemoryError) as error:
@@ -105,7 +107,7 @@ class Driver:
         return sleep(poll_interval(self._state, self.clock()), wakeup, fds)
 
     def _blind(self, error: Exception) -> None:
-        """There are no descriptors, or there is no memory, to look or act with: training goes on, and we try again soon."""
+        """Without descriptors or memory we cannot look or act. Training goes on, and we try again soon."""
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
         self._narrator.warn(text, once=f"blind {type(error)}")
         time.sleep(CALM)
@@ -115,7 +117,7 @@ class Driver:
         return self._attempts.newest.living() if self._attempts.newest is not None else 0
 
     def _take_up(self, pace: Pace) -> None:
-        """The living attempt of a supervisor that died goes on as ours; else nothing of one is left."""
+        """Adopts the living attempt of a dead supervisor, or ends the rest of it."""
         now, previous = self.clock(), self.previous
         takeover = Takeover(self.run, self.spec, previous, self._tracker, self._narrator, self._flusher, self._reaper)
         attempt = takeover.adopt(now)
@@ -133,7 +135,7 @@ class Driver:
     # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _look(self, ended: set[int]) -> Observation:
-        """All that there is to see, as one observation; what is new has been told."""
+        """Looks at everything, and returns one observation. The news is told."""
         now, mode = self.clock(), self._state.mode
         self._reaper.reap()
         self.stops.read(self.run.stop)
@@ -155,11 +157,12 @@ class Driver:
         return self._with_the_run(seen, news, over)
 
     def _with_the_run(self, seen: Observation, news: News, over: bool) -> Observation:
-        """What was seen of the attempt, with what there is of the run beside it."""
+        """The observation of the attempt, completed with that of the run."""
         on_disk, in_memory = self._tracker.progress.checkpoint, self._flusher.newest() if over or news.quiet else -1
         return replace(
             seen,
-            # What nothing but the loss of the machine can take away: in memory it is for good once nobody writes there.
+            # Safe states can be lost only with the machine. A state in memory is safe when nobody writes there any
+            # more.
             checkpoint_step=max(on_disk, in_memory if over else -1),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
@@ -169,7 +172,7 @@ class Driver:
         )
 
     def _hear(self, attempt: Attempt, news: News, now: float, over: bool) -> None:
-        """Everybody has what is news to them."""
+        """Passes the news to all parts that need it."""
         self._tracker.see(news, attempt.number, self.spec.nproc)
         self._narrator.saves(news.saves, now, final=over)
         self._flusher.hear(news.notes)
@@ -236,7 +239,7 @@ class Driver:
     # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _quit(self, anchor: Anchor) -> NoReturn:
-        """Nothing of a run whose folder has gone elsewhere is alive, so that nothing is written in two places."""
+        """Ends all processes of a run whose folder was moved or removed, so that nothing is written in two places."""
         end_all(self.spec.mark, set(), self._reaper, self.spec.policy.stuck_after)
         self._standby.close()
         self._flusher.abandon()
@@ -248,7 +251,7 @@ class Driver:
         )
 
     def _clear_up(self, end: End) -> End:
-        """Nothing of the run is alive, and what was in memory is on disk; the End that is returned says what is not."""
+        """No process of the run is alive, and the state in memory is on disk. The returned End names exceptions."""
         stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
         self._standby.close()
         if not stuck:
@@ -256,7 +259,7 @@ class Driver:
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
-        # What could not be killed has had its time.
+        # Processes that could not be killed have had their time.
         left = end_all(self.spec.mark, self._own_saves.pids(), self._reaper, 1.0 if stuck else time_limit)
         return machine.stuck(left, time_limit) if left and not stuck else end
 
@@ -270,7 +273,7 @@ class Driver:
         fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}
         self._narrator.tell([Emit("run_ended", "info" if end.exit_code == 0 else "error", fields)])
         self.log.sync()
-        # Not before that is told: until then a new supervisor may have to know this attempt's group.
+        # Only after the end is told: until then a new supervisor may need this attempt's group.
         if self._attempts.newest is not None:
             self._attempts.newest.leave()
         shutil.rmtree(self.run.standby, ignore_errors=True)

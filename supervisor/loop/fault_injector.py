@@ -1,4 +1,5 @@
-"""The faults that the supervisor fires: signals by the clock, damage on disk, the death of the launcher or of itself."""
+"""The faults that the supervisor fires: signals by the clock, damage on disk, the death of the launcher or of
+itself."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from trainer.rundir.records.fault_kinds import By
 
 
 class FaultInjector:
-    """Knows what is armed in a run, fires what is ours to fire, and tells of what has fired."""
+    """Knows the armed faults of a run, fires those of the supervisor, and reports the fired ones."""
 
     def __init__(self, folder: Path, checkpoints: Path, told: Collection[str], told_armed: Collection[int]) -> None:
-        """`told` names the firings that the run's events tell already: what fired while nobody watched is news.
-        `told_armed` are the numbers of faults of which the events tell that they were asked for."""
+        """`told` names the firings that the run's events already tell; a firing without a supervisor is news.
+        `told_armed` are the numbers of the faults whose request the events already tell."""
         self._folder = folder
         self._checkpoints = checkpoints
         self._armed: list[faults.Fault] = []
@@ -33,14 +34,14 @@ class FaultInjector:
         self._told_armed = set(told_armed)
         self._stamp = self._before = -1
         self._begun: int | None = None
-        """The run's steps when the standby that is in the making was begun."""
+        """The steps of the run when the making of the present standby began."""
         self._unasked = False
-        """There are faults that the ranks have not been asked to look for."""
+        """Whether the ranks must still be asked to look for new faults."""
         self._flush: Process | None = None
-        """The flush that was under way at the last look."""
+        """The flush that was running at the last look."""
 
     def news(self) -> tuple[list[faults.Fault], list[dict[str, Any]]]:
-        """Faults armed and faults fired since the last call; one stat when there has been nothing new for a while."""
+        """The faults armed and fired since the last call. It costs one stat when nothing was new for a while."""
         try:
             stamp = self._folder.stat().st_mtime_ns
         except FileNotFoundError:
@@ -52,8 +53,8 @@ class FaultInjector:
         self._told_armed |= {f.number for f in asked}
         self._unasked = self._unasked or bool(asked)
         fired = faults.fired(self._folder)
-        # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of that
-        # clock: the folder is known only once all marks could be read, and it was the same at two looks.
+        # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of
+        # that clock: the folder is known only once all marks could be read, and it was the same at two looks.
         whole = len(fired) == sum(1 for _ in self._folder.glob("*.fired"))
         self._stamp, self._before = stamp if whole and stamp == self._before else -1, stamp
         new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
@@ -61,16 +62,16 @@ class FaultInjector:
         return asked, new
 
     def act(self, watch: Watch, flush: Process | None, high_step: int, warming: bool, attempt: int) -> None:
-        """Whatever is due and ours has fired, and the ranks look for what is theirs. `flush` is the one under way,
-        `high_step` the run's steps; `warming`: a standby is in the making."""
+        """Fires all due faults of the supervisor, and lets the ranks look for theirs. `flush` is the running one,
+        `high_step` the run's steps. `warming`: a standby is being made."""
         if self.ripen(high_step, warming) or self._unasked:
             watch.ask_faults()
         self._unasked = False
         self._fire(watch.beats, watch.ranks, {"kill-launcher": watch.launcher, "kill-flush": flush}, attempt)
 
     def ripen(self, step: int, warming: bool) -> bool:
-        """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe; whether any
-        is new."""
+        """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe;
+        whether any is new."""
         self._begun = None if not warming else step if self._begun is None else self._begun
         ripe = [f for f in self._armed if f.waits and not f.ripe and f.ripens(step, self._begun)]
         for fault in ripe:
@@ -81,8 +82,8 @@ class FaultInjector:
     def _fire(
         self, beats: list[Beat], ranks: dict[int, Process], supervision: dict[str, Process | None], attempt: int
     ) -> None:
-        """Each fault is on disk as fired before it strikes. `supervision` are the processes that faults of that name
-        kill, where they are alive."""
+        """Each fault is recorded on disk as fired before it strikes. `supervision` are the living processes that faults
+        of that name kill."""
         step = max((b.step for b in beats), default=0)
         now = time.monotonic()
         for fault in self._armed:
@@ -114,7 +115,7 @@ class FaultInjector:
         if victim is None and fault.kind != "kill-supervisor":
             return
         if fault.kind == "kill-flush" and victim is self._flush:
-            return  # it may have done its work by now; the next one has not
+            return  # this one may have finished; the next one has not
         step = max((b.step for b in beats if b.phase >= Phase.TRAIN), default=0)
         due = any(fault.due(step, now, beat.phase) for beat in beats if fault.on(beat.rank)) or fault.due(step, now)
         if due and self._claim(fault, None, attempt, step):

@@ -1,4 +1,5 @@
-"""The flush process: it makes durable checkpoints of snapshots, one at a time, beside the training and after its death."""
+"""The flush process: it makes durable checkpoints of snapshots, one at a time, beside the training and after its
+death."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ _MADE = 16
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """`step` None means the newest snapshot there is, if it is newer than what is on disk. `again`: one has died of it."""
+    """`step` None means the newest snapshot, if it is newer than the checkpoints. `again`: one flush of it has died."""
 
     step: int | None
     keep: int
@@ -43,14 +44,14 @@ class Wanted:
 
 
 Outcome = dict[str, Any]
-"""What a flush says at its end (`step`, and `error`, or `bytes`, `seconds`, `existed`), or what is said of it."""
+"""The report of a flush (`step`, and `error`, or `bytes`, `seconds`, `existed`), by itself or by us."""
 
 
 class Flusher:
-    """Does what is wanted, one after another, and says how each ended.
+    """Makes the wanted flushes, one after another, and reports the end of each.
 
-    A snapshot that is pinned is promised to the disk: by a note of the ranks, or, where a rank or a supervisor died before
-    that was heard, by the pin alone. A flush that dies is made again, once; what is not made, is told.
+    A pinned snapshot must get to the disk. The ranks' note says so; if a rank or a supervisor died before the note was
+    read, the pin alone does. A flush that dies is made again, once. A flush that is not made is told.
     """
 
     def __init__(self, run: RunDir, mark: str) -> None:
@@ -59,30 +60,31 @@ class Flusher:
         self._wanted: list[Wanted] = []
         self._keep = KEEP_ALL
         self._stalls: dict[int, float] = {}
-        """By step to be flushed: for how long training was held up before."""
+        """For each step to flush: the seconds of stall before it."""
         self._done = -1
         """The newest step that a flush has made durable."""
         self._made: deque[int] = deque(maxlen=_MADE)
         self._after_crash = False
         self._had = False
-        """Whether ranks have had snapshots: who has none any more empties the folder, and leaves it."""
+        """Whether the ranks had snapshots. A rank without any more snapshots empties the folder, and leaves it."""
         self.process: Process | None = None
         """The one flush under way."""
         self._under_way = Wanted(None, KEEP_ALL)
-        """What it does."""
+        """The work of the running flush."""
         self._stopped_since: dict[int, float] = {}
         self._began = 0.0
         self.took: float | None = None
-        """Seconds of the newest flush that made a checkpoint, its process and all."""
+        """Seconds that the newest successful flush took, with the start of its process."""
         self._stdout: Any = None
         self._said = ""
-        """The last words of one that died."""
+        """The last output of a flush that died."""
         self._inherited: list[Process] = []
-        """Flushes of a supervisor that died. They end by themselves, and what they have made is found on the disk."""
+        """Flushes of a dead supervisor. They end by themselves, and their checkpoints are found on the disk."""
         self._training = False
 
     def inherit(self, training: bool) -> None:
-        """What the flush of a dead supervisor reads stays as it is until that is over. `training`: the attempt lives on."""
+        """The snapshot that a dead supervisor's flush reads stays until that flush is over. `training`: the attempt
+        lives on."""
         self._training = training
         for process in proctree.marked(f"{self._mark}.flush"):
             with contextlib.suppress(ProcessLookupError):
@@ -91,7 +93,7 @@ class Flusher:
             self._take_pins()
 
     def _take_pins(self) -> None:
-        """What a dead supervisor, or a flush of its, has left undone will be done."""
+        """Work that a dead supervisor or its flush has left undone will be done."""
         if self._training:
             self._want_pinned()
         elif snapshots.pinned(self.segment):
@@ -107,8 +109,8 @@ class Flusher:
                 self._want(step)
 
     def hear(self, notes: Iterable[Note], again: bool = False) -> None:
-        """What ranks have noted that is to be flushed will be. `again`: a dead supervisor may have heard it, begun it,
-        or even ended it; a pin tells."""
+        """Flushes that the ranks' notes ask for will be made. `again`: a dead supervisor may have read the note, begun
+        the flush, or even ended it; a pin tells."""
         for _, note in notes:
             if note["kind"] == "flush_due":
                 step, self._keep = int(note["step"]), note.get("keep") or self._keep
@@ -118,8 +120,8 @@ class Flusher:
                     self._want(step)
 
     def attempt_died(self) -> bool:
-        """What the dead attempt left in memory will be made durable, once its successor has made its first step: until
-        then it needs the machine for itself. Returns whether somebody has removed that."""
+        """The dead attempt's newest snapshot will be made durable, after the next attempt's first step: until then that
+        one needs the machine for itself. Returns whether somebody has removed the snapshots."""
         self._after_crash = True
         removed = self._had and not self.segment.exists()
         self._had = self._had and not removed
@@ -131,8 +133,8 @@ class Flusher:
         return -1 if step is None else step
 
     def tick(self, ended: set[int], stepped: bool) -> Iterator[Outcome | None]:
-        """Yields how each flush that has ended did; None for one that nobody could hear: what it has made is on the
-        disk. After the last of them the next flush is under way. `stepped`: the attempt has made its first step."""
+        """Yields the outcome of each ended flush; None if nobody could read it (its checkpoint is on the disk). Then
+        the next flush is running. `stepped`: the attempt has made its first step."""
         self._had = self._had or self.segment.exists()
         if self._after_crash and stepped:
             self._after_crash = False
@@ -162,12 +164,12 @@ class Flusher:
     def _is_of_use(self, wanted: Wanted) -> bool:
         if wanted.step is None:
             return self.newest() > self._done
-        # It was the newest when that was flushed; or it would be pruned at once.
+        # It was flushed as the newest one; an older one would be pruned at once.
         newer = [step for step in committed_steps(self._run.checkpoints) if step > wanted.step]
         return wanted.step not in self._made and len(newer) < wanted.keep
 
     def _conclude(self) -> Iterator[Outcome]:
-        """The flush under way has ended; it is made again if it has died."""
+        """Handles the end of the running flush. It is made again if it has died."""
         wanted, outcome = self._under_way, self._outcome()
         if outcome is not None:
             if "error" not in outcome:
@@ -187,13 +189,13 @@ class Flusher:
         return {**outcome, "stall_s": stall_s} if stall_s else outcome
 
     def _failed(self, wanted: Wanted, error: str) -> Outcome:
-        """What was wanted will not be made: nothing is kept for it."""
+        """The wanted flush will not be made: its pin is removed."""
         if wanted.step is not None:
             snapshots.clear_pins(self.segment, wanted.step)
         return self._with_stall({"step": wanted.step, "error": error})
 
     def _end_stopped(self, now: float) -> None:
-        """A flush that somebody has stopped holds its pin, and with "auto" all that would come after it: it is ended."""
+        """Ends a flush that somebody has stopped: it holds its pin and, with "auto", delays all later flushes."""
         for process in self._all():
             if glance(process.pid).state not in "Tt":
                 self._stopped_since.pop(process.pid, None)
@@ -201,7 +203,7 @@ class Flusher:
                 kill([process])
 
     def abandon(self) -> None:
-        """Nothing is being flushed, and nothing is wanted: what is in memory may be what the run goes back from."""
+        """Drops all flushes, running or wanted: the state in memory may be the bad one that the run goes back from."""
         self._wanted, self._done = [], -1
         self._made.clear()
         self._kill()
@@ -209,13 +211,13 @@ class Flusher:
             self._inherited.pop().close()
 
     def _kill(self) -> None:
-        """No flush of ours is under way. What it read stays pinned."""
+        """No flush of ours is running. Its snapshot stays pinned."""
         kill(self._all(), within=1.0)
         if self.process is not None:
             self._outcome()
 
     def fds(self) -> list[int]:
-        """Readable when a flush has ended."""
+        """The descriptors that are readable when a flush has ended."""
         return [process.fd for process in self._all()]
 
     def pids(self) -> set[int]:
@@ -225,7 +227,8 @@ class Flusher:
         return self._inherited + ([self.process] if self.process is not None else [])
 
     def finish(self) -> Iterator[Outcome | None]:
-        """What is promised, or newer in memory than on disk, is durable; what is yielded says how each flush ended."""
+        """Promised snapshots, and a snapshot newer than the checkpoints, are durable. Yields the outcome of each
+        flush."""
         self._want_pinned()
         if self.newest() > newest_checkpoint(self._run.checkpoints):
             self._want(None)
@@ -245,7 +248,8 @@ class Flusher:
             yield self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
 
     def leave(self) -> int | None:
-        """Nothing is in memory any more (None), unless it is newer than what is on disk: then that step."""
+        """Removes all snapshots and returns None. If one is newer than the checkpoints, it stays, and its step is
+        returned."""
         if (step := self.newest()) > newest_checkpoint(self._run.checkpoints):
             return step
         snapshots.remove(self.segment)
@@ -271,7 +275,7 @@ class Flusher:
         process.returncode = 0
 
     def _outcome(self) -> dict[str, Any] | None:
-        """What it said; None if it died before it could say anything."""
+        """The report of the flush; None if it died before it could report."""
         assert self.process is not None
         text = self._stdout.read().decode(errors="replace").strip()
         self._stdout.close()

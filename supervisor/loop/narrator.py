@@ -1,4 +1,4 @@
-"""Tells a run's events: what the core and the loop have to say, but nothing twice."""
+"""Tells the events of a run for the core and the loop, none of them twice."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _SAVES_EVERY = 30.0
 
 
 class Narrator:
-    """Knows what has been told, by this supervisor or by one that died."""
+    """Knows which events were told, by this supervisor or by a dead one."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._said: set[str] = set()
         self._known: set[int] = set()
-        """Pids of ranks of which an earlier supervisor has told."""
+        """The pids of ranks that an earlier supervisor has told of."""
         self._heard: set[float] = set()
-        """When those notes were made that an earlier supervisor has told of."""
+        """The times of the notes that an earlier supervisor has told of."""
         self._save: Save | None = None
         self._save_at = float("-inf")
 
     def new_attempt(self, number: int) -> None:
-        """What is told once an attempt may be told again."""
+        """Events that are told once an attempt may be told again."""
         self._log.attempt = number
         self._said.clear()
         self._heard.clear()
         self._known.clear()
 
     def go_on(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Nothing that `events` tell already, of the attempt that goes on, is told again."""
+        """Events of the adopted attempt that are in `events` are not told again."""
         for event in events:
-            # An event that is told once an attempt has its name for a key. Other keys are of what is there now.
+            # An event that is told once an attempt has its name as key. Other keys belong to the present state.
             self._said.add(event["msg"])
             if event["msg"] == "rank_joined":
                 self._known.add(event["pid"])
@@ -52,11 +52,11 @@ class Narrator:
                 self._heard.add(event["noted_mono"])
 
     def fresh(self, notes: Iterable[Note]) -> list[Note]:
-        """Those of `notes` that no earlier supervisor has told of."""
+        """The notes that no earlier supervisor has told of."""
         return [(rank, note) for rank, note in notes if note.get("mono") not in self._heard]
 
     def tell(self, events: Iterable[Emit]) -> None:
-        """What is new in `events` is told."""
+        """Tells the new ones of `events`."""
         for event in events:
             fields = event.fields
             joined_before = event.event == "rank_joined" and fields["pid"] in self._known
@@ -67,17 +67,17 @@ class Narrator:
             self._log.emit(event.event, event.level, **fields)
 
     def warn(self, text: str, level: str = "warning", once: str = "", **about: Any) -> None:
-        """The text is told as a warning."""
+        """Tells the text as a warning."""
         self.tell([Emit("warning", level, {**about, "text": text}, once)])
 
     def program_changed(self, found: tuple[Change, ...]) -> None:
-        """That the attempt runs another program than the one before is told."""
+        """Tells that the program has changed since the last attempt."""
         if found:
             text = sentence(self._log.attempt, self._log.attempt - 1, found)
             self._log.emit("program_changed", "warning", files=[asdict(change) for change in found], text=text)
 
     def started(self, attempt: Attempt, nproc: int, checkpoint: int) -> None:
-        """That the attempt has a launcher is told."""
+        """Tells that the attempt has a launcher."""
         fields: dict[str, Any] = {
             "launcher_pid": attempt.launcher_pid,
             "kind": attempt.kind,
@@ -88,7 +88,7 @@ class Narrator:
         self._log.emit("attempt_started", **fields)
 
     def saves(self, saves: Saves, now: float, final: bool) -> None:
-        """The newest save of the script's own is told now and then, and the last of an attempt; and what it left torn."""
+        """Tells the script's newest own save from time to time, the last one of an attempt, and torn files."""
         newest = saves.newest
         if newest is not None and newest != self._save and (final or now >= self._save_at + _SAVES_EVERY):
             self._save, self._save_at = newest, now
@@ -106,7 +106,7 @@ class Narrator:
                     self.warn(text, once=f"torn {save.path}")
 
     def faults(self, armed: Iterable[Fault], fired: Iterable[Mapping[str, Any]]) -> None:
-        """The faults that were asked for, and those that have struck, are told."""
+        """Tells the requested faults, and those that have struck."""
         for fault in armed:
             self._log.emit("fault_armed", number=fault.number, spec=fault.text)
         for body in fired:
@@ -114,11 +114,11 @@ class Narrator:
             self._log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
 
     def removed_from_memory(self, segment: Path) -> None:
-        """That somebody else has removed what a restart would have gone on from is told."""
+        """Tells that somebody else has removed the snapshots that a restart needs."""
         self.warn(f"another program has removed this run's snapshots from {segment.parent}: it goes on from the disk")
 
     def only_in_memory(self, step: int, segment: Path) -> None:
-        """That the newest step is safe until the machine stops, and no longer, is told."""
+        """Tells that the newest step is safe only until the machine stops."""
         text = (
             f"step {step} could not be saved; it is in memory only, in {segment}, until the machine stops: make room, "
         )
@@ -126,7 +126,7 @@ class Narrator:
         self.warn(text, "error")
 
     def stacks(self, found: Stacks) -> None:
-        """Where the ranks stand is told, in groups."""
+        """Tells the places of the ranks, in groups."""
         ranks = sorted(stack.rank for stack in found.stacks if stack.frames and stack.child is None)
         missing = sorted(stack.rank for stack in found.stacks if not stack.frames and stack.child is None)
         self._log.emit("stacks_dumped", ranks=ranks, missing=missing, groups=summary(found.stacks))

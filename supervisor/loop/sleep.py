@@ -1,4 +1,4 @@
-"""How the loop sleeps: until something ends, somebody asks it to stop, or a time is over."""
+"""The sleep of the loop: until a process ends, a stop is requested, or the time is over."""
 
 from __future__ import annotations
 

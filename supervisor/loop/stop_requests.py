@@ -1,4 +1,4 @@
-"""What asks a run to stop: signals to the supervisor, and the stop file in the run's folder."""
+"""Requests to stop a run: signals to the supervisor, and the stop file in the run's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.rundir.files.untrusted_files import open_file
 
 @dataclass
 class Stops:
-    """What signals and the stop file have asked for; a second time means now."""
+    """The requests by signals and the stop file. A second request means now."""
 
     kind: StopKind | None = None
     now: bool = False
@@ -26,13 +26,13 @@ class Stops:
         self.kind = self.kind or kind
 
     def read(self, path: Path) -> None:
-        """What the stop file at `path` asks for is asked, and the file is gone."""
+        """Takes the request of the stop file at `path`, and removes the file."""
         with contextlib.suppress(OSError):
             fd = open_file(path)
             with os.fdopen(fd, "rb") as file:
                 asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
             path.unlink()
-            # The folder is private; should its owner have opened it, others still may not steer.
+            # The folder is private. If its owner has opened it, others still may not steer.
             if owner == os.geteuid():
                 self.ask(StopKind.USER, now=asked == b"now")
 
@@ -45,7 +45,7 @@ def signals(stops: Stops) -> Iterator[int]:
     handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number, kind in kinds.items():
-        # A detached run ignores the terminal's hang-up; nohup asked for the same.
+        # A detached run ignores the hang-up of the terminal, and so does a run under nohup.
         if not (number == signal.SIGHUP and handlers[number] == signal.SIG_IGN):
             signal.signal(number, lambda _signal, _frame, kind=kind: stops.ask(kind))  # type: ignore[misc]
     try:

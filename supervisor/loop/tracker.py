@@ -1,4 +1,4 @@
-"""Keeps the progress of a run: feeds it with what is seen, and has told what it says is new."""
+"""Keeps the progress of a run: feeds it with observations, and tells its news."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCAN_EVERY = 0.5
 
 
 class Tracker:
-    """`progress` is up to date with all that it was handed."""
+    """`progress` is up to date with everything that it was given."""
 
     def __init__(self, run: RunDir, previous: Previous, narrator: Narrator) -> None:
         told = previous.checkpoints if previous.unfinished else None
@@ -26,19 +26,19 @@ class Tracker:
         self._scan_at = float("-inf")
 
     def see(self, news: News, attempt: int, nproc: int) -> None:
-        """What is new in an attempt."""
+        """Takes the news of an attempt."""
         self._learn(tell(self.progress, replace(news, notes=tuple(self._narrator.fresh(news.notes))), attempt, nproc))
 
     def hear(self, notes: Iterable[Note]) -> None:
-        """Notes alone."""
+        """Takes notes without other news."""
         self._learn(hear(self.progress, self._narrator.fresh(notes)))
 
     def reached(self, step: int) -> None:
-        """A step that nobody told of was done."""
+        """Notes a finished step that nobody has told of."""
         self.progress = self.progress.reached(step)
 
     def flushed(self, outcomes: Iterable[Outcome | None], now: float) -> None:
-        """How flushes have ended; None for one that nobody heard."""
+        """Takes the outcomes of flushes; None for one whose report was not read."""
         for outcome in outcomes:
             if outcome is None:
                 self.scan(now, final=True)
@@ -46,13 +46,13 @@ class Tracker:
                 self._learn(self.progress.flushed(outcome))
 
     def scan(self, now: float, final: bool) -> None:
-        """The newest checkpoint on disk is known, also when its rank died between the commit and the note of it."""
+        """Finds the newest checkpoint on disk, also if its rank died between the commit and the note."""
         if final or now >= self._scan_at:
             self._scan_at = now + _SCAN_EVERY
             self._learn(self.progress.scanned(newest_checkpoint(self._run.checkpoints), final))
 
     def catch_up(self) -> None:
-        """Every checkpoint that was there before us has been told of."""
+        """Tells every checkpoint that existed before this supervisor."""
         self._learn(self.progress.caught_up())
 
     def _learn(self, told: tuple[Progress, list[Emit]]) -> None:
