@@ -17,6 +17,9 @@ import pytest
 
 from tests.support.supervised import Run, until
 
+pytestmark = pytest.mark.cold
+"""Frameworks import much, and look at what is there: the ranks find what a user's find."""
+
 HEAD = """
 import json, os, sys
 attempt, rank = os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]

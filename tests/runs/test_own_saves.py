@@ -104,6 +104,7 @@ def hidden(folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob(f"{BESIDE}*")]
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize(
     ("options", "kills"),
     [((), ALL), (("--no-standby",), [("torch", "middle"), ("folder", "late")])],

@@ -17,6 +17,9 @@ import torch
 
 from tests.support.supervised import Run, environment
 
+pytestmark = pytest.mark.cold
+"""Frameworks import much, and look at what is there: the ranks find what a user's find."""
+
 HEAD = """
 import os, signal, torch
 DYING = os.environ.get("SUPERVISE_ATTEMPT") == "2" and os.environ.get("RANK", "0") == "0"
@@ -189,6 +192,7 @@ def test_three_kills(run: Run, needed: str, text: str, every: int, whole: int, t
     assert same(run.folder, undisturbed.folder)
 
 
+@pytest.mark.long
 def test_lightning_inside_an_epoch(run: Run) -> None:
     """Where Lightning itself does not come back to the bit, because its data begins anew, it ends with the bits of one that
     was resumed by hand."""
