@@ -1,4 +1,4 @@
-"""The kernel's log from a moment on: whom the OOM killer killed, who crashed, what a device complained of."""
+"""The kernel's log from a moment on: OOM kills, crashes, device errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from supervisor.core.evidence import OomKill
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _EVERY = 1.0
-"""Seconds between two reads while nothing has happened: then there is never much to read."""
+"""Seconds between two reads while nothing has happened, so that there is never much to read."""
 _MOST = 2000
 """Records that one read takes in at most."""
 _KEPT = 500
@@ -31,12 +31,12 @@ _OF_INTEREST = re.compile(
 
 
 class KernelLog:
-    """Follows /dev/kmsg from where it ended when this was made. Never raises: `unreadable` says why it tells nothing."""
+    """Follows /dev/kmsg from its end at the start. Never raises: `unreadable` says why it tells nothing."""
 
     def __init__(self, path: Path = Path("/dev/kmsg")) -> None:
         self.unreadable: str | None = None
         self.lines: list[str] = []
-        """What it has said since, as far as it has been read and may matter."""
+        """The lines since then that were read and may matter."""
         self._fd: int | None = None
         self._followed_at = 0.0
         self._names_ours = _pids_are_ours()
@@ -53,7 +53,7 @@ class KernelLog:
             self._fd = None
 
     def read(self) -> None:
-        """What was added is in `lines`."""
+        """New lines are in `lines`."""
         if self._fd is None:
             return
         for _ in range(_MOST):
@@ -62,7 +62,7 @@ class KernelLog:
             except BlockingIOError:
                 break
             except BrokenPipeError:
-                # Overwritten before it was read: who was killed may have been told there.
+                # Lines were overwritten before they were read. They may have told of a kill.
                 self.unreadable = "it has overwritten itself"
                 continue
             except OSError as error:
@@ -73,14 +73,14 @@ class KernelLog:
                 self.lines = [*self.lines, text][-_KEPT:]
 
     def follow(self, now: float) -> None:
-        """It is read now and then, so that it neither overwrites itself nor has much to tell when it matters."""
+        """Reads from time to time, so that nothing is overwritten, and little is left to read when it matters."""
         if now >= self._followed_at + _EVERY:
             self._followed_at = now
             self.read()
 
     def wait_for(self, pids: set[int], until: float) -> None:
-        """What was added is in `lines`; if none of `pids` is told to be killed, it is waited for, till `until`. The kernel
-        sends the signal before it writes the line."""
+        """New lines are in `lines`. If they tell of no kill of `pids`, it waits for one until `until`: the kernel sends
+        the signal before it writes the line."""
         self.read()
         tells = self._fd is not None and self._names_ours
         while tells and not pids & {v.pid for v in oom_kills(self.lines)} and time.monotonic() < until:
@@ -88,12 +88,12 @@ class KernelLog:
             self.read()
 
     def victims(self) -> tuple[OomKill, ...] | None:
-        """Whom the OOM killer has killed, as far as `lines` tell; None if they may not tell of all, or not by our pids."""
+        """The OOM kills in `lines`. None if some may be missing, or if the pids are not ours."""
         return tuple(oom_kills(self.lines)) if self.unreadable is None and self._names_ours else None
 
 
 def oom_kills(lines: list[str]) -> list[OomKill]:
-    """The kills that lines of a kernel's log tell of; whatever else they hold is passed over."""
+    """The OOM kills in lines of a kernel's log. Other lines are ignored."""
     found, used, limit = [], None, None
     for line in lines:
         if _INVOKED in line:
@@ -107,7 +107,7 @@ def oom_kills(lines: list[str]) -> list[OomKill]:
 
 
 def _pids_are_ours() -> bool:
-    """In a container with pids of its own the kernel's mean nothing, or worse, somebody else."""
+    """In a container with its own pids, the kernel's pids mean nothing, or even another process."""
     with contextlib.suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
     return False

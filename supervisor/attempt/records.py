@@ -1,4 +1,5 @@
-"""What the ranks of an attempt have left in its folder, as the supervisor reads it: notes, and what ended them."""
+"""The records that ranks leave in the attempt's folder, as the supervisor reads them: notes, and the exceptions that
+ended them."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ _LONGEST_PATH = 1000
 
 
 class Notes:
-    """What the ranks of one attempt have noted."""
+    """The notes of the ranks of one attempt."""
 
     def __init__(self, file: Callable[[int], Path]) -> None:
-        """`file` is where a rank's are."""
+        """`file` gives the path of a rank's notes."""
         self._file = file
         self._readers: dict[int, NoteReader] = {}
 
     def read(self, ranks: Iterable[int]) -> list[tuple[int, dict[str, Any]]]:
-        """What `ranks` have noted since the last call, with the rank."""
+        """The new notes of `ranks` since the last call, with the rank."""
         for rank in ranks:
             if rank not in self._readers:
                 self._readers[rank] = NoteReader(self._file(rank))
@@ -32,7 +33,7 @@ class Notes:
 
 
 def exception_of(path: Path) -> Raised | None:
-    """What ended a rank, as it has left it at `path`; None if there is nothing, or nothing that makes sense."""
+    """The exception that ended a rank, from its record at `path`. None if there is no record, or no valid one."""
     try:
         record = read(path, ErrorRecord)
     except (OSError, ValueError):
@@ -58,7 +59,7 @@ def _raised(record: ErrorRecord, error: Described) -> Raised:
 
 
 def _gist(text: str) -> str:
-    """The line of a message that says most: the first, and the last too where another process's traceback lies between."""
+    """The main line of a message: the first, and also the last if the traceback of another process is between them."""
     lines = text.strip().splitlines() or [""]
     if any(line.lstrip().startswith(("Traceback (most", "Original Traceback (most")) for line in lines):
         return f"{lines[0][:100]} {lines[-1].strip()}"[:300]

@@ -1,4 +1,4 @@
-"""What the source says of a line that a thread stands in: the loop around it, and whether it calls anything."""
+"""The source around the line of a thread: the loop around it, and whether the line calls anything."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from supervisor.core.hangs.motion import Loop
 
 _LARGEST = 1 << 20
-"""Bytes of source that are read."""
+"""The most bytes of source that are read."""
 _PLAIN = (ast.Pass, ast.Continue, ast.Break, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.While, ast.If, ast.Expr)
 _FOR = (ast.For, ast.AsyncFor, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _WORK = (ast.Call, ast.Await, ast.Subscript, ast.MatMult, ast.Pow, ast.Yield, ast.YieldFrom, *_FOR[2:])
 
 
 def about(folder: Path, file: str, line: int) -> tuple[Loop, bool]:
-    """The innermost loop around the line of `file` (relative to `folder`, or absolute), and whether the line is plain: it
-    calls nothing, so that no library can be at work in it. Of source that cannot be read: no loop, and not plain."""
+    """The innermost loop around the line of `file` (relative to `folder`, or absolute), and whether the line is plain:
+    it calls nothing, so that no library can be at work in it. Of source that cannot be read: no loop, and not plain."""
     with contextlib.suppress(OSError, ValueError, RecursionError, MemoryError):
         path = folder / file
         found = path.stat()

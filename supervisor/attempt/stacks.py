@@ -1,7 +1,8 @@
-"""Where all ranks are, kept in the attempt's folder before a hung attempt is killed.
+"""The stacks of all ranks, kept in the attempt's folder before a hung attempt is killed.
 
 faulthandler's handler, which the bootstrap registers, answers within milliseconds, also while C code holds the GIL.
-py-spy, where it is installed, is asked for those that do not answer: a stopped rank, or one that took the signal for itself.
+py-spy, where it is installed, is asked for those that do not answer: a stopped rank, or one that took the signal for
+itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from supervisor.process.proctree import Process
 from trainer.rundir.environment import STACKS_SIGNAL
 
 TIME_LIMIT = 2.0
-"""Seconds for all ranks together: evidence must not hold up the recovery for long."""
+"""Seconds for all ranks together: evidence must not delay the recovery for long."""
 _CHILDREN = 8
 """Of each rank, at most: DataLoader workers."""
 _FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
@@ -50,7 +51,7 @@ def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
 
 
 def _told(found: Stacks) -> str:
-    """For people: who stands where, then each group's whole stack."""
+    """A text for people: the place of each rank, then the whole stack of each group."""
     parts = ["\n".join(summary(found.stacks))]
     for ranks, stack in grouped(found.stacks):
         parts.append("\n".join([named(ranks), *(f"  {f.file}:{f.line} {f.function}" for f in stack.frames)]))
@@ -83,7 +84,7 @@ def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
         return {}
     started = {}
     for rank, process in ranks.items():
-        # Not to wait for a stopped process to stop, --nonblocking; the process is stuck anyway.
+        # --nonblocking, so as not to wait for a stopped process to stop; the process is stuck anyway.
         command = [program, "dump", "--nonblocking", "--full-filenames", "--pid", str(process.pid)]
         with contextlib.suppress(OSError):
             started[rank] = subprocess.Popen(
@@ -108,8 +109,8 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
         path = folder / f"rank{rank}.faulthandler.txt"
         with contextlib.suppress(OSError):
             size = path.stat().st_size
-            # Without the bootstrap's handler the signal would kill it before its stacks are known. A script may have closed
-            # the handler's descriptor, and another file have its number: that must not be written to.
+            # Without the bootstrap's handler the signal would kill it before its stacks are known. A script may have
+            # closed the handler's descriptor, and another file have its number: that must not be written to.
             answers = kernel.catches(pid, STACKS_SIGNAL) and kernel.has_open(pid, path)
             if kernel.glance(pid).state not in "TZ" and answers and _send(pid):
                 asked[rank] = path, size
@@ -120,7 +121,7 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
         time.sleep(0.01)
         for rank, (path, size) in asked.items():
             text = path.read_bytes()[size:].decode(errors="replace")
-            # Complete when nothing was added between two looks.
+            # It is complete when nothing was added between two looks.
             if rank not in texts and whole(text) and before.get(rank) == text:
                 texts[rank] = text
             before[rank] = text

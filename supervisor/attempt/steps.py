@@ -1,4 +1,4 @@
-"""How far the ranks of an attempt are, as their beats tell."""
+"""The progress of the ranks of an attempt, from their beats."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from trainer.rundir.records.beats import Beat, last_beats
 
 
 def done(beats: Sequence[Beat]) -> dict[int, int]:
-    """By rank, the last step finished in this attempt, of the ranks that have finished one; -1 if nothing tells
-    which."""
+    """For each rank that has finished a step in this attempt: its last one; -1 if the step is unknown."""
     finished = [b for b in beats if b.phase >= Phase.TRAIN and b.step > (b.first_step if b.placed else 0)]
     return {b.rank: b.step if b.placed else -1 for b in finished}
 
 
 def start(beats: Sequence[Beat]) -> int | None:
-    """The step that the attempt went on from; -1 while nobody trains, None if nothing tells it."""
+    """The step that the attempt went on from. -1 while no rank trains, None if it is unknown."""
     ranks = done(beats)
     trained = [beat for beat in beats if beat.rank in ranks]
     if not all(beat.placed for beat in trained):
@@ -34,5 +33,5 @@ def trained(beats: Sequence[Beat]) -> Trained | None:
 
 
 def last(folder: AttemptDir) -> int:
-    """The highest step that the ranks of an attempt have left in their beats, or -1."""
+    """The highest step in the beats of an attempt's ranks, or -1."""
     return max((b.step for b in last_beats(folder.beats) if b.phase >= Phase.TRAIN and b.placed), default=-1)

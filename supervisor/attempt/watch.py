@@ -1,4 +1,4 @@
-"""Looks at one attempt: its launcher and ranks by pidfd, its beats, notes and error records; reports what it saw."""
+"""Looks at one attempt: its launcher and ranks by pidfd, its beats, notes and error records. Reports what it saw."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from trainer.rundir.records.notes import NoteReader
 _KERNEL_EVERY = 0.15
 """Seconds between two looks at the state and CPU time of the ranks, when one of them is silent or was not at work."""
 _KERNEL_CALM = 1.0
-"""The same while all of them step."""
+"""The same, while all ranks step."""
 _QUIET_AFTER = 0.4
-"""Seconds without a beat after which a rank that uses no CPU is looked at closely."""
+"""A rank without CPU use gets a close look after this many seconds without a beat."""
 _QUIET_SHARE = 0.1
 _FILES_EVERY = 0.2
 _JOURNALS_EVERY = 1.0
@@ -51,7 +51,7 @@ class Watch:
         self.seen_ranks: dict[int, int] = {}
         """pid of every rank that ever registered, and of the SCRIPT that was one."""
         self.script: Process | None = None
-        """The living process that runs the script, where it has started the ranks and is none of them."""
+        """The living process of a script that has started the ranks and is not one of them."""
         self._joined: list[tuple[int, int]] = []
         """(rank, pid) of those that the script has started, as they come; until news() has told of them."""
         self._spawned: dict[int, Role] = {}
@@ -65,20 +65,20 @@ class Watch:
         self.sampler = Sampler(cwd, reaper.forget)
         self._notes, self._journals = Notes(folder.notes), Notes(folder.saves)
         self.saves = Saves()
-        """What the script has saved by itself in this attempt."""
+        """The script's own saves in this attempt."""
         self._counted = -1
         self._kernel, self._close = dict[int, kernel.Glance](), dict[int, kernel.Close]()
         self._unborn: tuple[Member, ...] = ()
         self._launcher_stopped = False
         self.replaced: set[int] = set()
-        """Ranks whose process has become another program."""
+        """The ranks whose process has become another program."""
         self._kernel_at = self._files_at = self._journals_at = float("-inf")
         self.log_grew_at = 0.0
         self._log_bytes = 0
 
     @property
     def pids(self) -> dict[int | None, int]:
-        """Of the launcher, under None, and of every rank that ever registered."""
+        """The pids of the launcher, under None, and of every rank that ever registered."""
         return dict([(None, self._launcher_pid), *self.seen_ranks.items()])
 
     def fds(self) -> list[int]:
@@ -114,7 +114,7 @@ class Watch:
             self._look_at_kernel(now)
 
     def group(self) -> Group:
-        """What there is beside the ranks that have registered."""
+        """The processes beside the registered ranks."""
         launcher = Member(self._launcher_pid, stopped=self._launcher_stopped, launcher=True) if self.launcher else None
         return Group(self.nproc, launcher, self._unborn)
 
@@ -123,8 +123,8 @@ class Watch:
         return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
 
     def news(self, now: float) -> News:
-        """What is new since the last call; the rest as of the last look."""
-        # First what may fail: nothing that is new is lost then.
+        """The news since the last call; the rest is as of the last look."""
+        # Reads that may fail come first: then no news is lost.
         notes = tuple(self._notes.read(self._numbers()))
         joined, self._joined = tuple(self._joined), []
         return News(
@@ -143,15 +143,16 @@ class Watch:
         return [*range(self.nproc), *(rank for rank in self.seen_ranks if rank not in (*range(self.nproc), SCRIPT))]
 
     def saved(self) -> int:
-        """How often the script has saved by itself, to a file or not."""
+        """The number of the script's own saves, to a file or not."""
         return max((beat.saves for beat in self.beats), default=0)
 
     def saved_unplaced(self) -> bool:
-        """Whether it has saved something of which nothing tells the step."""
+        """Whether it has made a save whose step is unknown."""
         return self.saves.unplaced or (self.saved() > 0 and self.saves.newest is None)
 
     def read_journals(self, now: float, final: bool) -> None:
-        """`saves` is up to date; read when a save has ended, else now and then, and once the attempt is over."""
+        """`saves` is up to date. The journals are read when a save has ended, else from time to time, and when the
+        attempt is over."""
         counted = sum(beat.saves for beat in self.beats)
         if counted == self._counted and now < self._journals_at + _JOURNALS_EVERY and not final:
             return
@@ -176,7 +177,7 @@ class Watch:
         self._close = {rank: self._closely(rank, pids) for rank in quiet}
         held = any(close.held for close in self._close.values())
         if held and self.script is not None and not kernel.waits_for_ranks(self.script.pid, pids):
-            # Who waits for a lock may wait for the script.
+            # A rank that waits for a lock may wait for the script.
             self._close = {rank: replace(close, held="") for rank, close in self._close.items()}
         for beat in self.beats:
             if beat.rank in self.ranks and beat.rank not in self.replaced and now - beat.at > _QUIET_AFTER:
@@ -254,8 +255,8 @@ class Watch:
             self.seen_ranks[beat.rank] = beat.pid
 
     def _give_way(self, beat: Beat) -> None:
-        """Whoever had the number of a rank that the script has started has it no more: the script itself, which is none, or
-        one that has done its work."""
+        """Whoever had the number of a rank that the script has started has it no more: the script itself, which is
+        none, or one that has done its work."""
         if not beat.role & Role.SPAWNED:
             return
         old = self.ranks.pop(beat.rank, None)
@@ -271,7 +272,8 @@ class Watch:
         self._joined.append((beat.rank, beat.pid))
 
     def _find_script(self, at: float) -> None:
-        """It was no rank any more when this supervisor came, or was one for less than a look; it was there `at` then."""
+        """It was no rank any more when this supervisor came, or was one for less than a look; it was there `at`
+        then."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._gate.ready(0).read_text())
             self.seen_ranks[SCRIPT] = pid
@@ -297,12 +299,13 @@ class Watch:
             self.launcher = None
             self._read_report(now)
         elif self.launcher is None and all(e.rank is not None for e in self.exits):
-            # Of an adopted attempt: it went while nobody looked.
+            # In an adopted attempt: it ended while nobody looked.
             self.exits.append(Exit(None, None, now))
             self._read_report(now)
 
     def _read_ends(self) -> None:
-        """How ranks have ended that the script started: it has waited for them, and no older kernel tells anybody else."""
+        """How ranks have ended that the script started: it has waited for them, and no older kernel tells anybody
+        else."""
         for note in self._ends.read() if self._spawned else ():
             rank = next((r for r, pid in self.seen_ranks.items() if pid == note.get("pid")), None)
             known = next((e for e in self.exits if e.rank == rank and e.status is None), None)

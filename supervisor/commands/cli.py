@@ -91,11 +91,11 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone (`| head`); the interpreter must not complain again when it flushes.
+        # The reader is gone (`| head`). The interpreter must not complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # What the system refuses is rarely ours to explain; it is never worth a traceback.
+        # We can rarely explain a refusal of the system, but it is never worth a traceback.
         if not error.filename and not _is_here():
             return _say("the current folder has been removed; cd to one that is there", ExitCode.USAGE)
         where = f"{error.filename}: " if error.filename else ""
@@ -117,6 +117,6 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _say(text: str, exit_code: int) -> int:
-    # One line, and none that a name in it could drive the terminal with.
+    # One line, and no name in it can control the terminal.
     print(f"supervise: {plain(text)}", file=sys.stderr)
     return exit_code

@@ -1,6 +1,7 @@
-"""What a foreground launch says on stderr: first words, events and rank 0's log as they come, and the account at the end.
+"""The output of a foreground launch on stderr: first words, events and rank 0's log as they come, the summary at the
+end.
 
-It follows the run's files from a thread of its own: a terminal that is paused must not pause supervision.
+It follows the run's files in its own thread: a paused terminal must not pause supervision.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _DRAIN = 2.0
 
 
 class Console:
-    """Prints while the block runs. A terminal that went away (ssh lost) silences it and nothing more."""
+    """Prints while the block runs. If the terminal is gone (ssh lost), it only becomes silent."""
 
     def __init__(self, run: RunDir, quiet: bool) -> None:
         self._quiet = quiet
@@ -80,11 +81,11 @@ class Console:
 
 
 BUILT_IN = {"_supervise": "trainer"}
-"""The package of the built-in trainer, by the name that no module of the user's has, and the one that people know."""
+"""The private name of the built-in trainer's package, and the name that people know."""
 
 
 def name_of(run: RunDir, spec: Spec) -> str:
-    """What to call the run on a command line typed here."""
+    """The name of the run for a command line typed here."""
     here = (RUNS.resolve() / spec.run) == run.path
     return spec.run if here else os.path.relpath(run.path)
 
@@ -104,7 +105,7 @@ def opening_words(run: RunDir, spec: Spec) -> str:
 
 
 def closing_words(run: RunDir, end: End) -> str:
-    """What happened: each attempt on a line, the end, and where to look next."""
+    """The summary: each attempt on a line, the end, and where to look next."""
     story = story_of(run)
     sign = "✔" if end.exit_code == 0 else "✘"
     wall = _seconds((story.ended or story.last) - (story.started or story.last))
@@ -123,7 +124,7 @@ def closing_words(run: RunDir, end: End) -> str:
 
 
 def attempt_lines(story: Story) -> list[str]:
-    """One line for each attempt: its steps, why it ended, what that cost."""
+    """One line for each attempt: its steps, why it ended, and the cost."""
     lines = []
     for attempt, recovered, lost in zip(story.attempts, recoveries(story), lost_steps(story), strict=True):
         first = attempt.from_step if attempt.from_step is not None else 0
@@ -148,7 +149,7 @@ def attempt_lines(story: Story) -> list[str]:
 
 
 def loss_lines(run: RunDir, story: Story) -> list[str]:
-    """The loss at each failure and at the end, where the script writes metrics.jsonl as the trainer does."""
+    """The loss at each failure and at the end, if the script writes metrics.jsonl like the trainer."""
     losses = {line.get("step"): line.get("loss") for _, line in Follower(run.metrics).objects()}
     numbers = {step: loss for step, loss in losses.items() if isinstance(step, int) and isinstance(loss, int | float)}
     if not numbers or not story.failures():
@@ -160,7 +161,7 @@ def loss_lines(run: RunDir, story: Story) -> list[str]:
 
 
 def traceback_lines(run: RunDir, story: Story) -> list[str]:
-    """The last lines of the traceback of the rank that failed first in the last attempt, where it left one."""
+    """The last traceback lines of the rank that failed first in the last attempt, if it left a traceback."""
     last = story.attempt
     if last is None or last.rank is None:
         return []

@@ -1,6 +1,7 @@
-"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume -d`.
+"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume
+-d`.
 
-What run.json does not keep, the secrets of the command line, comes on stdin: [command, resume_args].
+The secrets of the command line are not in run.json. They come on stdin: [command, resume_args].
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(path: Path) -> int:
             if known is None:
                 raise Refusal(f"no run in {path}")
             command, resume_args = decode(sys.stdin.buffer.read(), tuple[tuple[str, ...], str])
-            # What the ranks are given of it is an empty one.
+            # The ranks get an empty stdin.
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             spec = dataclasses.replace(specs.restore(known.spec), command=command, resume_args=resume_args)
             return drive(run, spec, quiet=True)
@@ -45,6 +46,6 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    # The terminal that launched it may close.
+    # The terminal of the launch may close.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(main(Path(sys.argv[1])))

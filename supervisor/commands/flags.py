@@ -1,4 +1,4 @@
-"""What several commands take, each declared once."""
+"""The options of several commands, each declared once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON docum
 
 
 def session_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a supervisor's session meets its user: `detached`, `as_json`, `quiet`."""
+    """The options of a supervisor's session: `detached`, `as_json`, `quiet`."""
     for flag in (
         click.option("--quiet", is_flag=True, help="Say nothing but errors."),
         click.option("--json", "as_json", is_flag=True, help="At the end, the run's status as JSON on stdout."),

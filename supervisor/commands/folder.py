@@ -1,4 +1,4 @@
-"""The folder of a run that is to begin: private, and gone again if nothing begins."""
+"""The folder of a new run: private, and removed again if the run does not begin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOCKS = ("lock", "lock.json")
 
 
 class Folder:
-    """Of a launch that is refused, or finds no room, nothing that it has made is left when this is left."""
+    """After the block, nothing is left of a launch that was refused or found no room."""
 
     def __init__(self) -> None:
         self._run: RunDir | None = None
@@ -48,7 +48,7 @@ class Folder:
                 path.unlink(missing_ok=True)
             shutil.rmtree(run.faults, ignore_errors=True)
         for path in self._missing:
-            # What is not empty is somebody's.
+            # A folder that is not empty belongs to somebody.
             with contextlib.suppress(OSError):
                 path.rmdir()
         if run is not None and isinstance(error, OSError):

@@ -62,7 +62,7 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
 
 
 def _merge(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """What is said about one cause leaves what the file says about another as it is."""
+    """A flag for one cause does not change the file's setting for another cause."""
     return {**dict((ctx.default_map or {}).get("actions", ())), **dict(given)}
 
 
@@ -143,8 +143,8 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Train SCRIPT under supervision; without one, the built-in byte-level GPT.
 
-    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it, and with its
-    ranks where only its supervisor has died.
+    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it, and with
+    its ranks where only its supervisor has died.
     """
     _warn_unknown_environment(ctx)
     with Folder() as folder:
@@ -169,7 +169,7 @@ def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: boo
 
 
 def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[Spec, RunDir]:
-    """What is to be run, and its folder, which exists."""
+    """The Spec to run, and its folder, which exists."""
     folder = given.pop("run_dir")
     name = given.pop("name")
     if name is not None and not _NAME.match(name):
@@ -184,7 +184,8 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         if arguments:
             values |= options | _command(arguments, module)
         else:
-            # Nothing but the folder: as it was launched, but for what is said anew. `never` was about what was there then.
+            # Nothing but the folder: as it was launched, but for what is said anew. `never` was about what was there
+            # then.
             values["resume"] = "auto" if old.resume == "never" else old.resume
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
@@ -200,7 +201,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
 
 
 def _sound(options: Mapping[str, Any]) -> None:
-    """Refusal for what cannot be together, or is not on this machine."""
+    """Refusal for options that exclude each other, or that this machine cannot satisfy."""
     if options["spawns"] and options["nproc"] > 1:
         often = f"--nproc {options['nproc']} would start it so often; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")

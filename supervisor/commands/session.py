@@ -1,4 +1,4 @@
-"""A supervisor's session with one run: from the lock to the last word, in the foreground or detached."""
+"""The session of a supervisor with one run, from the lock to the end, in the foreground or detached."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from trainer.rundir.records import faults
 
 
 def arm_faults(run: RunDir, spec: Spec) -> None:
-    """Every fault asked for with --inject is armed, once a run: asking again in the same words is the same fault."""
+    """Every fault of --inject is armed, once a run: the same words again are the same fault."""
     known = {fault.text for fault in faults.armed(run.faults)}
     for text in dict.fromkeys(spec.inject):
         if text not in known:
@@ -48,7 +48,7 @@ def arm_faults(run: RunDir, spec: Spec) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """Nothing is to be launched: what a dead supervisor has left is to end, `now` or after its last checkpoint."""
+    """Launches nothing: the processes of a dead supervisor must end, `now` or after their last checkpoint."""
 
     now: bool
     why: str = ""
@@ -88,7 +88,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
         log.close()
         raise
     except Exception as error:
-        # A mistake of ours. It ends as a SIGKILL would: the ranks train on, and another supervisor goes on with them.
+        # An error of ours ends like a SIGKILL: the ranks train on, and another supervisor goes on with them.
         log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
         log.close()
         raise _internal(run, spec, error, driver.living()) from error
@@ -102,7 +102,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
 
 
 def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> InternalError:
-    """What is said of a mistake of ours, whose traceback is in the run's folder from now on, as far as that takes it."""
+    """The message for an error of ours. Its traceback is now in the run's folder, if the folder takes it."""
     where = ""
     with contextlib.suppress(OSError), run.supervisor_log.open("a") as file:
         file.write("".join(traceback.format_exception(error)))
@@ -122,7 +122,7 @@ def print_status(run: RunDir, **more: Any) -> None:
 
 
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
-    """A supervisor of the run lives in a session of its own, whatever becomes of this terminal."""
+    """A supervisor of the run lives in its own session, and does not depend on this terminal."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     with run.supervisor_log.open("ab") as log:
@@ -133,7 +133,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
             stderr=log,
             start_new_session=True,
         )
-    # What run.json does not keep, a pipe can tell.
+    # A pipe carries the secrets, which run.json does not keep.
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(encode([spec.command, spec.resume_args]))

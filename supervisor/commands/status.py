@@ -68,7 +68,7 @@ def _pause(pause: dict[str, Any]) -> str:
 
 
 def _standby(now: dict[str, Any]) -> str:
-    """What waits, what it costs, and why it is not better."""
+    """The waiting group, its cost, and why there is no better one."""
     if now["kind"] == "none":
         cold = f"; a restart imports again: attempt 0 took {now['cold_s']} s to its first step" if now["cold_s"] else ""
         return plain(f"none: {now['why']}{cold}")

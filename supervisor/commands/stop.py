@@ -36,8 +36,8 @@ _READ = 5.0
 def command(run: str | None, now: bool, no_wait: bool) -> int:
     """Ask RUN's supervisor to stop it, and wait until nothing of it is alive.
 
-    Of a run whose supervisor is dead, what still lives is ended from here, in the same way; then the exit code is that of
-    the run, 103.
+    Of a run whose supervisor is dead, what still lives is ended from here, in the same way; then the exit code is that
+    of the run, 103.
     """
     known = find(run)
     vet(known.run)
@@ -54,7 +54,7 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
         time.sleep(0.05)
     story = story_of(known.run)
     if not story.over:
-        # Its supervisor died of something else before it could stop.
+        # Its supervisor died for another reason before it could stop.
         return _end(known, now)
     known.run.stop.unlink(missing_ok=True)
     click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
@@ -82,8 +82,7 @@ def _end(known: Known, now: bool) -> int:
 
 
 def _ask(path: Path, now: bool) -> None:
-    """The stop file says what is wanted. On a disk that has no room for a word an empty one asks, and a second one means
-    now."""
+    """Writes the request into the stop file. On a full disk an empty file asks, and a second one means now."""
     try:
         replace_file(path, b"now" if now else b"ask")
     except OSError as error:

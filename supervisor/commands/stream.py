@@ -1,4 +1,4 @@
-"""stdout as the end of a stream: batches, a reader that goes away, and Ctrl-C, which ends the reading and no more."""
+"""Writes a stream to stdout, in batches. Handles a reader that goes away, and Ctrl-C, which ends only the reading."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _BATCH = 65536
 
 
 def colours() -> bool:
-    """Whether stdout is a terminal that takes colours, and nobody has said NO_COLOR."""
+    """Whether stdout is a terminal that takes colours, and NO_COLOR is not set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
-    """Every record was written to stdout; what is to be said about the stream itself is on stderr."""
+    """Writes every record to stdout. Messages about the stream itself go to stderr."""
     out = _stdout()
 
     def write(record: Record) -> None:
@@ -48,7 +48,8 @@ def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
 
 def _stdout() -> BinaryIO:
     try:
-        # Of our own, because Python's may be unbuffered: then each line would be a system call, and might be cut short.
+        # Our own buffer: Python's stdout may be unbuffered, and then each line would be a system call, and might be
+        # cut.
         return open(sys.stdout.fileno(), "wb", buffering=_BATCH, closefd=False)
     except (OSError, ValueError):  # no file behind stdout
         return sys.stdout.buffer
