@@ -33,8 +33,9 @@ _BYSTANDERS = (
 )
 """Threads of trackers, of loaders, and our own, by a part of a file's name."""
 _WORKER = "utils/data/_utils/worker.py"
+_PROCESS = "/multiprocessing/process.py"
 _QUEUES = ("/selectors.py", "/threading.py", "/queue.py")
-_FOR_CHILDREN = ("/subprocess.py", "/multiprocessing/popen_", "utils/data/dataloader.py", "/multiprocessing/process.py")
+_FOR_CHILDREN = ("/subprocess.py", "/multiprocessing/popen_", "utils/data/dataloader.py")
 _FOR_THREADS = ("/threading.py", "/concurrent/futures/", "/queue.py", "/multiprocessing/pool.py", "/asyncio/")
 _NEAR = 6
 """Frames from the innermost out that tell what a wait is for."""
@@ -104,7 +105,13 @@ class Thread:
         return any(part in frame.file for frame in self.frames for part in parts)
 
     def near(self, *parts: str) -> bool:
-        return any(part in frame.file for frame in self.frames[:_NEAR] for part in parts)
+        for frame in self.frames[:_NEAR]:
+            if _PROCESS in frame.file and frame.function.endswith("_bootstrap"):
+                # What follows is how its parent came to fork it.
+                return False
+            if any(part in frame.file for part in parts):
+                return True
+        return False
 
     @property
     def exchanges(self) -> bool:

@@ -20,7 +20,13 @@ IDLE_WORKER = (
     Frame("poll", "/usr/lib/python3.11/multiprocessing/connection.py", 250),
     Frame("_worker_loop", "/x/site-packages/torch/utils/data/_utils/worker.py", 300),
 )
-STUCK_WORKER = (Frame("__getitem__", "/home/u/data.py", 7), *IDLE_WORKER[1:])
+STUCK_WORKER = (
+    Frame("__getitem__", "/home/u/data.py", 7),
+    IDLE_WORKER[1],
+    Frame("BaseProcess.run", "/usr/lib/python3.11/multiprocessing/process.py", 108),
+    Frame("BaseProcess._bootstrap", "/usr/lib/python3.11/multiprocessing/process.py", 314),
+    Frame("Popen._launch", "/usr/lib/python3.11/multiprocessing/popen_fork.py", 71),
+)
 WANDB = (Frame("loop", "/x/site-packages/wandb/sdk/internal.py", 5),)
 
 
