@@ -1,7 +1,7 @@
 """What a user does with the wheel, and what must come of it. `user.py wheel FILE CHECKOUT`, then `all`, then `gone`.
 
-Run by .ci/wheel with the Python of a venv that holds the wheel alone, in an empty folder. The first thing that is not as
-it must be ends it with a traceback.
+Run by .ci/wheel with the Python of a venv that holds the wheel alone, in an empty folder. The first thing that is not
+as it must be ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def wheel(file: Path, checkout: Path) -> None:
 
 
 def imports() -> None:
-    """Nothing of the checkout or of an extra is there, and each public name leads to the same objects, whoever is first."""
+    """Nothing of the checkout or of an extra is there, and each public name leads to the same objects, whoever is
+    first."""
     assert not [name for name in ("numpy", "pytest", "py_spy") if importlib.util.find_spec(name)]
     for first, second in (("trainer", "supervise"), ("supervise", "trainer")):
         python(f"""
@@ -137,8 +138,8 @@ def built_in() -> None:
 
 
 def unmodified() -> None:
-    """A script that knows nothing of us, a module called trainer beside it: killed in fresh and in forked ranks, it comes
-    back from its own checkpoint and ends as it does alone."""
+    """A script that knows nothing of us, a module called trainer beside it: killed in fresh and in forked ranks, it
+    comes back from its own checkpoint and ends as it does alone."""
     import torch
 
     ends = []

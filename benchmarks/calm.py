@@ -1,10 +1,11 @@
-"""No false verdict: a run whose steps, saves and evaluations are slow at random, on a machine that is loaded to the brim.
+"""No false verdict: a run whose steps, saves and evaluations are slow at random, on a machine that is loaded to the
+brim.
 
 python benchmarks/calm.py [--minutes 30] [--step 0.1] [--json FILE]
 
 Two runs at once under stress-ng (or, where that is not installed, busy processes and writers that sync): the built-in
-trainer with snapshots and `slow` faults, and an unmodified script. Nothing is wrong with either, so every verdict but the
-last is false, and so is a suspicion that was only just dropped (stacks that were asked for).
+trainer with snapshots and `slow` faults, and an unmodified script. Nothing is wrong with either, so every verdict but
+the last is false, and so is a suspicion that was only just dropped (stacks that were asked for).
 """
 
 from __future__ import annotations

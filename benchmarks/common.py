@@ -1,4 +1,5 @@
-"""What every benchmark shares: its options, the machine it ran on, statistics, tables, and the JSON beside the table."""
+"""What every benchmark shares: its options, the machine it ran on, statistics, tables, and the JSON beside the
+table."""
 
 from __future__ import annotations
 

@@ -1,18 +1,20 @@
 """Goodput: a fixed number of steps while a random rank is killed every 10 and every 60 seconds, supervise and torchrun.
 
-goodput = steps × median step time of plain torchrun without failures or saves, measured in the same round, before and after
+goodput = steps × median step time of plain torchrun without failures or saves, measured in the same round, before and
+after
           ÷ wall time from the first step to the last
 
-and the same with the mean step in place of the median: a few steps of an undisturbed run are long, too, so that by the median
-even such a run falls short of 100 %. "By its own" takes the median step of the very run, its first ten after each start left
-out: what failures cost, without what being supervised adds to a step and without the machine's moods between the runs.
+and the same with the mean step in place of the median: a few steps of an undisturbed run are long, too, so that by the
+median even such a run falls short of 100 %. "By its own" takes the median step of the very run, its first ten after
+each start left out: what failures cost, without what being supervised adds to a step and without the machine's moods
+between the runs.
 
-supervise runs the built-in GPT with its defaults; torchrun runs the same GPT with the saving of PyTorch's DDP tutorial, every
-20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T, 2T, … after the first step; where the group is not
-training at one, it is killed as soon as it does. Where six kills in a row find no step that was not done before, as under
-torchrun when a restart and 20 steps take longer than the time between kills, the job would never end: it is given up, and
-counted are the steps it reached, which is more than it would have in the end. Medians over rounds; 5 rounds take about 22
-minutes.
+supervise runs the built-in GPT with its defaults; torchrun runs the same GPT with the saving of PyTorch's DDP tutorial,
+every 20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T, 2T, … after the first step; where the
+group is not training at one, it is killed as soon as it does. Where six kills in a row find no step that was not done
+before, as under torchrun when a restart and 20 steps take longer than the time between kills, the job would never end:
+it is given up, and counted are the steps it reached, which is more than it would have in the end. Medians over rounds;
+5 rounds take about 22 minutes.
 
 python benchmarks/goodput.py [--rounds 5] [--plan 10:450,60:760] [--model default|small] [--json FILE]
 """

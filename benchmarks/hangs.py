@@ -2,8 +2,9 @@
 
 python benchmarks/hangs.py [--rounds 5] [--step 0.05] [--kinds stop lock …] [--json FILE]
 
-The script is unmodified (scripts/hanging.py) and the limits are `auto`, but for the kinds of which only a limit can tell:
-an endless loop, a regular expression, a read and a DataLoader worker that never come back have `--hang-timeout 1500ms`.
+The script is unmodified (scripts/hanging.py) and the limits are `auto`, but for the kinds of which only a limit can
+tell: an endless loop, a regular expression, a read and a DataLoader worker that never come back have `--hang-timeout
+1500ms`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Lost steps: SIGKILL of a rank, of all ranks or of the launcher at random instants, and the step that was gone on from.
+"""Lost steps: SIGKILL of a rank, of all ranks or of the launcher at random instants, and the step that was gone on
+from.
 
-With `--snapshot-every 1`. A step is done when every rank has finished it; lost are the done steps that the next attempt does
-again. A step is safe once its snapshot is committed, which happens during the next step: the one whose copy is under way
-may be lost, and no other. Which steps were done and which step came first afterwards is taken from the ranks' optimizers
-by the hook, not from what the supervisor says; its own account is in the JSON beside it. 100 kills take about 4 minutes.
+With `--snapshot-every 1`. A step is done when every rank has finished it; lost are the done steps that the next attempt
+does again. A step is safe once its snapshot is committed, which happens during the next step: the one whose copy is
+under way may be lost, and no other. Which steps were done and which step came first afterwards is taken from the ranks'
+optimizers by the hook, not from what the supervisor says; its own account is in the JSON beside it. 100 kills take
+about 4 minutes.
 
 python benchmarks/lost_steps.py [--kills 100] [--model small|default] [--json FILE]
 """

@@ -4,9 +4,9 @@
     B  supervise with its defaults: standby, snapshots, checkpoints
     C  supervise --no-standby, no snapshots, no checkpoints                 the supervision alone
 
-In rounds, A B C A B C …, each a whole run of the built-in GPT. Step times are those of rank 0 after the warm-up; per round
-their median, and their mean too, because what happens once in a hundred steps is not in a median. The supervisor's memory
-and CPU time are sampled over the same stretch. 5 rounds take about 6 minutes.
+In rounds, A B C A B C …, each a whole run of the built-in GPT. Step times are those of rank 0 after the warm-up; per
+round their median, and their mean too, because what happens once in a hundred steps is not in a median. The
+supervisor's memory and CPU time are sampled over the same stretch. 5 rounds take about 6 minutes.
 
 python benchmarks/overhead.py [--rounds 5] [--steps 150] [--model default|small] [--json FILE]
 """

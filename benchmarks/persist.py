@@ -1,9 +1,10 @@
-"""Bytes per second until a snapshot is durable: the flush, digest included, against dd with its own fdatasync and others.
+"""Bytes per second until a snapshot is durable: the flush, digest included, against dd with its own fdatasync and
+others.
 
 python benchmarks/persist.py [--mb 1024] [--ranks 2] [--rounds 5] [--folder DIR] [--json FILE]
 
-Each round runs every way once, one after another, so that all of them meet the same disk. dd writes the same bytes from the
-same shared memory. The ratio is taken within a round; medians over rounds.
+Each round runs every way once, one after another, so that all of them meet the same disk. dd writes the same bytes from
+the same shared memory. The ratio is taken within a round; medians over rounds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Recovery: SIGKILL of a rank to the first new optimizer step, under supervise and under torchrun, the same on every side.
+"""Recovery: SIGKILL of a rank to the first new optimizer step, under supervise and under torchrun, the same on every
+side.
 
-The built-in GPT, which resumes from its own checkpoints on every side; with --script, a script that nobody changed, such as
-scripts/own_resume.py: DDP, its own torch.save every 10 steps, its own torch.load. Ten kills a side take 3 minutes.
+The built-in GPT, which resumes from its own checkpoints on every side; with --script, a script that nobody changed,
+such as scripts/own_resume.py: DDP, its own torch.save every 10 steps, its own torch.load. Ten kills a side take 3
+minutes.
 
-python benchmarks/recovery.py [--script FILE] [--kills 10] [--gap 4] [--model small|default] [--peer nvrx|…] [--json FILE]
+python benchmarks/recovery.py [--script FILE] [--kills 10] [--gap 4] [--model small|default] [--peer nvrx|…] [--json
+FILE]
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""From saved state to tensors in memory, seconds: a snapshot, a verified checkpoint, torch.load, DCP load, and a memcpy.
+"""From saved state to tensors in memory, seconds: a snapshot, a verified checkpoint, torch.load, DCP load, and a
+memcpy.
 
 python benchmarks/restore.py [--mb 1024] [--ranks 2] [--rounds 5] [--json FILE]
 
-What is read was written by as many ranks as asked for and is read whole by one, warm in the page cache. Every measurement
-is in a freshly forked process with one thread, as a restore is: its memory has never been touched. "memcpy" clones the same
-tensors, "target touched" copies them where they had been copied before. "and put back" adds load_state_dict of a model and
-its optimizer.
+What is read was written by as many ranks as asked for and is read whole by one, warm in the page cache. Every
+measurement is in a freshly forked process with one thread, as a restore is: its memory has never been touched. "memcpy"
+clones the same tensors, "target touched" copies them where they had been copied before. "and put back" adds
+load_state_dict of a model and its optimizer.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def _leaves(value: Any) -> list[torch.Tensor]:
 
 
 def _forked(action: Callable[[], Any]) -> Any:
-    """What `action` returned in a child of this process: as a rank does, it begins with no memory of its own to reuse."""
+    """What `action` returned in a child of this process: as a rank does, it begins with no memory of its own to
+    reuse."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,8 +1,9 @@
 """Scale: how fast many ranks are seen to fail and are gone, and how fast a run of 100,000 events is read.
 
-The ranks are tiny (a script that sleeps and does not import torch). Each number of ranks has its own run, in which one random
-rank after the other is killed with SIGKILL: detect is kill to verdict, stop is verdict to nothing of the attempt alive. The
-long run is made by the supervisor's own event writer, and read by the commands as a user runs them. About a minute.
+The ranks are tiny (a script that sleeps and does not import torch). Each number of ranks has its own run, in which one
+random rank after the other is killed with SIGKILL: detect is kill to verdict, stop is verdict to nothing of the attempt
+alive. The long run is made by the supervisor's own event writer, and read by the commands as a user runs them. About a
+minute.
 
 python benchmarks/scale.py [--ranks 2,8,32] [--kills 10] [--events 100000] [--json FILE]
 """

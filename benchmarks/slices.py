@@ -1,9 +1,10 @@
 """Overhead of being supervised when nothing fails, on a machine whose speed changes by the minute.
 
-Both sides of overhead.py, torchrun that saves nothing and supervise with its defaults, run at once, but one at a time: in
-turn, in random order, each has its processes continued for some steps while the other's are stopped. A slice is compared
-with its neighbour of the other side, seconds away. The first step of a slice, which was begun in the last one, and the next
-are left out. What goes by the clock goes on while a side is stopped, so checkpoints come twice as often to a step.
+Both sides of overhead.py, torchrun that saves nothing and supervise with its defaults, run at once, but one at a time:
+in turn, in random order, each has its processes continued for some steps while the other's are stopped. A slice is
+compared with its neighbour of the other side, seconds away. The first step of a slice, which was begun in the last one,
+and the next are left out. What goes by the clock goes on while a side is stopped, so checkpoints come twice as often to
+a step.
 
 Told are the step, the CPU time of the ranks and their page faults, each by step; of the ratios the median, the mean and
 the mean's standard error. 110 slices a side take about 4 minutes.
@@ -118,7 +119,7 @@ def main() -> None:
             cells.append(f"{statistics.median(ratios):+.1f} %, {statistics.fmean(ratios):+.1f} ± {error:.1f} %")
         rows.append((name, *cells))
     common.show(
-        f"No failure: {given.slices} slices of {given.steps} steps a side, and against torchrun: median, mean ± its error",
+        f"No failure: {given.slices} slices of {given.steps} steps a side; against torchrun: median, mean ± its error",
         ("", "step", "CPU, all ranks", "faults", "step against", "CPU against"),
         rows,
     )

@@ -2,10 +2,10 @@
 
 python benchmarks/stall.py [--mb 10,100,1000] [--step-ms 100] [--threads N] [--rounds 5] [--json FILE]
 
-A step is matrix products that take --step-ms, and AdamW over all of the state. A window is 20 steps, with a save at each or
-with one. In each round every way has its window, with a window of plain training before it. Lost is what the window took
-longer than that one, as a part of it, so work in the background counts as much as blocking. Blocking is the training
-thread's time in the call, and for "not overlapped" until it was done. Medians over rounds.
+A step is matrix products that take --step-ms, and AdamW over all of the state. A window is 20 steps, with a save at
+each or with one. In each round every way has its window, with a window of plain training before it. Lost is what the
+window took longer than that one, as a part of it, so work in the background counts as much as blocking. Blocking is the
+training thread's time in the call, and for "not overlapped" until it was done. Medians over rounds.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ def _print(found: dict[str, Any]) -> None:
     for name, row in found["ways"].items():
         lost, per_save, blocking = (statistics.median(row[key]) for key in ("lost", "lost_s", "blocking_s"))
         print(
-            f"  {name:28}{100 * lost:6.1f} % lost   {1000 * per_save:8.1f} ms a save   blocking {1000 * blocking:8.2f} ms"
+            f"  {name:28}{100 * lost:6.1f} % lost   {1000 * per_save:8.1f} ms a save   "
+            f"blocking {1000 * blocking:8.2f} ms"
         )
 
 

@@ -19,7 +19,8 @@ from trainer.rank import progress
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 
-# A shell that starts us in the background ignores Ctrl-C for us, and so would everything that a test starts and interrupts.
+# A shell that starts us in the background ignores Ctrl-C for us, and so would everything that a test starts and
+# interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

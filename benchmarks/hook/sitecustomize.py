@@ -1,8 +1,8 @@
 """Says when a process's first optimizer steps, from outside: for programs that know nothing of it, on every side alike.
 
-On the PYTHONPATH of what is measured. Each step appends one record (`RECORD`: CLOCK_MONOTONIC seconds, rank, pid, steps done
-as the optimizer's own state counts them) to the file that BENCH_STEPS names: one write() of about 2 µs. torch is not
-imported for its sake, and a process that was forked after the import writes under its own pid.
+On the PYTHONPATH of what is measured. Each step appends one record (`RECORD`: CLOCK_MONOTONIC seconds, rank, pid, steps
+done as the optimizer's own state counts them) to the file that BENCH_STEPS names: one write() of about 2 µs. torch is
+not imported for its sake, and a process that was forked after the import writes under its own pid.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""A DDP script that nobody prepared for supervision. Rank 1 gets stuck at step 40, in each attempt in the next of the ways
-that the first argument names (`lock,gil`), and then no more; the second argument is the seconds that a step sleeps.
+"""A DDP script that nobody prepared for supervision. Rank 1 gets stuck at step 40, in each attempt in the next of the
+ways that the first argument names (`lock,gil`), and then no more; the second argument is the seconds that a step
+sleeps.
 """
 
 import os

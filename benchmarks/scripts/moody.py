@@ -1,5 +1,6 @@
-"""A healthy DDP script that nobody prepared for supervision, and that is slow at random: steps up to twenty times as long
-as usual on one rank (asleep, or computing), saves of seconds that sync, evaluations of half a minute, waits for a network.
+"""A healthy DDP script that nobody prepared for supervision, and that is slow at random: steps up to twenty times as
+long as usual on one rank (asleep, or computing), saves of seconds that sync, evaluations of half a minute, waits for a
+network.
 
 Arguments: the usual seconds of a step, a seed. It goes on until it is stopped.
 """

@@ -1,6 +1,7 @@
 """The built-in GPT, trained with the saving and loading of PyTorch's DDP tutorial in place of ours.
 
-Rank 0 calls torch.save every 20 steps; a start loads that file, if there is one. Takes the flags of `python -m trainer`.
+Rank 0 calls torch.save every 20 steps; a start loads that file, if there is one. Takes the flags of `python -m
+trainer`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""The witness of one attempt: what kernel, disks and logs say when it fails, for the verdict and for those who come later.
+"""The witness of one attempt: what kernel, disks and logs say when it fails, for the verdict and for those who come
+later.
 
-    the attempt begins       counters are read, the end of the kernel's log is noted (0.3 ms, while the ranks already start)
-    something has failed     all of that again, free space, the last lines of whom left no exception (0.3 ms); the kernel's
+    the attempt begins       counters are read, the end of the kernel's log is noted (0.3 ms, while the ranks already
+    start)
+    something has failed     all of that again, free space, the last lines of whom left no exception (0.3 ms); the
+    kernel's
                              log is waited for, 50 ms at most, only if a counter says that the OOM killer has killed
     the next one trains      attempts/NNNN/evidence.json: nobody waits for it then
 
@@ -49,13 +52,15 @@ class Case:
     rank: int | None
     reason: str
     exits: list[dict[str, Any]]
-    """Each process that ended: rank (null: the launcher), pid, status (exit code, or minus the signal), signal, mono."""
+    """Each process that ended: rank (null: the launcher), pid, status (exit code, or minus the signal), signal,
+    mono."""
     exceptions: list[dict[str, Any]]
     """Each rank's exception: rank, type, message, errno, frames (innermost last), raised_from, mono."""
     steps: dict[int, int]
     """By rank, the last step finished."""
     memory: dict[str, Any] | None
-    """The run's memory group: path, version, and at_start and at_end: oom_kills, hits (of the limit), limit, used, peak."""
+    """The run's memory group: path, version, and at_start and at_end: oom_kills, hits (of the limit), limit, used,
+    peak."""
     machine: dict[str, Any]
     """oom_kills on the whole machine since the attempt began; total and available bytes of memory now."""
     kernel_log: list[str] | None
@@ -74,7 +79,8 @@ class Counters:
     group: dict[str, int | None] | None
     """Of the run's memory group."""
     kills: dict[Path, int]
-    """By memory group of the run (a fault may have made more of them): processes that the OOM killer has killed in it."""
+    """By memory group of the run (a fault may have made more of them): processes that the OOM killer has killed in
+    it."""
     machine: dict[str, int | None]
     """oom_kills since the machine was started; total and available bytes of memory."""
 
@@ -179,8 +185,8 @@ class Witness:
         return None if before is None or now is None else max(0, now - before)
 
     def _memory(self, end: Counters, killed: set[int]) -> Memory:
-        """What the OOM killer may have to do with it. It waits for the kernel's log only if a counter says that one of the
-        run was killed."""
+        """What the OOM killer may have to do with it. It waits for the kernel's log only if a counter says that one of
+        the run was killed."""
         rises = [max(0, count - self._begin.kills.get(path, 0)) for path, count in end.kills.items()]
         kills, on_machine = sum(rises) if rises else None, self._on_machine(end)
         if on_machine == 0 or (on_machine is None and kills == 0):

@@ -1,8 +1,8 @@
 """Samples of what silent ranks do: py-spy's stacks of all their threads, and what the kernel says of them.
 
-Only who is asked for is sampled, so in calm operation nothing runs. py-spy reads the memory of a rank from outside, without
-stopping it (0.02 to 0.24 s of CPU a dump); the variables that it reads are made into a digest and forgotten. Where it is not
-installed, or may not (kernel.yama.ptrace_scope), there are no samples, and `available` says so.
+Only who is asked for is sampled, so in calm operation nothing runs. py-spy reads the memory of a rank from outside,
+without stopping it (0.02 to 0.24 s of CPU a dump); the variables that it reads are made into a digest and forgotten.
+Where it is not installed, or may not (kernel.yama.ptrace_scope), there are no samples, and `available` says so.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Sampler:
         """How often a child has given no stacks: it is not Python's, then."""
 
     def look(self, wanted: Mapping[int, float], pids: Mapping[int, int], now: float) -> None:
-        """What is ready is read; ranks that are `wanted`, with the seconds that they have been silent, are begun with."""
+        """What is ready is read; ranks that are `wanted`, with the seconds that they have been silent, are begun
+        with."""
         for rank, turn in list(self._rounds.items()):
             self._go_on(rank, turn, now)
         if not self.available:

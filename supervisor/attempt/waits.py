@@ -54,8 +54,8 @@ def _of_file(pid: int, descriptor: int) -> Wait:
 
 
 def stranger(pid: int, known: Collection[int]) -> bool:
-    """Whether `pid` has a thread, beside those `known`, that something from outside may wake, and that may then wake others:
-    a library's that talks to a server, say."""
+    """Whether `pid` has a thread, beside those `known`, that something from outside may wake, and that may then wake
+    others: a library's that talks to a server, say."""
     with contextlib.suppress(OSError):
         for thread in os.scandir(f"/proc/{pid}/task"):
             if int(thread.name) not in known and not kernel.is_bound(Path(thread.path)):

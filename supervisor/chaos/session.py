@@ -178,8 +178,9 @@ class Session:
         )
         passed = sum(row.ok for row in result.rows)
         self.say(
-            f"  {'pass' if result.ok else 'FAIL'}: {passed} of {len(result.rows)} faults passed, {result.comparison.words}, "
-            f"{len(result.leftovers)} leftovers, {result.report['wall_s']:.1f} s  ({result.run})"
+            f"  {'pass' if result.ok else 'FAIL'}: {passed} of {len(result.rows)} faults passed, "
+            f"{result.comparison.words}, {len(result.leftovers)} leftovers, {result.report['wall_s']:.1f} s  "
+            f"({result.run})"
         )
         for problem in result.problems():
             self.say(f"  FAIL {problem}")

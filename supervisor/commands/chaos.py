@@ -82,11 +82,11 @@ class _Names(click.ParamType[Any]):
 def command(report: Path | None, as_json_: bool, quiet: bool, **given: Any) -> int:
     """Train SCRIPT (or a small built-in GPT) under faults, and compare its end with that of an undisturbed run.
 
-    Each fault must be noticed as what it is, nothing may be left of an attempt, and the end must be the same to the bit.
-    Ends with a table of verdicts, and with 107 if one is not as it must be. The runs are kept in runs/.
+    Each fault must be noticed as what it is, nothing may be left of an attempt, and the end must be the same to the
+    bit. Ends with a table of verdicts, and with 107 if one is not as it must be. The runs are kept in runs/.
 
-    What the script writes must go to the run's own folder, or the second run finds what the first has written: {run} in ARGS
-    stands for it, and $SUPERVISE_RUN_DIR names it.
+    What the script writes must go to the run's own folder, or the second run finds what the first has written: {run} in
+    ARGS stands for it, and $SUPERVISE_RUN_DIR names it.
 
     \b
     supervise chaos                                     two minutes with the built-in trainer

@@ -66,7 +66,8 @@ def ls(run: str | None, as_json: bool) -> None:
 @click.option("--step", type=click.IntRange(0), help="Only this one.")
 @json_flag
 def verify(run: str | None, step: int | None, as_json: bool) -> None:
-    """Read every byte and compare it with what was written. Exit code 3 if one is bad, and it says which file and why."""
+    """Read every byte and compare it with what was written. Exit code 3 if one is bad, and it says which file and
+    why."""
     _, folder = folder_of(run)
     found = []
     for one in verified(folder, steps_of(folder, step)):
@@ -135,7 +136,8 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
 
 
 def _export_torch(path: Path, output: Path) -> list[str]:
-    # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of ours.
+    # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of
+    # ours.
     child = [sys.executable, *program("checkpoint.disk.export_torch"), str(path), str(output)]
     done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -33,8 +33,8 @@ SCHEMA = 1
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """What dead runs left behind: processes, half-written folders and files, shared memory, memory cgroups.
 
-    Of RUN, or of all runs here and all that this user has launched on this machine. A run that a supervisor holds is never
-    touched. Without --yes nothing is removed.
+    Of RUN, or of all runs here and all that this user has launched on this machine. A run that a supervisor holds is
+    never touched. Without --yes nothing is removed.
     """
     if yes and dry_run:
         raise click.UsageError("--yes and --dry-run exclude each other")

@@ -160,11 +160,11 @@ def count_gpus() -> int:
 
 
 def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
-    """The settings of `path` (or of ./supervise.toml if it is there), by option name; its table [policy] as pairs of cause
-    and action.
+    """The settings of `path` (or of ./supervise.toml if it is there), by option name; its table [policy] as pairs of
+    cause and action.
 
-    What a flag refuses, the file may not say either: values are as they would be written on the command line. Refusal for a
-    file that cannot be read, or a key that is none of `known`; it names the nearest.
+    What a flag refuses, the file may not say either: values are as they would be written on the command line. Refusal
+    for a file that cannot be read, or a key that is none of `known`; it names the nearest.
     """
     chosen = path or Path("supervise.toml")
     try:

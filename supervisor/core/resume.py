@@ -25,7 +25,8 @@ def has_placeholders(words: Sequence[str]) -> bool:
 
 
 def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
-    """`words` with their placeholders filled; none of them where one cannot be: half of them would mean something else."""
+    """`words` with their placeholders filled; none of them where one cannot be: half of them would mean something
+    else."""
     needed = {name for word in words for name in _PLACEHOLDER.findall(word)}
     if needed and (offer is None or ("step" in needed and offer.step < 0)):
         return ()
@@ -33,6 +34,6 @@ def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
 
 
 def are_in_doubt(words: Sequence[str], saved: bool, failed_at_start: bool) -> bool:
-    """Whether the attempt that has failed may have failed because of these words: they were there before anything was seen to
-    be saved, and it did not come to its first step. Then the next one is tried without them."""
+    """Whether the attempt that has failed may have failed because of these words: they were there before anything was
+    seen to be saved, and it did not come to its first step. Then the next one is tried without them."""
     return bool(words) and failed_at_start and not saved and not has_placeholders(words)

@@ -237,7 +237,8 @@ def _same_failure(case: Case) -> bool:
 
 def _limits(policy: Policy) -> Iterator[Rule]:
     yield Rule(
-        f"{policy.max_restarts} counted restarts within {policy.window:g} s since the last new checkpoint (--max-restarts)",
+        f"{policy.max_restarts} counted restarts within {policy.window:g} s since the last new checkpoint "
+        "(--max-restarts)",
         Do.STOP,
         "the budget is used up",
         lambda case: case.counted and spent(case.after, case.policy, case.now) >= case.policy.max_restarts,

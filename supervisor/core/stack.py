@@ -53,7 +53,8 @@ class Stack:
 
     @property
     def place(self) -> str:
-        """`wait (threading.py:320) in load (data.py:31), in read of /data/fifo`: innermost, and where the script stands."""
+        """`wait (threading.py:320) in load (data.py:31), in read of /data/fifo`: innermost, and where the script
+        stands."""
         if not self.frames:
             return f"in {self.wait}" if self.wait else "(no stack)"
         top = self.frames[0]

@@ -97,7 +97,8 @@ class Narrator:
             self._log.emit("script_saved", **about)
         if final:
             for save in saves.cut():
-                text = f"rank {save.rank} was saving {save.path} {where(save.step, True)} when the attempt ended: it is torn"
+                what = f"{save.path} {where(save.step, True)}"
+                text = f"rank {save.rank} was saving {what} when the attempt ended: it is torn"
                 if save.beside and save.within is None:
                     fields = {"path": save.path, "step": save.step, "rank": save.rank}
                     fields["text"] = "what was there before is whole"

@@ -1,4 +1,5 @@
-"""What an attempt is told about how its program goes on: the edits of its command line, and what its ranks may hand over."""
+"""What an attempt is told about how its program goes on: the edits of its command line, and what its ranks may hand
+over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What of a program's own saves it could go on from: files, and folders as frameworks make them, whole and still there."""
+"""What of a program's own saves it could go on from: files, and folders as frameworks make them, whole and still
+there."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ class _Unit:
 
 
 def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
-    """The newest first: of the newest attempt that has saved, by step. Nothing of attempts before `since`, nor of what a
-    rollback has given up. What was made before an attempt's first step is no checkpoint."""
+    """The newest first: of the newest attempt that has saved, by step. Nothing of attempts before `since`, nor of what
+    a rollback has given up. What was made before an attempt's first step is no checkpoint."""
     units = (unit for number in reversed(run.attempts()) if number >= since for unit in _units(run, number))
     found = []
     for _, unit in zip(range(_MOST), units, strict=False):

@@ -126,8 +126,8 @@ def test_torch_is_not_loaded(module: str) -> None:
 
 
 def test_renames_and_syncs_have_one_home() -> None:
-    """Whoever wants a file to survive goes through trainer.rundir.files.durable, where the power is cut in tests; whoever
-    wants it alone, through flock beside it."""
+    """Whoever wants a file to survive goes through trainer.rundir.files.durable, where the power is cut in tests;
+    whoever wants it alone, through flock beside it."""
     appenders = {"events.py", "faults.py", "metrics.py"}
     for path in [*modules("supervisor"), *modules("trainer")]:
         if path.name != "durable.py":

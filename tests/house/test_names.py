@@ -1,4 +1,5 @@
-"""Our names and the user's: each program gets its own `trainer` and `supervisor`, in every way of starting, and we ours."""
+"""Our names and the user's: each program gets its own `trainer` and `supervisor`, in every way of starting, and we
+ours."""
 
 from __future__ import annotations
 
@@ -87,14 +88,16 @@ def test_users_modules_on_pythonpath(run: Run, package: bool) -> None:
 
 
 def test_users_modules_on_a_path_set_later(run: Run) -> None:
-    """A script that puts a folder on sys.path itself finds its own there, also if it has used ours under another name."""
+    """A script that puts a folder on sys.path itself finds its own there, also if it has used ours under another
+    name."""
     theirs(run.folder / "src", package=True)
     early = "import supervise.checkpoint\nsys.path.insert(0, 'src')\n"
     assert run.launch(run.script(START + early + THEIRS), "done") == 0
 
 
 def test_users_trainer_as_a_module(run: Run) -> None:
-    """`-m trainer` and `-m trainer.task` run the user's, a folder without __init__.py, too; without a script it is ours."""
+    """`-m trainer` and `-m trainer.task` run the user's, a folder without __init__.py, too; without a script it is
+    ours."""
     theirs(run.folder, package=True)
     (run.folder / "trainer" / "__main__.py").write_text("open('main', 'w').close()\n")
     (run.folder / "trainer" / "task.py").write_text("from trainer import whose\nopen('task', 'w').write(whose)\n")
@@ -137,8 +140,8 @@ assert trainer.task.trainer is trainer and supervise is _supervise
 
 @pytest.mark.parametrize("way", ["path", "finder"])
 def test_users_module_that_is_found_after_ours(tmp_path: Path, way: str) -> None:
-    """In plain Python our installed facade gives way to a package of the user's that is installed to be edited, which comes
-    later on the path, or is known to a finder of its own."""
+    """In plain Python our installed facade gives way to a package of the user's that is installed to be edited, which
+    comes later on the path, or is known to a finder of its own."""
     for name in ("trainer", "supervise"):
         (tmp_path / "site" / name).mkdir(parents=True)
         shutil.copy(ROOT / "trainer/__init__.py", tmp_path / "site" / name)
@@ -165,7 +168,7 @@ def threads(*names):
 
 if __name__ == "__main__":
     real = ("trainer", "supervise")
-    threads(*[f"{name}.checkpoint.checkpointer" for name in real], *[f"{name}.checkpoint.checkpointer" for name in real])
+    threads(*[f"{name}.checkpoint.checkpointer" for name in (*real, *real)])
     threads(*[f"{name}.checkpoint.disk.restore" for name in real])
     import trainer, supervise
     assert importlib.reload(trainer) is trainer is supervise
@@ -194,7 +197,8 @@ class Item:
 
 @pytest.mark.parametrize("supervised", [True, False], ids=["rank", "plain"])
 def test_what_else_is_done_with_modules(run: Run, supervised: bool) -> None:
-    """Several names imported by threads at once, reloaded, walked, inspected, and pickled to workers that are spawned."""
+    """Several names imported by threads at once, reloaded, walked, inspected, and pickled to workers that are
+    spawned."""
     run.script(HELPER, "helper.py")
     script = run.script(USES)
     if supervised:
@@ -213,7 +217,8 @@ def test_users_module_that_has_our_other_name(run: Run) -> None:
 
 
 def test_what_a_script_learns_is_by_real_names(run: Run) -> None:
-    """A name of ours that the user takes after the first run is theirs in the next one, whose fork server has learned."""
+    """A name of ours that the user takes after the first run is theirs in the next one, whose fork server has
+    learned."""
     steps = "import trainer.checkpoint\n" + STEPPING
     assert run.launch(run.script(steps), "30") == 0
     theirs(run.folder, package=False)

@@ -89,7 +89,8 @@ def row(name: str, kind: Kind) -> str:
 
 
 def test_faults_are_as_their_table_says() -> None:
-    """The page has a line for each fault, as the table has it, and tells of each in words; the reference has each key."""
+    """The page has a line for each fault, as the table has it, and tells of each in words; the reference has each
+    key."""
     listed = FAULTS_PAGE.partition("## What `--inject` takes")[2]
     assert [line for line in listed.splitlines() if line.startswith("| `")] == [row(*item) for item in FAULTS.items()]
     assert [name for name in FAULTS if f"`{name}`" not in FAULTS_PAGE.removesuffix(listed)] == []

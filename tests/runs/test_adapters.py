@@ -112,8 +112,8 @@ def end(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_an_option_is_found_and_used(run: Run) -> None:
-    """A relaunch gets `--resume=…/last.pt` right behind the script, and ends with the bits of a run that nobody touched; one
-    with --adapter off begins anew, and one whose user has given the option keeps it."""
+    """A relaunch gets `--resume=…/last.pt` right behind the script, and ends with the bits of a run that nobody
+    touched; one with --adapter off begins anew, and one whose user has given the option keeps it."""
     script = run.script(PROGRAM)
     assert run.launch("--nproc", "2", "--inject", "kill:rank=1@step=35", script, "folder") == 0
     told = run.events("adapter")
@@ -147,8 +147,8 @@ def test_an_option_is_found_and_used(run: Run) -> None:
     ("killed_at", "came_back_at"), [(5, 0), (25, 20)], ids=["before its first save", "after a save"]
 )
 def test_resume_args_and_configurator(run: Run, killed_at: int, came_back_at: int) -> None:
-    """nanoGPT's own way is found, and used only where its file is there. What the user gives for a relaunch wins; where it
-    fails before anything was saved, the attempt after that is without it, once."""
+    """nanoGPT's own way is found, and used only where its file is there. What the user gives for a relaunch wins; where
+    it fails before anything was saved, the attempt after that is without it, once."""
     (run.folder / "configurator.py").write_text(CONFIGURATOR)
     script = run.script(NANO)
     kill = f"kill:rank=0@step={killed_at}"
@@ -168,8 +168,8 @@ def test_resume_args_and_configurator(run: Run, killed_at: int, came_back_at: in
 
 
 def test_placeholders(run: Run) -> None:
-    """They are filled, and the words that hold them left out where there is nothing to go on from; `resume` of a run that was
-    stopped goes on, too, and a launch with --resume never begins anew."""
+    """They are filled, and the words that hold them left out where there is nothing to go on from; `resume` of a run
+    that was stopped goes on, too, and a launch with --resume never begins anew."""
     script = run.script(PROGRAM)
     words = ("--resume-args", "--resume {checkpoint}")
     kills = ("--inject", "kill:rank=0@step=5", "--inject", "kill:rank=0@step=25")
@@ -183,7 +183,8 @@ def test_placeholders(run: Run) -> None:
 
 
 def test_an_adapter_of_somebody_elses(run: Run) -> None:
-    """It is found by its entry point, its hook runs in the rank, and what cannot be loaded is told of and costs nothing."""
+    """It is found by its entry point, its hook runs in the rank, and what cannot be loaded is told of and costs
+    nothing."""
     folder = run.folder / "installed"
     about = folder / "mine-1.0.dist-info"
     about.mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""The supervisor is killed, at moments by name and at random ones: the ranks train on, and the next one goes on with them."""
+"""The supervisor is killed, at moments by name and at random ones: the ranks train on, and the next one goes on with
+them."""
 
 from __future__ import annotations
 
@@ -124,8 +125,8 @@ def assert_undisturbed(run: Run, reference: Any) -> None:
 
 
 def test_living_attempt_is_adopted(run: Run, reference: Any) -> None:
-    """Detached this time: the same ranks train on under a new supervisor, and no step is done twice. A rank that is killed
-    afterwards is recovered from memory as ever."""
+    """Detached this time: the same ranks train on under a new supervisor, and no step is done twice. A rank that is
+    killed afterwards is recovered from memory as ever."""
     start(run)
     run.until_event("first_step")
     before = living(run)
@@ -246,8 +247,8 @@ def test_random_moments(run: Run, reference: Any) -> None:
 
 
 def test_without_the_kernels_word(run: Run) -> None:
-    """Before Linux 6.15 a pidfd does not tell how its process ended. A rank's status is found all the same, and the end of a
-    launcher that is nobody's child is known by its report."""
+    """Before Linux 6.15 a pidfd does not tell how its process ended. A rank's status is found all the same, and the end
+    of a launcher that is nobody's child is known by its report."""
     code = (
         "import sys, _supervisor.process.reaper as reaper\n"
         "reaper._pidfd_status = lambda fd: None\n"
@@ -271,7 +272,8 @@ def test_without_the_kernels_word(run: Run) -> None:
 
 
 def test_two_at_once(run: Run) -> None:
-    """While a supervisor lives there is no other; of two that want to adopt at the same instant one does, one is refused."""
+    """While a supervisor lives there is no other; of two that want to adopt at the same instant one does, one is
+    refused."""
     run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")
     run.cli("launch", "--run-dir", "run", check=108)
@@ -293,8 +295,8 @@ def test_two_at_once(run: Run) -> None:
 
 
 def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
-    """Launched anew with other arguments, the old attempt is ended before the new one begins. That one ends well under no
-    supervisor: the next says so, and starts nothing again; whoever has the pid of one of its ranks by then is a
+    """Launched anew with other arguments, the old attempt is ended before the new one begins. That one ends well under
+    no supervisor: the next says so, and starts nothing again; whoever has the pid of one of its ranks by then is a
     stranger, and lives on."""
     run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")

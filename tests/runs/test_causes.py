@@ -1,4 +1,5 @@
-"""Causes with their evidence, in real runs: the kernel's OOM killer, full disks, taken ports, dead workers, waits in vain."""
+"""Causes with their evidence, in real runs: the kernel's OOM killer, full disks, taken ports, dead workers, waits in
+vain."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for step in range(3):
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-todo = [writes, saves, binds, lambda: loads(Shot()), lambda: loads(Greedy()), catches, lambda: dist.recv(torch.ones(1), 0),
-        lambda: time.sleep(60)]
+todo = [writes, saves, binds, lambda: loads(Shot()), lambda: loads(Greedy()), catches,
+        lambda: dist.recv(torch.ones(1), 0), lambda: time.sleep(60)]
 if attempt < len(todo):
     print("\\x1b[2Jattempt", attempt)
     if rank == 1:
@@ -132,7 +133,8 @@ def case(run: Run, attempt: int) -> dict[str, Any]:
 
 @can_run_out_of_memory
 def test_one_misfortune_after_another(run: Run, full_disk: Path, taken_port: int) -> None:
-    """Rank 1 meets something else in every attempt, and each time the verdict says what it was; never the other rank."""
+    """Rank 1 meets something else in every attempt, and each time the verdict says what it was; never the other
+    rank."""
     budget = "--max-restarts", "99", "--no-progress-limit", "99"
     script = run.script(MISFORTUNES)
 
@@ -172,7 +174,8 @@ def test_one_misfortune_after_another(run: Run, full_disk: Path, taken_port: int
 
 @can_run_out_of_memory
 def test_oom_fault_is_the_kernels_own_kill(run: Run) -> None:
-    """The `oom` fault is a real kill by the kernel, found as such with its numbers; its memory group is gone afterwards."""
+    """The `oom` fault is a real kill by the kernel, found as such with its numbers; its memory group is gone
+    afterwards."""
     assert run.launch("--nproc", "2", "--inject", "oom:rank=1@step=3", run.script(STEPS)) == 0
 
     assert run.verdicts() == [("host_oom", 1), ("finished", None)]
@@ -185,7 +188,8 @@ def test_oom_fault_is_the_kernels_own_kill(run: Run) -> None:
 
 
 def test_kill_stays_a_kill(run: Run) -> None:
-    """What a fault kills, nobody takes for the work of the OOM killer; the attempt that finishes has its evidence too."""
+    """What a fault kills, nobody takes for the work of the OOM killer; the attempt that finishes has its evidence
+    too."""
     assert run.launch("--inject", "kill@step=3", run.script(STEPS)) == 0
 
     assert run.verdicts() == [("killed", 0), ("finished", None)]

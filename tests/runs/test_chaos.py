@@ -99,7 +99,8 @@ def test_faults_that_no_step_can_name(tmp_path: Path, faults: str) -> None:
 
 
 def test_the_default_schedule(tmp_path: Path) -> None:
-    """Three faults of all kinds, from a seed: the table, the page, exit code 0; what a later session replays is the same."""
+    """Three faults of all kinds, from a seed: the table, the page, exit code 0; what a later session replays is the
+    same."""
     # Not while the standby warms: 300 steps may be over before there is a standby again.
     limits = "--hang-timeout", "3s", "--startup-timeout", "10s", "--moments", "early,step,save"
     process = start(tmp_path, "--count", "3", "--seed", "1", "--report", "page.html", *limits, "--", "--steps", "300")
@@ -117,8 +118,8 @@ def test_the_default_schedule(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("noise", "code"), [((), 0), (("noise",), 107)], ids=["same", "other"])
 def test_a_script_of_ones_own(tmp_path: Path, noise: tuple[str, ...], code: int) -> None:
-    """An unmodified script that resumes by itself passes; one whose end is not determined ends with 107, and it is said in
-    which file."""
+    """An unmodified script that resumes by itself passes; one whose end is not determined ends with 107, and it is said
+    in which file."""
     (tmp_path / "train.py").write_text(SCRIPT)
     more = ["--nproc", "1", "--seed", "2", "--count", "2", "--faults", "kill,exc", "--moments", "step"]
     body = chaos(tmp_path, *more, "--compare", "out/*.txt", "train.py", "{run}/out", *noise, code=code)

@@ -79,7 +79,7 @@ written = 0
 for port in ports:
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=5))
     keys = set(store.list_keys()) if hasattr(store, "list_keys") else set()
-    keys |= {f"default_pg/0//cpu//0/{rank}" for rank in range(2)} | {f"default_pg/0//cpu//rank_{rank}" for rank in range(2)}
+    keys |= {f"default_pg/0//cpu//{name}{rank}" for rank in range(2) for name in ("0/", "rank_")}
     for key in keys:
         store.set(key, bomb if "rdzv" not in key and "rendezvous" not in key else base64.b64encode(bomb))
         written += 1
@@ -165,8 +165,8 @@ def _outside(seen: set[tuple[str, int]]) -> set[tuple[str, int]]:
 @as_root
 @pytest.mark.parametrize("kind", ["fork", pytest.param("exec", marks=pytest.mark.long), "cold"])
 def test_a_run_listens_on_loopback_alone(run: Run, kind: str) -> None:
-    """At no time, from launch to recovery, does anything of a run listen where others could reach it; and it trains where its
-    host's name leads nowhere."""
+    """At no time, from launch to recovery, does anything of a run listen where others could reach it; and it trains
+    where its host's name leads nowhere."""
     if not _network():
         pytest.skip("no network namespaces here")
     temporary = run.folder / "temporary"
@@ -208,7 +208,8 @@ def test_a_run_listens_on_loopback_alone(run: Run, kind: str) -> None:
 
 @as_root
 def test_another_user_writes_where_the_ranks_meet(run: Run) -> None:
-    """Whoever writes pickles and addresses into every store that he can reach has nothing run, and does not even disturb."""
+    """Whoever writes pickles and addresses into every store that he can reach has nothing run, and does not even
+    disturb."""
     proof = run.folder / "proof"
     run.folder.chmod(0o777)
     run.start("--nproc", "2", "--grace", "5s", run.script(MEETS))

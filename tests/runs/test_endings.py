@@ -62,7 +62,8 @@ time.sleep(60)
 
 
 def test_an_interrupt_is_one(run: Run) -> None:
-    """SIGINT is a KeyboardInterrupt; the script's own hook is told, of its own frames alone; the rank dies of the signal."""
+    """SIGINT is a KeyboardInterrupt; the script's own hook is told, of its own frames alone; the rank dies of the
+    signal."""
     assert run.launch("--max-restarts", "0", run.script(HOOKED)) != 0
 
     verdict = run.events("verdict")[0]
@@ -99,8 +100,8 @@ if attempt == 2 and rank == 0:
 
 
 def test_who_is_missed_and_who_is_not(run: Run) -> None:
-    """A rank that left with 0 while it was needed, and a lock file that nobody removes: found and named in seconds. To leave
-    early is fine, and so is a launcher that stands still at the end."""
+    """A rank that left with 0 while it was needed, and a lock file that nobody removes: found and named in seconds. To
+    leave early is fine, and so is a launcher that stands still at the end."""
     assert run.launch("--nproc", "2", run.script(LEAVING)) == 0
 
     left, locked, finished = run.events("verdict")

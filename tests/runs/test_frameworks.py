@@ -1,4 +1,5 @@
-"""Real programs of the frameworks that people train with, on tiny models and made data: the recovery from a kill is warm.
+"""Real programs of the frameworks that people train with, on tiny models and made data: the recovery from a kill is
+warm.
 
 `pip install -e '.[frameworks]'` (.ci/frameworks does it); without a framework its tests are skipped.
 """
@@ -143,8 +144,8 @@ def test_the_recovery_is_warm(run: Run, tried: dict[str, str], needed: tuple[str
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: inductor cannot compile")
 def test_compiled(run: Run, tried: dict[str, str]) -> None:
-    """The kernels of the attempt before are used; a rank that is a fork compiles as a fresh one does, also the one after a
-    rank that was killed while it compiled; and it ends."""
+    """The kernels of the attempt before are used; a rank that is a fork compiles as a fresh one does, also the one
+    after a rank that was killed while it compiled; and it ends."""
     cache = run.folder / "kernels"
     warm(run, COMPILED, TORCHINDUCTOR_CACHE_DIR=str(cache))
     run.cli("inject", "run", "kill:rank=0")

@@ -106,8 +106,8 @@ def assert_same_end(run: Run, reference: Any) -> None:
 
 @needs_root
 def test_a_disk_that_is_full_for_a_while(run: Run, disk: SmallDisk, reference: Any) -> None:
-    """Saves, metrics, logs and events meet a full disk; there is room again before the end: the same bits, no restart, and
-    the trouble is in the events."""
+    """Saves, metrics, logs and events meet a full disk; there is room again before the end: the same bits, no restart,
+    and the trouble is in the events."""
     run.start("--nproc", "2", "--", *JOB)
     until(lambda: _step(run) >= 8)
     disk.fill()
@@ -130,8 +130,8 @@ def _step(run: Run) -> int:
 
 @needs_root
 def test_a_disk_that_stays_full(run: Run, disk: SmallDisk, reference: Any) -> None:
-    """The run cannot save its end: it fails, and says why. No checkpoint is lost; the last step stays in memory, and once
-    there is room the run is resumed to the same bits."""
+    """The run cannot save its end: it fails, and says why. No checkpoint is lost; the last step stays in memory, and
+    once there is room the run is resumed to the same bits."""
     run.start("--nproc", "2", "--max-restarts", "1", "--", *JOB)
     run.until_event("checkpoint_committed")
     kept = committed_steps(run.dir.checkpoints)
@@ -190,7 +190,8 @@ def test_the_reason_of_a_failure_on_a_full_disk(run: Run, disk: SmallDisk) -> No
 
 @needs_root
 def test_a_stop_on_a_full_disk(run: Run, disk: SmallDisk) -> None:
-    """A run can be stopped though its disk has no room for the word; room was kept to tell of that, and of lost lines."""
+    """A run can be stopped though its disk has no room for the word; room was kept to tell of that, and of lost
+    lines."""
     _print(run)
     disk.fill()
     until(lambda: "what is printed is lost" in run.warnings())
@@ -201,8 +202,8 @@ def test_a_stop_on_a_full_disk(run: Run, disk: SmallDisk) -> None:
 
 @needs_root
 def test_a_disk_that_becomes_read_only(run: Run) -> None:
-    """As ext4 does on an error: training goes on to its last step, which cannot be saved; the run fails and says why, and the
-    checkpoints are as they were."""
+    """As ext4 does on an error: training goes on to its last step, which cannot be saved; the run fails and says why,
+    and the checkpoints are as they were."""
     image = run.folder / "image"
     image.write_bytes(b"")
     os.truncate(image, 48 << 20)

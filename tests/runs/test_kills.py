@@ -1,4 +1,5 @@
-"""SIGKILL from outside at random moments, again and again, with standby and memory tier on: the same bits in the end."""
+"""SIGKILL from outside at random moments, again and again, with standby and memory tier on: the same bits in the
+end."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def over(run: Run) -> bool:
 
 
 def disturb(run: Run, blows: int, blow: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """`blow` falls on each of `blows` attempts, once its ranks have registered; it gets the two events that name pids."""
+    """`blow` falls on each of `blows` attempts, once its ranks have registered; it gets the two events that name
+    pids."""
     for number in range(1, blows + 1):
         ready = until(lambda number=number: over(run) or run.events("group_ready")[number - 1 : number])  # type: ignore[misc]
         if ready is True:
@@ -65,7 +67,8 @@ def kill_all_at_step_100(run: Run, amp: str) -> None:
 
 
 def assert_undisturbed(run: Run, reference: Any) -> None:
-    """The end is the reference's, bit for bit; each step has one line of metrics; a loss is never more than it may be."""
+    """The end is the reference's, bit for bit; each step has one line of metrics; a loss is never more than it may
+    be."""
     assert same(final_state(run.dir.path, STEPS), reference)
     steps = [json.loads(line)["step"] for line in run.dir.metrics.read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
@@ -74,8 +77,8 @@ def assert_undisturbed(run: Run, reference: Any) -> None:
 
 
 def test_random_kills(run: Run, reference: tuple[str, Any]) -> None:
-    """A rank, all ranks or the launcher, at any moment from its registration on: in restore, in a copy, in a flush, while
-    the standby is in the making, while the next one is."""
+    """A rank, all ranks or the launcher, at any moment from its registration on: in restore, in a copy, in a flush,
+    while the standby is in the making, while the next one is."""
     amp, expected = reference
     pick = random.Random(f"{SEED} {amp}")
 
@@ -93,8 +96,8 @@ def test_random_kills(run: Run, reference: tuple[str, Any]) -> None:
 
 
 def test_kills_during_flushes(run: Run, reference: tuple[str, Any]) -> None:
-    """The flush process is killed in the middle, and with it the ranks: a whole checkpoint is always there, and the run ends
-    as if nothing had been."""
+    """The flush process is killed in the middle, and with it the ranks: a whole checkpoint is always there, and the run
+    ends as if nothing had been."""
     amp, expected = reference
 
     def flushing() -> list[int]:
@@ -126,7 +129,8 @@ def test_memory_outlives_the_supervisor(run: Run, reference: tuple[str, Any]) ->
 
 
 def test_gc_rescues_a_snapshot(run: Run, reference: tuple[str, Any]) -> None:
-    """Everything of a run is dead, and its memory is newer than its disk: gc makes a checkpoint of it before it goes."""
+    """Everything of a run is dead, and its memory is newer than its disk: gc makes a checkpoint of it before it
+    goes."""
     amp, expected = reference
     kill_all_at_step_100(run, amp)
 

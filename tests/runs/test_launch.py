@@ -1,4 +1,5 @@
-"""`supervise launch` on scripts that know nothing of it: each way to end has its exit code, and leaves nothing behind."""
+"""`supervise launch` on scripts that know nothing of it: each way to end has its exit code, and leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -128,7 +129,8 @@ def test_budget_is_100(run: Run) -> None:
 
 
 def test_internal_error_is_1(run: Run) -> None:
-    """A bug of the supervisor ends it, not the training: the ranks go on, it says what to do, and `resume` adopts them."""
+    """A bug of the supervisor ends it, not the training: the ranks go on, it says what to do, and `resume` adopts
+    them."""
     run.script(BUG, "bug.py")
     program = [sys.executable, str(run.folder / "bug.py")]
     process = run.start("--nproc", "2", run.script(STEPPING), "300", "0.03", program=program)
@@ -200,7 +202,8 @@ def test_signals_stop_politely(run: Run, number: signal.Signals, code: int, stat
 
 def test_second_ctrl_c_is_now(run: Run) -> None:
     """A script that ignores TERM keeps its whole grace, unless the user insists."""
-    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\nwhile True: time.sleep(0.05)"
+    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\n"
+    text += "while True: time.sleep(0.05)"
     process = run.start("--grace", "10m", run.script(text))
     until((run.folder / "up").exists)
     process.send_signal(signal.SIGINT)
@@ -213,7 +216,8 @@ def test_second_ctrl_c_is_now(run: Run) -> None:
 
 def test_stop_command(run: Run) -> None:
     """`stop` waits until the run is over; --now does not wait for a script that ignores TERM."""
-    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\nwhile True: time.sleep(0.05)"
+    text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('up', 'w')\n"
+    text += "while True: time.sleep(0.05)"
     run.start("--grace", "10m", run.script(text))
     until((run.folder / "up").exists)
 

@@ -17,8 +17,8 @@ SAVING = ("--checkpoint-every", "20", "--snapshot-every", "1")
 
 @pytest.mark.parametrize("trouble", ["moved", "its parent moved", "removed"])
 def test_a_folder_that_goes_elsewhere(run: Run, trouble: str) -> None:
-    """A run whose folder is moved while it trains is stopped, saved where its folder is now, and goes on from there; nothing
-    is made in its old place. One that is removed leaves nothing."""
+    """A run whose folder is moved while it trains is stopped, saved where its folder is now, and goes on from there;
+    nothing is made in its old place. One that is removed leaves nothing."""
     home = run.folder / "home"
     run.dir = RunDir(home / "run")
     run.start("--nproc", "2", "--", *TINY, "--steps", "100000", *SAVING, cwd=run.folder)

@@ -81,7 +81,8 @@ class Life:
 
 
 def test_all_ranks_have_left_and_the_launcher_stays() -> None:
-    """With 0 each: the run is finished, whatever the launcher does. Where one's end is unknown, the launcher has time."""
+    """With 0 each: the run is finished, whatever the launcher does. Where one's end is unknown, the launcher has
+    time."""
     life = Life()
     life.train()
     life.leave(0)
@@ -177,7 +178,8 @@ def test_a_script_that_is_over_while_its_process_is_not() -> None:
 
 @pytest.mark.parametrize("frames", [READS, SAVES])
 def test_to_leave_early_is_no_failure(frames: tuple[Frame, ...]) -> None:
-    """The other one uploads, evaluates or saves: it is asked, ever less often, and let be; then it comes to a collective."""
+    """The other one uploads, evaluates or saves: it is asked, ever less often, and let be; then it comes to a
+    collective."""
     life = Life()
     life.train()
     life.leave(1)

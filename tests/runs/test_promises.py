@@ -1,4 +1,5 @@
-"""Kill anything, any time, and the built-in trainer ends with the same bits: weights, optimizer, scaler, RNG and metrics."""
+"""Kill anything, any time, and the built-in trainer ends with the same bits: weights, optimizer, scaler, RNG and
+metrics."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def test_killed_supervisor_and_stop(run: Run, reference: tuple[str, Any]) -> Non
 
 
 def test_hurt_checkpoints(run: Run, reference: tuple[str, Any]) -> None:
-    """A torn and a flipped checkpoint are seen before use and put aside, an older one is used; a full disk costs one save."""
+    """A torn and a flipped checkpoint are seen before use and put aside, an older one is used; a full disk costs one
+    save."""
     amp, expected = reference
     specs = [
         "torn:checkpoint=latest@step=9",

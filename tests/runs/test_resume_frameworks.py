@@ -1,5 +1,5 @@
-"""Programs of the frameworks that people train with, unchanged: killed before their first save, between two, and inside one,
-they go on from what they had saved, with nothing typed, and end as the framework itself would.
+"""Programs of the frameworks that people train with, unchanged: killed before their first save, between two, and inside
+one, they go on from what they had saved, with nothing typed, and end as the framework itself would.
 
 The frameworks are those of the extra; without one its test is skipped.
 """
@@ -48,7 +48,8 @@ TRAINER = """
 import transformers
 transformers.set_seed(0)
 trainer = transformers.Trainer(Net(), transformers.TrainingArguments(
-    "out", max_steps=40, per_device_train_batch_size=4, save_steps=10, use_cpu=True, report_to="none", disable_tqdm=True,
+    "out", max_steps=40, per_device_train_batch_size=4, save_steps=10, use_cpu=True, report_to="none",
+    disable_tqdm=True,
 ), train_dataset=Data())
 trainer.train()
 if trainer.args.process_index == 0:
@@ -88,7 +89,7 @@ if trainer.is_global_zero:
 ACCELERATE = """
 import accelerate, argparse
 parser = argparse.ArgumentParser()
-parser.add_argument("--resume_from_checkpoint", type=str, default=None, help="If the training should continue from a folder.")
+parser.add_argument("--resume_from_checkpoint", type=str, help="If the training should continue from a folder.")
 parser.add_argument("--checkpointing_steps", type=int, default=10)
 args = parser.parse_args()
 accelerate.utils.set_seed(0)
@@ -178,9 +179,9 @@ def same(one: Path, two: Path) -> bool:
 
 @pytest.mark.parametrize(("needed", "text", "every", "whole", "torn"), PROGRAMS)
 def test_three_kills(run: Run, needed: str, text: str, every: int, whole: int, torn: str) -> None:
-    """Killed before its first save it begins anew; between two, it goes on from the first of them; inside one, from the one
-    before that, which the kill has left whole; and it ends with the bits of a run that nobody touched. Lightning's data
-    begins anew at each resume, so that its bits are those of the test below."""
+    """Killed before its first save it begins anew; between two, it goes on from the first of them; inside one, from the
+    one before that, which the kill has left whole; and it ends with the bits of a run that nobody touched. Lightning's
+    data begins anew at each resume, so that its bits are those of the test below."""
     needs(needed)
     kills = "--inject", "kill:rank=1@step=5", "--inject", f"kill:rank=1@step={every + 5}"
     script = run.script(HEAD + text)
@@ -197,8 +198,8 @@ def test_three_kills(run: Run, needed: str, text: str, every: int, whole: int, t
 
 @pytest.mark.long
 def test_lightning_inside_an_epoch(run: Run) -> None:
-    """Where Lightning itself does not come back to the bit, because its data begins anew, it ends with the bits of one that
-    was resumed by hand."""
+    """Where Lightning itself does not come back to the bit, because its data begins anew, it ends with the bits of one
+    that was resumed by hand."""
     needs("lightning")
     script = run.script(HEAD + LIGHTNING)
     assert run.launch("--nproc", "2", "--inject", "kill:rank=0@step=13", script, EVERY="10") == 0

@@ -77,8 +77,8 @@ def recorded(run: Run) -> Any:
 
 
 def test_nan_is_gone_back_from_with_the_same_bits(tmp_path: Path) -> None:
-    """A NaN after step 10: back to the checkpoint of 8, past the data of 8 to 12. With kills before anything new is saved
-    and later: the same bits, and the same window on record."""
+    """A NaN after step 10: back to the checkpoint of 8, past the data of 8 to 12. With kills before anything new is
+    saved and later: the same bits, and the same window on record."""
     plain, killed = Run(tmp_path / "plain"), Run(tmp_path / "killed")
     try:
         for run in (plain, killed):
@@ -102,8 +102,8 @@ def test_nan_is_gone_back_from_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_poisoned_snapshot_is_left_behind(run: Run) -> None:
-    """The snapshot of the step before the NaN has it already, and may be on disk too: the run goes further back, until it
-    finds a state that is whole, and nothing poisoned is left among its checkpoints."""
+    """The snapshot of the step before the NaN has it already, and may be on disk too: the run goes further back, until
+    it finds a state that is whole, and nothing poisoned is left among its checkpoints."""
     # The slow step gives the flush of step 8 its time: without any older checkpoint, the run would rightly give up.
     faults = ("--inject", "slow:rank=0,seconds=3s@step=9", "--inject", "nan:rank=0@step=12")
     assert launch(run, [*JOB, "--snapshot-every", "1"], *faults) == 0
@@ -119,8 +119,8 @@ def test_a_poisoned_snapshot_is_left_behind(run: Run) -> None:
 
 
 def test_restart_older_passes_over_memory(run: Run, tmp_path: Path) -> None:
-    """`exception = "restart-older"`: from a checkpoint before the newest state, though memory has a newer one; and because
-    no data is skipped, with the bits of a run that nothing happened to."""
+    """`exception = "restart-older"`: from a checkpoint before the newest state, though memory has a newer one; and
+    because no data is skipped, with the bits of a run that nothing happened to."""
     reference = Run(tmp_path / "reference")
     reference.folder.mkdir()
     job = [*JOB, "--snapshot-every", "1"]
@@ -158,7 +158,8 @@ ckpt.close()
 
 
 def test_a_script_passes_over_bad_data(run: Run) -> None:
-    """Two bad batches in a loop of the user's own, who takes data by data_step(): each is gone around, none is met twice."""
+    """Two bad batches in a loop of the user's own, who takes data by data_step(): each is gone around, none is met
+    twice."""
     run.script(SICK.replace("BAD", "data in (9, 19)"))
 
     assert run.launch("script.py") == 0
@@ -182,7 +183,8 @@ def test_a_spike_is_gone_around(run: Run) -> None:
 
 
 def test_what_going_back_does_not_cure_is_given_up(run: Run) -> None:
-    """NaN from the tenth step on, whatever the data: three rollbacks, then 104; each from an older state than the last."""
+    """NaN from the tenth step on, whatever the data: three rollbacks, then 104; each from an older state than the
+    last."""
     run.script(SICK.replace("BAD", "step >= 9"))
 
     assert run.launch("script.py") == 104

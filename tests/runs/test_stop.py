@@ -1,4 +1,5 @@
-"""`stop` of a run whose supervisor is dead: what lives of it ends as it would have under a supervisor, and nothing else."""
+"""`stop` of a run whose supervisor is dead: what lives of it ends as it would have under a supervisor, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def lost(run: Run, *command: str, launcher: bool = False) -> None:
 
 @pytest.mark.parametrize("launcher", [False, True], ids=["adopted", "its launcher killed too"])
 def test_a_last_checkpoint(run: Run, launcher: bool) -> None:
-    """The ranks get their TERM and save; the run is stopped with 103, nothing of it lives, a second stop finds that so."""
+    """The ranks get their TERM and save; the run is stopped with 103, nothing of it lives, a second stop finds that
+    so."""
     lost(run, "--nproc", "2", "--", *TINY, "--steps", "100000", "--checkpoint-every", "off", launcher=launcher)
     run.cli("stop", "run", check=103)
     run.assert_nothing_left()

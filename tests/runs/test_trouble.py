@@ -1,5 +1,5 @@
-"""Trouble of the machine besides a full disk: slow syncs, a clock that jumps, descriptors and memory that run out. A run
-goes on all the same, or is refused before it begins."""
+"""Trouble of the machine besides a full disk: slow syncs, a clock that jumps, descriptors and memory that run out. A
+run goes on all the same, or is refused before it begins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def _limit(pid: int, kind: int, soft: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("what", ["descriptors", "memory"])
 def test_a_supervisor_that_runs_out(run: Run, what: str) -> None:
-    """A rank dies while its supervisor has no descriptors, or no memory, left: it lives, and recovers the run when it can."""
+    """A rank dies while its supervisor has no descriptors, or no memory, left: it lives, and recovers the run when it
+    can."""
     run.script(PRINTS, "prints.py")
     (run.folder / "work").mkdir()
     run.start("--no-standby", "../prints.py", cwd=run.folder / "work")
@@ -78,7 +79,8 @@ def test_too_few_descriptors_are_refused(run: Run) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which makes every fsync slow")
 def test_a_slow_disk_does_not_hold_up_recovery(run: Run) -> None:
-    """Each fsync of the supervisor takes five seconds; a rank is killed twice, and is back both times before one is over."""
+    """Each fsync of the supervisor takes five seconds; a rank is killed twice, and is back both times before one is
+    over."""
     run.script(PRINTS, "prints.py")
     (run.folder / "work").mkdir()
     run.start("../prints.py", cwd=run.folder / "work")
@@ -133,8 +135,8 @@ def test_a_clock_that_jumps(run: Run) -> None:
 
 
 def test_a_reboot_is_told_by_its_name(tmp_path: Path) -> None:
-    """A machine that has been up for longer than before its reboot: the monotonic clock did not go back, and still the time
-    between is on the run's line."""
+    """A machine that has been up for longer than before its reboot: the monotonic clock did not go back, and still the
+    time between is on the run's line."""
     day = "2026-11-%02dT00:00:00Z"
     events = [
         {"msg": "run_started", "mono": 100.0, "ts": day % 1, "boot": "a"},

@@ -8,7 +8,10 @@ from supervisor.core.model import Exit, Observation, Raised, RankView, Verdict
 from trainer.rundir.codes import Phase
 
 GLOO = "Connection closed by peer [127.0.0.1]:4242"
-RECV = "[/w/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 2000ms for recv operation to complete"
+RECV = (
+    "[/w/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] "
+    "Timed out waiting 2000ms for recv operation to complete"
+)
 WATCHDOG = (
     "[rank1]:[E124 ProcessGroupNCCL.cpp:632] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9)",
     "terminate called after throwing an instance of 'c10::DistBackendError'",

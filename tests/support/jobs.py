@@ -106,8 +106,8 @@ def on_ranks(world_size: int, body: Callable[[Ranks], Any]) -> list[Any]:
     return results
 
 
-_TINY = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --batch-size 12 --steps 12 --warmup 2 --data random --dropout 0.1"
-TINY = _TINY.split()
+_MODEL = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --dropout 0.1"
+TINY = [*_MODEL.split(), *"--batch-size 12 --steps 12 --warmup 2 --data random".split()]
 
 
 def environment() -> dict[str, str]:

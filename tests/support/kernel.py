@@ -4,9 +4,9 @@
         …
     recorder.ops
 
-Every call of `os` that changes names or syncs is seen as it is made. Contents are also compared before each of them, so that
-what C code, a mapping or a buffered file has written is in the list too. At the end the list must lead from the folder as
-it was to the folder as it is: if the recorder had missed anything, there would be an error and no list.
+Every call of `os` that changes names or syncs is seen as it is made. Contents are also compared before each of them, so
+that what C code, a mapping or a buffered file has written is in the list too. At the end the list must lead from the
+folder as it was to the folder as it is: if the recorder had missed anything, there would be an error and no list.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Tree = dict[str, bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. `kind` is create, mkdir, write, size, sync, link, rename, remove, rmdir, or mark: a moment that the
-    test has named, at which nothing happens. `who` is the thread or process; all meet at a `barrier`."""
+    """One operation. `kind` is create, mkdir, write, size, sync, link, rename, remove, rmdir, or mark: a moment that
+    the test has named, at which nothing happens. `who` is the thread or process; all meet at a `barrier`."""
 
     kind: str
     path: str = ""

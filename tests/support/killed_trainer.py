@@ -1,8 +1,8 @@
 """A training run killed over and over: `python -m tests.support.killed_trainer KILLS SEED FLAGS…`, in a run's
 environment.
 
-Attempts are forked from one process that has imported torch once. Each but the last is killed by SIGKILL at a random moment;
-a line on stdout says what it had finished and what its snapshot is of.
+Attempts are forked from one process that has imported torch once. Each but the last is killed by SIGKILL at a random
+moment; a line on stdout says what it had finished and what its snapshot is of.
 """
 
 from __future__ import annotations

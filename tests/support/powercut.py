@@ -2,10 +2,13 @@
 
 Taken for possible, after the crash of a machine with ext4, xfs or btrfs, whatever order they write in:
 
-    names      a creation, removal or rename that no sync of its folder followed is there or not, whatever became of others;
+    names      a creation, removal or rename that no sync of its folder followed is there or not, whatever became of
+    others;
                a rename is there whole or not at all, and may be there before the content of what it names
-    contents   of a file that was not synced each page of 4096 bytes is as it was or as it is; what is new of its length is
-               there, or not, or half of it, and where a page did not make it there are zeros, or whatever lay on the disk
+    contents   of a file that was not synced each page of 4096 bytes is as it was or as it is; what is new of its length
+    is
+               there, or not, or half of it, and where a page did not make it there are zeros, or whatever lay on the
+               disk
     syncs      of a file: its content, not its name; of a folder: its names, not their contents
 
 Where threads or processes are at work, every combination of how far each has come. For a death of the process alone
@@ -192,8 +195,8 @@ def _subsets(pages: list[int]) -> Iterator[Sequence[int]]:
 
 
 def moments(ops: Sequence[Op]) -> Iterator[list[int]]:
-    """What has been done at each moment, by place in `ops`: all before a barrier, and after it every combination of how far
-    each `who` is."""
+    """What has been done at each moment, by place in `ops`: all before a barrier, and after it every combination of how
+    far each `who` is."""
     done: list[int] = []
     parts = itertools.groupby(range(len(ops)), lambda at: ops[at].kind == "barrier")
     yield done
@@ -260,8 +263,8 @@ class Sweep:
     seen: dict[frozenset[tuple[str, bytes | None]], object] = field(default_factory=dict)
 
     def __call__(self, ops: Sequence[Op], since: int = -1) -> Count:
-        """`allowed` has nothing to say against any state after a crash at any moment of `ops` at which more is done than
-        those before `since`; AssertionError with its words if it has."""
+        """`allowed` has nothing to say against any state after a crash at any moment of `ops` at which more is done
+        than those before `since`; AssertionError with its words if it has."""
         count, known = Count(), len(self.seen)
         for marks, trees in self.crashes(ops, since):
             count.moments += 1
@@ -293,7 +296,8 @@ class Sweep:
 
 
 def _reaching(ops: Sequence[Op], index: int, earlier: int) -> list[Op]:
-    """`ops` with the rename at `index` made before the operation at `earlier`, which then knows things by the new name."""
+    """`ops` with the rename at `index` made before the operation at `earlier`, which then knows things by the new
+    name."""
     rename = ops[index]
 
     def known(path: str) -> str:

@@ -1,7 +1,7 @@
 """The ways in which files of a run come to be: what is done, what may be found after a crash, what is then promised.
 
-Each is done by the product's own code. `look` is what its own readers make of what is found, and what they leave: it may
-change the folder it is given, as a recovery does.
+Each is done by the product's own code. `look` is what its own readers make of what is found, and what they leave: it
+may change the folder it is given, as a recovery does.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def _checkpoints(root: Path, folder: str = "run/checkpoints") -> dict[str, Any]:
 
 
 def one_of(*steps: Any, good: int = 0, bad: tuple[int, ...] = ()) -> Callable[[Marks, dict[str, Any]], str | None]:
-    """What is restored is one of `steps`, and none before the last that was said to be durable; at least `good` are whole."""
+    """What is restored is one of `steps`, and none before the last that was said to be durable; at least `good` are
+    whole."""
 
     def allowed(marks: Marks, seen: dict[str, Any]) -> str | None:
         durable = max((steps.index(None if mark == "none" else int(mark)) for mark in marks), default=0)
@@ -297,7 +298,8 @@ _QUARANTINE = {
 }
 _PRUNE = {
     "no sync run/checkpoints (2)": _HINT,
-    "rename run/checkpoints/step-00000001 run/checkpoints/.step-00000001.tmp-pruned-* before sync run/checkpoints": _HINT,
+    "rename run/checkpoints/step-00000001 run/checkpoints/.step-00000001.tmp-pruned-* "
+    "before sync run/checkpoints": _HINT,
 }
 _START_OVER = {
     "rename run/checkpoints/latest run/checkpoints/superseded-1.tmp/latest before sync run/checkpoints": _HINT,

@@ -1,5 +1,5 @@
-"""How the single files of a run come to be: events.jsonl, run.json, metrics that start over, faults, and what is only for the
-living."""
+"""How the single files of a run come to be: events.jsonl, run.json, metrics that start over, faults, and what is only
+for the living."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def old_or_new(old: Any, new: Any) -> Allowed:
     return allowed
 
 
-# ── events.jsonl ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── events.jsonl
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _LONG = "x" * 3000
 """So that events lie across pages."""
@@ -144,7 +145,8 @@ def _synced_are_there(started: int) -> Allowed:
     return allowed
 
 
-# ── run.json, and a launch from nothing ─────────────────────────────────────────────────────────────────────────────────
+# ── run.json, and a launch from nothing
+# ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _nproc(root: Path) -> int | None:
@@ -202,7 +204,8 @@ def _launch_allowed(marks: Marks, seen: tuple[Any, ...]) -> str | None:
     return None if seen[0] in (None, 1) else f"run.json: {seen}"
 
 
-# ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the rest
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _LINES = b"".join(b'{"step": %d}\n' % step for step in range(1, 400))
 

@@ -30,7 +30,8 @@ for step in range(10_000):
     if os.path.exists("../finish"):
         break
 """
-"""Started in a folder below its run's: prints until the file `finish` or `fail` is there, its step in the file `step`."""
+"""Started in a folder below its run's: prints until the file `finish` or `fail` is there, its step in the file
+`step`."""
 
 
 def printed(folder: Path) -> int:

@@ -57,8 +57,8 @@ class Here:
 
 
 class Training:
-    """Everything that changes at another time than the optimizer's step: BatchNorm's statistics, dropout, three generators,
-    a scaler that grows and skips, a scheduler, a list in `extra`, a tensor there too."""
+    """Everything that changes at another time than the optimizer's step: BatchNorm's statistics, dropout, three
+    generators, a scaler that grows and skips, a scheduler, a list in `extra`, a tensor there too."""
 
     def __init__(self, **options: Any) -> None:
         torch.manual_seed(7)
@@ -136,7 +136,8 @@ def training(**options: Any) -> Iterator[Training]:
 
 def train(ranks: Any, steps: range, agreed: Callable[[int], Wish] = lambda step: TAKE, **options: Any) -> Any:
     """A rank that trains those steps on its own copy of the same model; its last weights and where it began."""
-    # Ranks are threads here: torch's own generator, seeded by each of them, would give them what the others leave of it.
+    # Ranks are threads here: torch's own generator, seeded by each of them, would give them what the others leave of
+    # it.
     numbers = torch.Generator().manual_seed(3)
     model = nn.Linear(30, 30)
     for p in model.parameters():

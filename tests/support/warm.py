@@ -1,4 +1,5 @@
-"""A process with torch imported, of which launches of tests are forks: each saves its fork server the import, 3 s of a core.
+"""A process with torch imported, of which launches of tests are forks: each saves its fork server the import, 3 s of a
+core.
 
 Run by path, and asked over the socket that is its stdin (launched.py asks). A supervisor that it forks has none of what
 was imported; its fork server, which it forks where it would start one, has all of it, and nothing of the supervisor's.
@@ -108,7 +109,8 @@ def _end(body: Callable[[], object]) -> NoReturn:
 
 
 class _ForkServer:
-    """What the supervisor gets for the fork server that it starts: a fork, with everything that a Popen is asked for."""
+    """What the supervisor gets for the fork server that it starts: a fork, with everything that a Popen is asked
+    for."""
 
     def __init__(self, warm: Interpreter, command: list[str], **asked: Any) -> None:
         assert asked.keys() == _AS_STARTED, f"a fork server is now started with {sorted(asked)}"

@@ -1,7 +1,7 @@
 """accelerate without an option for it: nothing can be done from outside, and that is said.
 
-`Accelerator.load_state` behind the back of a loop that counts its own steps would give it the state of one step and the data
-of another. A program that has an option is served by generic.py, with the folder that `save_state` has made.
+`Accelerator.load_state` behind the back of a loop that counts its own steps would give it the state of one step and the
+data of another. A program that has an option is served by generic.py, with the folder that `save_state` has made.
 """
 
 from __future__ import annotations

@@ -42,8 +42,10 @@ class Choice:
 
 
 def choose(case: Case, wanted: str = AUTO, others: Iterable[Adapter] = ()) -> Choice | None:
-    """What the program is to be told, by the adapter of the `wanted` name or by the first that can; `others` are asked before
-    those that are built in. None if nobody knows it, or there is nothing to go on from. (A hydra app stays in its folder.)"""
+    """What the program is to be told, by the adapter of the `wanted` name or by the first that can; `others` are asked
+    before those that are built in. None if nobody knows it, or there is nothing to go on from. (A hydra app stays in
+    its
+    folder.)"""
     if wanted == OFF:
         return None
     known = [each for each in (*others, *BUILT_IN) if wanted in (AUTO, each.name)]

@@ -1,7 +1,7 @@
 """Programs that have an option for it: `--resume`, `--resume_from_checkpoint`, `--load_checkpoint_dir` and the like.
 
-The value is in the form that the option's own declaration shows: a flag, `true`, the number of a step, a word that its help
-or the script names, a folder, a file. Where nothing shows it, it is the path.
+The value is in the form that the option's own declaration shows: a flag, `true`, the number of a step, a word that its
+help or the script names, a folder, a file. Where nothing shows it, it is the path.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def _numbered(case: Case) -> Checkpoint | None:
 
 
 def _word(program: Program, option: Option) -> str | None:
-    """A word in place of a path, where the program itself has it: in its help, its type, its choices, or what it compares
-    with. Folders have such names, too, so in prose it counts only in quotes. An option whose value may be left out does
-    something of its own then, and always gets the path."""
+    """A word in place of a path, where the program itself has it: in its help, its type, its choices, or what it
+    compares with. Folders have such names, too, so in prose it counts only in quotes. An option whose value may be left
+    out does something of its own then, and always gets the path."""
     if option.nargs == "?":
         return None
     known = {*option.choices, *program.words.get(option.dest or option.plain, ())}

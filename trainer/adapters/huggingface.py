@@ -1,7 +1,7 @@
 """transformers.Trainer and what derives from it (TRL, sentence-transformers, run_clm.py of any version).
 
-`train()` is given the newest whole `checkpoint-N` of its own output folder, unless the script gives it one. Scripts whose
-option for it is never used (TRL's) are served as well as those that have none.
+`train()` is given the newest whole `checkpoint-N` of its own output folder, unless the script gives it one. Scripts
+whose option for it is never used (TRL's) are served as well as those that have none.
 """
 
 from __future__ import annotations

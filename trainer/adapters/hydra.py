@@ -1,6 +1,6 @@
-"""hydra: a relaunch writes into the folder of the first launch, not into one of a new date, so that a program which looks for
-its own checkpoint there finds it: from the first relaunch on, also before anything was saved. Beside this, its keys are
-options as any other's (generic.py)."""
+"""hydra: a relaunch writes into the folder of the first launch, not into one of a new date, so that a program which
+looks for its own checkpoint there finds it: from the first relaunch on, also before anything was saved. Beside this,
+its keys are options as any other's (generic.py)."""
 
 from __future__ import annotations
 

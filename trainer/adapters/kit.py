@@ -35,8 +35,8 @@ def program(parser: argparse.ArgumentParser | None = None, uses: Iterable[str] =
 
 
 def relaunched(adapter: Adapter, known: Program, command: str, *checkpoints: Checkpoint, world: int = 1) -> str:
-    """The command line that a relaunch gets; or the first of the paths that the adapter's hook is given; or `nothing: ` and
-    why not."""
+    """The command line that a relaunch gets; or the first of the paths that the adapter's hook is given; or `nothing: `
+    and why not."""
     case = Case(known, tuple(shlex.split(command)), checkpoints, world)
     choice = choose(case, adapter.name, [adapter])
     if choice is None:

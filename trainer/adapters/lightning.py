@@ -1,4 +1,5 @@
-"""Lightning's Trainer, under both of its names: `fit()` is given the newest whole checkpoint of the run, as an absolute path.
+"""Lightning's Trainer, under both of its names: `fit()` is given the newest whole checkpoint of the run, as an absolute
+path.
 
 Not "last", which looks in the folder of this launch (version_N), where nothing is yet, and begins anew with a warning.
 """

@@ -45,8 +45,8 @@ def _is_shortened(program: Program, option: Option, head: str) -> bool:
 
 
 def spelled(parser: Parser, option: Option, value: str | None) -> tuple[str, ...]:
-    """The option with that value (None: none, it is a flag), in one word where that is possible: what follows is then not
-    taken for its value, nor it for a positional argument's."""
+    """The option with that value (None: none, it is a flag), in one word where that is possible: what follows is then
+    not taken for its value, nor it for a positional argument's."""
     if parser.kind == "hydra":
         return (f"{option.names[0]}={_quoted(value or 'true')}",)
     name = max(option.names, key=len)
@@ -66,8 +66,8 @@ def _quoted(value: str) -> str:
 
 
 def place(command: Sequence[str], after: Sequence[str], last: bool) -> int | None:
-    """The index in `command` (script first) at which words are put in: right behind the script, or behind the subcommands
-    that lead to the parser, before anything that could swallow them. None if a subcommand is not there."""
+    """The index in `command` (script first) at which words are put in: right behind the script, or behind the
+    subcommands that lead to the parser, before anything that could swallow them. None if a subcommand is not there."""
     if last:
         return len(command)
     index = 1

@@ -1,4 +1,5 @@
-"""Megatron-LM and what is built on it: `--load` is to be the folder that it saves to, unless it was told what to load."""
+"""Megatron-LM and what is built on it: `--load` is to be the folder that it saves to, unless it was told what to
+load."""
 
 from __future__ import annotations
 

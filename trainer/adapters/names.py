@@ -1,6 +1,7 @@
 """What options are called that mean "go on from there", and those that only look as if they did.
 
-After the conventions of 58 public programs. A name alone decides nothing: generic.py also asks for the form of its value.
+After the conventions of 58 public programs. A name alone decides nothing: generic.py also asks for the form of its
+value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""nanoGPT and its children: the script's globals are its options (configurator.py), and `init_from` says how it begins."""
+"""nanoGPT and its children: the script's globals are its options (configurator.py), and `init_from` says how it
+begins."""
 
 from __future__ import annotations
 

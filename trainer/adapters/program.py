@@ -1,4 +1,5 @@
-"""What is known of a program: the options that it has, the frameworks that it uses. Recorded in a rank, read by everybody."""
+"""What is known of a program: the options that it has, the frameworks that it uses. Recorded in a rank, read by
+everybody."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class Option:
     names: tuple[str, ...]
     dest: str = ""
     action: str = "store"
-    """argparse's word for it: store, store_true, store_false, store_const, append, … ; `remainder` takes all that follows."""
+    """argparse's word for it: store, store_true, store_false, store_const, append, … ; `remainder` takes all that
+    follows."""
     type: str = ""
     """The name of what its values are turned into: str, int, bool, a function's name; empty where nothing is said."""
     nargs: Scalar = None
@@ -26,7 +28,8 @@ class Option:
 
     @property
     def plain(self) -> str:
-        """Its name as other programs may have it, too: lower case, words joined by `_`, without the groups that it is in."""
+        """Its name as other programs may have it, too: lower case, words joined by `_`, without the groups that it is
+        in."""
         longest = max(self.names or (self.dest,), key=len)
         return longest.lstrip("-").rpartition(".")[2].lower().replace("-", "_")
 

@@ -6,10 +6,10 @@
         def plan(self, case): ...                        # what it is to be told; None: nothing can be done here
         hooks = {"package.module": hook}                 # optional, see below
 
-`knows` and `plan` are pure: they see values and return values, in the supervisor, and import nothing but supervise.adapters.
-A hook runs in every rank, in all attempts, right after the framework's module was imported: `hook(module, orders)`. It says
-what the program uses (`orders.uses("mine")`), and, where there are `orders.offers`, hands the first that fits to the
-framework. Then `plan` returns a Plan with `offers` in place of `words`.
+`knows` and `plan` are pure: they see values and return values, in the supervisor, and import nothing but
+supervise.adapters. A hook runs in every rank, in all attempts, right after the framework's module was imported:
+`hook(module, orders)`. It says what the program uses (`orders.uses("mine")`), and, where there are `orders.offers`,
+hands the first that fits to the framework. Then `plan` returns a Plan with `offers` in place of `words`.
 """
 
 from __future__ import annotations

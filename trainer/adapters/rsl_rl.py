@@ -1,5 +1,5 @@
-"""rsl_rl, as in Isaac Lab: it goes on with all of its iterations, so that it is to be given those that are left; and which
-run to load, since each launch has a folder of its own."""
+"""rsl_rl, as in Isaac Lab: it goes on with all of its iterations, so that it is to be given those that are left; and
+which run to load, since each launch has a folder of its own."""
 
 from __future__ import annotations
 

@@ -93,9 +93,9 @@ class Reporter(Progress):
         self._stepped(done, Source.LOOP, optimizer)
 
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
-        """An optimizer has made its `count`-th step here, from a state that counts `restored` of them (None: it does not
-        count); `optimizer` None: a backward pass has ended, and there is none of torch's. It counts unless the loop says its
-        steps itself."""
+        """An optimizer has made its `count`-th step here, from a state that counts `restored` of them (None: it does
+        not count); `optimizer` None: a backward pass has ended, and there is none of torch's. It counts unless the loop
+        says its steps itself."""
         if self._announced:
             return
         if not self._steps_here and not self._resumed:
@@ -107,7 +107,8 @@ class Reporter(Progress):
         self._stepped(count + self._ahead, Source.HOOK, optimizer)
 
     def _place_here(self, restored: int | None, settled: bool = False) -> None:
-        """What is known by now of the step that this rank goes on from is known to all; and told, once it is `settled`."""
+        """What is known by now of the step that this rank goes on from is known to all; and told, once it is
+        `settled`."""
         journal, others = self.journal, self._beats.others()
         steps = [saved.step for saved in journal.loaded]
         strange = journal.strange or UNPLACED in others

@@ -1,8 +1,8 @@
 """Secrets, known by their names, and kept out of what a run writes.
 
-In the environment: the value of every variable named *_TOKEN, *_KEY, *PASSWORD*, *SECRET* and their like. Wherever such a
-value stands in a text, `${NAME}` takes its place, so that whoever has the variable can put it back. On a command line also:
-the value of an option with such a name, and the password in a URL; these can be put back by nobody.
+In the environment: the value of every variable named *_TOKEN, *_KEY, *PASSWORD*, *SECRET* and their like. Wherever such
+a value stands in a text, `${NAME}` takes its place, so that whoever has the variable can put it back. On a command line
+also: the value of an option with such a name, and the password in a URL; these can be put back by nobody.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The verdict on a round: each fault against what the run's events say became of it, and every failure against a fault."""
+"""The verdict on a round: each fault against what the run's events say became of it, and every failure against a
+fault."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class _Case:
         return max((i for i, a in enumerate(self.story.attempts) if a.started <= mono), default=0)
 
     def firings(self, spec: str) -> list[tuple[float, Mapping[str, Any]]]:
-        """When that fault fired, and what the events say of it, the first one first: several if it strikes all ranks."""
+        """When that fault fired, and what the events say of it, the first one first: several if it strikes all
+        ranks."""
         told = [e for e in self.events if e.get("msg") == "fault_injected" and e.get("spec") == spec]
         found = [(e["fired_mono"], e) for e in told if isinstance(e.get("fired_mono"), int | float)]
         return sorted(found, key=lambda firing: firing[0])

@@ -2,9 +2,10 @@
 
     cells ──pack──> rounds of one tier ──slots──> blows with steps that lie apart
 
-A round is one run of the job. What is to strike while an attempt comes up (startup, restore, standby) needs one that comes
-up: it is a passenger, put after a carrier, a fault that ends the attempt before it. Two failures in a row before the first
-step, or the same one at the same step twice, would rightly be called pointless to restart; carriers and steps prevent that.
+A round is one run of the job. What is to strike while an attempt comes up (startup, restore, standby) needs one that
+comes up: it is a passenger, put after a carrier, a fault that ends the attempt before it. Two failures in a row before
+the first step, or the same one at the same step twice, would rightly be called pointless to restart; carriers and steps
+prevent that.
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
 
 
 def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
-    """One of `carriers`, taken out; None if none will do: a hang is not over before another standby may be in the making."""
+    """One of `carriers`, taken out; None if none will do: a hang is not over before another standby may be in the
+    making."""
     fit = [c for c in carriers if moment is not Moment.STANDBY or not FAULTS[c.kind].causes & {*WAITED_FOR}]
     if not fit:
         return None

@@ -1,6 +1,7 @@
 """What happened: from exits, exceptions and evidence to one verdict that names the first failure, not its victims.
 
-who    every rank that failed, by blame (its own failure, waited in vain, victim), then by the clock: the first is the root
+who    every rank that failed, by blame (its own failure, waited in vain, victim), then by the clock: the first is the
+root
 what   how it ended: a signal (and whose), an exception (symptoms.py), an exit code
 """
 

@@ -1,7 +1,8 @@
 """Ranks that have left without a failure, while others still need them in a collective.
 
-To leave early is no failure by itself: a rank may be done before the others, who train, evaluate or upload. It is one as
-soon as they wait for it. That shows where they lose the connection to it, or time out, or stand still in a collective.
+To leave early is no failure by itself: a rank may be done before the others, who train, evaluate or upload. It is one
+as soon as they wait for it. That shows where they lose the connection to it, or time out, or stand still in a
+collective.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Who is there of a group: ranks that have not come yet, a launcher that outlives them, and ranks that stand still unseen.
+"""Who is there of a group: ranks that have not come yet, a launcher that outlives them, and ranks that stand still
+unseen.
 
     a process is stopped (state T) before its rank has registered     0.4 s     stopped
     the launcher is, while it is needed: somebody is still to start   0.4 s     stopped

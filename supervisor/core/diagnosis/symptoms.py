@@ -17,7 +17,8 @@ _ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """An exception of one of `kinds` (or derived from one) whose errno is one of `errnos` or whose message holds `text`."""
+    """An exception of one of `kinds` (or derived from one) whose errno is one of `errnos` or whose message holds
+    `text`."""
 
     cause: Cause
     kinds: frozenset[str]
@@ -94,7 +95,8 @@ _FOLLOWS = frozenset(
 )
 _WATCHDOG = re.compile(r"ProcessGroup(NCCL|Gloo)|c10::Dist\w*Error|NCCL watchdog", re.IGNORECASE)
 _WORKER = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)"
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) "
+    r"(?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)"
 )
 _SIGNALS = {"Killed": 9, "Segmentation fault": 11, "Bus error": 7, "Aborted": 6, "Terminated": 15}
 _PREFIX = re.compile(r"^\[rank\d+\]:\s?")
@@ -149,7 +151,8 @@ def short_of_shm(raised: Raised) -> bool:
 def blame_of(raised: Raised) -> Blame:
     """Who is interrupted, or says that a process that it has started has failed, follows another one.
 
-    Else only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has derived."""
+    Else only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has
+    derived."""
     kind = kinds_of(raised)[0]
     if _FOLLOWS & set(kinds_of(raised)):
         return Blame.VICTIM

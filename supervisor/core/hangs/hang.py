@@ -1,8 +1,9 @@
 """The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is limits.py's.
 
-Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused machine
-nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A stopped
-rank (state T) has no such limit. A rank is given no verdict while one that it may be waiting for still has time.
+Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused
+machine nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A
+stopped rank (state T) has no such limit. A rank is given no verdict while one that it may be waiting for still has
+time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LONGEST_GAP = 0.5
 """Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
 STOPPED_FOR = 0.4
 ASK, ASK_BUSY = 5.0, 10.0
-"""Silence after which ranks are asked whether they wait for one that has left: idle, and using the CPU, as NCCL does."""
+"""Silence after which ranks are asked whether they wait for one that has left: idle, and using the CPU, as NCCL
+does."""
 COLD = 3.0
 """What a restart costs more where no standby waits."""
 RESTART = 10.0
@@ -60,7 +62,8 @@ class Silence:
 
     rank: int
     kind: str
-    """stopped, held, polls, idle, busy, what samples show (motion.Kind), or the limit of a phase or of the user (told)."""
+    """stopped, held, polls, idle, busy, what samples show (motion.Kind), or the limit of a phase or of the user
+    (told)."""
     silent_for: float
     limit: float
     since: float
@@ -312,8 +315,8 @@ def meets(hang: Hang, rank: int) -> bool:
 
 
 def unexplained(hang: Hang, policy: Policy, seen: Observation) -> dict[int, float]:
-    """The ranks to be sampled now, by how long they have been silent: for longer than usual, in training, with no limit that
-    somebody has given."""
+    """The ranks to be sampled now, by how long they have been silent: for longer than usual, in training, with no limit
+    that somebody has given."""
     if policy.hang_timeout is not None:
         return {}
     after = sampled_after(hang.pace, usual(hang.pace, hang.doubt))

@@ -1,7 +1,8 @@
 """How long a rank may be silent: by what it does meanwhile, by what was seen, and by what a mistake costs.
 
-A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a mistake
-would cost is never worse than twice the best (ski rental), so a limit is the cost times how doubtful the evidence is:
+A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a
+mistake would cost is never worse than twice the best (ski rental), so a limit is the cost times how doubtful the
+evidence is:
 
     held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
     polls   every rank sleeps and looks, again and again, and nothing of this run could end that: 0.3 x cost
@@ -10,8 +11,8 @@ would cost is never worse than twice the best (ski rental), so a limit is the co
 
 each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over.
 
-The last two are for where nothing more is known. Samples of the stacks (motion.py) tell a rank that moves from one that is
-frozen, and what might still wake that; their limits begin when the usual pause is over, and ask for no cost.
+The last two are for where nothing more is known. Samples of the stacks (motion.py) tell a rank that moves from one that
+is frozen, and what might still wake that; their limits begin when the usual pause is over, and ask for no cost.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def usual(pace: Pace, doubt: float) -> float:
 
 
 def frozen_limit(kind: Kind, busy: bool, met: bool, cost: float | None = None) -> float:
-    """Seconds without movement; `met`: another rank stands in a collective, and no GPU can be what is waited for. `cost`:
-    that of a mistake, of a loop that says its phases: it has no pauses that it does not tell."""
+    """Seconds without movement; `met`: another rank stands in a collective, and no GPU can be what is waited for.
+    `cost`: that of a mistake, of a loop that says its phases: it has no pauses that it does not tell."""
     limit = FROZEN_MET[busy] if kind is Kind.MET else FROZEN[kind]
     if kind is Kind.LOCKED and met:
         limit = FROZEN_ALONE

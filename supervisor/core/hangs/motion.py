@@ -1,8 +1,8 @@
 """What a silent rank does, by samples of its stacks: whether it moves, and if not, who might still wake it.
 
-Judged is the thread that steps, the main one, and whatever it waits for: where that is a lock, the script's other threads;
-where it is a child, its children. A tracker's or a loader's thread beside it is not judged, nor a DataLoader's worker
-without work: they answer for nobody.
+Judged is the thread that steps, the main one, and whatever it waits for: where that is a lock, the script's other
+threads; where it is a child, its children. A tracker's or a loader's thread beside it is not judged, nor a DataLoader's
+worker without work: they answer for nobody.
 
     moving     the stack changes between samples: other frames, another line in a caller, a caller's variables
     python     one function runs, and nothing changes but its own line: `while True: pass`

@@ -1,8 +1,9 @@
 """Which rank is slower than the others, step after step: told, never killed.
 
 In a group that exchanges gradients all ranks finish a step together, so what differs is when they arrive: the time of
-their own work, from the end of one backward pass to the beginning of the next. Per rank the median over a window of looks
-counts, against the median of the others, so that a save, an evaluation or a slow moment does not make a straggler.
+their own work, from the end of one backward pass to the beginning of the next. Per rank the median over a window of
+looks counts, against the median of the others, so that a save, an evaluation or a slow moment does not make a
+straggler.
 """
 
 from __future__ import annotations

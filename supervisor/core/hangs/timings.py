@@ -1,4 +1,5 @@
-"""What a run has shown of its own speed: how long steps, phases and restarts take. Kept across attempts and supervisors."""
+"""What a run has shown of its own speed: how long steps, phases and restarts take. Kept across attempts and
+supervisors."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ class Progress:
         return after, events + told
 
     def scanned(self, newest: int, final: bool) -> tuple[Progress, list[Emit]]:
-        """`newest` is on disk. It is told if it was there at the look before (`final`: there will be no other look): its
-        rank has died between the commit and the note of it."""
+        """`newest` is on disk. It is told if it was there at the look before (`final`: there will be no other look):
+        its rank has died between the commit and the note of it."""
         after, events = replace(self, unsaid=newest), list[Emit]()
         if newest < self.checkpoint:
             found = frozenset(step for step in self.found if step <= newest)

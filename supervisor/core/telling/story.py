@@ -1,4 +1,5 @@
-"""A run told from its events alone: state, attempts, and what the next supervisor must know. Pure; takes any garbage."""
+"""A run told from its events alone: state, attempts, and what the next supervisor must know. Pure; takes any
+garbage."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Story:
     checkpoint_step: int = -1
     high_step: int = -1
     since: int = 0
-    """The first attempt after the last launch with --resume never: what earlier ones saved is not to be gone on from."""
+    """The first attempt after the last launch with --resume never: what earlier ones saved is not to be gone on
+    from."""
     history: History = field(default_factory=History)
     restarts: int = 0
     launcher_pid: int | None = None

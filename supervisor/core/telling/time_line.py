@@ -12,8 +12,8 @@ _LONGEST = 1e12
 
 
 def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
-    """`events` with their times on one line, and what is to be added to the clock as of each. One without a time is left
-    out."""
+    """`events` with their times on one line, and what is to be added to the clock as of each. One without a time is
+    left out."""
     offset = 0.0
     before: tuple[Event, float] | None = None
     boot: object = None

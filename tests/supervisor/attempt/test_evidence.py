@@ -17,7 +17,7 @@ from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, own_group
 KERNEL = """python invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
 memory: usage 65536kB, limit 65536kB, failcnt 912
 oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,oom_memcg=/a,task_memcg=/a,task=python,pid=41,uid=0
-Memory cgroup out of memory: Killed process 41 (python) total-vm:8kB, anon-rss:65116kB, file-rss:6508kB, shmem-rss:4kB, UID:0
+Memory cgroup out of memory: Killed process 41 (python) total-vm:8kB, anon-rss:65116kB, file-rss:6508kB, shmem-rss:4kB
 sh invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
 Out of memory: Killed process 42 (a) b) total-vm:9kB, anon-rss:8kB, file-rss:0kB""".splitlines()
 
@@ -100,7 +100,8 @@ def test_counters_of_version_2(tmp_path: Path) -> None:
     ],
 )
 def test_own_group_is_found(tmp_path: Path, places_: str, mounts: str, expected: tuple[str, int] | None) -> None:
-    """In both versions, in a container, in the root group: the folder of the process's own group, or why there is none."""
+    """In both versions, in a container, in the root group: the folder of the process's own group, or why there is
+    none."""
     mount = tmp_path / "cgroup"
     group_files(mount / "job", memory__events="oom_kill 0\n")
     proc = tmp_path / "proc"

@@ -97,7 +97,8 @@ def test_help_loads_little() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: str) -> None:
-    """What, why, what to do next, on one line of stderr, with the right exit code; nothing on stdout, nothing started."""
+    """What, why, what to do next, on one line of stderr, with the right exit code; nothing on stdout, nothing
+    started."""
     run.script("print('never')")
     for name, body in [("foreign", None), ("newer", '{"schema": 99, "run": "x"}'), ("garbled", '{"sch')]:
         (run.folder / name).mkdir()

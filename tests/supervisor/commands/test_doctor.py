@@ -204,7 +204,8 @@ THEIRS = {"trainer/__init__.py": "from .io import whose\n", "trainer/io.py": "wh
 
 @pytest.mark.parametrize("first", ["supervise", "coach"])
 def test_another_distribution_with_our_names(tmp_path: Path, first: str) -> None:
-    """Whoever was installed first, it is found, and what `import trainer` gives is told; nobody's module is no finding."""
+    """Whoever was installed first, it is found, and what `import trainer` gives is told; nobody's module is no
+    finding."""
     order = [("supervise", OURS), ("coach", THEIRS)]
     for name, files in order if first == "supervise" else reversed(order):
         install(tmp_path, name, files)

@@ -1,4 +1,5 @@
-"""Whatever people write in options, supervise.toml, durations and faults: a value of the right kind, or one clear line."""
+"""Whatever people write in options, supervise.toml, durations and faults: a value of the right kind, or one clear
+line."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ resume-args = "--resume yes"
 name = "gpt"
 """
 TOML_VALUES = st.sampled_from(
-    """nan inf -inf -1 1e300 true [] [1] ["x"] {} 1979-05-27T07:32:00Z "" "\\u0000" [[[]]] 0x7fffffffffffffffffff 2.5 "1s"
-    "-1s" "99999999999999999999d" [1,2] "it's" [[[["x" """.split()
+    """nan inf -inf -1 1e300 true [] [1] ["x"] {} 1979-05-27T07:32:00Z "" "\\u0000" [[[]]] 0x7fffffffffffffffffff 2.5
+    "1s" "-1s" "99999999999999999999d" [1,2] "it's" [[[["x" """.split()
 )
 
 

@@ -52,8 +52,8 @@ def _nobody() -> Path:
 
 
 def test_runs_are_found_while_they_are_there(place: Path) -> None:
-    """Each once, in folders that nobody else can enter; what was removed is dropped, what is damaged too; the entries of
-    another machine stay."""
+    """Each once, in folders that nobody else can enter; what was removed is dropped, what is damaged too; the entries
+    of another machine stay."""
     runs = [recovered_run(place / name / "runs" / "gpt").run for name in "ab"]
     for run in [*runs, runs[0]]:
         register(run)

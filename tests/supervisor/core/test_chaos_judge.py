@@ -138,7 +138,8 @@ def test_what_is_told_by_an_event() -> None:
 
 
 def test_what_went_by_unnoticed() -> None:
-    """A save after the disk was full, a resume from damage: what is told of a later fault does not excuse an earlier one."""
+    """A save after the disk was full, a resume from damage: what is told of a later fault does not excuse an earlier
+    one."""
     tape = Tape().attempt(0).fault("enospc@step=4", 4)("checkpoint_committed", step=4)("checkpoint_committed", step=5)
     tape.fault("enospc@step=6", 6)("checkpoint_failed", step=7)
     tape.fault("torn@step=8", 8).fault("kill@step=9", 9).dies("killed", 9).attempt(8)("resumed", step=8)

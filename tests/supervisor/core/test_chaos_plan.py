@@ -54,8 +54,8 @@ def test_every_fault_occurs(seed: int, kinds: list[str], job: Job, size: int) ->
 @given(seeds, kinds, jobs, sizes, st.integers(1, 40))
 @example(24068, ["kill", "term", "kill-flush", "stop", "torn", "exc"], Job(200, 1, 20), 7, 16)
 def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: int, count: int) -> None:
-    """Nothing in a round looks like a bug of the script: no fault twice at one step, no two failures in a row before the
-    first step, no fault that is armed twice in the same words; and each can strike before the last step."""
+    """Nothing in a round looks like a bug of the script: no fault twice at one step, no two failures in a row before
+    the first step, no fault that is armed twice in the same words; and each can strike before the last step."""
     for round_ in rounds(seed, kinds, job, size, count):
         parsed = [faults.parse_fault(blow.spec) for blow in round_.blows]
         assert len({blow.spec for blow in round_.blows}) == len(parsed)
@@ -89,8 +89,8 @@ def test_a_sound_run_survives_it(seed: int, kinds: list[str], job: Job, size: in
 
 @given(seeds, jobs, sizes)
 def test_what_the_first_save_shows_is_not_cut_off(seed: int, job: Job, size: int) -> None:
-    """A fault of the first attempt's start that only a save or a restore can show is not in a round with one that ends that
-    attempt before its first save."""
+    """A fault of the first attempt's start that only a save or a restore can show is not in a round with one that ends
+    that attempt before its first save."""
     for round_ in plan.pack(random.Random(seed), plan.matrix(KINDS, job.moments), job, size):
         opening = [b for b in round_.blows if b.moment is Moment.STARTUP and "step=" not in b.spec]
         if any(FAULTS[b.kind].before for b in opening):

@@ -109,7 +109,8 @@ def test_nothing_has_happened_yet() -> None:
 
 
 def test_timeout_of_all_is_nobodys_fault() -> None:
-    """Every rank says that it waited in vain, or lost one that did: nccl_or_gloo_timeout, with the one that gave up first."""
+    """Every rank says that it waited in vain, or lost one that did: nccl_or_gloo_timeout, with the one that gave up
+    first."""
     exits = Exit(0, 1, 99.4), Exit(1, 1, 99.3)
     both = error(0, "RuntimeError", RECV, 99.2), error(1, "RuntimeError", RECV, 99.1)
     one = error(0, "RuntimeError", GLOO, 99.05), error(1, "RuntimeError", RECV, 99.1)
@@ -184,8 +185,8 @@ _EVIDENCE = st.builds(
 def test_any_evidence_has_a_verdict_or_none(
     exits: list[Exit], raised: list[Raised], evidence: Evidence, now: float, stepped: bool
 ) -> None:
-    """Nothing that a machine could be made to say crashes the diagnosis, and the verdict names somebody who failed, or who
-    was silent while others waited."""
+    """Nothing that a machine could be made to say crashes the diagnosis, and the verdict names somebody who failed, or
+    who was silent while others waited."""
     found = diagnose(Observation(now=now, exits=tuple(exits), raised=tuple(raised), evidence=evidence), stepped, 5)
 
     if found is not None:
@@ -203,7 +204,8 @@ def test_any_evidence_has_a_verdict_or_none(
 def test_collateral_is_never_the_root(
     ranks: list[int], victims: list[tuple[str, float]], own: int | tuple[str, str], at: float
 ) -> None:
-    """Whatever the clocks say, a rank that lost a peer or waited in vain is not the root while another failed by itself."""
+    """Whatever the clocks say, a rank that lost a peer or waited in vain is not the root while another failed by
+    itself."""
     culprit, *others = ranks
     raised = [Raised(rank, "RuntimeError", text, "", time) for rank, (text, time) in zip(others, victims, strict=True)]
     exits = [Exit(rank, 1, time) for rank, (_, time) in zip(others, victims, strict=True)]

@@ -93,7 +93,8 @@ def killed(memory: Memory, rank: int | None = 1) -> Verdict:
 
 
 def test_oom_kill_is_told_with_its_numbers() -> None:
-    """The kernel's log names the pid, or else the counter of the memory group has risen: host_oom, and how full it was."""
+    """The kernel's log names the pid, or else the counter of the memory group has risen: host_oom, and how full it
+    was."""
     logged = Memory(1, (OomKill(42, "python", int(23.8e9), 24 * 10**9, 24 * 10**9),))
     counted = Memory(1, None, 24 * 10**9, 24 * 10**9)
 
@@ -205,8 +206,9 @@ def test_launcher_tells_what_stopped_it() -> None:
     [
         ("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)", Cause.NO_SPACE),
         (
-            "DataLoader worker (pid 55) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
-            "shared memory. Please try to raise your shared memory limit",
+            "DataLoader worker (pid 55) is killed by signal: Bus error. "
+            "It is possible that dataloader's workers are out of shared memory. "
+            "Please try to raise your shared memory limit",
             Cause.SEGFAULT,
         ),
     ],

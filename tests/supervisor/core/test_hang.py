@@ -83,8 +83,8 @@ class Life:
     def pass_time(
         self, seconds: float, busy: frozenset[int] = frozenset(), doing: Mapping[int, Sample] = EMPTY
     ) -> tuple[float, Silence | None]:
-        """The seconds passed until a verdict, and the verdict; ranks in `busy` use the CPU. Who is asked for is seen to be
-        `doing` something, by now and then a sample."""
+        """The seconds passed until a verdict, and the verdict; ranks in `busy` use the CPU. Who is asked for is seen to
+        be `doing` something, by now and then a sample."""
         start, end = self.now, self.now + seconds
         if doing:
             self.set(sampled=True)
@@ -139,7 +139,8 @@ def test_a_wait_that_changes_is_no_deadlock() -> None:
 
 
 def test_held_ranks_wait_for_one_that_works() -> None:
-    """A rank that uses the CPU may still free the others: it has its own time, and is the one that is blamed in the end."""
+    """A rank that uses the CPU may still free the others: it has its own time, and is the one that is blamed in the
+    end."""
     life = trained(ranks=3)
     for rank in (0, 2):
         life.set(rank, held="futex 7")
@@ -357,8 +358,8 @@ def test_ranks_that_look_again_and_again() -> None:
 
 
 def test_another_program_is_not_judged_by_our_beats() -> None:
-    """A rank that has become another program (exec) is silent for ever; only a stopped one is seen. Nor are those blamed who
-    wait for it."""
+    """A rank that has become another program (exec) is silent for ever; only a stopped one is seen. Nor are those
+    blamed who wait for it."""
     for policy in (AUTO, Policy(hang_timeout=5.0)):
         life = trained(policy=policy, ranks=2)
         life.set(1, replaced=True)

@@ -45,7 +45,8 @@ LOST = [*RECOVERED[:6], event(130.0, "run_started", fresh_budget=False)]
 
 
 def test_an_adopted_attempt_goes_on() -> None:
-    """Nothing of it is over, and the time without a supervisor was trained in; what the dead one had been asked is void."""
+    """Nothing of it is over, and the time without a supervisor was trained in; what the dead one had been asked is
+    void."""
     asked = [*LOST[:-1], event(109.0, "stop_requested", by="user", step=41), LOST[-1]]
     for events in (LOST, asked):
         story = tell([*events, event(130.1, "adopted", step=900, launcher_pid=7)])
@@ -120,8 +121,8 @@ steps = st.one_of(st.integers(-5, 10**9), st.none(), st.text(max_size=3))
 random_events = st.lists(
     st.builds(
         lambda mono, msg, step, failed, cause, state: event(
-            mono, msg, step=step, from_step=step, attempt=step, failed_mono=failed, at_mono=failed, cause=cause, state=state,
-            seconds=failed, spec="kill", fired_mono=failed, counted=True, signature=["a"],
+            mono, msg, step=step, from_step=step, attempt=step, failed_mono=failed, at_mono=failed, cause=cause,
+            state=state, seconds=failed, spec="kill", fired_mono=failed, counted=True, signature=["a"],
         ),
         times,
         st.sampled_from(sorted(_TELLERS)),

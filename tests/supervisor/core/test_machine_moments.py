@@ -1,4 +1,5 @@
-"""The state machine at single moments: what is done now, what not yet, what only once. test_machine tries it at random."""
+"""The state machine at single moments: what is done now, what not yet, what only once. test_machine tries it at
+random."""
 
 from __future__ import annotations
 
@@ -121,7 +122,8 @@ def test_old_stacks_name_nobody() -> None:
 
 
 def test_a_verdict_of_a_clock_that_is_ahead() -> None:
-    """After a reboot the dead supervisor's clock is: nothing then lies in the future, and no stop took less than no time."""
+    """After a reboot the dead supervisor's clock is: nothing then lies in the future, and no stop took less than no
+    time."""
     told = Verdict(Cause.KILLED, "because", 9000.0, rank=0, step=5, failed_at=8999.0)
     state, actions = machine.adopt(3, History(), Pace(), 50.0, 100.0, told)
     assert actions == [KILL]

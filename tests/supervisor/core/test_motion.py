@@ -1,4 +1,5 @@
-"""What samples of a silent rank are taken for: who moves is left alone, the frozen are found by what might wake them."""
+"""What samples of a silent rank are taken for: who moves is left alone, the frozen are found by what might wake
+them."""
 
 from __future__ import annotations
 

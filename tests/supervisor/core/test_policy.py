@@ -96,7 +96,8 @@ def test_exit_75_is_free_but_not_endless() -> None:
 
 @given(st.integers(0, 200), st.floats(-1, 1), st.floats(0.1, 60), st.floats(60, 900))
 def test_backoff_is_bounded(barren: int, jitter: float, low: float, high: float) -> None:
-    """Nothing to wait for after progress; never more than the cap and a quarter; it never shrinks as failures repeat."""
+    """Nothing to wait for after progress; never more than the cap and a quarter; it never shrinks as failures
+    repeat."""
     policy = Policy(backoff=(low, high))
 
     delay = backoff(policy, barren, jitter)
@@ -237,8 +238,8 @@ def nan(step: int, data_step: int = -1) -> Verdict:
 
 
 def test_rollback_goes_further_back_each_time_and_gives_up() -> None:
-    """The newest state before the bad step, then an older checkpoint, then a still older one, then 104; always past all data
-    that was bad, and at no cost to the budget."""
+    """The newest state before the bad step, then an older checkpoint, then a still older one, then 104; always past all
+    data that was bad, and at no cost to the budget."""
     policy, history, seen = replace(POLICY, max_restarts=1), History(), []
     grounds = [
         Ground(0, 20, (5, 10, 15)),
@@ -310,7 +311,8 @@ def test_what_an_attempt_cannot_take_back() -> None:
 
 
 def test_a_bad_state_is_no_failure_to_start() -> None:
-    """It is gone back from, as often as that goes, with a limit of its own: it counts neither as a start nor as barren."""
+    """It is gone back from, as often as that goes, with a limit of its own: it counts neither as a start nor as
+    barren."""
     before = History(barren=2, best_step=20)
     for what in (nan(-1), verdict(Cause.CHECKPOINT_BAD, step=-1)):
         assert learn(before, what, False, 20, 0).startup_failures == 0

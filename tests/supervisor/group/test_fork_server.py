@@ -76,8 +76,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_what_does_harm_is_left_out_at_once(server: Server, tmp_path: Path) -> None:
-    """One request, one answer: every module that would spoil the process is named, with what it does and all that import it
-    in any way; the rest is imported, and the process that serves can fork."""
+    """One request, one answer: every module that would spoil the process is named, with what it does and all that
+    import it in any way; the rest is imported, and the process that serves can fork."""
     for name, text in {**HARMLESS, **{name: text for name, (text, _) in HARM.items()}}.items():
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "by_name.py").write_text("import importlib; importlib.import_module('thread')")

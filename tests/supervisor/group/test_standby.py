@@ -1,4 +1,5 @@
-"""The warm standby: recoveries find a group that waits, whatever dies meanwhile; and a fork is as good as a fresh start."""
+"""The warm standby: recoveries find a group that waits, whatever dies meanwhile; and a fork is as good as a fresh
+start."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def kinds(run: Run) -> list[str]:
 
 
 def test_recovery_takes_the_group_that_waits(run: Run) -> None:
-    """After a kill the next attempt is the very group that stood by; the standby after it is made, and goes in the end."""
+    """After a kill the next attempt is the very group that stood by; the standby after it is made, and goes in the
+    end."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     standby = run.until_standby()
     run.cli("inject", "run", "kill:rank=1")
@@ -72,7 +74,8 @@ def test_dead_fork_server_is_replaced(run: Run) -> None:
 
 
 def test_dead_standby_is_replaced(run: Run) -> None:
-    """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its place."""
+    """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its
+    place."""
     run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
     standby = run.until_standby()
     os.kill(standby["pids"][1], signal.SIGKILL)
@@ -95,8 +98,8 @@ def test_no_standby(run: Run) -> None:
 
 
 def test_module_that_starts_a_thread(run: Run) -> None:
-    """A module whose import starts a thread is imported by the ranks themselves, with what imports it; the run stays warm, is
-    warm from the start the next time, and says what it costs."""
+    """A module whose import starts a thread is imported by the ranks themselves, with what imports it; the run stays
+    warm, is warm from the start the next time, and says what it costs."""
     site = run.folder / "site-packages"
     site.mkdir()
     (site / "noisy.py").write_text(
@@ -220,7 +223,8 @@ if __name__ == "__main__":
 
 
 def test_fork_is_as_good_as_a_fresh_start(run: Run, tmp_path: Path) -> None:
-    """A script cannot tell that it runs in a fork: exit functions, threads, child processes, handlers, seeds, argv, path."""
+    """A script cannot tell that it runs in a fork: exit functions, threads, child processes, handlers, seeds, argv,
+    path."""
     seen = {}
     for option in ("--standby", "--no-standby"):
         one = Run(tmp_path / option)

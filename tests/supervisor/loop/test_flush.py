@@ -81,7 +81,8 @@ def test_every_death_leaves_old_or_new(segment: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(segment: Path, tmp_path: Path) -> None:
-    """No space at any call: the error is said, the pins are gone, no temporary is left, the older ones are as they were."""
+    """No space at any call: the error is said, the pins are gone, no temporary is left, the older ones are as they
+    were."""
     snapshot_of(segment, 3)
     for full in range(_calls(segment, tmp_path)):
         folder = _two(tmp_path / f"full-{full}")
@@ -163,7 +164,8 @@ def test_what_is_sealed_comes_before_the_commit(segment: Path, tmp_path: Path) -
 
 
 def test_a_sweep_removes_files_that_the_dead_were_writing(tmp_path: Path) -> None:
-    """What a process that was killed was putting in the place of `latest` is removed; what a living one writes is not."""
+    """What a process that was killed was putting in the place of `latest` is removed; what a living one writes is
+    not."""
     (tmp_path / "quarantine").mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -195,7 +197,8 @@ def test_a_sweep_leaves_a_living_flush_alone(segment: Path, tmp_path: Path) -> N
 
 
 def test_a_save_of_the_same_step_meanwhile(segment: Path, tmp_path: Path) -> None:
-    """The final save and a flush of that step, or of an older one, at the same time: each is content with the other's."""
+    """The final save and a flush of that step, or of an older one, at the same time: each is content with the
+    other's."""
     snapshot_of(segment, 3)
     saved: list[Any] = []
 
@@ -266,7 +269,8 @@ def test_the_program(segment: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not AUTOGROUPS, reason="the kernel weighs no sessions")
 @pytest.mark.parametrize("alone", [True, False])
 def test_it_is_nice_to_other_sessions(alone: bool) -> None:
-    """A session of its own is as nice as its process, or that would mean nothing; somebody else's session is left alone."""
+    """A session of its own is as nice as its process, or that would mean nothing; somebody else's session is left
+    alone."""
     code = (
         f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"
         "from trainer.checkpoint.disk.flush import yield_to_training\n"

@@ -17,7 +17,8 @@ from trainer.rundir.layout import RunDir
 
 
 def test_full_disk_delays_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is full emit() goes on; once there is room, every event is in the file, in order, without a gap."""
+    """While the disk is full emit() goes on; once there is room, every event is in the file, in order, without a
+    gap."""
     run = RunDir(tmp_path)
     log = events.EventLog(run, "gpt")
     log.emit("run_started")
@@ -53,7 +54,8 @@ def test_text_that_is_none(tmp_path: Path) -> None:
 
 
 def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up in the middle of a line leaves no fragment, which would swallow the line that is written again."""
+    """A disk that fills up in the middle of a line leaves no fragment, which would swallow the line that is written
+    again."""
     run = RunDir(tmp_path)
     log = events.EventLog(run, "gpt")
     log.emit("run_started")
@@ -82,7 +84,8 @@ class SlowDisk(Disk):
 
 
 def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
-    """While a sync takes its time, events are written and sync() returns; close() waits until all of them are synced."""
+    """While a sync takes its time, events are written and sync() returns; close() waits until all of them are
+    synced."""
     run, disk = RunDir(tmp_path), SlowDisk()
     log = events.EventLog(run, "gpt", disk=disk)
     log.emit("run_started")

@@ -1,5 +1,5 @@
-"""A run directory or a checkpoint that somebody else has laid out: no command hangs, fails with a traceback, runs any of it,
-touches anything outside it, or lets it drive the terminal."""
+"""A run directory or a checkpoint that somebody else has laid out: no command hangs, fails with a traceback, runs any
+of it, touches anything outside it, or lets it drive the terminal."""
 
 from __future__ import annotations
 
@@ -241,8 +241,8 @@ def test_every_query_of_a_hostile_run(
     capfdbinary: pytest.CaptureFixture[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An exit code of the contract, one line if it is not 0, no control character on stdout or stderr, nothing outside the
-    folder touched, and no code run."""
+    """An exit code of the contract, one line if it is not 0, no control character on stdout or stderr, nothing outside
+    the folder touched, and no code run."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     path = tmp_path / "run"

@@ -153,7 +153,8 @@ def test_a_run_is_private(run: Run) -> None:
 
 
 def test_a_copy_is_another_run(stopped: RunDir, tmp_path: Path) -> None:
-    """A copied folder does not carry the original's mark, which its processes and memory are found by; a moved one does."""
+    """A copied folder does not carry the original's mark, which its processes and memory are found by; a moved one
+    does."""
     known = load(stopped.path)
     assert known is not None
     shutil.copytree(stopped.path, tmp_path / "copy")
@@ -220,7 +221,8 @@ def _hits(run: Run) -> list[str]:
 
 
 def test_secrets_are_not_written(run: Run) -> None:
-    """The script gets its arguments and environment as they were, in every attempt; what the run writes has no secret."""
+    """The script gets its arguments and environment as they were, in every attempt; what the run writes has no
+    secret."""
     run.script(KEEPS_SECRETS)
     assert run.launch("script.py", *ARGUMENTS, HF_TOKEN=TOKEN) == 0
 
@@ -235,9 +237,11 @@ def test_secrets_are_not_written(run: Run) -> None:
 
 
 def test_resume_takes_secrets_from_its_own_environment(run: Run) -> None:
-    """A run goes on with the secrets of whoever resumes it; where those are missing it says which, and starts nothing."""
+    """A run goes on with the secrets of whoever resumes it; where those are missing it says which, and starts
+    nothing."""
     run.script(
-        "import json, os, sys; open('seen' + os.environ['SUPERVISE_ATTEMPT'], 'w').write(json.dumps(sys.argv)); sys.exit(78)"
+        "import json, os, sys\n"
+        "open('seen' + os.environ['SUPERVISE_ATTEMPT'], 'w').write(json.dumps(sys.argv))\nsys.exit(78)"
     )
     assert run.launch("--no-standby", "script.py", f"--auth={TOKEN}", HF_TOKEN=TOKEN) == 104
     refused = run.cli("resume", "run", check=2)

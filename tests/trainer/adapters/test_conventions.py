@@ -1,4 +1,5 @@
-"""How public programs are told to resume: their parsers' own declarations, and the words that they must get, or why none."""
+"""How public programs are told to resume: their parsers' own declarations, and the words that they must get, or why
+none."""
 
 from __future__ import annotations
 

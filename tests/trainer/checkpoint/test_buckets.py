@@ -35,8 +35,8 @@ def test_the_same_bits_on_any_number_of_ranks(tmp_path: Path, ranks: tuple[str, 
 
 
 def test_without_the_order_they_differ(tmp_path: Path) -> None:
-    """What is tested above is needed: otherwise DDP starts with other buckets, and the sums differ, but for the way in which
-    DDP never fills its buckets anew."""
+    """What is tested above is needed: otherwise DDP starts with other buckets, and the sums differ, but for the way in
+    which DDP never fills its buckets anew."""
     (ways,) = differing(tmp_path, "without", "4").values()
 
     assert ways.pop("find_unused_parameters") == 0

@@ -40,8 +40,8 @@ def _newest(folder: Path) -> int:
 
 
 def test_every_death_leaves_old_or_new(tmp_path: Path) -> None:
-    """The process dies at any call of a save that also prunes: the newest checkpoint is whole, and a restore finds it and
-    sweeps up what the death left."""
+    """The process dies at any call of a save that also prunes: the newest checkpoint is whole, and a restore finds it
+    and sweeps up what the death left."""
     origin = _two(tmp_path / "origin")
     for cut in range(_calls(tmp_path, keep=2)):
         folder = tmp_path / f"cut-{cut}"
@@ -78,8 +78,8 @@ def test_what_seals_a_checkpoint_comes_before_it(tmp_path: Path) -> None:
 
 
 def test_full_disk_at_every_call(tmp_path: Path) -> None:
-    """No space at any call: the save fails with the reason, or has committed; older checkpoints and `latest` are as they
-    were, and no temporary is left."""
+    """No space at any call: the save fails with the reason, or has committed; older checkpoints and `latest` are as
+    they were, and no temporary is left."""
     calls = _calls(tmp_path, keep=3)
     for full in range(calls):
         folder = _two(tmp_path / f"full-{full}")
@@ -108,7 +108,8 @@ def test_too_little_room_is_known_before_writing(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_one_rank_fails_all_ranks_know(tmp_path: Path, failing: int) -> None:
-    """A full disk under one rank of three: no checkpoint, no temporary, the same reason everywhere, the next save works."""
+    """A full disk under one rank of three: no checkpoint, no temporary, the same reason everywhere, the next save
+    works."""
 
     class Full(Disk):
         def write(self, fd: int, path: Path, chunk: object) -> None:

@@ -108,7 +108,8 @@ def test_fallback_to_the_next_good_one(tmp_path: Path, damage: Callable[[Path], 
 
 
 def test_a_link_in_a_checkpoints_place_is_not_followed(tmp_path: Path) -> None:
-    """A folder that is a symbolic link is damage, even one that leads to a good checkpoint; its target stays untouched."""
+    """A folder that is a symbolic link is damage, even one that leads to a good checkpoint; its target stays
+    untouched."""
     write(tmp_path / "elsewhere", 2)
     folder = tmp_path / "checkpoints"
     write(folder, 1)
@@ -204,7 +205,8 @@ def test_a_fresh_folder_is_step_0(tmp_path: Path) -> None:
 
 
 def test_starting_over_loses_nothing(tmp_path: Path) -> None:
-    """resume=never moves all there was aside, whole; a second time beside the first; afterwards it is a fresh folder."""
+    """resume=never moves all there was aside, whole; a second time beside the first; afterwards it is a fresh
+    folder."""
     for number in (1, 2):
         write(tmp_path, 1)
         write(tmp_path, 2)
@@ -227,7 +229,8 @@ def test_starting_over_is_finished_after_a_death(tmp_path: Path) -> None:
 
 
 def test_ranks_agree_on_one(tmp_path: Path) -> None:
-    """A shard that only one rank reads badly: every rank falls back to the same older step, and rank 0 moves it once."""
+    """A shard that only one rank reads badly: every rank falls back to the same older step, and rank 0 moves it
+    once."""
     for step in (1, 2):
         on_ranks(3, lambda ranks, step=step: write(tmp_path, step, ranks=ranks).error)
     _zero(tmp_path / "step-00000002" / "rank2.safetensors")

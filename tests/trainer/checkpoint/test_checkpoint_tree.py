@@ -28,7 +28,8 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_round_trip(value: Any) -> None:
-    """Ints of any size, nan and inf, -0.0, tuples, dicts with any keys and in their order: through JSON text and back."""
+    """Ints of any size, nan and inf, -0.0, tuples, dicts with any keys and in their order: through JSON text and
+    back."""
     back = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
 
     assert same(back, value)

@@ -199,7 +199,8 @@ def test_ranks_of_a_plain_loop_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_new_ranks_are_seeded_afresh_and_old_ones_go_on(tmp_path: Path, notes: Notes) -> None:
-    """Saved by one rank, restored by another: its generators depend on the seed, its rank and the step, and it says so."""
+    """Saved by one rank, restored by another: its generators depend on the seed, its rank and the step, and it says
+    so."""
     ckpt = _checkpointer(tmp_path)
     ckpt.restore()
     ckpt.step(3)

@@ -43,8 +43,8 @@ ckpt.close()
 
 
 def test_each_tenth_step_is_on_disk(run: Run) -> None:
-    """A rank is killed, a flush is killed: the steps on disk are each tenth one; what that took is in the ledger, and that it
-    is much is said once."""
+    """A rank is killed, a flush is killed: the steps on disk are each tenth one; what that took is in the ledger, and
+    that it is much is said once."""
     faults = ("--inject", "kill:rank=1@step=143", "--inject", "kill-flush@step=60")
     assert run.launch("--nproc", "2", *faults, run.script(SCRIPT), "300", "330") == 0
 
@@ -61,7 +61,8 @@ def test_each_tenth_step_is_on_disk(run: Run) -> None:
 
 
 def test_nobody_waits_for_a_supervisor_that_is_gone(run: Run) -> None:
-    """While nobody flushes, the ranks save each tenth step themselves; a new supervisor, and a stop, lose none either."""
+    """While nobody flushes, the ranks save each tenth step themselves; a new supervisor, and a stop, lose none
+    either."""
     arguments = ("--nproc", "2", run.script(SCRIPT), "10", "100000")
     run.start(*arguments)
     run.until_event("first_step")
@@ -83,7 +84,8 @@ def test_nobody_waits_for_a_supervisor_that_is_gone(run: Run) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_no_flush_ever_comes(here: Here, notes: Notes) -> None:
-    """The first due step stays pinned for the flush, and the others are saved by the ranks; each step has its snapshot."""
+    """The first due step stays pinned for the flush, and the others are saved by the ranks; each step has its
+    snapshot."""
     with training(every=2) as made:
         made.run(9, Wish())
         assert committed_steps(here.checkpoints) == [4, 6, 8]
@@ -95,7 +97,8 @@ def test_no_flush_ever_comes(here: Here, notes: Notes) -> None:
 
 
 def test_how_long_a_flush_is_waited_for() -> None:
-    """As long as a save takes, if the flush is about to end; not if it has most of its work before it or may never end."""
+    """As long as a save takes, if the flush is about to end; not if it has most of its work before it or may never
+    end."""
     assert time_limit(0.1, 1.0, 0.2) == 0.0
     assert time_limit(0.9, 1.0, 0.2) == 0.2
     assert time_limit(1.9, 1.0, 0.2) == 0.2

@@ -37,7 +37,8 @@ def late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_every_step_resumes_to_the_same_bits(here: Here, tmp_path: Path, late: threading.Event) -> None:
-    """Each step's snapshot, copied as late as it can be, goes on to the same end as the run that was not interrupted."""
+    """Each step's snapshot, copied as late as it can be, goes on to the same end as the run that was not
+    interrupted."""
     with training() as whole:
         for step in range(STEPS):
             whole.backward()
@@ -70,8 +71,8 @@ def _assert_current(made: Training, here: Here, step: int) -> None:
 @pytest.mark.parametrize("change", ["nothing", "storage", "load", "group", "buffer", "grow"])
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_what_moves_is_noticed(here: Here, change: str) -> None:
-    """A parameter's storage is replaced, state is loaded, a group's number, a buffer, the extra's size changed between two
-    snapshots: the second one has it."""
+    """A parameter's storage is replaced, state is loaded, a group's number, a buffer, the extra's size changed between
+    two snapshots: the second one has it."""
     with training() as made:
         made.run(25)
         match change:

@@ -102,8 +102,8 @@ def test_manifests(data: st.DataObject, origin: Path) -> None:
 def test_a_checkpoint_with_any_manifest(
     data: st.DataObject, origin: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Also under a digest that is right: it is loaded whole, or passed over for the one before it. Never step 0, never a
-    part of it, and no export of it."""
+    """Also under a digest that is right: it is loaded whole, or passed over for the one before it. Never step 0, never
+    a part of it, and no export of it."""
     folder = tmp_path_factory.getbasetemp() / "any"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(origin, folder)
@@ -172,7 +172,8 @@ def test_latest(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -
     assert step is None or step >= 0
 
 
-# ── shared memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── shared memory
+# ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @FAST
@@ -190,8 +191,8 @@ def test_records(words: list[int], flip: int | None) -> None:
 
 
 def test_a_record_cut_off_anywhere_among_its_words() -> None:
-    """A death in the middle of the copy of a record: of its ten words any may be new and any old, whether the old ones are
-    zeros or another record. It is the old, the new, or none."""
+    """A death in the middle of the copy of a record: of its ten words any may be new and any old, whether the old ones
+    are zeros or another record. It is the old, the new, or none."""
     old, new = Record(7, 0, 3, 2, 0, 100, 10, 1).encode(), Record(7, 0, 5, 2, 0, 100, 10, 2).encode()
     zeros, size = bytes(len(new)), len(new) // 8
     assert size == 10
@@ -205,8 +206,8 @@ def test_a_record_cut_off_anywhere_among_its_words() -> None:
 @SLOW
 @given(data=st.data())
 def test_boards_and_sidecars(data: st.DataObject, segment: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A segment of any content: the newest snapshot is restored whole, or is Damaged; a flush of it makes a checkpoint that
-    verifies, or an error in one line."""
+    """A segment of any content: the newest snapshot is restored whole, or is Damaged; a flush of it makes a checkpoint
+    that verifies, or an error in one line."""
     place = tmp_path_factory.getbasetemp() / segment.name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(segment, place)
@@ -263,7 +264,8 @@ def test_words_of_a_board_are_written_whole(segment: Path, tmp_path: Path) -> No
     assert struct.unpack_from("<q", raw, 3 * 128) == (4 << 40 | 700,)
 
 
-# ── one file ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one file
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @settings(parent=SLOW, max_examples=80)

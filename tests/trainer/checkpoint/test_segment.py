@@ -218,7 +218,8 @@ def test_no_room_for_the_third_buffer(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_snapshots_of_others_are_not_ours(folder: Path) -> None:
-    """Copied under another run's name they are none; a rank that never committed keeps no pin; removed, nothing is left."""
+    """Copied under another run's name they are none; a rank that never committed keeps no pin; removed, nothing is
+    left."""
     segment = Segment(folder, 0, 1, 0)
     _all(segment, 1)
     next(_write(segment, 2, pin=True))

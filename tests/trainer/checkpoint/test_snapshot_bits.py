@@ -44,7 +44,8 @@ def _by(made: Training, which: str) -> Callable[[], object]:
 @pytest.mark.parametrize("here", [True], indirect=True, ids=["overlapped"])
 @pytest.mark.parametrize("which", ["own", "another"])
 def test_an_optimizer_waits_for_the_copy(here: Here, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
-    """The copy begins when the next step of the optimizer is over, or after 0.3 s: with a gate that holds, before it."""
+    """The copy begins when the next step of the optimizer is over, or after 0.3 s: with a gate that holds, before
+    it."""
     stepped, real = threading.Event(), copier.Copier.copy
 
     def copy_late(*given: Any) -> None:
@@ -92,7 +93,8 @@ def test_the_optimizers_of_two_ranks_wait(here: Here, monkeypatch: pytest.Monkey
 
 
 def test_a_copy_that_fails_in_any_way_is_the_end_of_snapshots(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the thread that copies, for which training would then wait; nor of training, where there is no such thread."""
+    """Not of the thread that copies, for which training would then wait; nor of training, where there is no such
+    thread."""
 
     def fails(*_: Any) -> None:
         raise KeyError("anything")
@@ -138,7 +140,8 @@ class _Watched:
 
 
 def test_a_reader_at_each_write(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the rank died there: the newest snapshot is the one before, or this one, and either is that step's to the bit."""
+    """As if the rank died there: the newest snapshot is the one before, or this one, and either is that step's to the
+    bit."""
     wanted: dict[int, dict[str, Any]] = {}
     found: list[tuple[int, int]] = []
     wrong: list[str] = []

@@ -116,8 +116,8 @@ def _flushed(here: Here, notes: Notes) -> dict[str, Any]:
 
 
 def test_a_due_save_is_a_flush(here: Here, notes: Notes) -> None:
-    """At a due step all ranks pin their snapshot; the step after, rank 0 says so; the next one is pinned once those pins are
-    gone. What is due meanwhile the ranks save themselves, and nothing else."""
+    """At a due step all ranks pin their snapshot; the step after, rank 0 says so; the next one is pinned once those
+    pins are gone. What is due meanwhile the ranks save themselves, and nothing else."""
 
     def body(ranks: Any) -> Any:
         flushed = []
@@ -138,7 +138,8 @@ def test_a_due_save_is_a_flush(here: Here, notes: Notes) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank had no buffer for it. By the clock: rank 0 wishes the next one. By a number of steps: it is lost, and told."""
+    """A rank had no buffer for it. By the clock: rank 0 wishes the next one. By a number of steps: it is lost, and
+    told."""
     monkeypatch.setattr(memory, "_LATE_S", 0.0)
     for every, lost in ((None, []), (3, [3])):
         with training(every=every) as made:

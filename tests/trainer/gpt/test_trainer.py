@@ -32,7 +32,8 @@ def _main(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
 
 def test_help_names_every_flag_and_loads_no_torch() -> None:
     """--help works in an interpreter that may not import torch."""
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['trainer', '--help']; import trainer.__main__ as m; m.main()"
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['trainer', '--help']\n"
+    code += "import trainer.__main__ as m; m.main()"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT)
 
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """CUDA works in forked ranks: nothing has started it in the process that they are forks of.
 
-There is no GPU here, so a library takes the driver's place that knows what the driver knows: in which process it was started,
-and that it can be started in no fork of that one.
+There is no GPU here, so a library takes the driver's place that knows what the driver knows: in which process it was
+started, and that it can be started in no fork of that one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ assert torch.cuda.device_count() == 0
 import starts_cuda
 names = ("PYTORCH_NVML_BASED_CUDA_CHECK", "JE_ARROW_MALLOC_CONF", "NUMEXPR_NUM_THREADS")
 json.dump({{
-    "started": ctypes.CDLL("libcuda.so.1").cuInit(0), "before": before, "user": [os.environ.get(name) for name in names],
+    "started": ctypes.CDLL("libcuda.so.1").cuInit(0), "before": before,
+    "user": [os.environ.get(name) for name in names],
     "original": "cuInit" in torch._C._cuda_getDeviceCount.__code__.co_names,
 }}, open("seen" + os.environ["SUPERVISE_ATTEMPT"] + os.environ["RANK"], "w"))
 {STEPPING}
@@ -54,8 +55,8 @@ json.dump({{
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: there is nothing to make a driver's stand-in with")
 @pytest.mark.parametrize("asked", [None, "0"], ids=["the user asks for nothing", "the user asks the driver"])
 def test_cuda_can_be_started_in_every_rank(run: Run, tmp_path: Path, asked: str | None) -> None:
-    """Though torch and the launcher have counted GPUs; a module that starts CUDA is left to the ranks and named; and these
-    find the environment that the user gave, and torch as it is."""
+    """Though torch and the launcher have counted GPUs; a module that starts CUDA is left to the ranks and named; and
+    these find the environment that the user gave, and torch as it is."""
     site = tmp_path / "site-packages"
     site.mkdir()
     for name, text in {"sitecustomize": SITE, "starts_cuda": STARTS_IT, "harmless": "import torch.cuda"}.items():

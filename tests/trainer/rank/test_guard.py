@@ -25,7 +25,8 @@ windows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda w
 
 @given(windows)
 def test_data_step_counts_what_is_not_skipped(chosen: list[tuple[int, int]]) -> None:
-    """Step k trains on the k-th index that is in no window: none twice, none left out, however the windows came about."""
+    """Step k trains on the k-th index that is in no window: none twice, none left out, however the windows came
+    about."""
     skip: tuple[tuple[int, int], ...] = ()
     for window in chosen:
         skip = joined(skip, window)
@@ -121,7 +122,8 @@ def test_a_loss_that_is_not_finite_is_not_saved(tmp_path: Path, bad: float) -> N
 
 
 def test_spikes_end_a_loop_that_asked_for_it(tmp_path: Path) -> None:
-    """Off by default; with `spike`, LossSpike one step after it is one, and the history of losses is in the checkpoint."""
+    """Off by default; with `spike`, LossSpike one step after it is one, and the history of losses is in the
+    checkpoint."""
     losses = [3.0 + 0.01 * (i % 7) for i in range(BASE)] + [9.0] * (LASTING + 1)
 
     _train(tmp_path / "off", losses).close()

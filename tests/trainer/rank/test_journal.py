@@ -1,4 +1,5 @@
-"""The journal of a script's own saves and loads: what is in it, and what it says of the step that a rank goes on from."""
+"""The journal of a script's own saves and loads: what is in it, and what it says of the step that a rank goes on
+from."""
 
 from __future__ import annotations
 
@@ -202,7 +203,8 @@ def test_saves_that_look_alike_are_told_apart(tale: RunDir, tmp_path: Path) -> N
 
 
 def test_what_no_save_has_made(tale: RunDir, tmp_path: Path) -> None:
-    """Weights from elsewhere shift nothing; a file from the time of the run, by nobody we know, says that we do not know."""
+    """Weights from elsewhere shift nothing; a file from the time of the run, by nobody we know, says that we do not
+    know."""
     ours, old, strange = tmp_path / "ours.pt", tmp_path / "old.pt", tmp_path / "strange.pt"
     Rank(tale, 0).save(ours, 20)
     ours.write_bytes(b"written over by something else")

@@ -1,4 +1,5 @@
-"""An attempt that runs another program than the one before it is told of, with the files; one that runs the same is not."""
+"""An attempt that runs another program than the one before it is told of, with the files; one that runs the same is
+not."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def _trains(run: Run, attempt: int) -> int:
 
 
 def test_a_program_that_changes(run: Run) -> None:
-    """Touched, it is the same. A changed module, and a script that is changed while the supervisor is dead, are named; a
-    file beside them that nobody has loaded is not."""
+    """Touched, it is the same. A changed module, and a script that is changed while the supervisor is dead, are named;
+    a file beside them that nobody has loaded is not."""
     script = run.script(SCRIPT)
     for name in ("helper.py", "unused/inner.py", "stranger.py"):
         (run.folder / name).parent.mkdir(exist_ok=True)

@@ -68,8 +68,8 @@ def _fail(error: BaseException) -> None:
 def test_the_record_of_an_exception(
     place: Place, error: BaseException, raised: type[BaseException], status: int
 ) -> None:
-    """Type, place in the script, what it came from, and the status with which the rank will exit: also that of an error which
-    no restart cures."""
+    """Type, place in the script, what it came from, and the status with which the rank will exit: also that of an error
+    which no restart cures."""
     with pytest.raises(raised) as seen, record_exception(place.rank()):
         _fail(error)
     if status > 1:
@@ -119,7 +119,8 @@ def test_a_phase_is_over_however_it_ends(place: Place) -> None:
 
 
 def test_a_fault_fires_once_a_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its step, on its rank, recorded before it strikes; not in the next attempt. Asked for later, it is heard of."""
+    """At its step, on its rank, recorded before it strikes; not in the next attempt. Asked for later, it is heard
+    of."""
     struck: list[tuple[str, int, bool]] = []
 
     def inflict(fault: faults.Fault, made: Reporter, *_: Any) -> None:

@@ -102,7 +102,8 @@ import json, os, subprocess, sys, torch.distributed as dist
 from training import free_port, train
 
 if "LOCAL_RANK" not in os.environ:
-    told = {name: value for name, value in os.environ.items() if name.startswith(("RANK", "WORLD", "MASTER", "TORCHEL"))}
+    ours = ("RANK", "WORLD", "MASTER", "TORCHEL")
+    told = {name: value for name, value in os.environ.items() if name.startswith(ours)}
     open("told", "a").write(json.dumps(told) + "\\n")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", LOCAL_RANK="0", RANK="0")
     env = {**os.environ, "LOCAL_RANK": "1", "RANK": "1"}
@@ -175,8 +176,8 @@ def test_torch_multiprocessing(started: Run) -> None:
 
 
 def test_forked_ranks_hang(started: Run) -> None:
-    """A stopped rank and one that stays away from a collective are found, with their places; a DataLoader's worker is no
-    rank, nor is the script that waits for all."""
+    """A stopped rank and one that stays away from a collective are found, with their places; a DataLoader's worker is
+    no rank, nor is the script that waits for all."""
     run = started
     script = run.script(FORKED)
 
@@ -199,8 +200,8 @@ def test_forked_ranks_hang(started: Run) -> None:
 
 
 def test_a_launcher_of_its_own(started: Run) -> None:
-    """With --spawns a script finds the environment of plain python, with what its user has said; it is rank 0 itself, and
-    rank 1 that it starts is killed. The user's own sitecustomize is as it was."""
+    """With --spawns a script finds the environment of plain python, with what its user has said; it is rank 0 itself,
+    and rank 1 that it starts is killed. The user's own sitecustomize is as it was."""
     run = started
     script = run.script(POPEN)
     (run.folder / "site").mkdir()
@@ -256,7 +257,8 @@ def test_numbers_are_claimed(tmp_path: Path) -> None:
 
 
 def test_the_script_follows_its_ranks() -> None:
-    """What the script says of a rank that has failed is no cause; what it raises itself is; what it ended is no failure."""
+    """What the script says of a rank that has failed is no cause; what it raises itself is; what it ended is no
+    failure."""
     said = error(SCRIPT, "torch.multiprocessing.spawn.ProcessException", "process 1 terminated")
     rank = diagnose(seen(Exit(1, -9, 99.9), raised=(said,)), True, 5)
     assert rank is not None and (rank.rank, rank.cause) == (1, Cause.KILLED)

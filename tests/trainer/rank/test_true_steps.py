@@ -1,5 +1,5 @@
-"""Scripts that save and resume by themselves: which step of the run is which, what that says of progress, and where nothing
-tells it. Real optimizers, real kills."""
+"""Scripts that save and resume by themselves: which step of the run is which, what that says of progress, and where
+nothing tells it. Real optimizers, real kills."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ for step in range(start, 120):
     if dies and step - start == dies and rank == 0:
         os._exit(1)
 """
-"""Arguments: the optimizer, how it saves, after how many steps each attempt dies (0: never), and the pause in a step."""
+"""Arguments: the optimizer, how it saves, after how many steps each attempt dies (0: never), and the pause in a
+step."""
 
 
 def starts(run: Run) -> list[int]:
@@ -151,7 +152,8 @@ def test_further_each_time_is_never_given_up(run: Run) -> None:
     ],
 )
 def test_a_kill_between_two_saves(run: Run, kind: str, form: str, options: tuple[str, ...]) -> None:
-    """Optimizers that count and that do not, from a fork that has bound the names of safetensors and from a cold start."""
+    """Optimizers that count and that do not, from a fork that has bound the names of safetensors and from a cold
+    start."""
     inject = ("--inject", "kill:rank=0@step=50", "--inject", "kill:rank=0@step=90")
     assert run.launch(*options, *inject, run.script(SCRIPT), kind, form, "0") == 0
 
@@ -160,7 +162,8 @@ def test_a_kill_between_two_saves(run: Run, kind: str, form: str, options: tuple
 
 
 def test_a_kill_in_a_save(run: Run) -> None:
-    """What is half written is said to be torn and is nothing to go on from; an older save that is loaded is what counts."""
+    """What is half written is said to be torn and is nothing to go on from; an older save that is loaded is what
+    counts."""
     assert run.launch("--plain-saves", run.script(SCRIPT), "sgd", "torn", "0") == 0
 
     assert starts(run) == [0, 40]
@@ -194,7 +197,8 @@ def test_the_same_steps_again_are_given_up(run: Run) -> None:
 
 
 def test_a_step_that_nothing_tells(run: Run) -> None:
-    """It saves in a way that nobody sees, and its optimizer does not count: nothing is made up, and the budget holds."""
+    """It saves in a way that nobody sees, and its optimizer does not count: nothing is made up, and the budget
+    holds."""
     options = ("--nproc", "1", "--max-restarts", "2")
     assert run.launch(*options, run.script(SCRIPT), "sgd", "unseen", "28") == 100
 
@@ -209,7 +213,8 @@ def test_a_step_that_nothing_tells(run: Run) -> None:
 
 
 def test_own_saves_of_a_run_that_goes_on(run: Run) -> None:
-    """Stopped and taken up again by another supervisor, the steps count on, and a checkpoint that is gone is not offered."""
+    """Stopped and taken up again by another supervisor, the steps count on, and a checkpoint that is gone is not
+    offered."""
     run.start("--nproc", "1", run.script(SCRIPT), "muon", "replace", "0", "0.05")
     run.until_event("first_step")
     until((run.folder / "ck.pt").exists)

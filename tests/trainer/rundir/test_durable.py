@@ -1,4 +1,5 @@
-"""Files and folders are old or new, never between: at every call where a process can die. Power cuts: test_power_cuts."""
+"""Files and folders are old or new, never between: at every call where a process can die. Power cuts:
+test_power_cuts."""
 
 from __future__ import annotations
 

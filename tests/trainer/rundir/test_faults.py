@@ -97,7 +97,8 @@ def test_due(step: int, at: int, armed: float, waited: float) -> None:
 
 @given(st.sampled_from(["@phase=restore,step=40", "@standby=warming,step=40", "@standby=warming"]), st.integers(0, 80))
 def test_what_a_rank_cannot_know_is_told_to_it(trigger: str, done: int) -> None:
-    """A trigger about what was before the rank was born, or about the standby, is due once the supervisor has said so."""
+    """A trigger about what was before the rank was born, or about the standby, is due once the supervisor has said
+    so."""
     fault = faults.parse_fault(f"kill{trigger}")
     ripe = dataclasses.replace(fault, ripe=True)
 

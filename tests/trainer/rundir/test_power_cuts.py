@@ -1,7 +1,7 @@
 """A crash at any moment, of the process or of the machine: readers find the old or the new, and the next run goes on.
 
-What each protocol asks the kernel is recorded as it runs, and every state that a disk may then be in is laid out and read by
-the product's own readers. `pytest -s` prints how many; a summary ends the test run.
+What each protocol asks the kernel is recorded as it runs, and every state that a disk may then be in is laid out and
+read by the product's own readers. `pytest -s` prints how many; a summary ends the test run.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _done(name: str, place: Path) -> tuple[Recorder, Sweep]:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_moment(name: str, shm: Path, tried: dict[str, str]) -> None:
-    """Whatever of what was not synced is lost, kept or torn, at every moment: the promise holds, and holds again once the
-    next run has gone on from there."""
+    """Whatever of what was not synced is lost, kept or torn, at every moment: the promise holds, and holds again once
+    the next run has gone on from there."""
     recorder, sweep = _done(name, shm)
     count = sweep(recorder.ops)
     assert count.moments > 1
@@ -78,8 +78,8 @@ def test_a_second_crash(name: str, shm: Path, tried: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", [name for name, protocol in PROTOCOLS.items() if protocol.power and protocol.mutated])
 def test_careless_programs_are_convicted(name: str, shm: Path, tried: dict[str, str]) -> None:
-    """Without any one of its syncs, or with a rename before one, each protocol breaks its promise; those that do not are
-    known, and why."""
+    """Without any one of its syncs, or with a rename before one, each protocol breaks its promise; those that do not
+    are known, and why."""
     recorder, sweep = _done(name, shm)
     innocent, convicted = set(), 0
     for mutant in mutants(recorder.ops):

@@ -47,7 +47,8 @@ def test_attempts_are_in_order(tmp_path: Path) -> None:
 
 
 def test_beats_are_read_as_written(tmp_path: Path) -> None:
-    """Each rank's own record: silent until it registers, then its pid, step, phase, source and where it went on from."""
+    """Each rank's own record: silent until it registers, then its pid, step, phase, source and where it went on
+    from."""
     path = tmp_path / "beats"
     create_beats(path, 3)
     reader = BeatReader(path)

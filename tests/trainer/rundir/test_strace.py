@@ -1,4 +1,5 @@
-"""The kernel's own view: what `strace` sees of the real programs is what was recorded, and survives the same crashes."""
+"""The kernel's own view: what `strace` sees of the real programs is what was recorded, and survives the same
+crashes."""
 
 from __future__ import annotations
 
@@ -124,8 +125,9 @@ def test_the_real_flush_process(shm: Path, tried: dict[str, str]) -> None:
 
 
 def test_a_real_training_run(shm: Path, tried: dict[str, str]) -> None:
-    """`python -m trainer` from nothing, with a save at every second step and pruning: all that it and its threads ask of
-    the kernel, and a crash at every moment of it. What is restored is never older than what it had said to be saved."""
+    """`python -m trainer` from nothing, with a save at every second step and pruning: all that it and its threads ask
+    of the kernel, and a crash at every moment of it. What is restored is never older than what it had said to be
+    saved."""
     root = shm / "trainer"
     (root / "run").mkdir(parents=True)
     flags = [*TINY, "--steps", "6", "--checkpoint-every", "2", "--keep", "2", "--out", str(root / "run")]

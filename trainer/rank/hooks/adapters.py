@@ -19,8 +19,8 @@ from .options import Recorder
 def follow(
     place: Supervised, rank: int | None = None, warn: Callable[[str], object] = lambda text: None
 ) -> Recorder | None:
-    """From now on frameworks are handed the checkpoints that this attempt may go on from. Rank 0 records what options its
-    program has, where that is not known yet: what is returned wants to hear of its first step. `warn` is told of an
+    """From now on frameworks are handed the checkpoints that this attempt may go on from. Rank 0 records what options
+    its program has, where that is not known yet: what is returned wants to hear of its first step. `warn` is told of an
     adapter of somebody else's that is broken."""
     orders_of = told(os.environ)
     recorder = None

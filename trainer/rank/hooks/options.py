@@ -1,8 +1,8 @@
 """Which options a program has: recorded from the parsers that read its command line, in whatever library they are.
 
 argparse and what derives from it (HfArgumentParser, jsonargparse, tyro's copy), click and typer, absl, fire, hydra's
-configuration, and nanoGPT's configurator. Where a library is not imported, this costs nothing. It never raises: a program
-does not fail because we looked at it.
+configuration, and nanoGPT's configurator. Where a library is not imported, this costs nothing. It never raises: a
+program does not fail because we looked at it.
 """
 
 from __future__ import annotations

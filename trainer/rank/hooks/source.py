@@ -1,5 +1,5 @@
-"""What the source of a script says of its options: the words that it compares them with, and whether it is configured by its
-globals, as nanoGPT is. The script was compiled a moment ago, so it can be parsed; what cannot is passed over."""
+"""What the source of a script says of its options: the words that it compares them with, and whether it is configured
+by its globals, as nanoGPT is. The script was compiled a moment ago, so it can be parsed; what cannot is passed over."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from ...rundir.records.journal import Saved, find, identity_of
 from ...rundir.records.notes import NoteWriter
 
 _MOST_STRANGERS = 1000
-"""Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data set."""
+"""Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data
+set."""
 _MOST_FOLDERS = 1000
 
 
@@ -38,8 +39,8 @@ class Journal:
     """Of one rank. It never raises: a journal is not worth a training run."""
 
     def __init__(self, place: Supervised, rank: int, step: Callable[[], tuple[int, int]], first: int = 0) -> None:
-        """`step` gives the true step of this rank, or -1, and the steps that it has made here; its saves are numbered from
-        `first`."""
+        """`step` gives the true step of this rank, or -1, and the steps that it has made here; its saves are numbered
+        from `first`."""
         self.loaded: list[Saved] = []
         """The saves of this run that were loaded before the first step, each by the path that it was loaded from."""
         self.strange = False

@@ -1,7 +1,8 @@
 """Which file a script was reading when what it read made no sense: a checkpoint of its own that a kill has cut short.
 
-The errors of loaders seldom name it. But a traceback holds the frames that the error came through, and in their variables
-are the file's name or the open file: torch.load's `f`, zipfile's `self.filename`, a script's own `file` or `path`.
+The errors of loaders seldom name it. But a traceback holds the frames that the error came through, and in their
+variables are the file's name or the open file: torch.load's `f`, zipfile's `self.filename`, a script's own `file` or
+`path`.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class Known:
 def went_on_from(known: Known) -> int | None:
     """The step, or None if nothing tells it.
 
-    A save that was loaded tells it; of several the newest (the others are a best model, an average), or the one that the
-    optimizer's own count speaks for. Else that count; else what another rank has loaded and sent round. What has loaded
-    nothing begins anew.
+    A save that was loaded tells it; of several the newest (the others are a best model, an average), or the one that
+    the optimizer's own count speaks for. Else that count; else what another rank has loaded and sent round. What has
+    loaded nothing begins anew.
     """
     loaded = [step for step in known.loaded if step >= 0]
     if loaded:

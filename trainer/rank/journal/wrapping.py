@@ -223,8 +223,8 @@ def _tell_torn(path: str, why: str, begun: Any) -> None:
 
 
 def save(writer: Writer, by: str, what: Argument | None = None) -> Any:
-    """The function, which saves to a path or an open file, is told of; to a path it writes beside. `what` is the argument
-    that is saved."""
+    """The function, which saves to a path or an open file, is told of; to a path it writes beside. `what` is the
+    argument that is saved."""
     function = writer.function
 
     @functools.wraps(function)

@@ -125,8 +125,8 @@ def _beats(words: Sequence[int]) -> list[Beat]:
 
 
 def last_beats(path: Path) -> list[Beat]:
-    """The beats that the ranks have left in `path`, as they stand now; none where that is not to be read. Maps nothing and
-    writes nothing: for whoever asks about a run that may be somebody else's."""
+    """The beats that the ranks have left in `path`, as they stand now; none where that is not to be read. Maps nothing
+    and writes nothing: for whoever asks about a run that may be somebody else's."""
     try:
         words = array("q", read_file(path, _LARGEST))
         _check(words, path)
@@ -204,8 +204,8 @@ class BeatWriter(_Mapped):
         self._put(_NS, time.monotonic_ns())
 
     def resume_at(self, step: int | None) -> None:
-        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone. None: from
-        one that nothing tells."""
+        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone.
+        None: from one that nothing tells."""
         self._put(_STEP, 0 if step is None else step)
         self._put(_LOWEST, UNPLACED if step is None else step)
 
@@ -230,8 +230,8 @@ class BeatWriter(_Mapped):
 
 
 def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | None:
-    """The writer of rank `rank` (None: of the first number that is free) for a process that the script has started; None
-    where another one lives that has the number. The script itself gives way as long as it trains nothing."""
+    """The writer of rank `rank` (None: of the first number that is free) for a process that the script has started;
+    None where another one lives that has the number. The script itself gives way as long as it trains nothing."""
     with locked(open_file(path, os.O_RDWR)):
         records = _Mapped(path)
         try:

@@ -10,7 +10,8 @@ from . import faults
 
 
 def damage(checkpoints: Path, fault: faults.Fault) -> bool:
-    """A file of a committed checkpoint is cut in half (`torn`) or has flipped bits (`corrupt`); False if there is none."""
+    """A file of a committed checkpoint is cut in half (`torn`) or has flipped bits (`corrupt`); False if there is
+    none."""
     steps = committed_steps(checkpoints)
     step = fault.checkpoint if fault.checkpoint is not None else (steps[-1] if steps else None)
     if step is None or step not in steps:

@@ -50,8 +50,8 @@ _NO_SAVE = tuple(moment for moment in Moment if moment is not Moment.SAVE)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault. `causes`: the verdict on its attempt is one of these. `event`: or it is told by this event while the
-    attempt goes on. Neither: nobody may notice anything."""
+    """A kind of fault. `causes`: the verdict on its attempt is one of these. `event`: or it is told by this event while
+    the attempt goes on. Neither: nobody may notice anything."""
 
     strikes: str
     by: By

@@ -1,6 +1,7 @@
 """Faults asked for on purpose: what they are, when they are due, and that each fires once a run.
 
-A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`, `corrupt:checkpoint=latest`.
+A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`,
+`corrupt:checkpoint=latest`.
 
     @step=40                      once 40 steps are done
     @after=3s                     three seconds after it was asked for
@@ -9,8 +10,9 @@ A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank
     @phase=restore,step=40        the same, but not before the run has done 40 steps
 
 A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates `faults/0001.rank1.fired`
-exclusively and syncs it. So it fires once a run, whatever dies in between. What a rank cannot know when its trigger comes
-(how far the run was before this rank was born, how the standby is) the supervisor tells it by a file `faults/0001.ripe`.
+exclusively and syncs it. So it fires once a run, whatever dies in between. What a rank cannot know when its trigger
+comes (how far the run was before this rank was born, how the standby is) the supervisor tells it by a file
+`faults/0001.ripe`.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ class Fault:
         return self.standby or (self.phase in _EARLY and self.step is not None)
 
     def ripens(self, step: int, begun: int | None) -> bool:
-        """Whether what it waits for is there, now that the run has done `step` steps. `begun`: how many it had done when the
-        standby that is in the making was begun; None if none is."""
+        """Whether what it waits for is there, now that the run has done `step` steps. `begun`: how many it had done
+        when the standby that is in the making was begun; None if none is."""
         since = begun if self.standby else step
         return since is not None and (self.step is None or since >= self.step)
 

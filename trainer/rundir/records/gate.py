@@ -10,8 +10,8 @@ A group is a folder `standby/0007/` of the run:
     launcher.log
 
 The write end closes when the supervisor opens the gate, and when it dies, however it dies: then there is no
-release.json, and who waits goes away. What was released trains on, and these files are how the next supervisor of the run
-recognises it. They are about living processes, so none is synced: a power cut ends what they tell of.
+release.json, and who waits goes away. What was released trains on, and these files are how the next supervisor of the
+run recognises it. They are about living processes, so none is synced: a power cut ends what they tell of.
 """
 
 from __future__ import annotations

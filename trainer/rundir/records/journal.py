@@ -13,13 +13,13 @@ writer a file.
 
 `…` is, where it holds: `beside` true (it is written beside and renamed: a kill leaves what was there), `ranks` (it is a
 folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is
-a file of that folder), `holds` [key, …] (what a dict that was saved has at its top, or the begin of it). `durable.jsonl`
-beside it is written by a helper that syncs what is done: {rank, n, path}.
+a file of that folder), `holds` [key, …] (what a dict that was saved has at its top, or the begin of it).
+`durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
 
-Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is not
-known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun, and
-neither done nor failed when its attempt ended, is torn. What lies there may be anybody's: a reader takes what it understands
-and passes over the rest.
+Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is
+not known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun,
+and neither done nor failed when its attempt ended, is torn. What lies there may be anybody's: a reader takes what it
+understands and passes over the rest.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def _is_file(saved: Saved, here: Identity) -> bool:
 
 
 def _whole_by_now(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
-    """What the newest line about a path says of a file there that could be read, and is none that the journal describes."""
+    """What the newest line about a path says of a file there that could be read, and is none that the journal
+    describes."""
     if line.get("kind") == "save_begun":
         return Saved(str(line["path"]), _step(line), None, attempt, rank, _number(line, "mono"))
     saved = saved_of(line, attempt, rank)
@@ -245,8 +246,8 @@ def _number(line: dict[str, Any], key: str) -> float:
 
 
 def place_of(saved: Saved) -> str | None:
-    """Where the file of `saved` is now: at its path, or renamed beside it or with its folder. None if it is nowhere there,
-    or another one lies in its place."""
+    """Where the file of `saved` is now: at its path, or renamed beside it or with its folder. None if it is nowhere
+    there, or another one lies in its place."""
     known = saved.identity
     if known is None:
         return saved.path if os.path.lexists(saved.path) else None

@@ -1,4 +1,5 @@
-"""Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of them.
+"""Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of
+them.
 
 Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error, seconds},
 `checkpoint_bad` {path, reason, moved_to}, `data_skipped` {from, to, step}, `flush_due` {step, keep},
