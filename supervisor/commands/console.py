@@ -140,6 +140,7 @@ def attempt_lines(story: Story) -> list[str]:
         following = story.attempts[story.attempts.index(attempt) + 1 :]
         if lost is not None and following:
             cost = [f"went on from step {following[0].from_step}", *cost]
+            cost += ["what it had saved was not loaded"] if following[0].over else []
         elif following and following[0].unplaced:
             cost = ["went on from a step that is not known"]
         cost += [f"detected in {attempt.detect_s:.3f} s"] if attempt.detect_s and recovered is not None else []

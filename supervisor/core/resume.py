@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{(checkpoint_dir|checkpoint|step)\}")
 
@@ -31,6 +32,22 @@ def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
     if needed and (offer is None or ("step" in needed and offer.step < 0)):
         return ()
     return tuple(_PLACEHOLDER.sub(lambda found: str(getattr(offer, found[1])), word) for word in words)
+
+
+def resumed(note: Mapping[str, Any]) -> str:
+    """In words, from what a rank's `note` says it went on; empty for a checkpoint of ours, which has its own words."""
+    if note.get("source") != "script":
+        return ""
+    at = note.get("saved_step")
+    when = f"saved at step {at}" if isinstance(at, int) and at >= 0 else "saved at a step that is not known"
+    return f"resumed from {note.get('path')}, {when}"
+
+
+def started_over(note: Mapping[str, Any]) -> str:
+    """In words, what a rank has not loaded."""
+    at = note.get("step")
+    when = f" at step {at}" if isinstance(at, int) and at >= 0 else ""
+    return f"it saved {note.get('path')}{when} and did not load it: it starts again from 0; see docs/your-own-script.md"
 
 
 def are_in_doubt(words: Sequence[str], saved: bool, failed_at_start: bool) -> bool:

@@ -47,6 +47,8 @@ class EventName(Word):
     """A process that the script has started is a rank: it has joined a process group, or steps an optimizer."""
     RESUMED = "resumed"
     """A rank went on from a checkpoint, or from a save of the script's own (source script; step -1: not known)."""
+    STARTED_OVER = "started_over"
+    """The script had saved, has loaded nothing of that, and trains from step 0."""
     DATA_SKIPPED = "data_skipped"
     """A rank went back, and passes over the data from index `from` up to, not including, `to`."""
     PROGRAM_CHANGED = "program_changed"

@@ -14,7 +14,7 @@ import msgspec
 from supervisor.core.resume import Offer, filled, has_placeholders
 from supervisor.run.candidates import candidates
 from supervisor.run.spec import Spec
-from trainer.adapters.choice import OFF, Choice, choose, edited
+from trainer.adapters.choice import Choice, choose, edited
 from trainer.adapters.program import Program
 from trainer.adapters.protocol import Adapter, Case, Checkpoint
 from trainer.rundir.files.codec import read
@@ -63,7 +63,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     record = now.attempt == 0 or now.changed or not program.trained
     words = shlex.split(spec.resume_args) if now.resume_args else []
     first = len(spec.command) + spec.module
-    if now.attempt == 0 or now.fresh or spec.adapter == OFF:
+    if now.attempt == 0 or now.fresh:
         found: tuple[Checkpoint, ...] = ()
     else:
         found = candidates(run, spec.nproc, now.since, now.rollback)

@@ -141,6 +141,10 @@ def test_an_option_is_found_and_used(run: Run) -> None:
     assert off.launch("--adapter", "off", "--inject", "kill:rank=0@step=15", script) == 0
     assert [event["from_step"] for event in off.events("first_step")] == [0, 0]
     assert not off.events("adapter")
+    missed = str((off.folder / "last.pt").resolve())
+    assert [(event["path"], event["step"]) for event in off.events("started_over")] == [(missed, 10)]
+    assert not run.events("started_over") and run.events("resumed")[-1]["saved_step"] == 30
+    assert "was not loaded" in off.cli("report", "run").stdout
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ..rundir.records import faults
 from ..rundir.records.beats import UNPLACED, BeatWriter, Source
 from ..rundir.records.errors import ErrorRecord
 from ..rundir.records.notes import NoteWriter
+from ..rundir.records.told import told
 from ..rundir.secrets import Redactor
 from . import program
 from .exceptions import causes, described, unread
@@ -118,8 +119,10 @@ class Reporter(Progress):
         self._beats.resume_at(step)
         if settled and journal.loaded:
             newest = max(journal.loaded, key=lambda saved: saved.step)
-            told = {"path": newest.path, "mono": journal.loaded_mono}
-            self.note("resumed", step=-1 if step is None else step, source="script", **told)
+            about = {"path": newest.path, "saved_step": newest.step, "mono": journal.loaded_mono}
+            self.note("resumed", step=-1 if step is None else step, source="script", **about)
+        elif settled and step == 0 and (known := told(os.environ)).saved:
+            self.note("started_over", path=known.saved, step=known.step)
 
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done
@@ -168,12 +171,12 @@ class Reporter(Progress):
         self._fire(phase)
 
     def failed(self, error: BaseException, exit_code: int) -> None:
-        told = traceback.TracebackException.from_exception(error)
+        trace = traceback.TracebackException.from_exception(error)
         if not self._steps_here and self.rank == 0:
             program.leave(self.place.attempt.program)
         # The script's own frames: those that led to it are the same in every traceback.
-        frames = [frame for frame in told.stack if not is_ours(frame.filename)]
-        told.stack = traceback.StackSummary.from_list(frames)
+        frames = [frame for frame in trace.stack if not is_ours(frame.filename)]
+        trace.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = ErrorRecord(
             **msgspec.structs.asdict(described(error)),
@@ -181,7 +184,7 @@ class Reporter(Progress):
             because=tuple(described(each) for each in causes(error)),
             frame=places[-1] if places else "",
             frames=tuple(places[-_FRAMES:]),
-            traceback="".join(told.format())[-20_000:],
+            traceback="".join(trace.format())[-20_000:],
             exit_code=exit_code,
             file=unread(error),
             bad_step=error.step if isinstance(error, NotFinite) else -1,

@@ -1,6 +1,6 @@
 """All path names inside a run directory, each in one place.
 
-run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json  options.json  kept/
+run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json  options.json
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
@@ -139,11 +139,6 @@ class RunDir:
     def options(self) -> Path:
         """Which options its script has, and which frameworks it uses (trainer.adapters.program)."""
         return self.path / "options.json"
-
-    @property
-    def kept(self) -> Path:
-        """What a program had saved that began anew, by the attempt that did."""
-        return self.path / "kept"
 
     @property
     def pace(self) -> Path:

@@ -25,6 +25,8 @@ class AttemptStory:
     gone: float | None = None
     from_step: int | None = None
     """The step that it went on from; None before it is known, and where nothing tells it."""
+    over: bool = False
+    """Whether it began anew beside what the script had saved."""
     to_step: int = -1
     """The last step that it has finished; -1 for none, and where nothing tells which."""
     cause: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.actions import Emit
+from supervisor.core.resume import resumed, started_over
 from supervisor.core.saves import Saves
 from supervisor.core.telling.progress import Progress, Trained
 
@@ -68,7 +69,11 @@ def _noted(progress: Progress, rank: int, note: Mapping[str, Any]) -> tuple[Prog
     about["noted_mono"] = note.get("mono")
     match note["kind"]:
         case "resumed":
-            return progress, [Emit("resumed", fields={"rank": rank, **about}, once="resumed")]
+            said = {"text": text} if (text := resumed(note)) else {}
+            return progress, [Emit("resumed", fields={"rank": rank, **about, **said}, once="resumed")]
+        case "started_over":
+            fields = {"rank": rank, **about, "text": started_over(note)}
+            return progress, [Emit("started_over", "warning", fields, once="started_over")]
         case "data_skipped":
             return progress, [Emit("data_skipped", "warning", {"rank": rank, **about})]
         case "checkpoint_saved":

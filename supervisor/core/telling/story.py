@@ -159,6 +159,11 @@ def _group_ready(story: Story, event: Event, mono: float) -> None:
         story.attempt.ready = mono
 
 
+def _started_over(story: Story, event: Event, mono: float) -> None:
+    if story.attempt:
+        story.attempt.over = True
+
+
 def _resumed(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         # A script's own load is told at its first step, and bears the time of the load.
@@ -296,6 +301,7 @@ _TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
     EventName.ATTEMPT_STARTED: _attempt_started,
     EventName.GROUP_READY: _group_ready,
     EventName.RESUMED: _resumed,
+    EventName.STARTED_OVER: _started_over,
     EventName.FIRST_STEP: _first_step,
     EventName.CAUGHT_UP: _caught_up,
     EventName.CHECKPOINT_COMMITTED: _saved,

@@ -25,8 +25,6 @@ class Told(msgspec.Struct, frozen=True):
     """The newest that the program has saved before, and may go on from; empty if there is nothing."""
     step: int = -1
     """Its true step, or -1."""
-    stop: bool = False
-    """A program that saves without having loaded any of that is to be stopped before it does."""
 
 
 def encoded(told: Told) -> str:
