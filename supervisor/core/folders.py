@@ -15,11 +15,13 @@ _CLOCK = 0.02
 
 
 def is_whole(files: Mapping[str, float], ranks: int, since: float) -> bool:
-    """Whether the files show that a save is whole. They were written at these times (by the wall clock); `ranks` ranks
-    made the save, from `since` on. If the files show nothing, it is not whole."""
+    """Whether the files show that a save is whole. They were written at these times (by the wall clock), `.` being the
+    folder itself; `ranks` ranks made the save, from `since` on. If the files show nothing, it is not whole."""
     fresh = {name for name, at in files.items() if at >= since - _CLOCK}
     if _UNFINISHED in files:
         return False
+    if files and not fresh:
+        return True  # untouched: the attempt ended before anything was written
     if ".metadata" in fresh:
         return True
     states = {"rng_state.pth"} if ranks <= 1 else {f"rng_state_{rank}.pth" for rank in range(ranks)}

@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 
 from supervisor.core.saves import Save, Saves
 from supervisor.process.kill import kill
@@ -27,6 +28,7 @@ anyhow."""
 _LONGEST = 4000
 """Bytes of a line that goes into a pipe as a whole, or not at all."""
 _MOST_STARTS = 3
+_EVERY = 1.0
 
 
 class OwnSaves:
@@ -47,7 +49,13 @@ class OwnSaves:
     def tick(self, attempt: int, saves: Saves) -> None:
         """The helper knows of every save that `attempt` is done with; `saves` is all that is known of it."""
         self._newest = attempt, saves
-        news = [save for path, save in saves.done.items() if self._told.get(path, -1.0) < save.at]
+        self._pass_on(attempt, saves, _EVERY)
+
+    def _pass_on(self, attempt: int, saves: Saves, every: float) -> None:
+        """A path is synced once in so many seconds: a save that replaces one which is being synced waits for that."""
+        now, never = time.monotonic(), float("-inf")
+        told = {path: self._told.get(path, never) for path in saves.done}
+        news = [save for path, save in saves.done.items() if told[path] < save.at and now >= told[path] + every]
         for save in news:
             if not self._tell(attempt, save):
                 return
@@ -103,6 +111,8 @@ class OwnSaves:
     def close(self) -> None:
         """The run is over, and so are its attempts, also those that another supervisor began. The last saves are
         durable, as far as there is time for it; the helper has been told to go."""
+        if self._newest is not None:
+            self._pass_on(*self._newest, every=0.0)
         attempts = sorted(self._run.attempts())
         for number in set(attempts[:-1]) - self._ended:
             own_saves.sweep(own_saves.saves_of(self._run, number), self._spec.mark)

@@ -86,6 +86,7 @@ def _says_whole(folder: Folder) -> bool:
     boot = time.time() - time.monotonic()
     files = {}
     with contextlib.suppress(OSError), os.scandir(folder.newest.path) as entries:
+        files["."] = os.stat(folder.newest.path).st_mtime  # noqa: PTH116
         for entry in itertools.islice(entries, 10_000):
             files[entry.name] = entry.stat(follow_symlinks=False).st_mtime
     return is_whole(files, folder.newest.ranks, boot + folder.newest.at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,22 @@ def test_what_stays(tmp_path: Path) -> None:
 
     whole = begun(tmp_path / "work", ranks=1)
     assert clear(run, 0, whole, []) == [] and (tmp_path / "work").is_dir()
+
+    # A save that had begun, and had not touched the checkpoint that is there.
+    for path in (tmp_path / "work" / ".metadata", tmp_path / "work"):
+        path.touch()
+        os.utime(path, (1_000_000, 1_000_000))
+    now = {
+        "kind": "save_begun",
+        "n": 9,
+        "path": str(tmp_path / "work"),
+        "step": 5,
+        "ranks": 2,
+        "mono": time.monotonic(),
+    }
+    assert clear(run, 0, hear(Saves(), 0, now), []) == []
+    (tmp_path / "work" / "__0_0.distcp").touch()
+    assert len(clear(run, 0, hear(Saves(), 0, now), [])) == 1
 
 
 def test_a_disk_that_takes_no_record(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ owner and attributes are those that writing over the file would have left.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import itertools
 import os
@@ -26,6 +27,8 @@ _LONGEST = 4000
 _PROBE = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _serial = itertools.count()
+_LIBC = ctypes.CDLL(None)
+_AT_FDCWD, _EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Beside:
                 DISK.rename(Path(self.folder, name), Path(os.path.dirname(self.path), name))  # noqa: PTH120
         else:
             try:
-                DISK.rename(Path(self.new), Path(self.path))
+                if self.before is None or not exchange(self.new, self.path):
+                    DISK.rename(Path(self.new), Path(self.path))
             except OSError as error:
                 # A file that is a mount of its own, for one (EBUSY).
                 why = error.strerror or str(error)
@@ -92,6 +96,17 @@ class Beside:
         finally:
             os.close(fd)
         return False
+
+
+def exchange(one: str, other: str) -> bool:
+    """What was at `one` is at `other`, and the other way round, by one rename; False if that cannot be, or not here.
+
+    To replace a file has ext4 write out the new one before the call returns (auto_da_alloc), a third of the time of a
+    save of 400 MB; to exchange two has not. The helper that syncs what is done sees to that.
+    """
+    names = os.fsencode(one), os.fsencode(other)
+    renameat2 = getattr(_LIBC, "renameat2", None)
+    return renameat2 is not None and renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0
 
 
 def prepare(path: str, tag: str) -> Beside | Unsafe | None:
@@ -128,7 +143,20 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
     except OSError as error:
         beside.abort()
         return Unsafe(f"no file like it can be made beside it: {error.strerror}")
+    if before is not None and before.st_size >= _PROBE:
+        _make_room(path)
     return beside
+
+
+def _make_room(path: str) -> None:
+    """Memory that holds what is at `path`, and is on the disk too, is free for what is about to be written; as it would
+    be had that been written over. Memory from elsewhere may be far slower: a virtual machine has to ask its host."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
 
 
 def _free(folder: str) -> int:

@@ -10,7 +10,6 @@ there. A new folder is written in place: until its .metadata is there it is no c
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
@@ -24,9 +23,9 @@ from typing import Any
 from ...rundir.files.durable import DISK
 from ...rundir.records.journal import BESIDE
 from . import wrapping
+from .beside import exchange
 
 _METADATA = ".metadata"
-_AT_FDCWD, _EXCHANGE = -100, 2
 
 
 def _stage(writer: Any) -> Path:
@@ -119,10 +118,8 @@ def _exchange(stage: Path, path: Path) -> None:
     """What is in `stage` is at `path`; by one rename where the file system can do that (renameat2(2))."""
     with contextlib.suppress(OSError):
         os.chmod(stage, stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
-    with contextlib.suppress(AttributeError):
-        names = os.fsencode(stage), os.fsencode(path)
-        if ctypes.CDLL(None, use_errno=True).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0:
-            return
+    if exchange(str(stage), str(path)):
+        return
     wrapping.tell_staged(str(path), still=False)
     DISK.remove(path / _METADATA)
     parts = sorted(stage.iterdir(), key=lambda part: part.name == _METADATA)
