@@ -45,7 +45,7 @@ for megabytes, rounds in sizes:
 
 
 def measured(folder: Path, sizes: list[tuple[int, int]], gap: float) -> list[tuple[int, str, float, float]]:
-    """Of each save: megabytes, the way, seconds of the clock, seconds of the processor; in the order in which they were."""
+    """Of each save, in their order: megabytes, the way, seconds of the clock, seconds of the processor."""
     (folder / "rank.py").write_text(RANK)
     command = [str(Path(sys.executable).with_name("supervise")), "launch", "--quiet", "--run-dir", "runs"]
     subprocess.run([*command, "--no-standby", "--", "rank.py", json.dumps(sizes), str(gap)], cwd=folder, check=True)
