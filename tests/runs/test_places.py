@@ -126,7 +126,9 @@ def test_somebody_cleans_shared_memory(run: Run) -> None:
     run.cli("stop", "run")
     assert run.wait() == 103
     assert run.events("resumed")[1]["step"] == saved
-    assert run.warnings().count("another program has removed") == run.warnings().count("\n") + 1 == 2
+    # On a busy machine it is also said, and rightly, that a snapshot at every step costs much.
+    told = [line for line in run.warnings().splitlines() if "of the time" not in line]
+    assert ["another program has removed" in line for line in told] == [True, True]
 
 
 @as_root

@@ -77,6 +77,7 @@ class Warm:
         return _read_by_imports(env) == self._env
 
     def launch(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
+        assert self._process.poll() is None, f"the process to fork from ended with {self._process.returncode}"
         request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
         ours, theirs = os.pipe()
         stdin = os.open(os.devnull, os.O_RDONLY)
