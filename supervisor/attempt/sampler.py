@@ -21,7 +21,7 @@ import psutil
 from supervisor.attempt import waits
 from supervisor.attempt.source import about
 from supervisor.attempt.stacks import pyspy
-from supervisor.core.hangs.motion import Child, Sample, Thread, Wait
+from supervisor.core.sample import Child, Sample, Thread, Wait
 from supervisor.core.stack import Frame
 from supervisor.process import kernel
 from supervisor.process.kill import kill

@@ -7,7 +7,7 @@ import contextlib
 from functools import lru_cache
 from pathlib import Path
 
-from supervisor.core.hangs.motion import Loop
+from supervisor.core.sample import Loop
 
 _LARGEST = 1 << 20
 """The most bytes of source that are read."""

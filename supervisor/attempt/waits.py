@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from supervisor.core.hangs.motion import Wait
+from supervisor.core.sample import Wait
 from supervisor.process import kernel
 from trainer.rundir.machine.proc import content, stat
 

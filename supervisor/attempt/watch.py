@@ -12,7 +12,7 @@ from supervisor.attempt.records import Notes, exception_of
 from supervisor.attempt.sampler import Sampler
 from supervisor.core.members import Group, Member
 from supervisor.core.model import Exit, Raised, RankView
-from supervisor.core.saves import Saves, hear
+from supervisor.core.own_saves.saves import Saves, hear
 from supervisor.core.telling.news import News
 from supervisor.group.group import WorkerGroup
 from supervisor.process import kernel

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from supervisor.core.evidence import Evidence
-from supervisor.core.hangs.motion import Sample
 from supervisor.core.members import Group
+from supervisor.core.sample import Sample
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase

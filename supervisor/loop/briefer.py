@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.model import Rollback
-from supervisor.core.resume import are_in_doubt
+from supervisor.core.own_saves.resume import are_in_doubt
 from supervisor.run.briefing import ADAPTERS, Briefing, Situation, brief
 from supervisor.run.events import EventLog
 from supervisor.run.own_saves import newest_whole

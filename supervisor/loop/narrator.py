@@ -10,8 +10,8 @@ from typing import Any
 from supervisor.attempt.attempt import Attempt
 from supervisor.core.actions import Emit
 from supervisor.core.diagnosis.diagnose import where
+from supervisor.core.own_saves.saves import Save, Saves
 from supervisor.core.program import Change, sentence
-from supervisor.core.saves import Save, Saves
 from supervisor.core.stack import Stacks, summary
 from supervisor.core.telling.news import Note
 from supervisor.run.events import EventLog

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from supervisor.core.saves import Save, Saves
+from supervisor.core.own_saves.saves import Save, Saves
 from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from supervisor.process.reaper import Reaper

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.core.resume import Offer, filled, has_placeholders
+from supervisor.core.own_saves.resume import Offer, filled, has_placeholders
 from supervisor.run.candidates import candidates
 from supervisor.run.spec import Spec
 from trainer.adapters.choice import Choice, choose, edited

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from supervisor.core.saves import Saves, hear
+from supervisor.core.own_saves.saves import Saves, hear
 from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of

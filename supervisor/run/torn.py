@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.core.folders import is_numbered, is_whole, set_aside
-from supervisor.core.saves import Folder, Save, Saves
+from supervisor.core.own_saves.folders import is_numbered, is_whole, set_aside
+from supervisor.core.own_saves.saves import Folder, Save, Saves
 from trainer.rundir.files.codec import decode, encode
 from trainer.rundir.files.durable import DISK, append_line
 from trainer.rundir.files.untrusted_files import open_file, read_file

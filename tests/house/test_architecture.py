@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +181,12 @@ def test_sizes(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}: {node.name}"
+
+
+def test_folders_are_rooms() -> None:
+    """A folder has at most 14 modules; supervisor/commands has one for each command."""
+    count = Counter(path.parent for path in [*modules("supervisor"), *modules("trainer")] if path.stem != "__init__")
+    assert {str(folder.relative_to(ROOT)) for folder, number in count.items() if number > 14} == {"supervisor/commands"}
 
 
 WALL_CLOCK = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.actions import Emit
-from supervisor.core.resume import resumed, started_over
-from supervisor.core.saves import Saves
+from supervisor.core.own_saves.resume import resumed, started_over
+from supervisor.core.own_saves.saves import Saves
 from supervisor.core.telling.progress import Progress, Trained
 
 Note = tuple[int, Mapping[str, Any]]

@@ -24,10 +24,11 @@ from supervisor.core.hangs.limits import (
     POLLS,
     SAMPLES_LATE,
 )
-from supervisor.core.hangs.motion import Kind, Loop, Sample, Thread, Wait
+from supervisor.core.hangs.motion import Kind
 from supervisor.core.hangs.pauses import TOLD_AFTER, tell
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Observation, Policy, RankView
+from supervisor.core.sample import Loop, Sample, Thread, Wait
 from supervisor.core.stack import Frame
 from trainer.rundir.codes import Phase
 

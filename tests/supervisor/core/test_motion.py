@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.core.hangs.motion import ENOUGH, Child, Kind, Loop, Motion, Sample, Thread, Wait, follow
+from supervisor.core.hangs.motion import ENOUGH, Kind, Motion, follow
+from supervisor.core.sample import Child, Loop, Sample, Thread, Wait
 from supervisor.core.stack import Frame
 
 SCRIPT = Frame("<module>", "/home/u/train.py", 90)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.saves import Saves, hear
+from supervisor.core.own_saves.saves import Saves, hear
 
 
 def line(kind: str, n: int, path: str = "/ck.pt", step: int = 20, mono: float = 1.0, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.core.saves import Saves, hear
+from supervisor.core.own_saves.saves import Saves, hear
 from supervisor.run.torn import all_set_aside, clear, restore
 from trainer.rundir.layout import RunDir
 
