@@ -67,7 +67,7 @@ def test_one_package_under_every_name(run: Run) -> None:
 
 
 @pytest.mark.parametrize("package", [True, False], ids=["package", "module"])
-@pytest.mark.parametrize("standby", ["--standby", "--no-standby"])
+@pytest.mark.parametrize("standby", ["--standby", pytest.param("--no-standby", marks=pytest.mark.long)])
 def test_users_modules_beside_the_script(run: Run, package: bool, standby: str) -> None:
     """They are found before ours, in forked and in fresh ranks, and by the children that these spawn."""
     theirs(run.folder, package)

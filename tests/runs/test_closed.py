@@ -163,7 +163,7 @@ def _outside(seen: set[tuple[str, int]]) -> set[tuple[str, int]]:
 
 
 @as_root
-@pytest.mark.parametrize("kind", ["fork", pytest.param("exec", marks=pytest.mark.long), "cold"])
+@pytest.mark.parametrize("kind", ["fork", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("exec", "cold"))])
 def test_a_run_listens_on_loopback_alone(run: Run, kind: str) -> None:
     """At no time, from launch to recovery, does anything of a run listen where others could reach it; and it trains
     where its host's name leads nowhere."""

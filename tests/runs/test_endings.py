@@ -42,7 +42,7 @@ if rank == 3:
 """
 
 
-@pytest.mark.parametrize("option", ["--standby", "--no-standby"])
+@pytest.mark.parametrize("option", ["--standby", pytest.param("--no-standby", marks=pytest.mark.long)])
 def test_every_way_to_end_is_seen(run: Run, option: str) -> None:
     """os._exit, another program in the same process, all descriptors closed, files left open: the run is finished."""
     assert run.launch("--nproc", "4", "--max-restarts", "0", option, run.script(WAYS)) == 0

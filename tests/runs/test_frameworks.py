@@ -143,6 +143,7 @@ def test_the_recovery_is_warm(run: Run, tried: dict[str, str], needed: tuple[str
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: inductor cannot compile")
+@pytest.mark.long
 def test_compiled(run: Run, tried: dict[str, str]) -> None:
     """The kernels of the attempt before are used; a rank that is a fork compiles as a fresh one does, also the one
     after a rank that was killed while it compiled; and it ends."""

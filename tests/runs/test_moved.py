@@ -15,7 +15,7 @@ from trainer.rundir.machine.shm import segment_of
 SAVING = ("--checkpoint-every", "20", "--snapshot-every", "1")
 
 
-@pytest.mark.parametrize("trouble", ["moved", "its parent moved", "removed"])
+@pytest.mark.parametrize("trouble", ["moved", pytest.param("its parent moved", marks=pytest.mark.long), "removed"])
 def test_a_folder_that_goes_elsewhere(run: Run, trouble: str) -> None:
     """A run whose folder is moved while it trains is stopped, saved where its folder is now, and goes on from there;
     nothing is made in its old place. One that is removed leaves nothing."""

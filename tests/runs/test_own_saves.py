@@ -107,7 +107,7 @@ def hidden(folder: Path) -> list[str]:
 @pytest.mark.cold
 @pytest.mark.parametrize(
     ("options", "kills"),
-    [((), ALL), (("--no-standby",), [("torch", "middle"), ("folder", "late")])],
+    [((), ALL), pytest.param(("--no-standby",), [("torch", "middle"), ("folder", "late")], marks=pytest.mark.long)],
     ids=["warm", "cold"],
 )
 def test_killed_inside_a_save(run: Run, options: tuple[str, ...], kills: list[tuple[str, str]]) -> None:

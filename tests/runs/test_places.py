@@ -78,7 +78,7 @@ def _in(place: str, run: Run, *flags: str) -> list[str]:
 
 
 @as_root
-@pytest.mark.parametrize("kind", ["read-only, forks", "absent, cold"])
+@pytest.mark.parametrize("kind", ["read-only, forks", pytest.param("absent, cold", marks=pytest.mark.long)])
 def test_without_shared_memory(run: Run, kind: str) -> None:
     """A run with a kill goes on from the disk and trains to its end; one line, at launch, says what is missing."""
     place, options = (READ_ONLY, []) if "forks" in kind else (ABSENT, ["--no-standby"])
@@ -132,7 +132,7 @@ def test_somebody_cleans_shared_memory(run: Run) -> None:
 
 
 @as_root
-@pytest.mark.parametrize("option", [[], ["--no-standby"]], ids=["forks", "cold"])
+@pytest.mark.parametrize("option", [[], pytest.param(["--no-standby"], marks=pytest.mark.long)], ids=["forks", "cold"])
 def test_a_resolver_that_never_answers(run: Run, option: list[str]) -> None:
     """No start and no restart waits for it, and the ranks meet, at the address that was asked for, if one was."""
     run.script("MEETS = 0" + TRAINS, "trains.py")

@@ -34,6 +34,7 @@ def test_the_same_bits_on_any_number_of_ranks(tmp_path: Path, ranks: tuple[str, 
     assert all(not any(ways.values()) for ways in found.values()), found
 
 
+@pytest.mark.long
 def test_without_the_order_they_differ(tmp_path: Path) -> None:
     """What is tested above is needed: otherwise DDP starts with other buckets, and the sums differ, but for the way in
     which DDP never fills its buckets anew."""

@@ -146,9 +146,9 @@ def test_further_each_time_is_never_given_up(run: Run) -> None:
     ("kind", "form", "options"),
     [
         ("muon", "safetensors", ("--nproc", "1")),
-        ("muon", "replace", ("--nproc", "1", "--no-standby")),
+        pytest.param("muon", "replace", ("--nproc", "1", "--no-standby"), marks=pytest.mark.long),
         ("adamw", "replace", ("--nproc", "2")),
-        ("zero", "replace", ("--nproc", "2")),
+        pytest.param("zero", "replace", ("--nproc", "2"), marks=pytest.mark.long),
     ],
 )
 def test_a_kill_between_two_saves(run: Run, kind: str, form: str, options: tuple[str, ...]) -> None:
@@ -175,7 +175,7 @@ def test_a_kill_in_a_save(run: Run) -> None:
     assert [line["path"] for line in lines if line["kind"] == "load_failed"] == [torn]
 
 
-@pytest.mark.parametrize("standby", ["--standby", "--no-standby"])
+@pytest.mark.parametrize("standby", ["--standby", pytest.param("--no-standby", marks=pytest.mark.long)])
 def test_a_kill_in_a_save_leaves_nothing(run: Run, standby: str) -> None:
     """It was written beside its place: the file is not there, nothing half written is, and nobody warns of a torn
     one."""
