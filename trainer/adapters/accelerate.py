@@ -1,7 +1,7 @@
-"""accelerate without an option for it: nothing can be done from outside, and that is said.
+"""accelerate without an option to resume: nothing can be done from outside, and the plan says so.
 
-`Accelerator.load_state` behind the back of a loop that counts its own steps would give it the state of one step and the
-data of another. A program that has an option is served by generic.py, with the folder that `save_state` has made.
+If a loop counts its own steps, `Accelerator.load_state` behind its back would give it the state of one step and the
+data of another. generic.py serves a program that has an option, with the folder that `save_state` made.
 """
 
 from __future__ import annotations

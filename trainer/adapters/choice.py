@@ -1,4 +1,4 @@
-"""Which adapter serves a program, and what the program is told. Pure."""
+"""Chooses the adapter for a program, and what the program is told. Pure."""
 
 from __future__ import annotations
 
@@ -25,34 +25,33 @@ BUILT_IN: tuple[Adapter, ...] = (
     Generic(),
     Accelerate(),
 )
-"""In the order in which they are asked: the first that has a plan is heard."""
+"""In this order they are asked. The first one that has a plan is used."""
 AUTO, OFF = "auto", "off"
 NAMES = (AUTO, OFF, "hydra", *(each.name for each in BUILT_IN))
-"""What --adapter may be, beside what others have installed."""
+"""The values of --adapter, beside adapters that others have installed."""
 _RESHARDS = frozenset({"dcp"})
 """Kinds of checkpoints that another number of ranks can read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The adapter that was heard, and its plan."""
+    """The chosen adapter, and its plan."""
 
     adapter: str
     plan: Plan
 
 
 def choose(case: Case, wanted: str = AUTO, others: Iterable[Adapter] = ()) -> Choice | None:
-    """What the program is to be told, by the adapter of the `wanted` name or by the first that can; `others` are asked
-    before those that are built in. None if nobody knows it, or there is nothing to go on from. (A hydra app stays in
-    its
-    folder.)"""
+    """The choice for the program: by the adapter named `wanted`, or by the first that can serve it. `others` are asked
+    before the built-in ones. None if no adapter knows the program, or there is nothing to resume from. (A hydra app
+    stays in its folder.)"""
     if wanted == OFF:
         return None
     known = [each for each in (*others, *BUILT_IN) if wanted in (AUTO, each.name)]
     for adapter in known:
         try:
             plan = adapter.plan(case) if wanted == adapter.name or adapter.knows(case.program) else None
-        except Exception as error:  # an adapter is anybody's
+        except Exception as error:  # an adapter may be anybody's
             plan = refusal(f"the adapter has failed: {type(error).__name__}: {error}")
         if plan is not None:
             return Choice(adapter.name, _in_its_folder(case, _checked(case, plan)))
@@ -62,13 +61,13 @@ def choose(case: Case, wanted: str = AUTO, others: Iterable[Adapter] = ()) -> Ch
 
 
 def _in_its_folder(case: Case, plan: Plan) -> Plan:
-    """A hydra app that is told to go on does so in the folder that it has."""
+    """Makes a hydra app that is told to resume do so in its old folder."""
     words = () if plan.refused else pinned(case)
     return replace(plan, words=(*words, *plan.words), say=", ".join([plan.say, *words])) if words else plan
 
 
 def _checked(case: Case, plan: Plan) -> Plan:
-    """`plan`, unless what it would go on with is another training than the one that was begun."""
+    """Returns `plan`, or a refusal if the plan would continue another training than the one that was begun."""
     if plan.refused:
         return plan
     program, kind = case.program, plan.checkpoint.kind if plan.checkpoint else ""
@@ -82,7 +81,7 @@ def _checked(case: Case, plan: Plan) -> Plan:
 
 
 def _horizon(case: Case) -> str | None:
-    """An option by which a schedule is computed, and that has another value than in the attempt that was recorded."""
+    """An option that shapes a schedule, and whose value differs from that in the recorded attempt."""
     if not case.program.argv:
         return None
     for parser, option in case.program.options():
@@ -94,6 +93,6 @@ def _horizon(case: Case) -> str | None:
 
 
 def edited(command: Sequence[str], plan: Plan) -> tuple[int, tuple[str, ...]]:
-    """(index in `command`, words) of what is put in."""
+    """(index in `command`, words) of the insertion."""
     index = line.place(command, plan.after, plan.last)
     return (len(command), ()) if index is None else (index, plan.words)

@@ -1,7 +1,7 @@
-"""Programs that have an option for it: `--resume`, `--resume_from_checkpoint`, `--load_checkpoint_dir` and the like.
+"""Programs with an option to resume: `--resume`, `--resume_from_checkpoint`, `--load_checkpoint_dir` and the like.
 
-The value is in the form that the option's own declaration shows: a flag, `true`, the number of a step, a word that its
-help or the script names, a folder, a file. Where nothing shows it, it is the path.
+The option's own declaration shows the form of the value: a flag, `true`, the number of a step, a word that its help or
+the script names, a folder, a file. If nothing shows it, the value is the path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .program import Option, Parser, Program
 from .protocol import Case, Checkpoint, Plan, refusal
 
 _COUNTERS = ("epoch_count", "load_run")
-"""Options without which a program that is told to resume begins its count anew, or takes what another run has saved."""
+"""Options that --resume needs: else a program begins its count anew, or takes the saves of another run."""
 _WORDS = ("latest", "auto", "last")
 _BOOLS = ("str2bool", "bool_arg", "strtobool", "boolean", "str_to_bool", "parse_bool", "_str_to_bool", "string_to_bool")
 
@@ -60,7 +60,7 @@ def _means_resume(option: Option) -> bool:
 
 
 def _reset(case: Case) -> str | None:
-    """An option in force that throws away what a checkpoint holds, or means that nothing is trained."""
+    """A given option that throws away what a checkpoint holds, or means that nothing is trained."""
     for parser, option in case.program.options():
         if names.RESETS.fullmatch(option.plain) and line.given(case.program, parser, option, case.arguments):
             return option.names[-1]
@@ -102,9 +102,9 @@ def _numbered(case: Case) -> Checkpoint | None:
 
 
 def _word(program: Program, option: Option) -> str | None:
-    """A word in place of a path, where the program itself has it: in its help, its type, its choices, or what it
-    compares with. Folders have such names, too, so in prose it counts only in quotes. An option whose value may be left
-    out does something of its own then, and always gets the path."""
+    """A word in place of a path, if the program itself has it: in its help, its type, its choices, or its comparisons.
+    Folders have such names, too, so in prose a word counts only in quotes. An option with an optional value has a
+    meaning of its own without one, so it always gets the path."""
     if option.nargs == "?":
         return None
     known = {*option.choices, *program.words.get(option.dest or option.plain, ())}

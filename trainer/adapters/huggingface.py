@@ -1,7 +1,7 @@
-"""transformers.Trainer and what derives from it (TRL, sentence-transformers, run_clm.py of any version).
+"""transformers.Trainer and its derivatives (TRL, sentence-transformers, run_clm.py of any version).
 
-`train()` is given the newest whole `checkpoint-N` of its own output folder, unless the script gives it one. Scripts
-whose option for it is never used (TRL's) are served as well as those that have none.
+`train()` gets the newest whole `checkpoint-N` of its own output folder, unless the script gives it one. This also
+serves scripts without an option to resume, and scripts that never use theirs (TRL's).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _hook(module: ModuleType, orders: Orders) -> None:
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         orders.uses(NAME)
-        # False is what older versions call none.
+        # Older versions say False for none.
         if not resume_from_checkpoint:
             resume_from_checkpoint = _offered(self, orders) or resume_from_checkpoint
         return original(self, resume_from_checkpoint, *args, **kwargs)
@@ -51,7 +51,7 @@ def _hook(module: ModuleType, orders: Orders) -> None:
 
 
 def _offered(trainer: Any, orders: Orders) -> str | None:
-    """Of what this very trainer has saved: a script may have several, each with a folder of its own."""
+    """The offer that this very trainer has saved: a script may have several trainers, each with its own folder."""
     folder = getattr(getattr(trainer, "args", None), "output_dir", None)
     if not isinstance(folder, str):
         return None

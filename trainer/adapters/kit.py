@@ -20,7 +20,7 @@ from .protocol import Adapter, Case, Checkpoint
 
 
 def program(parser: argparse.ArgumentParser | None = None, uses: Iterable[str] = ()) -> Program:
-    """A program that has the options of `parser`, and was seen to use these frameworks."""
+    """A program that has the options of `parser`, and that uses these frameworks."""
     found = []
     for action in parser._actions if parser is not None else ():
         kind = {"_StoreTrueAction": "store_true", "_StoreFalseAction": "store_false"}.get(
@@ -35,8 +35,8 @@ def program(parser: argparse.ArgumentParser | None = None, uses: Iterable[str] =
 
 
 def relaunched(adapter: Adapter, known: Program, command: str, *checkpoints: Checkpoint, world: int = 1) -> str:
-    """The command line that a relaunch gets; or the first of the paths that the adapter's hook is given; or `nothing: `
-    and why not."""
+    """The command line of a relaunch. Or the first path that is offered to the adapter's hook. Or `nothing: ` and the
+    reason."""
     case = Case(known, tuple(shlex.split(command)), checkpoints, world)
     choice = choose(case, adapter.name, [adapter])
     if choice is None:

@@ -1,7 +1,8 @@
-"""Lightning's Trainer, under both of its names: `fit()` is given the newest whole checkpoint of the run, as an absolute
+"""Lightning's Trainer, under both of its names. `fit()` gets the newest whole checkpoint of the run, as an absolute
 path.
 
-Not "last", which looks in the folder of this launch (version_N), where nothing is yet, and begins anew with a warning.
+It does not get "last": that looks in the folder of this launch (version_N), finds nothing there, and begins anew with a
+warning.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         **kwargs: Any,
     ) -> Any:
         orders.uses(NAME)
-        # The first trainer that fits is the one that was saved; a second one in the same script is another training.
+        # The first trainer that fits is the one that was saved. A second one in the same script is another training.
         if ckpt_path is None and orders.offers and not given:
             ckpt_path = orders.offers[0]
         given.append(self)

@@ -1,4 +1,4 @@
-"""Command lines: what of an option was given, how one is written, and where what is added goes."""
+"""Command lines: finds given options, spells options, and finds the place for added words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_/.\-+@:%]*")
 
 
 def given(program: Program, parser: Parser, option: Option, arguments: Sequence[str]) -> bool:
-    """Whether the user has said something about the option, in whatever form its parser takes."""
+    """Whether the user has given the option, in any form that its parser takes."""
     for argument in arguments:
         if argument == "--" and parser.kind != "hydra":
             return False
@@ -33,7 +33,7 @@ def _keys(option: Option) -> set[str]:
 
 
 def _is_short(option: Option, argument: str) -> bool:
-    """`-rPATH`."""
+    """The form `-rPATH`."""
     return argument[:2] in option.names and len(argument) > 2 and argument[1] != "-"
 
 
@@ -45,8 +45,8 @@ def _is_shortened(program: Program, option: Option, head: str) -> bool:
 
 
 def spelled(parser: Parser, option: Option, value: str | None) -> tuple[str, ...]:
-    """The option with that value (None: none, it is a flag), in one word where that is possible: what follows is then
-    not taken for its value, nor it for a positional argument's."""
+    """The option with that value (None: a flag without a value), in one word if possible. Then the next word is not
+    taken for its value, nor its value for a positional argument."""
     if parser.kind == "hydra":
         return (f"{option.names[0]}={_quoted(value or 'true')}",)
     name = max(option.names, key=len)
@@ -58,7 +58,7 @@ def spelled(parser: Parser, option: Option, value: str | None) -> tuple[str, ...
 
 
 def _quoted(value: str) -> str:
-    """As hydra's grammar has it."""
+    """Quotes `value` as hydra's grammar asks."""
     if _PLAIN.fullmatch(value):
         return value
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
@@ -66,8 +66,8 @@ def _quoted(value: str) -> str:
 
 
 def place(command: Sequence[str], after: Sequence[str], last: bool) -> int | None:
-    """The index in `command` (script first) at which words are put in: right behind the script, or behind the
-    subcommands that lead to the parser, before anything that could swallow them. None if a subcommand is not there."""
+    """The index in `command` (script first) for added words: right behind the script, or behind the subcommands that
+    lead to the parser. No option that could take them as its value is before them. None if a subcommand is missing."""
     if last:
         return len(command)
     index = 1
@@ -80,7 +80,7 @@ def place(command: Sequence[str], after: Sequence[str], last: bool) -> int | Non
 
 
 def value(parser: Parser, option: Option, arguments: Sequence[str]) -> str | None:
-    """What the option was given last; None if it was not given, or without a value."""
+    """The last value of the option. None if it was not given, or given without a value."""
     found = None
     for index, argument in enumerate(arguments):
         head, equals, rest = argument.partition("=")

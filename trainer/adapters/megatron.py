@@ -1,5 +1,5 @@
-"""Megatron-LM and what is built on it: `--load` is to be the folder that it saves to, unless it was told what to
-load."""
+"""Megatron-LM and programs built on it: `--load` gets the folder that the program saves to, unless the user said what
+to load."""
 
 from __future__ import annotations
 

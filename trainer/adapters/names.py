@@ -1,6 +1,6 @@
-"""What options are called that mean "go on from there", and those that only look as if they did.
+"""Names of options that mean "resume from there", and of options that only look like it.
 
-After the conventions of 58 public programs. A name alone decides nothing: generic.py also asks for the form of its
+They follow the conventions of 58 public programs. A name alone decides nothing: generic.py also checks the form of its
 value.
 """
 
@@ -14,23 +14,23 @@ RESUME = re.compile(
     r"|load_checkpoint(_dir|_path)?|restart_from|restore_from(_checkpoint)?|restore_(checkpoint|ckpt|path)"
     r"|auto_resume(_from_checkpoints?)?|ckpt_path|checkpoint_path"
 )
-"""The longest name of an option, in lower case, words joined by `_`."""
+"""Matches the longest name of an option, in lower case, with words joined by `_`."""
 AMBIGUOUS = re.compile(r"ckpt_path|checkpoint_path|load_checkpoint(_dir|_path)?")
-"""Of those, what other programs call where they save to, or what they evaluate: its help has to speak of resuming."""
+"""Some of these name the save path, or the model to evaluate, in other programs. The help must mention resuming."""
 SAYS_RESUME = re.compile(r"\b(resum\w*|continu\w*|restart\w*|pick(s|ed)? up)\b", re.IGNORECASE)
 WEIGHTS_ONLY = re.compile(
     r"fine.?tun\w*|pre.?trained|weights?.only|only (the )?(model )?weights|warm.?start\w*|transfer.learning"
     r"|initiali[sz]e from|evaluat\w* (a|the|this) (checkpoint|model)|wandb|run id|experiment id",
     re.IGNORECASE,
 )
-"""In an option's help: it takes the weights, or something else altogether."""
+"""In an option's help: the option takes the weights, or something else altogether."""
 RESETS = re.compile(
     r"finetune\w*|fine_tune\w*|warm_start|no_load_(optim|rng)|reset_(optim\w*|lr\w*|meters|dataloader|params\w*|lr_scheduler)"
     r"|resume_model_weights_only|weights_only|load_weights_only|no_resume\w*|evaluate|eval|eval_only|test_only"
 )
-"""Options beside which a checkpoint is not gone on from, or which say that it shall not be: hands off then."""
+"""With these options a checkpoint is not resumed, or they say that it must not be: refuse then."""
 HORIZON = re.compile(
     r"(max_|total_|num_|train_|n_)*(epochs?|steps|iters?|iterations|updates|timesteps|samples|tokens)|num_train_epochs|max_steps"
     r"|target_tokens|(per_device_train_)?(train_)?batch_size|global_batch_size|gradient_accumulation_steps"
 )
-"""What a schedule is computed from: another value, and the rest of the training is not what the run began."""
+"""A schedule is computed from these. With another value the rest of the training is not what the run began."""

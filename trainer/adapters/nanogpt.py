@@ -1,5 +1,4 @@
-"""nanoGPT and its children: the script's globals are its options (configurator.py), and `init_from` says how it
-begins."""
+"""nanoGPT and its forks: the script's globals are its options (configurator.py), and `init_from` sets the start."""
 
 from __future__ import annotations
 
@@ -24,10 +23,10 @@ class NanoGPT:
             return None
         if line.given(case.program, *known, case.arguments):
             return refusal(f"--{_KEY} was given: it stays as it is")
-        # It reads the one name that it writes; a file of another name is of no use to it.
+        # It reads only the file name that it writes. A file of another name is of no use to it.
         newest = next((each for each in case.checkpoints if posixpath.basename(each.path) == "ckpt.pt"), None)
         if newest is None:
             return None
         words = line.spelled(*known, _RESUME)
-        # Behind a file of settings, which may say where to begin, too.
+        # Placed behind a file of settings, which may also set the start.
         return Plan(words[0], words, last=True, checkpoint=newest)

@@ -1,5 +1,5 @@
-"""What is known of a program: the options that it has, the frameworks that it uses. Recorded in a rank, read by
-everybody."""
+"""The known facts about a program: its options and the frameworks that it uses. A rank records them, all processes may
+read them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of a parser. For those that take `key=value`, `names` holds the key alone."""
+    """One option of a parser. For parsers that take `key=value`, `names` holds only the key."""
 
     names: tuple[str, ...]
     dest: str = ""
     action: str = "store"
-    """argparse's word for it: store, store_true, store_false, store_const, append, … ; `remainder` takes all that
-    follows."""
+    """argparse's action: store, store_true, store_false, store_const, append, … ; `remainder` takes all words that
+    follow."""
     type: str = ""
-    """The name of what its values are turned into: str, int, bool, a function's name; empty where nothing is said."""
+    """The name of the type of its values: str, int, bool, a function's name. Empty if none is declared."""
     nargs: Scalar = None
     const: Scalar = None
     default: Scalar = None
@@ -28,8 +28,7 @@ class Option:
 
     @property
     def plain(self) -> str:
-        """Its name as other programs may have it, too: lower case, words joined by `_`, without the groups that it is
-        in."""
+        """The name that other programs may share: lower case, words joined by `_`, without the option's groups."""
         longest = max(self.names or (self.dest,), key=len)
         return longest.lstrip("-").rpartition(".")[2].lower().replace("-", "_")
 
@@ -47,28 +46,28 @@ class Parser:
     """argparse, click, absl, fire, hydra, or configurator: globals of the script that `--name=value` overwrites."""
     options: tuple[Option, ...] = ()
     after: tuple[str, ...] = ()
-    """The subcommands that lead to it."""
+    """The subcommands that lead to the parser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What one run of it has shown."""
+    """The facts that one run of a program has shown."""
 
     parsers: tuple[Parser, ...] = ()
     uses: frozenset[str] = frozenset()
     """Names of frameworks that it was seen to use, as adapters call them."""
     imports: frozenset[str] = frozenset()
-    """The frameworks, of those that are looked for, whose modules it has loaded."""
+    """The frameworks whose modules it has loaded. Only some frameworks are looked for."""
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By the name of a variable, the strings that the script compares it with."""
+    """For the name of each variable, the strings that the script compares it with."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What adapters have noted in a rank, as hydra's output folder."""
+    """Facts that adapters have noted in a rank, such as hydra's output folder."""
     argv: tuple[str, ...] = ()
-    """Its arguments then, without secrets."""
+    """Its arguments in that run, without secrets."""
     world: int = 0
-    """Its ranks then; 0 where that is not known."""
+    """Its number of ranks in that run. 0 if not known."""
     trained: bool = False
-    """It was seen to begin to train, by when it has shown what it has."""
+    """It was seen to begin training. By then it has shown all of these facts."""
 
     def options(self) -> Iterator[tuple[Parser, Option]]:
         for parser in self.parsers:
@@ -76,5 +75,5 @@ class Program:
                 yield parser, option
 
     def option(self, plain: str) -> tuple[Parser, Option] | None:
-        """The option of that name, and whose it is."""
+        """The option of that name, and its parser."""
         return next(((parser, option) for parser, option in self.options() if option.plain == plain), None)

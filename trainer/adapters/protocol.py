@@ -1,15 +1,16 @@
-"""What an adapter is. Others add theirs by an entry point of the group `supervise.adapters` that leads to an instance.
+"""The protocol of adapters. Third parties add an adapter by an entry point of the group `supervise.adapters` that leads
+to an instance.
 
     class Mine:
         name = "mine"                                    # as in --adapter mine
         def knows(self, program): ...                    # whether the program is one of its kind
-        def plan(self, case): ...                        # what it is to be told; None: nothing can be done here
+        def plan(self, case): ...                        # the orders for it; None: nothing can be done here
         hooks = {"package.module": hook}                 # optional, see below
 
-`knows` and `plan` are pure: they see values and return values, in the supervisor, and import nothing but
+`knows` and `plan` are pure. They run in the supervisor, take values and return values, and import nothing but
 supervise.adapters. A hook runs in every rank, in all attempts, right after the framework's module was imported:
-`hook(module, orders)`. It says what the program uses (`orders.uses("mine")`), and, where there are `orders.offers`,
-hands the first that fits to the framework. Then `plan` returns a Plan with `offers` in place of `words`.
+`hook(module, orders)`. It reports what the program uses (`orders.uses("mine")`). If there are `orders.offers`, it hands
+the first that fits to the framework. Then `plan` returns a Plan with `offers` in place of `words`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from .program import Program
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A file or folder that this run has saved, which is whole and still there."""
+    """A file or folder that this run has saved. It is whole and still there."""
 
     path: str
-    """Absolute."""
+    """The absolute path."""
     step: int = -1
-    """The true step of the run, or -1 where that is not known."""
+    """The true step of the run, or -1 if not known."""
     kind: str = "file"
-    """`file`; or what kind of folder: huggingface, accelerate, dcp, …"""
+    """`file`, or the kind of folder: huggingface, accelerate, dcp, …"""
     number: int = -1
-    """The number that its name bears: of a step, an epoch, an iteration; -1 for none."""
+    """The number in its name: of a step, an epoch, an iteration. -1 if there is none."""
     resumable: bool | None = None
-    """Whether an optimizer's state is in it; None where nobody has seen what is."""
+    """Whether it contains an optimizer's state. None if nobody has looked inside."""
     names: tuple[str, ...] = ()
-    """What a folder holds."""
+    """The content of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,11 @@ class Case:
 
     program: Program
     command: tuple[str, ...]
-    """The script or module, and its arguments, as the user has given them."""
+    """The script or module, and its arguments, as the user gave them."""
     checkpoints: tuple[Checkpoint, ...] = ()
-    """Those that it may go on from, the newest first."""
+    """Checkpoints that it may resume from, the newest first."""
     world: int = 1
-    """Its ranks now."""
+    """Its number of ranks now."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -59,24 +60,24 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the program is told, or why it is told nothing."""
+    """The orders for the program, or the reason for none."""
 
     say: str
-    """One line for people: `--resume=/out/ckpt.pt`, or why not."""
+    """One line for people: `--resume=/out/ckpt.pt`, or the reason for no orders."""
     words: tuple[str, ...] = ()
-    """What its command line gets."""
+    """Words that are added to its command line."""
     after: tuple[str, ...] = ()
-    """The subcommands behind which they go; else they go right behind the script."""
+    """The words go behind these subcommands. Without any, they go right behind the script."""
     last: bool = False
-    """They go to the end instead."""
+    """The words go to the end instead."""
     offers: tuple[str, ...] = ()
-    """What the adapter's hook in the ranks may hand to the framework, the best first."""
+    """Checkpoints that the adapter's hook in the ranks may hand to the framework, the best first."""
     checkpoint: Checkpoint | None = None
-    """The one that it is to go on from."""
+    """The checkpoint to resume from."""
     refused: bool = False
-    """Nothing is told: `say` says why."""
+    """The program gets no orders: `say` says why."""
     warn: bool = False
-    """It will go on, but not quite as if nothing had happened: `say` says how."""
+    """The program will resume, but not quite as if nothing had happened: `say` says how."""
 
 
 def refusal(why: str) -> Plan:
@@ -84,7 +85,7 @@ def refusal(why: str) -> Plan:
 
 
 class Adapter(Protocol):
-    """As above."""
+    """An adapter, as described above."""
 
     @property
     def name(self) -> str: ...
@@ -94,12 +95,12 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a hook in a rank is given."""
+    """The arguments of a hook in a rank."""
 
     offers: tuple[str, ...] = ()
-    """The checkpoints that may be handed to the framework, the best first; none in a first attempt."""
+    """Checkpoints that may be handed to the framework, the best first. None in a first attempt."""
     uses: Callable[[str], None] = lambda name: None
-    """Says that the program uses the framework of that name."""
+    """Reports that the program uses the framework of that name."""
     fact: Callable[[str, str], None] = lambda name, value: None
     """Keeps a fact for plan(), as `program.facts`."""
 

@@ -1,5 +1,5 @@
-"""rsl_rl, as in Isaac Lab: it goes on with all of its iterations, so that it is to be given those that are left; and
-which run to load, since each launch has a folder of its own."""
+"""rsl_rl, as in Isaac Lab. A resumed program makes all of its iterations again, so it gets the number of those left. It
+also gets the run to load, since each launch has a folder of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RslRl:
             return refusal(f"all of its {wanted} iterations are done")
         folder, name = posixpath.split(newest.path)
         words = (*_flag(*resume), *line.spelled(*run, posixpath.basename(folder)), *line.spelled(*file, name))
-        # Behind what the user has given, which it replaces.
+        # Placed behind the user's value, which it replaces.
         words = (*words, *line.spelled(*iterations, str(left)))
         return Plan(" ".join(words) + ", approximately: it counts anew", words, last=True, checkpoint=newest, warn=True)
 

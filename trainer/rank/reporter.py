@@ -1,4 +1,4 @@
-"""What a supervised rank tells the supervisor: beats, notes, the exception that ended it; and the faults it is due."""
+"""Reports of a supervised rank to the supervisor: beats, notes, its last exception. It also fires the rank's faults."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
 _RANK = str(Path(__file__).parent) + os.sep
 _ROOM = 4096
-"""Bytes of disk that are kept for the record of an exception."""
+"""Bytes of disk that are reserved for the record of an exception."""
 _LEARNED_BY = (1, 10)
-"""Steps after which a script has imported what it needs to train: nearly all, and all."""
+"""Steps after which a script has imported the modules that it trains with: nearly all, and all."""
 _STAY = 2.0
-"""Seconds that a rank stays in a phase for a fault that the supervisor is to fire in it."""
+"""Seconds that a rank stays in a phase for a fault that the supervisor fires in it."""
 
 
 class Reporter(Progress):
@@ -57,23 +57,23 @@ class Reporter(Progress):
         self._done = 0
         self._announced = False
         self._resumed = False
-        """Whether a Checkpointer has said from where this rank goes on."""
+        """Whether a Checkpointer has said from which step this rank resumes."""
         self._placed = True
-        """Whether `_done` are steps of the run; otherwise they are counted from this process's start."""
+        """Whether `_done` counts steps of the run. Otherwise it counts from the start of this process."""
         self._ahead = 0
-        """Steps that were done before those that the optimizer's hook has counted."""
+        """Steps that were done before those that the optimizer hook counts."""
         # Another process may have saved as this rank before.
         first = 0 if beats is None else os.getpid() << 20
         self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
         self._guessed = False
-        """Whether steps are backward passes, for want of an optimizer of torch's."""
+        """Whether steps are backward passes, because there is no torch optimizer."""
         self.on_first_step: Callable[[], object] = lambda: None
         self._asked = -1
         self._steps_here = 0
         self._left_backward = 0
         self._pending: list[faults.Fault] = []
         self._redactor = Redactor(os.environ)
-        # Removed with the attempt's other unfinished files, and named as none of them can be.
+        # The file is removed with the attempt's other unfinished files. No other file can have its name.
         self._room = place.attempt.error(rank).with_name(f".room.rank{rank}.tmp-{os.getpid()}-0")
         _keep_room(self._room)
         self.note.keep_room()
@@ -82,11 +82,11 @@ class Reporter(Progress):
 
     @property
     def displaced(self) -> bool:
-        """Whether a process that this one has started is the rank now."""
+        """Whether the rank is now a process that this one has started."""
         return not self._beats.mine
 
     def grouped(self) -> None:
-        """This rank has joined a process group, or is about to."""
+        """Reports that this rank has joined a process group, or is about to."""
         self._beats.grouped()
 
     def step(self, done: int, optimizer: Any = None) -> None:
@@ -94,22 +94,22 @@ class Reporter(Progress):
         self._stepped(done, Source.LOOP, optimizer)
 
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
-        """An optimizer has made its `count`-th step here, from a state that counts `restored` of them (None: it does
-        not count); `optimizer` None: a backward pass has ended, and there is none of torch's. It counts unless the loop
-        says its steps itself."""
+        """Counts the `count`-th step here of an optimizer. Its restored state counts `restored` steps (None: it does
+        not count). `optimizer` None: a backward pass has ended, and there is no torch optimizer. The step counts unless
+        the loop reports its steps itself."""
         if self._announced:
             return
         if not self._steps_here and not self._resumed:
             self._place_here(restored, settled=True)
         if not self._steps_here or (optimizer is None) != self._guessed:
-            # An optimizer without a count of its own has its first step after every restore.
+            # An optimizer without a count of its own starts at step one after every restore.
             self._ahead = self._done - (count - 1)
         self._guessed = optimizer is None
         self._stepped(count + self._ahead, Source.HOOK, optimizer)
 
     def _place_here(self, restored: int | None, settled: bool = False) -> None:
-        """What is known by now of the step that this rank goes on from is known to all; and told, once it is
-        `settled`."""
+        """Tells all ranks from which step this rank resumes, as far as it is known by now. The note is written only
+        once that is `settled`."""
         journal, others = self.journal, self._beats.others()
         steps = [saved.step for saved in journal.loaded]
         strange = journal.strange or UNPLACED in others
@@ -147,11 +147,11 @@ class Reporter(Progress):
             self._beats.worked(now - self._left_backward)
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
-        """The script saves by itself: to `path`, or (None) to no file."""
+        """The script saves by itself: to `path`, or to no file (None)."""
         return self.journal.begin(path, by, about)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
-        """What is at `path` is written over, and a kill would tear it; that is said once."""
+        """Warns once that the file at `path` is written over, and a kill would tear it."""
         if self.journal.torn(begun):
             text = f"{path} is written over in place: {why}. A rank that is killed while it saves so tears it"
             self.note("warning", text=text)
@@ -162,7 +162,7 @@ class Reporter(Progress):
             self._beats.saved()
 
     def loaded(self, path: str, error: BaseException | None) -> None:
-        """The script has loaded `path` by itself. What it loads once it trains says nothing of where it is."""
+        """The script has loaded `path` by itself. Once it trains, a load says nothing about its step."""
         if not self._steps_here and self.journal.load(path, error) and not self._resumed:
             self._place_here(None)
 
@@ -174,7 +174,7 @@ class Reporter(Progress):
         trace = traceback.TracebackException.from_exception(error)
         if not self._steps_here and self.rank == 0:
             program.leave(self.place.attempt.program)
-        # The script's own frames: those that led to it are the same in every traceback.
+        # Only the script's own frames: the frames that led to it are the same in every traceback.
         frames = [frame for frame in trace.stack if not is_ours(frame.filename)]
         trace.stack = traceback.StackSummary.from_list(frames)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
@@ -196,7 +196,8 @@ class Reporter(Progress):
             self._record(record)
 
     def _record(self, record: ErrorRecord) -> None:
-        """`record` is on disk; if that is full, in the room that was kept for it, with the end of its traceback."""
+        """Writes `record` to disk. If the disk is full, it uses the reserved room, with the end of the traceback
+        only."""
         path = self.place.attempt.error(record.rank)
         try:
             replace_file(path, self._encoded(record))
@@ -244,20 +245,20 @@ class Reporter(Progress):
                 inflict(fault, self, self.place.run.checkpoints, optimizer)
 
     def _stay(self, fault: faults.Fault) -> None:
-        """This rank stays in its phase until the supervisor, who looks but now and then, has fired `fault`."""
+        """Stays in this phase until the supervisor, which looks only now and then, has fired `fault`."""
         until = time.monotonic() + _STAY
         while time.monotonic() < until and not faults.has_fired(self.place.run.faults, fault, None):
             time.sleep(0.002)
 
     def _mine(self, fault: faults.Fault) -> bool:
-        """Whether this rank has a part in it: it carries it out, or stays in a phase until the supervisor has."""
+        """Whether this rank has a part in it: it fires the fault, or stays in a phase until the supervisor has."""
         if not fault.on(self.rank) or (fault.by_supervisor and fault.phase is None):
             return False
         return not faults.has_fired(self.place.run.faults, fault, None if fault.by_supervisor else self.rank)
 
 
 def _keep_room(path: Path) -> None:
-    """Even on a disk that has filled up since, `path` can be written, up to _ROOM bytes."""
+    """Reserves _ROOM bytes, so that `path` can be written even on a disk that has filled up since."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -267,13 +268,13 @@ def _keep_room(path: Path) -> None:
 
 
 def _allow_stacks(place: Supervised, rank: int) -> None:
-    """The supervisor can have the stacks of all threads: by ptrace where Yama asks for consent, or by a signal."""
+    """Lets the supervisor get the stacks of all threads: by ptrace where Yama asks for consent, or by a signal."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, place.supervisor_pid, 0, 0, 0)
         place.attempt.stacks.mkdir(mode=0o700, exist_ok=True)
-        # Kept open for the life of the process: in a signal handler it is too late to open a file.
+        # Kept open for the life of the process: a signal handler cannot open a file.
         file = (place.attempt.stacks / f"rank{rank}.faulthandler.txt").open("w")
         faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
 
@@ -285,24 +286,24 @@ class Failing(Protocol):
 
 @contextlib.contextmanager
 def record_exception(reporter: Failing) -> Iterator[None]:
-    """An exception that leaves the block is on record with its time, before the process begins to exit.
+    """Records an exception that leaves the block, with its time, before the process begins to exit.
 
     Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
     """
     try:
         yield
     except SystemExit as error:
-        # A bare status speaks for itself.
+        # A bare status needs no record.
         if isinstance(error.code, str):
             reporter.failed(error, 1)
         reporter.phase(Phase.TEARDOWN)
         raise
     except KeyboardInterrupt as error:
-        # As the interpreter ends of it: by the signal.
+        # The interpreter ends in the same way: by the signal.
         reporter.failed(error, -signal.SIGINT)
         raise
     except BaseException as error:
-        # An error of ours (no usable checkpoint, another model's) knows which status keeps a supervisor from retrying.
+        # An error of ours (no usable checkpoint, another model's) has the status that keeps a supervisor from retrying.
         code = getattr(error, "exit_code", 1)
         reporter.failed(error, code if isinstance(code, int) else 1)
         if code in (1, None) or not isinstance(code, int):

@@ -1,1 +1,1 @@
-"""What a script saves and loads by itself, and from which step it goes on."""
+"""The saves and loads of a script, and the step from which it resumes."""

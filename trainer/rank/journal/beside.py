@@ -1,10 +1,11 @@
-"""A file that is old or new: it is written into a hidden folder beside its place, under its own name, and renamed.
+"""Replaces a file so that it is old or new, never half: it is written under its own name into a hidden folder beside
+its place, then renamed.
 
     DIR/.saving-TAG-PID-N/NAME  ->  DIR/NAME
 
-Under its own name, because torch.save writes that into the file. A process that is killed on the way leaves the folder,
-and DIR/NAME as it was. Nothing is synced here: after a power cut DIR/NAME may be empty, as it may be without us. Mode,
-owner and attributes are those that writing over the file would have left.
+The name stays the same, because torch.save writes it into the file. A process that is killed on the way leaves the
+folder, and DIR/NAME as it was. Nothing is synced here: after a power cut DIR/NAME may be empty, as without us. The new
+file gets the mode, owner and attributes that writing over the old one would have left.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...rundir.files.durable import DISK
 from ...rundir.records.journal import BESIDE
 
 _LONGEST = 4000
-"""Of a path, in bytes; 4096 is Linux's."""
+"""The longest path in bytes. Linux allows 4096."""
 _PROBE = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _serial = itertools.count()
@@ -33,30 +34,31 @@ _AT_FDCWD, _EXCHANGE = -100, 2
 
 @dataclass(frozen=True, slots=True)
 class Unsafe:
-    """Why a file can only be written over."""
+    """The reason why a file can only be written over."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Where a file is written until it is whole: an empty file, in a folder of its own, with the mode, owner and
-    attributes of what is to be replaced. What the function does to it is what it would have done to that."""
+    """A file that is being written beside its place: at first empty, in a folder of its own, with the mode, owner and
+    attributes of the file to replace. A function changes it as it would have changed that file."""
 
     path: str
     new: str
     before: os.stat_result | None
-    """What `path` was before; None if it was not."""
+    """The stat of `path` before. None if there was no file."""
 
     @property
     def folder(self) -> str:
         return os.path.dirname(self.new)  # noqa: PTH120
 
     def commit(self) -> str:
-        """What was written is at `path`, and nothing beside it; "", or why it had to be copied over what was there."""
+        """Moves the new file to `path` and leaves nothing beside it. "", or the reason why it was copied over the
+        old."""
         why = ""
         if not os.stat(self.new).st_size and len(names := os.listdir(self.folder)) > 1:  # noqa: PTH116, PTH208
-            # It did not take the name that it was given: what it made is where it would be without us.
+            # The function did not use the given name. Its files go where they would be without us.
             for name in [name for name in names if name != os.path.basename(self.new)]:  # noqa: PTH119
                 DISK.rename(Path(self.folder, name), Path(os.path.dirname(self.path), name))  # noqa: PTH120
         else:
@@ -64,14 +66,14 @@ class Beside:
                 if self.before is None or not exchange(self.new, self.path):
                     DISK.rename(Path(self.new), Path(self.path))
             except OSError as error:
-                # A file that is a mount of its own, for one (EBUSY).
+                # For example, the file is a mount of its own (EBUSY).
                 why = error.strerror or str(error)
                 shutil.copyfile(self.new, self.path)
         self.abort()
         return why
 
     def abort(self) -> None:
-        """Nothing is left beside `path`."""
+        """Removes what is left beside `path`."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.new)  # noqa: PTH108
@@ -80,11 +82,11 @@ class Beside:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def replaces(self) -> bool:
-        """Whether a file with content is there, whose room writing over it would use."""
+        """Whether it replaces a file with content. Writing over that file would use its room."""
         return self.before is not None and self.before.st_size > 0
 
     def is_full(self) -> bool:
-        """Whether the disk has no room now for what is being written."""
+        """Whether the disk has no room now for the file that is being written."""
         try:
             fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
         except OSError as error:
@@ -99,10 +101,11 @@ class Beside:
 
 
 def exchange(one: str, other: str) -> bool:
-    """What was at `one` is at `other`, and the other way round, by one rename; False if that cannot be, or not here.
+    """Swaps the files at `one` and `other` by one rename. False if the system or the file system cannot do so.
 
-    To replace a file has ext4 write out the new one before the call returns (auto_da_alloc), a third of the time of a
-    save of 400 MB; to exchange two has not. The helper that syncs what is done sees to that.
+    If a rename replaces a file, ext4 writes out the new file before the call returns (auto_da_alloc). That takes a
+    third of the time of a save of 400 MB. An exchange does not do so. The helper that syncs finished saves does it
+    later.
     """
     names = os.fsencode(one), os.fsencode(other)
     renameat2 = getattr(_LIBC, "renameat2", None)
@@ -110,8 +113,8 @@ def exchange(one: str, other: str) -> bool:
 
 
 def prepare(path: str, tag: str) -> Beside | Unsafe | None:
-    """Where to write what is to be at `path`, which is absolute and has no links; or why that would not be safe. None
-    where there is nothing to make safe: it is no regular file, or could not be written anyhow."""
+    """The place to write the file that is to be at `path` (absolute, without links), or the reason why that is unsafe.
+    None if nothing needs protection: it is no regular file, or could not be written anyhow."""
     folder, name = os.path.split(path)
     try:
         before = os.stat(path, follow_symlinks=False)  # noqa: PTH116
@@ -149,8 +152,8 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
 
 
 def _make_room(path: str) -> None:
-    """Memory that holds what is at `path`, and is on the disk too, is free for what is about to be written; as it would
-    be had that been written over. Memory from elsewhere may be far slower: a virtual machine has to ask its host."""
+    """Frees the page cache of `path` that is on the disk too, for the new file. Writing over `path` would reuse that
+    memory as well. Memory from elsewhere may be far slower: a virtual machine has to ask its host."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -166,7 +169,7 @@ def _free(folder: str) -> int:
 
 
 def _make(beside: Beside) -> None:
-    """The empty file is there, as open() would make it, or like the one that is to be replaced."""
+    """Makes the empty file: as open() would make it, or like the file to replace."""
     fd = os.open(beside.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         if (before := beside.before) is None:

@@ -1,4 +1,4 @@
-"""What is wrapped of torch.distributed.checkpoint: its saves and loads as a whole."""
+"""Wraps torch.distributed.checkpoint: each of its saves and loads as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGE = "torch.distributed.checkpoint"
 
 
 def _of_store(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where a call of torch.distributed.checkpoint reads or writes: its checkpoint_id, else that of its storage."""
+    """The place that a call of torch.distributed.checkpoint reads or writes: its checkpoint_id, else its storage's."""
     if (path := kwargs.get("checkpoint_id")) is not None:
         return path
     store = kwargs.get("storage_writer") or kwargs.get("storage_reader") or (args[1] if len(args) > 1 else None)
@@ -24,7 +24,7 @@ def _of_store(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _ranks(kwargs: dict[str, Any]) -> int:
-    """How many ranks save together."""
+    """The number of ranks that save together."""
     dist = sys.modules.get("torch.distributed")
     if kwargs.get("no_dist") or dist is None or not dist.is_available() or not dist.is_initialized():
         return 1
@@ -48,7 +48,7 @@ def _save(function: Callable[..., Any], by: str) -> Any:
 
 
 def _save_later(function: Callable[..., Any]) -> Any:
-    """Begun when it is called, for that is the state it saves; done when its future is."""
+    """The save begins at the call: it saves the state of then. It is done when its future is."""
 
     @functools.wraps(function)
     def async_save(*args: Any, **kwargs: Any) -> Any:

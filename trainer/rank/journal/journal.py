@@ -1,4 +1,4 @@
-"""A rank's own journal: what the script saves and loads by itself, and what that says of the step it goes on from."""
+"""The journal of a rank: the script's own saves and loads. They tell from which step the script resumes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ...rundir.records.journal import Saved, find, identity_of
 from ...rundir.records.notes import NoteWriter
 
 _MOST_STRANGERS = 1000
-"""Files of nobody's that are looked for in the journals: what a script loads before its first step may be a data
+"""The number of unknown files that are looked up in the journals: before its first step a script may load a data
 set."""
 _MOST_FOLDERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A save under way. `path` None: to no file."""
+    """A save under way. `path` None: it goes to no file."""
 
     path: str | None
     number: int
@@ -36,51 +36,52 @@ class Begun:
 
 
 class Journal:
-    """Of one rank. It never raises: a journal is not worth a training run."""
+    """The journal of one rank. It never raises: a journal is not worth a training run."""
 
     def __init__(self, place: Supervised, rank: int, step: Callable[[], tuple[int, int]], first: int = 0) -> None:
-        """`step` gives the true step of this rank, or -1, and the steps that it has made here; its saves are numbered
+        """`step` returns the true step of this rank, or -1, and the steps that it has made here. Its saves are numbered
         from `first`."""
         self.loaded: list[Saved] = []
-        """The saves of this run that were loaded before the first step, each by the path that it was loaded from."""
+        """The saves of this run that were loaded before the first step, each with the path of the loaded file."""
         self.strange = False
-        """Whether a file was loaded that was written since the run began, and by no save that is known."""
+        """Whether a loaded file was written since the run began, and by no known save."""
         self.loaded_mono = 0.0
         self._place, self._step = place, step
         self._line = NoteWriter(place.attempt.saves(rank))
         self._numbers = itertools.count(first)
         self._strangers = 0
         self._torn = False
-        """Whether that is said of a save."""
+        """Whether torn() has been called before."""
         self._folders: set[str] = set()
         self._since: float | None = None
 
     def begin(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
-        """The journal says that a save of `path` begins, with what else there is to say `about` it."""
+        """Records that a save of `path` begins, with the further fields `about` it."""
         begun = Begun(path, next(self._numbers), *self._step(), time.monotonic(), {"how": by, **about})
         if path is not None:
             self._line("save_begun", n=begun.number, path=path, step=begun.step, here=begun.here, **begun.about)
         return begun
 
     def torn(self, begun: Begun | None) -> bool:
-        """It says that from now on a kill would tear what `begun` saves; whether that is the first."""
+        """Records that from now on a kill would tear the save `begun`. True if it is the first such save."""
         if begun is not None and begun.path is not None:
             self._line("save_in_place", n=begun.number, path=begun.path)
         first, self._torn = not self._torn, True
         return first
 
     def staged(self, path: str, still: bool) -> None:
-        """It says whether a kill would leave what is in the folder `path`, into which a save has begun, as it was."""
+        """Records whether a kill would leave the old content of the folder `path` that is being saved into
+        (`still`)."""
         self._line("save_beside" if still else "save_in_place", n=-1, path=path)
 
     def beside(self, folder: str) -> None:
-        """It says, once, that files are written beside others in `folder`."""
+        """Records, once, that files are written beside others in `folder`."""
         if folder not in self._folders and len(self._folders) < _MOST_FOLDERS:
             self._folders.add(folder)
             self._line("beside", folder=folder)
 
     def end(self, begun: Begun, error: BaseException | None) -> None:
-        """It says that it is done, or why it failed."""
+        """Records that the save is done, or why it failed."""
         about = {"n": begun.number, "path": begun.path, "step": begun.step, "here": begun.here, **begun.about}
         if begun.path is None:
             return
@@ -92,7 +93,8 @@ class Journal:
         self._line("save_done", **about, began=round(begun.mono, 6), **what)
 
     def load(self, path: str, error: BaseException | None) -> bool:
-        """A file was loaded before the first step, or could not be; whether that says something about where we are."""
+        """Records that a file was loaded before the first step, or could not be. True if that tells something about our
+        step."""
         if error is not None:
             self._line("load_failed", path=path, error=_words(error))
             return False
@@ -112,7 +114,7 @@ class Journal:
         return True
 
     def retry(self) -> None:
-        """What the disk has refused is written, if it takes it now."""
+        """Writes the lines that the disk has refused, if it takes them now."""
         self._line.retry()
 
     def _began(self) -> float:
@@ -126,7 +128,7 @@ class _First(msgspec.Struct):
 
 
 def _began(run: RunDir) -> float:
-    """When the run began, by the wall clock, as files have it; the end of time if its events do not say."""
+    """The start of the run by the wall clock, as files have it. Infinity if its events do not say."""
     try:
         with open(run.events, "rb") as file:  # noqa: PTH123
             first = decode(file.readline(65536), _First)

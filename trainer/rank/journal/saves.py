@@ -1,10 +1,9 @@
-"""Hears what programs save and load with: torch.save and load, safetensors, torch.distributed.checkpoint, and what the
-frameworks have for it; and has their files written beside and renamed, so that a kill leaves what was there.
+"""Listens to the saves and loads of programs: torch.save and load, safetensors, torch.distributed.checkpoint, and the
+functions of the frameworks. Files are written beside and renamed, so a kill leaves the old content.
 
 The wrappers are installed before anything else is imported, because `from safetensors.torch import save_file` binds its
-names for good, and sleep until a rank is let go: then they pass calls through and do nothing else. Awake, they tell a
-listener of each save and load. Of calls within calls the outermost counts. In children that the rank forks they tell
-nobody.
+names for good. They sleep until a rank is released: then they only pass calls through. Awake, they tell a listener of
+each save and load. For nested calls, only the outermost counts. In children that the rank forks they tell nobody.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ _installed = False
 
 
 def install() -> None:
-    """The wrappers are in place, or will be as soon as what they wrap is imported; they sleep. Once is enough,
-    for forks too."""
+    """Installs the wrappers now, or as soon as their modules are imported. The wrappers sleep. One call is enough, for
+    forks too."""
     global _installed
     if _installed:
         return

@@ -1,10 +1,10 @@
-"""torch.distributed.checkpoint into a folder that holds a checkpoint already: the whole folder is written beside, and
-the two are exchanged by one rename, so that a kill leaves the old checkpoint or the new one.
+"""Saves of torch.distributed.checkpoint into a folder that already holds a checkpoint. The whole folder is written
+beside, and one rename exchanges the two. So a kill leaves the old checkpoint or the new one.
 
     DIR/.saving-TAG-dcp-DIGEST/NAME  <->  DIR/NAME
 
-The rank that coordinates makes the folder, if all is well, before any rank writes; the others write there if it is
-there. A new folder is written in place: until its .metadata is there it is no checkpoint, and was none.
+The coordinating rank makes the folder, if all is well, before any rank writes. The others write there if it exists. A
+new folder is written in place: without its .metadata it is no checkpoint, and was none before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _stage(writer: Any) -> Path:
 
 
 def _can_be_staged(path: str) -> bool:
-    """Whether the folder is a checkpoint and nothing else, ours, with room for another beside it."""
+    """Whether the folder is only a checkpoint and ours, and the disk has room for another."""
     found, size = os.stat(path), 0  # noqa: PTH116
     with os.scandir(path) as entries:
         for entry in entries:
@@ -68,7 +68,7 @@ def _prepare(function: Callable[..., Any]) -> Any:
 
 
 def _is_plain(writer: Any) -> bool:
-    """Whether the writer does as torch's own, to a file system of this machine, with one .metadata for all."""
+    """Whether the writer works like torch's own, on a file system of this machine, with one .metadata for all."""
     kind = type(writer)
     ours = all(getattr(getattr(kind, name, None), "of_supervise", False) for name in ("write_data", "finish"))
     return ours and type(writer.fs).__name__ == "FileSystem" and getattr(writer, "use_collectives", True) is not False
@@ -78,7 +78,7 @@ def _is_plain(writer: Any) -> bool:
 def _elsewhere(writer: Any, stage: Path) -> Iterator[None]:
     path, about = writer.path, writer.storage_meta()
     writer.path = stage
-    # The checkpoint is to hold its own name.
+    # The checkpoint must contain its own name.
     writer.storage_meta = lambda: about
     try:
         yield
@@ -115,7 +115,7 @@ def _finish(function: Callable[..., Any]) -> Any:
 
 
 def _exchange(stage: Path, path: Path) -> None:
-    """What is in `stage` is at `path`; by one rename where the file system can do that (renameat2(2))."""
+    """Moves the content of `stage` to `path`, by one rename if the file system can do that (renameat2(2))."""
     with contextlib.suppress(OSError):
         os.chmod(stage, stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
     if exchange(str(stage), str(path)):
@@ -131,8 +131,8 @@ def _exchange(stage: Path, path: Path) -> None:
 
 
 def wrap(module: ModuleType) -> None:
-    """The writer of torch.distributed.checkpoint.filesystem, as of torch 2.6 to 2.15: it computes paths from
-    `self.path` and is done with them when its methods return."""
+    """Wraps the writer of torch.distributed.checkpoint.filesystem, as of torch 2.6 to 2.15. It computes paths from
+    `self.path`, and does not use them after its methods return."""
     writer = module._FileSystemWriter
     writer.prepare_global_plan = _prepare(writer.prepare_global_plan)
     writer.write_data = _write(writer.write_data)

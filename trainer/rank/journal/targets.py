@@ -1,4 +1,4 @@
-"""Where a call writes to: which of its arguments says so, and what file that is."""
+"""The target of a call: the argument that names it, and its file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def path_of(target: Any) -> str | None:
-    """The file, absolute and with its links resolved, that a path or an open file stands for; None if it is none: a
-    buffer, a pipe, a device, an address."""
+    """The file of a path or an open file, absolute and with its links resolved. None if there is none: a buffer, a
+    pipe, a device, an address."""
     try:
         if isinstance(target, str | os.PathLike):
             path = os.path.realpath(os.fspath(target))
@@ -31,7 +31,7 @@ def _is_special(path: str) -> bool:
 
 
 class Argument:
-    """Which argument of a call says where it writes: by its place or one of its names."""
+    """The argument of a call that says where it writes, found by its position or one of its names."""
 
     def __init__(self, index: int, *names: str) -> None:
         self._index, self._names = index, names
@@ -44,7 +44,7 @@ class Argument:
     def replaced(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the same call to `path`."""
+        """The arguments of the same call, but to `path`."""
         if len(args) > self._index:
             return (*args[: self._index], path, *args[self._index + 1 :]), kwargs
         name = next(name for name in self._names if name in kwargs)

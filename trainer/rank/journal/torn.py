@@ -1,7 +1,7 @@
-"""Which file a script was reading when what it read made no sense: a checkpoint of its own that a kill has cut short.
+"""Finds the file that a script was reading when the content made no sense: its own checkpoint, cut short by a kill.
 
-The errors of loaders seldom name it. But a traceback holds the frames that the error came through, and in their
-variables are the file's name or the open file: torch.load's `f`, zipfile's `self.filename`, a script's own `file` or
+The errors of loaders seldom name the file. But a traceback holds the frames that the error came through. Their
+variables hold the file's name or the open file: torch.load's `f`, zipfile's `self.filename`, a script's own `file` or
 `path`.
 """
 
@@ -30,7 +30,7 @@ _KINDS = frozenset(
         "safetensors._safetensors_rust.SafetensorError",
     }
 )
-"""Of content that cannot be made sense of, whatever the file."""
+"""Types of errors that mean: the content makes no sense, in any file."""
 _WORDS = (
     "PytorchStreamReader",
     "unexpected EOF",
@@ -43,14 +43,14 @@ _WORDS = (
     "cannot reshape array",
     "Failed to read all data for array",
 )
-"""In the words of errors of any kind that mean the same."""
+"""Words in errors of any type that mean the same."""
 _NAMES = ("f", "fp", "file", "filename", "filepath", "path", "fname", "fd", "name", "name_or_buffer", "checkpoint_file")
-"""Of variables: a name of a file, if it is in one of these; an open file counts under any."""
+"""Names of variables. A file name counts only in one of these. An open file counts in any variable."""
 _LONGEST = 4096
 
 
 def file_of(error: BaseException) -> str | None:
-    """The path of the file that `error` comes from, if it says that a file holds nonsense and the file can be told."""
+    """The path of the file that `error` comes from, if it says that a file is damaged and the file can be found."""
     for each in _chain(error):
         if _is_about_content(each):
             # The innermost frame that knows a file knows the right one.
@@ -61,7 +61,7 @@ def file_of(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that it came from, explicitly or not."""
+    """The error and the errors that it came from, explicitly or not."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -76,14 +76,14 @@ def _is_about_content(error: BaseException) -> bool:
 
 
 def _file_in(frame: FrameType) -> str | None:
-    """The one file that the variables of `frame` tell of; an open file goes before a name."""
+    """The one file that the variables of `frame` name. An open file goes before a name."""
     values = {**frame.f_locals, **_own_of(frame.f_locals.get("self"))}
     opened = {path for value in values.values() if (path := _opened(value))}
     if len(opened) == 1:
         return opened.pop()
     named = {path for name in _NAMES if (path := _named(values.get(name)))}
     if not named and not opened:
-        # A script's own names are its own affair: a path counts if it is the only one.
+        # A script may use any names: a path counts if it is the only one.
         named = {path for value in values.values() if (path := _named(value))}
     return named.pop() if len(named) == 1 else None
 

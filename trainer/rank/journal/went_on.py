@@ -1,4 +1,4 @@
-"""From which step of the run a process goes on: what it knows, weighed. Pure."""
+"""Computes the step of the run from which a process resumes. Pure."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 NEAR = 2
-"""Steps by which the step of a save may differ from that of the state in it: a thread that writes a copy is late."""
+"""The allowed difference between the step of a save and of its state: a thread that writes a copy is late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a rank knows at its first step."""
+    """The knowledge of a rank at its first step."""
 
     loaded: Collection[int] = ()
-    """The true steps of the saves that it has loaded; -1 of one whose step is not known."""
+    """The true steps of the saves that it has loaded, -1 for an unknown step."""
     counted: int | None = None
-    """Steps in its optimizer's restored state; None if that does not count."""
+    """Steps in the restored state of its optimizer. None if that does not count."""
     others: Collection[int] = ()
-    """What other ranks went on from, negative where that is not known or not yet."""
+    """The steps from which other ranks resumed. Negative if not known, or not yet."""
     strange: bool = False
-    """Whether it, or another rank, has read what was written since the run began, and by no save that is known."""
+    """Whether this or another rank has read a file that was written since the run began, by no known save."""
     first: bool = True
-    """Whether this is the run's first attempt, which has nothing to go on from."""
+    """Whether this is the run's first attempt, which has nothing to resume from."""
 
 
 def went_on_from(known: Known) -> int | None:
     """The step, or None if nothing tells it.
 
-    A save that was loaded tells it; of several the newest (the others are a best model, an average), or the one that
-    the optimizer's own count speaks for. Else that count; else what another rank has loaded and sent round. What has
-    loaded nothing begins anew.
+    A loaded save tells it: of several the newest (the others are a best model, an average), or the one that agrees with
+    the optimizer's own count. Without a save, that count tells it, or else a save that another rank has loaded and
+    passed on. A process that has loaded nothing begins anew.
     """
     loaded = [step for step in known.loaded if step >= 0]
     if loaded:

@@ -1,7 +1,7 @@
-"""How a function is wrapped that saves or loads: while nobody listens it is called as it is.
+"""Wraps functions that save or load. While nobody listens, they are called as they are.
 
-A save is told with its path and what there is to say about it; of calls within calls the outermost counts, except that
-a folder made of several files counts, and so does each of them. A file that a protected save writes is written beside.
+The listener hears of each save, with its path and details. For nested calls, only the outermost counts. One exception:
+a folder made of several files counts, and so does each file. A file of a protected save is written beside.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .targets import Argument, path_of
 
 class Listener(Protocol):
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Any:
-        """A save to `path` begins (None: to no file), `about` as the journal has it. What it returns is handed back."""
+        """A save to `path` begins (None: to no file). The journal has `about`. save_ended() gets the returned value."""
 
     def save_ended(self, begun: Any, error: BaseException | None) -> None:
-        """It is done, or has failed."""
+        """The save is done, or has failed."""
 
     def loaded(self, path: str, error: BaseException | None) -> None:
         """`path` was loaded, or could not be."""
@@ -34,27 +34,27 @@ class Listener(Protocol):
         """A file is about to be written beside those in `folder`."""
 
     def staged(self, path: str, still: bool) -> None:
-        """The folder `path`, whose save has begun, is written beside as a whole; not `still`: no longer."""
+        """The save of the folder `path` has begun, and the whole folder is written beside. Not `still`: no longer."""
 
     def torn(self, path: str, why: str, begun: Any) -> None:
-        """`path` is written over, as the program asked: a kill would tear it. `begun` is its save, if it has begun."""
+        """`path` is written over, as the program asked: a kill would tear it. `begun` is its save, if begun."""
 
 
 Target = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 _listener: Listener | None = None
 _tag = ""
-"""What names of ours beside a program's files hold; empty: files are written as the program asks."""
+"""A part of the names of our files beside a program's. Empty: files are written as the program asks."""
 _sleeps = False
-"""Whether a fork is going to tell nobody."""
+"""Whether a forked child will tell nobody."""
 _nested = threading.local()
 _MOST_KEYS, _LONGEST_KEY = 30, 60
 under_way: set[str] = set()
-"""Where torch.distributed.checkpoint saves in the background; the thread that does so is not to be counted again."""
+"""Paths that torch.distributed.checkpoint saves to in the background. The saving thread must not count again."""
 
 
 def wake(listener: Listener, tag: str = "") -> None:
-    """From now on `listener` hears of what this process saves and loads; with a `tag`, files are written beside, in
-    folders that have it in their names."""
+    """From now on `listener` hears of the saves and loads of this process. With a `tag`, files are written beside, in
+    folders that have the tag in their names."""
     global _listener, _sleeps, _tag
     _listener, _tag = listener, tag
     if not _sleeps:
@@ -68,17 +68,17 @@ def _sleep() -> None:
 
 
 def listener() -> Listener | None:
-    """Who is to be told of a save that begins here and now."""
+    """The listener for a save that begins here and now."""
     return None if getattr(_nested, "calls", False) else _listener
 
 
 def tag() -> str:
-    """As wake() was given it; empty where files are written as the program asks."""
+    """The tag from wake(). Empty if files are written as the program asks."""
     return _tag
 
 
 def tell_staged(path: str, still: bool = True) -> None:
-    """The whole folder `path` is written beside; or, not `still`, no longer."""
+    """Reports that the whole folder `path` is written beside. Not `still`: no longer."""
     if _listener is not None:
         _listener.beside(os.path.dirname(path))  # noqa: PTH120
         _listener.staged(path, still)
@@ -86,8 +86,8 @@ def tell_staged(path: str, still: bool = True) -> None:
 
 @contextlib.contextmanager
 def saving(path: str | os.PathLike[str], by: str) -> Iterator[None]:
-    """A save of `path` that is none of the wrapped functions', but counts as one: what it calls does not, and it writes
-    as it likes."""
+    """Counts the block as a save of `path`, although no wrapped function makes it. Calls inside do not count, and write
+    as they like."""
     if (told := listener()) is None:
         yield
         return
@@ -97,7 +97,7 @@ def saving(path: str | os.PathLike[str], by: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """The same of a load."""
+    """The same for a load."""
     if (told := listener()) is None:
         yield
         return
@@ -107,7 +107,7 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def outermost() -> Iterator[None]:
-    """What is called inside counts as no save or load of its own."""
+    """Calls inside the block count as no save or load of their own."""
     _nested.calls = True
     try:
         yield
@@ -117,7 +117,7 @@ def outermost() -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted(told: Listener, path: str | None, by: str, **about: Any) -> Iterator[Any]:
-    """`told` hears of a save that is all that is called inside."""
+    """Tells `told` of a save. Calls inside belong to this save."""
     within = getattr(_nested, "folder", None)
     if within is not None and path is not None:
         about["within"] = within
@@ -145,19 +145,20 @@ def _heard(told: Listener, path: str | None) -> Iterator[None]:
 
 
 class Writer:
-    """A function that writes one file, to a path that is one of its arguments."""
+    """A function that writes one file. One of its arguments is the path."""
 
     def __init__(
         self, function: Callable[..., Any], target: Argument, probe: Callable[[str], Any] | None = None
     ) -> None:
-        """`probe` has it write next to nothing to a path: some of its versions put a new file in the place of the old
+        """`probe` makes the function write next to nothing to a path. Some versions put a new file in place of the old
         one by themselves, links and all."""
         self.function, self.target = function, target
         self._probe = probe
         self._replaces: bool | None = None if probe is not None else False
 
     def place(self, where: Any, path: str | None) -> Beside | Unsafe | None:
-        """Where to write what is to be at `path`; None of what is written as the program asks, being no path, say."""
+        """The place to write the file for `path`. None if the file is written as the program asks, having no path,
+        say."""
         if not _tag or path is None or not isinstance(where, str | os.PathLike):
             return None
         place = prepare(path, _tag)
@@ -188,8 +189,8 @@ class Writer:
     def write(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], place: Beside | Unsafe | None, begun: Any = None
     ) -> Any:
-        """The function was called, and what it wrote is in its place. Where there is no room beside what is there, it
-        is called once more, to write over that."""
+        """Calls the function, and moves the file to its place. If there is no room beside the old file, the function is
+        called once more, to write over it."""
         if isinstance(place, Beside):
             moved, named = self.target.replaced(args, kwargs, place.new)
             try:
@@ -208,11 +209,11 @@ class Writer:
 
 
 def _is_to_write_over(place: Beside, error: BaseException) -> bool:
-    """Whether what failed was for want of room that is there; nothing is left beside."""
+    """Whether the write failed for want of room that the old file has. Removes the new file."""
     short = isinstance(error, Exception) and place.is_full()
     place.abort()
     if short and not place.replaces() and error.__cause__ is None and not isinstance(error, OSError):
-        # torch only says that its archive is not whole, and with the half file gone the disk has room again.
+        # torch only says that its archive is not whole. With the half file gone, the disk has room again.
         error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place.path)
     return short and place.replaces()
 
@@ -223,8 +224,8 @@ def _tell_torn(path: str, why: str, begun: Any) -> None:
 
 
 def save(writer: Writer, by: str, what: Argument | None = None) -> Any:
-    """The function, which saves to a path or an open file, is told of; to a path it writes beside. `what` is the
-    argument that is saved."""
+    """Wraps the function, which saves to a path or an open file: it is reported, and a path is written beside. `what`
+    is the argument that is saved."""
     function = writer.function
 
     @functools.wraps(function)
@@ -254,13 +255,14 @@ def save(writer: Writer, by: str, what: Argument | None = None) -> Any:
 
 
 def _keys(saved: Any) -> list[str]:
-    """The keys at the top of a checkpoint that is a dict. Of a model's own state, which has many, the first."""
+    """The top keys of a checkpoint that is a dict. A model's own state has many: only the first ones."""
     names = [key[:_LONGEST_KEY] for key in saved if isinstance(key, str)] if isinstance(saved, dict) else []
     return sorted(names, key=lambda name: "opt" not in name.lower())[:_MOST_KEYS]
 
 
 def written(writer: Writer) -> Any:
-    """The function, which writes a file that is no checkpoint by itself, writes it beside; nobody is told of a save."""
+    """Wraps the function, which writes a file that is no checkpoint by itself: it writes beside, and reports no
+    save."""
     function = writer.function
 
     @functools.wraps(function)
@@ -276,8 +278,8 @@ def written(writer: Writer) -> Any:
 def folder(
     function: Callable[..., Any], by: str, place: Callable[[tuple[Any, ...], dict[str, Any]], tuple[str, int]]
 ) -> Any:
-    """`function`, which makes a folder of several files, is told of, as are the files. `place` gives the folder, and
-    how many ranks make it together."""
+    """Wraps `function`, which makes a folder of several files. It is reported, and so are the files. `place` returns
+    the folder, and how many ranks make it together."""
 
     @functools.wraps(function)
     def saved(*args: Any, **kwargs: Any) -> Any:
@@ -307,7 +309,7 @@ def folder(
 
 
 def load(function: Callable[..., Any], target: Target) -> Any:
-    """`function`, which loads from a path or an open file, is told of."""
+    """Wraps `function`, which loads from a path or an open file: it is reported."""
 
     @functools.wraps(function, updated=())
     def loaded(*args: Any, **kwargs: Any) -> Any:
@@ -320,7 +322,7 @@ def load(function: Callable[..., Any], target: Target) -> Any:
 
 
 def replace(module: ModuleType, name: str, wrapper: Any, *others: str) -> None:
-    """`name` is `wrapper` in `module`, and in those `others` that had taken it from there already."""
+    """Sets `name` to `wrapper` in `module`, and in the `others` that had already imported it from there."""
     original = getattr(module, name)
     for where in (module, *(sys.modules[other] for other in others if other in sys.modules)):
         if getattr(where, name, None) is original:

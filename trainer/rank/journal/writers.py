@@ -1,4 +1,4 @@
-"""What is wrapped of the libraries that write checkpoints, module by module."""
+"""The wrapped functions of the libraries that write checkpoints, by module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _torch(module: ModuleType) -> None:
 
 
 def _safetensors(module: ModuleType) -> None:
-    """What all of its save and load functions come down to, of torch, numpy and the others."""
+    """Its save and load functions, for torch, numpy and the others, all call these two."""
     write, read = module.serialize_file, module.safe_open
     users = [f"{_TENSORS}.{name}" for name in ("torch", "numpy", "flax", "tensorflow", "mlx", "paddle")]
     replace(
@@ -32,7 +32,7 @@ def _safetensors(module: ModuleType) -> None:
 
 
 class _Opener(type):
-    """A class in place of one that cannot be derived from: calling it gives an instance of that one."""
+    """Replaces a class that cannot be derived from. A call returns an instance of the real class."""
 
     opened: Any
     real: type
@@ -48,7 +48,7 @@ class _Opener(type):
 
 
 class _Ending(Argument):
-    """A path to which the function gives an ending that it lacks."""
+    """A path argument. The function adds an ending if the path lacks it."""
 
     def __init__(self, ending: str, index: int, *names: str) -> None:
         super().__init__(index, *names)
@@ -62,14 +62,14 @@ class _Ending(Argument):
 
 
 def _numpy(module: ModuleType) -> None:
-    """Arrays are mostly data and results: they are made whole, but count as no saves of progress."""
+    """Arrays are mostly data and results. They are written whole, but do not count as saves of progress."""
     packages = "numpy", "numpy.lib", "numpy.lib.npyio"
     for name, ending in (("save", ".npy"), ("savez", ".npz"), ("savez_compressed", ".npz")):
         replace(module, name, written(Writer(getattr(module, name), _Ending(ending, 0, "file"))), *packages)
 
 
 def _lightning(module: ModuleType) -> None:
-    """It writes into the folder for temporary files and moves that: over another file system, it copies."""
+    """Lightning writes into the folder for temporary files, then moves the file. To another file system, it copies."""
     wrapper = save(Writer(module._atomic_save, Argument(1, "filepath")), "lightning", Argument(0, "checkpoint"))
     replace(module, "_atomic_save", wrapper)
 
@@ -90,7 +90,7 @@ def _accelerator(module: ModuleType) -> None:
         if settings.automatic_checkpoint_naming:
             path = os.path.join(self.project_dir, "checkpoints", f"checkpoint_{self.save_iteration}")  # noqa: PTH118
             return path, self.num_processes
-        # A script may let one rank alone save, where nothing in it waits for the others.
+        # A script may let one rank alone save, if nothing in it waits for the others.
         together = "FSDP" in str(self.distributed_type) or "DEEPSPEED" in str(self.distributed_type)
         where = args[1] if len(args) > 1 else kwargs["output_dir"]
         return os.path.expanduser(where), self.num_processes if together else 1  # noqa: PTH111
@@ -100,7 +100,7 @@ def _accelerator(module: ModuleType) -> None:
 
 
 def _json(*names: str) -> Any:
-    """Methods of these classes that write themselves to a path as JSON."""
+    """Wraps methods of these classes that write themselves to a path as JSON."""
 
     def wrap(module: ModuleType) -> None:
         found = {(getattr(module, owner, None), method) for owner, _, method in (name.partition(".") for name in names)}

@@ -1,1 +1,1 @@
-"""What ranks and supervisor write down for each other: beats, notes, journals, faults, orders."""
+"""Records that ranks and supervisor write for each other: beats, notes, journals, faults, orders."""

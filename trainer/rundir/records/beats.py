@@ -1,8 +1,8 @@
-"""Beats: passive memory in which each rank leaves its pid, step and phase for the supervisor to read.
+"""Beats: passive memory in which each rank leaves its pid, step and phase. The supervisor reads them.
 
-One mmapped file an attempt: a header record, then one 128-byte record a rank, each of sixteen int64 words.
-Every word is written whole (aligned, 8 bytes), so a reader sees an old or a new value, never half of one; words are
-not consistent with each other, and nothing depends on that. A beat costs no system call, lock, thread or socket.
+Each attempt has one mmapped file: a header record, then one 128-byte record per rank. A record is sixteen int64 words.
+Every word is written whole (aligned, 8 bytes), so a reader sees an old or a new value, never half of one. Words are not
+consistent with each other, and nothing depends on that. A beat costs no system call, lock, thread or socket.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ..machine.proc import lives
 
 _WORDS = 16
 _RECORD = _WORDS * 8
-_MAGIC = 0x5355504552563033  # "SUPERV03": the last two characters are the layout's version
+_MAGIC = 0x5355504552563033  # "SUPERV03": the last two characters are the version of the layout
 _PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE = range(9)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
 UNPLACED = -2
-"""In place of the step that a rank went on from, where nothing tells it: its steps are counted from its start alone."""
+"""The step from which a rank resumed, if nothing tells it. Such a rank counts its steps from its own start."""
 _LARGEST = 1 << 20
-"""Bytes of the largest beats file: that of 8,000 ranks."""
+"""The size of the largest beats file in bytes: that of 8,000 ranks."""
 ROOM = 256
-"""Records for a launch of one rank, whose script may start ranks of its own."""
+"""Records in the file for a launch of one rank. Its script may start ranks of its own."""
 
 
 class Source(enum.IntEnum):
-    """Who writes the steps: nobody yet, the optimizer hook (any script), or a loop that says its phases."""
+    """The writer of the steps: nobody yet, the optimizer hook (any script), or a loop that reports its phases."""
 
     NONE = 0
     HOOK = 1
@@ -43,13 +43,13 @@ class Source(enum.IntEnum):
 
 
 class Role(enum.IntFlag):
-    """How a process came to be a rank. LAUNCHED: torchrun started it."""
+    """The way in which a process became a rank. LAUNCHED: torchrun started it."""
 
     LAUNCHED = 0
     SPAWNED = 1
     """A process of the script started it."""
     GROUPED = 2
-    """It has joined a process group."""
+    """The process has joined a process group."""
 
 
 _PHASES, _SOURCES = frozenset(Phase), frozenset(Source)
@@ -57,36 +57,36 @@ _PHASES, _SOURCES = frozenset(Phase), frozenset(Source)
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """One rank's record as read. `at` is CLOCK_MONOTONIC seconds, one clock for every process of the machine."""
+    """The record of one rank. `at` is CLOCK_MONOTONIC in seconds, one clock for all processes of the machine."""
 
     rank: int
     pid: int
     step: int
-    """Steps that are done: of the run, or, with `first_step` UNPLACED, of this process."""
+    """Finished steps of the run. If `first_step` is UNPLACED: of this process."""
     phase: Phase
     at: float
     source: Source
     saves: int
-    """Saves of the script's own that returned, to a file or not: a sign that it keeps its progress."""
+    """Saves by the script itself that returned, to a file or not: a sign that it keeps its progress."""
     first_step: int
-    """The step that this rank went on from (-1 before it is known, UNPLACED if it cannot be)."""
+    """The step from which this rank resumed: -1 if not known yet, UNPLACED if it cannot be known."""
     own: float
-    """Seconds from the end of one backward pass to the beginning of the next, added up: what it did not wait for."""
+    """Seconds from the end of a backward pass to the start of the next, summed up: time without waiting."""
     role: Role = Role.LAUNCHED
 
     @property
     def placed(self) -> bool:
-        """Whether `step` is one of the run."""
+        """Whether `step` counts steps of the run."""
         return self.first_step != UNPLACED
 
 
 def create_beats(path: Path, nproc: int) -> None:
-    """`path` is a beats file for a launch of `nproc` ranks, all silent, its blocks allocated so that no write can fail
-    later; for one of a single rank there is room for those that it may start itself."""
+    """Creates the beats file `path` for a launch of `nproc` ranks, all silent. Its blocks are allocated, so no later
+    write can fail. For a single rank, the file has room for ranks that it may start itself."""
     world_size = ROOM if nproc == 1 else nproc
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        # A full disk must be an OSError here, not a SIGBUS in the middle of training.
+        # On a full disk this must be an OSError here, not a SIGBUS in the middle of training.
         os.posix_fallocate(fd, 0, _RECORD * (world_size + 1))
         with mmap.mmap(fd, 0) as memory, memoryview(memory) as raw, raw.cast("q") as words:
             words[_H_WORLD] = world_size
@@ -125,8 +125,8 @@ def _beats(words: Sequence[int]) -> list[Beat]:
 
 
 def last_beats(path: Path) -> list[Beat]:
-    """The beats that the ranks have left in `path`, as they stand now; none where that is not to be read. Maps nothing
-    and writes nothing: for whoever asks about a run that may be somebody else's."""
+    """The current beats in `path`, or none if it cannot be read. Maps nothing and writes nothing: the run may belong to
+    another user."""
     try:
         words = array("q", read_file(path, _LARGEST))
         _check(words, path)
@@ -157,30 +157,30 @@ class _Mapped:
 
 
 class BeatWriter(_Mapped):
-    """A rank's own record, in the rank. What a process writes that has lost its number to another one is dropped."""
+    """The record of a rank, in that rank. If another process took over its number, all writes are dropped."""
 
     def __init__(self, path: Path, rank: int, pid: int, role: Role = Role.LAUNCHED) -> None:
         super().__init__(path)
         self.rank = rank
         self._base, self._pid = (rank + 1) * _WORDS, pid
         values = {_PHASE: Phase.STARTUP, _NS: time.monotonic_ns(), _LOWEST: -1, _ROLE: role, _PID: pid}
-        # What another process has left there is nobody's before it is overwritten.
+        # The old record of another process must belong to nobody before it is overwritten.
         for word in (_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE):
             self._words[self._base + word] = values.get(word, 0) if word != _PID else 0
         self._words[self._base + _PID] = pid
 
     @property
     def mine(self) -> bool:
-        """Whether the record is still this process's."""
+        """Whether the record still belongs to this process."""
         return self._words[self._base + _PID] == self._pid
 
     def grouped(self) -> None:
-        """The supervisor can read that this rank has joined a process group."""
+        """Tells the supervisor that this rank has joined a process group."""
         if self.mine:
             self._words[self._base + _ROLE] |= Role.GROUPED
 
     def leave(self) -> None:
-        """The record is nobody's."""
+        """Gives the record up."""
         if self.mine:
             self._words[self._base + _PID] = 0
 
@@ -189,7 +189,7 @@ class BeatWriter(_Mapped):
             self._words[self._base + word] = value
 
     def step(self, done: int, source: Source = Source.LOOP) -> None:
-        """The supervisor can read that this rank has finished `done` steps and trains on."""
+        """Tells the supervisor that this rank has finished `done` steps and trains on."""
         words, base = self._words, self._base
         if words[base + _PID] != self._pid:
             return
@@ -199,39 +199,40 @@ class BeatWriter(_Mapped):
         words[base + _NS] = time.monotonic_ns()
 
     def phase(self, phase: Phase) -> None:
-        """The supervisor can read that this rank is in `phase` since now."""
+        """Tells the supervisor that this rank is in `phase` from now on."""
         self._put(_PHASE, phase)
         self._put(_NS, time.monotonic_ns())
 
     def resume_at(self, step: int | None) -> None:
-        """The supervisor can read that this rank goes on from `step`: nothing of the run before it will be redone.
-        None: from one that nothing tells."""
+        """Tells the supervisor that this rank resumes from `step`: earlier steps of the run will not be redone. None:
+        the step is unknown."""
         self._put(_STEP, 0 if step is None else step)
         self._put(_LOWEST, UNPLACED if step is None else step)
 
     def others(self) -> list[int]:
-        """What the other ranks went on from, as far as each knows by now."""
+        """The steps from which the other ranks resumed, as far as they know by now."""
         records = range(_WORDS, _WORDS * (self._words[_H_WORLD] + 1), _WORDS)
         return [self._words[base + _LOWEST] for base in records if base != self._base and self._words[base + _PID] > 0]
 
     def saved(self) -> None:
-        """One more save of the script's own has returned."""
+        """Counts a save by the script that has returned."""
         if self.mine:
             self._words[self._base + _SAVES] += 1
 
     def worked(self, nanoseconds: int) -> None:
-        """So much more of its own work is done: it enters a backward pass, and with it the exchange with the others."""
+        """Adds to this rank's own work time. The rank now enters a backward pass, and so the exchange with the
+        others."""
         if self.mine:
             self._words[self._base + _OWN] += nanoseconds
 
     def faults_asked(self) -> int:
-        """How often the supervisor has said that a fault was added: when it changes, read the faults folder again."""
+        """The number of times that the supervisor added a fault. If it changes, read the faults folder again."""
         return self._words[_H_FAULTS]
 
 
 def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | None:
-    """The writer of rank `rank` (None: of the first number that is free) for a process that the script has started;
-    None where another one lives that has the number. The script itself gives way as long as it trains nothing."""
+    """The writer of rank `rank` (None: the first free number) for a process that the script has started. None if
+    another living process has the number. The script itself gives its number up as long as it trains nothing."""
     with locked(open_file(path, os.O_RDWR)):
         records = _Mapped(path)
         try:
@@ -249,17 +250,17 @@ def _free(words: Sequence[int], base: int) -> bool:
 
 
 def holders(path: Path) -> frozenset[int]:
-    """The pids of the processes that are ranks now; none where that cannot be read."""
+    """The pids of the processes that are ranks now. Empty if the file cannot be read."""
     return frozenset(beat.pid for beat in last_beats(path))
 
 
 class BeatReader(_Mapped):
-    """All records of an attempt, in the supervisor."""
+    """All records of an attempt, as the supervisor reads them."""
 
     def read(self) -> list[Beat]:
-        """The beats of the ranks that have registered, by rank."""
+        """The beats of the ranks that have registered, in order of rank."""
         return _beats(self._words)
 
     def ask_faults(self) -> None:
-        """Every rank looks into the faults folder at its next step."""
+        """Makes every rank read the faults folder at its next step."""
         self._words[_H_FAULTS] += 1

@@ -1,4 +1,4 @@
-"""Damage to a committed checkpoint, as the faults `torn` and `corrupt` ask for it."""
+"""Damages a committed checkpoint, for the faults `torn` and `corrupt`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import faults
 
 
 def damage(checkpoints: Path, fault: faults.Fault) -> bool:
-    """A file of a committed checkpoint is cut in half (`torn`) or has flipped bits (`corrupt`); False if there is
+    """Cuts a file of a committed checkpoint in half (`torn`) or flips bits in it (`corrupt`). False if there is
     none."""
     steps = committed_steps(checkpoints)
     step = fault.checkpoint if fault.checkpoint is not None else (steps[-1] if steps else None)

@@ -1,6 +1,6 @@
-"""The table of faults: what there is, what it strikes, who carries it out, and how it must be seen.
+"""The table of faults: their names, their targets, their executors, and the signs by which they must be seen.
 
-Specs (`faults.py`), ranks, the supervisor, `supervise chaos` and the pages read it; there is no other list of them.
+Specs (`faults.py`), ranks, the supervisor, `supervise chaos` and the pages read it. There is no other list of faults.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from dataclasses import dataclass
 
 
 class Moment(enum.Enum):
-    """When in a run a fault strikes."""
+    """The moment in a run at which a fault strikes."""
 
     STARTUP = "startup"
     """A rank has just begun."""
     EARLY = "early"
-    """It trains, and there is no checkpoint yet."""
+    """The rank trains, and there is no checkpoint yet."""
     STEP = "step"
     SAVE = "save"
     RESTORE = "restore"
     STANDBY = "standby"
-    """While the next worker group is in the making."""
+    """The next worker group is being started."""
 
 
 class Tier(enum.Enum):
-    """Where a run resumes from."""
+    """The storage from which a run resumes."""
 
     MEMORY = "memory"
     DISK = "disk"
-    """Snapshots are off, so that checkpoints are written by the ranks and read after every failure."""
+    """Snapshots are off: the ranks write checkpoints, and read them after every failure."""
 
 
 class By(enum.Enum):
-    """Who carries a fault out."""
+    """The process that carries a fault out."""
 
     RANK = "the rank"
     SIGNAL = "the rank; the supervisor if it is `@after`"
-    """A signal sent to a rank: the supervisor can send it at any time, the rank at a step."""
+    """A signal to a rank. The supervisor can send it at any time, the rank at a step."""
     FILE = "the rank; the supervisor if it waits for no rank"
     SUPERVISOR = "the supervisor"
 
@@ -44,39 +44,39 @@ class By(enum.Enum):
 _ALL = tuple(Moment)
 _TRAINING = (Moment.EARLY, Moment.STEP, Moment.STANDBY)
 _SOME_CHECKPOINT = (Moment.STARTUP, Moment.STEP, Moment.SAVE, Moment.RESTORE, Moment.STANDBY)
-# A save may take half an hour before it is called a hang, so nobody waits for that here.
+# A save may take half an hour before it counts as a hang. Chaos does not wait for that.
 _NO_SAVE = tuple(moment for moment in Moment if moment is not Moment.SAVE)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault. `causes`: the verdict on its attempt is one of these. `event`: or it is told by this event while
-    the attempt goes on. Neither: nobody may notice anything."""
+    """A kind of fault. `causes`: the verdict on its attempt is one of these. `event`: this event reports it, and the
+    attempt goes on. Neither: nobody may notice the fault."""
 
     strikes: str
     by: By
     causes: frozenset[str] = frozenset()
     keys: tuple[str, ...] = ("rank",)
-    """What its spec says beside its moment. With `rank` it strikes a rank of choice."""
+    """The keys of its spec beside the moment. With `rank` the spec chooses the rank to strike."""
     signal: int = 0
     event: str = ""
     before: str = ""
-    """The event that would mean that it went by unnoticed, if it came first."""
+    """If this event comes first, the fault went by unnoticed."""
     moments: tuple[Moment, ...] = _ALL
-    """Those at which it can strike, and at which `chaos` lets it."""
+    """The moments at which it can strike and `chaos` lets it strike."""
     tiers: tuple[Tier, ...] = tuple(Tier)
     same_bits: bool = True
-    """Whether the end is that of an undisturbed run."""
+    """Whether the run ends with the bits of an undisturbed run."""
     recurs: bool = False
-    """Whether it may lie in what was saved, so that the next attempts fail of it, too."""
+    """Whether saved states may contain it, so that the next attempts fail of it, too."""
     parameters: str = ""
-    """Those that `chaos` gives it."""
+    """The parameters that `chaos` gives to it."""
     carries: bool = True
-    """Whether it ends its attempt for certain, so that what is to strike the next one can wait for it."""
+    """Whether it surely ends its attempt. Then a fault for the next attempt can wait for it."""
 
     @property
     def ends(self) -> bool:
-        """Whether its attempt is over after it."""
+        """Whether it ends its attempt."""
         return bool(self.causes) and not self.event
 
     @property
@@ -105,7 +105,7 @@ _DAMAGED = Kind(
 )
 FAULTS: dict[str, Kind] = {
     "kill": _signal(9, "killed"),
-    # A script with a Checkpointer saves and asks to be started again.
+    # A script with a Checkpointer saves and asks for a restart.
     "term": _signal(15, "killed", "preempted"),
     "stop": _signal(19, "stopped"),
     "exc": _rank(*_RAISED),
@@ -116,7 +116,7 @@ FAULTS: dict[str, Kind] = {
     "gil": _rank("hang", moments=_NO_SAVE),
     "hang": _rank("hang", moments=_NO_SAVE),
     "slow": Kind("a rank", By.RANK, keys=("rank", "seconds"), parameters="seconds=2s", carries=False),
-    # The run goes back, past some data: its end is not the undisturbed run's.
+    # The run goes back and skips some data. So it does not end like an undisturbed run.
     "nan": Kind(
         "a rank's weights",
         By.RANK,
@@ -138,7 +138,7 @@ FAULTS: dict[str, Kind] = {
     "torn": _DAMAGED,
     "corrupt": _DAMAGED,
     "kill-launcher": Kind("the launcher", By.SUPERVISOR, frozenset({"launcher_died"}), keys=()),
-    # Its successor may end the attempt ("lost") or adopt it.
+    # The next supervisor may end the attempt ("lost") or adopt it.
     "kill-supervisor": Kind("the supervisor", By.SUPERVISOR, frozenset({"lost"}), keys=(), carries=False),
     "kill-flush": Kind(
         "the flush under way",
@@ -153,14 +153,14 @@ FAULTS: dict[str, Kind] = {
 }
 KINDS = tuple(FAULTS)
 DAMAGE = tuple(name for name, kind in FAULTS.items() if kind.by is By.FILE)
-"""Seen only when the damaged checkpoint is read."""
+"""These are seen only when the damaged checkpoint is read."""
 SUPERVISOR = "kill-supervisor"
 WAITED_FOR = ("hang", "lost")
-"""Causes whose times are not those of a recovery: a limit set by the user has to pass, or a person has to come."""
+"""Causes whose times are not recovery times: a limit set by the user has to pass, or a person has to come."""
 KEYS = {
     "rank": "a number or `all`; 0 if omitted",
     "checkpoint": "a step or `latest`",
     "code": "an exit code",
     "seconds": "a duration",
 }
-"""What a spec may say beside its moment."""
+"""The keys that a spec may have beside its moment."""

@@ -1,4 +1,4 @@
-"""Faults asked for on purpose: what they are, when they are due, and that each fires once a run.
+"""Faults asked for on purpose: their specs, their triggers, and the files that make each fire once per run.
 
 A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank=0@after=3s`,
 `corrupt:checkpoint=latest`.
@@ -6,13 +6,13 @@ A spec reads `KIND[:key=value,...][@trigger]`: `kill:rank=1@step=40`, `stop:rank
     @step=40                      once 40 steps are done
     @after=3s                     three seconds after it was asked for
     @phase=save                   when its rank enters that phase: startup restore first_step train save eval teardown
-    @standby=warming              while the next worker group is in the making (`,step=N`: begun after N steps)
+    @standby=warming              while the next worker group is being started (`,step=N`: begun after N steps)
     @phase=restore,step=40        the same, but not before the run has done 40 steps
 
-A fault is a file `faults/0001.spec`; before it fires on a rank, whoever fires it creates `faults/0001.rank1.fired`
-exclusively and syncs it. So it fires once a run, whatever dies in between. What a rank cannot know when its trigger
-comes (how far the run was before this rank was born, how the standby is) the supervisor tells it by a file
-`faults/0001.ripe`.
+A fault is a file `faults/0001.spec`. Before it fires on a rank, `faults/0001.rank1.fired` is created exclusively and
+synced by the process that fires it. So it fires once per run, whatever dies in between. A rank cannot know everything
+about its trigger: the steps of the run before this rank was born, or the state of the standby. The supervisor tells the
+rank by a file `faults/0001.ripe`.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ from .fault_kinds import FAULTS, KEYS, KINDS, By, Kind
 _TRIGGERS = ("step", "after", "phase", "standby")
 _PHASES = {phase.word: phase for phase in Phase if phase is not Phase.NONE}
 _EARLY = (Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
-"""Phases in which a rank does not know yet what step the run has reached."""
+"""Phases in which a rank does not know yet which step the run has reached."""
 _TOGETHER = ({"step"}, {"after"}, {"phase"}, {"standby"}, {"phase", "step"}, {"standby", "step"})
 
 
 class FaultSpecError(ValueError):
-    """A spec that cannot be read; the text says what is wrong and what would be right."""
+    """A spec that cannot be read. The text says what is wrong and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `rank` None means every rank; no trigger at all means as soon as possible."""
+    """One fault. `rank` None means every rank. No trigger means as soon as possible."""
 
     kind: str
     rank: int | None = 0
     checkpoint: int | None = None
-    """The step whose checkpoint is damaged; None for the newest."""
+    """The step of the checkpoint to damage. None: the newest."""
     code: int = 1
     seconds: float = 2.0
-    """How long `slow` sleeps once."""
+    """Seconds that `slow` sleeps, once."""
     step: int | None = None
     after: float | None = None
     phase: Phase | None = None
     standby: bool = False
-    """Only while a standby is in the making, one that was begun after `step`."""
+    """It fires only while a standby is being started that was begun after `step`."""
     text: str = ""
     number: int = 0
     armed: float = 0.0
-    """CLOCK_MONOTONIC seconds at which it was asked for."""
+    """The time of the request, by CLOCK_MONOTONIC in seconds."""
     ripe: bool = False
-    """What `waits` asks for has come."""
+    """Whether the moment for `waits` has come."""
 
     @property
     def what(self) -> Kind:
@@ -87,12 +87,12 @@ class Fault:
 
     @property
     def waits(self) -> bool:
-        """Whether it needs the supervisor's word that its moment has come: see ripens()."""
+        """Whether only the supervisor can tell that its moment has come: see ripens()."""
         return self.standby or (self.phase in _EARLY and self.step is not None)
 
     def ripens(self, step: int, begun: int | None) -> bool:
-        """Whether what it waits for is there, now that the run has done `step` steps. `begun`: how many it had done
-        when the standby that is in the making was begun; None if none is."""
+        """Whether its moment has come, now that the run has done `step` steps. `begun`: the steps that were done when
+        the current standby was begun. None if there is no standby."""
         since = begun if self.standby else step
         return since is not None and (self.step is None or since >= self.step)
 
@@ -100,7 +100,7 @@ class Fault:
         return self.rank is None or self.rank == rank
 
     def due(self, step: int, now: float, phase: Phase | None = None) -> bool:
-        """Whether its trigger has come, at a moment when `step` steps are done (and `phase` is entered)."""
+        """Whether its trigger has come, with `step` steps done (and `phase` being entered)."""
         if self.waits and not self.ripe:
             return False
         if self.phase is not None:
@@ -147,7 +147,7 @@ def parse_fault(spec: str) -> Fault:
         raise FaultSpecError(f"fault {spec!r}: unknown fault {kind!r}; {did_you_mean(kind, KINDS)}")
     given = _pairs(parameters, tuple(KEYS), "parameter", spec)
     when = _pairs(trigger, _TRIGGERS, "trigger", spec)
-    # A moment that recurs may be put off until some step; nothing else goes together.
+    # A moment that recurs may be delayed until some step. No other triggers can be combined.
     if at and set(when) not in _TOGETHER:
         raise FaultSpecError(
             f"fault {spec!r}: after '@' comes one of step=N, after=DURATION, phase=NAME, standby=warming; "
@@ -174,7 +174,7 @@ def parse_fault(spec: str) -> Fault:
 
 
 class Fired(TypedDict, total=False):
-    """0001.rank1.fired: what has fired, when and where."""
+    """0001.rank1.fired: the fault that fired, its time and place."""
 
     spec: str
     rank: int | None
@@ -184,7 +184,7 @@ class Fired(TypedDict, total=False):
 
 
 class _Armed(msgspec.Struct):
-    """0001.spec: what was asked for, and when, by CLOCK_MONOTONIC and by the wall clock."""
+    """0001.spec: the spec, with the time of the request by CLOCK_MONOTONIC and by the wall clock."""
 
     spec: str
     armed: float
@@ -192,12 +192,12 @@ class _Armed(msgspec.Struct):
 
 
 def arm(folder: Path, fault: Fault) -> int:
-    """The fault has a file and a number of its own in `folder`; it waits there until its trigger comes."""
+    """Gives the fault a file and a number of its own in `folder`. The fault waits there for its trigger."""
     ensure_dir(folder)
     body = encode(_Armed(fault.text, time.monotonic(), time.time()))
     number = 1 + max((int(p.name[:4]) for p in folder.glob("[0-9][0-9][0-9][0-9].*")), default=0)
     while True:
-        # Written aside first and linked to its number, so that a reader never sees half a spec.
+        # The file is written aside first, then linked to its number. So a reader never sees half a spec.
         temporary = folder / f".spec-{os.getpid()}"
         try:
             DISK.create(temporary, [body])
@@ -210,7 +210,7 @@ def arm(folder: Path, fault: Fault) -> int:
 
 
 def armed(folder: Path) -> list[Fault]:
-    """Every fault of the run, fired or not, by number; a file that is not a spec is passed over."""
+    """Every fault of the run, fired or not, by number. A file that is not a spec is skipped."""
     faults = []
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].spec")):
         try:
@@ -224,7 +224,7 @@ def armed(folder: Path) -> list[Fault]:
 
 
 def ripen(folder: Path, fault: Fault) -> None:
-    """Whoever reads `fault` from now on finds it ripe."""
+    """Marks `fault` as ripe for all later readers."""
     (folder / f"{fault.number:04d}.ripe").touch(0o600)
 
 
@@ -237,7 +237,7 @@ def has_fired(folder: Path, fault: Fault, rank: int | None) -> bool:
 
 
 def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int) -> bool:
-    """True once a run for each fault and rank, and then it is on disk that the fault fires: now fire it."""
+    """True once per run for each fault and rank. Then the disk records that the fault fires: now fire it."""
     body: Fired = {"spec": fault.text, "rank": rank, "attempt": attempt, "step": step, "mono": time.monotonic()}
     path = _mark(folder, fault, rank)
     try:
@@ -247,10 +247,10 @@ def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int)
     try:
         os.write(fd, encode(body))
         os.fsync(fd)
-        # The mark's own name, and that of the spec: without it the same words would be armed anew.
+        # Syncs the names of the mark and of the spec. Without the spec the same words would be armed anew.
         DISK.sync_dir(folder)
     except OSError:
-        # What cannot be recorded must not fire: it would fire again after every restart.
+        # A fault that cannot be recorded must not fire: it would fire again after every restart.
         path.unlink(missing_ok=True)
         return False
     finally:
@@ -259,7 +259,7 @@ def claim(folder: Path, fault: Fault, rank: int | None, attempt: int, step: int)
 
 
 def fired(folder: Path) -> dict[str, Fired]:
-    """What has fired, by file name."""
+    """The faults that have fired, by file name."""
     found: dict[str, Fired] = {}
     for path in sorted(folder.glob("*.fired")):
         with contextlib.suppress(OSError, ValueError):

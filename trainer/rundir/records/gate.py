@@ -1,17 +1,17 @@
-"""The gate at which a worker group waits, its rendezvous done, until the supervisor makes an attempt of it.
+"""The gate at which a worker group waits after its rendezvous, until the supervisor turns it into an attempt.
 
 A group is a folder `standby/0007/` of the run:
 
-    gate           a FIFO; the supervisor holds its write end open: as long as it is open, the group waits
+    gate           a FIFO; the group waits as long as the supervisor holds its write end open
     rank0.ready    rank 0 waits at the gate; holds its pid
-    launcher       the launcher's pid and when it started, so that no other process is ever taken for it
-    release.json   what it is let go with, written before the gate is opened
+    launcher       the launcher's pid and start time, so that no other process is ever taken for it
+    release.json   the Release, written before the gate is opened
     launcher.json  how the launcher ended, unless it was killed
     launcher.log
 
-The write end closes when the supervisor opens the gate, and when it dies, however it dies: then there is no
-release.json, and who waits goes away. What was released trains on, and these files are how the next supervisor of the
-run recognises it. They are about living processes, so none is synced: a power cut ends what they tell of.
+The write end closes when the supervisor opens the gate. It also closes when the supervisor dies, by any cause: then
+there is no release.json, and the waiting processes exit. A released group trains on, and the next supervisor of the run
+recognises it by these files. They describe living processes, so none is synced: a power cut ends those processes, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..machine.proc import stat
 
 
 class Release(msgspec.Struct, frozen=True):
-    """release.json: the attempt that a group becomes, the script's arguments, and the attempt's part of the
+    """release.json: the attempt that the group becomes, the script's arguments, and the attempt's part of the
     environment."""
 
     attempt: int
@@ -41,11 +41,11 @@ class Release(msgspec.Struct, frozen=True):
     cwd: str = ""
     kind: str = ""
     edits: list[tuple[int, int, list[str]]] = []
-    """(index, words taken out, words put in) of `arguments`, the last one first: how this attempt is told to go on."""
+    """(index, words taken out, words put in) of `arguments`, the last one first. They tell this attempt to resume."""
 
 
 class Launcher(msgspec.Struct):
-    """launcher: its pid, and when it started, in the kernel's ticks."""
+    """launcher: the launcher's pid, and its start time in the kernel's ticks."""
 
     pid: int
     started: int | None
@@ -61,7 +61,7 @@ class Failure(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """launcher.json: how the launcher ended, whoever its parent is."""
+    """launcher.json: the end of the launcher, whatever its parent is."""
 
     exit_code: int
     failures: list[Failure]
@@ -98,26 +98,26 @@ class Gate:
         return self.path / f"rank{rank}.ready"
 
     def close(self) -> int:
-        """The gate is there and shut; returns the fd that keeps it so. OSError where FIFOs cannot be made."""
+        """Makes the gate, shut. Returns the fd that keeps it shut. OSError where FIFOs cannot be made."""
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
         self.path.mkdir(mode=0o700)
         os.mkfifo(self.fifo, 0o600)
-        # Read and write, or the open would wait for a reader.
+        # Read and write: a write-only open would wait for a reader.
         return os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)
 
     def open(self, fd: int, body: Release) -> None:
-        """Everybody who waits, and who comes later, goes on with `body`."""
+        """Releases all processes that wait, and those that come later, with `body`."""
         self._put(self.release, body)
         os.close(fd)
 
     def enter(self) -> None:
-        """This process is the group's launcher, for everybody to see."""
+        """Records for all readers that this process is the launcher of the group."""
         with contextlib.suppress(OSError):
             me = stat(os.getpid())
             self._put(self.launcher, Launcher(os.getpid(), me and me.started))
 
     def report(self, exit_code: int, failures: list[Failure]) -> None:
-        """How the launcher ends is known, whoever its parent is."""
+        """Records how the launcher ends, whatever its parent is."""
         with contextlib.suppress(OSError):
             self._put(self.launcher_report, Report(exit_code, failures, time.monotonic()))
 
@@ -127,8 +127,8 @@ class Gate:
         temporary.rename(path)
 
     def wait(self, rank: int) -> Release | None:
-        """What the supervisor released this rank with; None if it died instead."""
-        # Opened before we say that we are ready, and not blocking: with no writer left, there is nothing to wait for.
+        """The Release of this rank by the supervisor. None if the supervisor died instead."""
+        # Opened before we report ready, and not blocking: with no writer left, there is nothing to wait for.
         fd = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._come(rank)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
@@ -138,7 +138,7 @@ class Gate:
         return self.released()
 
     def _come(self, rank: int) -> None:
-        """This rank waits at the gate, for everybody to see; on a full disk nobody sees which process it is."""
+        """Records for all readers that this rank waits at the gate. On a full disk nobody sees its pid."""
         try:
             self.ready(rank).write_text(str(os.getpid()))
         except OSError as error:
@@ -146,7 +146,7 @@ class Gate:
                 raise
 
     def released(self) -> Release | None:
-        """What is in release.json; None if there is none, ValueError if it is not a release."""
+        """The content of release.json. None if there is no such file, ValueError if it is not a release."""
         try:
             return read(self.release, Release, unique=True)
         except FileNotFoundError:

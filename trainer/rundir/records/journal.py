@@ -1,25 +1,24 @@
-"""The journal of a program's own saves and loads: `saves.rank0.jsonl` in the attempt's folder, a JSON line each, one
-writer a file.
+"""The journal of a program's own saves and loads: `saves.rank0.jsonl` in the attempt's folder. Each entry is a JSON
+line, and each file has one writer.
 
-    save_begun     {n, path, step, here, how, …}               about to be written; `n` tells this rank's saves apart
+    save_begun     {n, path, step, here, how, …}               a save begins; `n` tells this rank's saves apart
     save_done      {n, path, step, here, how, …, began, size, content, inode, mtime_ns}
     save_failed    {n, path, step, here, how, …, error}
-    save_in_place  {n, path}                                   it was begun beside, and now writes over what is there
-    save_beside    {n, path}                                   a folder that is written beside as a whole, and exchanged
+    save_in_place  {n, path}                                   it began beside, and now writes over the old content
+    save_beside    {n, path}                                   a whole folder is written beside, then exchanged
     beside         {folder}                                    files are written beside those in it: .saving-*/
-    load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the save it
-    holds
+    load_done      {path, step, attempt_of, rank_of, path_of}  before the first step; `step` is that of the loaded save
     load_failed    {path, error}
 
-`…` is, where it holds: `beside` true (it is written beside and renamed: a kill leaves what was there), `ranks` (it is a
-folder, a checkpoint of several files, and so many ranks save into it: whole once all of them are done), `within` (it is
-a file of that folder), `holds` [key, …] (what a dict that was saved has at its top, or the begin of it).
-`durable.jsonl` beside it is written by a helper that syncs what is done: {rank, n, path}.
+`…` stands for fields that not every save has. `beside` true: the file is written beside and renamed, so a kill leaves
+the old content. `ranks`: the path is a folder, a checkpoint of several files; so many ranks save into it, and it is
+whole once all are done. `within`: the file is part of that folder. `holds` [key, …]: the top keys of a saved dict, or
+the first of them. `durable.jsonl` in the same folder is written by a helper that syncs finished saves: {rank, n, path}.
 
-Every line also has `mono`. `step` is true: counted from the beginning of the run, over all attempts; -1 where that is
-not known; `here` are those that this process has made. `path` is absolute, its links resolved. A save that was begun,
-and neither done nor failed when its attempt ended, is torn. What lies there may be anybody's: a reader takes what it
-understands and passes over the rest.
+Every line also has `mono`. `step` is the true step, counted from the start of the run over all attempts; -1 if not
+known. `here`: the steps that this process has made. `path` is absolute, with links resolved. A save is torn if it began
+and was neither done nor failed when its attempt ended. The files may come from anybody: a reader takes the lines that
+it understands and skips the rest.
 """
 
 from __future__ import annotations
@@ -40,27 +39,27 @@ from ..files.untrusted_files import tail
 from ..layout import AttemptDir, RunDir
 
 _HEAD, _TAIL = 4096, 65536
-"""Bytes at both ends of a file that tell its content: a zip archive, as torch.save writes it, has there its sums."""
+"""Bytes at both ends of a file that identify its content: there a zip archive of torch.save has its sums."""
 _SEARCHED = 64 << 20
 """Bytes of journals that a search reads, the newest first: some 200,000 saves."""
 SIGNS = (".metadata", "trainer_state.json", "random_states_0.pkl")
-"""What torch.distributed.checkpoint, Hugging Face's Trainer and accelerate write last into the folder of a
-checkpoint."""
+"""The last files that torch.distributed.checkpoint, Hugging Face's Trainer and accelerate write into a checkpoint
+folder."""
 TORN = ".torn-"
-"""How the name of a folder begins that was set aside, because a save into it never came to its end."""
+"""The prefix of a folder that was set aside, because a save into it never finished."""
 BESIDE = ".saving-"
-"""How the name of a folder begins that holds a file until it is whole."""
+"""The prefix of a folder that holds a file until the file is whole."""
 _MOST_ENTRIES = 10_000
 _MOST_ALIKE = 1000
-"""Saves of one rank that are looked at, where all of them look alike."""
+"""Saves of one rank that are checked, if all of them look alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file is known by again, also under another name, and as a copy."""
+    """The fields by which a file is recognised, also under another name and as a copy."""
 
     content: str
-    """Its size and a digest of its ends."""
+    """The size and a digest of both ends."""
     inode: int
     mtime_ns: int
     size: int
@@ -68,28 +67,28 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A save that was done, as the journal has it."""
+    """A finished save, as the journal has it."""
 
     path: str
     step: int
-    """The true step, or -1 where that is not known."""
+    """The true step, or -1 if not known."""
     identity: Identity | None
     attempt: int
     rank: int
     mono: float
     here: int = 0
-    """Steps that its process had made: none, and it is no progress of that attempt's."""
+    """Steps that its process had made. With 0, the save is no progress of its attempt."""
     ranks: int = 0
-    """Of a folder that several files make a checkpoint: how many ranks write into it, each with a save of its own. 0 of
-    a file."""
+    """For a folder, a checkpoint of several files: the number of ranks that write into it, each with a save of its own.
+    0 for a file."""
     within: str | None = None
-    """Of a file: the folder of which it is a part."""
+    """For a file: the folder of which it is a part."""
     how: str = ""
-    """By which function."""
+    """The saving function."""
 
 
 def identity_of(path: str) -> Identity | None:
-    """That of a regular file, or of a folder as torch.distributed.checkpoint makes it; None of anything else."""
+    """The identity of a regular file, or of a torch.distributed.checkpoint folder. None for anything else."""
     try:
         found = os.stat(path)  # noqa: PTH116 (a link is what it leads to)
         if stat.S_ISDIR(found.st_mode):
@@ -114,7 +113,7 @@ def _digest(data: bytes) -> str:
 
 
 def _of_folder(path: str) -> Identity | None:
-    """Of the file that is written last; its content says little, for it has the same tensors each time."""
+    """The identity by the file that is written last. Its content says little: it lists the same tensors each time."""
     if (found := _sign(path)) is None:
         return None
     size = 0
@@ -126,7 +125,7 @@ def _of_folder(path: str) -> Identity | None:
 
 
 def _sign(path: str, follow_symlinks: bool = True) -> os.stat_result | None:
-    """That of the first of SIGNS that is in the folder."""
+    """The stat of the first of SIGNS that is in the folder."""
     for name in SIGNS:
         with contextlib.suppress(OSError):
             return os.stat(os.path.join(path, name), follow_symlinks=follow_symlinks)  # noqa: PTH116, PTH118
@@ -134,8 +133,8 @@ def _sign(path: str, follow_symlinks: bool = True) -> os.stat_result | None:
 
 
 def find(run: RunDir, path: str, here: Identity) -> Saved | None:
-    """The save that made what `path` holds now, being `here`: the same file, or a copy, whatever it is called; else one
-    that was begun under that path and never said to be done. None if this run did not make it."""
+    """The save that wrote the content of `path`, whose identity is `here`: that of the same file, or of a copy, under
+    any name. Else a save to that path that began and was never reported done. None if this run did not write it."""
     same: list[Saved] = []
     newest: tuple[float, int, Saved | None] | None = None
     name = json.dumps(path).encode()
@@ -163,8 +162,7 @@ def _is_file(saved: Saved, here: Identity) -> bool:
 
 
 def _whole_by_now(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
-    """What the newest line about a path says of a file there that could be read, and is none that the journal
-    describes."""
+    """The save in the newest line about a path. The file there is readable, and the journal does not describe it."""
     if line.get("kind") == "save_begun":
         return Saved(str(line["path"]), _step(line), None, attempt, rank, _number(line, "mono"))
     saved = saved_of(line, attempt, rank)
@@ -172,7 +170,7 @@ def _whole_by_now(line: dict[str, Any], attempt: int, rank: int) -> Saved | None
 
 
 def _journals(run: RunDir) -> Iterator[tuple[int, int, bytes]]:
-    """(attempt, rank, content) of the journals, the newest attempt first, up to _SEARCHED bytes."""
+    """(attempt, rank, content) of each journal, the newest attempt first, up to _SEARCHED bytes."""
     left = _SEARCHED
     for attempt in reversed(run.attempts()):
         for rank, path in journals_of(run.attempt(attempt)):
@@ -195,7 +193,7 @@ def journals_of(folder: AttemptDir) -> list[tuple[int, Path]]:
 
 
 def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
-    """The lines in `data` that hold `needle`, newest first."""
+    """The lines in `data` that contain `needle`, newest first."""
     end = len(data)
     while (at := data.rfind(needle, 0, end)) >= 0:
         start = data.rfind(b"\n", 0, at) + 1
@@ -206,13 +204,13 @@ def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
 
 
 def line_of(raw: bytes) -> dict[str, Any] | None:
-    """A line of a journal, or None if it is none."""
+    """A journal line, or None if `raw` is none."""
     line = object_of(raw)
     return line if line is not None and isinstance(line.get("kind"), str) else None
 
 
 def saved_of(line: dict[str, Any], attempt: int, rank: int) -> Saved | None:
-    """The save that a `save_done` line tells of; None for any other, and for one that is garbled."""
+    """The save of a `save_done` line. None for any other line, and for a garbled one."""
     if line.get("kind") != "save_done" or not isinstance(line.get("path"), str):
         return None
     content = line.get("content")
@@ -246,8 +244,8 @@ def _number(line: dict[str, Any], key: str) -> float:
 
 
 def place_of(saved: Saved) -> str | None:
-    """Where the file of `saved` is now: at its path, or renamed beside it or with its folder. None if it is nowhere
-    there, or another one lies in its place."""
+    """The current place of the file of `saved`: its path, a new name beside it, or in its renamed folder. None if it is
+    not there, or another file has its place."""
     known = saved.identity
     if known is None:
         return saved.path if os.path.lexists(saved.path) else None

@@ -1,4 +1,5 @@
-"""What a script imports, and what of that must be left to it: as a rank and a fork server write it down and read it."""
+"""The imports of a script, and the modules that only the script may import. Ranks and fork servers share this
+record."""
 
 from __future__ import annotations
 
@@ -10,39 +11,39 @@ from ..files.codec import encode, read
 
 
 class Wanted(msgspec.Struct):
-    """What a fork server is to import; in a file, for it may be longer than a pipe takes at once."""
+    """The imports for a fork server. They are in a file: they may be longer than a pipe takes at once."""
 
     names: list[str] = []
     causes: dict[str, str] = {}
-    """By module that must not be imported: what its import does."""
+    """For each module that must not be imported: the effect of its import."""
     left_out: set[str] = set()
-    """Those, and what imports them."""
+    """These modules, and those that import them."""
     seconds: float = 0.0
-    """Of CPU, that importing `left_out` takes."""
+    """CPU seconds that importing `left_out` takes."""
     script: str = ""
-    """Whose modules these are, in the user's cache."""
+    """The script that has these modules, in the user's cache."""
     installed: list[int] = []
-    """Of the cache: changes when something is installed or upgraded."""
+    """In the cache: changes when a package is installed or upgraded."""
 
     def is_out(self, name: str) -> bool:
-        """Whether the module, or a package that it lies in, is left out."""
+        """Whether the module, or a package that contains it, is left out."""
         parts = name.split(".")
         return any(".".join(parts[:end]) in self.left_out for end in range(1, len(parts) + 1))
 
     def write(self, path: Path) -> None:
-        """OSError where the disk is full."""
+        """OSError if the disk is full."""
         path.write_bytes(encode(self))
 
     def learn(self, found: Wanted) -> None:
-        """More is left out: what another process has found in place of importing it."""
+        """Adds the modules that another process left out instead of importing them."""
         self.causes |= found.causes
         self.left_out |= found.left_out
         self.seconds = round(self.seconds + found.seconds, 3)
 
 
 def remembered(path: Path) -> list[str]:
-    """The names that trainer.rank.preload.modules.remember() wrote to `path`; none, if it did not or that cannot be
-    read."""
+    """The names that trainer.rank.preload.modules.remember() wrote to `path`. Empty if there is no such file, or it
+    cannot be read."""
     try:
         return read(path, list[str])
     except (OSError, ValueError):

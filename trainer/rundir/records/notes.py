@@ -1,10 +1,10 @@
-"""Notes: what a rank has to say beyond its beats. A JSON line each, one writer a file; the supervisor makes events of
-them.
+"""Notes: messages of a rank beyond its beats. Each is a JSON line, and each file has one writer. The supervisor turns
+them into events.
 
 Kinds: `resumed` {step, source}, `checkpoint_saved` {step, bytes, seconds}, `checkpoint_failed` {step, error, seconds},
-`checkpoint_bad` {path, reason, moved_to}, `data_skipped` {from, to, step}, `flush_due` {step, keep},
-`fault` {spec}, `warning` {text}. Those about saves may have `stall_s`: for how long snapshots, and waiting, have held
-training up since the last of them.
+`checkpoint_bad` {path, reason, moved_to}, `data_skipped` {from, to, step}, `flush_due` {step, keep}, `fault` {spec},
+`warning` {text}. Notes about saves may have `stall_s`: the seconds that snapshots, and waiting, have held training up
+since the last such note.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..files.json_lines import Follower
 from ..secrets import Redactor
 
 _KEPT = 1000
-"""Notes that wait for a full disk to have room."""
+"""The most notes that wait for room on a full disk."""
 _ROOM = 4096
-"""Bytes of disk that are kept for notes to come."""
+"""Bytes of disk that are reserved for later notes."""
 
 
 class NoteWriter:
-    """A rank's own notes file, made with its first note. It never raises: a note is not worth a training run."""
+    """The notes file of a rank, made with its first note. It never raises: a note is not worth a training run."""
 
     def __init__(self, path: Path | None, environ: Mapping[str, str] = os.environ) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class NoteWriter:
         self._writing = threading.Lock()
 
     def __call__(self, kind: str, **fields: Any) -> None:
-        """The note is in the file, whole, after those that the disk refused before; or it waits for the next one."""
+        """Writes the note whole, after the notes that the disk refused before. Or the note waits for the next call."""
         if self._path is None:
             return
         line = encode({"kind": kind, "mono": time.monotonic(), **fields})
@@ -50,7 +50,7 @@ class NoteWriter:
         self.retry()
 
     def keep_room(self) -> None:
-        """The file is there, with room for the notes of a disk that fills up."""
+        """Makes the file and reserves room in it, for notes on a disk that fills up."""
         if self._path is not None:
             with contextlib.suppress(OSError):
                 fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -58,7 +58,7 @@ class NoteWriter:
                 os.close(fd)
 
     def retry(self) -> None:
-        """What waits is written, if the disk takes it now."""
+        """Writes the waiting notes, if the disk takes them now."""
         if self._path is None or not self._waiting:
             return
         # A script may save in several threads.
@@ -74,7 +74,7 @@ class NoteWriter:
 
 
 class NoteReader(Follower):
-    """Follows one notes file; what is not a note is passed over."""
+    """Follows one notes file. A line that is not a note is skipped."""
 
     def read(self) -> list[dict[str, Any]]:
         """The notes that were added since the last call."""
@@ -82,12 +82,12 @@ class NoteReader(Follower):
 
 
 _OURS = frozenset({"ts", "seq", "level", "run", "attempt", "msg", "event", "rank", "by"})
-"""What events carry beside a note's own fields, and a note therefore cannot."""
+"""Fields that events add to those of a note. So a note cannot have them."""
 _OF_A_STEP = ("resumed", "checkpoint_saved", "flush_due")
 
 
 class _Known(msgspec.Struct):
-    """What a field is, of those that somebody reads; a note may have others."""
+    """The types of the fields that somebody reads. A note may have other fields."""
 
     kind: str
     mono: float | None = None

@@ -1,7 +1,7 @@
-"""An order to go back: which saved states an attempt may not go on from, and which data it passes over.
+"""An order to go back: the saved states that an attempt may not resume from, and the data that it skips.
 
 attempt 0   … 18 19 20 21:NaN      order 0:21:24      attempts after 0: nothing of attempt 0 from step 21 on,
-                                                      and from what is left (20, say) past the data 20 21 22 23
+                                                      and after a state that is left (20, say) skip data 20 21 22 23
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """What attempts up to `attempt` saved of step `before` and later is not for those after it, and data up to index
-    `skip_to` is passed over by whoever goes on from a state of theirs."""
+    """Later attempts may not use states that attempts up to `attempt` saved at step `before` or later. If they resume
+    from another state of those attempts, they skip the data up to index `skip_to`."""
 
     attempt: int
     before: int
     skip_to: int
 
     def covers(self, attempt: int | None, step: int) -> bool:
-        """Whether the state that `attempt` saved of `step` is one of those to go back from."""
+        """Whether the order forbids the state that `attempt` saved at `step`."""
         return self.is_old(attempt) and step >= self.before
 
     def is_old(self, attempt: int | None) -> bool:
@@ -31,7 +31,7 @@ class Rollback:
 
 
 def decode(text: str) -> Rollback | None:
-    """The order that `text` is, or None for the empty one and for what is none."""
+    """The order in `text`. None if `text` is empty or no order."""
     parts = text.split(":")
     if len(parts) != 3 or not all(part.lstrip("-").isdecimal() for part in parts):
         return None

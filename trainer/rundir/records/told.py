@@ -1,4 +1,5 @@
-"""What a supervisor tells the ranks of an attempt about how their program goes on: TOLD, in their environment."""
+"""The supervisor's message to the ranks of an attempt: how their program resumes. It is in their environment, as
+TOLD."""
 
 from __future__ import annotations
 
@@ -11,20 +12,20 @@ from ..variables import TOLD
 
 
 class Told(msgspec.Struct, frozen=True):
-    """An attempt's part of it."""
+    """The message to one attempt."""
 
     adapter: str = ""
-    """Who has decided what the program is told; empty: nobody."""
+    """The adapter that decided what the program is told. Empty: none."""
     offers: tuple[str, ...] = ()
     """Checkpoints that this adapter's hook may hand to the framework, the best first."""
     hooks: tuple[str, ...] = ()
-    """Adapters of others that have hooks for its ranks, as `module:name`."""
+    """Third-party adapters that have hooks for its ranks, as `module:name`."""
     record: bool = False
-    """Rank 0 is to record which options the program has."""
+    """Rank 0 has to record the options of the program."""
     saved: str = ""
-    """The newest that the program has saved before, and may go on from; empty if there is nothing."""
+    """The newest state that the program saved and may resume from. Empty if there is none."""
     step: int = -1
-    """Its true step, or -1."""
+    """The true step of `saved`, or -1."""
 
 
 def encoded(told: Told) -> str:
@@ -32,7 +33,7 @@ def encoded(told: Told) -> str:
 
 
 def told(environ: Mapping[str, str]) -> Told:
-    """What this process was told; nothing, where that is missing or damaged."""
+    """The message to this process. Without fields if it is missing or damaged."""
     try:
         return decode(environ.get(TOLD, "{}").encode(), Told)
     except ValueError:
