@@ -14,7 +14,8 @@ class Reach(Word):
     """The receivers of a signal of the stop ladder."""
 
     RANKS = "ranks"
-    """The ranks themselves, once each. Not their children, and not the launcher, which would send it to them again."""
+    """The ranks themselves, once each. Not their children. Not the launcher: it would send the signal to the ranks
+    again."""
     ALL = "all"
     """Every process of the attempt, by pidfd, until none is left."""
 
@@ -27,7 +28,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `signal` (TERM or KILL). Nothing is sent before a KILL, and it is repeated until the tree is empty."""
+    """Send `signal` (TERM or KILL). Nothing is sent before a KILL. The KILL is repeated until the tree is empty."""
 
     signal: str
     reach: Reach
@@ -44,7 +45,7 @@ class Emit:
     level: str = "info"
     fields: dict[str, Any] = field(default_factory=dict)
     once: str = ""
-    """With a key it is told once an attempt under that key. If empty, it is told each time."""
+    """If a key is given, the event is told once per attempt under that key. If empty, it is told each time."""
 
 
 @dataclass(frozen=True, slots=True)

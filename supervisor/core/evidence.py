@@ -25,7 +25,7 @@ class OomKill:
     """Bytes that the group may use."""
 
     def numbers(self) -> str:
-        """`: 24 GB of 24 GB were in use, it held 23.8 GB`, as far as it is known."""
+        """`: 24 GB of 24 GB were in use, it held 23.8 GB`, as far as the numbers are known."""
         of = f" of {human_bytes(self.limit)}" if self.limit is not None else ""
         used = f"{human_bytes(self.used)}{of} were in use" if self.used is not None else ""
         used = used or (f"the limit is {human_bytes(self.limit)}" if self.limit is not None else "")
@@ -36,10 +36,10 @@ class OomKill:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the kernel's OOM killer has done since the attempt began."""
+    """The actions of the kernel's OOM killer since the attempt began."""
 
     kills: int | None = None
-    """The number of processes it has killed in the run's memory groups; None without a counter."""
+    """The number of processes that it has killed in the run's memory groups; None without a counter."""
     victims: tuple[OomKill, ...] | None = None
     """The victims in the kernel's log, anywhere on the machine. None if the log cannot be read, or has pids of another
     namespace."""

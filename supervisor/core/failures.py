@@ -1,4 +1,4 @@
-"""How often a run fails, as far as one supervisor has seen it."""
+"""The failure rate of a run, as far as one supervisor has seen it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NEWEST = 3
 
 @dataclass(slots=True)
 class Failures:
-    """The failures of a run that is launched again at once after each failure. Only the newest three count, so that a
-    run that begins to fail every minute is seen at once."""
+    """The failures of a run that is launched again at once after each failure. Only the newest three count. So the rate
+    shows at once if a run begins to fail every minute."""
 
     _launches: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST + 1))
 

@@ -1,1 +1,1 @@
-"""Chaos: which faults strike a run and when, what must be seen of each, and whether it was. Pure."""
+"""Chaos: the faults that strike a run, their times, the expected signs of each, and the check of them. Pure."""

@@ -1,5 +1,4 @@
-"""The verdict on a round: each fault against what the run's events say became of it, and every failure against a
-fault."""
+"""The verdict on a round. Each fault is compared with the run's events, and every failure must have a fault."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ _FINE = (None, "finished")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one fault. Seconds count from the moment at which it fired."""
+    """The result of one fault. Seconds count from the moment at which it fired."""
 
     spec: str
     moment: str
@@ -28,15 +27,15 @@ class Row:
     detected: str | None = None
     detect_s: float | None = None
     recover_s: float | None = None
-    """To the first step of the next attempt; None if another fault struck that before it trained."""
+    """Seconds to the first step of the next attempt; None if another fault struck that attempt before it trained."""
     ended: bool = False
-    """Whether it ended its attempt."""
+    """Whether the fault ended its attempt."""
     lost_steps: int | None = None
     leftovers: int = 0
-    """Processes of its attempt that were alive when the supervisor said that none was."""
+    """Processes of the attempt that were alive when the supervisor said that none was."""
     helper: bool = False
     problem: str = ""
-    """Why it did not pass; empty if it did."""
+    """Why the fault did not pass the check; empty if it did."""
 
     @property
     def ok(self) -> bool:
@@ -50,16 +49,16 @@ class Span:
     attempt: int
     begin: float
     trained: float | None
-    """The end of its first step."""
+    """The end of the attempt's first step."""
     over: float
-    """When it failed or ended."""
+    """The time when the attempt failed or ended."""
     gone: float
     cause: str
 
 
 @dataclass
 class _Case:
-    """The run as it was, and which of its failures a fault explains."""
+    """The run as it was, and the failures that a fault explains."""
 
     story: Story
     events: Sequence[Mapping[str, Any]]
@@ -69,11 +68,11 @@ class _Case:
     """The attempts in which a fault has fired."""
 
     def attempt_at(self, mono: float) -> int:
-        """The index of the attempt that was under way."""
+        """The index of the attempt that ran at that time."""
         return max((i for i, a in enumerate(self.story.attempts) if a.started <= mono), default=0)
 
     def firings(self, spec: str) -> list[tuple[float, Mapping[str, Any]]]:
-        """When that fault fired, and what the events say of it, the first one first: several if it strikes all
+        """The times when that fault fired, with their events, in time order. There are several if the fault strikes all
         ranks."""
         told = [e for e in self.events if e.get("msg") == "fault_injected" and e.get("spec") == spec]
         found = [(e["fired_mono"], e) for e in told if isinstance(e.get("fired_mono"), int | float)]
@@ -81,8 +80,8 @@ class _Case:
 
 
 def judge(round_: Round, events: Sequence[Mapping[str, Any]], survivors: Mapping[int, int]) -> list[Row]:
-    """A row a fault, in the order of the round, and one for each failure that no fault explains. `survivors` counts, by
-    attempt, the processes that were found alive after it was said to be gone."""
+    """One row for each fault, in the order of the round, and one for each failure without a fault. `survivors` counts,
+    by attempt, the processes found alive after the supervisor said that the attempt was gone."""
     events = [e for e in events if isinstance(e.get("mono"), int | float)]
     case = _Case(tell(events), events, survivors)
     case.struck = {case.attempt_at(at) for blow in round_.blows for at, _ in case.firings(blow.spec)}
@@ -98,7 +97,7 @@ def judge(round_: Round, events: Sequence[Mapping[str, Any]], survivors: Mapping
 
 
 def spans(story: Story) -> list[Span]:
-    """Where on the run's time line its attempts lie."""
+    """The places of the run's attempts on its time line."""
     ends = [*(a.started for a in story.attempts[1:]), story.ended or story.last]
     found = []
     for attempt, end in zip(story.attempts, ends, strict=True):
@@ -129,7 +128,8 @@ def _row(case: _Case, blow: Blow) -> Row:
     step = step if isinstance(step, int) else None
     detected, seen_at, problem = _detected(case, blow, index, at, step)
     for later in {case.attempt_at(again) for again, _ in fired[1:]} - {index}:
-        # A rank that died with the first one struck, before it came to its own, meets it in the next attempt.
+        # A rank may die with the first struck rank, before its own fault fires. The fault then fires in the next
+        # attempt.
         if case.story.attempts[later].cause in FAULTS[blow.kind].causes:
             case.explained.add(later)
     ended = detected is not None and detected == attempt.cause
@@ -153,7 +153,7 @@ def _row(case: _Case, blow: Blow) -> Row:
 
 
 def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) -> tuple[str | None, float | None, str]:
-    """(as what it was noticed, when, why that is not right)"""
+    """The tuple (the name under which the fault was noticed, the time, the reason why that is wrong)."""
     expected, attempt = FAULTS[blow.kind], case.story.attempts[index]
     if blow.kind == SUPERVISOR:
         return _supervisor(case, attempt, index, at)
@@ -164,7 +164,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
     if expected.event and (shown := _shown(case.events, blow, at, done)) is not None:
         return expected.event, shown, ""
     if expected.ends and attempt.cause in FAULTS[SUPERVISOR].causes:
-        # The supervisor was dead by then, and nobody could see it.
+        # The supervisor was dead by then, so nobody could see the fault.
         return attempt.cause, attempt.verdict, ""
     if expected.ends:
         if index not in case.explained and _failed(attempt):
@@ -177,7 +177,7 @@ def _detected(case: _Case, blow: Blow, index: int, at: float, step: int | None) 
 
 
 def _alike(case: _Case, index: int) -> set[int]:
-    """`index`, and those of the attempts right after it that died of the same, and in which nothing else had struck."""
+    """`index`, and the attempts right after it that died of the same cause and were not struck by any other fault."""
     attempts, end = case.story.attempts, index + 1
     while end < len(attempts) and attempts[end].cause == attempts[index].cause and end not in case.struck:
         end += 1
@@ -185,7 +185,8 @@ def _alike(case: _Case, index: int) -> set[int]:
 
 
 def _supervisor(case: _Case, attempt: AttemptStory, index: int, at: float) -> tuple[str | None, float | None, str]:
-    """Its death ends the attempt, or the next supervisor adopts it; somebody must have taken up the run."""
+    """The supervisor's death ends the attempt, or the next supervisor adopts it. Some supervisor must take up the
+    run."""
     taken = next((e["mono"] for e in case.events if e.get("msg") == "run_started" and e["mono"] > at), None)
     if taken is None:
         return None, None, "no other supervisor took up the run"
@@ -196,7 +197,8 @@ def _supervisor(case: _Case, attempt: AttemptStory, index: int, at: float) -> tu
 
 
 def _shown(events: Sequence[Mapping[str, Any]], blow: Blow, at: float, done: int) -> float | None:
-    """When the event came that tells of a fault which fired at `at`, after `done` steps; None if it went by."""
+    """The time of the event that tells of a fault which fired at `at`, after `done` steps. None if no event told of
+    it."""
     expected = FAULTS[blow.kind]
     for event in events:
         if event["mono"] < at:
@@ -204,14 +206,14 @@ def _shown(events: Sequence[Mapping[str, Any]], blow: Blow, at: float, done: int
         if event.get("msg") == expected.event and (blow.shows or _number(event) <= done):
             mono: float = event["mono"]
             return mono
-        # An event is told some time after what it tells of: the save of an earlier step says nothing.
+        # An event comes some time after its cause. So the save of an earlier step proves nothing.
         if event.get("msg") == expected.before and (expected.before == "resumed" or _number(event) > done):
             return None
     return None
 
 
 def _number(event: Mapping[str, Any]) -> int:
-    """The step that an event is about, or that the path in it names."""
+    """The step of an event: from its own field, or from the path in it."""
     step, path = event.get("step"), str(event.get("path", ""))
     if isinstance(step, int):
         return step
@@ -226,7 +228,7 @@ def _recover_s(story: Story, index: int, at: float) -> float | None:
 
 
 def _recovered(story: Story, index: int) -> AttemptStory | None:
-    """The first attempt after it that trained."""
+    """The first attempt after `index` that trained."""
     return next((a for a in story.attempts[index + 1 :] if a.first_step is not None), None)
 
 

@@ -1,11 +1,11 @@
-"""The schedule: which faults strike in which round, as specs of --inject, from a seed alone.
+"""The schedule: the faults that strike in each round, as specs of --inject. It is made from a seed alone.
 
     cells ──pack──> rounds of one tier ──slots──> blows with steps that lie apart
 
-A round is one run of the job. What is to strike while an attempt comes up (startup, restore, standby) needs one that
-comes up: it is a passenger, put after a carrier, a fault that ends the attempt before it. Two failures in a row before
-the first step, or the same one at the same step twice, would rightly be called pointless to restart; carriers and steps
-prevent that.
+A round is one run of the job. Some faults strike while an attempt comes up (startup, restore, standby). Such a fault is
+a passenger. It is put after a carrier: a fault that ends an attempt, so that another one comes up. The supervisor
+rightly gives up after two failures in a row before the first step, or after the same failure twice at one step. The
+carriers and the steps are chosen to prevent both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.rundir.records.fault_kinds import DAMAGE, FAULTS, WAITED_FOR, Momen
 
 
 class Pick(Protocol):
-    """Where randomness comes from: a random.Random."""
+    """The source of randomness: a random.Random."""
 
     def choice(self, seq: Sequence[Any], /) -> Any: ...
     def randrange(self, start: int, stop: int, /) -> int: ...
@@ -35,16 +35,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is trained, as far as a schedule must know it."""
+    """The properties of the training job that a schedule needs."""
 
     steps: int
     nproc: int
     every: int
-    """Steps between checkpoints; 0 where that is not known."""
+    """Steps between checkpoints; 0 if that is not known."""
     moments: tuple[Moment, ...] = tuple(Moment)
-    """Those that its script comes through."""
+    """The moments that its script passes through."""
     tiers: tuple[Tier, ...] = tuple(Tier)
-    """Those that can be chosen; the first if a fault wants one that is not there."""
+    """The tiers that can be chosen. The first one is used if a fault wants a tier that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Blow:
     kind: str
     moment: Moment
     shows: bool = True
-    """Whether it must be seen; damage to a checkpoint that nobody reads cannot be."""
+    """Whether the fault must be seen. Damage to a checkpoint cannot be seen if nobody reads the checkpoint."""
     helper: bool = False
-    """Nobody asked for it: it is there so that another one can strike."""
+    """The fault was not asked for. It is there so that another fault can strike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Round:
 
     @property
     def same_bits(self) -> bool:
-        """Whether its end must be that of an undisturbed run."""
+        """Whether the run must end with the same bits as an undisturbed run."""
         return all(FAULTS[blow.kind].same_bits for blow in self.blows)
 
 
@@ -89,7 +89,7 @@ def matrix(kinds: Sequence[str], moments: Sequence[Moment]) -> list[Cell]:
 
 
 def deal(pick: Pick, kinds: Sequence[str], moments: Sequence[Moment]) -> Iterator[Cell]:
-    """Cells without end; each kind once before any comes again."""
+    """Cells without end. Each kind comes once before any kind comes again."""
     playable = [kind for kind in kinds if set(moments) & set(FAULTS[kind].moments)]
     while playable:
         deck = list(playable)
@@ -101,14 +101,14 @@ def deal(pick: Pick, kinds: Sequence[str], moments: Sequence[Moment]) -> Iterato
 def schedule(
     pick: Pick, kinds: Sequence[str], job: Job, size: int, count: int | None, stride: int = 12
 ) -> Iterator[Round]:
-    """Rounds of at most `size` faults, `count` faults in all (not counting helpers), or without end."""
+    """Rounds of at most `size` faults. There are `count` faults in all (helpers are not counted), or no end."""
     cells = deal(pick, kinds, job.moments)
     number, left = 0, count
     waiting: list[Cell] = []
     while True:
         room = stride - len(waiting)
         for _, cell in zip(range(room if left is None else min(left, room)), cells, strict=False):
-            # A run has one first checkpoint: too many that want to come before it would wait for ever.
+            # A run has one first checkpoint. If too many faults must come before it, some would wait for ever.
             crowded = cell.moment is Moment.EARLY and any(c.moment is Moment.EARLY for c in waiting)
             waiting.append(Cell(cell.kind, Moment.STEP) if crowded and Moment.STEP in job.moments else cell)
             left = None if left is None else left - 1
@@ -119,7 +119,7 @@ def schedule(
 
 
 def pack(pick: Pick, cells: Sequence[Cell], job: Job, size: int) -> list[Round]:
-    """Rounds of at most `size` of `cells` each, of one tier each; every cell is in one of them."""
+    """Rounds of at most `size` of `cells` each. A round has one tier, and every cell is in one round."""
     rounds: list[Round] = []
     waiting = list(cells)
     while waiting:
@@ -128,10 +128,11 @@ def pack(pick: Pick, cells: Sequence[Cell], job: Job, size: int) -> list[Round]:
 
 
 def _next(pick: Pick, waiting: list[Cell], job: Job, size: int, number: int) -> Round:
-    """A round of those of `waiting` that go together, the first among them; the rest waits on."""
+    """A round of cells from `waiting` that fit together. The first cell is always in it; the rest stays in
+    `waiting`."""
     tier = _tier(pick, waiting[0], job)
     taken: list[Cell] = []
-    # Each may have to wait for the next checkpoint, and none may strike at a step that another has.
+    # Each fault may have to wait for the next checkpoint. No two faults may strike at the same step.
     most = min(size, max(1, (job.steps - _begin(job)) // (job.every + 3) - 1))
     for cell in waiting:
         if len(taken) < most and _fits(cell, taken, tier, job):
@@ -151,7 +152,7 @@ def _fits(cell: Cell, taken: Sequence[Cell], tier: Tier, job: Job) -> bool:
     expected = FAULTS[cell.kind]
     if tier not in expected.tiers and set(expected.tiers) & set(job.tiers):
         return False
-    # There is one first checkpoint, and one end of a run.
+    # A run has one first checkpoint and one end.
     if cell.moment is Moment.EARLY and any(other.moment is Moment.EARLY for other in taken):
         return False
     return all(FAULTS[other.kind].same_bits == expected.same_bits for other in taken)
@@ -171,16 +172,16 @@ def _blows(pick: Pick, cells: Sequence[Cell], job: Job, tier: Tier) -> tuple[Blo
 
 
 def _begin(job: Job) -> int:
-    """The first step at which there surely is a checkpoint."""
+    """The first step at which there is surely a checkpoint."""
     return min(2 * job.every + 2, job.steps // 3) if job.every else max(1, job.steps // 8)
 
 
 def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
-    """Groups that strike together, in order; None stands for a helper."""
+    """Groups of cells that strike together, in order. None stands for a helper."""
     carriers = [c for c in cells if c.moment is Moment.STEP and FAULTS[c.kind].carries]
     slots: list[list[Cell | None]] = []
     early = [c for c in cells if c.moment is Moment.EARLY]
-    # The first attempt comes up anyway.
+    # The first attempt comes up without a carrier.
     opening = [c for c in cells if c.moment is Moment.STARTUP and _opens(c, early)][:1] + early
     for cell in [c for c in cells if c not in carriers and c not in opening]:
         if cell.moment in _CARRIED:
@@ -196,8 +197,8 @@ def _slots(pick: Pick, cells: Sequence[Cell]) -> list[list[Cell | None]]:
 
 
 def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
-    """One of `carriers`, taken out; None if none will do: a hang is not over before another standby may be in the
-    making."""
+    """Takes one cell out of `carriers`; None if none fits. A hang does not fit if the moment is STANDBY: the next
+    standby may be in the making before the hang is over."""
     fit = [c for c in carriers if moment is not Moment.STANDBY or not FAULTS[c.kind].causes & {*WAITED_FOR}]
     if not fit:
         return None
@@ -206,16 +207,17 @@ def _carrier(carriers: list[Cell], moment: Moment) -> Cell | None:
 
 
 def _opens(cell: Cell, early: Sequence[Cell]) -> bool:
-    """Whether the first attempt will show it: it has no checkpoint to damage, and no save before an early end."""
+    """Whether the fault shows in the first attempt, which has no checkpoint to damage and no save before an early
+    end."""
     return cell.kind not in DAMAGE and not (early and FAULTS[cell.kind].before)
 
 
 def _aligned(slot: Sequence[Cell | None], job: Job, step: int) -> int:
     """The first step from `step` on at which the slot can strike."""
     if slot[0] is not None and slot[0].kind in DAMAGE and slot[0].moment is Moment.STEP and job.every:
-        # Right after a checkpoint, and well before the next: the one that is damaged is the one that will be read.
+        # Right after a checkpoint and well before the next one. So the damaged checkpoint is the one that will be read.
         return step + -step % job.every + 1
-    # Who is struck at the step of a save is waited for by ranks that save, and a save may take long.
+    # If a rank is struck at the step of a save, the ranks that save wait for it, and a save may take long.
     return step + 1 if job.every > 1 and step % job.every == 0 else step
 
 
@@ -224,7 +226,7 @@ def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step:
     blows = []
     for index, cell in enumerate(slot):
         carried = cell is not None and cell.moment in _CARRIED
-        # Carried by nobody, it is for the first attempt.
+        # Without a carrier, the fault is for the first attempt.
         at = (step if index else None) if carried else step + index
         blows.append(_blow(pick, cell or Cell("kill", Moment.STEP), job, tier, at, helper=cell is None))
     return blows
@@ -232,16 +234,16 @@ def _placed(pick: Pick, slot: Sequence[Cell | None], job: Job, tier: Tier, step:
 
 def _blow(pick: Pick, cell: Cell, job: Job, tier: Tier, step: int | None, helper: bool) -> Blow:
     if cell.moment is Moment.EARLY:
-        # Some steps are done, and no checkpoint is there.
+        # Some steps are done, and there is no checkpoint yet.
         step = pick.randrange(1, job.every) if job.every > 1 else 1
-    # A flush is a save already.
+    # A flush is already a save.
     phase = None if cell.kind == "kill-flush" else _PHASES.get(cell.moment)
     when = ",".join(filter(None, [phase, f"step={step}" if step is not None else None]))
     parameters = [FAULTS[cell.kind].parameters] if FAULTS[cell.kind].parameters else []
     if FAULTS[cell.kind].ranked:
         parameters.insert(0, f"rank={_rank(pick, cell.kind, job)}")
     head = ":".join(filter(None, [cell.kind, ",".join(parameters)]))
-    # What is damaged while a newer checkpoint is on its way may never be read.
+    # If a newer checkpoint is on its way, the damaged one may never be read.
     read = tier is Tier.DISK and cell.moment in (Moment.STARTUP, Moment.STEP, Moment.RESTORE)
     return Blow(f"{head}@{when}", cell.kind, cell.moment, read or cell.kind not in DAMAGE, helper)
 

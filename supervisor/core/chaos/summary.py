@@ -1,4 +1,4 @@
-"""What a chaos session amounts to: the rounds with their verdicts, and the figures over all of them."""
+"""The result of a chaos session: the rounds with their verdicts, and the figures over all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.rundir.records.fault_kinds import WAITED_FOR
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The end of a run against that of the undisturbed one. `same` None: there was nothing to compare."""
+    """The end of a run compared with the end of the undisturbed run. `same` None: there was nothing to compare."""
 
     same: bool | None
     what: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """One round and what became of it."""
+    """One round and its result."""
 
     round: Round
     run: str
@@ -39,9 +39,9 @@ class RoundResult:
     comparison: Comparison
     leftovers: tuple[str, ...]
     report: Mapping[str, Any]
-    """As `report --json` has it."""
+    """The same content as `report --json`."""
     problem: str = ""
-    """What went wrong with the run as a whole."""
+    """The fault of the run as a whole; empty if there is none."""
 
     @property
     def ok(self) -> bool:
@@ -49,7 +49,7 @@ class RoundResult:
         return fine and self.comparison.same is not False and all(row.ok for row in self.rows)
 
     def problems(self) -> list[str]:
-        """A sentence for each thing that is not as it should be."""
+        """One sentence for each thing that is wrong."""
         found = [f"{row.spec}: {row.problem}" for row in self.rows if not row.ok]
         if self.problem:
             found.append(self.problem)
@@ -86,13 +86,13 @@ def summary(results: Sequence[RoundResult]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """p50, p95 and max of those that are known."""
+    """The p50, p95 and max of the known values."""
     known = [value for value in values if value is not None]
     return {"p50": percentile(known, 0.5), "p95": percentile(known, 0.95), "max": max(known, default=None)}
 
 
 def as_json(result: RoundResult) -> dict[str, Any]:
-    """One round for machines."""
+    """One round as JSON values."""
     return {
         "number": result.round.number,
         "run": result.run,

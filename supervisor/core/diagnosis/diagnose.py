@@ -1,8 +1,7 @@
-"""What happened: from exits, exceptions and evidence to one verdict that names the first failure, not its victims.
+"""The diagnosis: from exits, exceptions and evidence to one verdict. It names the first failure, not its victims.
 
-who    every rank that failed, by blame (its own failure, waited in vain, victim), then by the clock: the first is the
-root
-what   how it ended: a signal (and whose), an exception (symptoms.py), an exit code
+who    every rank that failed, by blame (own failure, waited in vain, victim), then by the clock: the first is the root
+what   the way it ended: a signal (and its sender), an exception (symptoms.py), an exit code
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ USER_ERRORS = frozenset({"SyntaxError", "IndentationError", "TabError", "ImportE
 """Exceptions that a second start cannot cure."""
 
 LAST_WORDS = 0.25
-"""Seconds that a rank which has raised gets to print its traceback and leave by itself."""
+"""Seconds that a rank gets after an exception, to print its traceback and leave by itself."""
 SETTLE = 0.5
-"""Seconds that a victim's failure waits for its cause to show itself."""
+"""Seconds that a victim's failure waits until its cause can be seen."""
 
 
 def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
-    """The verdict on what has exited or raised so far, or None while there is nothing to judge.
+    """The verdict on the exits and exceptions so far, or None while there is nothing to judge.
 
-    `stepped` is whether any rank has finished a step in this attempt, `step` the highest step finished.
+    `stepped` tells whether any rank has finished a step in this attempt. `step` is the highest finished step.
     """
     failed = _failures(seen)
     launcher = next((e for e in seen.exits if e.rank is None), None)
@@ -53,7 +52,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
     blame = _blame(seen, first)
     if launcher is None and blame is not Blame.OWN and seen.now < first.at + SETTLE:
         return None
-    # The failing rank's own step: the others may be ahead, and not twice by as much.
+    # The failing rank's own step. The other ranks may be ahead, and not by the same number of steps each time.
     own_step = seen.steps.get(first.rank or 0, step)
     if blame is not Blame.OWN and first.status != -15 and (gone := leavers(seen)):
         verdict, followed = _deserted(seen, first, gone[0], stepped), "; rank{} {} failed of it"
@@ -69,19 +68,20 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
 
 
 def unlaunched(seen: Observation) -> Verdict:
-    """The verdict on an attempt that the system refused us."""
+    """The verdict on an attempt that the system refused to start."""
     said = Raised(-1, "OSError", seen.launch_error, "", seen.now, kinds=("OSError",))
     reason = f"the attempt could not be launched: {seen.launch_error}"
     return Verdict(cause_of(said) or Cause.STARTUP_ERROR, reason, seen.now, failed_at=seen.now)
 
 
 def where(step: int, stepped: bool) -> str:
-    """In words; a `step` below 0 is one that is not known, or none."""
+    """The step in words. A `step` below 0 is not known, or there is none."""
     return f"at step {step}" if step >= 0 else "at an unknown step" if stepped else "before the first step"
 
 
 def _failures(seen: Observation) -> list[Exit]:
-    """Every rank that failed. One that has raised counts before it is gone: its exit can take seconds, or for ever."""
+    """Every rank that failed. A rank that has raised counts before it is gone: its exit can take seconds, or for
+    ever."""
     late = seen.now - LAST_WORDS
     exited = {e.rank: e for e in seen.exits if e.rank is not None}
     failed = [e for e in exited.values() if e.status not in (0, None)]
@@ -91,7 +91,7 @@ def _failures(seen: Observation) -> list[Exit]:
 
 
 def _said(seen: Observation, exit_: Exit) -> Raised | None:
-    """The exception that ended the rank: on record, or printed as its last words before it exited by itself."""
+    """The exception that ended the rank. It is on record, or the rank printed it last before it exited by itself."""
     record = next((r for r in seen.raised if r.rank == exit_.rank), None)
     if record is None and exit_.rank is not None and (exit_.status or 0) > 0:
         record = spoken(exit_.rank, seen.evidence.lines.get(exit_.rank, ()), exit_.at)
@@ -112,7 +112,7 @@ def _blame(seen: Observation, exit_: Exit) -> Blame:
 
 
 def _deserted(seen: Observation, first: Exit, leaver: Leaver, stepped: bool) -> Verdict:
-    """Nobody has failed by himself, but somebody has left whom the others needed."""
+    """No rank has failed by itself, but a rank has left that the others needed."""
     raised = _said(seen, first)
     words = f": {raised.message}" if raised else ""
     then = f"rank {first.rank} needed it{words}"
@@ -120,7 +120,8 @@ def _deserted(seen: Observation, first: Exit, leaver: Leaver, stepped: bool) -> 
 
 
 def _in_vain(seen: Observation, first: Exit, failed: list[Exit], step: int) -> Verdict:
-    """Nobody has failed by himself, and somebody waited in vain. Who has not even complained is the one waited for."""
+    """No rank has failed by itself, and a rank waited in vain. The rank that has not even complained is the missing
+    one."""
     raised = _said(seen, first)
     lines = seen.evidence.lines.get(first.rank, ())
     words = waited(raised.message if raised else "\n".join(lines))
@@ -172,7 +173,7 @@ def _who(rank: int | None) -> str:
 
 
 def _signalled(seen: Observation, who: str, where: str, number: int, *pids: int | None) -> tuple[Cause, str]:
-    """Of a rank or of what works for it: whose signal it was."""
+    """The sender of the signal that ended a rank, or a process that works for a rank."""
     if number in _CRASHES:
         cause, name = _CRASHES[number]
         return cause, f"{who} died of {name} {where}"
@@ -208,7 +209,7 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     elif proven is Cause.NO_SPACE and seen.evidence.full:
         what += f"; no room is left on the disk of {', '.join(seen.evidence.full)}"
     elif proven is Cause.NO_SPACE and raised.because:
-        # The half file is gone by now, and the disk has room again.
+        # The half-written file is gone by now, and the disk has room again.
         what += f"; it came from {raised.because[0].message}"
     if raised.unread:
         path, size = raised.unread
@@ -216,7 +217,7 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
             f"; what it was reading is {path} ({human_bytes(size)}), which may be torn: move it away to do without it"
         )
     if proven is Cause.NAN:
-        # It says itself at which step: the one that is bad, not the last one done.
+        # The exception itself names the bad step. That is not the last finished step.
         return proven, f"{_who(rank)} raised {raised.type}: {raised.message}"
     if proven is not None:
         return proven, what

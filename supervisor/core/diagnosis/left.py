@@ -1,7 +1,7 @@
 """Ranks that have left without a failure, while others still need them in a collective.
 
-To leave early is no failure by itself: a rank may be done before the others, who train, evaluate or upload. It is one
-as soon as they wait for it. That shows where they lose the connection to it, or time out, or stand still in a
+To leave early is no failure by itself. A rank may be done while the others still train, evaluate or upload. It becomes
+a failure as soon as they wait for that rank. The signs are a lost connection to it, a timeout, or a standstill in a
 collective.
 """
 
@@ -22,11 +22,11 @@ class Leaver:
     at: float
     how: str
     ended: bool
-    """Whether its process is gone; otherwise its script is over."""
+    """Whether its process is gone. If not, its script is over."""
 
 
 def leavers(seen: Observation) -> list[Leaver]:
-    """Who has left, the first one first. Not who has failed."""
+    """The ranks that have left, in time order. Ranks that have failed are not in it."""
     failed = {raised.rank for raised in seen.raised}
     found = []
     for e in seen.exits:
@@ -42,7 +42,7 @@ def leavers(seen: Observation) -> list[Leaver]:
 def left_verdict(
     seen: Observation, leaver: Leaver, stepped: bool, then: str, frame: str = "", failed_at: float | None = None
 ) -> Verdict:
-    """That it left too early; `then` tells who waited for it."""
+    """The verdict that a rank left too early; `then` tells which ranks waited for it."""
     step = seen.steps.get(leaver.rank, -1)
     where = f"at step {step}" if step >= 0 else "at an unknown step" if stepped else "before the first step"
     return Verdict(
@@ -58,10 +58,11 @@ def left_verdict(
 
 
 def waited_for(seen: Observation, stepped: bool, stacks: Stacks, silent_for: float) -> Verdict | None:
-    """The verdict on the first that left, if all who are left stand in a collective, which it cannot join any more."""
+    """The verdict on the first rank that left, if all others stand in a collective. That rank cannot join it any
+    more."""
     gone = leavers(seen)
     inside = {stack.rank for stack in stacks.stacks if stack.child is None and stack.exchanges}
-    # Who is at its end may still have an exit function that does what the others wait for.
+    # A rank at its end may still run an exit function. That function may do what the others wait for.
     gone = [leaver for leaver in gone if leaver.ended or leaver.rank not in inside]
     rest = sorted({view.rank for view in seen.ranks} - {leaver.rank for leaver in gone})
     if not gone or not rest or not inside.issuperset(rest):

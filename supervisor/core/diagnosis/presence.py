@@ -1,13 +1,12 @@
-"""Who is there of a group: ranks that have not come yet, a launcher that outlives them, and ranks that stand still
-unseen.
+"""The processes of a group: a rank does not come, a launcher outlives the ranks, or a process stands still unseen.
 
     a process is stopped (state T) before its rank has registered     0.4 s     stopped
-    the launcher is, while it is needed: somebody is still to start   0.4 s     stopped
+    the launcher is stopped while a rank is still to start            0.4 s     stopped
     a rank has not registered at all                                  startup   hang
     every rank has exited with 0 and the launcher lives on            1 s       finished
-    every rank is gone, of one nobody knows how, the launcher lives   10 s      launcher_died
+    every rank is gone, one of unknown end, the launcher lives on     10 s      launcher_died
 
-The seconds are time that the supervisor has watched: a pause of the machine counts half a second.
+The seconds are time that the supervisor has watched. A pause of the machine counts as half a second.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from supervisor.core.model import Cause, Observation, Policy, Verdict
 from supervisor.core.stack import named
 
 LATE = 1.0
-"""Seconds that a launcher may take to see that all its ranks have exited with 0. A stopped one never does."""
+"""Seconds that a launcher may take to see that all its ranks have exited with 0. A stopped launcher never sees it."""
 UNTOLD = 10.0
-"""The same where how they ended is known to nobody but it."""
+"""The same if only the launcher knows how the ranks ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What is remembered of one attempt. Watched seconds."""
+    """The memory of one attempt, in watched seconds."""
 
     looked_at: float | None = None
     stopped: Mapping[int, float] = field(default_factory=dict)
-    """By pid, how long a process that is still needed for the start has been stopped."""
+    """By pid: the seconds for which a process has been stopped that is still needed for the start."""
     missing: float = 0.0
-    """How long there is a launcher, and a rank has not registered."""
+    """Seconds for which there is a launcher while a rank has not registered."""
     alone: float = 0.0
-    """How long the launcher is without ranks."""
+    """Seconds for which the launcher has had no ranks."""
 
 
 def look(known: Presence, policy: Policy, seen: Observation) -> tuple[Presence, Verdict | None]:
-    """The memory after this look, and the verdict on a group that is not there as it must be."""
+    """The memory after this look, and the verdict if a process of the group is missing or stopped."""
     group = seen.group
     if group is None or group.launcher is None:
         return Presence(seen.now), None
@@ -89,7 +88,7 @@ def _stopped(known: Presence, needed: list[Member], missing: list[int], now: flo
 
 
 def _deserted(known: Presence, seen: Observation) -> Verdict | None:
-    """Of a launcher without ranks, none of which has failed: that would have its own verdict."""
+    """The verdict on a launcher without ranks. None of the ranks has failed: that would have its own verdict."""
     since = max((e.at for e in seen.exits if e.rank is not None), default=seen.now)
     step = max(seen.steps.values(), default=-1)
     if all_left_with_0(seen):

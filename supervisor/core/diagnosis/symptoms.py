@@ -1,6 +1,6 @@
-"""How an exception, or a rank's last words, give away their cause: a table, first match wins.
+"""The symptoms: an exception, or a rank's last words, shows its cause. A table; the first match wins.
 
-A symptom asks for the type first: a message alone proves little, because anybody may raise or print anything.
+A symptom checks the type first. A message alone proves little, because anybody may raise or print anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """An exception of one of `kinds` (or derived from one) whose errno is one of `errnos` or whose message holds
+    """An exception of one of `kinds` (or derived from one). Its errno is one of `errnos`, or its message holds
     `text`."""
 
     cause: Cause
@@ -36,7 +36,7 @@ class Symptom:
 _LOSS = ("NotFinite", "LossSpike")
 _CHECKPOINT = ("NoUsableCheckpoint", "CheckpointMismatch")
 _DISTRIBUTED = ("torch.distributed.", "torch._C._distributed_c10d.")
-# Where only the last line of a traceback is known, nothing tells what an error derives from.
+# If only the last line of a traceback is known, the base classes of the error are unknown.
 _TORCH = frozenset(
     {"RuntimeError", "torch.AcceleratorError", *(f"torch.distributed.Dist{n}Error" for n in ("", "Backend"))}
 )
@@ -70,25 +70,25 @@ SYMPTOMS = (
 )
 """The causes that an exception proves by itself."""
 
-# What a rank says when it has waited for the others in vain. It is the first cause only where nobody else has one.
+# The words of a rank that has waited for the others in vain. They are the first cause only if no rank has another.
 _TIMED_OUT = re.compile(
     r"timed out waiting \d+ms for (recv|send) operation|failed to pass monitoredBarrier"
     r"|application timeout caused pair closure|caught collective operation timeout"
     r"|milliseconds before timing out|wait timeout after \d+ms|socket timeout",
     re.IGNORECASE,
 )
-# What a rank says when a peer has gone: a consequence, always.
+# The words of a rank that has lost a peer. This is always a consequence.
 _LOST_PEER = re.compile(
     r"connection closed by peer|connection reset by peer|connection refused|broken pipe|connection was closed"
     r"|remote process exited or there was a network error|failed to recv, got 0 bytes|connectFullMesh failed"
     r"|(nccl )?communicator was aborted|another rank (has )?(failed|terminated)",
     re.IGNORECASE,
 )
-# What torch.save and numpy say of a write that was cut short; they do not say why.
+# The words of torch.save and numpy about a write that was cut short. They do not tell why.
 _CUT_SHORT = re.compile(
     r"inline_container\.cc.*(unexpected pos|failed writing)|iostream error|\d+ requested and \d+ written"
 )
-# What torch says of shared memory that it could not have: a worker's SIGBUS, or its refusal.
+# The words of torch about shared memory that it could not get: a worker's SIGBUS, or a refusal.
 _SHM = re.compile(r"(allocate|open|map|resize|unlink) shared memory|out of shared memory|killed by signal: Bus error")
 _FOLLOWS = frozenset(
     {"KeyboardInterrupt", "subprocess.CalledProcessError", "torch.multiprocessing.spawn.ProcessException"}
@@ -105,7 +105,7 @@ _LAST_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 
 
 class Blame(enum.IntEnum):
-    """How much a failure can be the first cause: the least wins."""
+    """The likelihood that a failure is the first cause: the lowest value wins."""
 
     OWN = 0
     WAITED = 1
@@ -116,43 +116,43 @@ class Blame(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """DataLoader workers of a rank that have died: their pids, and the signal, where it is told."""
+    """DataLoader workers of a rank that have died: their pids, and the signal if it is told."""
 
     pids: tuple[int, ...]
     signal: int | None
 
 
 def kinds_of(raised: Raised) -> tuple[str, ...]:
-    """Its type and what that derives from, qualified unless built in; the bare name where nothing else was recorded."""
+    """The type and its base types, qualified unless built in. Only the bare name if nothing else was recorded."""
     return raised.kinds or (raised.type,)
 
 
 def chain(raised: Raised) -> Iterator[Raised]:
-    """The exception and those that it was raised from."""
+    """The exception, then those that it was raised from."""
     yield raised
     yield from raised.because
 
 
 def cause_of(raised: Raised) -> Cause | None:
-    """What the exception, or one that it was raised from, proves."""
+    """The cause that the exception proves, or one that it was raised from."""
     return next((symptom.cause for each in chain(raised) for symptom in SYMPTOMS if symptom.fits(each)), None)
 
 
 def cut_short(raised: Raised) -> bool:
-    """Whether a file could not be written whole: of a full disk, if one is full."""
+    """Whether a file could not be written whole. The reason is a full disk, if one is full."""
     return any(set(kinds_of(each)) & _FILES and _CUT_SHORT.search(each.message) for each in chain(raised))
 
 
 def short_of_shm(raised: Raised) -> bool:
-    """Whether /dev/shm was too small for it."""
+    """Whether /dev/shm was too small for the rank."""
     return any(_SHM.search(each.message) for each in chain(raised))
 
 
 def blame_of(raised: Raised) -> Blame:
-    """Who is interrupted, or says that a process that it has started has failed, follows another one.
+    """The blame of an exception. An interrupt is a consequence; so is a message that a started process has failed.
 
-    Else only torch's own words count: a RuntimeError itself or an error of torch.distributed, not what a user has
-    derived."""
+    Otherwise only torch's own words count: a plain RuntimeError, or an error of torch.distributed. A type that a user
+    has derived does not count."""
     kind = kinds_of(raised)[0]
     if _FOLLOWS & set(kinds_of(raised)):
         return Blame.VICTIM
@@ -162,7 +162,8 @@ def blame_of(raised: Raised) -> Blame:
 
 
 def blame_of_abort(lines: tuple[str, ...]) -> Blame:
-    """Of a rank that has aborted with these last lines: NCCL's watchdog ends a process so, and leaves no exception."""
+    """The blame of a rank that aborted with these last lines. NCCL's watchdog ends a process so, without an
+    exception."""
     text = "\n".join(lines)
     return _blame(text) if _WATCHDOG.search(text) else Blame.OWN
 
@@ -174,13 +175,13 @@ def _blame(text: str) -> Blame:
 
 
 def waited(text: str) -> str:
-    """The words of `text` that tell of waiting in vain."""
+    """The words of `text` about waiting in vain."""
     found = _TIMED_OUT.search(text)
     return found[0] if found else ""
 
 
 def dead_workers(raised: Raised) -> Workers | None:
-    """The DataLoader workers whose death the exception tells of."""
+    """The DataLoader workers that died, as the exception tells."""
     found = [match for each in chain(raised) if (match := _WORKER.search(each.message))]
     if not found:
         return None
@@ -190,7 +191,7 @@ def dead_workers(raised: Raised) -> Workers | None:
 
 
 def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
-    """The exception whose traceback is the last thing in a log: of a script that prints it and exits by itself."""
+    """The exception whose traceback comes last in a log. Some scripts print the traceback and exit by themselves."""
     lines = tuple(_PREFIX.sub("", line) for line in lines)
     start = max(
         (i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), default=None
@@ -199,7 +200,7 @@ def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
         return None
     for i, line in enumerate(lines[start + 1 :], start + 1):
         if match := _LAST_LINE.match(line):
-            # Whatever was said after it at some length, the script had got over it.
+            # If the script said much more after the traceback, it had survived the exception.
             if len([more for more in lines[i + 1 :] if more.strip()]) > 3:
                 return None
             kind, message = match["kind"], match["message"] or ""

@@ -1,1 +1,1 @@
-"""When a silence is a hang, and whose it is."""
+"""The rules that decide when a silence is a hang, and which rank causes it."""
