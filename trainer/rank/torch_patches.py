@@ -306,10 +306,12 @@ def fill_buckets(ddp: Any, order: list[int]) -> bool:
         ):
             return False
         names = ddp._build_debug_param_to_name_mapping(parameters)
-        again = ddp.reducer._push_all_rebuilt_params, ddp.reducer._rebuild_buckets, ddp._ddp_init_helper
+        if not hasattr(ddp.reducer, "_push_all_rebuilt_params") or not hasattr(ddp, "_ddp_init_helper"):
+            return False
     except AttributeError:
         return False
-    del again, ddp.reducer, ddp.logger
+    # The old reducer goes first, and its hooks on the parameters with it; the logger holds it too.
+    del ddp.reducer, ddp.logger
     permuted = {place: names[index] for place, index in enumerate(order)} if names else names
     ddp._ddp_init_helper([parameters[i] for i in order], [sparse[i] for i in order], permuted, ddp.static_graph)
     from torch.distributed import _register_comm_hook  # type: ignore[attr-defined]

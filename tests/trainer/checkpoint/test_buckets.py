@@ -44,6 +44,16 @@ def test_without_the_order_they_differ(tmp_path: Path) -> None:
     assert all(ways.values()), ways
 
 
+def test_a_loop_without_ddp_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes some 50 ms to look at all objects: not at every step."""
+    looks: list[nn.Module] = []
+    monkeypatch.setattr(buckets, "_around", looks.append)
+    known = buckets.of(nn.Linear(2, 2), 4)
+    for _ in range(5):
+        assert known.learn() is None
+    assert len(looks) == 1
+
+
 def test_a_static_graph_is_refused() -> None:
     """On three ranks and more; on two the order of a sum does not matter."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -50,6 +50,8 @@ class Buckets:
         self._ddp = None if model is None else _inside(model)
         self._order = ""
         self._wanted = ""
+        self._searched = False
+        """Whether a step has looked for a DDP that nobody gave us. One look is enough: it takes some 50 ms."""
         self._refuse()
 
     def state_dict(self) -> dict[str, str]:
@@ -69,7 +71,8 @@ class Buckets:
         order came too late to be used."""
         if self._order or self._world_size < 2:
             return None
-        if self._ddp is None:
+        if not self._searched:
+            self._searched = True
             self._look_around()
         if self._ddp is not None:
             self._order = " ".join(map(str, torch_patches.bucket_order(self._ddp)))
