@@ -4,20 +4,22 @@ there."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trainer.adapters.protocol import Checkpoint
 from trainer.rundir.files.codec import read
-from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.journal import Saved, identity_of, journals_of, line_of, place_of, saved_of
+from trainer.rundir.records.journal import Saved, lines_of, saved_of, whole_place
 from trainer.rundir.records.rollback import Rollback
 
+_Line = tuple[int, dict[str, Any]]
+"""A line of a journal, with its rank."""
 _TAIL = 256 << 10
 """Bytes of a journal's end that are read: a thousand saves."""
 _MOST = 50
@@ -59,7 +61,7 @@ def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | Non
     a rollback has given up. What was made before an attempt's first step is no checkpoint."""
     units = (unit for number in reversed(run.attempts()) if number >= since for unit in _units(run, number))
     found = []
-    for _, unit in zip(range(_MOST), units, strict=False):
+    for unit in itertools.islice(units, _MOST):
         step = unit.newest()[0]
         attempt = max(saved.attempt for saved in unit.saved.values())
         if rollback is not None and rollback.covers(attempt, step):
@@ -72,7 +74,8 @@ def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | Non
 def _units(run: RunDir, number: int) -> list[_Unit]:
     """What an attempt has saved, the newest first."""
     units: dict[str, _Unit] = {}
-    for saved, line in _saves(run, number):
+    lines = list(lines_of(run.attempt(number), _TAIL))
+    for saved, line in _saves(lines, number):
         path, kind = _unit_of(saved.path, line)
         unit = units.setdefault(path, _Unit(path, kind))
         unit.saved[saved.path] = saved
@@ -80,7 +83,7 @@ def _units(run: RunDir, number: int) -> list[_Unit]:
         if isinstance(holds, list):
             unit.resumable = unit.resumable or any(_OPTIMIZER.search(str(key)) for key in holds)
             unit.counts = unit.counts or any(_COUNTER.fullmatch(str(key)) for key in holds)
-    for path in _under_way(run, number):
+    for path in _under_way(lines):
         unit_path, _ = _unit_of(path, {})
         if unit_path in units:
             units[unit_path].torn = True
@@ -91,16 +94,9 @@ def _units(run: RunDir, number: int) -> list[_Unit]:
     return sorted(units.values(), key=_Unit.order, reverse=True)
 
 
-def _lines(run: RunDir, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    for rank, path in journals_of(run.attempt(number)):
-        for raw in tail(path, _TAIL).splitlines():
-            if (line := line_of(raw)) is not None:
-                yield rank, line
-
-
-def _saves(run: RunDir, number: int) -> Iterator[tuple[Saved, Mapping[str, Any]]]:
+def _saves(lines: Iterable[_Line], number: int) -> Iterator[tuple[Saved, Mapping[str, Any]]]:
     begun: dict[tuple[int, object], dict[str, Any]] = {}
-    for rank, line in _lines(run, number):
+    for rank, line in lines:
         if line["kind"] == "save_begun":
             begun[rank, line.get("n")] = line
         saved = saved_of(line, number, rank)
@@ -108,10 +104,10 @@ def _saves(run: RunDir, number: int) -> Iterator[tuple[Saved, Mapping[str, Any]]
             yield saved, {**begun.get((rank, line.get("n")), {}), **line}
 
 
-def _under_way(run: RunDir, number: int) -> set[str]:
+def _under_way(lines: Iterable[_Line]) -> set[str]:
     """Paths whose save was begun, and did not end with the attempt; not those that are written beside what is there."""
     left: dict[tuple[int, object], str] = {}
-    for rank, line in _lines(run, number):
+    for rank, line in lines:
         key = rank, line.get("n")
         if line["kind"] == "save_begun" and isinstance(line.get("path"), str) and line.get("beside") is not True:
             left[key] = line["path"]
@@ -154,12 +150,8 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
     known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable)
     if unit.kind in ("file", "lightning"):
         saved = next(iter(unit.saved.values()))
-        path = place_of(saved)
-        if path is None:
-            return None
-        here = identity_of(path)
-        whole = saved.identity is None or (here is not None and here.content == saved.identity.content)
-        return replace(known, path=path) if whole else None
+        path = whole_place(saved)
+        return replace(known, path=path) if path is not None else None
     names = _names(unit.path)
     known = replace(known, names=names)
     return known if _WHOLE[unit.kind](unit.path, names, world) else None

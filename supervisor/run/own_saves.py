@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from supervisor.core.own_saves.saves import Saves, hear
-from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.journal import BESIDE, Saved, identity_of, journals_of, line_of, place_of, saved_of
+from trainer.rundir.records.journal import BESIDE, Saved, lines_of, saved_of, whole_place
 
 _TAIL = 256 << 10
 """The number of bytes read from the end of a journal: a thousand saves."""
@@ -34,19 +34,13 @@ class Whole:
 def newest_whole(run: RunDir) -> Whole | None:
     """The newest whole save: at the highest step of the newest attempt that has one. A save before the first step does
     not count. None if there is none, or nothing can be read."""
-    for number, saved in zip(range(_TRIED), _newest_first(run), strict=False):
-        del number
-        if (path := place_of(saved)) is not None and _is_whole(saved, path):
+    for saved in itertools.islice(_newest_first(run), _TRIED):
+        if (path := whole_place(saved)) is not None:
             try:
                 return Whole(path, saved.step, os.stat(path).st_mtime)  # noqa: PTH116
             except (OSError, ValueError):
                 continue
     return None
-
-
-def _is_whole(saved: Saved, path: str) -> bool:
-    here = identity_of(path)
-    return saved.identity is None or (here is not None and here.content == saved.identity.content)
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
@@ -55,15 +49,12 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
         heard = Saves()
-        for rank, path in journals_of(run.attempt(attempt)):
-            for raw in tail(path, _TAIL).splitlines():
-                if (line := line_of(raw)) is None:
-                    continue
-                heard = hear(heard, rank, line)
-                saved = saved_of(line, attempt, rank)
-                if saved is not None and saved.here > 0 and saved.within is None:
-                    before = found.get(saved.path)
-                    found[saved.path] = saved if before is None or _says_more(saved, before) else before
+        for rank, line in lines_of(run.attempt(attempt), _TAIL):
+            heard = hear(heard, rank, line)
+            saved = saved_of(line, attempt, rank)
+            if saved is not None and saved.here > 0 and saved.within is None:
+                before = found.get(saved.path)
+                found[saved.path] = saved if before is None or _says_more(saved, before) else before
         for folder in heard.torn():
             found.pop(folder.newest.path, None)
         yield from sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
@@ -80,10 +71,8 @@ def _says_more(saved: Saved, before: Saved) -> bool:
 def saves_of(run: RunDir, attempt: int) -> Saves:
     """The saves in the journals of that attempt, for a caller that has not followed them."""
     heard = Saves()
-    for rank, path in journals_of(run.attempt(attempt)):
-        for raw in tail(path, _WHOLE).splitlines():
-            if (line := line_of(raw)) is not None:
-                heard = hear(heard, rank, line)
+    for rank, line in lines_of(run.attempt(attempt), _WHOLE):
+        heard = hear(heard, rank, line)
     return heard
 
 

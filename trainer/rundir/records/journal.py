@@ -203,6 +203,14 @@ def _with(data: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
         end = start
 
 
+def lines_of(folder: AttemptDir, limit: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of an attempt's journals, with their ranks. Of each journal only the last `limit` bytes are read."""
+    for rank, path in journals_of(folder):
+        for raw in tail(path, limit).splitlines():
+            if (line := line_of(raw)) is not None:
+                yield rank, line
+
+
 def line_of(raw: bytes) -> dict[str, Any] | None:
     """A journal line, or None if `raw` is none."""
     line = object_of(raw)
@@ -256,6 +264,15 @@ def place_of(saved: Saved) -> str | None:
         if _has(candidate, known):
             return candidate
     return None
+
+
+def whole_place(saved: Saved) -> str | None:
+    """The current place of `saved`, if its content there is the saved one. None if not."""
+    path = place_of(saved)
+    if path is None or saved.identity is None:
+        return path
+    here = identity_of(path)
+    return path if here is not None and here.content == saved.identity.content else None
 
 
 def _has(path: str, known: Identity) -> bool:
