@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from . import line, names
 from .accelerate import Accelerate
 from .generic import Generic
-from .huggingface import HuggingFace
+from .huggingface import HUGGING_FACE
 from .hydra import pinned
-from .lightning import Lightning
+from .lightning import LIGHTNING
 from .megatron import Megatron
 from .nanogpt import NanoGPT
 from .protocol import Adapter, Case, Plan, refusal
@@ -18,8 +18,8 @@ from .rsl_rl import RslRl
 
 BUILT_IN: tuple[Adapter, ...] = (
     NanoGPT(),
-    HuggingFace(),
-    Lightning(),
+    HUGGING_FACE,
+    LIGHTNING,
     Megatron(),
     RslRl(),
     Generic(),

@@ -11,28 +11,9 @@ import os.path
 from types import ModuleType
 from typing import Any
 
-from .program import Program
-from .protocol import Case, Orders, Plan
+from .protocol import Handed, Orders
 
 NAME = "huggingface"
-
-
-class HuggingFace:
-    name = NAME
-
-    def knows(self, program: Program) -> bool:
-        return NAME in program.uses
-
-    def plan(self, case: Case) -> Plan | None:
-        found = [each for each in case.checkpoints if each.kind == NAME]
-        if not found:
-            return None
-        say = f"Trainer.train(resume_from_checkpoint={found[0].path})"
-        return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])
-
-    @property
-    def hooks(self) -> dict[str, Any]:
-        return {"transformers.trainer": _hook}
 
 
 def _hook(module: ModuleType, orders: Orders) -> None:
@@ -57,3 +38,6 @@ def _offered(trainer: Any, orders: Orders) -> str | None:
         return None
     here = os.path.realpath(folder)
     return next((path for path in orders.offers if os.path.split(os.path.realpath(path))[0] == here), None)
+
+
+HUGGING_FACE = Handed(NAME, "Trainer.train(resume_from_checkpoint=", {"transformers.trainer": _hook})

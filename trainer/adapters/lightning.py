@@ -11,31 +11,9 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from .program import Program
-from .protocol import Case, Orders, Plan
+from .protocol import Handed, Orders
 
 NAME = "lightning"
-
-
-class Lightning:
-    name = NAME
-
-    def knows(self, program: Program) -> bool:
-        return NAME in program.uses
-
-    def plan(self, case: Case) -> Plan | None:
-        found = [each for each in case.checkpoints if each.kind == NAME]
-        if not found:
-            return None
-        say = f"Trainer.fit(ckpt_path={found[0].path})"
-        return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])
-
-    @property
-    def hooks(self) -> dict[str, Any]:
-        return {
-            "lightning.pytorch.trainer.trainer": _hook_trainer,
-            "pytorch_lightning.trainer.trainer": _hook_trainer,
-        }
 
 
 def _hook_trainer(module: ModuleType, orders: Orders) -> None:
@@ -62,3 +40,10 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         return original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
 
     trainer.fit = fit
+
+
+LIGHTNING = Handed(
+    NAME,
+    "Trainer.fit(ckpt_path=",
+    {"lightning.pytorch.trainer.trainer": _hook_trainer, "pytorch_lightning.trainer.trainer": _hook_trainer},
+)

@@ -107,3 +107,23 @@ class Orders:
 
 Hook = Callable[[ModuleType, Orders], None]
 Hooks = Mapping[str, Hook]
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """An adapter of a framework whose own call gets the checkpoint, by a hook: the command line stays as it is."""
+
+    name: str
+    call: str
+    """That call, for people: `Trainer.fit(ckpt_path=…)` without the value and the closing bracket."""
+    hooks: Hooks
+
+    def knows(self, program: Program) -> bool:
+        return self.name in program.uses
+
+    def plan(self, case: Case) -> Plan | None:
+        found = [each for each in case.checkpoints if each.kind == self.name]
+        if not found:
+            return None
+        say = f"{self.call}{found[0].path})"
+        return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])

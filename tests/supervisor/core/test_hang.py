@@ -2,120 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
 from dataclasses import replace
-from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.core.hangs.hang import LONGEST_SLEEP, STOPPED_FOR, Hang, Silence, look, unexplained
+from supervisor.core.hangs.hang import LONGEST_SLEEP, STOPPED_FOR, Hang
 from supervisor.core.hangs.limits import (
     BUSY,
     BUSY_UNTOLD,
     DISK_LIMIT,
-    FROZEN,
     HELD,
     IDLE,
     IDLE_UNTOLD,
-    MOVING_LIMIT,
     PHASE_FLOOR,
     POLLS,
-    SAMPLES_LATE,
 )
-from supervisor.core.hangs.motion import Kind
-from supervisor.core.hangs.pauses import TOLD_AFTER, tell
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import Observation, Policy, RankView
-from supervisor.core.sample import Loop, Sample, Thread, Wait
-from supervisor.core.stack import Frame
+from supervisor.core.model import Policy
+from tests.support.silence import (
+    AUTO,
+    TICK,
+    Life,
+    trained,
+)
 from trainer.rundir.codes import Phase
-
-AUTO = Policy(startup_timeout=600.0)
-TICK = 0.2
-QUICK = Pace(restart=0.2)
-"""Of a run that has restarted in 0.2 s."""
-
-
-EMPTY: Mapping[int, Sample] = MappingProxyType({})
-WORK = (Frame("evaluate", "/home/u/train.py", 40),)
-BARRIER = (Frame("barrier", "/x/site-packages/torch/distributed/distributed_c10d.py", 4000), *WORK)
-MET = Sample(0, Thread(BARRIER, wait=Wait.LOCK))
-LOOP = Sample(0, Thread(WORK, gil=True, wait=Wait.NONE, loop=Loop.WHILE, plain=True))
-LOCK = Sample(0, Thread(WORK, wait=Wait.LOCK))
-UPLOAD = Sample(0, Thread(WORK, wait=Wait.SOCKET))
-NATIVE = Sample(0, Thread(WORK, wait=Wait.NONE))
-MOVING = Sample(0, Thread(WORK, wait=Wait.NONE), moved=1)
-
-
-class Life:
-    """Ranks in step, looked at every TICK; what they do and what the kernel says of it is up to the test."""
-
-    def __init__(self, policy: Policy = AUTO, announces: bool = True, ranks: int = 1, pace: Pace = QUICK) -> None:
-        self.policy = policy
-        self.hang = Hang(pace)
-        self.now = 1000.0
-        self.views = [RankView(rank, 0, Phase.STARTUP, self.now, announces) for rank in range(ranks)]
-        self.looked = self.now
-        self.log_grew_at = 0.0
-        self.asked: Set[int] = frozenset()
-        self.tick = TICK
-
-    def look(self) -> Silence | None:
-        self.looked = self.now
-        seen = Observation(
-            now=self.now,
-            ranks=tuple(self.views),
-            steps={v.rank: v.step for v in self.views if v.step},
-            safe_step=max(v.step for v in self.views),
-            standby=True,
-            log_grew_at=self.log_grew_at,
-        )
-        self.hang, silence = look(self.hang, self.policy, seen)
-        self.asked = unexplained(self.hang, self.policy, seen).keys()
-        return silence
-
-    def set(self, rank: int | None = None, **changes: object) -> None:
-        for view in list(self.views):
-            if rank is None or view.rank == rank:
-                self.views[view.rank] = replace(view, **changes)  # type: ignore[arg-type]
-
-    def pass_time(
-        self, seconds: float, busy: frozenset[int] = frozenset(), doing: Mapping[int, Sample] = EMPTY
-    ) -> tuple[float, Silence | None]:
-        """The seconds passed until a verdict, and the verdict; ranks in `busy` use the CPU. Who is asked for is seen to
-        be `doing` something, by now and then a sample."""
-        start, end = self.now, self.now + seconds
-        if doing:
-            self.set(sampled=True)
-        while self.now < end:
-            ahead = min(self.looked + self.tick, end) - self.now
-            self.now += ahead
-            for rank in busy:
-                self.set(rank, cpu=self.views[rank].cpu + ahead)
-            for rank in self.asked & doing.keys():
-                moves = doing[rank].moved
-                self.set(rank, sample=replace(doing[rank], at=self.now, moved=moves and int(self.now * 10)))
-            if self.now >= self.looked + self.tick - 1e-9 and (silence := self.look()):
-                return self.now - start, silence
-        return seconds, None
-
-    def train(self, steps: int, seconds: float, busy: bool = True) -> Silence | None:
-        """`steps` steps of `seconds` each, by all ranks; the first verdict, if there is one."""
-        for _ in range(steps):
-            everyone = frozenset(range(len(self.views))) if busy else frozenset[int]()
-            if silence := self.pass_time(seconds, everyone)[1]:
-                return silence
-            step = self.views[0].step + 1
-            self.set(step=step, phase=Phase.TRAIN, beat_at=self.now)
-        return None
-
-
-def trained(seconds: float = 0.1, **more: object) -> Life:
-    life = Life(**more)  # type: ignore[arg-type]
-    assert life.train(max(20, int(4 / seconds)), seconds) is None
-    return life
 
 
 @pytest.mark.parametrize("usual", [0.02, 0.1, 0.9])
@@ -404,83 +316,3 @@ def test_a_sleep_that_ends_by_itself_is_no_hang() -> None:
     life = trained(policy=Policy(hang_timeout=30.0), ranks=2)
     life.set(0, sleeps=True)
     assert 30.0 <= life.pass_time(60.0)[0] <= 31.0
-
-
-@pytest.mark.parametrize(
-    ("does", "busy", "kind", "announces", "at_least", "at_most"),
-    [
-        (MOVING, True, Kind.MOVING, False, MOVING_LIMIT, MOVING_LIMIT + 2),
-        (NATIVE, True, Kind.NATIVE, False, FROZEN[Kind.NATIVE], FROZEN[Kind.NATIVE] + 10),
-        (UPLOAD, False, Kind.ANSWERED, True, FROZEN[Kind.ANSWERED], FROZEN[Kind.ANSWERED] + 10),
-        (LOCK, False, Kind.LOCKED, False, 10.0, 17.6),
-        (LOOP, True, Kind.PYTHON, False, 50.0, 62.6),
-        # A loop that says its phases has a shorter limit for what is frozen.
-        (LOCK, False, Kind.LOCKED, True, 3.0, 9.0),
-        (LOOP, True, Kind.PYTHON, True, 15.0, 21.0),
-    ],
-)
-def test_samples_tell_a_pause_from_a_hang(
-    does: Sample, busy: bool, kind: Kind, announces: bool, at_least: float, at_most: float
-) -> None:
-    """While another rank stands in a collective. The usual pause is 2.5 s here."""
-    life = trained(announces=announces, ranks=2)
-    life.tick = 0.5
-    life.set(1, held="futex 7")
-
-    after, silence = life.pass_time(4000.0, frozenset({0} if busy else ()), {0: does, 1: MET})
-
-    assert silence is not None and (silence.rank, silence.kind) == (0, kind)
-    assert at_least <= after <= at_most
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    usual=st.floats(0.05, 1.0),
-    does=st.lists(st.tuples(st.sampled_from([MOVING, NATIVE, UPLOAD, LOCK]), st.floats(1.0, 9.0)), max_size=6),
-    announces=st.booleans(),
-)
-def test_a_pause_that_changes_is_none(usual: float, does: list[tuple[Sample, float]], announces: bool) -> None:
-    """Whatever a rank does in turn, as long as each bit of it is shorter than its limit."""
-    life = trained(usual, announces=announces, ranks=2)
-    life.tick = 0.5
-    life.set(1, held="futex 7")
-    for sample, seconds in [(MOVING, 2.0 + 30 * usual), *[each for one in does for each in (one, (MOVING, 3.0))]]:
-        seconds = min(seconds, 2.0) if announces and sample is LOCK else seconds
-        assert life.pass_time(seconds, frozenset({0}), {0: sample, 1: MET})[1] is None
-
-
-def test_no_samples_no_change() -> None:
-    """Where they are to be had and do not come, the limits without them hold, a little later."""
-    life = trained(announces=False)
-    life.set(sampled=True)
-    after, silence = life.pass_time(300.0)
-    assert silence is not None and silence.kind == "idle"
-    assert IDLE_UNTOLD[1] + SAMPLES_LATE - TICK <= after <= IDLE_UNTOLD[1] + SAMPLES_LATE + 4 * TICK
-
-
-def test_nobody_is_sampled_in_calm_operation() -> None:
-    """Nor where somebody has given a limit."""
-    life = trained(0.1, announces=False, ranks=2)
-    life.set(sampled=True)
-    for _ in range(50):
-        assert life.train(1, 0.1) is None and not life.asked
-    given = trained(policy=Policy(hang_timeout=50.0))
-    assert given.pass_time(40.0, doing={0: LOCK})[1] is None and not given.asked
-
-
-def test_pauses_are_told_once_and_end() -> None:
-    life = trained(announces=False, ranks=2)
-    told, events = tell({}, life.hang, Observation(life.now, tuple(life.views)))
-    assert not told and not events
-    for _ in range(int(3 * TOLD_AFTER)):
-        assert life.pass_time(1.0, frozenset({0}), {0: MOVING, 1: MET})[1] is None
-        told, new = tell(told, life.hang, Observation(life.now, tuple(life.views)))
-        events += new
-    assert [(e.event, e.fields["rank"], e.fields["kind"], e.fields["limit_s"]) for e in events] == [
-        ("pause", 0, Kind.MOVING, MOVING_LIMIT)
-    ]
-    assert "evaluate (train.py:40); rank 1 waits" in events[0].fields["text"]
-
-    assert life.train(2, 0.1) is None
-    told, events = tell(told, life.hang, Observation(life.now, tuple(life.views)))
-    assert not told and [e.fields["over"] for e in events] == [True]

@@ -1,0 +1,108 @@
+"""The hang rule with samples of the stacks: they tell a pause from a hang, and what is told meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supervisor.core.hangs.limits import (
+    FROZEN,
+    IDLE_UNTOLD,
+    MOVING_LIMIT,
+    SAMPLES_LATE,
+)
+from supervisor.core.hangs.motion import Kind
+from supervisor.core.hangs.pauses import TOLD_AFTER, tell
+from supervisor.core.model import Observation, Policy
+from supervisor.core.sample import Sample
+from tests.support.silence import (
+    LOCK,
+    LOOP,
+    MET,
+    MOVING,
+    NATIVE,
+    TICK,
+    UPLOAD,
+    trained,
+)
+
+
+@pytest.mark.parametrize(
+    ("does", "busy", "kind", "announces", "at_least", "at_most"),
+    [
+        (MOVING, True, Kind.MOVING, False, MOVING_LIMIT, MOVING_LIMIT + 2),
+        (NATIVE, True, Kind.NATIVE, False, FROZEN[Kind.NATIVE], FROZEN[Kind.NATIVE] + 10),
+        (UPLOAD, False, Kind.ANSWERED, True, FROZEN[Kind.ANSWERED], FROZEN[Kind.ANSWERED] + 10),
+        (LOCK, False, Kind.LOCKED, False, 10.0, 17.6),
+        (LOOP, True, Kind.PYTHON, False, 50.0, 62.6),
+        # A loop that says its phases has a shorter limit for what is frozen.
+        (LOCK, False, Kind.LOCKED, True, 3.0, 9.0),
+        (LOOP, True, Kind.PYTHON, True, 15.0, 21.0),
+    ],
+)
+def test_samples_tell_a_pause_from_a_hang(
+    does: Sample, busy: bool, kind: Kind, announces: bool, at_least: float, at_most: float
+) -> None:
+    """While another rank stands in a collective. The usual pause is 2.5 s here."""
+    life = trained(announces=announces, ranks=2)
+    life.tick = 0.5
+    life.set(1, held="futex 7")
+
+    after, silence = life.pass_time(4000.0, frozenset({0} if busy else ()), {0: does, 1: MET})
+
+    assert silence is not None and (silence.rank, silence.kind) == (0, kind)
+    assert at_least <= after <= at_most
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    usual=st.floats(0.05, 1.0),
+    does=st.lists(st.tuples(st.sampled_from([MOVING, NATIVE, UPLOAD, LOCK]), st.floats(1.0, 9.0)), max_size=6),
+    announces=st.booleans(),
+)
+def test_a_pause_that_changes_is_none(usual: float, does: list[tuple[Sample, float]], announces: bool) -> None:
+    """Whatever a rank does in turn, as long as each bit of it is shorter than its limit."""
+    life = trained(usual, announces=announces, ranks=2)
+    life.tick = 0.5
+    life.set(1, held="futex 7")
+    for sample, seconds in [(MOVING, 2.0 + 30 * usual), *[each for one in does for each in (one, (MOVING, 3.0))]]:
+        seconds = min(seconds, 2.0) if announces and sample is LOCK else seconds
+        assert life.pass_time(seconds, frozenset({0}), {0: sample, 1: MET})[1] is None
+
+
+def test_no_samples_no_change() -> None:
+    """Where they are to be had and do not come, the limits without them hold, a little later."""
+    life = trained(announces=False)
+    life.set(sampled=True)
+    after, silence = life.pass_time(300.0)
+    assert silence is not None and silence.kind == "idle"
+    assert IDLE_UNTOLD[1] + SAMPLES_LATE - TICK <= after <= IDLE_UNTOLD[1] + SAMPLES_LATE + 4 * TICK
+
+
+def test_nobody_is_sampled_in_calm_operation() -> None:
+    """Nor where somebody has given a limit."""
+    life = trained(0.1, announces=False, ranks=2)
+    life.set(sampled=True)
+    for _ in range(50):
+        assert life.train(1, 0.1) is None and not life.asked
+    given = trained(policy=Policy(hang_timeout=50.0))
+    assert given.pass_time(40.0, doing={0: LOCK})[1] is None and not given.asked
+
+
+def test_pauses_are_told_once_and_end() -> None:
+    life = trained(announces=False, ranks=2)
+    told, events = tell({}, life.hang, Observation(life.now, tuple(life.views)))
+    assert not told and not events
+    for _ in range(int(3 * TOLD_AFTER)):
+        assert life.pass_time(1.0, frozenset({0}), {0: MOVING, 1: MET})[1] is None
+        told, new = tell(told, life.hang, Observation(life.now, tuple(life.views)))
+        events += new
+    assert [(e.event, e.fields["rank"], e.fields["kind"], e.fields["limit_s"]) for e in events] == [
+        ("pause", 0, Kind.MOVING, MOVING_LIMIT)
+    ]
+    assert "evaluate (train.py:40); rank 1 waits" in events[0].fields["text"]
+
+    assert life.train(2, 0.1) is None
+    told, events = tell(told, life.hang, Observation(life.now, tuple(life.views)))
+    assert not told and [e.fields["over"] for e in events] == [True]
