@@ -142,8 +142,7 @@ class Standby:
             self._fork_server.close()
             self._fork_server = None
 
-    # ── the fork server
-    # ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the fork server ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_fork_server(self, now: float) -> None:
         folder = self._run.standby

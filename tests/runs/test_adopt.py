@@ -1,5 +1,4 @@
-"""The supervisor is killed, at moments by name and at random ones: the ranks train on, and the next one goes on with
-them."""
+"""The supervisor is killed, at moments by name and at random ones: the ranks train on, and the next one adopts them."""
 
 from __future__ import annotations
 

@@ -63,8 +63,7 @@ def old_or_new(old: Any, new: Any) -> Allowed:
     return allowed
 
 
-# ── events.jsonl
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── events.jsonl ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _LONG = "x" * 3000
 """So that events lie across pages."""
@@ -145,8 +144,7 @@ def _synced_are_there(started: int) -> Allowed:
     return allowed
 
 
-# ── run.json, and a launch from nothing
-# ─────────────────────────────────────────────────────────────────────────────────
+# ── run.json, and a launch from nothing ───────────────────────────────────────────────────────────────────────────────
 
 
 def _nproc(root: Path) -> int | None:
@@ -204,8 +202,7 @@ def _launch_allowed(marks: Marks, seen: tuple[Any, ...]) -> str | None:
     return None if seen[0] in (None, 1) else f"run.json: {seen}"
 
 
-# ── the rest
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _LINES = b"".join(b'{"step": %d}\n' % step for step in range(1, 400))
 

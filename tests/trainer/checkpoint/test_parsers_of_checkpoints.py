@@ -172,8 +172,7 @@ def test_latest(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -
     assert step is None or step >= 0
 
 
-# ── shared memory
-# ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── shared memory ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @FAST
@@ -264,8 +263,7 @@ def test_words_of_a_board_are_written_whole(segment: Path, tmp_path: Path) -> No
     assert struct.unpack_from("<q", raw, 3 * 128) == (4 << 40 | 700,)
 
 
-# ── one file
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @settings(parent=SLOW, max_examples=80)

@@ -1,5 +1,4 @@
-"""Whatever lies on the disk, its reader gives what it promises or raises what it promises: no crash, and one clear
-line."""
+"""For anything on the disk, a reader gives or raises what it promises: no crash, and one clear line."""
 
 from __future__ import annotations
 
@@ -135,8 +134,7 @@ def events(folder: Path) -> bytes:
 @SLOW
 @given(data=st.data())
 def test_events(data: st.DataObject, folder: Path, events: bytes) -> None:
-    """Any bytes, and any values in the fields of events: all that can be read is read, told, counted and shown as a
-    status that is JSON, and the next supervisor writes on."""
+    """Any bytes and values in events: what can be read is read, told, counted and in `status`; the next writes on."""
     run = RunDir(folder / "events")
     run.path.mkdir(exist_ok=True)
     if data.draw(st.booleans()):
