@@ -1,4 +1,4 @@
-"""Whose fault a silence is: the odd rank among those that stand still, and the verdict that names it."""
+"""The blame for a silence: the odd rank among those that stand still, and the verdict that names it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from supervisor.core.stack import Stacks, grouped, named
 
 
 def hang_verdict(seen: Observation, silence: Silence, stacks: Stacks | None) -> Verdict:
-    """Of the odd rank, with the place where it stands, and where most of the others do."""
+    """The verdict on the odd rank, with the place where it stands, and the place of most other ranks."""
     steps = {view.rank: view.step for view in seen.ranks}
     rank = silence.rank if silence.stopped else odd(steps, stacks)
     alike = rank is None
     if rank is None:
         rank = silence.rank
-    # What it has done in this attempt may not be known as steps of the run.
+    # The rank's work in this attempt may not be known as steps of the run.
     step = seen.steps.get(rank, steps.get(rank, silence.step))
     at = f"at step {step}" if step >= 0 else "at an unknown step"
     stack = stacks.of(rank) if stacks else None
@@ -35,10 +35,11 @@ def hang_verdict(seen: Observation, silence: Silence, stacks: Stacks | None) -> 
 
 
 def odd(steps: Mapping[int, int], stacks: Stacks | None) -> int | None:
-    """The rank that the others wait for, or None if nothing tells it apart. `steps` are those finished by each rank.
+    """The rank that the others wait for, or None if nothing tells it apart. `steps` are the steps finished by each
+    rank.
 
-    Whoever waits in a collective is a victim, so a rank that does not is the one. Where all of them wait in one, a rank
-    that is ahead has skipped a collective that the others are in; and what one rank does differs from what most do.
+    A rank that waits in a collective is a victim. So a rank that does not wait in one is to blame. If all ranks wait in
+    one, a rank that is ahead has skipped a collective of the others. A rank at another place than most is odd too.
     """
     known = {rank: stack for rank in steps if stacks is not None and (stack := stacks.of(rank)) is not None}
     apart = [rank for rank, stack in known.items() if not stack.exchanges]
@@ -46,7 +47,7 @@ def odd(steps: Mapping[int, int], stacks: Stacks | None) -> int | None:
         return min(apart, key=lambda rank: (steps[rank], rank))
     candidates = list(steps)
     if len(set(steps.values())) > 1:
-        # All stand still. Who waits in a collective waits for the one that has gone on without it.
+        # All ranks stand still. Those in a collective wait for the rank that has gone on without it.
         ahead = bool(known) and not apart
         edge = max(steps.values()) if ahead else min(steps.values())
         candidates = [rank for rank, step in steps.items() if step == edge]

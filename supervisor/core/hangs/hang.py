@@ -1,9 +1,8 @@
-"""The hang rule: which rank is overdue, and whether another one excuses it. How long that takes is limits.py's.
+"""The hang rule: it finds the rank that is overdue, unless another rank excuses it. The limits are in limits.py.
 
-Silence is counted in time that the supervisor has watched and the rank did not wait for a CPU, so neither a paused
-machine nor a crowded one makes a hang; nor does a sleep of which the kernel tells the end, for ten minutes in all. A
-stopped rank (state T) has no such limit. A rank is given no verdict while one that it may be waiting for still has
-time.
+Silence counts only while the supervisor watches and the rank does not wait for a CPU. So neither a paused machine nor a
+crowded one makes a hang. A sleep whose end the kernel tells does not count either, for ten minutes in all. A stopped
+rank (state T) has no such limit. A rank gets no verdict while it may be waiting for a rank that still has time.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from supervisor.core.model import Observation, Policy, RankView
 from trainer.rundir.codes import Phase
 
 LONGEST_GAP = 0.5
-"""Between two looks no more silence than this passes: a longer gap is a pause of the machine or of the supervisor."""
+"""The most silence that counts between two looks. A longer gap is a pause of the machine or of the supervisor."""
 STOPPED_FOR = 0.4
 ASK, ASK_BUSY = 5.0, 10.0
-"""Silence after which ranks are asked whether they wait for one that has left: idle, and using the CPU, as NCCL
-does."""
+"""Silence after which the supervisor asks whether ranks wait for one that has left. First for idle ranks, then for
+ranks that use the CPU, as NCCL does."""
 COLD = 3.0
-"""What a restart costs more where no standby waits."""
+"""Seconds that a restart costs more if no standby waits."""
 RESTART = 10.0
-"""What a restart costs before the first one, or the first start, was seen."""
+"""Seconds that a restart is taken to cost until the first start or restart was seen."""
 LONGEST_SLEEP = 600.0
-"""Of one silence, what a rank may sleep through: a loop of long sleeps is a hang like any other."""
+"""The most sleep that is excused in one silence. A loop of long sleeps is a hang like any other."""
 _IDLE_SHARE = 0.05
 _INFINITE = float("inf")
 _WORDS = {
@@ -58,12 +57,12 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A rank that is overdue, and why that is so."""
+    """A rank that is overdue, and the reason."""
 
     rank: int
     kind: str
-    """stopped, held, polls, idle, busy, what samples show (motion.Kind), or the limit of a phase or of the user
-    (told)."""
+    """stopped, held, polls, idle, busy, the result of samples (motion.Kind), or told: the limit of a phase or of the
+    user."""
     silent_for: float
     limit: float
     since: float
@@ -89,19 +88,19 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the rule remembers of one rank. All times are watched time."""
+    """The memory of the rule for one rank. All times are watched time."""
 
     step: int
     phase: Phase
     beat_at: float
     silent: float = 0.0
-    """Since its last beat, without the time it waited for a CPU."""
+    """Time since its last beat, without the time it waited for a CPU."""
     quiet: float = 0.0
-    """With that time."""
+    """Time since its last beat, with that time."""
     idle: float = 0.0
-    """Of that, the last stretch with hardly any CPU used."""
+    """The last part of `quiet` with hardly any CPU used."""
     used: float = 0.0
-    """What it had used (or waited for) when that stretch began."""
+    """CPU time used (or waited for) when that part began."""
     starved: float = 0.0
     disk: bool = False
     """It has waited for a disk in this silence."""
@@ -109,21 +108,21 @@ class Watched:
     held_for: float = 0.0
     polls_for: float = 0.0
     slept: float = 0.0
-    """Of `silent`, in sleeps that end by themselves."""
+    """The part of `silent` in sleeps that end by themselves."""
     stopped_for: float | None = None
     steps: int = 0
-    """Done in this attempt."""
+    """Steps done in this attempt."""
     motion: Motion | None = None
-    """What the samples of this silence show."""
+    """The result of the samples of this silence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """What the rule remembers. `pace` and `doubt` outlive attempts; the rest is of the one that runs."""
+    """The memory of the rule. `pace` and `doubt` outlive attempts; the rest belongs to the running attempt."""
 
     pace: Pace = field(default_factory=Pace)
     doubt: float = 0.0
-    """A silence that ended in a verdict: it counts as seen until a rank has got past `doubt_step`."""
+    """The length of a silence that ended in a verdict. It counts as seen until a rank has got past `doubt_step`."""
     doubt_step: int = -1
     looked_at: float | None = None
     began_at: float | None = None
@@ -137,7 +136,7 @@ class Hang:
         return Hang(self.pace, self.doubt, self.doubt_step)
 
     def judged(self, silence: Silence) -> Hang:
-        """After a verdict: if the silence comes again at the same step, it may last three times as long."""
+        """The memory after a verdict. If the silence comes again at the same step, it may last three times as long."""
         if silence.kind not in _WORDS:
             return self
         return replace(self, doubt=silence.silent_for, doubt_step=silence.step)
@@ -169,7 +168,7 @@ def look(hang: Hang, policy: Policy, seen: Observation) -> tuple[Hang, Silence |
 
 
 def quiet(hang: Hang, policy: Policy, seen: Observation, left: set[int]) -> float | None:
-    """The silence of the other ranks since some have `left`, once it is long enough to ask what they wait for."""
+    """The silence of the other ranks since some have `left`. None until it is long enough to ask for the reason."""
     rest = [hang.ranks[view.rank] for view in seen.ranks if view.rank not in left]
     if not left or not rest or policy.hang_timeout == _INFINITE:
         return None
@@ -179,7 +178,7 @@ def quiet(hang: Hang, policy: Policy, seen: Observation, left: set[int]) -> floa
 
 
 def cost(hang: Hang, seen: Observation) -> float:
-    """Seconds that a wrong verdict would cost now: the restart, and the work since the last step that is safe."""
+    """Seconds that a wrong verdict would cost now: the restart, and the work since the last safe step."""
     restart = (RESTART if hang.pace.restart is None else hang.pace.restart) + (0.0 if seen.standby else COLD)
     if seen.safe_step >= 0:
         redo = max(0, max(seen.steps.values(), default=0) - seen.safe_step) * hang.pace.typical
@@ -190,15 +189,16 @@ def cost(hang: Hang, seen: Observation) -> float:
 
 
 def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
-    """With what the ranks have done since the last look. What a pause fell into says nothing of the script."""
+    """The memory with the ranks' work since the last look. A stretch with a pause in it tells nothing about the
+    script."""
     pace, slowest, steps = hang.pace, 0.0, 0
     for view in seen.ranks:
         old = hang.ranks.get(view.rank)
         if old is None or passed > LONGEST_GAP:
             continue
         if view.phase is old.phase is Phase.TRAIN and view.step > old.step:
-            # Many steps may lie between two looks; what was silent at the last one was one step. Watched time: a pause
-            # of the machine between the two beats is none of the script's.
+            # Many steps may lie between two looks. The silence at the last look was within one step. Watched time is
+            # used: a pause of the machine between two beats is not the script's.
             took = min(view.beat_at - old.beat_at, old.silent + passed)
             each = max(took, 0.0) / (view.step - old.step)
             slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
@@ -228,7 +228,7 @@ def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_g
     slept = 0.0 if lives else old.slept
     asleep = passed if quiet and view.sleeps and slept < LONGEST_SLEEP else 0.0
     motion = None if lives else old.motion
-    # Not one that was taken before the last sign of life.
+    # A sample from before the last sign of life does not count.
     sample = view.sample if not lives else None
     if sample is not None and (motion.last.at if motion is not None else now - old.quiet - passed) < sample.at:
         motion = follow(motion, sample)
@@ -264,7 +264,7 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
         allowed = STOPPED_FOR
         return silence("stopped", known.stopped_for, allowed) if known.stopped_for >= allowed else None
     if view.replaced:
-        # What it does, and whether it does anything, is not to be seen.
+        # Whether it works cannot be seen.
         return None
     if view.apart:
         allowed = told_limit(hang.pace, policy, Phase.TRAIN if policy.hang_timeout is not None else Phase.EVAL)
@@ -281,7 +281,7 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
             return silence(kind.value, known.quiet, allowed)
     late = SAMPLES_LATE if view.sampled and motion is None else 0.0
     for word, silent in (("polls", known.polls_for), ("idle", known.idle), ("busy", known.silent - known.slept)):
-        # Who sleeps and looks while others stand in a collective may be at a server's door.
+        # While others stand in a collective, a rank that sleeps and looks may be waiting for a server.
         if motion is not None and (word != "polls" or met):
             continue
         allowed = train_limit(word, hang.pace, normal, mistake, view.announces, known.disk) + late
@@ -291,10 +291,10 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
 
 
 def _frozen(known: Watched, motion: Motion, normal: float, met: bool, cost: float | None) -> tuple[Kind | None, float]:
-    """What it does, if that has lasted too long, and how long it may."""
+    """The kind of standstill, if it has lasted too long, and the limit."""
     kind = motion.kind
     allowed = frozen_limit(kind, motion.busy, met and not motion.last.gpu, cost)
-    # A function that goes round does so however seldom it gets a CPU; what a library has to do takes longer then.
+    # A function that loops does so even if it seldom gets a CPU. The work of a library takes longer with less CPU.
     silent = known.quiet if kind is Kind.PYTHON else known.silent
     if silent >= normal and min(motion.frozen_for, silent) >= allowed:
         return kind, allowed
@@ -304,7 +304,7 @@ def _frozen(known: Watched, motion: Motion, normal: float, met: bool, cost: floa
 
 
 def sampled(known: Watched) -> Motion | None:
-    """What samples show, once there are enough of them."""
+    """The result of the samples, once there are enough of them."""
     return known.motion if known.motion is not None and known.motion.known else None
 
 
@@ -315,8 +315,8 @@ def meets(hang: Hang, rank: int) -> bool:
 
 
 def unexplained(hang: Hang, policy: Policy, seen: Observation) -> dict[int, float]:
-    """The ranks to be sampled now, by how long they have been silent: for longer than usual, in training, with no limit
-    that somebody has given."""
+    """The ranks to be sampled now, with the seconds of their silence. They train, they are silent for longer than
+    usual, and nobody has set a limit."""
     if policy.hang_timeout is not None:
         return {}
     after = sampled_after(hang.pace, usual(hang.pace, hang.doubt))
@@ -331,7 +331,7 @@ def unexplained(hang: Hang, policy: Policy, seen: Observation) -> dict[int, floa
 
 
 def _excused(hang: Hang, rank: int, overdue: dict[int, Silence]) -> bool:
-    """Whether `rank` may be waiting for one that still has time: no other can have finished the step that it is in."""
+    """Whether `rank` may be waiting for one that still has time. No other rank can have finished the step of `rank`."""
     mine = hang.ranks[rank]
     for other, known in hang.ranks.items():
         together = known.phase not in STARTING or mine.steps < WARM_UP

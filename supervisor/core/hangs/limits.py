@@ -1,18 +1,18 @@
-"""How long a rank may be silent: by what it does meanwhile, by what was seen, and by what a mistake costs.
+"""The limits of a rank's silence. They depend on its activity, on the times seen, and on the cost of a mistake.
 
-A wrong verdict costs a restart and the work that has to be redone; a late one costs the wait. Waiting as long as a
-mistake would cost is never worse than twice the best (ski rental), so a limit is the cost times how doubtful the
-evidence is:
+A wrong verdict costs a restart and the work that has to be redone. A late verdict costs the wait. Waiting as long as a
+mistake would cost is never worse than twice the best (ski rental). So a limit is the cost times the doubt in the
+evidence:
 
     held    no rank can go on unless another one does: 0.01 x cost    a second, hardly a doubt
     polls   every rank sleeps and looks, again and again, and nothing of this run could end that: 0.3 x cost
     idle    no CPU is used, but a disk, a network or a timer may answer: 1 x cost
-    busy    the CPU is used: a long step, an evaluation or an endless loop, from outside they are one: 10 x cost
+    busy    the CPU is used: a long step, an evaluation or an endless loop look the same from outside: 10 x cost
 
-each between a floor and a ceiling, and the last two never before 25 typical steps, or 3 of the slowest seen, are over.
+Each limit has a floor and a ceiling. The last two never end before 25 typical steps, or 3 of the slowest step seen.
 
-The last two are for where nothing more is known. Samples of the stacks (motion.py) tell a rank that moves from one that
-is frozen, and what might still wake that; their limits begin when the usual pause is over, and ask for no cost.
+The last two are for cases where nothing more is known. Samples of the stacks (motion.py) tell a moving rank from a
+frozen one, and show what might still wake the frozen one. Their limits begin after the usual pause and need no cost.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from supervisor.core.model import Policy
 from trainer.rundir.codes import Phase
 
 FACTOR = 25.0
-"""Times the typical step: one that takes twenty times as long is not a hang."""
+"""Times the typical step. A step that takes twenty times as long is not a hang."""
 MARGIN = 3.0
 """Times the slowest step."""
 WARM_UP = 5
-"""Looks at steps before anything is known of them."""
+"""Looks with new steps that are needed before the time of a step counts as known."""
 HELD = (0.01, 1.0, 10.0)
 """(times the cost, at least, at most), in seconds."""
 POLLS = (0.3, 8.0, 60.0)
 IDLE = (1.0, 3.0, 60.0)
 IDLE_UNTOLD = (1.0, 30.0, 120.0)
-"""Of a script that says nothing: it may be uploading a model."""
+"""For a script that tells nothing: it may be uploading a model."""
 BUSY = (10.0, 15.0, 60.0)
 BUSY_UNTOLD = (10.0, 300.0, 300.0)
-"""Of a script that says nothing: it may be evaluating."""
+"""For a script that tells nothing: it may be evaluating."""
 DISK_LIMIT = 120.0
-"""While a rank waits for a disk or a file server: under load they take long, and a kill does not end such a wait."""
+"""The limit while a rank waits for a disk or a file server. They are slow under load, and a kill does not end the
+wait."""
 SAVE_LIMIT = 1800.0
 PHASE_FLOOR = 120.0
-"""No phase but train has a shorter limit than this, however short it was so far."""
+"""The least limit of every phase but train, however short the phase was so far."""
 MOVING_LIMIT = 1800.0
-"""Seconds of silence for which a rank may move, or wait for a disk: an evaluation is no hang."""
+"""Seconds of silence for which a rank may move, or wait for a disk. An evaluation is no hang."""
 FROZEN = {
     Kind.PYTHON: 55.0,
     Kind.BETWEEN: 300.0,
@@ -54,25 +55,25 @@ FROZEN = {
     Kind.WATCHED: float("inf"),
     Kind.MOVING: float("inf"),
 }
-"""Seconds without any movement that was sampled, by what the rank is seen to do."""
+"""Seconds without any movement in the samples, by the kind of standstill."""
 FROZEN_MET = {True: 300.0, False: 120.0}
-"""The same in a collective: using the CPU, as NCCL does, and idle."""
+"""The same in a collective. True: the rank uses the CPU, as NCCL does. False: it is idle."""
 FROZEN_ALONE = 13.0
-"""The same for a lock, while another rank stands in a collective: that one is to come, and nothing of its own is to be
-expected. Together with the first samples this is 15 s after the usual pause."""
+"""The same for a lock, while another rank stands in a collective. That rank waits for this one, and nothing of this
+rank can end the wait. With the first samples this is 15 s after the usual pause."""
 PATIENT = (Kind.MOVING, Kind.NATIVE, Kind.ANSWERED, Kind.DISK, Kind.WATCHED)
-"""What no shorter limit of a loop that says its phases ends."""
+"""The kinds that keep their full limit even if the loop tells its phases."""
 SAMPLED_AFTER = 1.0
-"""Seconds of silence before which nobody is sampled, however short the steps."""
+"""Seconds of silence before which no rank is sampled, even if the steps are short."""
 SAMPLED_COLD = 10.0
-"""The same while nothing is known of the steps."""
+"""The same while the time of a step is not known."""
 SAMPLES_LATE = 10.0
-"""Seconds that a limit without samples is put off where there are samples to be had."""
+"""Seconds that are added to a limit without samples if samples are possible."""
 STARTING = (Phase.NONE, Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
 
 
 def told_limit(pace: Pace, policy: Policy, phase: Phase) -> float:
-    """Seconds of silence in a phase that has its own limit, or that the user has given one."""
+    """Seconds of silence in a phase that has its own limit, or a limit from the user."""
     if phase is Phase.TRAIN:
         return policy.hang_timeout or 0.0
     given = policy.hang_timeout or 0.0
@@ -84,14 +85,14 @@ def told_limit(pace: Pace, policy: Policy, phase: Phase) -> float:
 
 
 def usual(pace: Pace, doubt: float) -> float:
-    """What no silence is judged before: a step that takes twenty times as long as others is none, nor is one like the
-    slowest, nor `doubt`, a silence that has ended in a verdict."""
+    """The silence that is always allowed. A step that takes twenty times as long as others is normal. So is a step like
+    the slowest, or a silence like `doubt`, which has ended in a verdict."""
     return max(FACTOR * pace.typical, MARGIN * pace.slowest, MARGIN * doubt)
 
 
 def frozen_limit(kind: Kind, busy: bool, met: bool, cost: float | None = None) -> float:
-    """Seconds without movement; `met`: another rank stands in a collective, and no GPU can be what is waited for.
-    `cost`: that of a mistake, of a loop that says its phases: it has no pauses that it does not tell."""
+    """Seconds without movement. `met`: another rank stands in a collective, and this rank cannot be waiting for a GPU.
+    `cost`: the cost of a mistake, for a loop that tells its phases. Such a loop has no untold pauses."""
     limit = FROZEN_MET[busy] if kind is Kind.MET else FROZEN[kind]
     if kind is Kind.LOCKED and met:
         limit = FROZEN_ALONE
@@ -101,7 +102,7 @@ def frozen_limit(kind: Kind, busy: bool, met: bool, cost: float | None = None) -
 
 
 def sampled_after(pace: Pace, normal: float) -> float:
-    """Seconds of silence after which a rank is looked at with samples."""
+    """Seconds of silence after which a rank is sampled."""
     return max(normal, SAMPLED_AFTER if len(pace.recent) >= WARM_UP else SAMPLED_COLD)
 
 
@@ -110,7 +111,7 @@ def held_limit(cost: float) -> float:
 
 
 def train_limit(kind: str, pace: Pace, normal: float, cost: float, announces: bool, disk: bool) -> float:
-    """Seconds of silence in training, idle or busy, where nobody has given a limit."""
+    """Seconds of silence in training, idle or busy, if nobody has set a limit."""
     if len(pace.recent) < WARM_UP:
         return BUSY_UNTOLD[2] if kind == "busy" else IDLE_UNTOLD[2]
     idle, busy = (IDLE, BUSY) if announces else (IDLE_UNTOLD, BUSY_UNTOLD)

@@ -1,15 +1,15 @@
-"""What a silent rank does, by samples of its stacks: whether it moves, and if not, who might still wake it.
+"""The activity of a silent rank, from samples of its stacks: whether it moves, and if not, what might still wake it.
 
-Judged is the thread that steps, the main one, and whatever it waits for: where that is a lock, the script's other
-threads; where it is a child, its children. A tracker's or a loader's thread beside it is not judged, nor a DataLoader's
-worker without work: they answer for nobody.
+The main thread is judged, because it steps. The targets of its wait are judged too: for a lock, the script's other
+threads; for a child, its children. A tracker's or a loader's thread is not judged, nor is a DataLoader's worker without
+work: no rank waits for their work.
 
     moving     the stack changes between samples: other frames, another line in a caller, a caller's variables
     python     one function runs, and nothing changes but its own line: `while True: pass`
-    between    it holds the GIL in one line: a regex, or a loop that nothing tells apart from one
+    between    it holds the GIL in one line: a regex, or a loop that looks the same
     native     it uses the CPU without the GIL in one frame: a tokenizer's batch, faiss, eigh
     answered   idle in a wait that something outside may end: a socket, a child, a file, a timer, a thread of a library
-    locked     idle, and nothing that is known can end it but the rank itself, or the others
+    locked     idle, and nothing known can end it but the rank itself, or the other ranks
     met        it stands in a collective: it waits for other ranks, idle or busy
     disk       a disk or a file server keeps it (state D): no verdict by itself
     watched    a person looks at it with a debugger
@@ -23,16 +23,16 @@ from supervisor.core.sample import Loop, Sample, Thread, Wait
 from supervisor.core.words import Word
 
 ENOUGH = 3
-"""Samples that make a judgement."""
+"""Samples that are needed for a judgement."""
 _DEBUGGERS = ("/pdb.py", "/bdb.py", "/debugpy/", "/pydevd", "/ipdb/", "/pudb/", "/code.py", "IPython/terminal/")
 _HELD = 0.8
-"""Share of the samples in which a thread holds the GIL, from which on it always does."""
+"""If a thread holds the GIL in this share of its samples, it counts as always holding it."""
 _BUSY = 0.3
-"""Share of a CPU that a process uses which is not idle, whatever its main thread does."""
+"""A process that uses this share of a CPU is not idle, whatever its main thread does."""
 
 
 class Kind(Word):
-    """As above."""
+    """The kinds in the table above."""
 
     MOVING = "moving"
     PYTHON = "python"
@@ -47,31 +47,31 @@ class Kind(Word):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What one judged thread has done since nothing changed."""
+    """The activity of one judged thread since the last change."""
 
     held: int = 0
-    """Samples in which it held the GIL."""
+    """Samples in which the thread held the GIL."""
     ran: int = 0
     lines: frozenset[int] = frozenset()
     counts: bool = False
-    """Its innermost function's variables have changed."""
+    """The variables of its innermost function have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """What is remembered of one silence of one rank."""
+    """The memory of one silence of one rank."""
 
     first: Sample
-    """The first one of the place where it stands."""
+    """The first sample at the present place."""
     last: Sample
     samples: int = 1
-    """In that place."""
+    """The number of samples at that place."""
     all: int = 1
     running: tuple[Running, ...] = ()
 
     @property
     def frozen_for(self) -> float:
-        """Seconds for which it has not moved."""
+        """Seconds for which the rank has not moved."""
         return self.last.at - self.first.at
 
     @property
@@ -80,7 +80,7 @@ class Motion:
 
     @property
     def kind(self) -> Kind:
-        """As of the last sample. Of several threads the one that may go on for the longest counts."""
+        """The kind at the last sample. Of several threads, the one that may go on for the longest counts."""
         last = self.last
         if last.traced or any(thread.within(*_DEBUGGERS) for thread in last.judged()):
             return Kind.WATCHED
@@ -98,13 +98,13 @@ class Motion:
         if lonely and found == [Kind.LOCKED] and self.busy:
             found = [Kind.NATIVE]
         if last.main.waits_for is Wait.CHILD:
-            # It is its children that count, if there are any at work.
+            # The children count here, if any of them is at work.
             found = found[1:] or [Kind.ANSWERED if last.strangers or not last.children else Kind.LOCKED]
         return max(found, key=_LONGEST.index)
 
     @property
     def busy(self) -> bool:
-        """Whether its process uses the CPU."""
+        """Whether the rank's process uses the CPU."""
         return self.last.cpu - self.first.cpu > _BUSY * max(self.frozen_for, 0.1)
 
     def _of(self, thread: Thread, own: Running) -> Kind:
@@ -121,11 +121,11 @@ class Motion:
 
 
 _LONGEST = (Kind.LOCKED, Kind.MET, Kind.PYTHON, Kind.BETWEEN, Kind.NATIVE, Kind.ANSWERED, Kind.DISK, Kind.MOVING)
-"""By how long it may go on."""
+"""The kinds in order of how long they may go on."""
 
 
 def follow(known: Motion | None, sample: Sample) -> Motion:
-    """The memory with one more sample; of a new silence, `known` is None."""
+    """The memory with one more sample. For a new silence, `known` is None."""
     threads = tuple(sample.judged())
     if known is None or known.last.place != sample.place:
         running = tuple(_run(Running(), None, thread) for thread in threads)

@@ -1,4 +1,5 @@
-"""What is told of a rank that is silent for longer than usual: what it does, and who waits for it. Never a verdict."""
+"""Tells of a rank that is silent for longer than usual: its activity, and the ranks that wait for it. Never a
+verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from supervisor.core.words import EventName
 TOLD_AFTER = 30.0
 """Seconds of silence."""
 AGAIN_AFTER = 60.0
-"""Seconds before something else is told of the same silence."""
+"""Seconds until another event may tell of the same silence."""
 _WORDS = {
     Kind.MOVING: "is at work",
     Kind.PYTHON: "goes round in one function",
@@ -36,7 +37,7 @@ class Told:
 
 
 def tell(known: Mapping[int, Told], hang: Hang, seen: Observation) -> tuple[dict[int, Told], list[Emit]]:
-    """What has been told by now, by rank, and what is new."""
+    """The silences told by now, by rank, and the new events."""
     told, events = dict(known), []
     waiting = [rank for rank, w in hang.ranks.items() if (m := sampled(w)) is not None and m.kind is Kind.MET]
     for view in seen.ranks:

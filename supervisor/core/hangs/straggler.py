@@ -1,9 +1,9 @@
-"""Which rank is slower than the others, step after step: told, never killed.
+"""Finds a rank that is slower than the others, step after step. It is told, never killed.
 
-In a group that exchanges gradients all ranks finish a step together, so what differs is when they arrive: the time of
-their own work, from the end of one backward pass to the beginning of the next. Per rank the median over a window of
-looks counts, against the median of the others, so that a save, an evaluation or a slow moment does not make a
-straggler.
+In a group that exchanges gradients all ranks finish a step together, but they arrive at different times. So the time of
+their own work is compared: from the end of one backward pass to the beginning of the next. For each rank the median
+over a window of looks is compared with the median of the others. So a save, an evaluation or a slow moment does not
+make a straggler.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from supervisor.core.actions import Emit
 from supervisor.core.model import RankView
 
 WINDOW = 20
-"""Looks with a new step that make a judgement."""
+"""Looks with a new step that are needed for a judgement."""
 SLOW, FINE = 1.5, 1.2
-"""Times the others' work: from the one on a rank is slow, below the other it is no longer."""
+"""Times the others' work. Above the first a rank becomes slow. Below the second it is no longer slow."""
 STREAK = 2
-"""Judgements in a row that it takes, either way."""
+"""Equal judgements in a row that are needed, either way."""
 NOTABLE = 0.002
-"""Seconds a step below which nobody is a straggler."""
+"""A rank that loses fewer seconds per step than this is no straggler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Straggler:
     rank: int
     slow: bool
     own: float
-    """Seconds of its own work a step."""
+    """Seconds of its own work per step."""
     others: float
 
     @property
@@ -50,17 +50,17 @@ class Straggler:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What is remembered of one attempt."""
+    """The memory of one attempt."""
 
     last: Mapping[int, tuple[int, float]] = field(default_factory=dict)
-    """By rank: step, and own work up to it."""
+    """By rank: the step, and the own work up to that step."""
     samples: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     streaks: Mapping[int, int] = field(default_factory=dict)
     slow: frozenset[int] = frozenset()
 
 
 def arrive(known: Arrivals, views: Sequence[RankView]) -> tuple[Arrivals, list[Straggler]]:
-    """The memory after this look, and what has changed."""
+    """The memory after this look, and the changes."""
     samples = dict(known.samples)
     last = dict(known.last)
     for view in views:

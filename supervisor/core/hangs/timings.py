@@ -1,5 +1,4 @@
-"""What a run has shown of its own speed: how long steps, phases and restarts take. Kept across attempts and
-supervisors."""
+"""The speed that a run has shown: the seconds of steps, phases and restarts. Kept across attempts and supervisors."""
 
 from __future__ import annotations
 
@@ -7,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 WINDOW = 31
-"""Steps of which the typical one is the median."""
+"""The number of steps whose median is the typical step."""
 FADE = 0.999
-"""What a step takes from the memory of the slowest: half of it is gone after 700 steps."""
+"""Each step multiplies the slowest time by this: half of it is gone after 700 steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds."""
+    """All values are seconds."""
 
     recent: tuple[float, ...] = ()
     """The last steps, oldest first."""
@@ -23,7 +22,7 @@ class Pace:
     phases: Mapping[str, float] = field(default_factory=dict)
     """The longest stay in each phase but train."""
     restart: float | None = None
-    """From the birth of the ranks to their first step, in the newest attempt."""
+    """The time from the birth of the ranks to their first step, in the newest attempt."""
 
     @property
     def typical(self) -> float:
@@ -31,10 +30,10 @@ class Pace:
         return sorted(self.recent)[len(self.recent) // 2] if self.recent else 0.0
 
     def stepped(self, seconds: float, steps: int = 1) -> Pace:
-        """With `steps` more steps, of `seconds` each."""
+        """The pace with `steps` more steps, of `seconds` each."""
         slowest = max(seconds, self.slowest * FADE**steps)
         return replace(self, recent=(*self.recent, seconds)[-WINDOW:], slowest=slowest)
 
     def stayed(self, phase: str, seconds: float) -> Pace:
-        """With a stay in `phase` that is over."""
+        """The pace with a stay in `phase` that is over."""
         return replace(self, phases={**self.phases, phase: max(seconds, self.phases.get(phase, 0.0))})
