@@ -1,4 +1,4 @@
-"""The state machine: (policy, state, observation) to (state, actions). Everything a run can do is drawn here.
+"""The state machine: (policy, state, observation) to (state, actions). All changes of a run are drawn here.
 
                     verdict or stop                    group gone: decide
     RUNNING ────────────────────────────> STOPPING ──────────────────────> BACKOFF ── delay over ──> RUNNING
@@ -6,8 +6,8 @@
     start                                    │  └── still alive 20 s after KILL ──> ENDED 106
                                              └── decided to end, or stop ─────────> ENDED <── stop
 
-Every verdict passes through STOPPING, a finished run's too, so that "nothing of the old attempt is alive" is checked
-in one place, and the decision is taken when the newest checkpoint is known.
+Every verdict passes through STOPPING, a finished run's too. So "nothing of the old attempt is alive" is checked in one
+place, and the decision is taken when the newest checkpoint is known.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from trainer.rundir.codes import ExitCode
 FRESH = 5.0
 """Seconds for which requested stacks still belong to the same silence."""
 STARTED_AFTER = 600.0
-"""Seconds after which an attempt without a known step counts as started: its script steps in a way that we cannot
+"""Seconds after which an attempt without a known step counts as started. Its script steps in a way that we cannot
 see."""
 LINGER = 2.0
 """Seconds that the remaining processes of a finished script (such as an uploader) have to end by themselves."""
 LINGER_TERM = 5.0
-"""Seconds that they then have after a TERM."""
+"""Seconds that these processes then have after a TERM."""
 
 
 class Mode(enum.Enum):
@@ -65,16 +65,16 @@ class State:
     kill_at: float | None = None
     killed_at: float | None = None
     next_at: float = 0.0
-    """When BACKOFF is over."""
+    """The time when BACKOFF is over."""
     arrivals: Arrivals = field(default_factory=Arrivals)
     pauses: Mapping[int, Told] = field(default_factory=dict)
     unexplained: Mapping[int, float] = field(default_factory=dict)
     """The ranks whose stacks must be sampled now, and the seconds for which they have been silent."""
     presence: absence.Presence = field(default_factory=absence.Presence)
     suspects: bool = False
-    """A rank is overdue, or may wait for a rank that has left. The stacks that will tell have been requested."""
+    """A rank is overdue, or may wait for a rank that has left. Stacks have been requested as evidence."""
     asked_after: float = 0.0
-    """The seconds of silence at the last question whether the ranks wait for a rank that has left."""
+    """The seconds of silence when the ranks were last asked whether they wait for a rank that has left."""
 
 
 def begin(last_attempt: int, history: History, pace: Pace = Pace(), step: int = -1) -> State:  # noqa: B008 (frozen)
@@ -87,7 +87,7 @@ def adopt(
     attempt: int, history: History, pace: Pace, launched_at: float, now: float, told: Verdict | None
 ) -> tuple[State, list[Action]]:
     """The state of a supervisor that adopts an attempt of a dead supervisor, and the actions to do now. `told` is the
-    verdict that the dead one has told: it stands."""
+    verdict that the dead supervisor has told. It stays valid."""
     state = State(Mode.RUNNING, attempt, history, Hang(pace), launched_at=launched_at)
     if told is None:
         return state, []
@@ -149,8 +149,8 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
 
 
 def _deserted(state: State, seen: Observation, silent: float) -> tuple[State, list[Action]]:
-    """Ranks that are silent since another rank has left are asked whether they wait for it: early at first, then less
-    and less often, because they usually have other work."""
+    """Asks ranks that are silent since another rank has left whether they wait for it. The first question comes early.
+    Later ones come less and less often, because the ranks usually have other work."""
     if (stacks := _fresh(seen)) is None:
         return replace(state, suspects=True), [DumpStacks()]
     state = replace(state, asked_after=silent, suspects=False)
@@ -192,7 +192,7 @@ def _conclude(state: State, seen: Observation, verdict: Verdict) -> tuple[State,
 
 
 def _act_on(state: State, now: float, verdict: Verdict) -> tuple[State, list[Action]]:
-    """STOPPING after a verdict: the rest of a failed attempt is useless, and is killed at once."""
+    """STOPPING after a verdict. The rest of a failed attempt is useless, so it is killed at once."""
     state = replace(state, mode=Mode.STOPPING, verdict=verdict, unexplained={})
     if verdict.cause is Cause.FINISHED:
         return replace(state, term_at=now + LINGER, kill_at=now + LINGER + LINGER_TERM), []
@@ -235,7 +235,7 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
     gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step}, once="group_gone")
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
-        # For any cause of its end, nobody wants it to go on. And it has gone further since the request.
+        # Nobody wants the run to go on, whatever ended the attempt. And the run has gone further since the request.
         verdict = _asked(state, seen, seen.stop)
     ground = Ground(state.attempt, seen.checkpoint_step, seen.checkpoints)
     decision, after = decide(policy, verdict, state.history, after, ground, seen.now, jitter)
@@ -280,7 +280,7 @@ def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
 
 
 def stuck(pids: tuple[int, ...], seconds: float) -> End:
-    """The end of a run whose `pids` were alive `seconds` after their SIGKILL: no next attempt may start beside them."""
+    """The end of a run whose `pids` were alive `seconds` after their SIGKILL. No next attempt may start beside them."""
     who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
     why = "as a process is that waits for a disk or a driver"
     return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive {seconds:.0f} s after SIGKILL: {why}")

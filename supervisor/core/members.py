@@ -1,4 +1,4 @@
-"""What there is of a group beside the ranks that have registered."""
+"""The processes of a group that are not registered ranks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class Member:
 
     pid: int
     rank: int | None = None
-    """The rank that it will be, where that is known."""
+    """The rank that it will be, if that is known."""
     stopped: bool = False
     launcher: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What there is of a group beside the ranks that have registered."""
+    """The processes of a group that are not registered ranks."""
 
     nproc: int
     launcher: Member | None = None
-    """None once it is gone."""
+    """None once the launcher is gone."""
     unborn: tuple[Member, ...] = ()
-    """What is to become ranks; looked up while one is missing."""
+    """Processes that will become ranks. They are looked up while a rank is missing."""

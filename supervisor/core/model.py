@@ -1,4 +1,4 @@
-"""The values that the core sees, concludes and asks for. All are frozen; all times are seconds of one monotonic
+"""The values that the core sees, concludes and asks for. All are frozen. All times are seconds of one monotonic
 clock."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase
 
 SCRIPT = -1
-"""In place of a rank: the process of a script that has started its ranks itself and is not one of them."""
+"""Used in place of a rank: the process of a script that started its ranks itself and is not one of them."""
 
 
 class Cause(Word):
@@ -53,12 +53,12 @@ class Do(Word):
     OLDER = "restart-older"
     """Restart from a checkpoint older than the newest state."""
     ROLLBACK = "rollback"
-    """Restart from the newest state before the bad step (if it went bad again: from an older one), and skip the data in
-    between."""
+    """Restart from the newest state before the bad step, and skip the data in between. If it went bad again: from an
+    older state."""
 
 
 class StopKind(Word):
-    """Who wants the run to stop: a person (exit code 103) or the machine's owner (75)."""
+    """The source of a stop request: a person (exit code 103) or the machine's owner (75)."""
 
     USER = "user"
     PREEMPTION = "preemption"
@@ -98,7 +98,8 @@ class Exit:
     status: int | None
     at: float
     spared: bool = False
-    """The script started it, and may have ended it or not need it: no failure as long as the script goes on."""
+    """The script started it, and may have ended it or not need it. So it is no failure as long as the script goes
+    on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Raised:
     frame: str
     at: float
     exit_code: int = 1
-    """The exit code with which the rank is about to exit."""
+    """The exit code that the rank will exit with."""
     bad_step: int = -1
     """The first step that is not to be kept, or -1."""
     data_step: int = -1
@@ -155,7 +156,7 @@ class RankView:
     polls: bool = False
     """Its main thread polls: it sleeps and looks, again and again. Nothing else in it could be at work."""
     replaced: bool = False
-    """Its process has become another program (exec); the beats are not about that program."""
+    """Its process has become another program (exec). The beats are not about that program."""
     sample: Sample | None = None
     sampled: bool = False
     """The newest sample of a silent rank, and whether samples are possible."""
@@ -185,11 +186,11 @@ class Observation:
     checkpoints: tuple[int, ...] = ()
     """Steps with a committed checkpoint, oldest first; looked up when no process is alive."""
     saves: int = 0
-    """How often the script has saved in its own format in this attempt."""
+    """The number of saves that the script has made in its own format in this attempt."""
     own_step: int = -1
     """The newest step that the script has kept by itself, proved by a save or a resume. -1 if none."""
     own_unplaced: bool = False
-    """Whether it has made a save whose step is unknown."""
+    """Whether the script has made a save whose step is unknown."""
     safe_step: int = -1
     """The newest step that a restart could go on from, on disk or in memory, or -1."""
     standby: bool = False

@@ -1,4 +1,4 @@
-"""The decision after a verdict, by the first rule that matches, and the history that an attempt leaves."""
+"""The decision after a verdict, by the first rule that matches, and the history after an attempt."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def decide(
 
 def _went_back(case: Case) -> History:
     """The history with an order to go back. The first time it goes to the newest state before the bad step. That state
-    may be bad too; so the next time it goes to a checkpoint older than the newest state, since snapshots are suspect
+    may be bad too. So the next time it goes to a checkpoint older than the newest state, since snapshots are suspect
     too."""
     verdict, ground, after = case.verdict, case.ground, case.after
     done = verdict.step if verdict.step >= 0 else max(ground.newest, 0)
@@ -87,8 +87,8 @@ def _went_back(case: Case) -> History:
 
 
 def backoff(policy: Policy, barren: int, jitter: float) -> float:
-    """Seconds to wait: none after progress or for the first barren attempt, then doubling, capped, give or take a
-    quarter.
+    """Seconds to wait. There is no wait after progress or for the first barren attempt. Then the wait doubles up to a
+    cap, plus or minus a quarter.
 
     Waiting helps if time cures the cause (a full disk, a driver that recovers). After a killed rank no wait is needed.
     """

@@ -1,4 +1,4 @@
-"""How long the loop may sleep between two looks. The end of a process, or a signal, always wakes it at once."""
+"""The time that the loop may sleep between two looks. The end of a process, or a signal, always wakes it at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from supervisor.core.machine import Mode, State
 CALM = 0.2
 """Seconds, while a run trains."""
 URGENT = 0.01
-"""Seconds, while an attempt starts or ends: every millisecond adds to the recovery."""
+"""Seconds, while an attempt starts or ends. Every millisecond of it adds to the recovery."""
 START = 30.0
 END = 1.0
 """Seconds after which a start or an end is no longer urgent. During a compilation of half an hour, or the grace of a
-stop, a hundred looks a second would only take CPU from the ranks."""
+stop, a hundred looks per second would only take CPU from the ranks."""
 
 
 def poll_interval(state: State, now: float) -> float:

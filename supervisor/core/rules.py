@@ -1,7 +1,7 @@
-"""The rules about a verdict, as one table; the first match decides. To restart is the default; a stop is earned.
+"""The rules about a verdict, as one table. The first match decides. A restart is the default; a stop needs a reason.
 
     ends                   finished, stopped, 78          nobody can override these
-    causes that stop       user_error, and what [policy] says
+    causes that stop       user_error, and those in [policy]
     evidence               twice before the first step, the same failure twice, three rollbacks
     limits                 --max-restarts in --window, --no-progress-limit
     causes that go on      one row each: restart, restart-uncounted, restart-older, rollback
@@ -19,17 +19,17 @@ from supervisor.core.words import RunState
 from trainer.rundir.codes import ExitCode
 
 ROLLBACKS = 3
-"""The number of rollbacks without getting past the bad step, before the run is given up."""
+"""The number of rollbacks that may fail to get past the bad step, before the run is given up."""
 HEALED = 100
-"""Steps past the bad one after which the run has got past it."""
+"""The run has got past a bad step after this many more steps."""
 MARGIN = 2
-"""Steps of data that a rollback skips beyond the bad one."""
+"""Steps of data after the bad one that a rollback also skips."""
 
 FROM_OUTSIDE = frozenset(
     {Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG, Cause.HOST_OOM, Cause.NODE_LOST}
     | {Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.NCCL_OR_GLOO_TIMEOUT}
 )
-"""Causes that prove nothing about the script: the same one twice at one step does not show a bug."""
+"""Causes that prove nothing about the script. The same one twice at one step does not show a bug."""
 OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
 """Causes in the state from which the attempt began, not in the script's start."""
 CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST})
@@ -63,14 +63,14 @@ FIXED: Mapping[str, str] = {
     "budget": "set --max-restarts and --window instead",
     "no_progress": "set --no-progress-limit instead",
 }
-"""Causes whose action cannot be changed, and why, or what to do instead."""
+"""Causes whose action cannot be changed, with the reason, or with another way."""
 
 CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.STOP)
 """The actions that may replace a default."""
 
 
 def can(cause: Cause, do: Do) -> bool:
-    """Whether `do` makes sense for `cause`: only a failure in a step has data that can be skipped."""
+    """Whether `do` makes sense for `cause`. Only a failure in a step has data that can be skipped."""
     return do is not Do.ROLLBACK or cause in (Cause.NAN, Cause.EXCEPTION)
 
 
@@ -91,7 +91,7 @@ class Case:
 
     @property
     def goes_again(self) -> bool:
-        """Whether the next attempt would do the very same as this one."""
+        """Whether the next attempt would do exactly the same as this one."""
         return self.do in (Do.RESTART, Do.UNCOUNTED)
 
     @property
@@ -109,7 +109,7 @@ class Case:
 
     @property
     def older(self) -> int | None:
-        """The newest checkpoint that is older than the newest state."""
+        """The newest checkpoint older than the newest state."""
         return max((step for step in self.ground.checkpoints if step < self.ground.newest), default=None)
 
 

@@ -1,4 +1,4 @@
-"""A rank at one moment, as it is seen from outside: its threads, what they wait for, and its children."""
+"""A rank at one moment, seen from outside: its threads, the waits of these threads, and its children."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ _BYSTANDERS = (
     *("/tqdm/", "/sentry_sdk/", "/opentelemetry/", "/prometheus_client/", "/dvclive/", "/swanlab/", "/codecarbon/"),
     *("utils/data/_utils/pin_memory.py", "/_supervise/", "/trainer/checkpoint/", "/trainer/rank/"),
 )
-"""Threads of trackers, of loaders, and our own, by a part of a file's name."""
+"""Parts of the file names of threads that belong to trackers, to loaders and to us."""
 _WORKER = "utils/data/_utils/worker.py"
 _PROCESS = "/multiprocessing/process.py"
 _QUEUES = ("/selectors.py", "/threading.py", "/queue.py")
 _FOR_CHILDREN = ("/subprocess.py", "/multiprocessing/popen_", "utils/data/dataloader.py")
 _FOR_THREADS = ("/threading.py", "/concurrent/futures/", "/queue.py", "/multiprocessing/pool.py", "/asyncio/")
 _NEAR = 6
-"""Frames from the innermost out that tell what a wait is for."""
+"""The number of frames, from the innermost out, that show the purpose of a wait."""
 
 
 class Wait(Word):
-    """What the kernel says that a thread waits for."""
+    """The thing that a thread waits for, as the kernel says."""
 
     NONE = "nothing"
     """It runs."""
     LOCK = "lock"
-    """Of its own process, without a time limit."""
+    """A lock of its own process, without a time limit."""
     SOCKET = "socket"
     CHILD = "child"
-    """A process to end, or a pipe."""
+    """The end of a process, or a pipe."""
     FILE = "file"
     TIMED = "timer"
     DISK = "disk"
@@ -56,14 +56,14 @@ class Thread:
 
     frames: tuple[Frame, ...] = ()
     outer: int = 0
-    """A digest of the variables of all functions but the innermost."""
+    """A digest of the variables of all functions except the innermost."""
     inner: int = 0
-    """Of the innermost's."""
+    """A digest of the variables of the innermost function."""
     gil: bool = False
     wait: Wait = Wait.UNKNOWN
     loop: Loop = Loop.NONE
     plain: bool = False
-    """The line that it is in calls nothing."""
+    """Its line calls nothing."""
 
     def within(self, *parts: str) -> bool:
         return any(part in frame.file for frame in self.frames for part in parts)
@@ -71,7 +71,7 @@ class Thread:
     def near(self, *parts: str) -> bool:
         for frame in self.frames[:_NEAR]:
             if _PROCESS in frame.file and frame.function.endswith("_bootstrap"):
-                # What follows is how its parent came to fork it.
+                # The frames after this one are from the parent, up to the fork.
                 return False
             if any(part in frame.file for part in parts):
                 return True
@@ -91,12 +91,12 @@ class Thread:
 
     @property
     def waits_for(self) -> Wait:
-        """With what its frames tell more than the kernel."""
+        """The thing that it waits for. Its frames may show more than the kernel does."""
         return Wait.CHILD if self.wait is not Wait.DISK and self.near(*_FOR_CHILDREN) else self.wait
 
     @property
     def hands_over(self) -> bool:
-        """It waits for what another thread has been given to do, not just for a lock that somebody may have."""
+        """Whether it waits for the work of another thread, and not just for a lock."""
         return self.near(*_FOR_THREADS)
 
 
@@ -106,9 +106,9 @@ class Child:
 
     pid: int
     cpu: float
-    """Seconds."""
+    """CPU seconds that it has used."""
     main: Thread | None = None
-    """None of one that is not Python's."""
+    """None if it is not a Python process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,8 @@ class Sample:
     beside: tuple[Thread, ...] = ()
     """Its other Python threads."""
     unknown: bool = False
-    """It has a thread that is not Python's, and that may wake others: it waits for neither a lock nor the ranks."""
+    """It has a thread that is not a Python thread, and that may wake others. Such a thread waits for neither a lock nor
+    the ranks."""
     children: tuple[Child, ...] = ()
     cpu: float = 0.0
     """Seconds that all its threads have used."""
@@ -130,7 +131,7 @@ class Sample:
     gpu: bool = False
 
     def judged(self) -> Iterator[Thread]:
-        """The thread that steps, and those that it waits for."""
+        """The thread that steps, and the threads that it waits for."""
         yield self.main
         waits = {self.main.waits_for}
         if Wait.LOCK in waits and not self.main.exchanges:
@@ -141,7 +142,8 @@ class Sample:
             yield from (c.main for c in self.children if c.main is not None and not c.main.idle_worker)
 
     def _beside(self, handed_over: bool) -> Iterator[Thread]:
-        """A thread that sleeps now and then may be doing what it was given, but it holds no lock meanwhile."""
+        """A thread that sleeps now and then may be doing work that was handed to it. But it holds no lock while it
+        sleeps."""
         for thread in self.beside:
             if not thread.frames or thread.within(*_BYSTANDERS) or thread.exchanges:
                 continue
@@ -150,13 +152,14 @@ class Sample:
 
     @property
     def strangers(self) -> tuple[Child, ...]:
-        """Children that it waits for and that show no frames."""
+        """Children that it waits for and whose frames cannot be read."""
         waits = any(thread.waits_for is Wait.CHILD for thread in self.judged())
         return tuple(c for c in self.children if c.main is None) if waits else ()
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Equal as long as it has not moved. The innermost function may run: only its callers stand."""
+        """The same value as long as the rank has not moved. The innermost function may run: only its callers must
+        stand."""
         threads = [
             (t.frames[:1] and (t.frames[0].file, t.frames[0].function), t.frames[1:], t.outer) for t in self.judged()
         ]

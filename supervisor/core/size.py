@@ -1,10 +1,10 @@
-"""A size in the words of people."""
+"""Sizes and times as people say them."""
 
 from __future__ import annotations
 
 
 def human_bytes(count: float) -> str:
-    """1.5 GB for 1500000000: powers of 1000, as disks are sold and free space is shown."""
+    """1.5 GB for 1500000000. The units are powers of 1000, as for disks and free space."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"

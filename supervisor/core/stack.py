@@ -1,4 +1,4 @@
-"""Where the ranks are: their stacks, and which of them stand together."""
+"""The places of the ranks: their stacks, and groups of ranks at the same place."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 _INSTALLED = ("site-packages/", "dist-packages/", "/lib/python3", "<frozen")
 _EXCHANGES = ("torch/distributed/", "torch/nn/parallel/distributed.py")
 _WRITES = "torch/distributed/checkpoint/"
-"""What it does there between its collectives is its own work."""
+"""Its work between its collectives is its own."""
 _BACKWARD = "_engine_run_backward"
-"""DDP's reduction is waited for inside the backward pass, in C++."""
+"""Inside the backward pass, DDP waits in C++ for its reduction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +24,25 @@ class Frame:
 
     @property
     def installed(self) -> bool:
-        """Of a library, not of the script."""
+        """Whether it belongs to a library, not to the script."""
         return any(part in self.file for part in _INSTALLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The main thread of one rank, or of a child of it (a DataLoader worker): frames from the innermost out."""
+    """The main thread of one rank, or of a child of that rank (a DataLoader worker). Frames from the innermost out."""
 
     rank: int
     frames: tuple[Frame, ...] = ()
     wait: str = ""
-    """What the kernel says it waits for: `read of /data/fifo`."""
+    """What it waits for, as the kernel says: `read of /data/fifo`."""
     child: int | None = None
     """The child's pid."""
 
     @property
     def exchanges(self) -> bool:
-        """It waits for other ranks: above the script's own innermost frame there is a collective or a backward pass."""
+        """Whether it waits for other ranks: a collective or a backward pass is above the script's own innermost
+        frame."""
         for frame in self.frames:
             if _WRITES in frame.file:
                 continue
@@ -53,8 +54,8 @@ class Stack:
 
     @property
     def place(self) -> str:
-        """`wait (threading.py:320) in load (data.py:31), in read of /data/fifo`: innermost, and where the script
-        stands."""
+        """`wait (threading.py:320) in load (data.py:31), in read of /data/fifo`: the innermost frame, the script's own
+        frame, and the wait."""
         if not self.frames:
             return f"in {self.wait}" if self.wait else "(no stack)"
         top = self.frames[0]
@@ -65,7 +66,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Stacks:
-    """Of all ranks that gave theirs, as of `at`."""
+    """The stacks of all ranks that gave theirs, as of `at`."""
 
     at: float
     stacks: tuple[Stack, ...] = ()
@@ -78,7 +79,7 @@ class Stacks:
 
 
 def grouped(stacks: Sequence[Stack]) -> list[tuple[list[int], Stack]]:
-    """Ranks that stand at the same place together, the smallest group first: with its ranks, one stack of it."""
+    """Tuples (ranks, their stack): the ranks that stand at the same place. The smallest group is first."""
     groups: dict[tuple[object, ...], list[Stack]] = {}
     for stack in stacks:
         if stack.child is None:
@@ -88,7 +89,7 @@ def grouped(stacks: Sequence[Stack]) -> list[tuple[list[int], Stack]]:
 
 
 def summary(stacks: Sequence[Stack]) -> list[str]:
-    """A line a group: `ranks 0, 2-7: all_reduce (distributed_c10d.py:2501) in step (train.py:30)`."""
+    """One line for each group: `ranks 0, 2-7: all_reduce (distributed_c10d.py:2501) in step (train.py:30)`."""
     lines = [f"{named(ranks)}: {stack.place}" for ranks, stack in grouped(stacks)]
     return lines + [f"rank {s.rank}, its child {s.child}: {s.place}" for s in stacks if s.child is not None]
 

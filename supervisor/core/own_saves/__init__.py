@@ -1,1 +1,1 @@
-"""The saves of a program that makes its own: what the ranks tell of them, which are whole, and what is gone on from."""
+"""The saves of a program that makes its own: the ranks' reports, the whole saves, and the save to resume from."""

@@ -1,5 +1,5 @@
-"""Folders that are a checkpoint of several files: whether their files show that they are whole, and a name under which
-nobody takes one for a checkpoint. Pure."""
+"""Folders that are a checkpoint of several files: a check whether they are whole, and a name that nobody takes for a
+checkpoint. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CLOCK = 0.02
 
 
 def is_whole(files: Mapping[str, float], ranks: int, since: float) -> bool:
-    """Whether the files show that a save is whole. They were written at these times (by the wall clock), `.` being the
-    folder itself; `ranks` ranks made the save, from `since` on. If the files show nothing, it is not whole."""
+    """Whether the files show that a save is whole. `files` gives the time of each file (wall clock); `.` is the folder
+    itself. `ranks` ranks made the save, from `since` on. If the files show nothing, it is not whole."""
     fresh = {name for name, at in files.items() if at >= since - _CLOCK}
     if _UNFINISHED in files:
         return False
@@ -34,10 +34,10 @@ def is_numbered(name: str) -> bool:
 
 
 def set_aside(path: str, attempt: int, prefix: str) -> str:
-    """The new path for the folder `path`, which `attempt` left half made: beside it, under a name that no framework
-    looks for."""
+    """The new path for the folder `path`, which `attempt` left half made. It is beside the old path, under a name that
+    no framework looks for."""
     parent, _, name = path.rpartition("/")
     if _BY_ACCELERATE.fullmatch(name) and parent.endswith("/checkpoints"):
-        # accelerate takes everything in there for checkpoints, and sorts it by the numbers in the names.
+        # accelerate takes everything in that folder for checkpoints, and sorts it by the numbers in the names.
         parent = parent.rpartition("/")[0]
     return f"{parent}/{prefix}{name}-a{attempt}"

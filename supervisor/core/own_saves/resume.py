@@ -1,4 +1,4 @@
-"""What a user's --resume-args come to in one attempt. Pure."""
+"""The words that a user's --resume-args become in one attempt. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _PLACEHOLDER = re.compile(r"\{(checkpoint_dir|checkpoint|step)\}")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What placeholders stand for."""
+    """The values of the placeholders."""
 
     checkpoint: str
     checkpoint_dir: str
-    """The checkpoint itself where it is a folder, else the folder that it is in."""
+    """The checkpoint itself if it is a folder, else the folder that contains it."""
     step: int
-    """-1 where that is not known."""
+    """-1 if the step is not known."""
 
 
 def has_placeholders(words: Sequence[str]) -> bool:
@@ -26,8 +26,8 @@ def has_placeholders(words: Sequence[str]) -> bool:
 
 
 def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
-    """`words` with their placeholders filled; none of them where one cannot be: half of them would mean something
-    else."""
+    """`words` with their placeholders filled. If one cannot be filled, no words at all: half of them would mean
+    something else."""
     needed = {name for word in words for name in _PLACEHOLDER.findall(word)}
     if needed and (offer is None or ("step" in needed and offer.step < 0)):
         return ()
@@ -35,7 +35,8 @@ def filled(words: Sequence[str], offer: Offer | None) -> tuple[str, ...]:
 
 
 def resumed(note: Mapping[str, Any]) -> str:
-    """In words, from what a rank's `note` says it went on; empty for a checkpoint of ours, which has its own words."""
+    """A sentence from a rank's `note`: the save that it resumed from. Empty for a checkpoint of ours, which has its own
+    words."""
     if note.get("source") != "script":
         return ""
     at = note.get("saved_step")
@@ -44,13 +45,13 @@ def resumed(note: Mapping[str, Any]) -> str:
 
 
 def started_over(note: Mapping[str, Any]) -> str:
-    """In words, what a rank has not loaded."""
+    """A sentence about the save that a rank has not loaded."""
     at = note.get("step")
     when = f" at step {at}" if isinstance(at, int) and at >= 0 else ""
     return f"it saved {note.get('path')}{when} and did not load it: it starts again from 0; see docs/your-own-script.md"
 
 
 def are_in_doubt(words: Sequence[str], saved: bool, failed_at_start: bool) -> bool:
-    """Whether the attempt that has failed may have failed because of these words: they were there before anything was
-    seen to be saved, and it did not come to its first step. Then the next one is tried without them."""
+    """Whether the attempt may have failed because of these words. They were there before any save was seen, and the
+    attempt did not reach its first step. Then the next attempt is tried without them."""
     return bool(words) and failed_at_start and not saved and not has_placeholders(words)

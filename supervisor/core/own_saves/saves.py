@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 _MOST_UNDER_WAY = 64
-"""The most saves of one rank that are followed at once; older ones are forgotten."""
+"""The most saves of one rank that are followed at once. Older ones are forgotten."""
 _MOST_PATHS = 64
 """The most folders that are followed at once, and the most paths of finished saves that are kept."""
 _MOST_BESIDE = 1000
@@ -31,9 +31,9 @@ class Save:
     beside: bool = False
     """Whether it is written beside the old file, so that a kill does not harm the old file."""
     ranks: int = 0
-    """Of a folder: how many ranks save into it. 0 of a file."""
+    """For a folder: the number of ranks that save into it. 0 for a file."""
     within: str | None = None
-    """Of a file: the folder of which it is a part."""
+    """For a file: the folder that it is a part of."""
     how: str = ""
 
 
@@ -42,18 +42,18 @@ class Folder:
     """The known saves into one folder."""
 
     newest: Save
-    """The one that was begun last."""
+    """The save that began last."""
     begun: Mapping[int, int] = field(default_factory=dict)
-    """By rank, how many saves into it were begun."""
+    """By rank: the number of saves into it that have begun."""
     done: Mapping[int, int] = field(default_factory=dict)
-    """By rank, which of them was the last to be done."""
+    """By rank: the number of the last save that is done."""
     beside: int = 0
-    """Which of them is the last that is written beside as a whole: what was there before stays until it is done."""
+    """The number of the last save that is written beside as a whole. The old content stays until that save is done."""
 
     @property
     def whole(self) -> bool:
-        """Whether every rank that was to save into it is done with its newest save, and so is every other that began
-        one."""
+        """Whether the folder is whole. Every rank that should save into it, and every other that began, is done with
+        its newest save."""
         newest = max(self.begun.values())
         ended = all(self.done.get(rank) == number for rank, number in self.begun.items())
         return ended and sum(number == newest for number in self.done.values()) >= self.newest.ranks
@@ -64,23 +64,23 @@ class Saves:
     """The kept content of an attempt's journals."""
 
     newest: Save | None = None
-    """The one that was done last."""
+    """The save that was done last."""
     step: int = -1
-    """The highest true step of those that are done, or -1."""
+    """The highest true step of the saves that are done, or -1."""
     unplaced: bool = False
-    """Whether one was done whose step is not known."""
+    """Whether a save was done whose step is not known."""
     under_way: Mapping[tuple[int, int], Save] = field(default_factory=dict)
-    """By rank and number, those that were begun and have not ended."""
+    """By rank and number: the saves that have begun and have not ended."""
     folders: Mapping[str, Folder] = field(default_factory=dict)
-    """By path, those that are saved into; those begun last, at the end."""
+    """By path: the folders that are saved into. The last begun are at the end."""
     done: Mapping[str, Save] = field(default_factory=dict)
-    """By path, the newest save of it that is done; those done last, at the end. No part of a folder."""
+    """By path: its newest save that is done. The last done are at the end. Parts of a folder are left out."""
     beside: frozenset[str] = frozenset()
-    """Folders in which files are written beside others."""
+    """Folders in which files are written beside old files."""
 
     def cut(self) -> list[Save]:
-        """What an attempt that is over has not ended, one for each path, folders left out; not what was whole again
-        later."""
+        """The saves that an ended attempt has not ended, one for each path. Folders are left out, and so are saves that
+        were whole again later."""
         left = {save.path: save for save in self.under_way.values() if not save.ranks}
         return [save for _, save in sorted(left.items())]
 
@@ -91,7 +91,7 @@ class Saves:
 
 
 def hear(saves: Saves, rank: int, line: Mapping[str, Any]) -> Saves:
-    """`saves` with a line of the journal of `rank`."""
+    """`saves` after one more line of the journal of `rank`."""
     kind, path, number = line.get("kind"), line.get("path"), line.get("n")
     if kind == "beside" and isinstance(line.get("folder"), str) and len(saves.beside) < _MOST_BESIDE:
         return replace(saves, beside=saves.beside | {line["folder"]})
@@ -147,7 +147,7 @@ def _done(saves: Saves, save: Save, line: Mapping[str, Any]) -> Saves:
     took = max(0.0, save.at - _seconds(line, "began")) if "began" in line else 0.0
     done = replace(save, size=_whole(line, "size"), took=took)
     if save.within is not None:
-        return saves  # nobody goes on from a part
+        return saves  # nobody resumes from a part
     if save.ranks and (known := saves.folders.get(save.path)):
         known = replace(known, done={**known.done, save.rank: known.begun.get(save.rank, 0)})
         saves = replace(saves, folders={**saves.folders, save.path: known})

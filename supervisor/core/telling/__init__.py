@@ -1,1 +1,1 @@
-"""What the events of a run tell: its story, and where its time went."""
+"""The facts that the events of a run tell: its story, and the use of its time."""

@@ -1,4 +1,4 @@
-"""One attempt, as its events tell it."""
+"""One attempt, told from its events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class AttemptStory:
-    """One attempt. Times are CLOCK_MONOTONIC seconds; None for what has not happened."""
+    """One attempt. Times are CLOCK_MONOTONIC seconds, and None if the thing has not happened."""
 
     number: int
     started: float
@@ -18,17 +18,17 @@ class AttemptStory:
     first_step: float | None = None
     caught_up: float | None = None
     injured: float | None = None
-    """When a fatal fault that was asked for struck it."""
+    """The time when a requested fatal fault struck it."""
     failed: float | None = None
-    """When it went wrong, as early as that can be placed."""
+    """The earliest known time of its failure."""
     verdict: float | None = None
     gone: float | None = None
     from_step: int | None = None
-    """The step that it went on from; None before it is known, and where nothing tells it."""
+    """The step that it went on from. None until that is known, and if nothing tells it."""
     over: bool = False
-    """Whether it began anew beside what the script had saved."""
+    """Whether it began anew although the script had saved."""
     to_step: int = -1
-    """The last step that it has finished; -1 for none, and where nothing tells which."""
+    """The last step that it has finished. -1 if there is none, and if nothing tells which."""
     cause: str | None = None
     rank: int | None = None
     signal: int | None = None
@@ -36,15 +36,15 @@ class AttemptStory:
     reason: str = ""
     detect_s: float | None = None
     stall_s: float = 0.0
-    """Time that saves held up training."""
+    """Seconds for which saves held up training."""
     stragglers: dict[int, str] = field(default_factory=dict)
-    """By rank that is slower than the others, how."""
+    """By rank: how the rank is slower than the others."""
     pauses: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    """By rank that is silent for longer than usual, the newest event about it."""
+    """By rank that is silent for longer than usual: the newest event about it."""
     groups: tuple[str, ...] = ()
-    """Which ranks stood where when it was suspected to hang."""
+    """The places of the ranks when it was suspected to hang."""
 
     @property
     def unplaced(self) -> bool:
-        """Whether it has trained, and nothing tells which steps of the run."""
+        """Whether it has trained but nothing tells which steps of the run."""
         return self.first_step is not None and self.from_step is None

@@ -5,8 +5,8 @@ An attempt's time line, and the bucket of each stretch:
     started ─launch─ ready ─restore─ resumed ─first_step─ first step ─redone─ caught up ─productive─ failed
     failed ─detect─ verdict ─stop─ gone ─backoff─ next attempt started
 
-Saves are taken out of the training stretches as stall. What was trained and lost again is productive the first time and
-redone the second, so the work in hand when a rank died is counted once as what it cost.
+The time of saves is taken out of the training stretches, as stall. Work that was lost and done again is productive the
+first time and redone the second time. So it is counted once as what the failure cost.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ledger(story: Story, now: float) -> Ledger:
     end = max(story.ended if story.ended is not None else now, start)
     mark = start
     for index, attempt in enumerate(story.attempts):
-        # A file may be garbled; the time line still has one end.
+        # A file may be garbled. The time line must still be in order, with one end.
         started = min(max(mark, attempt.started), end)
         following = min(story.attempts[index + 1].started if index + 1 < len(story.attempts) else end, end)
         seconds["other" if index == 0 else "backoff"] += started - mark
@@ -55,11 +55,11 @@ def ledger(story: Story, now: float) -> Ledger:
 
 
 def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, following: float, first: bool) -> float:
-    """Adds the stretches of one attempt from `mark` on; returns where they end, at most `following`."""
+    """Adds the stretches of one attempt from `mark` on. Returns their end, at most `following`."""
     over = attempt.failed if attempt.failed is not None else following
     finished = attempt.cause == Cause.FINISHED
     caught_up = attempt.first_step if first else (attempt.caught_up if attempt.caught_up is not None else over)
-    # Of steps that nothing tells there is no saying whether they are new.
+    # If nothing tells which steps these are, nobody knows whether they are new.
     trained_in = "other" if attempt.unplaced else "productive"
     stretches = [
         ("launch", attempt.ready),
@@ -88,13 +88,14 @@ def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, foll
 
 
 def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
-    """Each attempt with the one that followed it."""
+    """Each attempt with the next one."""
     attempts: list[AttemptStory | None] = [*story.attempts[1:], None]
     return list(zip(story.attempts, attempts, strict=False))
 
 
 def recoveries(story: Story) -> list[float | None]:
-    """For each attempt, seconds from its failure to the first new step of the next; None where there was none."""
+    """For each attempt: seconds from its failure to the first new step of the next one. None if there was no such
+    step."""
     found: list[float | None] = []
     for attempt, following in _with_next(story):
         known = following is not None and following.first_step is not None and attempt.failed is not None
@@ -103,7 +104,7 @@ def recoveries(story: Story) -> list[float | None]:
 
 
 def lost_steps(story: Story) -> list[int | None]:
-    """For each attempt, the finished steps of it that the next one had to do again; None where that is not known."""
+    """For each attempt: how many of its finished steps the next one had to do again. None if that is not known."""
     found: list[int | None] = []
     for attempt, following in _with_next(story):
         if following is None or following.from_step is None or attempt.to_step < 0:
@@ -114,14 +115,14 @@ def lost_steps(story: Story) -> list[int | None]:
 
 
 def percentile(values: list[float], share: float) -> float | None:
-    """The nearest-rank percentile, or None of nothing."""
+    """The nearest-rank percentile; None if there are no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def report(story: Story, now: float) -> dict[str, Any]:
-    """`report --json`, but for the run's name."""
+    """The content of `report --json`, without the run's name."""
     book = ledger(story, now)
     recovered, lost = recoveries(story), lost_steps(story)
     times = [r for r in recovered if r is not None]

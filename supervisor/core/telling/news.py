@@ -1,4 +1,4 @@
-"""What is new in an attempt, as events: ranks that came, what they have noted, how far they are. Pure."""
+"""The news of an attempt, as events: new ranks, their notes, their steps. Pure."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from supervisor.core.own_saves.saves import Saves
 from supervisor.core.telling.progress import Progress, Trained
 
 Note = tuple[int, Mapping[str, Any]]
-"""What a rank has noted, with the rank."""
+"""(rank, its note)."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one look at an attempt saw, beside what it is judged by."""
+    """The result of one look at an attempt, except for what the verdict is based on."""
 
     pids: Mapping[int, int] = field(default_factory=dict)
-    """Of every rank that ever registered."""
+    """The pids of all ranks that ever registered, by rank."""
     replaced: frozenset[int] = frozenset()
     """Ranks whose process has become another program."""
     joined: tuple[tuple[int, int], ...] = ()
-    """(rank, pid) of those that the script has started since the last look."""
+    """(rank, pid) of ranks that the script has started since the last look."""
     notes: tuple[Note, ...] = ()
-    """Since the last look."""
+    """The notes since the last look."""
     trained: Trained | None = None
     """None before any rank has finished a step."""
     saves: Saves = field(default_factory=Saves)
-    """What the script has saved by itself."""
+    """The script's own saves."""
     own_step: int = -1
-    """The newest of those saves that a restart would go on from."""
+    """The step of the newest own save that a restart would go on from, or -1."""
     quiet: bool = False
     """A rank has been silent for a moment."""
 
 
 def tell(progress: Progress, news: News, attempt: int, nproc: int) -> tuple[Progress, list[Emit]]:
-    """The progress with the news, and the events that tell of them."""
+    """The progress after the news, and the events that tell them."""
     events = []
     if len(news.pids) == nproc:
         pids = [pid for _, pid in sorted(news.pids.items())]
@@ -56,7 +56,7 @@ def tell(progress: Progress, news: News, attempt: int, nproc: int) -> tuple[Prog
 
 
 def hear(progress: Progress, notes: Iterable[Note]) -> tuple[Progress, list[Emit]]:
-    """As tell(), of notes alone."""
+    """Like tell(), for notes alone."""
     events: list[Emit] = []
     for rank, note in notes:
         progress, told = _noted(progress, rank, note)

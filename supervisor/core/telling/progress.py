@@ -1,4 +1,4 @@
-"""How far a run has come: a value that observations feed and events are told from. Pure."""
+"""The progress of a run: a value that is fed with observations, and that gives events. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from supervisor.core.actions import Emit
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Ranks of an attempt have finished a step."""
+    """The ranks of an attempt have finished a step."""
 
     step: int
-    """The highest one."""
+    """The highest step."""
     start: int | None
-    """The step that the attempt went on from; None if nothing tells which of the run's steps it is at."""
+    """The step that the attempt went on from. None if nothing tells which of the run's steps it has reached."""
     at: float
-    """The time of the oldest beat among them."""
+    """The time of the oldest beat that tells of that step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Every method returns the progress that follows, and the events that tell of it."""
+    """The progress. Every method returns the next progress; most return events that tell it too."""
 
     high_step: int = -1
     """The highest step that any attempt has reached, or -1."""
@@ -32,24 +32,24 @@ class Progress:
     placed: bool = True
     """Whether the steps of the newest attempt that has trained are known as steps of the run."""
     untold: frozenset[int] = frozenset()
-    """Checkpoints that were there when this supervisor came, of which no event tells."""
+    """Checkpoints that existed when this supervisor began, and that no event has told."""
     unsaid: int = -1
-    """A step that the last look at the disk found without its note."""
+    """The step that the last look at the disk found, if no note has told it."""
     found: frozenset[int] = frozenset()
-    """Steps that are told already, as they were found on disk, or by an earlier supervisor, and whose own word may yet
-    come: from the ranks that saved them, or the flush."""
+    """Steps that are told already, because they were found on disk or an earlier supervisor told them. The ranks that
+    saved them, or the flush, may still tell them. That is then not told again."""
 
     @property
     def step(self) -> int:
-        """The highest step, or -1 where nothing tells which of the run's steps are done."""
+        """The highest step. -1 if nothing tells which of the run's steps are done."""
         return self.high_step if self.placed else -1
 
     def reached(self, step: int) -> Progress:
-        """A step that nobody told of was done."""
+        """The progress after a step that was done without being told."""
         return replace(self, high_step=max(self.high_step, step))
 
     def trained(self, attempt: int, by: Trained) -> tuple[Progress, list[Emit]]:
-        """The attempt has come as far as that."""
+        """The progress after the attempt has come that far."""
         if by.start is None:
             return replace(self, placed=False), [_first_step(-1, -1, -1, by.at)]
         events = [_first_step(by.step, by.start, max(0, self.high_step - by.start), by.at)]
@@ -60,18 +60,18 @@ class Progress:
         return replace(self, placed=True, high_step=by.step), events
 
     def committed(self, step: int, **about: Any) -> tuple[Progress, list[Emit]]:
-        """The checkpoint of that step is durable."""
+        """The progress after the checkpoint of that step became durable."""
         after = replace(self, checkpoint=max(self.checkpoint, step), untold=self.untold - {step})
         return after, [Emit("checkpoint_committed", fields={"step": step, **about})]
 
     def made(self, step: int, **about: Any) -> tuple[Progress, list[Emit]]:
-        """Who has made the checkpoint of `step` says so. They may say it late: of an older step than the newest one."""
+        """The maker of the checkpoint of `step` tells it. It may be late: a newer checkpoint may exist by then."""
         if step in self.found:
             return replace(self, found=self.found - {step}), []
         return self.committed(step, **about) if step >= 0 else (self, [])
 
     def flushed(self, outcome: Mapping[str, Any]) -> tuple[Progress, list[Emit]]:
-        """A flush has ended like that: it is told as a save of the ranks' own would be."""
+        """The progress after a flush. A flush is told like a save by the ranks."""
         if "error" in outcome:
             return self, [Emit("checkpoint_failed", "error", {"by": "flush", **outcome})]
         if outcome.get("existed"):
@@ -79,13 +79,13 @@ class Progress:
         about = {key: value for key, value in outcome.items() if key not in ("warning", "seconds", "step")}
         warning, step = outcome.get("warning"), int(outcome["step"])
         events = [Emit("warning", "warning", {"text": warning})] if warning else []
-        # Nobody waited for it: its seconds are not a stall.
+        # No rank waited for the flush. So its seconds are not a stall.
         after, told = self.made(step, by="flush", took_s=outcome.get("seconds"), **about)
         return after, events + told
 
     def scanned(self, newest: int, final: bool) -> tuple[Progress, list[Emit]]:
-        """`newest` is on disk. It is told if it was there at the look before (`final`: there will be no other look):
-        its rank has died between the commit and the note of it."""
+        """The progress after `newest` was found on disk. The step is told if the last look found it too, or if there
+        will be no other look (`final`). In that case its rank has died between the commit and its note."""
         after, events = replace(self, unsaid=newest), list[Emit]()
         if newest < self.checkpoint:
             found = frozenset(step for step in self.found if step <= newest)
@@ -96,7 +96,7 @@ class Progress:
         return after, events
 
     def caught_up(self) -> tuple[Progress, list[Emit]]:
-        """The checkpoints that neither an event nor a note has told of are told."""
+        """Tells the checkpoints that neither an event nor a note has told."""
         after, events = self, list[Emit]()
         for step in sorted(self.untold):
             after, told = after.committed(step)
@@ -105,8 +105,8 @@ class Progress:
 
 
 def begin(high_step: int, committed: Collection[int], told: Collection[int] | None = None) -> Progress:
-    """Of a run with those checkpoints on disk. `told` are those that the events tell of, where a supervisor died that
-    may not have told of all."""
+    """The progress of a run with these checkpoints on disk. `told`: the steps that the events tell. It is given if a
+    supervisor died, which may not have told all."""
     newest = max(committed, default=-1)
     if told is None:
         return Progress(high_step, newest)

@@ -1,5 +1,5 @@
-"""A run told from its events alone: state, attempts, and what the next supervisor must know. Pure; takes any
-garbage."""
+"""The story of a run, from its events alone: its state, its attempts, and all that the next supervisor must know. Pure.
+Any garbage is accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from supervisor.core.words import EventName, RunState
 Event = Mapping[str, Any]
 
 _FATAL = ("kill", "term", "stop", "segv", "abort", "exc", "exit", "oom", "gil", "hang", "kill-launcher")
-"""Faults from whose moment a failure counts."""
+"""Faults that are the beginning of a failure."""
 
 
 @dataclass(slots=True)
@@ -30,30 +30,29 @@ class Story:
     started_wall: str = ""
     ended: float | None = None
     last: float = 0.0
-    """Of the last event."""
+    """The time of the last event."""
     checkpoint_step: int = -1
     high_step: int = -1
     since: int = 0
-    """The first attempt after the last launch with --resume never: what earlier ones saved is not to be gone on
-    from."""
+    """The first attempt after the last launch with --resume never. The saves of earlier attempts are not used."""
     history: History = field(default_factory=History)
     restarts: int = 0
     launcher_pid: int | None = None
     standby: Event | None = None
-    """The newest event about the group that waits now, or about why none does; None while nothing is known."""
+    """The newest event about the standby: that it waits, or why there is none. None while nothing is known."""
     abandoned: float | None = None
-    """When the last word was said of an attempt whose supervisor died, while its fate is open."""
+    """The time of the last event of an attempt whose supervisor died. None once the attempt is adopted or over."""
     offset: float = 0.0
-    """Seconds to add to the present CLOCK_MONOTONIC to continue the run's time line."""
+    """Seconds to add to the present CLOCK_MONOTONIC, to continue the run's time line."""
 
     @property
     def over(self) -> bool:
-        """Whether the run's last supervisor has ended it, in whatever state."""
+        """Whether the run's last supervisor has ended it, in any state."""
         return self.ended is not None
 
     @property
     def unplaced(self) -> bool:
-        """Whether nothing tells which steps of the run the last attempt has made."""
+        """Whether nothing tells which steps of the run the last attempt has done."""
         return self.attempt is not None and self.attempt.unplaced
 
     @property
@@ -61,13 +60,13 @@ class Story:
         return self.attempts[-1] if self.attempts else None
 
     def failures(self) -> list[AttemptStory]:
-        """Attempts that ended otherwise than by finishing or by request."""
+        """Attempts that neither finished nor were stopped by request."""
         fine = (Cause.FINISHED, Cause.STOPPED_BY_USER, Cause.PREEMPTED)
         return [a for a in self.attempts if a.cause is not None and a.cause not in fine]
 
 
 def tell(events: Iterable[Event]) -> Story:
-    """The story that `events` tell, in their order; events and fields it does not know are passed over."""
+    """The story that `events` tell, in their order. Unknown events and fields are ignored."""
     story = Story()
     for event, story.offset in one_line(events):
         teller = _TELLERS.get(str(event.get("msg")))
@@ -104,11 +103,11 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         story.abandoned = story.last
     story.state, story.exit_code, story.ended, story.standby = RunState.STARTING, None, None, None
     if event.get("resume") == "never":
-        # What it went back from is moved aside with everything else.
+        # The state that a rollback avoids is moved aside too, with everything else.
         story.history = replace(story.history, rollback=None)
         story.since = story.attempt.number + 1 if story.attempt else 0
     if event.get("fresh_budget"):
-        # A save of the script's own may have been taken away since, for a new beginning.
+        # The script's own saves may have been removed for a new beginning.
         story.history = History(best_step=story.checkpoint_step)
 
 
@@ -117,7 +116,7 @@ def _bury(story: Story) -> None:
     attempt, since = story.attempt, story.abandoned
     story.abandoned = None
     if attempt is not None and since is not None and attempt.gone is None:
-        # Its supervisor saw nothing more; the last thing it said is where our knowledge ends.
+        # Its supervisor saw nothing more. Its last event is the last that we know.
         attempt.cause = attempt.cause or "lost"
         attempt.reason = attempt.reason or "the supervisor died"
         attempt.failed = attempt.failed or since
@@ -140,7 +139,7 @@ def _adopted(story: Story, event: Event, mono: float) -> None:
     if event.get("verdict"):
         story.state = RunState.RECOVERING
         return
-    # What its dead supervisor had been asked for is void.
+    # The requests to its dead supervisor are void.
     attempt.cause = attempt.failed = attempt.verdict = None
     starting = RunState.RECOVERING if attempt.number > 0 else RunState.STARTING
     story.state = RunState.RUNNING if attempt.first_step is not None else starting
@@ -166,7 +165,7 @@ def _started_over(story: Story, event: Event, mono: float) -> None:
 
 def _resumed(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
-        # A script's own load is told at its first step, and bears the time of the load.
+        # The load of the script's own save is told at its first step. The note has the time of the load.
         story.attempt.resumed = _number(event, "noted_mono", mono)
         story.attempt.from_step = _known(_whole(event, "step", 0))
 
@@ -219,7 +218,7 @@ def _verdict(story: Story, event: Event, mono: float) -> None:
         attempt.verdict = mono
         attempt.failed = _number(event, "failed_mono", mono)
         if attempt.injured is not None and attempt.started <= attempt.injured < attempt.failed:
-            # Nobody but the fault itself knows when it struck.
+            # The fault itself knows best when it struck.
             attempt.failed = attempt.injured
         attempt.detect_s = round(mono - attempt.failed, 6)
         attempt.cause = str(event.get("cause"))

@@ -1,4 +1,4 @@
-"""The time line of a run: the monotonic clock begins anew with each boot, the wall clock spans it. Pure."""
+"""The time line of a run. The monotonic clock begins anew at each boot; the wall clock bridges the gap. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 Event = Mapping[str, Any]
 _LONGEST = 1e12
-"""Seconds; no machine has been up for as long."""
+"""Seconds. No machine has been up for as long."""
 
 
 def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
-    """`events` with their times on one line, and what is to be added to the clock as of each. One without a time is
-    left out."""
+    """`events` with their times on one line. With each event: the seconds that are added to its clock. Events without a
+    time are left out."""
     offset = 0.0
     before: tuple[Event, float] | None = None
     boot: object = None
@@ -21,7 +21,8 @@ def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
         mono = _time(event.get("mono"))
         if mono is None:
             continue
-        # A machine that has been up for longer than the one before was gives no other sign than the name of its boot.
+        # The clock may be ahead of the last boot's, if this boot is the longer one. Then only the boot id shows a
+        # reboot.
         rebooted = boot is not None and event.get("boot") not in (None, boot)
         boot = event.get("boot") or boot
         if before is not None and (mono < before[1] or rebooted):
@@ -35,7 +36,7 @@ def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
 
 
 def _time(value: object) -> float | None:
-    """Seconds of a clock; None for what no clock of ours has shown."""
+    """Seconds of a clock. None if the value cannot be from one of our clocks."""
     return float(value) if isinstance(value, int | float) and abs(value) < _LONGEST else None
 
 
