@@ -1,4 +1,4 @@
-"""One attempt: a group taken and released, watched, signalled, left."""
+"""One attempt: it gets a group, releases it, watches it, sends it signals, and leaves it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.rundir.records.beats import create_beats
 
 
 class Attempt:
-    """It is wanted as soon as it is made. It has a `watch` as soon as its launcher runs."""
+    """An attempt. It is wanted as soon as it is made. It has a `watch` as soon as its launcher runs."""
 
     def __init__(self, run: RunDir, spec: Spec, order: Order, reaper: Reaper, now: float) -> None:
         self.wanted = now
@@ -51,13 +51,14 @@ class Attempt:
         self.stacks: Stacks | None = None
 
     def adopt(self, group: WorkerGroup) -> None:
-        """It becomes the attempt of `group`, which another supervisor released. OSError or ValueError if its beats
-        cannot be read."""
+        """The attempt takes `group`, which another supervisor released. OSError or ValueError if its beats cannot be
+        read."""
         self._observe(group)
         self._group, self.kind, self._adopted = group, group.kind, True
 
     def raise_up(self, standby: Standby, now: float) -> bool:
-        """A group is taken and released, when there is one; whether the attempt has just begun to be watched."""
+        """Takes a group and releases it, when there is one. Returns whether the attempt has just begun to be
+        watched."""
         if self.watch is not None or self.error:
             return False
         try:
@@ -66,7 +67,7 @@ class Attempt:
             group = self._group
             assert group is not None
             if group.stillborn:
-                # Its fork server died; the next group comes from elsewhere.
+                # Its fork server died. The next group comes from elsewhere.
                 group.dissolve()
                 self._group = None
                 return False
@@ -111,10 +112,10 @@ class Attempt:
         return self._group.gate.path if self._group is not None else None
 
     def look(self, now: float, ended: set[int], mode: Mode, spared: set[int]) -> tuple[Observation, News]:
-        """All that there is to see of it as of `now`: what it is judged by, and what there is to tell. `ended` are the
-        pidfds that were readable, `spared` processes of the run that are none of its own."""
+        """The state as of `now`: an observation for the verdict, and news to tell. `ended` are the pidfds that were
+        readable, `spared` are processes of the run that do not belong to the attempt."""
         stopping = mode is Mode.STOPPING
-        # Before anything is read: what nobody writes any more is then read to its end.
+        # This comes before any read. If no process is alive by now, all files are complete when they are read.
         alive = tuple(p.pid for p in self.members(spared)) if stopping else ()
         seen = Observation(now, alive=alive, stacks=self.stacks, launch_error=self.error)
         watch = self.watch
@@ -130,7 +131,7 @@ class Attempt:
             exits=tuple(watch.exits),
             raised=tuple(watch.raised),
             saves=watch.saved(),
-            # The newest step that the script has kept by itself: a save of it says so, or a start from it has shown it.
+            # The newest step that the script has kept by itself. A save shows it, or a start from that save.
             own_step=max(watch.saves.step, steps.start(watch.beats) or 0) or -1,
             own_unplaced=watch.saved_unplaced(),
             log_grew_at=watch.log_grew_at,
@@ -139,7 +140,7 @@ class Attempt:
         return seen, watch.news(now)
 
     def sample(self, silent: Mapping[int, float], now: float) -> None:
-        """These ranks are sampled from time to time. The values are their seconds of silence."""
+        """Takes samples of these ranks from time to time. The values are their seconds of silence."""
         if self.watch is not None:
             self.watch.sampler.look(silent, {rank: process.pid for rank, process in self.watch.ranks.items()}, now)
 
@@ -165,7 +166,8 @@ class Attempt:
         return proctree.members(self._spec.mark, spared, self.launcher_pid, self._roots())
 
     def _roots(self) -> list[int]:
-        """Its living processes, where they are not our descendants: another supervisor started them."""
+        """In an adopted attempt: its living processes that are not our descendants, because another supervisor started
+        them."""
         if not self._adopted or self.watch is None:
             return []
         launcher = [p.pid for p in (self.watch.launcher, self.watch.script) if p is not None]
@@ -179,10 +181,10 @@ class Attempt:
         if reach is Reach.ALL or self.watch is None:
             processes = self.members(spared)
             sent = proctree.send_all(processes, signal.SIGTERM)
-            # A stopped process takes its TERM only when it goes on.
+            # A stopped process takes its TERM only after a CONT.
             proctree.send_all(processes, signal.SIGCONT)
             return sent
-        # A starting rank cannot be asked. Its launcher can, and dies of the signal at once.
+        # A starting rank cannot handle the signal. Its launcher can, and dies of it at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
         targets = [*self.watch.ranks.values(), *launcher]
         sent = sum(process.send(signal.SIGTERM) for process in targets)
@@ -198,7 +200,7 @@ class Attempt:
         return self.stacks
 
     def keep_evidence(self) -> None:
-        """The evidence of its end is on disk. That takes time, so more urgent work comes first."""
+        """The evidence of its end is on disk. Writing it takes time, so more urgent work comes first."""
         if self._witness is not None:
             self._witness.verdict = self.verdict
             self._witness.write()

@@ -1,14 +1,15 @@
-"""The witness of one attempt: what kernel, disks and logs say when it fails, for the verdict and for those who come
-later.
+"""The witness of one attempt: it collects what the kernel, the disks and the logs say about a failure, for the verdict
+and for later readers.
 
-    the attempt begins       counters are read, the end of the kernel's log is noted (0.3 ms, while the ranks already
-    start)
-    something has failed     all of that again, free space, the last lines of whom left no exception (0.3 ms); the
-    kernel's
-                             log is waited for, 50 ms at most, only if a counter says that the OOM killer has killed
-    the next one trains      attempts/NNNN/evidence.json: nobody waits for it then
+    the attempt begins       It reads the counters and notes the end of the kernel's log (0.3 ms; the ranks start
+                             meanwhile).
+    something has failed     It reads all of that again, the free space, and the last lines of each rank that left no
+                             exception (0.3 ms). It waits for the kernel's log, 50 ms at most, only if a counter says
+                             that the OOM killer has killed.
+    the next one trains      It writes attempts/NNNN/evidence.json. Nobody waits for the file then.
 
-evidence.json holds the fields of `Case` and no others. What could not be read is null, and `unreadable` says why.
+evidence.json holds the fields of `Case` and no others. A value that could not be read is null, and `unreadable` has the
+reason.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1
 TIME_LIMIT = 0.05
-"""Seconds that the line of an OOM kill may be late, after the kill itself."""
+"""Seconds to wait for the log line of an OOM kill after the kill."""
 _TAIL = 16_384
 _LINES = 30
 _LONGEST = 500
@@ -57,42 +58,42 @@ class Case:
     exceptions: list[dict[str, Any]]
     """Each rank's exception: rank, type, message, errno, frames (innermost last), raised_from, mono."""
     steps: dict[int, int]
-    """By rank, the last step finished."""
+    """The last finished step, by rank."""
     memory: dict[str, Any] | None
     """The run's memory group: path, version, and at_start and at_end: oom_kills, hits (of the limit), limit, used,
     peak."""
     machine: dict[str, Any]
     """oom_kills on the whole machine since the attempt began; total and available bytes of memory now."""
     kernel_log: list[str] | None
-    """What the kernel has logged since the attempt began, as far as it may matter."""
+    """The lines of the kernel's log since the attempt began, if they may matter."""
     disks: list[dict[str, Any]]
     """path, total, free (bytes), free_inodes."""
     last_lines: dict[str, list[str]]
-    """By log, the last lines: of the failing rank, or of the launcher."""
+    """The last lines of a log, by the log's name: of the failing rank, or of the launcher."""
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the kernel counts, at one moment."""
+    """The kernel's counters at one moment."""
 
     group: dict[str, int | None] | None
-    """Of the run's memory group."""
+    """The counters of the run's memory group."""
     kills: dict[Path, int]
-    """By memory group of the run (a fault may have made more of them): processes that the OOM killer has killed in
-    it."""
+    """The number of processes that the OOM killer has killed, by memory group of the run (a fault may have made more
+    groups)."""
     machine: dict[str, int | None]
     """oom_kills since the machine was started; total and available bytes of memory."""
 
 
 class Witness:
-    """Of one attempt, from its begin on. Never raises."""
+    """The witness of one attempt, from the attempt's beginning. Never raises."""
 
     def __init__(self, folder: AttemptDir, number: int, mark: str, places: Sequence[Path]) -> None:
         """`places` are folders that the script may write to."""
         self.evidence = Evidence()
         self.verdict: Verdict | None = None
-        """Set by whoever hears of it."""
+        """The verdict, set by the attempt."""
         self._folder, self._number, self._mark, self._places = folder, number, mark, places
         self._unreadable: dict[str, str] = {}
         self._kernel = KernelLog()
@@ -107,7 +108,7 @@ class Witness:
     def hear(
         self, exits: Sequence[Exit], raised: Sequence[Raised], pids: Mapping[int | None, int], steps: Mapping[int, int]
     ) -> Evidence:
-        """The evidence, looked at anew whenever something more has failed."""
+        """The evidence. It is collected anew whenever something more has failed."""
         self._seen, self._pids, self._steps = (tuple(exits), tuple(raised)), pids, steps
         self._kernel.follow(time.monotonic())
         failed = [e for e in exits if e.status != 0]
@@ -127,7 +128,7 @@ class Witness:
         return self.evidence
 
     def write(self) -> None:
-        """evidence.json is there, unless the disk refused it, and the attempt leaves no memory group behind."""
+        """evidence.json exists, unless the disk refused it. No memory group of the attempt is left."""
         case = self._case(self._end or self._count())
         with contextlib.suppress(OSError):
             replace_soon(self._folder.evidence, Redactor(os.environ).json(encode(case, indent=1)))
@@ -185,8 +186,8 @@ class Witness:
         return None if before is None or now is None else max(0, now - before)
 
     def _memory(self, end: Counters, killed: set[int]) -> Memory:
-        """What the OOM killer may have to do with it. It waits for the kernel's log only if a counter says that one of
-        the run was killed."""
+        """The actions of the OOM killer. It waits for the kernel's log only if a counter says that a process of the run
+        was killed."""
         rises = [max(0, count - self._begin.kills.get(path, 0)) for path, count in end.kills.items()]
         kills, on_machine = sum(rises) if rises else None, self._on_machine(end)
         if on_machine == 0 or (on_machine is None and kills == 0):
@@ -202,9 +203,9 @@ class Witness:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last lines of a log, each cut to a length that can be read; none where there is no log."""
+    """The last lines of a log, each cut to a readable length. None if there is no log."""
     text = tail(log, _TAIL).decode(errors="replace")
-    # A progress bar is one line to a terminal: what it showed last is what counts.
+    # To a terminal, a progress bar is one line. Only its last state is kept.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return [line[:_LONGEST] for line in lines if line.strip()][-_LINES:]
 
@@ -224,7 +225,7 @@ def _exception(raised: Raised) -> dict[str, Any]:
 
 
 def _vmstat() -> int | None:
-    """Processes that the OOM killer has killed on this machine since it was started."""
+    """The number of processes that the OOM killer has killed since the machine was started."""
     with contextlib.suppress(OSError, ValueError):
         _, found, rest = Path("/proc/vmstat").read_bytes().partition(b"\noom_kill ")
         return int(rest.partition(b"\n")[0]) if found else None

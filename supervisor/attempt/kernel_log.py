@@ -12,9 +12,9 @@ from supervisor.core.evidence import OomKill
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _EVERY = 1.0
-"""Seconds between two reads while nothing has happened, so that there is never much to read."""
+"""Seconds between two reads while nothing has happened. So there is never much to read."""
 _MOST = 2000
-"""Records that one read takes in at most."""
+"""The most records that one read takes."""
 _KEPT = 500
 _LONGEST = 300
 _USAGE = re.compile(r"memory: usage (\d+)kB, limit (\d+)kB")
@@ -31,12 +31,12 @@ _OF_INTEREST = re.compile(
 
 
 class KernelLog:
-    """Follows /dev/kmsg from its end at the start. Never raises: `unreadable` says why it tells nothing."""
+    """Follows /dev/kmsg from the end that it has now. Never raises: `unreadable` says why it tells nothing."""
 
     def __init__(self, path: Path = Path("/dev/kmsg")) -> None:
         self.unreadable: str | None = None
         self.lines: list[str] = []
-        """The lines since then that were read and may matter."""
+        """The lines since then that may matter."""
         self._fd: int | None = None
         self._followed_at = 0.0
         self._names_ours = _pids_are_ours()
@@ -53,7 +53,7 @@ class KernelLog:
             self._fd = None
 
     def read(self) -> None:
-        """New lines are in `lines`."""
+        """The new lines are in `lines`."""
         if self._fd is None:
             return
         for _ in range(_MOST):
@@ -73,14 +73,14 @@ class KernelLog:
                 self.lines = [*self.lines, text][-_KEPT:]
 
     def follow(self, now: float) -> None:
-        """Reads from time to time, so that nothing is overwritten, and little is left to read when it matters."""
+        """Reads from time to time. So nothing is overwritten, and little is left to read when it matters."""
         if now >= self._followed_at + _EVERY:
             self._followed_at = now
             self.read()
 
     def wait_for(self, pids: set[int], until: float) -> None:
-        """New lines are in `lines`. If they tell of no kill of `pids`, it waits for one until `until`: the kernel sends
-        the signal before it writes the line."""
+        """The new lines are in `lines`. If they tell of no kill of `pids`, it waits for one until `until`: the kernel
+        sends the signal before it writes the line."""
         self.read()
         tells = self._fd is not None and self._names_ours
         while tells and not pids & {v.pid for v in oom_kills(self.lines)} and time.monotonic() < until:
@@ -107,7 +107,8 @@ def oom_kills(lines: list[str]) -> list[OomKill]:
 
 
 def _pids_are_ours() -> bool:
-    """In a container with its own pids, the kernel's pids mean nothing, or even another process."""
+    """Whether the kernel's pids are our pids. In a container with its own pids they mean nothing, or another
+    process."""
     with contextlib.suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
     return False

@@ -1,5 +1,5 @@
-"""The records that ranks leave in the attempt's folder, as the supervisor reads them: notes, and the exceptions that
-ended them."""
+"""The supervisor's reader of the ranks' records in the attempt's folder: their notes, and the exceptions that ended
+them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Notes:
         self._readers: dict[int, NoteReader] = {}
 
     def read(self, ranks: Iterable[int]) -> list[tuple[int, dict[str, Any]]]:
-        """The new notes of `ranks` since the last call, with the rank."""
+        """Tuples (rank, note): the notes of `ranks` that are new since the last call."""
         for rank in ranks:
             if rank not in self._readers:
                 self._readers[rank] = NoteReader(self._file(rank))

@@ -1,8 +1,9 @@
-"""Samples of what silent ranks do: py-spy's stacks of all their threads, and what the kernel says of them.
+"""Samples of silent ranks: py-spy's stacks of all their threads, and the kernel's view of them.
 
-Only who is asked for is sampled, so in calm operation nothing runs. py-spy reads the memory of a rank from outside,
-without stopping it (0.02 to 0.24 s of CPU a dump); the variables that it reads are made into a digest and forgotten.
-Where it is not installed, or may not (kernel.yama.ptrace_scope), there are no samples, and `available` says so.
+Only the requested ranks are sampled, so in calm operation nothing runs. py-spy reads the memory of a rank from outside,
+without stopping it (0.02 to 0.24 s of CPU for one dump). The variables that it reads are made into a digest and
+forgotten. If it is not installed, or has no permission (kernel.yama.ptrace_scope), there are no samples, and
+`available` is false.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from trainer.rundir.machine.proc import stat
 TIME_LIMIT = 5.0
 """Seconds that a dump may take."""
 EVERY, RARELY = 0.5, 10.0
-"""Seconds between two samples of a rank, at the least; at the most, once it has been silent for long."""
+"""The least seconds between two samples of a rank. And the most, after a long silence."""
 _SHARE = 0.25
-"""Of the time, at most, that dumps may run."""
+"""The largest share of the time in which dumps may run."""
 _GROWTH = 1 / 60
-"""Seconds between samples, by second of silence."""
+"""Seconds between samples, for each second of silence."""
 _ATTEMPTS = 5
-"""Dumps in a row without a result, after which there are none to be had."""
+"""After this many dumps in a row without a result, no more are tried."""
 _REFUSALS = 3
 _CHILDREN = 8
-"""Of a rank, at most, that are looked at."""
+"""The most children of a rank that are sampled."""
 
 
 class Dump:
-    """One py-spy at work."""
+    """One running py-spy."""
 
     def __init__(self, program: str, pid: int, now: float) -> None:
         """OSError if it cannot be started."""
         self.pid, self.began = pid, now
-        # A file, so that nobody has to read for it to end.
+        # A file, so that py-spy can end although nobody reads.
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         command = [program, "dump", "--nonblocking", "--full-filenames", "--json", "--locals", "--pid", str(pid)]
         try:
@@ -69,7 +70,7 @@ class Dump:
         return self._process.poll() is not None
 
     def result(self) -> list[dict[str, Any]]:
-        """By thread; none if it could not be had."""
+        """One dict for each thread. Empty if py-spy gave no result."""
         self._output.seek(0)
         try:
             found = json.loads(self._output.read() or b"[]")
@@ -78,7 +79,7 @@ class Dump:
         return found if isinstance(found, list) else []
 
     def close(self) -> None:
-        """It does not run any more."""
+        """py-spy does not run any more."""
         self._stop()
         self._process.wait()
         self._output.close()
@@ -90,7 +91,7 @@ class Dump:
 
 
 class _Round:
-    """One rank, while it is sampled: itself, then the children that it waits for."""
+    """One rank while it is sampled: first itself, then the children that it waits for."""
 
     def __init__(self, own: Dump) -> None:
         self.own: Dump | None = own
@@ -101,23 +102,23 @@ class _Round:
 
 
 class Sampler:
-    """Of the ranks of one attempt. Never waits."""
+    """The samples of one attempt's ranks. Never waits."""
 
     def __init__(self, folder: Path, forget: Callable[[int], None]) -> None:
-        """`folder` is where the script runs; `forget` is told of a pid that was ours and is anybody's again."""
+        """`folder` is the script's working folder. `forget` is called with a pid of ours once it is free again."""
         self.samples: dict[int, Sample] = {}
-        """The newest one of each rank."""
+        """The newest sample of each rank."""
         self.available = pyspy() is not None
         self._folder, self._forget = folder, forget
         self._rounds: dict[int, _Round] = {}
         self._due: dict[int, float] = {}
         self._failed = 0
         self._refused: dict[int, int] = {}
-        """How often a child has given no stacks: it is not Python's, then."""
+        """By pid of a child: how often it has given no stacks. Then it is not a Python process."""
 
     def look(self, wanted: Mapping[int, float], pids: Mapping[int, int], now: float) -> None:
-        """What is ready is read; ranks that are `wanted`, with the seconds that they have been silent, are begun
-        with."""
+        """Reads the finished dumps, and begins new ones. `wanted`: the ranks to sample, with the seconds of their
+        silence."""
         for rank, turn in list(self._rounds.items()):
             self._go_on(rank, turn, now)
         if not self.available:
@@ -127,7 +128,7 @@ class Sampler:
                 self._begin(rank, pids[rank], silent, now)
 
     def close(self) -> None:
-        """Nothing of it runs any more."""
+        """No dump runs any more."""
         for turn in self._rounds.values():
             for dump in [*([turn.own] if turn.own else []), *turn.children]:
                 self._end(dump)
@@ -197,7 +198,7 @@ class Sampler:
         )
 
     def _threads(self, dump: Dump) -> dict[int, Thread]:
-        """By the kernel's number of each."""
+        """The threads by their kernel number."""
         found = {}
         for told in dump.result():
             with contextlib.suppress(KeyError, TypeError, ValueError):

@@ -17,8 +17,9 @@ _WORK = (ast.Call, ast.Await, ast.Subscript, ast.MatMult, ast.Pow, ast.Yield, as
 
 
 def about(folder: Path, file: str, line: int) -> tuple[Loop, bool]:
-    """The innermost loop around the line of `file` (relative to `folder`, or absolute), and whether the line is plain:
-    it calls nothing, so that no library can be at work in it. Of source that cannot be read: no loop, and not plain."""
+    """The innermost loop around the line of `file` (relative to `folder`, or absolute), and whether the line is plain.
+    A plain line calls nothing, so no library can be at work in it. If the source cannot be read: no loop, and not
+    plain."""
     with contextlib.suppress(OSError, ValueError, RecursionError, MemoryError):
         path = folder / file
         found = path.stat()

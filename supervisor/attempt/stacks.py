@@ -1,8 +1,7 @@
-"""The stacks of all ranks, kept in the attempt's folder before a hung attempt is killed.
+"""The stacks of all ranks. They are kept in the attempt's folder before a hung attempt is killed.
 
-faulthandler's handler, which the bootstrap registers, answers within milliseconds, also while C code holds the GIL.
-py-spy, where it is installed, is asked for those that do not answer: a stopped rank, or one that took the signal for
-itself.
+The bootstrap registers faulthandler's handler. It answers within milliseconds, even while C code holds the GIL. If it
+does not answer, py-spy is asked, if it is installed: the rank may be stopped, or may have taken the signal for itself.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from trainer.rundir.environment import STACKS_SIGNAL
 TIME_LIMIT = 2.0
 """Seconds for all ranks together: evidence must not delay the recovery for long."""
 _CHILDREN = 8
-"""Of each rank, at most: DataLoader workers."""
+"""The most children of a rank that are asked: DataLoader workers."""
 _FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
 _PYSPY = re.compile(r"^    (?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)$")
 
 
 def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
-    """The stacks are in `folder`: a file a rank with all threads, and groups.txt with what stands together."""
+    """The stacks are in `folder`: one file for each rank with all its threads, and groups.txt with the ranks that stand
+    together."""
     folder.mkdir(mode=0o700, exist_ok=True)
     until = time.monotonic() + TIME_LIMIT
     texts = _by_signal({rank: process.pid for rank, process in ranks.items()}, folder, until)
@@ -62,7 +62,7 @@ def _told(found: Stacks) -> str:
 
 
 def _children(ranks: dict[int, Process], folder: Path, until: float) -> Iterable[Stack]:
-    """A forked child has inherited the rank's handler, and its file: one after the other, then."""
+    """A forked child has inherited the rank's handler and its file. So the children are asked one after another."""
     known = {process.pid for process in ranks.values()}
     for rank, process in ranks.items():
         for child in kernel.descendants(process.pid, known)[:_CHILDREN]:
@@ -84,7 +84,7 @@ def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
         return {}
     started = {}
     for rank, process in ranks.items():
-        # --nonblocking, so as not to wait for a stopped process to stop; the process is stuck anyway.
+        # With --nonblocking it does not wait for a stopped process to stop. The process stands still anyway.
         command = [program, "dump", "--nonblocking", "--full-filenames", "--pid", str(process.pid)]
         with contextlib.suppress(OSError):
             started[rank] = subprocess.Popen(
@@ -103,14 +103,16 @@ def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
 
 
 def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, str]:
-    """By rank, what the process that shares its file wrote. Who is stopped, or has no handler, is not asked."""
+    """By rank: the text of the process that shares the rank's file. A process that is stopped or has no handler is not
+    asked."""
     asked: dict[int, tuple[Path, int]] = {}
     for rank, pid in pids.items():
         path = folder / f"rank{rank}.faulthandler.txt"
         with contextlib.suppress(OSError):
             size = path.stat().st_size
-            # Without the bootstrap's handler the signal would kill it before its stacks are known. A script may have
-            # closed the handler's descriptor, and another file have its number: that must not be written to.
+            # Without the bootstrap's handler, the signal would kill the process before its stacks are known. Also, a
+            # script may have closed the handler's descriptor. Then another file may have that number, and must not be
+            # written to.
             answers = kernel.catches(pid, STACKS_SIGNAL) and kernel.has_open(pid, path)
             if kernel.glance(pid).state not in "TZ" and answers and _send(pid):
                 asked[rank] = path, size
@@ -121,7 +123,7 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
         time.sleep(0.01)
         for rank, (path, size) in asked.items():
             text = path.read_bytes()[size:].decode(errors="replace")
-            # It is complete when nothing was added between two looks.
+            # The text is complete if nothing was added between two looks.
             if rank not in texts and whole(text) and before.get(rank) == text:
                 texts[rank] = text
             before[rank] = text
@@ -140,7 +142,7 @@ def _send(pid: int) -> bool:
 
 
 def _main_of_faulthandler(text: str) -> tuple[Frame, ...]:
-    """The frames of the main thread, which is written last."""
+    """The frames of the main thread. faulthandler writes it last."""
     frames: list[Frame] = []
     for line in text.splitlines():
         if match := _FAULTHANDLER.match(line):

@@ -26,7 +26,7 @@ def start(beats: Sequence[Beat]) -> int | None:
 
 
 def trained(beats: Sequence[Beat]) -> Trained | None:
-    """None before any rank has finished a step."""
+    """The highest finished step. None before any rank has finished a step."""
     steps = done(beats)
     at = [beat.at for beat in beats if beat.rank in steps]
     return Trained(max(steps.values()), start(beats), min(at)) if at else None

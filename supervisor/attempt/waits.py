@@ -1,4 +1,4 @@
-"""What a thread waits for, in the words of the core."""
+"""The wait of a thread, in the words of the core."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SOCKETS = ("recvfrom", "recvmsg", "poll", "ppoll", "select", "epoll_wait", "epo
 _CHILDREN = ("wait4", "waitid")
 _FILES = ("openat", "flock", "fsync", "fdatasync")
 _OWN = ("cuda", "pt_nccl", "pt_autograd", "pt_elastic")
-"""Threads of CUDA's and torch's own, which poll a device or each other: by the beginning of their name."""
+"""Prefixes of the names of CUDA's and torch's own threads. They poll a device or each other."""
 
 
 def of(pid: int, thread: int) -> Wait:
-    """What that thread of `pid` waits for now."""
+    """The present wait of that thread of `pid`."""
     found = stat(f"{pid}/task/{thread}")
     if found is None:
         return Wait.UNKNOWN
@@ -54,8 +54,8 @@ def _of_file(pid: int, descriptor: int) -> Wait:
 
 
 def stranger(pid: int, known: Collection[int]) -> bool:
-    """Whether `pid` has a thread, beside those `known`, that something from outside may wake, and that may then wake
-    others: a library's that talks to a server, say."""
+    """Whether `pid` has an unknown thread, not in `known`, that may wake the others. Something from outside may wake
+    that thread: a library's thread may talk to a server."""
     with contextlib.suppress(OSError):
         for thread in os.scandir(f"/proc/{pid}/task"):
             if int(thread.name) not in known and not kernel.is_bound(Path(thread.path)):
@@ -66,7 +66,7 @@ def stranger(pid: int, known: Collection[int]) -> bool:
 
 
 def moved(pid: int, thread: int) -> int:
-    """Bytes that the thread has read and written so far; 0 where that cannot be read."""
+    """Bytes that the thread has read and written so far. 0 if they cannot be read."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = content(f"/proc/{pid}/task/{thread}/io").split()
         return int(lines[1]) + int(lines[3])

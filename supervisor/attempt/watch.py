@@ -39,21 +39,21 @@ _JOURNALS_EVERY = 1.0
 
 
 class Watch:
-    """One attempt under observation. Makes no decision; sends nothing."""
+    """Watches one attempt. It decides nothing and sends nothing."""
 
     def __init__(self, folder: AttemptDir, group: WorkerGroup, reaper: Reaper, cwd: Path) -> None:
-        """Of an attempt whose `group` has been released; its script runs in `cwd`."""
+        """The `group` of the attempt has been released. Its script runs in `cwd`."""
         self.folder = folder
         self.nproc = group.nproc
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
         self.seen_ranks: dict[int, int] = {}
-        """pid of every rank that ever registered, and of the SCRIPT that was one."""
+        """The pid of every rank that ever registered. Under SCRIPT: the script, if it was a rank once."""
         self.script: Process | None = None
-        """The living process of a script that has started the ranks and is not one of them."""
+        """The living process of a script that has started the ranks and is not a rank."""
         self._joined: list[tuple[int, int]] = []
-        """(rank, pid) of those that the script has started, as they come; until news() has told of them."""
+        """(rank, pid) of the ranks that the script has started, until news() has returned them."""
         self._spawned: dict[int, Role] = {}
         self._ends = NoteReader(folder.ended)
         self.launcher = group.launcher
@@ -88,7 +88,7 @@ class Watch:
         return launcher + script + [process.fd for process in self.ranks.values()]
 
     def ask_faults(self) -> None:
-        """Every rank looks for new faults at its next step."""
+        """Every rank will look for new faults at its next step."""
         self._reader.ask_faults()
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Watch:
         self._reader.close()
 
     def look(self, now: float, ended: set[int]) -> None:
-        """Everything is up to date as of `now`; `ended` are the pidfds that were readable."""
+        """All values are as of `now`. `ended` are the pidfds that were readable."""
         self.beats = self._reader.read()
         self._register(now)
         self._collect_exits(now, ended)
@@ -123,7 +123,7 @@ class Watch:
         return tuple(self._view(beat) for beat in self.beats if beat.rank in self.ranks)
 
     def news(self, now: float) -> News:
-        """The news since the last call; the rest is as of the last look."""
+        """The news since the last call. The other values are as of the last look."""
         # Reads that may fail come first: then no news is lost.
         notes = tuple(self._notes.read(self._numbers()))
         joined, self._joined = tuple(self._joined), []
@@ -139,20 +139,20 @@ class Watch:
         )
 
     def _numbers(self) -> list[int]:
-        """Of the ranks that were asked for, and of those that the script has started."""
+        """The numbers of the requested ranks, and of the ranks that the script has started."""
         return [*range(self.nproc), *(rank for rank in self.seen_ranks if rank not in (*range(self.nproc), SCRIPT))]
 
     def saved(self) -> int:
-        """The number of the script's own saves, to a file or not."""
+        """The number of the script's own saves, in any form."""
         return max((beat.saves for beat in self.beats), default=0)
 
     def saved_unplaced(self) -> bool:
-        """Whether it has made a save whose step is unknown."""
+        """Whether the script has made a save whose step is unknown."""
         return self.saves.unplaced or (self.saved() > 0 and self.saves.newest is None)
 
     def read_journals(self, now: float, final: bool) -> None:
-        """`saves` is up to date. The journals are read when a save has ended, else from time to time, and when the
-        attempt is over."""
+        """`saves` is up to date. The journals are read when a save has ended, from time to time, and when the attempt
+        is over."""
         counted = sum(beat.saves for beat in self.beats)
         if counted == self._counted and now < self._journals_at + _JOURNALS_EVERY and not final:
             return
@@ -177,7 +177,7 @@ class Watch:
         self._close = {rank: self._closely(rank, pids) for rank in quiet}
         held = any(close.held for close in self._close.values())
         if held and self.script is not None and not kernel.waits_for_ranks(self.script.pid, pids):
-            # A rank that waits for a lock may wait for the script.
+            # A rank that waits for a lock may wait for the script, and the script does not wait for the ranks.
             self._close = {rank: replace(close, held="") for rank, close in self._close.items()}
         for beat in self.beats:
             if beat.rank in self.ranks and beat.rank not in self.replaced and now - beat.at > _QUIET_AFTER:
@@ -189,12 +189,13 @@ class Watch:
         return close if close.polls is not None else replace(close, polls=bool(before.polls))
 
     def _look_at_program(self, rank: int, pid: int) -> None:
-        """A program that has taken the place of ours has neither our handler nor the beats in its memory."""
+        """Finds a program that has replaced ours by exec. It has neither our handler nor the beats in its memory."""
         if not kernel.catches(pid, STACKS_SIGNAL) and kernel.maps(pid, self.folder.beats) is False:
             self.replaced.add(rank)
 
     def _look_at_start(self) -> None:
-        """Who is to be a rank, while one is missing; and whether the launcher, which makes them, stands still."""
+        """Finds the processes that will become ranks, while a rank is missing. Finds out whether the launcher is
+        stopped."""
         self._unborn, self._launcher_stopped = (), False
         if self.launcher is None:
             return
@@ -251,12 +252,12 @@ class Watch:
                 self.ranks[beat.rank] = process
             else:
                 self.exits.append(Exit(beat.rank, None, now, self._is_spared(beat.rank, None)))
-            # Last: without a descriptor to hold it by, it is to be registered with the next look.
+            # This comes last. If there is no descriptor for the process now, the next look registers it.
             self.seen_ranks[beat.rank] = beat.pid
 
     def _give_way(self, beat: Beat) -> None:
-        """Whoever had the number of a rank that the script has started has it no more: the script itself, which is
-        none, or one that has done its work."""
+        """A rank that the script has started takes its number. The process that had it is the script, which is no rank,
+        or a process that has done its work."""
         if not beat.role & Role.SPAWNED:
             return
         old = self.ranks.pop(beat.rank, None)
@@ -272,8 +273,8 @@ class Watch:
         self._joined.append((beat.rank, beat.pid))
 
     def _find_script(self, at: float) -> None:
-        """It was no rank any more when this supervisor came, or was one for less than a look; it was there `at`
-        then."""
+        """Finds the script's process. It was no rank any more when this supervisor came, or was one for less than a
+        look. It was alive at the time `at`."""
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._gate.ready(0).read_text())
             self.seen_ranks[SCRIPT] = pid
@@ -299,12 +300,12 @@ class Watch:
             self.launcher = None
             self._read_report(now)
         elif self.launcher is None and all(e.rank is not None for e in self.exits):
-            # In an adopted attempt: it ended while nobody looked.
+            # In an adopted attempt, the launcher may have ended while no supervisor ran.
             self.exits.append(Exit(None, None, now))
             self._read_report(now)
 
     def _read_ends(self) -> None:
-        """How ranks have ended that the script started: it has waited for them, and no older kernel tells anybody
+        """Reads how ranks have ended that the script started. The script has waited for them. Older kernels tell nobody
         else."""
         for note in self._ends.read() if self._spawned else ():
             rank = next((r for r, pid in self.seen_ranks.items() if pid == note.get("pid")), None)
@@ -314,8 +315,8 @@ class Watch:
                 self.exits = [told if e is known else e for e in self.exits]
 
     def _read_report(self, now: float) -> None:
-        """What the launcher knows better: ranks that died before they registered, or whose status nobody told us; and
-        its own status, where it is not our child and the kernel does not tell."""
+        """Reads the launcher's report. It tells of ranks that died before they registered, or whose status is not
+        known. It tells the launcher's own status, if the launcher is not our child and the kernel does not tell it."""
         with contextlib.suppress(OSError, ValueError):
             report = read(self._gate.launcher_report, Report)
             code, at = report.exit_code, min(now, report.mono)

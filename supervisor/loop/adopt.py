@@ -35,7 +35,7 @@ _LOOK_EVERY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """Either adopts or clears, once, before anything is launched."""
+    """Adopts or clears, once, before anything is launched."""
 
     run: RunDir
     spec: Spec
@@ -46,8 +46,8 @@ class Takeover:
     reaper: Reaper
 
     def adopt(self, now: float) -> Attempt | None:
-        """The attempt of a dead supervisor goes on as ours, with everything that the events tell of it and its verdict.
-        None if there is none to adopt."""
+        """Adopts the attempt of a dead supervisor, with its verdict and all that the events tell of it. None if there
+        is none."""
         previous = self.previous
         group = self._group()
         if group is None:
@@ -96,8 +96,8 @@ class Takeover:
         return None
 
     def clear(self, stops: Stops) -> tuple[int, ...]:
-        """No process of an earlier supervisor's attempt is alive, because two groups must never run at once. Its untold
-        news is told. Returns the pids that could not be killed. Ranks that were asked to stop have their grace."""
+        """No process of an earlier supervisor's attempt is alive: two groups must never run at once. The news of that
+        attempt is told. Returns the pids that could not be killed. Ranks that were asked to stop get their grace."""
         last = self.previous.last_attempt
         self.narrator.go_on(self.previous.events)
         folder = self.run.attempt(last)

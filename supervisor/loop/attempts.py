@@ -15,12 +15,12 @@ from trainer.rundir.layout import RunDir
 
 
 class Attempts:
-    """At most one runs at a time. `newest` stays until the next one is launched, also when it is over."""
+    """At most one attempt runs at a time. `newest` stays until the next launch, even if it is over."""
 
     def __init__(self, run: RunDir, spec: Spec, reaper: Reaper) -> None:
         self.newest: Attempt | None = None
         self.first = True
-        """No attempt was launched or adopted for this request yet."""
+        """Whether no attempt was launched or adopted yet for this request."""
         self._run, self._spec, self._reaper = run, spec, reaper
         self._program = Program(run, spec)
         self._failures = Failures()
@@ -51,7 +51,7 @@ class Attempts:
     @property
     def resume(self) -> str:
         """The resume mode of the next attempt: auto, never or must."""
-        # `never` concerns checkpoints from before the launch. This run may use its own later saves.
+        # `never` applies to checkpoints from before the launch. This run may use its own later saves.
         return self._spec.resume if self.first else "auto"
 
     def launch(
@@ -63,7 +63,8 @@ class Attempts:
         flush_s: float | None,
         now: float,
     ) -> None:
-        """The newest is that one, from `now` on. `relaunch`: it gets --resume-args; `flush_s` seconds a flush takes."""
+        """Launches attempt `number`, which is the newest from `now` on. `relaunch`: it gets --resume-args. `flush_s`:
+        the seconds of a flush."""
         self._failures.launched(now)
         order = Order(number, self.resume, relaunch, rollback, flush_s, self._failures.mtbf(), briefing)
         self.first = False

@@ -1,4 +1,4 @@
-"""Briefs each attempt about how its program goes on, and tells what it was told."""
+"""Tells each attempt how its program resumes, and records that as an event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.rundir.records import rollback as rollbacks
 
 
 class Briefer:
-    """Of one run, over its attempts."""
+    """The briefings of one run's attempts."""
 
     def __init__(self, run: RunDir, spec: Spec, log: EventLog, since: int) -> None:
         self._run, self._spec, self._log = run, spec, log
@@ -29,10 +29,10 @@ class Briefer:
         self._gave = False
         """Whether the newest attempt has got --resume-args."""
         self._doubted = False
-        """Whether it has failed, perhaps, because of them."""
+        """Whether it may have failed because of them."""
 
     def hear(self, event: str, fields: Mapping[str, Any]) -> None:
-        """What is about to be told of the attempt that is over."""
+        """Takes an event about the attempt that is over, before it is told."""
         if event == "relaunch_scheduled" and self._gave:
             words, saved = shlex.split(self._spec.resume_args), newest_whole(self._run) is not None
             self._doubted = are_in_doubt(words, saved, bool(fields.get("startup_failures")))
@@ -40,8 +40,8 @@ class Briefer:
     def brief(
         self, number: int, resume: str, rollback: Rollback | None, changed: bool, checkpoint: int
     ) -> tuple[bool, Briefing]:
-        """Whether the attempt is a relaunch, which gets --resume-args, and what else it is told; that is an event.
-        `checkpoint`: the newest one of ours, or -1."""
+        """Whether the attempt gets --resume-args (as a relaunch), and its briefing. Both are told as events.
+        `checkpoint`: the newest checkpoint of ours, or -1."""
         if resume == "never":
             self._since = number
         relaunch = checkpoint >= 0 or (number > 0 and resume != "never")
@@ -60,14 +60,15 @@ class Briefer:
         return self._gave, briefing
 
     def _adapters(self) -> dict[str, Adapter]:
-        """Those that others have installed, by where they are; one that cannot be loaded is told of, and missing."""
+        """The adapters that other people have installed, by entry point. An adapter that cannot be loaded is left out,
+        with a warning."""
         if self._others is None:
             self._others = {}
             points = importlib.metadata.entry_points(group=ADAPTERS) if self._spec.adapter != OFF else ()
             for point in points:
                 try:
                     self._others[point.value] = point.load()
-                except Exception as error:  # it is anybody's
+                except Exception as error:  # anybody's code
                     text = f"the adapter {point.name} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
                     self._log.emit("warning", "warning", text=text)
         return self._others

@@ -87,7 +87,7 @@ class Driver:
         return self._finish(self._ended)
 
     def _tick(self, ended: set[int], wakeup: int, paces: Paces) -> set[int]:
-        """One turn of the loop. `ended` are the fds that were readable at the last sleep; returns those of this
+        """One turn of the loop. `ended` are the fds that were readable after the last sleep. Returns those of this
         sleep."""
         try:
             seen = self._look(ended)
@@ -107,13 +107,13 @@ class Driver:
         return sleep(poll_interval(self._state, self.clock()), wakeup, fds)
 
     def _blind(self, error: Exception) -> None:
-        """Without descriptors or memory we cannot look or act. Training goes on, and we try again soon."""
+        """Without descriptors or memory we cannot look or act. Training goes on. We try again soon."""
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
         self._narrator.warn(text, once=f"blind {type(error)}")
         time.sleep(CALM)
 
     def living(self) -> int:
-        """How many ranks of the attempt are alive, as far as is known."""
+        """The number of the attempt's ranks that are alive, as far as is known."""
         return self._attempts.newest.living() if self._attempts.newest is not None else 0
 
     def _take_up(self, pace: Pace) -> None:
@@ -161,8 +161,8 @@ class Driver:
         on_disk, in_memory = self._tracker.progress.checkpoint, self._flusher.newest() if over or news.quiet else -1
         return replace(
             seen,
-            # Safe states can be lost only with the machine. A state in memory is safe when nobody writes there any
-            # more.
+            # Safe states can be lost only with the machine. The state in memory is safe once no process writes there
+            # any more.
             checkpoint_step=max(on_disk, in_memory if over else -1),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
@@ -251,7 +251,8 @@ class Driver:
         )
 
     def _clear_up(self, end: End) -> End:
-        """No process of the run is alive, and the state in memory is on disk. The returned End names exceptions."""
+        """No process of the run is alive, and the state in memory is on disk. The returned End tells the exceptions to
+        that."""
         stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
         self._standby.close()
         if not stuck:
@@ -259,7 +260,7 @@ class Driver:
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
-        # Processes that could not be killed have had their time.
+        # Processes that could not be killed have had their time already.
         left = end_all(self.spec.mark, self._own_saves.pids(), self._reaper, 1.0 if stuck else time_limit)
         return machine.stuck(left, time_limit) if left and not stuck else end
 

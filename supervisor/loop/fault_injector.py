@@ -1,5 +1,4 @@
-"""The faults that the supervisor fires: signals by the clock, damage on disk, the death of the launcher or of
-itself."""
+"""The faults that the supervisor fires: signals by the clock, damage on disk, the end of the launcher or of itself."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ class FaultInjector:
     """Knows the armed faults of a run, fires those of the supervisor, and reports the fired ones."""
 
     def __init__(self, folder: Path, checkpoints: Path, told: Collection[str], told_armed: Collection[int]) -> None:
-        """`told` names the firings that the run's events already tell; a firing without a supervisor is news.
-        `told_armed` are the numbers of the faults whose request the events already tell."""
+        """`told` names the firings that the run's events already tell. A fault may fire while there is no supervisor;
+        it is news then. `told_armed` are the numbers of the faults whose request the events already tell."""
         self._folder = folder
         self._checkpoints = checkpoints
         self._armed: list[faults.Fault] = []
@@ -34,7 +33,7 @@ class FaultInjector:
         self._told_armed = set(told_armed)
         self._stamp = self._before = -1
         self._begun: int | None = None
-        """The steps of the run when the making of the present standby began."""
+        """The number of finished steps when the making of the present standby began."""
         self._unasked = False
         """Whether the ranks must still be asked to look for new faults."""
         self._flush: Process | None = None
@@ -53,8 +52,9 @@ class FaultInjector:
         self._told_armed |= {f.number for f in asked}
         self._unasked = self._unasked or bool(asked)
         fired = faults.fired(self._folder)
-        # A mark that is still being written changes the folder's time no more, nor does what comes within one tick of
-        # that clock: the folder is known only once all marks could be read, and it was the same at two looks.
+        # A mark that is still being written does not change the folder's time again. Nor does a mark within one tick of
+        # that clock. So the folder counts as read only if all marks could be read, and if the time was the same at two
+        # looks.
         whole = len(fired) == sum(1 for _ in self._folder.glob("*.fired"))
         self._stamp, self._before = stamp if whole and stamp == self._before else -1, stamp
         new = [{**body, "fault": name} for name, body in fired.items() if name not in self._told]
@@ -62,16 +62,16 @@ class FaultInjector:
         return asked, new
 
     def act(self, watch: Watch, flush: Process | None, high_step: int, warming: bool, attempt: int) -> None:
-        """Fires all due faults of the supervisor, and lets the ranks look for theirs. `flush` is the running one,
-        `high_step` the run's steps. `warming`: a standby is being made."""
+        """Fires all due faults of the supervisor, and lets the ranks look for theirs. `flush` is the running flush,
+        `high_step` the highest step of the run. `warming`: a standby is being made."""
         if self.ripen(high_step, warming) or self._unasked:
             watch.ask_faults()
         self._unasked = False
         self._fire(watch.beats, watch.ranks, {"kill-launcher": watch.launcher, "kill-flush": flush}, attempt)
 
     def ripen(self, step: int, warming: bool) -> bool:
-        """What waited for the run to have done `step` steps, or for a standby in the making (`warming`), is ripe;
-        whether any is new."""
+        """Makes the faults ripe that waited for `step` finished steps, or for a standby in the making (`warming`).
+        Returns whether there were any."""
         self._begun = None if not warming else step if self._begun is None else self._begun
         ripe = [f for f in self._armed if f.waits and not f.ripe and f.ripens(step, self._begun)]
         for fault in ripe:
@@ -82,8 +82,8 @@ class FaultInjector:
     def _fire(
         self, beats: list[Beat], ranks: dict[int, Process], supervision: dict[str, Process | None], attempt: int
     ) -> None:
-        """Each fault is recorded on disk as fired before it strikes. `supervision` are the living processes that faults
-        of that name kill."""
+        """Each fault is recorded on disk as fired before it strikes. `supervision`: the living process that a fault
+        kills, by the fault's name."""
         step = max((b.step for b in beats), default=0)
         now = time.monotonic()
         for fault in self._armed:
@@ -115,7 +115,7 @@ class FaultInjector:
         if victim is None and fault.kind != "kill-supervisor":
             return
         if fault.kind == "kill-flush" and victim is self._flush:
-            return  # this one may have finished; the next one has not
+            return  # This one may have finished already. The next one has not.
         step = max((b.step for b in beats if b.phase >= Phase.TRAIN), default=0)
         due = any(fault.due(step, now, beat.phase) for beat in beats if fault.on(beat.rank)) or fault.due(step, now)
         if due and self._claim(fault, None, attempt, step):

@@ -1,5 +1,5 @@
-"""The flush process: it makes durable checkpoints of snapshots, one at a time, beside the training and after its
-death."""
+"""The flush process: it makes durable checkpoints of snapshots, one at a time. It runs while the ranks train, and after
+they died."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ _TIME_LIMIT = 120.0
 
 
 _STOPPED = 1.0
-"""Seconds after which a flush that is stopped is given up."""
+"""Seconds after which a stopped flush is given up."""
 _MADE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """`step` None means the newest snapshot, if it is newer than the checkpoints. `again`: one flush of it has died."""
+    """A flush that is wanted. `step` None means the newest snapshot, if it is newer than the checkpoints. `again`: one
+    flush of it has died."""
 
     step: int | None
     keep: int
@@ -66,7 +67,7 @@ class Flusher:
         self._made: deque[int] = deque(maxlen=_MADE)
         self._after_crash = False
         self._had = False
-        """Whether the ranks had snapshots. A rank without any more snapshots empties the folder, and leaves it."""
+        """Whether the ranks had snapshots. A rank that makes no more snapshots empties the folder, and leaves it."""
         self.process: Process | None = None
         """The one flush under way."""
         self._under_way = Wanted(None, KEEP_ALL)
@@ -83,7 +84,7 @@ class Flusher:
         self._training = False
 
     def inherit(self, training: bool) -> None:
-        """The snapshot that a dead supervisor's flush reads stays until that flush is over. `training`: the attempt
+        """Keeps the snapshot that a dead supervisor's flush reads, until that flush is over. `training`: the attempt
         lives on."""
         self._training = training
         for process in proctree.marked(f"{self._mark}.flush"):
@@ -109,8 +110,8 @@ class Flusher:
                 self._want(step)
 
     def hear(self, notes: Iterable[Note], again: bool = False) -> None:
-        """Flushes that the ranks' notes ask for will be made. `again`: a dead supervisor may have read the note, begun
-        the flush, or even ended it; a pin tells."""
+        """Notes the flushes that the ranks ask for. `again`: a dead supervisor may have read the note, begun the flush,
+        or even ended it. A pin tells."""
         for _, note in notes:
             if note["kind"] == "flush_due":
                 step, self._keep = int(note["step"]), note.get("keep") or self._keep
@@ -120,8 +121,8 @@ class Flusher:
                     self._want(step)
 
     def attempt_died(self) -> bool:
-        """The dead attempt's newest snapshot will be made durable, after the next attempt's first step: until then that
-        one needs the machine for itself. Returns whether somebody has removed the snapshots."""
+        """Makes the dead attempt's newest snapshot durable, after the next attempt's first step. Until then that
+        attempt needs the machine for itself. Returns whether somebody has removed the snapshots."""
         self._after_crash = True
         removed = self._had and not self.segment.exists()
         self._had = self._had and not removed
@@ -133,7 +134,7 @@ class Flusher:
         return -1 if step is None else step
 
     def tick(self, ended: set[int], stepped: bool) -> Iterator[Outcome | None]:
-        """Yields the outcome of each ended flush; None if nobody could read it (its checkpoint is on the disk). Then
+        """Yields the outcome of each ended flush, or None if nobody could read it (its checkpoint is on the disk). Then
         the next flush is running. `stepped`: the attempt has made its first step."""
         self._had = self._had or self.segment.exists()
         if self._after_crash and stepped:
@@ -164,7 +165,7 @@ class Flusher:
     def _is_of_use(self, wanted: Wanted) -> bool:
         if wanted.step is None:
             return self.newest() > self._done
-        # It was flushed as the newest one; an older one would be pruned at once.
+        # It was flushed already, as the newest one. An older one would be pruned at once.
         newer = [step for step in committed_steps(self._run.checkpoints) if step > wanted.step]
         return wanted.step not in self._made and len(newer) < wanted.keep
 
@@ -195,7 +196,7 @@ class Flusher:
         return self._with_stall({"step": wanted.step, "error": error})
 
     def _end_stopped(self, now: float) -> None:
-        """Ends a flush that somebody has stopped: it holds its pin and, with "auto", delays all later flushes."""
+        """Ends a flush that somebody has stopped. It holds its pin and, with "auto", delays all later flushes."""
         for process in self._all():
             if glance(process.pid).state not in "Tt":
                 self._stopped_since.pop(process.pid, None)
@@ -203,7 +204,8 @@ class Flusher:
                 kill([process])
 
     def abandon(self) -> None:
-        """Drops all flushes, running or wanted: the state in memory may be the bad one that the run goes back from."""
+        """Drops all flushes, running or wanted. The state in memory may be the bad state that the run goes back
+        from."""
         self._wanted, self._done = [], -1
         self._made.clear()
         self._kill()
@@ -227,7 +229,7 @@ class Flusher:
         return self._inherited + ([self.process] if self.process is not None else [])
 
     def finish(self) -> Iterator[Outcome | None]:
-        """Promised snapshots, and a snapshot newer than the checkpoints, are durable. Yields the outcome of each
+        """Promised snapshots, and a snapshot newer than the checkpoints, become durable. Yields the outcome of each
         flush."""
         self._want_pinned()
         if self.newest() > newest_checkpoint(self._run.checkpoints):

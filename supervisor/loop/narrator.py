@@ -28,9 +28,9 @@ class Narrator:
         self._log = log
         self._said: set[str] = set()
         self._known: set[int] = set()
-        """The pids of ranks that an earlier supervisor has told of."""
+        """The pids of ranks that an earlier supervisor has told."""
         self._heard: set[float] = set()
-        """The times of the notes that an earlier supervisor has told of."""
+        """The times of the notes that an earlier supervisor has told."""
         self._save: Save | None = None
         self._save_at = float("-inf")
 
@@ -44,7 +44,7 @@ class Narrator:
     def go_on(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Events of the adopted attempt that are in `events` are not told again."""
         for event in events:
-            # An event that is told once an attempt has its name as key. Other keys belong to the present state.
+            # An event that is told once in an attempt has its name as key. Other keys belong to the present state.
             self._said.add(event["msg"])
             if event["msg"] == "rank_joined":
                 self._known.add(event["pid"])
@@ -52,7 +52,7 @@ class Narrator:
                 self._heard.add(event["noted_mono"])
 
     def fresh(self, notes: Iterable[Note]) -> list[Note]:
-        """The notes that no earlier supervisor has told of."""
+        """The notes that no earlier supervisor has told."""
         return [(rank, note) for rank, note in notes if note.get("mono") not in self._heard]
 
     def tell(self, events: Iterable[Emit]) -> None:
@@ -88,7 +88,8 @@ class Narrator:
         self._log.emit("attempt_started", **fields)
 
     def saves(self, saves: Saves, now: float, final: bool) -> None:
-        """Tells the script's newest own save from time to time, the last one of an attempt, and torn files."""
+        """Tells the script's newest save from time to time. At the end it tells the attempt's last save, and the torn
+        files."""
         newest = saves.newest
         if newest is not None and newest != self._save and (final or now >= self._save_at + _SAVES_EVERY):
             self._save, self._save_at = newest, now

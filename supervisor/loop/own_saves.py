@@ -1,5 +1,5 @@
-"""The script's own saves, as the supervisor looks after them: each is synced by a helper once it is done, and what an
-attempt has left half written is out of the way before the next one begins."""
+"""The supervisor's care for the script's own saves. A helper syncs each one when it is done. Half-written saves of an
+ended attempt are moved away before the next attempt begins."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from trainer.rundir.programs import program
 from trainer.rundir.variables import MARK
 
 _LAST = 5.0
-"""Seconds that the helper has for the last saves of a run that is over; the kernel writes them in half a minute
-anyhow."""
+"""Seconds that the helper has for the last saves of a finished run. The kernel writes them within half a minute
+anyway."""
 _LONGEST = 4000
-"""Bytes of a line that goes into a pipe as a whole, or not at all."""
+"""The most bytes of a line. Up to this size a pipe takes a line as a whole, or not at all."""
 _MOST_STARTS = 3
 _EVERY = 1.0
 
 
 class OwnSaves:
-    """Of one run. Nothing here holds the loop up, and nothing that fails here fails the run."""
+    """The own saves of one run. Nothing here holds the loop up. An error here does not fail the run."""
 
     def __init__(self, run: RunDir, spec: Spec, log: EventLog, reaper: Reaper) -> None:
         self._run, self._spec, self._log, self._reaper = run, spec, log, reaper
         self._helper: subprocess.Popen[bytes] | None = None
         self._late: subprocess.Popen[bytes] | None = None
-        """A helper that was killed, and has not gone yet."""
+        """A helper that was killed but is not gone yet."""
         self._starts = 0
         self._told: dict[str, float] = {}
-        """By path, when the save was done of which the helper has been told last."""
+        """By path: the time of the last save that the helper was told."""
         self._newest: tuple[int, Saves] | None = None
-        """What is known of the newest attempt, with its number."""
+        """The newest attempt: its number and its saves."""
         self._ended: set[int] = set()
 
     def tick(self, attempt: int, saves: Saves) -> None:
-        """The helper knows of every save that `attempt` is done with; `saves` is all that is known of it."""
+        """The helper is told every finished save of `attempt`. `saves` are all its known saves."""
         self._newest = attempt, saves
         self._pass_on(attempt, saves, _EVERY)
 
     def _pass_on(self, attempt: int, saves: Saves, every: float) -> None:
-        """A path is synced once in so many seconds: a save that replaces one which is being synced waits for that."""
+        """Each path is synced at most once in `every` seconds. A newer save of the same path waits until then."""
         now, never = time.monotonic(), float("-inf")
         told = {path: self._told.get(path, never) for path in saves.done}
         news = [save for path, save in saves.done.items() if told[path] < save.at and now >= told[path] + every]
@@ -62,7 +62,7 @@ class OwnSaves:
             self._told[save.path] = save.at
 
     def _tell(self, attempt: int, save: Save) -> bool:
-        """Whether it is told; later, if its pipe is full."""
+        """Whether this save is settled. False if the pipe is full: then try again later."""
         journal = str(self._run.attempt(attempt).durable)
         line = encode({"rank": save.rank, "n": save.number, "path": save.path, "journal": journal}) + b"\n"
         if len(line) > _LONGEST or not self._start():
@@ -93,7 +93,7 @@ class OwnSaves:
             )
             assert helper.stdin is not None
             os.set_blocking(helper.stdin.fileno(), False)
-            # Reaped with all others, in one place.
+            # The one reaper reaps it, like all others.
             helper.returncode = 0
             self._helper = helper
         return self._helper is not None
@@ -105,12 +105,12 @@ class OwnSaves:
         self._helper = None
 
     def pids(self) -> set[int]:
-        """Of the helper, which is no process of an attempt."""
+        """The pids of the helper. It does not belong to an attempt."""
         return {helper.pid for helper in (self._helper, self._late) if helper is not None}
 
     def close(self) -> None:
-        """The run is over, and so are its attempts, also those that another supervisor began. The last saves are
-        durable, as far as there is time for it; the helper has been told to go."""
+        """Call it when the run is over. Nothing of its attempts is half written, not even of an earlier supervisor's.
+        The last saves are durable, if there was time for it. The helper has been told to end."""
         if self._newest is not None:
             self._pass_on(*self._newest, every=0.0)
         attempts = sorted(self._run.attempts())
@@ -119,12 +119,12 @@ class OwnSaves:
         self.over(max(attempts, default=-1))
         helper = self._helper
         self._forget()
-        # One that still waits for the disk after its SIGKILL goes when that answers. Nobody has to wait for it, and it
-        # holds nothing.
+        # If it still waits for the disk after its SIGKILL, it ends when the disk answers. Nobody has to wait for it,
+        # and it holds nothing.
         self._late = helper if helper is not None and not self._gone(helper) else None
 
     def _gone(self, helper: subprocess.Popen[bytes]) -> bool:
-        """Whether it has ended, in its own time or by SIGKILL; reaped, as all others, by the one reaper."""
+        """Whether it has ended, by itself or by SIGKILL. The one reaper reaps it, like all others."""
         try:
             process = Process(helper.pid)
         except ProcessLookupError:
@@ -135,8 +135,7 @@ class OwnSaves:
         return ended
 
     def over(self, attempt: int) -> None:
-        """Nothing of `attempt`, of which no process is alive, is half written: what is, is removed or set aside, and
-        told."""
+        """No process of `attempt` is alive. Its half-written saves are removed or set aside, and told."""
         if attempt < 0 or attempt in self._ended:
             return
         self._ended.add(attempt)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 
 def sleep(seconds: float, wakeup: int, fds: Iterable[int]) -> set[int]:
-    """Up to `seconds` have passed; returns which of `fds` are readable. `wakeup` is what a signal makes readable; it is
-    empty again."""
+    """`seconds` have passed, or something has happened. Returns the readable ones of `fds`. A signal makes `wakeup`
+    readable; it is emptied."""
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     for fd in fds:

@@ -26,20 +26,21 @@ class Stops:
         self.kind = self.kind or kind
 
     def read(self, path: Path) -> None:
-        """Takes the request of the stop file at `path`, and removes the file."""
+        """Takes the request from the stop file at `path`, and removes the file."""
         with contextlib.suppress(OSError):
             fd = open_file(path)
             with os.fdopen(fd, "rb") as file:
                 asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
             path.unlink()
-            # The folder is private. If its owner has opened it, others still may not steer.
+            # The folder is private. Even if its owner opens it to others, they may not steer the run.
             if owner == os.geteuid():
                 self.ask(StopKind.USER, now=asked == b"now")
 
 
 @contextlib.contextmanager
 def signals(stops: Stops) -> Iterator[int]:
-    """SIGINT asks for a user's stop, SIGTERM and SIGHUP for a preemption's; the fd yielded is readable after each."""
+    """SIGINT asks for a user's stop. SIGTERM and SIGHUP ask for a preemption's. Yields a descriptor that is readable
+    after each signal."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     kinds = {signal.SIGINT: StopKind.USER, signal.SIGTERM: StopKind.PREEMPTION, signal.SIGHUP: StopKind.PREEMPTION}
     handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}

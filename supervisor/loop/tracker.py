@@ -1,4 +1,4 @@
-"""Keeps the progress of a run: feeds it with observations, and tells its news."""
+"""Keeps the progress of a run: it takes observations, and tells the news."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCAN_EVERY = 0.5
 
 
 class Tracker:
-    """`progress` is up to date with everything that it was given."""
+    """`progress` includes everything that was given to it."""
 
     def __init__(self, run: RunDir, previous: Previous, narrator: Narrator) -> None:
         told = previous.checkpoints if previous.unfinished else None
@@ -34,7 +34,7 @@ class Tracker:
         self._learn(hear(self.progress, self._narrator.fresh(notes)))
 
     def reached(self, step: int) -> None:
-        """Notes a finished step that nobody has told of."""
+        """Notes a finished step that no event has told."""
         self.progress = self.progress.reached(step)
 
     def flushed(self, outcomes: Iterable[Outcome | None], now: float) -> None:
