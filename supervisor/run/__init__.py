@@ -1,1 +1,1 @@
-"""A run on disk, written and read by the supervisor."""
+"""The files of a run, as the supervisor writes and reads them."""

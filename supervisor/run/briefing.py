@@ -1,4 +1,4 @@
-"""What an attempt is told about how its program goes on: the edits of its command line, and what its ranks may hand
+"""The briefing of an attempt: how its program resumes. It changes the command line, and tells the ranks what to hand
 over."""
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from trainer.rundir.records.rollback import Rollback
 from trainer.rundir.records.told import Told
 
 ADAPTERS = "supervise.adapters"
-"""The entry points of other people's adapters."""
+"""The entry-point group of adapters that other people have written."""
 Edit = tuple[int, int, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Where a run is when its next attempt is about to be launched."""
+    """The state of a run when its next attempt is about to be launched."""
 
     attempt: int
     fresh: bool = False
-    """Nothing of what was there before is for it: --resume never."""
+    """Whether the attempt begins anew: --resume never."""
     since: int = 0
-    """The first attempt whose saves it may go on from."""
+    """The first attempt whose saves may be used."""
     rollback: Rollback | None = None
     resume_args: bool = True
-    """Whether it gets what the user wants a relaunch to get."""
+    """Whether the attempt gets --resume-args."""
     changed: bool = False
-    """Whether the program is another now than it was."""
+    """Whether the program has changed."""
     hooks: tuple[str, ...] = ()
-    """Adapters of others that have a part in the ranks."""
+    """Adapters of other people that take part in the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Briefing:
-    """What one attempt is told."""
+    """The things that one attempt is told."""
 
     edits: tuple[Edit, ...] = ()
-    """Of its arguments (see trainer.rundir.records.gate.Release), the last one first."""
+    """Changes of its arguments (see trainer.rundir.records.gate.Release), the last argument first."""
     told: Told = field(default_factory=Told)
     level: str = "info"
     event: dict[str, Any] | None = None
-    """What the event `adapter` says; None where there is nothing to say."""
+    """The fields of the event `adapter`. None if there is nothing to say."""
 
 
 def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = ()) -> Briefing:
-    """What attempt `now.attempt` of the run is to be told. Attempt 0, and one that begins anew, is told nothing."""
+    """The briefing of attempt `now.attempt`. Attempt 0 is told nothing, and so is an attempt that begins anew."""
     program = known_program(run)
     record = now.attempt == 0 or now.changed or not program.trained
     words = shlex.split(spec.resume_args) if now.resume_args else []
@@ -114,7 +114,7 @@ def _offer(checkpoint: Checkpoint) -> Offer:
 
 
 def known_program(run: RunDir) -> Program:
-    """What earlier attempts have shown of the run's program."""
+    """The things that earlier attempts have shown about the run's program."""
     try:
         return read(run.options, Program)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What of a program's own saves it could go on from: files, and folders as frameworks make them, whole and still
+"""The program's own saves that it could resume from: files, and folders of frameworks. They are whole and still
 there."""
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from trainer.rundir.records.journal import Saved, lines_of, saved_of, whole_plac
 from trainer.rundir.records.rollback import Rollback
 
 _Line = tuple[int, dict[str, Any]]
-"""A line of a journal, with its rank."""
+"""(rank, a line of its journal)."""
 _TAIL = 256 << 10
-"""Bytes of a journal's end that are read: a thousand saves."""
+"""Bytes that are read from the end of a journal: a thousand saves."""
 _MOST = 50
-"""Checkpoints that are looked at on the disk."""
+"""The most checkpoints that are looked for on the disk."""
 _MOST_NAMES = 10_000
 _HF = re.compile(r"checkpoint-(\d+)")
 _BESIDE = re.compile(r"best|ema|weights|(^|[_-])opt|optim|sched|scaler|rng|final", re.IGNORECASE)
-"""In the name of a file that lies beside the checkpoint that one goes on from."""
+"""In the name of a file that lies beside the checkpoint, but is not the one to resume from."""
 _OPTIMIZER = re.compile(r"(^|[_.])opt(im\w*|s|_\w+)?$|optimizer", re.IGNORECASE)
-"""The name under which a checkpoint holds an optimizer's state."""
+"""The name of an optimizer's state in a checkpoint."""
 _COUNTER = re.compile(
     r"(finished_|start_|global_|current_)?(epochs?|iter(ation)?s?|steps?)(_run|_num|_count)?", re.IGNORECASE
 )
-"""The same of how far it has come."""
+"""The name of a counter of steps or epochs in a checkpoint."""
 
 
 @dataclass(slots=True)
 class _Unit:
-    """One file, or one folder with all that was saved into it, in one attempt."""
+    """One file, or one folder with all saves into it, from one attempt."""
 
     path: str
     kind: str
@@ -46,7 +46,7 @@ class _Unit:
     torn: bool = False
     resumable: bool | None = None
     counts: bool = False
-    """Whether it holds how far the program has come."""
+    """Whether it holds a counter of steps or epochs."""
 
     def newest(self) -> tuple[int, float]:
         return max(((each.step, each.mono) for each in self.saved.values()), default=(-1, 0.0))
@@ -57,8 +57,8 @@ class _Unit:
 
 
 def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
-    """The newest first: of the newest attempt that has saved, by step. Nothing of attempts before `since`, nor of what
-    a rollback has given up. What was made before an attempt's first step is no checkpoint."""
+    """The checkpoints of the newest attempt that has saved come first, the highest step first. Attempts before `since`,
+    and saves that a rollback excludes, are left out. A save from before an attempt's first step is no checkpoint."""
     units = (unit for number in reversed(run.attempts()) if number >= since for unit in _units(run, number))
     found = []
     for unit in itertools.islice(units, _MOST):
@@ -72,7 +72,7 @@ def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | Non
 
 
 def _units(run: RunDir, number: int) -> list[_Unit]:
-    """What an attempt has saved, the newest first."""
+    """The saves of an attempt, the newest first."""
     units: dict[str, _Unit] = {}
     lines = list(lines_of(run.attempt(number), _TAIL))
     for saved, line in _saves(lines, number):
@@ -88,7 +88,7 @@ def _units(run: RunDir, number: int) -> list[_Unit]:
         if unit_path in units:
             units[unit_path].torn = True
     if not any(unit.resumable for unit in units.values()):
-        # It keeps no optimizer's state at all: then what counts is what it goes on from.
+        # The program saves no optimizer's state at all. Then a save with a counter is the one to resume from.
         for unit in units.values():
             unit.resumable = unit.resumable if unit.resumable is None else unit.counts
     return sorted(units.values(), key=_Unit.order, reverse=True)
@@ -105,7 +105,7 @@ def _saves(lines: Iterable[_Line], number: int) -> Iterator[tuple[Saved, Mapping
 
 
 def _under_way(lines: Iterable[_Line]) -> set[str]:
-    """Paths whose save was begun, and did not end with the attempt; not those that are written beside what is there."""
+    """Paths whose save has begun and has not ended. Saves that are written beside the old file are left out."""
     left: dict[tuple[int, object], str] = {}
     for rank, line in lines:
         key = rank, line.get("n")
@@ -117,7 +117,7 @@ def _under_way(lines: Iterable[_Line]) -> set[str]:
 
 
 def _unit_of(path: str, line: Mapping[str, Any]) -> tuple[str, str]:
-    """The file or folder that a save of `path` is a part of, and its kind."""
+    """The file or folder that a save of `path` belongs to, and its kind."""
     within = line.get("within")
     folder = within if isinstance(within, str) else os.path.dirname(path)  # noqa: PTH120
     names = _names(folder)
@@ -142,7 +142,7 @@ def _names(folder: str) -> tuple[str, ...]:
 
 
 def _looked(unit: _Unit, world: int) -> Checkpoint | None:
-    """The unit as it is on the disk; None unless it is whole."""
+    """The unit as it is on the disk. None if it is not whole."""
     step = unit.newest()[0]
     name = os.path.basename(unit.path)  # noqa: PTH119
     digits = re.findall(r"\d+", name.partition(".")[0])
@@ -158,7 +158,7 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
 
 
 def _whole_huggingface(path: str, names: tuple[str, ...], world: int) -> bool:
-    """The state that is written last is there, and every rank's generator."""
+    """The state is there, which is written last, and so is the generator of every rank."""
     if "checkpoint-is-incomplete.txt" in names or "trainer_state.json" not in names:
         return False
     if world > 1 and sum(name.startswith("rng_state_") for name in names) < world:

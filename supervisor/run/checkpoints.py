@@ -1,4 +1,4 @@
-"""The checkpoints of a query: where they are, and whether they are good."""
+"""The checkpoints that a command asks for: their place, and whether they are good."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.programs import program
 
 KEEP_ALL = 1 << 30
-"""The number of checkpoints to keep if the run's own number is not known: a pruned checkpoint does not come back."""
+"""The number of checkpoints to keep if the run's own number is not known. A pruned checkpoint does not come back."""
 
 
 def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
@@ -30,7 +30,8 @@ def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]
 
 
 def folder_of(name: str | None) -> tuple[RunDir | None, Path]:
-    """The run that `name` means, and its folder of checkpoints. The run is None for a mere folder of checkpoints."""
+    """The run with that name, and its folder of checkpoints. The run is None if the name is a mere folder of
+    checkpoints."""
     if name is not None and Path(name).is_dir() and committed_steps(Path(name)):
         return None, Path(name)
     run = find(name).run

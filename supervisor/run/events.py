@@ -52,7 +52,7 @@ class EventLog:
 
     @property
     def unwritten(self) -> str:
-        """The number of events that wait for the disk, and why."""
+        """How many events wait for the disk, and why."""
         return self._file.unwritten
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
@@ -73,7 +73,7 @@ class EventLog:
         self._file.close()
 
     def _tell(self) -> None:
-        """Trouble with the file is an event in it too, as soon as possible."""
+        """Trouble with the file becomes an event in it, as soon as possible."""
         while self._file.troubles:
             self._log.warning(EventName.WARNING.value, text=self._file.troubles.pop(0))
 
@@ -92,7 +92,7 @@ class _File:
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.troubles: list[str] = []
-        """Troubles with the disk that are not told yet. They are removed when they are told."""
+        """Trouble with the disk that is not told yet. It is removed when it is told."""
         self.unwritten = ""
         self._fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._waiting: deque[bytes] = deque()
@@ -100,7 +100,7 @@ class _File:
         self._unsynced = ""
         """The error of the last sync; empty if it was good."""
         self._room = room.keep(self._fd, _ROOM)
-        """The offset up to which the file has room, even on a full disk."""
+        """The file has room up to this offset, even on a full disk."""
         self._syncer = _Syncer(self._fd, path, disk)
 
     def write(self, line: bytes) -> None:
@@ -172,7 +172,7 @@ class _Syncer:
                 thread.start()
                 self._thread = thread
         except RuntimeError:
-            self._sync()  # no memory for a thread: then this thread waits
+            self._sync()  # There is no memory for a thread. So this thread waits.
             return
         self._busy = True
         self._due.release()
@@ -194,7 +194,8 @@ class _Syncer:
         try:
             self._disk.fsync(self._fd, self._path)
             if not self._named:
-                # The first time, the folder too: a sync of the content does not make the file's name durable.
+                # At the first time, the folder is synced too: a sync of the content does not make the file's name
+                # durable.
                 self._disk.sync_dir(self._path.parent)
                 self._named = True
             self.problem = ""

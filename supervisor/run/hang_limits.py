@@ -22,7 +22,8 @@ class _Kept(msgspec.Struct):
 
 
 class Paces:
-    """The pace of one run. If the file is lost or cannot be read, the speed is learned again; so it is not synced."""
+    """The pace of one run. If the file is lost or cannot be read, the speed is learned again. So the file is not
+    synced."""
 
     def __init__(self, run: RunDir) -> None:
         self._path = run.pace
@@ -30,7 +31,7 @@ class Paces:
         self._at = 0.0
 
     def last(self) -> Pace:
-        """The pace as the last supervisor left it."""
+        """The pace that the last supervisor left."""
         try:
             kept = read(self._path, _Kept, _LARGEST)
             return Pace(kept.recent[-WINDOW:], kept.slowest, kept.phases, kept.restart)

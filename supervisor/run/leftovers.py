@@ -66,7 +66,8 @@ class Fate:
 
 
 def marks() -> dict[str, list[psutil.Process]]:
-    """The living processes of this user with the mark of a run, by mark. Without this process and its ancestors."""
+    """The living processes of this user that have the mark of a run, by mark. This process and its ancestors are left
+    out."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -85,15 +86,15 @@ def mark_of(known: Known) -> str:
 
 
 def find(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
-    """The leftovers of the run, processes first. It does not check whether the run is held."""
+    """The leftovers of the run, processes first. It does not check whether a supervisor holds the run."""
     return [*_living(known, processes), *_files(known), *_memory(known), *_groups(known)]
 
 
 def clear(known: Known, processes: list[psutil.Process]) -> list[Fate]:
-    """Removes all leftovers of the run. The fates tell what stayed, and why. We must hold its lock. `processes` have
-    its mark; files stay if one of them does not end."""
+    """Removes all leftovers of the run. The fates tell what stayed, and why. We must hold the run's lock. `processes`
+    have its mark. Files stay if one of these processes does not end."""
     fates: list[Fate] = []
-    # It looks again until there are none: a process may have forked between the look and its end.
+    # It looks again until there are none. A process may have forked between the look and its end.
     while processes:
         fates += [_end(leftover, known) for leftover in _living(known, processes)]
         if any(fate.problem for fate in fates):
@@ -109,7 +110,7 @@ def _end(leftover: Leftover, known: Known) -> Fate:
 
 
 def _living(known: Known, processes: list[psutil.Process]) -> list[Leftover]:
-    """Those of `processes` that still live; last come those that clean up after others."""
+    """Those of `processes` that still live. The ones that clean up after others come last."""
     found = []
     for process in sorted(processes, key=lambda process: is_caretaker(process.pid)):
         with contextlib.suppress(psutil.Error):
@@ -159,13 +160,13 @@ def _size(path: Path) -> int:
 
 
 def remove(leftover: Leftover, known: Known) -> str | None:
-    """None if it is removed, else why not. A process without the run's mark is another one by now, and is not touched.
-    A snapshot newer than the checkpoints is first made a checkpoint."""
+    """None if it is removed, else the reason. A process without the run's mark is another one by now, and is not
+    touched. A snapshot newer than the checkpoints is made a checkpoint first."""
     if leftover.kind is Kind.PROCESS:
         return _kill(int(leftover.place), mark_of(known))
     path = Path(leftover.place)
     if leftover.kind is Kind.GROUP:
-        # Its files belong to the kernel: only the folder itself can be removed, and only while no process is in it.
+        # Its files belong to the kernel. Only the folder itself can be removed, and only while no process is in it.
         return None if remove_group(path) else "a process is in it"
     if leftover.kind is Kind.MEMORY and (problem := rescue(path, known.run)):
         return problem
@@ -180,7 +181,7 @@ def remove(leftover: Leftover, known: Known) -> str | None:
 
 
 def rescue(segment: Path, run: RunDir) -> str | None:
-    """None if the snapshots that `segment` keeps for a flush, and its newest one, are durable; else why not."""
+    """Makes the pinned snapshots in `segment`, and its newest one, durable. None if that is done, else the reason."""
     on_disk = committed_steps(run.checkpoints)
     steps = {step for step in pinned(segment) if step not in on_disk}
     if (newest := newest_snapshot(segment)) is not None and newest > max(on_disk, default=-1):
@@ -197,7 +198,7 @@ def rescue(segment: Path, run: RunDir) -> str | None:
 def _kill(pid: int, mark: str) -> str | None:
     try:
         process = psutil.Process(pid)
-        # Read for the process that was found just now; no other process gets the signal.
+        # The mark is read again from this process, because its pid may have gone to another one meanwhile.
         if process.environ().get(MARK, "").rpartition(".")[0] != mark:
             return None
         return f"alive {TIME_LIMIT:.0f} s after SIGKILL" if kill([process], TIME_LIMIT).left else None

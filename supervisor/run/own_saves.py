@@ -14,11 +14,11 @@ from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import BESIDE, Saved, lines_of, saved_of, whole_place
 
 _TAIL = 256 << 10
-"""The number of bytes read from the end of a journal: a thousand saves."""
+"""Bytes that are read from the end of a journal: a thousand saves."""
 _WHOLE = 8 << 20
-"""The same for a journal that is read only once: a folder is named at the first save into it."""
+"""The same for a journal that is read only once. A folder is named at the first save into it."""
 _TRIED = 50
-"""The number of saves that are looked for on the disk before the search ends."""
+"""The most saves that are looked for on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Whole:
 
 
 def newest_whole(run: RunDir) -> Whole | None:
-    """The newest whole save: at the highest step of the newest attempt that has one. A save before the first step does
-    not count. None if there is none, or nothing can be read."""
+    """The newest whole save: at the highest step of the newest attempt that has one. A save from before the first step
+    does not count. None if there is no save, or nothing can be read."""
     for saved in itertools.islice(_newest_first(run), _TRIED):
         if (path := whole_place(saved)) is not None:
             try:
@@ -44,8 +44,8 @@ def newest_whole(run: RunDir) -> Whole | None:
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
-    """The finished saves, the newest attempt first, by step and time; each path once an attempt. Without files that are
-    part of a folder, and without folders that a rank has not finished."""
+    """The finished saves, the newest attempt first, by step and time. Each path comes once in an attempt. Files that
+    are part of a folder, and folders that a rank has not finished, are left out."""
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
         heard = Saves()
@@ -61,8 +61,8 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
 
 
 def _says_more(saved: Saved, before: Saved) -> bool:
-    """Whether `saved` says more than `before`, of the same path: the later save does, but a rank that saw the folder's
-    last file says more than a rank that did not."""
+    """Whether `saved` says more than `before` about the same path. The later save does. But if several ranks save into
+    one folder, the rank that saw the folder's last file says more."""
     if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
         return saved.identity is not None
     return saved.mono >= before.mono
@@ -77,8 +77,8 @@ def saves_of(run: RunDir, attempt: int) -> Saves:
 
 
 def sweep(saves: Saves, mark: str) -> None:
-    """In the places of `saves`, hidden folders that ranks of the run with this mark used for saving are removed. Call
-    it only when no rank is alive."""
+    """In the places of `saves`, no hidden folder is left that a rank of the run with this mark used for saving. Call it
+    only when no rank is alive."""
     for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:  # noqa: PTH120
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):

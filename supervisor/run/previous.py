@@ -1,12 +1,12 @@
 """The state that earlier supervisors of a run have left: its events, and a group that may be adopted.
 
-    the last attempt is settled (its successor decided, or written off)  ->  nothing to adopt
-    its group is not what is asked for now, or cannot be told from others ->  nothing to adopt
-    the verdict on it was told                                           ->  adopted, in STOPPING: the verdict stands
-    its launcher lives, or has reported how it ended                     ->  adopted, in RUNNING: it is judged as ever
-    its launcher was killed                                              ->  nothing to adopt
+    the last attempt is settled (the next step was decided, or it was given up)  ->  nothing to adopt
+    its group is not the wanted one now, or cannot be told from others           ->  nothing to adopt
+    the verdict on it was told                                                   ->  adopted in STOPPING, with it
+    its launcher lives, or has reported how it ended                             ->  adopted in RUNNING
+    its launcher was killed                                                      ->  nothing to adopt
 
-Processes that are not adopted are ended and verified gone before anything else is launched.
+Processes that are not adopted are ended, and verified gone, before anything else is launched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SETTLED = (EventName.RELAUNCH_SCHEDULED, EventName.TAKEOVER, EventName.RUN_ENDE
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """A run as its events tell it, before a new supervisor writes any."""
+    """A run as its events tell it, before a new supervisor writes any event."""
 
     story: Story = field(default_factory=Story)
     last_attempt: int = -1
@@ -43,7 +43,7 @@ class Previous:
 
     @property
     def told_checkpoints(self) -> frozenset[int] | None:
-        """The checkpoints that the events of an unfinished run tell of. None for a run that begins: its folder may hold
+        """The checkpoints that the events of an unfinished run tell. None for a run that begins: its folder may hold
         others."""
         return self.checkpoints if self.unfinished else None
 
@@ -67,12 +67,12 @@ class Previous:
         return retold(event) if event else None
 
     def began(self, now: float) -> float:
-        """The start of the last attempt, by the machine's clock. `now` if no event tells it, and at the latest."""
+        """The start of the last attempt, by the machine's clock. It is `now` if no event tells it, and never later."""
         return min(float((self.told("attempt_started") or {}).get("mono", now)), now)
 
     @property
     def unsettled(self) -> bool:
-        """Whether the last attempt must still be judged: no supervisor has decided what follows it."""
+        """Whether the last attempt must still be judged: no supervisor has decided the next step."""
         return self.unfinished and not any(self.told(name) for name in _SETTLED)
 
 

@@ -1,4 +1,4 @@
-"""The files of a script's program, as they were when an attempt loaded them: RUN/program.json."""
+"""The files of a script's program, as an attempt loaded them: RUN/program.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.rundir.files.untrusted_files import read_file
 from trainer.rundir.layout import RunDir
 
 _LARGEST = 4 << 20
-"""The largest source file, in bytes; a larger file is data."""
+"""The largest source file, in bytes. A larger file is data."""
 _MOST = 500
 
 
@@ -29,7 +29,8 @@ class Program:
         self._script = None if spec.module else os.path.join(spec.cwd, spec.command[0])  # noqa: PTH118 (as it is named)
 
     def launched(self) -> tuple[Change, ...]:
-        """The files that have changed since the last attempt loaded them. The new content is known from now on."""
+        """The files that have changed since the last attempt loaded them. From now on, the new content is the known
+        one."""
         now = {path: _looked(path, was) for path, was in self._known.items()}
         found = changes(self._known, now)
         self._known = {path: source for path, source in now.items() if source is not None}
@@ -55,7 +56,7 @@ class Program:
 
     def _add(self, path: str, about: list[int] | None = None) -> None:
         source = _looked(path)
-        # A file that changed after it was loaded is not the loaded one, whose content nobody can know any more.
+        # If a file changed after it was loaded, nobody can know the loaded content any more.
         if source is not None and about in (None, [source.bytes, source.changed_ns]):
             self._known[path] = source
 
@@ -72,7 +73,7 @@ def _kept(path: Path) -> dict[str, Source]:
 
 
 def _looked(path: str, was: Source | None = None) -> Source | None:
-    """The file as it is now. It is not read again if size and time are as in `was`."""
+    """The file as it is now. It is not read again if its size and time are those of `was`."""
     try:
         found = Path(path).stat()
         if was is not None and (was.bytes, was.changed_ns) == (found.st_size, found.st_mtime_ns):

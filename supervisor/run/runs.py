@@ -47,7 +47,8 @@ def load(path: Path) -> Known | None:
             "use the newer supervise that wrote it"
         )
     if spec.get(INODE) != inode(run):
-        # A copy is another run. With the original's mark it would kill the original's ranks and take its shared memory.
+        # A copy is another run. With the original's mark, it would kill the original's ranks and take its shared
+        # memory.
         spec["mark"] = f"{spec.get('mark')}x{inode(run):x}"
     return Known(run, spec)
 

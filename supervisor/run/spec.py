@@ -43,15 +43,15 @@ class Spec:
     resume: Resume = "auto"
     resume_args: str = ""
     adapter: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "auto"
-    """Who tells the program how to go on: auto, off, or an adapter's name."""
+    """The adapter that tells the program how to resume: auto, off, or an adapter's name."""
     policy: Policy = field(default_factory=Policy)
     standby: bool = True
     spawns: bool = False
-    """The script starts its ranks itself, so it is started as its user would start it."""
+    """Whether the script starts its ranks itself. Then it is started as its user would start it."""
     plain_saves: bool = False
-    """The script's own saves are written directly to their paths."""
+    """Whether the script's own saves are written directly to their paths."""
     local_addr: Name | None = None
-    """The address of this machine at which the ranks meet; None: the loopback interface."""
+    """The address of this machine at which the ranks meet. None: the loopback interface."""
     inject: tuple[str, ...] = ()
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
@@ -94,7 +94,7 @@ def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
 
 
 def revealed(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
-    """The spec that shown() was given. The secrets come from this environment; Refusal if it does not have them."""
+    """The spec that shown() was given. The secrets come from this environment. Refusal if it does not have them."""
     redactor = Redactor(environ)
     try:
         command = tuple(map(redactor.restore, spec.command))
@@ -129,8 +129,8 @@ def restore(body: Mapping[str, Any]) -> Spec:
     if limits.get("hang_timeout") == HANG_OFF:
         limits["hang_timeout"] = float("inf")
     try:
-        # The run may be of another version. Causes that it did not know get the default; causes that only it knows are
-        # left out.
+        # The run may be from another version. Causes that it did not know get the default. Causes that only it knows
+        # are left out.
         limits["actions"] = resolved(msgspec.convert(body.get("actions", {}), dict[str, str]))
         spec = msgspec.convert({**body, "policy": limits}, Spec)
         if not is_mark(spec.mark):

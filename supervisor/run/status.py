@@ -31,7 +31,7 @@ def story_of(run: RunDir) -> Story:
 
 
 def status(known: Known) -> dict[str, Any]:
-    """`status --json`."""
+    """The content of `status --json`."""
     run, spec = known.run, restore(known.spec)
     story = story_of(run)
     alive = not story.over and story.state != RunState.LOST
@@ -60,9 +60,9 @@ def status(known: Known) -> dict[str, Any]:
 
 
 def _standby(story: Story) -> dict[str, Any] | None:
-    """The waiting group, and the memory of it and the fork server in bytes, shared pages counted once (PSS). `why` says
-    why there is no better one. Then the modules that are imported again at each restart, with their CPU seconds. None
-    while nothing is known."""
+    """The waiting group. It has the memory of the group and of the fork server in bytes; shared pages count once (PSS).
+    `why` says why there is no better one. It has the modules that are imported again at each restart, with their CPU
+    seconds. None while nothing is known."""
     event = story.standby
     if event is None:
         return None
@@ -86,7 +86,7 @@ def _standby(story: Story) -> dict[str, Any] | None:
 
 
 def _cold(story: Story) -> float | None:
-    """Seconds from the start of the first attempt to its first step: the most that a restart with imports takes."""
+    """Seconds from the start of the first attempt to its first step. A restart with imports takes at most as long."""
     first = story.attempts[0] if story.attempts else None
     if first is None or first.first_step is None:
         return None
@@ -98,7 +98,8 @@ def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
 
 
 def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
-    """The ranks that are silent for longer than usual: what they do, since when, and their limits."""
+    """The ranks that are silent for longer than usual, with their activity, the beginning of the silence, and the
+    limit."""
     now = time.monotonic() + story.offset
     found = []
     for rank, event in sorted(attempt.pauses.items()):

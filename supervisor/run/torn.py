@@ -1,10 +1,10 @@
-"""Folders that an attempt was saving into when it ended. They are renamed, so that the next attempt does not take them
-for checkpoints.
+"""Folders that an attempt was saving into when it ended. They are renamed. So the next attempt does not take them for
+checkpoints.
 
     out/checkpoint-500  ->  out/.torn-checkpoint-500-a0
 
-RUN/torn.jsonl has both names, and `supervise ckpt restore-torn` gives the first one back. Nothing is copied. A folder
-that may be something other than a checkpoint is not touched.
+RUN/torn.jsonl has both names. `supervise ckpt restore-torn` gives a folder its old name back. Nothing is copied. A
+folder that may be something other than a checkpoint is not touched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.rundir.records.journal import TORN
 
 
 class SetAside(msgspec.Struct):
-    """A folder that was renamed, as torn.jsonl has it."""
+    """A renamed folder, as torn.jsonl has it."""
 
     path: str
     moved_to: str
@@ -40,8 +40,8 @@ class SetAside(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result for a folder that was being saved into. If it had to stay, `moved_to` is empty and `problem` says
-    why."""
+    """The result for a folder that was being saved into. If it had to stay, `moved_to` is empty and `problem` is the
+    reason."""
 
     path: str
     moved_to: str
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def clear(run: RunDir, attempt: int, saves: Saves, kept: Collection[str]) -> list[Outcome]:
-    """Every folder that `attempt`, which is over, has left half made is set aside, unless it holds one of the paths
+    """`attempt` is over. Every folder that it has left half made is set aside, unless the folder holds one of the paths
     `kept`."""
     outcomes = []
     for save in [*_half_made(saves), *(folder.newest for folder in saves.torn() if not _says_whole(folder))]:
@@ -70,7 +70,7 @@ def clear(run: RunDir, attempt: int, saves: Saves, kept: Collection[str]) -> lis
 
 
 def _half_made(saves: Saves) -> list[Save]:
-    """A numbered folder that the program made, and in which a file is missing."""
+    """Numbered folders that the program made, and in which a file is missing."""
     found = {}
     for save in saves.cut():
         parent, known = os.path.dirname(save.path), saves.folders  # noqa: PTH120
@@ -81,8 +81,8 @@ def _half_made(saves: Saves) -> list[Save]:
 
 
 def _says_whole(folder: Folder) -> bool:
-    """Whether the folder's own files show that it is whole, although the journal does not: its rank died right after
-    the last file."""
+    """Whether the folder's own files show that it is whole, although the journal does not. Then its rank died right
+    after the last file."""
     boot = time.time() - time.monotonic()
     files = {}
     with contextlib.suppress(OSError), os.scandir(folder.newest.path) as entries:
@@ -93,7 +93,7 @@ def _says_whole(folder: Folder) -> bool:
 
 
 def _problem(save: Save, saves: Saves, kept: Collection[str]) -> str:
-    """Why the folder must stay in its place; empty if it need not."""
+    """The reason why the folder must stay in its place. Empty if it can be renamed."""
     inside = f"{save.path.rstrip('/')}/"
     if any(f"{path}/".startswith(inside) for path in kept):
         return "the run itself is in it"
@@ -108,7 +108,7 @@ def _problem(save: Save, saves: Saves, kept: Collection[str]) -> str:
 
 
 def _free(path: str) -> str:
-    """`path`, or `path` with a number, so that it does not exist yet."""
+    """`path`, or `path` with a number, so that nothing of that name exists yet."""
     names = itertools.chain([path], (f"{path}.{number}" for number in itertools.count(2)))
     return next(name for name in names if not os.path.lexists(name))
 
@@ -122,7 +122,7 @@ def _record(run: RunDir, aside: SetAside) -> None:
 
 
 def all_set_aside(run: RunDir) -> list[SetAside]:
-    """Every folder of this run that still has its new name, in the order of the renames."""
+    """Every folder of this run that still has the new name, in the order of the renames."""
     try:
         lines = read_file(run.torn).splitlines()
     except OSError:
@@ -136,7 +136,8 @@ def all_set_aside(run: RunDir) -> list[SetAside]:
 
 
 def restore(aside: SetAside) -> None:
-    """It has its old name again. FileExistsError if something else has that name now, OSError as the system says."""
+    """The folder has its old name again. FileExistsError if something else has that name now. OSError as the system
+    says."""
     if os.path.lexists(aside.path):
         raise FileExistsError(f"{aside.path} is there again")
     DISK.rename(Path(aside.moved_to), Path(aside.path))

@@ -1,5 +1,5 @@
-"""Whether a run's folder is still in its place. If it is moved while its run lives, the next writer would make it again
-in the old place, and the run's files would lie in two places."""
+"""Checks that a run's folder is still in its place. If it were moved during the run, the next writer would make it
+again in the old place. Then the run's files would lie in two places."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class Anchor:
         os.close(self._fd)
 
     def holds(self) -> bool:
-        """Whether the folder is at its path. If it cannot be looked at (a file server that is away), it counts as
-        there."""
+        """Whether the folder is at its path. If nobody can look at it (a file server is away), the answer is yes."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._fd))
         except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +44,7 @@ class Anchor:
             return True
 
     def found(self) -> Path | None:
-        """Where the folder is now; None if it has been removed."""
+        """The present path of the folder. None if it has been removed."""
         try:
             path = Path(os.readlink(f"/proc/self/fd/{self._fd}"))  # noqa: PTH115 (what it is called, not what it leads to)
             return path if os.path.samestat(path.stat(), os.fstat(self._fd)) else None

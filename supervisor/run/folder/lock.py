@@ -1,4 +1,4 @@
-"""One supervisor for each run: a flock on the run directory, and a note that names the holder."""
+"""One supervisor for each run: a flock on the run's folder, and a note that names the holder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 
 _TIME_LIMIT = 0.5
-"""Seconds to try: a query takes the lock for a moment, to learn whether it is held."""
+"""Seconds to try. A query takes the lock for a moment, to learn whether it is held."""
 
 
 class Holder(TypedDict, total=False):
-    """lock.json: the pid of the holder (`pids` is the pid namespace), and since when."""
+    """lock.json: the pid of the holder, its pid namespace (`pids`), and the time when it took the lock."""
 
     pid: int
     host: str
@@ -38,7 +38,7 @@ class RunLock:
     """Held from enter to exit, or until the process dies in any way. Only the run's owner can hold it."""
 
     def __init__(self, run: RunDir, unnamed: bool = False) -> None:
-        """`unnamed`: held also if a full disk does not take the note that names the holder."""
+        """`unnamed`: the lock is taken even if a full disk refuses the note that names the holder."""
         self._run = run
         self._unnamed = unnamed
         self._lock = FileLock(run.lock, timeout=_TIME_LIMIT, mode=0o600)

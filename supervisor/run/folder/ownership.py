@@ -31,7 +31,7 @@ def own(path: Path) -> None:
 def make_private(path: Path) -> None:
     """Only the owner can enter the folder `path`, which is still empty. Refusal if it belongs to somebody else."""
     own(path)
-    with contextlib.suppress(OSError):  # a file system without modes has other ways to keep people out
+    with contextlib.suppress(OSError):  # A file system without modes has other ways to keep people out.
         path.chmod(0o700)
 
 

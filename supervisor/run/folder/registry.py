@@ -1,8 +1,8 @@
-"""The places of this user's runs, so that they are found from any folder: a small file for each run, in the user's
-state folder.
+"""The places of this user's runs, so that they are found from any folder. Each run has a small file in the user's state
+folder.
 
-Each run has its own file, so two launches at once write two files. An entry is only a hint: before acting, look at the
-run itself. Another machine may share the folder (a home on a file server); its entries are not touched.
+So two launches at once write two files. An entry is only a hint: look at the run itself before you act. Another machine
+may share the folder (a home on a file server). Its entries are not touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.layout import RunDir
 
 FORGOTTEN = 90 * 86400.0
-"""Seconds after which an entry that leads nowhere from here is dropped, for any reason."""
+"""Seconds after which an entry is dropped that leads nowhere from here, for any reason."""
 
 
 class _Entry(msgspec.Struct):
@@ -35,7 +35,7 @@ class _Entry(msgspec.Struct):
 
 
 def register(run: RunDir) -> None:
-    """registered() finds the run from now on, if the user has a state folder."""
+    """From now on, registered() finds the run, if the user has a state folder."""
     if (folder := _folder()) is None:
         return
     path, host = str(run.path.resolve()), here()["host"]
@@ -46,7 +46,7 @@ def register(run: RunDir) -> None:
 
 
 def registered() -> list[Path]:
-    """The folders of the runs that were launched on this machine and still exist. Entries of other runs are dropped."""
+    """The folders of this machine's runs that still exist. Entries of other runs are dropped."""
     folder = _folder()
     if folder is None:
         return []
@@ -71,7 +71,7 @@ def _follow(entry: Path) -> Path | None:
     path, ours = Path(found.path), found.host == here()["host"]
     if ours and path.is_absolute() and _is_run(path):
         return path
-    # A disk that is not mounted now may come back. A folder that is gone from a mounted disk does not.
+    # A disk that is not mounted now may come back. A folder that is gone from a mounted disk does not come back.
     if old or (ours and _device(path) == found.device):
         with contextlib.suppress(OSError):
             entry.unlink()

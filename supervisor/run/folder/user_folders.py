@@ -1,8 +1,8 @@
-"""Folders of this user outside any run: for data that can be learned again (cache), and for data that must stay
-(state).
+"""Folders of this user outside any run: a cache for data that can be learned again, and a state folder for data that
+must stay.
 
-They are in the usual places of the home. Without a home, or if it cannot be written, they are in a temporary folder of
-the machine, named by uid. A folder is used only if it is this user's alone.
+They are in the usual places of the home. If there is no home, or it cannot be written, they are in a temporary folder
+of the machine, named by uid. A folder is used only if it belongs to this user alone.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _OTHERS = 0o077
 
 
 def cache() -> Path | None:
-    """The folder for data that may be lost; None if there can be none."""
+    """The folder for data that may be lost. None if there can be none."""
     return _first("XDG_CACHE_HOME", ".cache")
 
 
 def state() -> Path | None:
-    """The folder for data that must outlive a restart of the machine; None if there can be none."""
+    """The folder for data that must survive a restart of the machine. None if there can be none."""
     return _first("XDG_STATE_HOME", ".local/state")
 
 
 def home() -> Path | None:
-    """The user's home; None for a user without one (perhaps without a passwd entry)."""
+    """The user's home. None if the user has none (and perhaps no passwd entry)."""
     try:
         found = Path.home()
     except (RuntimeError, KeyError, OSError):
@@ -50,12 +50,12 @@ def _candidates(variable: str, usual: str) -> Iterator[Path]:
 
 
 def _private(path: Path) -> bool:
-    """Whether `path` is a folder of this user that nobody else may enter and that takes files. It is made if it is
+    """Whether `path` is a folder of this user that takes files and that nobody else may enter. It is made if it is
     missing."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
-        # In a temporary folder anybody may have made it, or a link with that name.
+        # In a temporary folder, anybody may have made it, or a link with that name.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return False
         if found.st_mode & _OTHERS:
