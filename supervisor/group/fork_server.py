@@ -20,22 +20,22 @@ from trainer.rundir.records.gate import Gate
 
 
 class ForkServer:
-    """Starts the process when it is made. `ready`: it has imported everything. `unfit`: why it cannot be used."""
+    """Starts the process when it is made. `ready`: it has imported everything. `unfit`: the reason why it cannot be
+    used."""
 
     def __init__(self, spec: Spec, env: Mapping[str, str], modules: Path, log: Path) -> None:
-        """OSError if it cannot be started. It first imports what the file `modules` lists."""
+        """OSError if it cannot be started. It first imports the modules in the file `modules`."""
         self.ready = False
         self.loading = False
-        """Whether it is importing. If it was ready before, it can still fork, without the modules that it is
-        importing."""
+        """Whether it is importing. If it was ready before, it can fork meanwhile, but without the new modules."""
         self.unfit = ""
         self.found: Path | None = None
-        """A file that names the modules left out because they would harm forks. It has the format of the request's
+        """A file with the modules that were left out because they would harm forks. It has the format of the request's
         file."""
         self.serving: int | None = None
-        """The process that forks: the one that was started, or a descendant of it."""
+        """The process that forks: the started process, or a descendant of it."""
         self.born: deque[tuple[str, int]] = deque()
-        """(group's folder, launcher's pid) of forks that were not handled yet."""
+        """(group's folder, launcher's pid) of new groups that were not handled yet."""
         self._spec = spec
         self._buffer = b""
         self._unsent = b""
@@ -65,7 +65,7 @@ class ForkServer:
         return self.process.pid
 
     def load(self, modules: Path, gently: bool = False) -> None:
-        """It will import the modules in the file `modules`; `gently`: with little CPU, beside a training."""
+        """It will import the modules in the file `modules`. `gently`: with little CPU, beside a training."""
         self.loading = True
         self._ask({"import": str(modules), "gently": gently})
 
@@ -95,7 +95,7 @@ class ForkServer:
             self._take(json.loads(line))
 
     def close(self) -> None:
-        """Its pipes are closed, so it ends by itself, if it can."""
+        """Its pipes are closed. So it ends by itself, if it can."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         self._stdout.close()
@@ -120,6 +120,6 @@ class ForkServer:
             while self._unsent:
                 self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
         except BlockingIOError:
-            pass  # it is importing, and will read later
+            pass  # It is importing, and will read later.
         except OSError as error:
             self.unfit = f"it does not listen: {error}"

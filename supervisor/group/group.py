@@ -1,4 +1,4 @@
-"""A worker group from its order to its release. The fork server forks it, or it starts cold; then it waits at its
+"""A worker group, from its order to its release. The fork server forks it, or it starts cold. Then it waits at its
 gate."""
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class WorkerGroup:
         self.nproc = nproc
         self.launcher: Process | None = None
         self.knows = 0
-        """The number of times that its fork server had learned more when it forked the group."""
+        """The `knows` of the fork server when it forked the group: how many times the server had learned more by
+        then."""
         self.server: int | None = None
         """The pid of the process that forked it."""
         self.stillborn = False
-        """The process that had to make it is gone, so it will never have a launcher."""
+        """Whether the process that had to make it is gone. Then it will never have a launcher."""
         self._fd = fd
 
     @classmethod
@@ -42,8 +43,8 @@ class WorkerGroup:
 
     @classmethod
     def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
-        """The group in `folder` that an earlier supervisor of the run with that mark released, and its release. None if
-        no group was released there. The group has a launcher if the launcher is still alive."""
+        """The group in `folder` and its release, if an earlier supervisor of the run with that mark released it. Else
+        None. The group has a launcher if the launcher is still alive."""
         gate = Gate(folder)
         try:
             body = gate.released()
@@ -56,7 +57,7 @@ class WorkerGroup:
         return group, body
 
     def born(self, pid: int) -> None:
-        """Its launcher has this pid. ProcessLookupError if the process is gone already."""
+        """Its launcher has this pid. ProcessLookupError if that process is gone already."""
         self.launcher = Process(pid)
 
     @property
@@ -68,7 +69,7 @@ class WorkerGroup:
         """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there."""
         assert self._fd is not None
         with contextlib.suppress(OSError):
-            # The launcher goes on writing into the file; the new name does not matter to it.
+            # The launcher goes on writing into the same file. The new name does not matter to it.
             os.link(self.gate.launcher_log, attempt.launcher_log)
         fd, self._fd = self._fd, None
         self.gate.open(fd, body)
@@ -82,7 +83,7 @@ class WorkerGroup:
         return found
 
     def abandon(self) -> None:
-        """The group is given up: no rank waits for this supervisor any more."""
+        """The group is given up. No rank waits for this supervisor any more."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -102,7 +103,7 @@ def _launcher(gate: Gate, mark: str) -> Process | None:
         process = Process(known.pid)
     except (OSError, ValueError):
         return None
-    # The pidfd is open, so from here on the pid names the process that will be watched.
+    # The pidfd is open. So from here on the pid is that of the process that will be watched.
     found = stat(process.pid)
     if found is not None and found.started == known.started and carries(process.pid, mark):
         return process

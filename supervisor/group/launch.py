@@ -1,4 +1,4 @@
-"""From a Spec to a start: environments, torchrun's flags, the script's arguments, and a cold launcher."""
+"""From a Spec to a start: the environments, torchrun's flags, the script's arguments, and a cold launcher."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from trainer.rundir.records.gate import Gate, Release
 from trainer.rundir.records.told import encoded
 from trainer.rundir.secrets import Redactor
 
-# What an outer launcher left in our environment would be obeyed by torchrun (PET_*) or believed by the ranks.
+# An outer launcher may have left these in our environment. torchrun would obey PET_*, and the ranks would believe the
+# others.
 _STALE = re.compile(r"PET_.*|SUPERVISE_.*|" + names.LAUNCHERS.pattern)
 _USERS_OWN = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 """torchrun sets a default for this variable, but the user's value is never stale."""
 
 
 def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, str]:
-    """The environment of all processes of the run: `outer` without stale variables, plus those that are the same in all
-    attempts."""
+    """The environment of all processes of the run. It is `outer` without stale variables, plus the variables that are
+    the same in all attempts."""
     env = {key: value for key, value in outer.items() if key == _USERS_OWN or not _STALE.fullmatch(key)}
     env |= {
         names.MARK: f"{spec.mark}.group",
@@ -77,7 +78,7 @@ class Order:
     mtbf_s: float | None = None
     """The mean time between the run's newest failures, in seconds."""
     briefing: Briefing = field(default_factory=Briefing)
-    """What the program is told about how it goes on."""
+    """Tells the program how to resume."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
@@ -104,8 +105,8 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
 
 
 def _of_children(spec: Spec, outer: Mapping[str, str]) -> dict[str, str]:
-    """The variables for a script whose children may be ranks: with them the children find our hooks. A script that
-    surely starts its own ranks also keeps the user's launcher variables, as without a launcher."""
+    """The variables for a script whose children may be ranks. With them the children find our hooks. A script that
+    surely starts its own ranks also keeps the user's launcher variables, as it would without a launcher."""
     paths = [str(STARTUP), *filter(None, [outer.get("PYTHONPATH")])]
     env = {"PYTHONPATH": os.pathsep.join(paths), names.CHILDREN: names.RANKS if spec.spawns else names.PERHAPS}
     if spec.spawns and "TORCHELASTIC_RUN_ID" not in outer:
@@ -125,8 +126,8 @@ def is_as_asked(spec: Spec, released: Release, outer: Mapping[str, str] = os.env
 
 
 def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int, str]:
-    """(step, path) of the newest checkpoint that the attempt may go on from. For a script without checkpoints of ours:
-    of its own newest whole save. The step is -1 if there is none, or if it is not known."""
+    """(step, path) of the newest checkpoint that the attempt may resume from. For a script without checkpoints of ours,
+    it is the script's own newest whole save. The step is -1 if there is none, or if it is not known."""
     newest = _newest(run.checkpoints, rollback)
     if newest >= 0:
         return newest, str(run.checkpoints / step_name(newest))
@@ -135,7 +136,7 @@ def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int,
 
 
 def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
-    """The newest committed step that the attempt may go on from, or -1."""
+    """The newest committed step that the attempt may resume from, or -1."""
     for step in reversed(committed_steps(checkpoints)):
         if rollback is None or step < rollback.before:
             return step
@@ -151,11 +152,11 @@ def flags(spec: Spec, gate: Gate) -> list[str]:
         f"--nproc-per-node={spec.nproc}",
         "--max-restarts=0",
         "--rdzv-backend=supervise",
-        # Nobody uses it; but without one torchrun warns.
+        # Nobody uses it. But without it torchrun warns.
         "--rdzv-endpoint=localhost:0",
         f"--rdzv-id={spec.mark}-{gate.path.name}",
         *([f"--local-addr={spec.local_addr}"] if spec.local_addr else []),
-        # No folder: ranks have their own logs, and torch would make the run's folder again after it was moved away.
+        # No folder. Ranks have their own logs, and torch would make the run's folder again after a move.
         f"--log-dir={os.devnull}",
     ]
 
@@ -166,7 +167,7 @@ def shown(spec: Spec, outer: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def stdin() -> int:
-    """The stdin for subprocess.Popen: as under torchrun, a script reads the stdin of this process."""
+    """The stdin for subprocess.Popen. As under torchrun, a script reads the stdin of this process."""
     # If this process has no stdin, another file may have its number.
     return subprocess.DEVNULL if sys.__stdin__ is None else 0
 

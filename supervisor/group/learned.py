@@ -1,4 +1,4 @@
-"""The known imports of a script, from this run or an earlier one, and those that cannot be made beforehand."""
+"""The known imports of a script, from this run or an earlier one. Some of them cannot be made beforehand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUFFIX = ".left-out.json"
 
 
 class Learned:
-    """The modules of the script of one run. The findings are kept for its next run, in the user's cache."""
+    """The modules of one run's script. The findings are kept for its next run, in the user's cache."""
 
     def __init__(self, spec: Spec, run: RunDir) -> None:
         self._script = spec.command[0]
@@ -58,7 +58,7 @@ class Learned:
         return asked.names
 
     def leave_out(self, found: Path) -> None:
-        """Learns from `found`, which a fork server wrote, the modules that it has left out. They may be new."""
+        """Learns which modules a fork server has left out. The server wrote them to `found`. They may be new."""
         with contextlib.suppress(OSError, ValueError):
             told = read(found, Wanted)
             if told.left_out == self.left_out.left_out:
@@ -68,14 +68,14 @@ class Learned:
             replace_soon(self._cached_out, encode(self.left_out))
 
     def _keep(self, to: Path, source: Path) -> None:
-        # It is a cache: without it the next run of this script learns the same again.
+        # It is only a cache. Without it, the next run of this script learns the same again.
         with contextlib.suppress(OSError):
             to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_soon(to, source.read_bytes())
 
 
 def _folder() -> Path:
-    """The folder with the imports of scripts. For a user without a cache: a folder that cannot be made."""
+    """The folder with the imports of scripts. If the user has no cache: a folder that cannot be made."""
     return (cache() or Path(os.devnull)) / "modules"
 
 

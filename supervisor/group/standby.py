@@ -1,8 +1,8 @@
-"""The next worker group, kept warm: how and when it is made, and what happens when that fails.
+"""The next worker group, kept warm: how and when it is made, and what happens if that fails.
 
     fork server loading ──ready──> fork a group once the attempt has settled ──parked──> taken by the next launch
           │ unfit or dead                       │ dies: replaced, after a pause
-          └─ three times: no fork server any more; groups are started cold (exec), and wait after importing the same
+          └─ three times: no fork server any more; groups are started cold (exec), import the same, and wait
 
 Without --standby every group is started cold and released at once.
 """
@@ -29,7 +29,7 @@ from trainer.rundir.layout import RunDir
 from trainer.rundir.variables import PRELOAD
 
 SETTLED = 0.5
-"""Seconds between an attempt's first step and the start of its standby: the recovery itself comes first."""
+"""Seconds between an attempt's first step and the start of its standby. The recovery itself comes first."""
 _LOADING = 60.0
 """Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
 _PAUSE = 2.0
@@ -55,7 +55,7 @@ class Standby:
         self._count = max((int(folder.name) for folder in left), default=0)
         self._failures = 0
         self._why = ""
-        """How the last lost standby was lost."""
+        """The reason for the last loss of a standby."""
         self._not_before = 0.0
         self._since: float | None = None
         self._trains_since: float | None = None
@@ -70,10 +70,10 @@ class Standby:
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float) -> WorkerGroup | None:
-        """The warmest group that there is, for the attempt that starts now. None while it is better to wait for the
-        fork server.
+        """The warmest group that exists, for the attempt that starts now. None while it is better to wait for the fork
+        server.
 
-        OSError if not even a cold one can be started.
+        OSError if not even a cold group can be started.
         """
         if self._group is not None:
             group, self._group = self._group, None
@@ -94,7 +94,7 @@ class Standby:
 
     def tick(self, now: float, ended: set[int], trains: bool) -> None:
         """Starts all work that is due. `ended` are the fds that were readable. `trains`: the attempt has made its first
-        step, and goes on."""
+        step and goes on."""
         self._listen(now)
         self._check_group(now, ended)
         self._trains_since = (self._trains_since or now) if trains else None
@@ -134,7 +134,7 @@ class Standby:
         return roots
 
     def close(self) -> None:
-        """No group waits any more. The caller must kill the processes."""
+        """No group waits any more. The caller must still kill the processes."""
         if self._group is not None:
             self._group.dissolve()
             self._group = None
@@ -164,7 +164,7 @@ class Standby:
         try:
             self._loaded = self._learned.ask(self._wanted)
         except OSError:
-            return  # a full disk: the waiting group is less warm
+            return  # The disk is full. So the waiting group is less warm.
         self._growing = True
         fork_server.load(self._wanted, gently=True)
 
@@ -243,7 +243,8 @@ class Standby:
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:
-        """The fields of standby_ready for `group`: its processes, the modules left out, or why it was not forked."""
+        """The fields of standby_ready for `group`: its processes, the modules left out, or the reason why it was not
+        forked."""
         server = self._fork_server
         fields: dict[str, Any] = {"pids": group.rank_pids(), "forkserver_pid": server.pid if server else None}
         if group.kind != "fork":
@@ -258,7 +259,7 @@ class Standby:
         return fields
 
     def _disband(self, group: WorkerGroup) -> None:
-        """`group` is ended: none of its processes waits any more."""
+        """`group` is ended. None of its processes waits any more."""
         pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
         kill(process for pid in pids if (process := _process(pid, self._spec.mark)))
         self._unborn.pop(str(group.gate.path), None)

@@ -1,1 +1,1 @@
-"""Processes: found, signalled, reaped, verified gone, and described by the kernel."""
+"""Processes: found, signalled, killed and reaped, and described by the kernel."""

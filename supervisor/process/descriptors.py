@@ -11,7 +11,7 @@ _BASE, _PER_RANK = 128, 8
 
 
 def enough(nproc: int) -> None:
-    """This process and its children may open as many files as a run of `nproc` ranks needs; else Refusal."""
+    """This process and its children may open as many files as a run of `nproc` ranks needs. Else Refusal."""
     needed = _BASE + _PER_RANK * nproc
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,6 +1,7 @@
 """The kernel's view of a rank, read from /proc. Nothing is sent to the rank, and it cannot notice.
 
-A glance reads two small files a rank. A closer look at a quiet rank reads every thread of it and of its children.
+A glance reads two small files for each rank. A closer look at a quiet rank reads all its threads and those of its
+children.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.rundir.machine.proc import content, stat
 
 LONG_WAIT = 600.0
 """A wait with a limit of this many seconds or more counts as a wait without end."""
-# Numbers of the system calls that wait, by machine, and the place of their time limit.
+# The numbers of the system calls that wait, by machine, and the position of their time limit.
 _NAMES = {
     "x86_64": {202: "futex", 230: "clock_nanosleep", 35: "nanosleep", 270: "pselect6", 23: "select", 7: "poll"}
     | {271: "ppoll", 232: "epoll_wait", 281: "epoll_pwait", 0: "read", 17: "pread64", 1: "write", 45: "recvfrom"}
@@ -36,24 +37,24 @@ _SLEEPS = ("clock_nanosleep", "pselect6")
 _SHORT_SLEEP = 5.0
 """Seconds. A longer sleep is not polling, and has an end."""
 _LOOPS = ("gloo_", "pt_gloo", "pt_tcpstore")
-"""Threads of torch, by the beginning of their name. They poll the other ranks every few milliseconds."""
+"""Prefixes of the names of torch's threads that poll the other ranks every few milliseconds."""
 _GLOOS = (64, 10)
-"""The arguments of epoll in gloo's own thread: at most this many events and ms. For torch 2.6, which gives it no
-name."""
+"""The arguments of epoll in gloo's own thread: the most events, and milliseconds. For torch 2.6, which does not name
+that thread."""
 _CARETAKER = b"multiprocessing.resource_tracker"
 _GPUS = ("/dev/nvidia", "/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """One process: the state of its main thread, CPU seconds of all threads, seconds that the main thread waited for a
-    CPU."""
+    """One process: the state of its main thread, the CPU seconds of all its threads, and the seconds for which the main
+    thread waited for a CPU."""
 
     state: str = "?"
     cpu: float = 0.0
     starved: float = 0.0
     turns: str = ""
-    """How often the main thread has got a CPU."""
+    """A count, as text: how many times the main thread has got a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Close:
     held: str
     """As RankView.held."""
     polls: bool | None = False
-    """As RankView.polls; None if it was just looking."""
+    """As RankView.polls. None if this look came while it was just looking."""
     sleeps: bool = False
     """As RankView.sleeps."""
 
@@ -79,7 +80,7 @@ class Wait:
 
 
 def glance(pid: int) -> Glance:
-    """A glance at `pid` now; an empty one if it is gone."""
+    """A glance at `pid` now. Empty if it is gone."""
     found = stat(pid)
     if found is None:
         return Glance()
@@ -92,7 +93,7 @@ def glance(pid: int) -> Glance:
 
 def descendants(pid: int, but: Collection[int] = ()) -> list[int]:
     """The descendants of `pid`, nearest first, without those in `but` and their descendants. It does not scan all
-    processes of the machine, which would cost more on a large one."""
+    processes of the machine: on a large machine that would cost more."""
     found = [child for child in children(pid) if child not in but]
     for child in found:
         found += [grandchild for grandchild in children(child) if grandchild not in but]
@@ -103,16 +104,16 @@ def children(pid: int) -> list[int]:
     try:
         return [int(child) for thread in _threads(pid) for child in (thread / "children").read_text().split()]
     except OSError:
-        # A kernel without CONFIG_PROC_CHILDREN, or a process that has just ended.
+        # The kernel has no CONFIG_PROC_CHILDREN, or the process has just ended.
         with contextlib.suppress(psutil.Error):
             return [child.pid for child in psutil.Process(pid).children()]
     return []
 
 
 def closely(pid: int, others: Collection[int] = ()) -> Close:
-    """A close look at the rank `pid` and its descendants, without `others` (which are ranks too) and their descendants.
-    If no other process can wake `pid`, only `pid` is looked at: its children (idle DataLoader workers) do not matter
-    then."""
+    """A close look at the rank `pid` and its descendants. `others` are ranks too; they and their descendants are left
+    out. If no other process can wake `pid`, only `pid` is looked at. Its children (idle DataLoader workers) do not
+    matter then."""
     own, wait = glance(pid), waiting(pid)
     threads = [thread for thread in _threads(pid) if thread.name != str(pid)]
     alone = wait is not None and _private(wait) and all(is_bound(thread, alone=True) for thread in threads)
@@ -131,7 +132,7 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
 
 
 def traced(pid: int) -> bool:
-    """Whether a debugger is attached to `pid`: a person looks at it."""
+    """Whether a debugger is attached to `pid`. Then a person looks at it."""
     with contextlib.suppress(OSError):
         return b"\nTracerPid:\t0\n" not in content(f"/proc/{pid}/status")
     return False
@@ -143,8 +144,8 @@ def _threads(pid: int) -> Iterator[Path]:
 
 
 def is_bound(thread: Path, alone: bool = False) -> bool:
-    """Whether a thread, not the main one, waits for a thread or for the other ranks, so that nothing else can wake it.
-    With `alone`: its own processes cannot either."""
+    """Whether a thread (not the main one) waits for another thread or for the other ranks. Nothing else can wake it
+    then. With `alone`: its own processes cannot wake it either."""
     wait = _wait(thread / "syscall")
     if wait is not None and (wait.name == "futex" or (wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS)):
         return not alone or wait.name != "futex" or _private(wait)
@@ -155,13 +156,14 @@ def is_bound(thread: Path, alone: bool = False) -> bool:
 
 
 def _private(wait: Wait) -> bool:
-    """Whether the wait is for a lock that no other process can hold: threading's, not multiprocessing's."""
+    """Whether the wait is for a lock that no other process can hold. threading's locks are so, multiprocessing's are
+    not."""
     return wait.name == "futex" and bool(wait.arguments[1] & _FUTEX_PRIVATE)
 
 
 def waiting(pid: int, thread: int | None = None) -> Wait | None:
-    """The system call in which a thread of `pid` (default: the main one) waits. None if it runs, or if we may not
-    know."""
+    """The system call in which a thread of `pid` (default: the main one) waits. None if the thread runs, or if we may
+    not know."""
     return _wait(Path(f"/proc/{pid}/task/{thread or pid}/syscall"))
 
 
@@ -174,8 +176,8 @@ def _wait(path: Path) -> Wait | None:
 
 
 def waits_for_ranks(pid: int, ranks: Collection[int]) -> bool:
-    """Whether the script `pid`, which has started `ranks`, can only wait for them. Its main thread waits, without a
-    limit, until a process ends or a descriptor is ready; its other threads wait for a lock; its other processes are
+    """Whether the script `pid`, which has started `ranks`, can only wait for them. Its main thread waits without a
+    limit until a process ends or a descriptor is ready. Its other threads wait for a lock. Its other processes are
     caretakers only."""
     wait = waiting(pid)
     if wait is None or not (wait.name in ("wait4", "waitid") or (wait.name == "poll" and _forever(wait))):
@@ -192,8 +194,8 @@ def _forever(wait: Wait) -> bool:
 
 
 def ends_in(pid: int, wait: Wait) -> float | None:
-    """Seconds until the wait ends by itself, if it is for a lock or the time. None if something else may end it, or if
-    the time cannot be read."""
+    """Seconds until the wait ends by itself, if it is for a lock or for the time. None if something else may end it, or
+    if the time cannot be read."""
     now = time.monotonic()
     match wait.name:
         case "futex" if not wait.arguments[3]:
@@ -212,7 +214,7 @@ def ends_in(pid: int, wait: Wait) -> float | None:
 
 
 def _seconds_at(pid: int, address: int) -> float:
-    """The timespec at `address` in the memory of `pid`, in seconds; 0 if it cannot be read."""
+    """The timespec at `address` in the memory of `pid`, in seconds. 0 if it cannot be read."""
     try:
         seconds, nanoseconds = struct.unpack("qq", _read(pid, address, 16))
     except struct.error:
@@ -221,7 +223,7 @@ def _seconds_at(pid: int, address: int) -> float:
 
 
 def _read(pid: int, address: int, count: int) -> bytes:
-    """`count` bytes of the memory of `pid`; empty if we may not read it."""
+    """`count` bytes of the memory of `pid`. Empty if we may not read it."""
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
             memory.seek(address)
@@ -240,8 +242,8 @@ def catches(pid: int, number: int) -> bool:
 
 
 def maps(pid: int, path: Path) -> bool | None:
-    """Whether `pid` has that file in its memory. None if we may not know, or if it is about to end and has no memory
-    left. The file is found by the end of its name: the folder may have been moved, and on overlayfs the inode there can
+    """Whether `pid` has that file in its memory. None if we may not know, or if `pid` is about to end and has no memory
+    left. The file is found by the end of its name: the folder may have been moved, and on overlayfs its inode may
     differ from stat's."""
     with contextlib.suppress(OSError):
         mapped = Path(f"/proc/{pid}/maps").read_bytes()
@@ -250,7 +252,7 @@ def maps(pid: int, path: Path) -> bool | None:
 
 
 def rank(pid: int) -> int | None:
-    """The rank that `pid` was started as, if it was."""
+    """The rank that `pid` was started as. None if it is not a rank."""
     with contextlib.suppress(OSError, ValueError):
         for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             if entry.startswith(b"RANK="):
@@ -280,7 +282,8 @@ def has_gpu(pid: int) -> bool:
 
 
 def wait_text(pid: int) -> str:
-    """The wait of the main thread of `pid`, for people: `read of /data/fifo`. Empty for locks, and if it runs."""
+    """The wait of the main thread of `pid`, for people: `read of /data/fifo`. Empty for locks, and if the thread
+    runs."""
     wait = waiting(pid)
     if wait is None or wait.name == "futex":
         return ""

@@ -1,4 +1,4 @@
-"""The one place that ends processes. A process found by pid is first held by pidfd, so a reused pid is never hit.
+"""The one place that ends processes. A process found by pid is first held by pidfd. So a reused pid is never hit.
 
 trainer/rank/process/children.py ends the ranks' own children. A process that ends itself does not come here.
 """
@@ -37,8 +37,9 @@ class Killed:
 def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = None) -> Killed:
     """Sends SIGKILL to each of `targets` that is still the found process. Waits up to `within` seconds for their end.
 
-    Python's resource tracker and torch's manager of shared memory outlive their processes. They remove what those have
-    left in /dev/shm, then end by themselves. So they get the signal last, some seconds after the killing `began`.
+    Python's resource tracker and torch's manager of shared memory outlive their processes. They remove the files that
+    these have left in /dev/shm, then end by themselves. So they get the signal last, some seconds after the killing
+    `began`.
     """
     now = time.monotonic()
     until, care_until = now + within, (now if began is None else began) + _CARE
@@ -55,7 +56,8 @@ def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = N
 
 def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> tuple[int, ...]:
     """All processes of the run are gone, except `spared` and their descendants. Returns the pids that could not be
-    killed within `time_limit` seconds. It looks again until it finds none: a killed process may have forked before."""
+    killed within `time_limit` seconds. It looks again until it finds none: a killed process may have forked before its
+    end."""
     began = time.monotonic()
     processes = members(mark, spared)
     while processes and time.monotonic() < began + time_limit:
@@ -67,7 +69,7 @@ def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> t
 
 
 def is_caretaker(pid: int) -> bool:
-    """Whether the process cleans up after others when they are gone."""
+    """Whether the process cleans up after other processes when these are gone."""
     with contextlib.suppress(psutil.Error):
         return any(name in word for word in psutil.Process(pid).cmdline() for name in _CARETAKERS)
     return False

@@ -16,7 +16,7 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 def interfaces() -> dict[str, bool]:
-    """The machine's loopback interfaces by name, and whether each is up. Empty if the kernel does not tell."""
+    """The machine's loopback interfaces: by name, whether each is up. Empty if the kernel does not tell."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
             flags = {name: _flags(asked, name) for _, name in socket.if_nameindex()}
@@ -54,7 +54,7 @@ def chosen() -> str | None:
 
 
 def needed(local: str | None) -> None:
-    """Refusal if the loopback interface is down, or no interface has the address `local`: ranks could not reach each
+    """Refusal if the loopback interface is down, or if no interface has the address `local`. Ranks could not reach each
     other."""
     if local is not None:
         has(local)

@@ -24,7 +24,7 @@ def here() -> dict[str, str]:
 
 
 def elsewhere(other: Mapping[str, object], ours: Mapping[str, str]) -> str:
-    """Why a process at the place `other` cannot be found from the place `ours`; "" if it can."""
+    """The reason why a process at the place `other` cannot be found from the place `ours`. "" if it can be found."""
     if other.get("host") != ours["host"]:
         return f"that ran on {other.get('host') or 'another machine'}, and this is {ours['host']}: stop it there"
     if not other.get("boot") or not other.get("pids") or not all(ours.values()):

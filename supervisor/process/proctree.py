@@ -1,8 +1,8 @@
 """Finds every process of an attempt, with any parent, and signals it by pidfd. kill.py ends them.
 
-torchrun gives each rank its own session, so a kill of torchrun's process group misses the ranks, and they outlive
-torchrun. They are still found: the supervisor is a subreaper, so orphans become its children. And a mark in the
-environment names the run, so that even orphans of a killed supervisor are found.
+torchrun gives each rank its own session. So a kill of torchrun's process group misses the ranks, and they outlive
+torchrun. They are still found: the supervisor is a subreaper, so orphans become its children. Also, a mark in the
+environment names the run. So even the orphans of a killed supervisor are found.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def become_subreaper() -> bool:
 
 
 class Process:
-    """One process, held by pidfd, so that a reused pid is never hit."""
+    """One process, held by pidfd. So a reused pid is never hit."""
 
     def __init__(self, pid: int) -> None:
-        """ProcessLookupError if it is gone."""
+        """ProcessLookupError if the process is gone."""
         self.pid = pid
         self.fd = os.pidfd_open(pid)
 
@@ -53,7 +53,7 @@ class Process:
         os.close(self.fd)
 
     def send(self, number: int) -> bool:
-        """Sends a signal; False if the process was gone. To end a process, use kill()."""
+        """Sends a signal. False if the process was gone. To end a process, use kill()."""
         assert number != signal.SIGKILL
         try:
             signal.pidfd_send_signal(self.fd, number)
@@ -63,9 +63,10 @@ class Process:
 
 
 def _began_after(pid: int, at: float) -> bool:
-    """Whether the process with this pid surely began after `at`, so that it got the pid later."""
+    """Whether the process with this pid surely began after `at`. Then it got the pid later."""
     found = stat(pid)
-    # The kernel counts from boot, sleep included. After a sleep of the machine a process looks older, never younger.
+    # The kernel counts from boot, and includes sleep. After a sleep of the machine a process looks older, never
+    # younger.
     asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
     return found is not None and found.started * _TICK - asleep > at + _TICK
 
@@ -87,20 +88,20 @@ def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def carries(pid: int, mark: str) -> bool:
-    """Whether the environment of that process has `mark` (of a run, or of one attempt of it)."""
+    """Whether the environment of that process has `mark` (of a run, or of one of its attempts)."""
     try:
         value = psutil.Process(pid).environ().get(MARK, "")
     except psutil.Error:
         return False
     except OSError as error:
         if error.errno in EXHAUSTED:
-            raise  # not "it does not": we cannot see
+            raise  # This does not mean that it has no mark. We just cannot see.
         return False
     return value == mark or value.startswith(mark + ".")
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The living processes of this machine with `mark` in their environment (of a run, or of one attempt of it)."""
+    """The living processes of this machine with `mark` in their environment (of a run, or of one of its attempts)."""
     me = os.getpid()
     found = []
     for process in psutil.process_iter():
@@ -110,12 +111,12 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
-    """The living processes of the run: our descendants and those of `roots`. If there are none, all processes with the
+    """The living processes of the run: our descendants, and those of `roots`. If there are none, all processes with the
     mark.
 
-    Not among them: `spared` (the fork server, the standby's launcher) and their descendants, except through `own`, the
-    launcher of the attempt, which the fork server may have forked. `roots` are living processes of an attempt that we
-    adopted.
+    `spared` (the fork server, the standby's launcher) and their descendants are left out. The fork server may have
+    forked `own`, the launcher of the attempt; `own` and its descendants are included. `roots` are living processes of
+    an adopted attempt.
     """
     # The list of descendants is quick. All of /proc is read only to confirm that nothing is left.
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
@@ -132,8 +133,8 @@ def _without(processes: list[psutil.Process], spared: set[int], own: int | None)
 
 
 def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, int]) -> bool:
-    """Whether, from `pid` upwards, the first one of `own` and `spared` is of `spared`. `parents` caches known parents,
-    so each is looked up once: every recovery waits for this."""
+    """Whether, on the way up from `pid`, a process of `spared` comes before `own`. `parents` caches known parents, so
+    each is looked up once: every recovery waits for this."""
     while pid > 0 and pid != own:
         if pid in spared:
             return True
@@ -146,7 +147,7 @@ def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, in
 
 @contextlib.contextmanager
 def held(found: psutil.Process) -> Iterator[Process | None]:
-    """The process that was `found`, or None if it is gone."""
+    """The process that was `found`. None if it is gone."""
     try:
         process = Process(found.pid)
     except ProcessLookupError:
@@ -160,7 +161,7 @@ def held(found: psutil.Process) -> Iterator[Process | None]:
 
 
 def send_all(processes: list[psutil.Process], number: int) -> int:
-    """Sends `number` to each of `processes` that is still the found one. Returns how many got it."""
+    """Sends `number` to each of `processes` that is still the found process. Returns the number of receivers."""
     sent = 0
     for found in processes:
         with held(found) as process:

@@ -1,4 +1,5 @@
-"""The one place that waits for the children of this process, also for orphans of a run, and knows how each ended."""
+"""The one place that waits for the children of this process, and for the orphans of a run. It knows how each has
+ended."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 
 class Reaper:
-    """There is one in a process: nobody else can wait for a child that it has waited for."""
+    """There is one in a process. It takes the status of each child, so nobody else can wait for that child."""
 
     def __init__(self) -> None:
         self._statuses: dict[int, int] = {}
@@ -32,11 +33,11 @@ class Reaper:
             self._statuses[pid] = status
 
     def forget(self, pid: int) -> None:
-        """Call it when a child was waited for in another way: the next process with this pid is another one."""
+        """Call it when a child was waited for in another way. The next process with this pid is another one."""
         self._statuses.pop(pid, None)
 
     def exit_code(self, process: Process) -> int | None:
-        """How `process` ended, when its pidfd is readable: its exit code, or minus the signal. None if nobody can
+        """The end of `process`, whose pidfd is readable: its exit code, or minus the signal. None if nobody can
         tell."""
         status = self._statuses.get(process.pid)
         # Until its parent reaps it, it is a zombie in /proc, with its status. Then the kernel keeps the status with the

@@ -17,12 +17,13 @@ _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph", "gpfs", "beegfs
 def places(run: Path, cwd: str, command: Sequence[str]) -> list[Path]:
     """Folders that a script may write to: the run's, its current folder, folders in its arguments, shared memory, /tmp.
 
-    Arguments count only on local disks: a look at a file system whose server is gone can last for ever.
+    Arguments count only on local disks. A look at a file system whose server is gone can last for ever.
     """
     remote = _remote_mounts()
     words = [word.rpartition("=")[2] for word in command[1:][:_MOST_ARGUMENTS]]
     folders = [Path(os.path.normpath(Path(cwd, word))) for word in words if word and not word.startswith("-")]
-    # With os.path, not pathlib: an argument may be any text, too long for a name, or in a folder that we may not read.
+    # os.path is used, not pathlib. An argument may be any text. It may be too long for a name, or lie in a folder that
+    # we may not read.
     near = [f for f in folders if not any(f.is_relative_to(m) for m in remote)]
     named = [f for f in near if not os.path.islink(f) and os.path.isdir(f)]  # noqa: PTH112, PTH114
     return [run, Path(cwd), *named, Path("/dev/shm"), Path("/tmp")]
