@@ -1,1 +1,1 @@
-"""The checks of `supervise doctor`: what on this machine would harm a run."""
+"""The checks of `supervise doctor`: things on this machine that would harm a run."""

@@ -1,4 +1,4 @@
-"""Checks of this machine. Each looks at one possible harm to a run, and says what to do about it."""
+"""Checks of this machine. Each one looks for one possible harm to a run, and tells what to do about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `next` says what to do about it; empty if there is nothing to do."""
+    """One finding. `next` tells what to do about it. Empty if there is nothing to do."""
 
     name: str
     verdict: Verdict
@@ -56,7 +56,7 @@ class Host:
 
 
 def read(path: Path) -> str:
-    """The text of the file; empty if it cannot be read."""
+    """The text of the file. Empty if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

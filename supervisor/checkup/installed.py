@@ -1,4 +1,5 @@
-"""Distributions beside ours, read from their files alone: a torch newer than tested, and namesakes of our packages."""
+"""Distributions beside ours, read from their files alone: a torch that is newer than tested, and namesakes of our
+packages."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class Namesake:
 
 
 def torch_version() -> str:
-    """The version in torch's own file, without importing torch; empty if it is not there."""
+    """The version in torch's own file, without importing torch. Empty if there is no such file."""
     spec = find_spec("torch")
     origin = spec.origin if spec else None
     found = _VERSION.search(read(Path(origin).with_name("version.py"))) if origin else None
@@ -39,7 +40,7 @@ def torch_version() -> str:
 
 
 def untested(version: str) -> str:
-    """A warning about that `version` of torch; empty if it lies between the oldest and the newest tested."""
+    """A warning about that `version` of torch. Empty if it lies between the oldest and the newest tested version."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or OLDEST <= (found := (int(numbers[1]), int(numbers[2]))) <= NEWEST:
         return ""
@@ -53,9 +54,8 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
-    """The distributions on `path` that have files in our packages. Default: the path of this process without
-    PYTHONPATH, which is the user's own. Their lists of files are read only if there is something beside our own
-    file."""
+    """The distributions on `path` that have files in our packages. The default is the path of this process without
+    PYTHONPATH, which is the user's own. Lists of files are read only if there is something beside our own file."""
     if path is None:
         own = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
         path = [entry for entry in sys.path if entry not in own]

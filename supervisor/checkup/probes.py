@@ -21,7 +21,7 @@ from supervisor.process.kill import kill
 from supervisor.process.proctree import Process, become_subreaper
 
 TIME_LIMIT = 60.0
-"""Seconds that torch may take to import: a cold network disk is slow."""
+"""Seconds that the import of torch may take: a cold network disk is slow."""
 # The current folder may belong to anybody: no module there is imported.
 _ASK_TORCH = """
 import sys; sys.path.pop(0)
@@ -45,7 +45,7 @@ def python() -> Check:
 
 
 def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict[str, Any] | str:
-    """torch's report about itself, or one line that says why there is none."""
+    """torch's report about itself, or one line with the reason why there is none."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=time_limit, check=False
@@ -146,7 +146,7 @@ def processes() -> Check:
 
 
 def resolver(time_limit: float = 2.0) -> Check:
-    """Whether the resolver answers for this host's own name: torch and gloo ask for it, and wait."""
+    """Whether the resolver answers for this host's own name. torch and gloo ask for that name, and wait."""
     name = socket.gethostname()
     code = f"import socket; socket.getaddrinfo({name!r}, None)"
     try:

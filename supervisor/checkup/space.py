@@ -1,4 +1,4 @@
-"""Room for a run: memory, shared memory, disk, and what kind of disk."""
+"""The room for a run: memory, shared memory, disk, and the kind of disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHM_HINT = "mount a tmpfs there (docker run --ipc=private --shm-size=8g)"
 
 
 def without_shm(root: Path = ROOT) -> str:
-    """Why shared memory cannot be used, and what that costs; "" if it can be used."""
+    """The reason why shared memory cannot be used, and the cost of that. "" if it can be used."""
     missing = problem(root)
     cost = (
         "no snapshots, so a crash goes back to the newest checkpoint on disk; DataLoader workers cannot share tensors"
@@ -27,7 +27,7 @@ def without_shm(root: Path = ROOT) -> str:
 
 
 def warnings() -> list[str]:
-    """The warnings of a launch about the places it depends on, a sentence each."""
+    """The warnings of a launch about the places that it depends on, one sentence each."""
     return [f"{text}; {_SHM_HINT}" for text in (without_shm(),) if text]
 
 
@@ -107,7 +107,7 @@ def _limits(host: Host) -> list[int]:
             (host.cgroup, "memory.max") if not controllers else (host.cgroup / "memory", "memory.limit_in_bytes")
         )
         inner = root / path.lstrip("/")
-        # In a container the path is the host's, and its own limit stands at the root.
+        # In a container the path is the host's, and the container's own limit is at the root.
         for folder in [inner, *inner.parents]:
             text = read(folder / name).strip()
             if text.isdecimal():

@@ -1,1 +1,1 @@
-"""Reading a run: its events and logs, followed over restarts, filtered, and put into words."""
+"""Reads a run: its events and logs. They are followed over restarts, filtered, and put into words."""

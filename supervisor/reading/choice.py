@@ -18,14 +18,14 @@ class Choice:
     """The filters of tail and events. A record is shown if every filter accepts it."""
 
     attempt: int | None = None
-    """Negative ones count from the last attempt."""
+    """A negative number counts from the last attempt."""
     rank: int | None = None
     """Only this rank's log, and no event about another rank."""
     every_event: bool = False
-    """Events about other ranks too."""
+    """Whether events about other ranks are shown too."""
     level: str = "info"
     names: frozenset[str] = frozenset()
-    """Only these events; none means all."""
+    """Only these events. None means all."""
     grep: re.Pattern[str] | None = None
     since: float | None = None
     """Seconds since the epoch."""
@@ -58,7 +58,7 @@ def _severity(level: object) -> int:
 def parse_since(text: str, now: float) -> float:
     """Seconds since the epoch of `3h` or `-3h` before `now`, or of an ISO time (local unless it names a zone).
 
-    ValueError says what is accepted.
+    ValueError tells what is accepted.
     """
     try:
         return now - parse_duration(text.strip().removeprefix("-"))

@@ -1,7 +1,7 @@
-"""Reads events.jsonl: the whole lines that are events.
+"""Reads events.jsonl: its whole lines that are events.
 
-A line counts when it ends with a newline and is a JSON object with an event name in `msg`. Other lines are skipped and
-counted: the torn last line of a killed supervisor, and lines that others wrote.
+A line counts if it ends with a newline and is a JSON object with an event name in `msg`. Other lines are skipped and
+counted: the torn last line of a killed supervisor, and lines of other writers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Event:
     """One event as it was read."""
 
     line: bytes
-    """As it stands in the file, without its newline."""
+    """The line in the file, without its newline."""
     fields: dict[str, Any]
 
     @property
@@ -42,7 +42,7 @@ class Event:
 
 
 class EventReader(Follower):
-    """Gives each event of the file once, in the order of the file, also while it is written."""
+    """Gives each event of the file once, in the order of the file, even while it is being written."""
 
     def read(self) -> Iterator[Event]:
         """The events that were added since the last call."""
@@ -54,10 +54,10 @@ class EventReader(Follower):
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(events, skipped): all events of the file, and the number of other lines, a torn last line among them.
+    """(events, skipped): all events of the file, and the number of other lines. A torn last line counts as skipped.
 
-    No content of the file makes it raise. A missing file has no events. Lines that are not events take no memory,
-    however long they are.
+    No content of the file makes it raise. A missing file has no events. Lines that are not events take no memory, even
+    if they are very long.
     """
     reader = EventReader(path)
     events = [event.fields for event in reader.read()]

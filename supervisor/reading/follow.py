@@ -1,6 +1,6 @@
 """Follows a run, not a file: its events and the logs of all ranks, over all its attempts, until it is over.
 
-    poll ─┬─ first ──▶ the past: attempt by attempt, the lines of a log where its file was last written
+    poll ─┬─ first ──▶ the past: one attempt after another; a log's lines come at the time of its last write
           └─ later ──▶ known logs ─▶ events ─▶ logs that are new ─▶ over? then everything to its end
 
 Lines of one file keep their order. Logs have no times, so events and logs are merged in the order in which they are
@@ -27,7 +27,7 @@ from trainer.rundir.layout import RunDir
 POLL = 0.15
 """Seconds between two polls."""
 REST = 0.5
-"""Seconds between two polls when nothing has come for a while: each poll takes 0.6 ms from training."""
+"""Seconds between two polls when nothing has come for a while. Each poll takes 0.6 ms from training."""
 RETIRE = 2.0
 """Seconds into an attempt after which the logs of the previous attempt count as complete."""
 LOOK = 1.0
@@ -36,7 +36,7 @@ LOOK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A line of a log. `rank` None is the launcher. `seen` is in seconds since the epoch; None for a past line."""
+    """A line of a log. `rank` None is the launcher. `seen` is in seconds since the epoch, or None for a past line."""
 
     attempt: int
     rank: int | None
@@ -56,7 +56,7 @@ Record = LogRecord | EventRecord
 
 
 class RunFollower:
-    """Each poll gives the new records. `held` says whether a supervisor lives.
+    """Each poll gives the new records. `held` tells whether a supervisor lives.
 
     `back` is the number of past lines of each source that the first poll gives.
     """
@@ -76,7 +76,7 @@ class RunFollower:
         self.over = False
         """The run has ended, or its supervisor is gone, and all records were given."""
         self.lost = False
-        """It is over because no supervisor holds it; no event tells its end."""
+        """It is over because no supervisor holds it. No event tells its end."""
         self._run, self._held, self._choice, self._back = run, held, choice, back
         self._splitter: Callable[[], Splitter] = RawSplitter if raw else LineSplitter
         self._clock, self._wall = clock, wall
@@ -112,13 +112,12 @@ class RunFollower:
             yield record
 
     def finish(self) -> Iterator[Record]:
-        """The last lines, which never got a newline. Every file is closed."""
+        """The last lines, which never got a newline. Then every file is closed."""
         for file in list(self._files):
             yield from self._records(file, self._files.pop(file).finish(), self._wall())
 
     def _past(self) -> Iterator[Record]:
-        # Only the end of the events tells which attempt -1 is. In other cases events that are not shown need not be
-        # kept.
+        # Only the end of the events shows which attempt -1 is. Otherwise, events that are not shown need not be kept.
         counts_back = self._choice.attempt is not None and self._choice.attempt < 0
         events = deque(self._events(), maxlen=None if counts_back else self._back)
         attempts = self._attempts()
@@ -169,7 +168,7 @@ class RunFollower:
                 yield EventRecord(self._attempt, event)
 
     def _attempts(self) -> list[int]:
-        """The attempts whose logs are shown: those that started, or all if no event tells."""
+        """The attempts whose logs are shown: those that have started. If no event tells, all of them."""
         return [n for n in self._run.attempts() if n <= self._started or not self._any_event]
 
     def _discover(self) -> list[LogFile]:
@@ -218,7 +217,7 @@ class RunFollower:
 
 
 def _before(record: EventRecord, log: LogFile) -> bool:
-    """Whether a past event comes before the lines of `log`. Their time is the file's last write."""
+    """Whether a past event comes before the lines of `log`. The time of these lines is the file's last write."""
     time = record.event.time
     return record.attempt < log.attempt or (record.attempt == log.attempt and time is not None and time <= log.written)
 
@@ -235,7 +234,8 @@ def _resolve(attempt: int | None, attempts: list[int]) -> int | None:
 def pump(
     follower: RunFollower, write: Callable[[Record], None], wait: Callable[[float], None], follow: bool = True
 ) -> None:
-    """Writes every record, in order; with `follow`, until the run is over. `wait` gets seconds; 0 if more is there."""
+    """Writes every record, in order. With `follow`, it goes on until the run is over. `wait` gets seconds, or 0 if
+    there is more already."""
     pause = POLL
     while True:
         pause = min(1.5 * pause, REST)

@@ -37,7 +37,7 @@ class Splitter(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether flush() would give something."""
+        """Whether flush() would give a line."""
 
     @property
     def bar(self) -> bool:
@@ -54,7 +54,8 @@ class Splitter(Protocol):
 
 
 class LineSplitter:
-    """Lines without their ends. Of states separated by carriage returns only the last is kept, as in a terminal."""
+    """Lines without their ends. A carriage return begins a new state of a line. Only the last state is kept, as in a
+    terminal."""
 
     def __init__(self) -> None:
         self._state = bytearray()
@@ -111,7 +112,7 @@ class LineSplitter:
 
     def _end(self, lines: list[Line]) -> None:
         data = bytes(self._state) or self._before
-        # The newline of a line that was already cut or flushed does not make another, empty line.
+        # A newline after a line that was already cut or flushed does not make another, empty line.
         if data or not self._given:
             lines.append(Line(data))
         self._state.clear()
@@ -119,7 +120,7 @@ class LineSplitter:
 
 
 class RawSplitter:
-    """Lines with their ends, carriage returns and all: joined, they are the bytes that came in."""
+    """Lines with their ends and carriage returns. Joined, they are the bytes that came in."""
 
     def __init__(self) -> None:
         self._state = bytearray()

@@ -1,12 +1,12 @@
-"""One log file, read from its end and followed while others write, rotate, truncate or delete it.
+"""One log file. It is read from its end, and followed while others write, rotate, truncate or delete it.
 
     absent ── created ──▶ open ── grows ──────────────▶ lines
                            │ ├── shrinks ─────────────▶ from its start again
                            │ └── another inode there ─▶ the old one to its end, then the new one
                            └──── deleted ─────────────▶ the old one for as long as it grows
 
-It polls with stat, because network file systems deliver no inotify events. One case is not seen: a file that is
-truncated and grows past the place already read, all between two polls.
+It polls with stat, because network file systems deliver no inotify events. One case is not seen: a file is truncated
+and grows past the place that was already read, all between two polls.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from trainer.rundir.files.untrusted_files import open_file
 
 BLOCK = 65536
 REACH = 4 * BLOCK
-"""A line longer than this is not read back to its start: `-n` shows only its end."""
+"""A line longer than this is not read back to its start. `-n` shows only its end."""
 BUDGET = 16
-"""Blocks that one poll reads at most."""
+"""The most blocks that one poll reads."""
 IDLE = 1.0
-"""Seconds without a byte after which a line is shown without its newline; a bar is shown as often."""
+"""Seconds without a byte after which a line is shown without its newline. A progress bar is shown as often as that."""
 TIME_LIMIT = 5.0
-"""Seconds after which a line that still grows is shown, as far as it is written."""
+"""Seconds after which a line that still grows is shown, as far as it has come."""
 
 
 def last_lines(path: Path, count: int) -> tuple[int, int]:
-    """(offset, found): the last `found` lines of the file begin at `offset`; found < count only if it has no more.
+    """(offset, found): the last `found` lines of the file begin at `offset`. `found` is less than `count` only if the
+    file has no more lines.
 
-    Reads backwards: the cost is the length of those lines, not of the file. (0, 0) for a file that is not there.
+    Reads backwards: the cost is the length of those lines, not of the file. (0, 0) if there is no such file.
     """
     try:
         fd = open_file(path)
@@ -50,7 +51,7 @@ def last_lines(path: Path, count: int) -> tuple[int, int]:
 
 def _search_back(fd: int, size: int, count: int) -> tuple[int, int]:
     end = size - 1 if os.pread(fd, 1, size - 1) == b"\n" else size
-    found, edge = 0, end  # whole lines seen, and the end of the newest of the rest
+    found, edge = 0, end  # (whole lines seen, the end of the newest line of the rest)
     while end > 0:
         start = max(0, end - BLOCK)
         block = os.pread(fd, end - start, start)
@@ -71,7 +72,7 @@ class LogFollower:
     def __init__(self, path: Path, splitter: Splitter, offset: int = 0) -> None:
         self.path = path
         self.behind = False
-        """Whether there is more to read right now than the last poll did."""
+        """Whether there is more to read now than the last poll has read."""
         self._splitter = splitter
         self._offset = offset
         self._fd: int | None = None
@@ -79,7 +80,7 @@ class LogFollower:
         self._heard = self._given = 0.0
 
     def poll(self, now: float) -> list[Line]:
-        """The lines that came since the last call, of at most about 1 MiB. `now` in monotonic seconds."""
+        """The lines since the last call, at most about 1 MiB. `now` in monotonic seconds."""
         lines: list[Line] = []
         self.behind = False
         for _ in range(BUDGET):
@@ -96,7 +97,7 @@ class LogFollower:
         return lines
 
     def finish(self) -> list[Line]:
-        """The pending bytes as a line. The file is closed."""
+        """The pending bytes as a line. Then the file is closed."""
         self._close()
         return self._splitter.flush()
 
@@ -116,7 +117,7 @@ class LogFollower:
             data = os.pread(self._fd, BLOCK, self._offset)
         except FileNotFoundError:
             return b""
-        except OSError:  # stale on NFS after a removal there, or not readable for us: look again with the next poll
+        except OSError:  # The file is stale (removed on NFS), or we may not read it. The next poll looks again.
             self._close()
             return b""
         self._offset += len(data)
@@ -133,7 +134,7 @@ class LogFollower:
             return False
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             if not self._replaced:
-                # The writer may not have reopened it yet: one more look at the old file, with the next poll.
+                # The writer may not have opened the new file yet. The next poll looks at the old file once more.
                 self._replaced = self.behind = True
                 return False
             self._close()
@@ -164,7 +165,7 @@ def last_matching(
         kept: deque[Line] = deque(maxlen=count)
         lines = drain(follower)
         if offset:
-            next(lines, None)  # begins in the middle of a line
+            next(lines, None)  # It begins in the middle of a line.
         kept.extend(line for line in lines if accepts(line))
         if len(kept) == count or not offset:
             return follower, list(kept)

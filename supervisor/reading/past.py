@@ -1,4 +1,4 @@
-"""The logs of a run's attempts, and the lines of them that are shown before following begins."""
+"""The logs of a run's attempts, and the past lines that are shown before following begins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log_files(run: RunDir, attempt: int, choice: Choice) -> list[LogFile]:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A log whose past lines are to be shown, and the follower that continues after them."""
+    """A log whose past lines will be shown, and the follower that continues after them."""
 
     file: LogFile
     follower: LogFollower
@@ -64,9 +64,10 @@ def open_back(
     choice: Choice,
     accepts: Callable[[Line], bool],
 ) -> list[Opened]:
-    """The logs in the order of `files`, oldest first, so that the last `back` lines of each rank are shown (None: all).
+    """The logs in the order of `files`, oldest first, opened so that the last `back` lines of each rank are shown
+    (None: all).
 
-    Logs of attempts before `newest` that have no lines to show are not opened.
+    Logs of attempts before `newest` without lines to show are not opened.
     """
     opened: list[Opened] = []
     left: dict[int | None, int] = {}

@@ -1,4 +1,4 @@
-"""Log text that cannot drive the terminal it is shown on."""
+"""Log text that cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` without escape sequences, and with every other control character but tab written out, as in \\x07."""
+    """`text` without escape sequences. Every other control character but tab is written out, as in \\x07."""
     if text.isprintable() or not _CONTROL.search(text):
         return text
     text = _HOLE.sub(lambda match: f"[{len(match[0])} NUL bytes]", text)
@@ -38,5 +38,5 @@ def plain_lines(text: str) -> str:
 
 
 def decode(data: bytes) -> str:
-    """One line of a log as text for any terminal; bytes that are not UTF-8 are written out, as in \\xff."""
+    """One line of a log as text for any terminal. Bytes that are not UTF-8 are written out, as in \\xff."""
     return plain(data.decode("utf-8", "backslashreplace"))

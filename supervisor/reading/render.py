@@ -13,7 +13,7 @@ from supervisor.reading.wording import Restarts, event_text
 from trainer.rundir.files.codec import encode
 
 _RANKS = ("36", "33", "35", "34", "32", "96", "95", "93")
-"""SGR colours that stay apart for the colour-blind when they stand next to each other."""
+"""SGR colours. Neighbours differ for colour-blind people too."""
 _LEVELS = {"warning": "33", "error": "31"}
 _DIM = "2"
 
@@ -24,7 +24,8 @@ class Renderer(Protocol):
 
 
 class TextRenderer:
-    """`a1 r0 │ text`: attempt, then rank, L for the launcher or ● for an event; a separator before each restart."""
+    """`a1 r0 │ text`: the attempt, then the rank. L is the launcher, ● an event. A separator comes before each
+    restart."""
 
     def __init__(self, restarts: Restarts, colour: bool = False, prefix: bool = True) -> None:
         self._restarts, self._colour, self._prefix = restarts, colour, prefix
@@ -58,10 +59,10 @@ class TextRenderer:
 
 
 def render_json(record: Record) -> bytes:
-    """One JSON object a line: an event as it stands, with `stream`; or a log line.
+    """One JSON object on each line: an event as it is in the file, with `stream`, or a log line.
 
-    A log line has `ts` (when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (safe for a terminal)
-    and, if no newline ended it, `end`: cut or open.
+    A log line has `ts` (the time when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (safe for a
+    terminal). If no newline ended it, it has `end`: cut or open.
     """
     if isinstance(record, EventRecord):
         return encode({**record.event.fields, "stream": "event"}) + b"\n"
@@ -78,7 +79,7 @@ def render_json(record: Record) -> bytes:
 
 
 def render_raw(record: Record) -> bytes:
-    """The bytes as they stand in the file. The follower must have been made with raw=True."""
+    """The bytes as they are in the file. The follower must have been made with raw=True."""
     return event_line(record.event) if isinstance(record, EventRecord) else record.line.data
 
 

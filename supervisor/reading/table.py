@@ -1,4 +1,4 @@
-"""Tables for people, by rich: plain text where stdout is no terminal."""
+"""Tables for people, by rich. Plain text if stdout is no terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from supervisor.reading.plain import plain
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns, a line a row; None is shown as a dash. Never cut where it goes to a file or a pipe."""
+    """Aligned columns, one line for each row. None is shown as a dash. Nothing is cut if the output goes to a file or a
+    pipe."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -22,7 +23,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     for head in heads:
         drawn.add_column(head.upper(), no_wrap=True)
     for row in rows:
-        # Text, not markup: a run's name or reason must not be read as a style.
+        # Text, not markup: a run's name or a reason must not be read as a style.
         drawn.add_row(*(Text("-" if cell is None else plain(str(cell))) for cell in row))
     terminal = sys.stdout.isatty()
     out = io.StringIO()

@@ -1,4 +1,4 @@
-"""Events as sentences: one line an event, and the line between two attempts."""
+"""Events as sentences: one line for each event, and a line between two attempts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTHING: tuple[Any, ...] = (None, "", [], -1)
 
 
 def event_text(event: Event) -> str:
-    """Time (UTC), name, the event's own fields, and last the sentence that gives the reason; fit for a terminal."""
+    """The time (UTC), the name, the event's own fields, and last the sentence with the reason. Safe for a terminal."""
     fields = event.fields
     clock = str(fields.get("ts", "")).partition("T")[2] or "--:--:--"
     pairs = [
@@ -39,7 +39,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def signal_name(value: Any) -> str:
-    """SIGKILL for 9. A value that is not a signal is unchanged."""
+    """SIGKILL for 9. A value that is not a signal stays as it is."""
     try:
         return signal.Signals(value).name
     except ValueError:
@@ -47,7 +47,7 @@ def signal_name(value: Any) -> str:
 
 
 class Restarts:
-    """Remembers from the events why each attempt began, and at which step it went on."""
+    """Remembers from the events why each attempt began, and at which step it resumed."""
 
     def __init__(self) -> None:
         self._ended = ""
@@ -56,7 +56,7 @@ class Restarts:
         self._resumed: dict[int, str] = {}
 
     def see(self, event: Event) -> None:
-        """separator() knows of the event from now on."""
+        """Takes an event. separator() knows it from now on."""
         fields = event.fields
         match event.name:
             case "verdict":
@@ -73,7 +73,7 @@ class Restarts:
                 self._resumed[event.attempt] = f"resumed at step {fields.get('step')}"
 
     def separator(self, attempt: int) -> str:
-        """`── attempt 1 · restart after killed (rank 1, SIGKILL) · resumed at step 40 ──`, as far as it is known."""
+        """`── attempt 1 · restart after killed (rank 1, SIGKILL) · resumed at step 40 ──`, as far as this is known."""
         parts = [f"attempt {attempt}", self._why.get(attempt, ""), self._resumed.get(attempt, "")]
         return plain(f"── {' · '.join(filter(None, parts))} ──")
 
