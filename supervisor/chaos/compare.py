@@ -20,8 +20,8 @@ _CHUNK = 4 << 20
 
 
 def compare(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str] = ()) -> Comparison:
-    """Compares the end of `other` with the end of `reference`. `globs` name files in a run's folder. `passed_over` are
-    parts of the checkpointed state that may differ."""
+    """Compares the end of `other` with the end of `reference`. `globs` name files in a run's folder. The parts
+    `passed_over` of the checkpointed state may differ."""
     compared: list[str] = []
     for what, difference in _parts(reference, other, globs, passed_over):
         if difference:
@@ -37,7 +37,7 @@ def compare(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over:
 
 
 def _parts(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str]) -> Any:
-    """(what was compared, how it differs) one after another."""
+    """Yields (the thing compared, how it differs). The second is empty if there is no difference."""
     good = store.newest_good(reference.checkpoints)
     if good is not None and good.manifest is not None:
         yield f"checkpoint {good.step}", _checkpoint(good.path, good.manifest, other, passed_over)
@@ -68,7 +68,7 @@ def _digest(path: Path) -> str:
 
 
 def _checkpoint(path: Path, manifest: Manifest, other: RunDir, passed_over: Sequence[str]) -> str:
-    """How the other run's last checkpoint differs from `path`; empty if it does not."""
+    """How the other run's last checkpoint differs from `path`. Empty if it does not differ."""
     good = store.newest_good(other.checkpoints)
     if good is None or good.manifest is None:
         return "it has no good checkpoint"
@@ -80,7 +80,7 @@ def _checkpoint(path: Path, manifest: Manifest, other: RunDir, passed_over: Sequ
     if _state(manifest, passed_over) != _state(theirs, passed_over):
         return "the state beside the tensors differs"
     if theirs.files == manifest.files:
-        return ""  # the digests cover every byte, and were just verified
+        return ""  # The digests cover every byte, and were just verified.
     for file in manifest.files:
         if difference := _shard(path, manifest, good.path, theirs, file):
             return difference
@@ -94,7 +94,7 @@ def _state(manifest: Manifest, passed_over: Sequence[str]) -> Any:
 
 
 def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str) -> str:
-    """How the content of a rank's file differs; the layout of the file does not matter."""
+    """How the content of a rank's file differs. The layout of the file does not matter."""
     try:
         (mine, own), (other, their_own) = _contents(one, manifest, file), _contents(two, theirs, file)
     except CheckpointError as error:

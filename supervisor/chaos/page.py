@@ -1,4 +1,4 @@
-"""A chaos session as one page of HTML that needs nothing else: figures, time lines, the verdict table."""
+"""A chaos session as one page of HTML that needs no other file: figures, time lines, the table of verdicts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _cells(result: RoundResult, row: Row) -> str:
 
 
 def _time_line(result: RoundResult) -> str:
-    """A bar an attempt, below each other, over one axis of seconds; a mark at each fault."""
+    """One bar for each attempt, one below the other, over one axis of seconds. Each fault has a mark."""
     length = max([span.gone for span in result.spans] or [1.0]) or 1.0
     scale = (_WIDTH - _LEFT - _RIGHT) / length
     height = _TOP + _ROW * len(result.spans) + 42
@@ -148,6 +148,6 @@ def _mark(row: Row, y: float, scale: float) -> str:
 
 
 def _ticks(length: float) -> list[float]:
-    """Round numbers of seconds from 0 on, ten at the most."""
+    """Round numbers of seconds from 0 on, at most ten."""
     unit = next(u for u in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1e9) if length / u <= 10)
     return [round(unit * number, 1) for number in range(int(length / unit) + 1)]

@@ -1,4 +1,5 @@
-"""One run of the job: started as a person would start it, watched from outside, resumed when its supervisor is killed.
+"""One run of the job. It is started as a person would start it, watched from outside, and resumed when its supervisor
+is killed.
 
 When the run says that an attempt is gone, the runner checks by itself that no process of it is alive.
 """
@@ -29,25 +30,26 @@ from trainer.rundir.machine.proc import lives
 
 _LOOK = 0.05
 _ROOT = Path(__file__).resolve().parents[2]
-# By path, like all our programs: the user may have a `supervisor` in the current folder.
+# By path, like all our programs. The user may have a `supervisor` in the current folder.
 _PROGRAM = f"import sys; sys.path[0] = {str(_ROOT)!r}; from supervisor.__main__ import main; main()"
 _STOPPING = 90.0
-"""Seconds that a run may take to stop when it is told to."""
+"""Seconds that a run may take to stop on request."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended. `exit_code` is that of the last launch of it; minus the signal if that was killed."""
+    """The end of a run. `exit_code` is that of its last launch, or minus the signal that killed it."""
 
     exit_code: int = 0
     survivors: dict[int, int] = field(default_factory=dict)
-    """For each attempt, the processes that were alive after the run said that it was gone."""
+    """For each attempt: the number of processes that were alive after the run said that it was gone."""
     leftovers: tuple[str, ...] = ()
     problem: str = ""
 
 
 class Runner:
-    """Runs the job in `run`. After the `with` block nothing of the run is alive, whatever exception ends the block."""
+    """Runs the job in `run`. After the `with` block nothing of the run is alive, even if an exception ended the
+    block."""
 
     def __init__(self, run: RunDir, launch: Sequence[str], deadline: float) -> None:
         self._run = run
@@ -81,7 +83,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A Ctrl-C is for this process; it tells the run.
+                # A Ctrl-C goes to this process only, which then stops the run.
                 start_new_session=True,
             )
 
@@ -89,7 +91,7 @@ class Runner:
         return self._run.path.with_name(f"{self._run.path.name}.log")
 
     def _wait(self) -> int:
-        """The exit code of the supervisor. It ended by itself, or its time was over and it was told to stop."""
+        """The exit code of the supervisor. It has ended by itself, or it was told to stop because its time was over."""
         assert self._process is not None
         while True:
             self._look()
@@ -117,7 +119,7 @@ class Runner:
                 pass
 
     def _stop(self) -> None:
-        """The supervisor and everything that it watches over are gone."""
+        """The supervisor and all processes of the run are gone."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -131,7 +133,7 @@ class Runner:
         self.outcome.exit_code = process.returncode
 
     def _leftovers(self) -> tuple[str, ...]:
-        """The names of the leftovers of the run. All of them are removed."""
+        """The names of the run's leftovers. All of them are removed."""
         known = load(self._run.path)
         if known is None:
             return ()

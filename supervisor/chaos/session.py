@@ -1,4 +1,5 @@
-"""A chaos session: the undisturbed run, then round after round with faults, each judged and compared with it."""
+"""A chaos session. First comes the undisturbed run, then round after round with faults. Each round is judged and
+compared with the undisturbed run."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ from trainer.rundir.records.fault_kinds import FAULTS, SUPERVISOR, Moment, Tier
 
 _NEEDS_CHECKPOINTER = ("enospc", "torn", "corrupt", "kill-flush")
 _SPACIOUS = 3.0
-"""Seconds that a run must train so that a standby is surely made meanwhile."""
+"""Seconds that a run must train, so that a standby is surely made meanwhile."""
 
 
 class Interrupted(Exception):
-    """A person wants chaos to stop."""
+    """A person wants to stop the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Session:
     def run(self) -> None:
         """Every round has been judged.
 
-        Refusal if the undisturbed job fails. Interrupted on a signal; then nothing is left running.
+        Refusal if the undisturbed job fails. Interrupted on a signal. Then nothing is left running.
         """
         began = time.monotonic()
         with interruptible():
@@ -121,7 +122,7 @@ class Session:
         return run, took
 
     def _job(self, reference: RunDir, took: float) -> Job:
-        """The job, as the undisturbed run has shown it."""
+        """The properties of the job, as the undisturbed run has shown them."""
         events = read_events(reference.events)[0]
         story = tell(events)
         if story.high_step < 8:
@@ -132,7 +133,7 @@ class Session:
         moments, steps = list(self.wanted.moments), story.high_step
         if not any(e["msg"] == "resumed" for e in events):
             moments = [m for m in moments if m not in (Moment.RESTORE, Moment.SAVE)]
-            # An optimizer that does not count steps begins at 0 after each resume, and must reach the fault's step
+            # An optimizer that does not count steps begins at 0 after each resume. Then it must reach the fault's step
             # again.
             steps //= 2
         if took < _SPACIOUS:
@@ -143,7 +144,7 @@ class Session:
     def _train(self, run: RunDir, tier: Tier, inject: Sequence[str], deadline: float, lives: int) -> Outcome:
         wanted = self.wanted
         faults = [part for spec in inject for part in ("--inject", spec)]
-        # Generous budgets: this tests the recovery, not the end by budget.
+        # The budgets are generous: this tests the recovery, not the end of a budget.
         limits = f"--max-restarts 100000 --no-progress-limit 100000 --backoff 10ms:50ms --nproc {wanted.nproc}".split()
         limits += ["--hang-timeout", f"{wanted.hang_timeout}s", "--startup-timeout", f"{wanted.startup_timeout}s"]
         if wanted.built_in:
@@ -191,13 +192,13 @@ class Session:
             return Comparison(None, difference="it did not finish")
         if not round_.same_bits:
             return Comparison(None, difference="its faults change what is trained")
-        # The built-in trainer stores its flags there, and they name the tier.
+        # The built-in trainer stores its flags in that part, and they name the tier.
         return compare(reference, run, self.wanted.globs, ("extra",) if self.wanted.built_in else ())
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once: the clean-up that follows is not interrupted."""
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once. So the clean-up that follows is not interrupted."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: Any) -> None:

@@ -10,7 +10,7 @@ from supervisor.core.chaos.summary import RoundResult, spread
 from supervisor.reading.table import table
 
 _MANY = 60
-"""Rows from which on faults of a kind share one."""
+"""From this many rows on, all faults of a kind share one row."""
 _TIMES = {
     "detect": "detect",
     "recover": "recover",
@@ -21,7 +21,7 @@ HEADS = ("round", "fault", "step", "detected as", "detect", "recover", "lost", "
 
 
 def verdicts(results: Sequence[RoundResult]) -> str:
-    """A row a fault, or a kind of fault where there are many; then each round's own verdict."""
+    """One row for each fault, or for each kind of fault if there are many. Then the problems of each round."""
     rows = [(result, row) for result in results for row in result.rows]
     whole = len(rows) < _MANY
     text = table(HEADS, [cells(result, row) for result, row in rows]) if whole else _by_kind([row for _, row in rows])
@@ -32,7 +32,7 @@ def verdicts(results: Sequence[RoundResult]) -> str:
 
 
 def cells(result: RoundResult, row: Row) -> tuple[object, ...]:
-    """A fault's cells, as in HEADS."""
+    """The cells of a fault's row, in the order of HEADS."""
     return (
         result.round.number,
         f"{row.spec}{' (helper)' if row.helper else ''}",
@@ -89,7 +89,7 @@ def _kind_cells(kind: str, rows: Sequence[Row]) -> tuple[object, ...]:
 
 
 def figures(totals: dict[str, Any]) -> str:
-    """The sums, a line each."""
+    """The sums, one on each line."""
     lines = [
         f"{totals['faults']} faults in {totals['rounds']} rounds, {totals['attempts_ended']} ended an attempt, "
         f"{totals['failed']} failed",

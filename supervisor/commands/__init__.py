@@ -1,1 +1,2 @@
-"""One module a command of `supervise`, each with its click command in `command`; imported when it is called."""
+"""The commands of `supervise`, one module each, with its click command in `command`. It is imported when it is
+called."""

@@ -1,4 +1,4 @@
-"""`supervise chaos`: a job under a seeded schedule of faults, against the same job undisturbed."""
+"""`supervise chaos`: a job under a seeded schedule of faults, compared with the same job undisturbed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from trainer.rundir.records.fault_kinds import FAULTS, Moment
 _COUNT = 8
 _SIZE, _LONG_SIZE = 5, 20
 _LONG = 300.0
-"""Seconds from which on a session has fewer and longer rounds."""
+"""A session of more seconds than this has fewer and longer rounds."""
 _STEPS_A_FAULT = 150
-"""Of the built-in trainer, so that a recovery and the making of a standby fit between two faults."""
+"""For the built-in trainer. A recovery and the making of a standby fit between two faults."""
 _MODEL = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --data random --dropout 0.1 --log-every 100"
 _SAVES = "--checkpoint-every 20 --snapshot-every 1 --keep 2"
 
@@ -82,11 +82,11 @@ class _Names(click.ParamType[Any]):
 def command(report: Path | None, as_json_: bool, quiet: bool, **given: Any) -> int:
     """Train SCRIPT (or a small built-in GPT) under faults, and compare its end with that of an undisturbed run.
 
-    Each fault must be noticed as what it is, nothing may be left of an attempt, and the end must be the same to the
-    bit. Ends with a table of verdicts, and with 107 if one is not as it must be. The runs are kept in runs/.
+    Each fault must be noticed under its right name. Nothing may be left of an attempt. The end must be the same to the
+    bit. At the end there is a table of verdicts. The exit code is 107 if a verdict is bad. The runs are kept in runs/.
 
-    What the script writes must go to the run's own folder, or the second run finds what the first has written: {run} in
-    ARGS stands for it, and $SUPERVISE_RUN_DIR names it.
+    The script must write into the run's own folder. Otherwise the second run finds the files of the first. In ARGS,
+    {run} stands for that folder; the script finds it in $SUPERVISE_RUN_DIR.
 
     \b
     supervise chaos                                     two minutes with the built-in trainer

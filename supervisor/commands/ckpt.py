@@ -49,7 +49,7 @@ def command() -> None:
 @run_argument
 @json_flag
 def ls(run: str | None, as_json: bool) -> None:
-    """Every checkpoint, oldest first; files are looked for and measured, not read."""
+    """Every checkpoint, oldest first. Files are looked for and measured, not read."""
     _, folder = folder_of(run)
     found, latest = store.listing(folder), store.read_latest(folder)
     if as_json:
@@ -66,8 +66,8 @@ def ls(run: str | None, as_json: bool) -> None:
 @click.option("--step", type=click.IntRange(0), help="Only this one.")
 @json_flag
 def verify(run: str | None, step: int | None, as_json: bool) -> None:
-    """Read every byte and compare it with what was written. Exit code 3 if one is bad, and it says which file and
-    why."""
+    """Read every byte and compare it with what was written. Exit code 3 if a checkpoint is bad; the output names the
+    file and the reason."""
     _, folder = folder_of(run)
     found = []
     for one in verified(folder, steps_of(folder, step)):
@@ -86,7 +86,7 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
 @click.option("--keep", type=click.IntRange(2), required=True, help="How many of the newest stay, at least two.")
 @json_flag
 def prune(run: str | None, keep: int, as_json: bool) -> None:
-    """Remove all but the newest checkpoints, after those that stay were read and found good."""
+    """Remove all but the newest checkpoints. Those that stay are first read and found good."""
     here, folder = folder_of(run)
     own(folder)
     if here:
@@ -116,7 +116,7 @@ def prune(run: str | None, keep: int, as_json: bool) -> None:
 @click.option("--step", type=click.IntRange(0), help="Of this checkpoint; default: the newest good one.")
 @json_flag
 def export(run: str | None, form: str, output: Path, step: int | None, as_json: bool) -> None:
-    """The model alone, verified, as one file that other programs read."""
+    """Write the model alone, verified, to one file that other programs can read."""
     _, folder = folder_of(run)
     if output.exists():
         raise Refusal(f"{output} exists; give another -o, or remove it")
@@ -136,8 +136,8 @@ def export(run: str | None, form: str, output: Path, step: int | None, as_json: 
 
 
 def _export_torch(path: Path, output: Path) -> list[str]:
-    # By path: with -m a module of that name in the current folder, which may be anybody's, would be run in place of
-    # ours.
+    # By path, not with -m: the current folder may belong to anybody. A module of the same name there would run in place
+    # of ours.
     child = [sys.executable, *program("checkpoint.disk.export_torch"), str(path), str(output)]
     done = subprocess.run(child, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -148,7 +148,7 @@ def _export_torch(path: Path, output: Path) -> list[str]:
 @command.command("restore-torn")
 @run_argument
 def restore_torn(run: str | None) -> None:
-    """Folders that were renamed because a save into them never ended have their own names again."""
+    """Give folders their old names back that were renamed because a save into them never ended."""
     here, _ = folder_of(run)
     if here is None:
         raise Refusal("this is a folder of checkpoints; give the run")

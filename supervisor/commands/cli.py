@@ -1,4 +1,5 @@
-"""The command line: names, and where each command is. A command's module is imported when it is called, not before."""
+"""The command line: the names of the commands, and their modules. A module is imported only when its command is
+called."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class Group(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # click would import every command for its first line.
+        # click would import every command to get its first line.
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -91,11 +92,11 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader is gone (`| head`). The interpreter must not complain again when it flushes.
+        # The reader is gone (`| head`). The interpreter would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # We can rarely explain a refusal of the system, but it is never worth a traceback.
+        # We can rarely explain an error of the system. But it is never worth a traceback.
         if not error.filename and not _is_here():
             return _say("the current folder has been removed; cd to one that is there", ExitCode.USAGE)
         where = f"{error.filename}: " if error.filename else ""
@@ -117,6 +118,6 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _say(text: str, exit_code: int) -> int:
-    # One line, and no name in it can control the terminal.
+    # It is one line, and no name in it can control the terminal.
     print(f"supervise: {plain(text)}", file=sys.stderr)
     return exit_code

@@ -1,7 +1,7 @@
-"""The output of a foreground launch on stderr: first words, events and rank 0's log as they come, the summary at the
-end.
+"""The output of a foreground launch on stderr: the first words, events and rank 0's log as they come, and the summary
+at the end.
 
-It follows the run's files in its own thread: a paused terminal must not pause supervision.
+It follows the run's files in its own thread. So a paused terminal does not pause supervision.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DRAIN = 2.0
 
 
 class Console:
-    """Prints while the block runs. If the terminal is gone (ssh lost), it only becomes silent."""
+    """Prints while the block runs. If the terminal is gone (ssh lost), it just becomes silent."""
 
     def __init__(self, run: RunDir, quiet: bool) -> None:
         self._quiet = quiet
@@ -105,7 +105,7 @@ def opening_words(run: RunDir, spec: Spec) -> str:
 
 
 def closing_words(run: RunDir, end: End) -> str:
-    """The summary: each attempt on a line, the end, and where to look next."""
+    """The summary: one line for each attempt, the end, and the places to look next."""
     story = story_of(run)
     sign = "✔" if end.exit_code == 0 else "✘"
     wall = _seconds((story.ended or story.last) - (story.started or story.last))
@@ -124,7 +124,7 @@ def closing_words(run: RunDir, end: End) -> str:
 
 
 def attempt_lines(story: Story) -> list[str]:
-    """One line for each attempt: its steps, why it ended, and the cost."""
+    """One line for each attempt: its steps, the reason for its end, and the cost."""
     lines = []
     for attempt, recovered, lost in zip(story.attempts, recoveries(story), lost_steps(story), strict=True):
         first = attempt.from_step if attempt.from_step is not None else 0
@@ -150,7 +150,7 @@ def attempt_lines(story: Story) -> list[str]:
 
 
 def loss_lines(run: RunDir, story: Story) -> list[str]:
-    """The loss at each failure and at the end, if the script writes metrics.jsonl like the trainer."""
+    """The loss at each failure and at the end, if the script writes a metrics.jsonl like the built-in trainer's."""
     losses = {line.get("step"): line.get("loss") for _, line in Follower(run.metrics).objects()}
     numbers = {step: loss for step, loss in losses.items() if isinstance(step, int) and isinstance(loss, int | float)}
     if not numbers or not story.failures():

@@ -1,5 +1,4 @@
-"""The supervisor of a detached run, run as a file: `python detached.py RUN_DIR`, started by `launch -d` and `resume
--d`.
+"""The supervisor of a detached run. `launch -d` and `resume -d` run this file: `python detached.py RUN_DIR`.
 
 The secrets of the command line are not in run.json. They come on stdin: [command, resume_args].
 """
@@ -13,8 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-# Run by path: a module of the user's called `supervisor` in the current folder is not to be found in place of ours, and
-# what lies beside this file is nobody's to import. (With PYTHONSAFEPATH it is not there.)
+# A file run by path has its own folder in sys.path: nobody must import the files beside this one. And a user's module
+# called `supervisor` in the current folder must not be found in place of ours. (With PYTHONSAFEPATH the entry is not
+# there.)
 if not getattr(sys.flags, "safe_path", False):
     del sys.path[0]
 importlib.import_module("_supervise.names").ours_alone()

@@ -1,4 +1,4 @@
-"""supervise doctor: what will bite a run on this machine, before it does."""
+"""supervise doctor: it names what will harm a run on this machine, before the run starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MARK = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.BAD: "BAD"}
 @click.option("--nproc", type=click.IntRange(1), help="Ranks that are to run here.")
 @json_flag
 def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
-    """What will bite you here: torch, GPUs, memory, disk, limits, leftovers in the environment.
+    """Check this machine for what would harm a run: torch, GPUs, memory, disk, limits, leftovers in the environment.
 
     Exit code 2 if something is bad: a run would not start, or could not be kept alive.
     """
@@ -53,7 +53,7 @@ def command(run_dir: Path, nproc: int | None, as_json: bool) -> None:
 
 
 def examine(host: Host) -> list[Check]:
-    """Every check's finding. Takes as long as torch takes to import."""
+    """The findings of all checks. It takes as long as the import of torch."""
     answer = probes.ask_torch()
     tried = [
         probes.python(),

@@ -21,7 +21,7 @@ from supervisor.run.runs import find
 @click.option("--event", "names", multiple=True, callback=known_event, metavar="NAME", help="Only this event.")
 @click.option("--level", type=click.Choice(LEVELS), default="info", help="Only at this level or above.")
 def command(run: str | None, as_json: bool, follow: bool, names: frozenset[str], level: str) -> None:
-    """State transitions of RUN (default: the newest): what happened, when (UTC), and why."""
+    """Show what happened in RUN (default: the newest), when (UTC), and why."""
     known = find(run)
     choice = Choice(names=names, level=level, logs=False)
     follower = RunFollower(known.run, lambda: is_held(known.run), choice)

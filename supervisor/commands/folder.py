@@ -23,7 +23,7 @@ class Folder:
         self._missing: list[Path] = []
 
     def make(self, run: RunDir) -> None:
-        """The run has a folder, with nothing in it. Refusal if it has something, or cannot be made."""
+        """The run has an empty folder. Refusal if the folder is not empty, or cannot be made."""
         self._missing = [path for path in (run.path, *run.path.parents) if not path.exists()]
         try:
             ensure_dir(run.path)

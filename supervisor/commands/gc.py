@@ -1,4 +1,4 @@
-"""supervise gc: what dead runs left behind, listed, and removed when that is asked for."""
+"""supervise gc: lists the leftovers of dead runs, and removes them on request."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SCHEMA = 1
 @click.option("--dry-run", is_flag=True, help="Only list (default).")
 @json_flag
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """What dead runs left behind: processes, half-written folders and files, shared memory, memory cgroups.
+    """List the leftovers of dead runs: processes, half-written folders and files, shared memory, memory cgroups.
 
-    Of RUN, or of all runs here and all that this user has launched on this machine. A run that a supervisor holds is
-    never touched. Without --yes nothing is removed.
+    Looks at RUN; without RUN, at all runs here and all runs that this user has launched on this machine. A run that a
+    supervisor holds is never touched. Without --yes nothing is removed.
     """
     if yes and dry_run:
         raise click.UsageError("--yes and --dry-run exclude each other")
@@ -52,7 +52,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
 
 
 def _every() -> list[Known]:
-    """The runs here, and those that are known from elsewhere; each once."""
+    """The runs here, and the runs that are known from elsewhere. Each comes once."""
     runs = {known.run.path.resolve(): known for known in all_runs()}
     for path in registered():
         with contextlib.suppress(Refusal, OSError):

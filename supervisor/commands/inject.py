@@ -1,4 +1,4 @@
-"""`supervise inject`: a fault into a live run."""
+"""`supervise inject`: puts a fault into a live run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def command(run: str, spec: str) -> None:
     exc:rank=1@step=40             once 40 steps are done
     kill@phase=save                on entering startup restore first_step train save eval teardown
     kill:rank=all@standby=warming  while the next worker group is in the making
-    kill@phase=restore,step=40     the same two, but not before step 40
-    corrupt:checkpoint=latest      torn as well; or checkpoint=STEP
+    kill@phase=restore,step=40     also with phase or standby: not before step 40
+    corrupt:checkpoint=latest      or checkpoint=STEP; torn takes the same
     """
     known = find(run)
     if not is_held(known.run):

@@ -1,4 +1,4 @@
-"""`supervise launch`: from the command line to a run that is over."""
+"""`supervise launch`: from the command line to the end of a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 
 
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    """supervise.toml stands between the environment and the defaults, which is click's default_map."""
+    """The values of supervise.toml become click's default_map. So the environment is stronger, and the defaults are
+    weaker."""
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"]
     names = {_key(p.opts): str(p.name) for p in options}
     settings = {names[key]: setting for key, setting in read_config(value, names).items()}
@@ -72,7 +73,7 @@ def _key(names: Iterable[str]) -> str:
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option of SUPERVISE_* and supervise.toml, too. Its default is that of Spec or Policy."""
+    """An option that SUPERVISE_* and supervise.toml can set too. Its default is that of Spec or Policy."""
     key = _key(names)
     default = DEFAULTS.get(key)
     spelled = getattr(settings.get("type"), "spelled", None)
@@ -141,10 +142,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, **given: Any) -> int:
-    """Train SCRIPT under supervision; without one, the built-in byte-level GPT.
+    """Train SCRIPT under supervision. Without SCRIPT: train the built-in byte-level GPT.
 
-    What follows SCRIPT is the script's own. Launching on the folder of a run that is there goes on with it, and with
-    its ranks where only its supervisor has died.
+    All arguments after SCRIPT go to the script. If --run-dir is the folder of an earlier run, launch continues that
+    run. If only its supervisor has died, it continues with the living ranks.
     """
     _warn_unknown_environment(ctx)
     with Folder() as folder:
@@ -169,7 +170,7 @@ def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: boo
 
 
 def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[Spec, RunDir]:
-    """The Spec to run, and its folder, which exists."""
+    """The Spec of the run, and its folder, which exists."""
     folder = given.pop("run_dir")
     name = given.pop("name")
     if name is not None and not _NAME.match(name):
@@ -184,8 +185,8 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         if arguments:
             values |= options | _command(arguments, module)
         else:
-            # Nothing but the folder: as it was launched, but for what is said anew. `never` was about what was there
-            # then.
+            # Only the folder was given. So the run goes on as it was launched, with the options that are given anew. An
+            # old `never` was about the checkpoints of that time.
             values["resume"] = "auto" if old.resume == "never" else old.resume
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
@@ -226,14 +227,15 @@ def _stem(arguments: list[str]) -> str:
 
 
 def _command(arguments: list[str], module: bool) -> dict[str, Any]:
-    """The script or module to run and its arguments; Refusal if there is no such thing."""
+    """The script or module to run, and its arguments. Refusal if there is no such thing."""
     cwd = Path.cwd()
     if not arguments or (arguments[0].startswith("-") and not module):
         return {"command": (BUILT_IN, *arguments), "module": True, "cwd": str(cwd)}
     target = arguments[0]
     if module:
         top = target.partition(".")[0]
-        # The finders of editable installs are known to find_spec alone, the current folder to neither.
+        # Only find_spec knows the finders of editable installs. Neither of the two looks in the current folder by
+        # itself.
         if not target or not (PathFinder.find_spec(top, [str(cwd), *sys.path]) or find_spec(top)):
             raise Refusal(f"no module named {top!r} here or on the Python path")
     elif Path(target).is_dir():
@@ -245,7 +247,7 @@ def _command(arguments: list[str], module: bool) -> dict[str, Any]:
 
 
 def _already_finished(known: Known, spec: Spec) -> bool:
-    """Whether the very same command has run to its end here."""
+    """Whether exactly the same command has run to its end here."""
     old = specs.restore(known.spec)
     same = (old.command, old.module) == (specs.shown(spec).command, spec.module)
     return same and spec.resume != "never" and story_of(known.run).state == RunState.FINISHED

@@ -1,4 +1,4 @@
-"""Types of the command line's values, and where a value may come from: flag, SUPERVISE_*, supervise.toml, default."""
+"""Types of the command line's values, and the sources of a value: flag, SUPERVISE_*, supervise.toml, default."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PREFIX = "SUPERVISE_"
 
 
 class Duration(click.ParamType[Any]):
-    """Seconds, from 30s 5m 2h; `words` are accepted as they stand."""
+    """Seconds, from 30s 5m 2h. The `words` are accepted as they are."""
 
     name = "duration"
 
@@ -119,7 +119,7 @@ class FaultSpec(click.ParamType[Any]):
 
 
 class CauseAction(click.ParamType[Any]):
-    """CAUSE=ACTION: what is to be done about a cause instead of the default, as (cause, action)."""
+    """CAUSE=ACTION: the action for a cause in place of the default. The value is (cause, action)."""
 
     name = "cause=action"
 
@@ -134,7 +134,7 @@ class CauseAction(click.ParamType[Any]):
 
 
 def override(cause: str, action: str) -> tuple[str, str]:
-    """Both in the words of the table; ValueError says what there is instead, or why it cannot be."""
+    """Both in the words of the table. ValueError says which words exist, or why the action is not possible."""
     name, do = cause.strip().replace("-", "_"), action.strip().replace("_", "-")
     if name in FIXED:
         raise ValueError(f"{name} cannot be overridden: {FIXED[name]}")
@@ -149,7 +149,7 @@ def override(cause: str, action: str) -> tuple[str, str]:
 
 
 def count_gpus() -> int:
-    """GPUs of this machine as nvidia-smi lists them; 0 without it."""
+    """The number of GPUs that nvidia-smi lists; 0 without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return 0
     try:
@@ -160,11 +160,11 @@ def count_gpus() -> int:
 
 
 def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
-    """The settings of `path` (or of ./supervise.toml if it is there), by option name; its table [policy] as pairs of
-    cause and action.
+    """The settings of `path` (or of ./supervise.toml if it exists), by option name. Its table [policy] comes as pairs
+    of cause and action.
 
-    What a flag refuses, the file may not say either: values are as they would be written on the command line. Refusal
-    for a file that cannot be read, or a key that is none of `known`; it names the nearest.
+    A value that a flag refuses is refused here too: values are as they would be written on the command line. Refusal if
+    the file cannot be read, or if a key is not in `known`. The text names the nearest known key.
     """
     chosen = path or Path("supervise.toml")
     try:
@@ -176,7 +176,7 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{chosen} cannot be read: {error}") from None
     except ValueError as error:
-        # A TOMLDecodeError; or a number of more digits than Python reads, which tomllib lets through.
+        # It is a TOMLDecodeError, or a number with more digits than Python reads. tomllib lets such a number through.
         raise Refusal(f"{chosen} is not TOML: {error}") from None
     except RecursionError:
         raise Refusal(f"{chosen} is nested too deep") from None
@@ -206,6 +206,6 @@ def _written(value: object) -> str:
 
 
 def nearest(word: str, known: Iterable[str], joint: str = "-") -> str:
-    """`; did you mean …?`, or what there is; words in a name are joined by `joint`."""
+    """`; did you mean …?`, or the known words. The parts of a name are joined by `joint`."""
     names = [name.replace("_", "-").replace("-", joint) for name in known]
     return f"; {did_you_mean(word.replace('_', '-').replace('-', joint), sorted(names))}"

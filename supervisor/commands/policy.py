@@ -1,4 +1,4 @@
-"""`supervise policy`: what is done about each cause, as in force."""
+"""`supervise policy`: the action for each cause, as it is in force."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from trainer.rundir.files.codec import encode
 @json_flag
 @click.pass_context
 def command(ctx: click.Context, run: str | None, config: Path | None, as_json: bool) -> None:
-    """The rules, in their order: the first that matches holds.
+    """Show the rules, in their order. The first rule that matches decides.
 
-    As a launch here would have them, with supervise.toml and the environment; or as RUN has them.
+    Shows the rules of RUN. Without RUN: those of a launch here, with supervise.toml and the environment.
     """
     policy = specs.restore(find(run).spec).policy if run else as_configured(ctx, config)
     rules = table(policy)
@@ -41,7 +41,7 @@ def command(ctx: click.Context, run: str | None, config: Path | None, as_json: b
 
 
 def _described(rule: Rule) -> dict[str, Any]:
-    """`cause` is the name that [policy] knows the rule by, null where it cannot be overridden."""
+    """One rule as JSON values. `cause` is the rule's name in [policy], or null if [policy] cannot change it."""
     return {
         "when": rule.when,
         "do": rule.do.value,

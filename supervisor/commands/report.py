@@ -1,4 +1,4 @@
-"""`supervise report`: what a run's time went into."""
+"""`supervise report`: how a run has used its time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.rundir.layout import RunDir
 @run_argument
 @json_flag
 def command(run: str | None, as_json: bool) -> None:
-    """Failures, recoveries and the ledger of RUN, from its events alone."""
+    """Show the failures, the recoveries and the ledger of RUN, from its events alone."""
     known = find(run)
     story = story_of(known.run)
     now = story.last if story.state == RunState.LOST else time.monotonic() + story.offset
@@ -41,7 +41,7 @@ def command(run: str | None, as_json: bool) -> None:
 
 
 def _stacks(story: Story, run: RunDir) -> list[str]:
-    """Where the ranks of each hung attempt stood, in groups, and the file that holds their whole stacks."""
+    """The places of the ranks of each hung attempt, in groups, and the file with their whole stacks."""
     lines = []
     for attempt in story.failures():
         if attempt.groups:

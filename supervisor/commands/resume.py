@@ -1,4 +1,4 @@
-"""`supervise resume`: go on with a run that is not running, as it was launched."""
+"""`supervise resume`: continues a run that has no supervisor, as it was launched."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from supervisor.run.status import story_of
 @run_argument
 @session_flags
 def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
-    """Go on with RUN: with its ranks if they still train, or from its newest checkpoint.
+    """Continue RUN: with its ranks if they still train, else from its newest checkpoint.
 
-    What a dead supervisor left and cannot be gone on with is ended first: two groups never train at once.
+    If the processes of a dead supervisor cannot be continued, they are ended first. Two groups never train at once.
     """
     known = find(run)
     path = dataclasses.replace(known.run, path=known.run.path.resolve())

@@ -39,7 +39,7 @@ from trainer.rundir.records import faults
 
 
 def arm_faults(run: RunDir, spec: Spec) -> None:
-    """Every fault of --inject is armed, once a run: the same words again are the same fault."""
+    """Every fault of --inject is armed, once in a run. The same words again are the same fault."""
     known = {fault.text for fault in faults.armed(run.faults)}
     for text in dict.fromkeys(spec.inject):
         if text not in known:
@@ -48,14 +48,14 @@ def arm_faults(run: RunDir, spec: Spec) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """Launches nothing: the processes of a dead supervisor must end, `now` or after their last checkpoint."""
+    """Launches nothing. The processes of a dead supervisor must end, `now` or after their last checkpoint."""
 
     now: bool
     why: str = ""
 
 
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
-    """The run is over; returns the exit code of `launch`. The caller holds the lock."""
+    """The run is over. Returns the exit code of `launch`. The caller holds the lock."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     register(run)
@@ -88,7 +88,8 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
         log.close()
         raise
     except Exception as error:
-        # An error of ours ends like a SIGKILL: the ranks train on, and another supervisor goes on with them.
+        # An error of ours is like a SIGKILL of the supervisor: the ranks train on, and another supervisor can adopt
+        # them.
         log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
         log.close()
         raise _internal(run, spec, error, driver.living()) from error
@@ -102,7 +103,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
 
 
 def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> InternalError:
-    """The message for an error of ours. Its traceback is now in the run's folder, if the folder takes it."""
+    """The message about an error of ours. Its traceback is now in the run's folder, if the folder can take it."""
     where = ""
     with contextlib.suppress(OSError), run.supervisor_log.open("a") as file:
         file.write("".join(traceback.format_exception(error)))
@@ -115,14 +116,14 @@ def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> Internal
 
 
 def print_status(run: RunDir, **more: Any) -> None:
-    """The run's `status --json` is on stdout."""
+    """The run's `status --json` has been written to stdout."""
     known = load(run.path)
     assert known is not None
     click.echo(encode({**statuses.status(known), **more}))
 
 
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
-    """A supervisor of the run lives in its own session, and does not depend on this terminal."""
+    """A supervisor of the run lives in its own session. It does not depend on this terminal."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     with run.supervisor_log.open("ab") as log:
@@ -133,7 +134,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
             stderr=log,
             start_new_session=True,
         )
-    # A pipe carries the secrets, which run.json does not keep.
+    # The pipe carries the secrets, which are not in run.json.
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(encode([spec.command, spec.resume_args]))

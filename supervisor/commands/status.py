@@ -1,4 +1,4 @@
-"""`supervise status`: how a run stands."""
+"""`supervise status`: the state of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.rundir.files.codec import encode
 @json_flag
 @click.option("--exit-code", is_flag=True, help="Exit with the run's own code; 101 while it runs.")
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
-    """How RUN stands (an id, a unique prefix, a path; the newest if omitted)."""
+    """Show the state of RUN (an id, a unique prefix, a path; the newest if omitted)."""
     now = status(find(run))
     click.echo(encode(now) if as_json else _text(now), nl=as_json)
     if not exit_code:
@@ -68,7 +68,7 @@ def _pause(pause: dict[str, Any]) -> str:
 
 
 def _standby(now: dict[str, Any]) -> str:
-    """The waiting group, its cost, and why there is no better one."""
+    """The waiting group, its cost, and the reason why there is no better one."""
     if now["kind"] == "none":
         cold = f"; a restart imports again: attempt 0 took {now['cold_s']} s to its first step" if now["cold_s"] else ""
         return plain(f"none: {now['why']}{cold}")

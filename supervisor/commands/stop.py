@@ -1,4 +1,4 @@
-"""`supervise stop`: checkpoint, then stop; with --now, only stop."""
+"""`supervise stop`: it asks for a checkpoint, then stops. With --now, it only stops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.durable import replace_file
 
 _SLACK = 60.0
-"""Seconds beyond the run's grace after which we stop waiting."""
+"""Seconds that we wait longer than the run's grace."""
 
 _READ = 5.0
 """Seconds in which a supervisor reads its stop file."""
@@ -34,16 +34,16 @@ _READ = 5.0
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
 def command(run: str | None, now: bool, no_wait: bool) -> int:
-    """Ask RUN's supervisor to stop it, and wait until nothing of it is alive.
+    """Ask RUN's supervisor to stop the run, and wait until no process of it is alive.
 
-    Of a run whose supervisor is dead, what still lives is ended from here, in the same way; then the exit code is that
-    of the run, 103.
+    If the supervisor is dead, this command ends the processes itself, in the same way. Then the exit code is that of
+    the run: 103.
     """
     known = find(run)
     vet(known.run)
     if not is_held(known.run):
         return _end(known, now)
-    # A file in the run's own folder, not a signal: it takes the owner's rights, and no pid can be mistaken.
+    # A file in the run's own folder, not a signal. Writing it needs the owner's rights, and it cannot hit a wrong pid.
     _ask(known.run.stop, now)
     if no_wait:
         return 0
@@ -62,11 +62,11 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
 
 
 def _end(known: Known, now: bool) -> int:
-    """Nothing of a run that no supervisor holds is alive; the exit code of `launch`, which nobody is there to give."""
+    """Ends all processes of a run that no supervisor holds. Returns the exit code that `launch` would have given."""
     run = dataclasses.replace(known.run, path=known.run.path.resolve())
     died = holder(run)
     with RunLock(run, unnamed=True):
-        # Under the lock: nobody else may take it up meanwhile, or have done so.
+        # We hold the lock. So nobody else can take up the run, or has just done so.
         story = story_of(run)
         if story.over:
             click.echo(plain(f"{known.id} is {story.state} already"), err=True)
@@ -82,7 +82,7 @@ def _end(known: Known, now: bool) -> int:
 
 
 def _ask(path: Path, now: bool) -> None:
-    """Writes the request into the stop file. On a full disk an empty file asks, and a second one means now."""
+    """Writes the request into the stop file. On a full disk, an empty file asks, and a second one means now."""
     try:
         replace_file(path, b"now" if now else b"ask")
     except OSError as error:

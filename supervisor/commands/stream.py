@@ -1,4 +1,4 @@
-"""Writes a stream to stdout, in batches. Handles a reader that goes away, and Ctrl-C, which ends only the reading."""
+"""Writes a stream to stdout, in batches. If the reader goes away, it ends. Ctrl-C ends only the reading."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
         pump(follower, write, _waiter(out.flush), follow)
         out.flush()
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain then.
+        # Python flushes stdout once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     except KeyboardInterrupt:
@@ -48,19 +48,19 @@ def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
 
 def _stdout() -> BinaryIO:
     try:
-        # Our own buffer: Python's stdout may be unbuffered, and then each line would be a system call, and might be
-        # cut.
+        # Python's stdout may be unbuffered: then each line would be a system call, and might be cut. So we have our own
+        # buffer.
         return open(sys.stdout.fileno(), "wb", buffering=_BATCH, closefd=False)
-    except (OSError, ValueError):  # no file behind stdout
+    except (OSError, ValueError):  # there is no file behind stdout
         return sys.stdout.buffer
 
 
 def _waiter(flush: Callable[[], None]) -> Callable[[float], None]:
-    """Waiting flushes first, and ends with BrokenPipeError as soon as stdout has no reader any more."""
+    """The wait flushes first. It ends with BrokenPipeError as soon as stdout has no reader any more."""
     poller = select.poll()
     try:
         poller.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # no file behind stdout, or one that cannot be polled
+    except (OSError, ValueError):  # there is no file behind stdout, or it cannot be polled
         poller = select.poll()
 
     def wait(seconds: float) -> None:

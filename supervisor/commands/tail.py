@@ -53,7 +53,7 @@ class Since(click.ParamType[float]):
 
 
 def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> frozenset[str]:
-    """The names, or a usage error that gives the nearest there is."""
+    """The names. A usage error if one is unknown; it gives the nearest known name."""
     known = [event.value for event in EventName]
     for name in names:
         if name not in known:
@@ -87,17 +87,17 @@ def command(
     form: str,
     no_prefix: bool,
 ) -> None:
-    """Events and all ranks' logs of RUN (default: the newest), across restarts.
+    """Show the events and all ranks' logs of RUN (default: the newest), across restarts.
 
-    In `a1 r0 │ text`, a1 is the attempt and r0 the rank; L is its launcher, ● an event.
+    In `a1 r0 │ text`, a1 is the attempt and r0 the rank. L is the launcher, ● an event.
 
-    Logs carry no times. While following, lines come as they are seen; lines of the past come attempt by attempt,
-    file by file. --since shows events by their time, and a log as a whole if it was written since then.
+    Logs carry no times. While following, lines come as they are seen. Lines of the past come attempt by attempt, file
+    by file. --since shows events by their time. It shows a whole log if the log was written since then.
 
-    With -o json, `stream` is event (as it stands in events.jsonl), rank or launcher (the line in `text`).
+    With -o json, `stream` is event (as in events.jsonl), rank or launcher (the line is in `text`).
 
-    A progress bar is shown as its last state, and control characters are taken out or written out; `-o raw` gives the
-    bytes of the logs as they are, and events only with --event. Ctrl-C ends the reading, not the run.
+    A progress bar is shown as its last state. Control characters are removed or written out. `-o raw` gives the bytes
+    of the logs as they are, and events only with --event. Ctrl-C ends the reading, not the run.
     """
     known = find(run)
     choice = Choice(
