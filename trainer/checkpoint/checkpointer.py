@@ -39,6 +39,7 @@ from .notices import Notices
 from .options import Every, checked_every, checked_keep, checked_resume
 from .preemption import StopFlag
 from .state import buckets, rng
+from .state.refusals import refuse, refuse_unready
 from .state.state import Stateful, apply, bare, capture, capture_rank
 
 _REMOVALS = 3
@@ -85,6 +86,7 @@ class Checkpointer:
         spike: float | None = None,
     ) -> None:
         here = supervised()
+        refuse({"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "data": data})
         parts: dict[str, Stateful | None] = {
             "model": None if model is None else bare(model),
             "optimizer": optimizer,
@@ -120,6 +122,7 @@ class Checkpointer:
         self._flush_s = here.flush_s if here else None
         self._done = 0
         self._saved = -1
+        self._stepped = False
         self._problem: str | None = None
         self._removals = 0
         self._stop = StopFlag(signal.SIGTERM)
@@ -129,6 +132,7 @@ class Checkpointer:
         is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
         changed."""
         # A state that cannot be saved is found now. The first save may be hours later.
+        refuse_unready(self._parts.get("model"))
         self._capture()
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
@@ -191,6 +195,10 @@ class Checkpointer:
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         progress().step(done, self._parts.get("optimizer"))
+        if not self._stepped:
+            # Optimizers make their states in their first step. If they cannot be saved, it is known now.
+            self._stepped = True
+            self._capture()
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
         if stop:

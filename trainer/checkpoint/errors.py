@@ -1,8 +1,9 @@
 """The errors of a checkpoint.
 
 CheckpointError
-  StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError
+  StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError  exit code 78
   Damaged               the bytes on disk have changed since they were written: quarantined, an older one is tried
+  Misfit                whole, but its ranks' parts do not fit together: it was never usable. A CheckpointMismatch
   Unreadable            this process cannot read it (permission, newer format), but it may be whole: left where it is
   CheckpointMismatch    whole, but of another model or optimizer; nothing was changed     exit code 78
   NoUsableCheckpoint    there were checkpoints and none can be used, or one was required  exit code 78
@@ -20,7 +21,7 @@ class CheckpointError(Exception):
 
 
 class StateError(CheckpointError, TypeError):
-    pass
+    exit_code = ExitCode.NEVER_RESTART
 
 
 class Damaged(CheckpointError):
@@ -33,6 +34,10 @@ class Unreadable(CheckpointError):
 
 class CheckpointMismatch(CheckpointError):
     exit_code = ExitCode.NEVER_RESTART
+
+
+class Misfit(CheckpointMismatch):
+    pass
 
 
 class NoUsableCheckpoint(CheckpointError):

@@ -51,7 +51,7 @@ class Notices:
     def bad(self, bad: Bad) -> None:
         """Tells that a state could not be used."""
         if bad.path is None:
-            self.say(f"{bad.reason}; an older state is used")
+            self.say(bad.reason)
         elif self._leads:
             moved = str(bad.moved_to) if bad.moved_to else None
             progress().note("checkpoint_bad", path=str(bad.path), reason=bad.reason, moved_to=moved)

@@ -21,7 +21,7 @@ import torch
 from ...rundir.files.durable import Disk
 from ...rundir.layout import committed_steps, step_name, step_of
 from ...rundir.records.rollback import Rollback
-from ..errors import Damaged, NoUsableCheckpoint, StateError, Unreadable
+from ..errors import CheckpointMismatch, Damaged, Misfit, NoUsableCheckpoint, StateError, Unreadable
 from ..format.manifest import Manifest, shard_name
 from ..format.shard import Entry, Sink, entries_in
 from ..group import Ranks
@@ -68,7 +68,7 @@ class Tiers:
 
 
 def load(path: Path, rank: int) -> Loaded:
-    """The checkpoint `path` as `rank` needs it. Damaged or Unreadable; then no part of it may be used."""
+    """The checkpoint `path` as `rank` needs it. Damaged, Unreadable or Misfit; then no part of it may be used."""
     # Sizes are compared before memory is taken for what a manifest promises.
     manifest = store.check(path)
     return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
@@ -99,7 +99,7 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
 
 
 def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
-    """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged or Unreadable."""
+    """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged, Unreadable or Misfit."""
     try:
         return _assemble(name, manifest, rank, read)
     except StateError as error:
@@ -119,12 +119,16 @@ def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sin
             homes[piece.file, piece.key] = view[piece.start * size : (piece.start + piece.count) * size]
     own: dict[str, torch.Tensor] = {}
     own_tree: str | None = None
+    misfits: list[str] = []
     for file in manifest.files:
         mine = file == shard_name(rank)
 
         def sink(entry: Entry, file: str = file, mine: bool = mine) -> memoryview | None:
             if (home := homes.pop((file, entry.key), None)) is not None:
-                return home
+                if len(home) == entry.spec.bytes:
+                    return home
+                misfits.append(f"{entry.key} has {entry.spec.bytes} bytes in {file}, and {len(home)} in the manifest")
+                return None
             if not mine:
                 return None
             own[entry.key] = tensors.empty(entry.spec)
@@ -133,8 +137,10 @@ def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sin
         metadata = read(file, sink)
         if mine:
             own_tree = metadata["state"]
-    if homes:
-        raise Damaged(f"{next(iter(homes))[1]} is in no file")
+    misfits += [f"{key} is not in {file}" for file, key in homes]
+    if misfits:
+        # Every byte is as it was written. An older version wrote such a checkpoint where the ranks' states differed.
+        raise Misfit(f"its ranks had tensors of other names or shapes, so they do not fit together: {misfits[0]}")
     return Loaded(
         name=name,
         manifest=manifest,
@@ -151,8 +157,8 @@ def _attempt(tiers: Tiers, name: str, rank: int) -> tuple[Loaded | None, dict[st
             loaded = load(tiers.folder / name, rank)
     except Damaged as error:
         return None, {"problem": str(error), "damaged": True}
-    except (Unreadable, OSError) as error:
-        return None, {"problem": str(error), "damaged": False}
+    except (Unreadable, Misfit, OSError) as error:
+        return None, {"problem": str(error), "damaged": False, "misfit": isinstance(error, Misfit)}
     return loaded, {"digest": loaded.manifest.digest}
 
 
@@ -218,10 +224,12 @@ def restore(
     """The newest state in `tiers` that all ranks can read whole, the same on every rank; None if there never was one.
     `on_bad` is called for each state that could not be used. Snapshots that were not used are removed: training from
     another state must not find them later. NoUsableCheckpoint if there were checkpoints and none is good, or if mode is
-    "must" and there are none. With mode "never" all old checkpoints have been moved aside."""
+    "must" and there are none. CheckpointMismatch if it is a whole checkpoint whose ranks' parts do not fit together.
+    With mode "never" all old checkpoints have been moved aside."""
     for name, moved in ranks.lead(lambda: _prepare(tiers, mode, disk)):
         on_bad(Bad(tiers.folder / name, _WENT_BACK, Path(moved)))
-    loaded = _newest_whole(tiers, ranks, disk, on_bad)
+    tried: list[str] = []
+    loaded = _newest_whole(tiers, ranks, disk, on_bad, tried)
     if tiers.segment and (loaded is None or loaded.source == "disk"):
         segment = tiers.segment
         ranks.lead(lambda: snapshots.remove(segment))
@@ -235,20 +243,27 @@ def restore(
         )
     if mode == "must":
         raise NoUsableCheckpoint(f"there is no checkpoint in {tiers.folder}, and resume=must asks for one")
+    if tried:
+        on_bad(Bad(None, "no snapshot can be used, and there is no checkpoint: training starts again at step 0", None))
     return None
 
 
-def _newest_whole(tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None]) -> Loaded | None:
-    tried: list[str] = []
+def _newest_whole(
+    tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None], tried: list[str]
+) -> Loaded | None:
     while (name := ranks.lead(lambda: _next(tiers, tried))) is not None:
         tried.append(name)
         loaded, report = _attempt(tiers, name, ranks.rank)
-        problem = _problem(ranks.exchange(report))
+        reports = ranks.exchange(report)
+        problem = _problem(reports)
         if problem is None:
             return loaded
         loaded = None
         reason, damaged = problem
+        if any(report.get("misfit") for report in reports) and not (damaged or name.startswith(_SNAPSHOT)):
+            raise CheckpointMismatch(f"{tiers.folder / name} cannot be used, and it is not damaged: {reason}")
         moved = ranks.lead(lambda n=name, r=reason, d=damaged: _set_aside(tiers, n, r, d, disk))  # type: ignore[misc]
         path = None if name.startswith(_SNAPSHOT) else tiers.folder / name
-        on_bad(Bad(path, reason if path else f"the {name}: {reason}", Path(moved) if moved else None))
+        told = reason if path else f"the {name} cannot be used: {reason}; an older state is looked for"
+        on_bad(Bad(path, told, Path(moved) if moved else None))
     return None

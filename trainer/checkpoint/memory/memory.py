@@ -26,6 +26,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...rundir.files.codec import encode
+from ..errors import StateError
 from ..state import rng
 from ..state.packing import Packer
 from ..state.state import Stateful, capture, capture_rank, steadiness
@@ -105,21 +106,21 @@ class Memory:
 
     def take(self, step: int, extra: Any, pin: bool = False, owed: bool = False) -> None:
         """The present state will be this rank's snapshot of `step`, unless another rank is late, or `problem` is set.
+        StateError if no checkpoint can hold it.
         With `pin` it stays until a flush has read it. If it is `owed`, it waits a little for a buffer before it is left
         out."""
         self.wait()
         self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
         self.stall_s += self._waited_s
         began = time.perf_counter()
-        shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
-        image = self._image
-        if image is None or image.specs is not shared.specs:
-            image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
-            self._image = image
-            self._copier = copier_for(shared.tensors.values(), self.spare)
+        try:
+            job = self._planned(step, extra, pin, owed)
+        except StateError:
+            raise  # no checkpoint can hold it: better now than after hours without one
+        except Exception as error:
+            self.problem = f"no snapshots: {error!r}"
+            return
         assert self._copier is not None
-        image.stage(shared)
-        job = _Job(step, pin, owed, image, shared.tree, generators)
         if self._copier.overlaps:
             self._idle.clear()
             self._copier.mark()
@@ -128,6 +129,16 @@ class Memory:
             self.work(job)
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
         self.stall_s += self._spent_s
+
+    def _planned(self, step: int, extra: Any, pin: bool, owed: bool) -> _Job:
+        shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
+        image = self._image
+        if image is None or image.specs is not shared.specs:
+            image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
+            self._image = image
+            self._copier = copier_for(shared.tensors.values(), self.spare)
+        image.stage(shared)
+        return _Job(step, pin, owed, image, shared.tree, generators)
 
     def gate(self) -> None:
         """Waits until parameters and optimizer state may be changed."""

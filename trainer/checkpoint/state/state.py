@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointMismatch
-from . import rng
+from . import mismatch, rng
 from .packing import Packed, Steadiness, pack
 
 
@@ -65,54 +65,24 @@ def capture_rank(rank: int, generators: dict[str, Any] | None = None) -> Packed:
     return pack({"rng": generators or rng.capture()}, f"rank{rank}")
 
 
-def _shape(value: Any) -> str:
-    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-
-
-def check_model(model: Stateful, stored: Any, where: str) -> None:
-    """CheckpointMismatch unless `stored` has the names and shapes of `model`. The text names the first tensor that
-    differs."""
-    if not isinstance(stored, dict):
-        raise CheckpointMismatch(f"{where} holds no model")
-    live = model.state_dict()
-    for name, value in live.items():
-        if name not in stored:
-            raise CheckpointMismatch(f"{where} does not fit this model: it has no {name}, which the model has")
-        other = stored[name]
-        if not isinstance(value, torch.Tensor) or not isinstance(other, torch.Tensor):
-            continue
-        if (value.shape, value.dtype) != (other.shape, other.dtype):
-            raise CheckpointMismatch(
-                f"{where} does not fit this model: {name} is {_shape(other)} in the checkpoint and {_shape(value)} in "
-                "the model"
-            )
-    for name in stored:
-        if name not in live:
-            raise CheckpointMismatch(f"{where} does not fit this model: it has {name}, which the model lacks")
-
-
-def check_optimizer(optimizer: Stateful, stored: Any, where: str) -> None:
-    """CheckpointMismatch unless `stored` has the same parameter groups as `optimizer`."""
-    try:
-        theirs = [len(group["params"]) for group in stored["param_groups"]]
-    except (KeyError, TypeError):
-        return  # not a torch optimizer; its load_state_dict decides
-    ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
-    if ours != theirs:
-        raise CheckpointMismatch(
-            f"{where} does not fit this optimizer: its groups have {theirs} parameters, the optimizer's have {ours}"
-        )
+def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> None:
+    """CheckpointMismatch unless `state` is of this model and optimizer. The text has all differences."""
+    problems = []
+    if "model" in parts:
+        problems += mismatch.model_problems(parts["model"].state_dict(), state.get("model"))
+    if "optimizer" in parts:
+        if "optimizer" not in state:
+            problems.append("it holds no optimizer state")
+        else:
+            problems += mismatch.optimizer_problems(parts["optimizer"], state["optimizer"])
+    if problems:
+        raise CheckpointMismatch(mismatch.sentence(where, problems))
 
 
 def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> list[str]:
     """Every part goes on from `state`. Returns a sentence for each part that was not restored because only one side has
     it. CheckpointMismatch if the state is of another model or optimizer; then nothing was changed."""
-    if "model" in parts:
-        check_model(parts["model"], state.get("model"), where)
-    if "optimizer" in parts:
-        if "optimizer" not in state:
-            raise CheckpointMismatch(f"{where} holds no optimizer state")
-        check_optimizer(parts["optimizer"], state["optimizer"], where)
+    check(parts, state, where)
     missing = []
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
@@ -134,5 +104,5 @@ def _load(part: Stateful, stored: Any, name: str, where: str) -> None:
     try:
         part.load_state_dict(stored)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointMismatch(f"{where} does not fit this {name}: {first}") from error
+        text = " ".join(str(error).split()) or repr(error)
+        raise CheckpointMismatch(f"{where} does not fit this {name}: {text}") from error

@@ -28,15 +28,35 @@ _BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 
 def spec_of(tensor: torch.Tensor, path: str) -> Spec:
     """The type and shape of `tensor`. StateError names `path` if a checkpoint cannot hold it."""
+    if (why := _unstorable(tensor)) is not None:
+        raise StateError(f"{path} {why}")
+    return Spec(_BY_DTYPE[tensor.dtype], tuple(tensor.shape))
+
+
+def _unstorable(tensor: torch.Tensor) -> str | None:
+    """Why a checkpoint cannot hold `tensor`, or None."""
     if hasattr(tensor, "_local_tensor"):
-        raise StateError(f"{path} is sharded over ranks; only replicated (DDP) or single-process state can be saved")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise StateError(
-            f"{path} is not a plain dense tensor ({tensor.layout}, {tensor.device}); store .to_dense() of it"
+        return (
+            "is sharded over ranks (FSDP2, DTensor), which is not supported yet: only replicated state "
+            "(DistributedDataParallel) or that of a single process can be saved"
+        )
+    kind = type(tensor)
+    if tensor.is_nested or (tensor.layout != torch.strided and not hasattr(kind, "__tensor_flatten__")):
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"is a {layout} tensor, not a dense one: store the dense tensors that it is made of"
+    if tensor.is_quantized:
+        return "is a quantized tensor: store .int_repr() of it, and its scale and zero point"
+    if tensor.device.type == "meta":
+        return "is on the meta device, so it has no values: call .to_empty(device=...) before restore()"
+    if hasattr(kind, "__tensor_flatten__") or (tensor.numel() and tensor.data_ptr() == 0):
+        return (
+            f"is a {kind.__module__}.{kind.__qualname__}, a tensor that is made of other tensors (as 8-bit optimizer "
+            "states are), which is not supported yet: use an optimizer or layer whose state is plain tensors"
         )
     if tensor.dtype not in _BY_DTYPE:
-        raise StateError(f"{path} has type {tensor.dtype}, which safetensors cannot hold")
-    return Spec(_BY_DTYPE[tensor.dtype], tuple(tensor.shape))
+        other = " as torch.view_as_real() of it" if tensor.is_complex() else " as another type"
+        return f"has type {tensor.dtype}, which safetensors cannot hold: store it{other}"
+    return None
 
 
 def view_of(tensor: torch.Tensor) -> memoryview:

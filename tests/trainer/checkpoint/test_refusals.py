@@ -1,0 +1,176 @@
+"""What cannot come back as it was is refused before training has gone on, in a sentence that says what to do."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.support.jobs import on_ranks, same
+from trainer.checkpoint import Checkpointer, CheckpointMismatch, StateError
+from trainer.checkpoint.disk import restore as restoring
+from trainer.checkpoint.disk.restore import Tiers
+from trainer.checkpoint.disk.save import Order, save
+from trainer.checkpoint.errors import Misfit
+from trainer.checkpoint.format import manifest
+from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.refusals import refuse
+from trainer.checkpoint.state.state import apply, capture_rank
+from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.durable import DISK
+
+
+class Coded(torch.Tensor):
+    """A tensor made of two others, as 8-bit optimizer states are: it has no memory of its own."""
+
+    codes: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor) -> Coded:
+        made: Coded = torch.Tensor._make_wrapper_subclass(cls, codes.shape)  # type: ignore[attr-defined]
+        made.codes = codes
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], list[Any]]:
+        return ["codes"], []
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return Coded(args[0].codes)
+
+
+class Eight(torch.optim.SGD):
+    """Its states are made in its first step, of codes."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for param in self.param_groups[0]["params"]:
+            self.state[param] = {"m": Coded(torch.zeros(param.shape))}
+
+
+def _expanded() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.register_buffer("wide", torch.zeros(1).expand(7))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": [nn.Linear(2, 2)]}, "ModuleDict"),
+        ({"optimizer": {"a": 1}}, r"optimizer is a dict: give one object"),
+        ({"data": iter([])}, r"data is a list_iterator, which has no state_dict\(\)"),
+        ({"model": nn.LazyLinear(3)}, "run the model once"),
+        ({"model": nn.Linear(2, 2, device="meta")}, "to_empty"),
+        ({"model": _expanded()}, r"model/wide is an expanded tensor"),
+        ({"extra": {"t": torch.zeros(2).to_sparse()}}, r"extra/t is a sparse_coo tensor"),
+        ({"extra": {"t": Coded(torch.zeros(2))}}, r"extra/t is a .*Coded, a tensor that is made of other tensors"),
+    ],
+)
+def test_kinds_that_cannot_be_saved(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    """At the latest in restore(), and never again after a restart: each attempt would end the same."""
+    with pytest.raises(StateError, match=says) as refused:
+        Checkpointer(**options, directory=tmp_path).restore()
+    assert refused.value.exit_code == ExitCode.NEVER_RESTART
+
+
+def test_states_that_the_first_step_makes(tmp_path: Path) -> None:
+    """An optimizer's states that cannot be saved end training after one step, although no save is due."""
+    model = nn.Linear(2, 2)
+    optimizer = Eight(model.parameters(), 0.1)
+    ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, every=None)
+    ckpt.restore()
+    optimizer.step()
+    with pytest.raises(StateError, match=r"optimizer/state/0/m is a .*Coded"):
+        ckpt.step(1)
+    ckpt._stop.close()
+
+
+def test_shards_of_torch() -> None:
+    """FSDP1 anywhere in the model, and ZeRO: when the Checkpointer is made. FSDP2: its parameters are DTensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flat = nn.Sequential(FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")))
+        with pytest.raises(StateError, match=r"FSDP1.*use DistributedDataParallel"):
+            refuse({"model": flat})
+        zero = ZeroRedundancyOptimizer(nn.Linear(2, 2).parameters(), torch.optim.SGD, lr=0.1)
+        with pytest.raises(StateError, match="use the optimizer that it wraps"):
+            refuse({"optimizer": zero})
+        with pytest.raises(StateError, match=r"model/weight is sharded over ranks \(FSDP2"):
+            pack({"model": fully_shard(nn.Linear(2, 2)).state_dict()})
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_snapshot_that_fails_does_not_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with it: it is a problem that is told."""
+    memory = Memory(Place(tmp_path / "segment", 0, 1, 0, "run"), {"model": nn.Linear(2, 2)})
+    monkeypatch.setattr("trainer.checkpoint.memory.image.flat_bytes", lambda *given: torch.zeros(2)[9])
+    memory.take(1, {})
+    assert "IndexError" in str(memory.problem)
+    memory.close()
+
+
+def _fresh(momentum: bool = True) -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    return {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+
+
+def _stored(parts: dict[str, Any]) -> dict[str, Any]:
+    parts["model"](torch.ones(1, 2)).sum().backward()
+    parts["optimizer"].step()
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("case", ["class", "shape", "all at once"])
+def test_all_differences_are_found_before_anything_is_touched(case: str) -> None:
+    """Another class of optimizer, states of other shapes, other names and shapes of weights: one message has them."""
+    stored, parts = _stored(_fresh()), _fresh()
+    weights = list(parts["model"].parameters())
+    says = []
+    if case == "class":
+        parts["optimizer"] = torch.optim.SGD(weights, 0.1, momentum=0.9)
+        says = ["another class than this SGD", "betas"]
+    if case == "shape":
+        stored["optimizer"]["state"][1]["exp_avg"] = torch.zeros(5)
+        says = ["exp_avg [5] float32", "the parameter is [3] float32"]
+    if case == "all at once":
+        parts["model"] = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+        parts["optimizer"] = torch.optim.AdamW([weights[0]])
+        says = ["0.weight is [3, 2]", "1.weight is [2, 3]", "groups have [4] parameters", "0.bias is [3] float32"]
+    before = {key: value.clone() for key, value in parts["model"].state_dict().items()}
+    with pytest.raises(CheckpointMismatch) as raised:
+        apply(parts, stored, "it")
+
+    assert all(text in str(raised.value) for text in says), raised.value
+    assert len(str(raised.value).splitlines()) == 1
+    assert same(before, dict(parts["model"].state_dict()))
+    assert not parts["optimizer"].state
+
+
+def test_ranks_of_other_shapes_are_no_damage(tmp_path: Path) -> None:
+    """A checkpoint that an older version wrote, of ranks whose tensors had other shapes: every byte is as written, so
+    it is left in its place, and the run never starts again."""
+
+    def body(ranks: Ranks) -> None:
+        own = torch.zeros(8 + ranks.rank)
+        assert save(Order(tmp_path, 1, pack({"w": own}), capture_rank(ranks.rank)), ranks, DISK).error is None
+        with pytest.raises(Misfit):
+            restoring.load(tmp_path / "step-00000001", ranks.rank)
+        with pytest.raises(CheckpointMismatch, match="it is not damaged"):
+            restoring.restore(Tiers(tmp_path), "auto", ranks, DISK)
+
+    assert on_ranks(2, body) == [None, None]
+    assert (tmp_path / "step-00000001" / manifest.NAME).exists()

@@ -1,0 +1,107 @@
+"""What of a stored state does not fit the model and the optimizer that are to take it. Nothing is touched here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+_TOLD = 5
+"""Differences that a message names; the rest it counts."""
+
+_LIKE_THE_PARAMETER = frozenset(
+    {
+        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"),
+        *("acc_delta", "sum", "ax", "prev", "step_size"),
+    }
+)
+"""States of torch's optimizers (and of most others) that have the shape of their parameter."""
+
+_OF_ANY_OPTIMIZER = frozenset(
+    {
+        *("params", "param_names", "lr", "weight_decay", "initial_lr", "swa_lr", "foreign", "maximize", "capturable"),
+        *("differentiable", "fused", "decoupled_weight_decay"),
+    }
+)
+"""Entries of a parameter group that do not tell one class of optimizer from another."""
+
+
+def described(value: Any) -> str:
+    """A tensor's shape and type, for people."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def sentence(where: str, problems: list[str]) -> str:
+    """One line with the first of `problems` and the number of the others."""
+    more = len(problems) - _TOLD
+    told = "; ".join(problems[:_TOLD])
+    return f"{where} does not fit: {told}" + (f"; and {more} more" if more > 0 else "")
+
+
+def model_problems(live: Any, stored: Any) -> list[str]:
+    """Where `stored` has other names, types or shapes than `live`, the state_dict() of the model."""
+    if not isinstance(stored, dict):
+        return ["it holds no model"]
+    problems = []
+    for name, value in live.items():
+        if name not in stored:
+            problems.append(f"it has no {name}, which the model has")
+            continue
+        other = stored[name]
+        tensors = [isinstance(one, torch.Tensor) for one in (value, other)]
+        if not any(tensors):
+            continue
+        if not all(tensors) or (value.shape, value.dtype) != (other.shape, other.dtype):
+            problems.append(f"{name} is {described(other)} in the checkpoint and {described(value)} in the model")
+    return problems + [f"it has {name}, which the model lacks" for name in stored if name not in live]
+
+
+def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | None = None) -> list[str]:
+    """Where `stored` is the state of another class of optimizer, of other groups, or of parameters of other shapes.
+    `names` are those of the parameters of `optimizer`, in its order."""
+    try:
+        theirs = [len(group["params"]) for group in stored["param_groups"]]
+        ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
+    except (KeyError, TypeError):
+        return []  # not a torch optimizer; its load_state_dict decides
+    if ours != theirs:
+        return [f"its optimizer's groups have {theirs} parameters, this optimizer's have {ours}"]
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return []
+    return [*_of_another_class(optimizer, stored), *_misshapen(optimizer, stored, names or [])]
+
+
+def _of_another_class(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> Iterator[str]:
+    theirs = {key for group in stored["param_groups"] for key in group}
+    ours = {key for group in optimizer.param_groups for key in group}
+    # Only one side has more in another version of the same optimizer, or with a scheduler.
+    lacks, has = set(optimizer.defaults) - theirs - _OF_ANY_OPTIMIZER, theirs - ours - _OF_ANY_OPTIMIZER
+    if lacks and has:
+        yield (
+            f"its optimizer is of another class than this {type(optimizer).__name__}: its groups have "
+            f"{', '.join(sorted(has))} and no {', '.join(sorted(lacks))}"
+        )
+
+
+def _misshapen(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any], names: list[str | None]) -> Iterator[str]:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    indices = [index for group in stored["param_groups"] for index in group["params"]]
+    for number, (param, index) in enumerate(zip(params, indices, strict=True)):
+        states = stored.get("state", {}).get(index)
+        if not isinstance(states, dict):
+            continue
+        name = (names[number] if number < len(names) else None) or f"parameter {number}"
+        live = optimizer.state.get(param) or {}
+        if live and states and live.keys() != states.keys():
+            yield f"{name} has {', '.join(map(str, states))} in its optimizer, and {', '.join(map(str, live))} in this"
+            continue
+        for key, value in states.items():
+            wanted = live[key].shape if isinstance(live.get(key), torch.Tensor) else None
+            if wanted is None and key in _LIKE_THE_PARAMETER:
+                wanted = param.shape
+            if isinstance(value, torch.Tensor) and wanted is not None and value.shape != wanted:
+                yield f"{name} has {key} {described(value)} in its optimizer, and the parameter is {described(param)}"
+                break

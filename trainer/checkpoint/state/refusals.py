@@ -1,0 +1,77 @@
+"""What no checkpoint can hold, seen at once: a model, optimizer or tensor of a kind that would not come back as it was.
+
+Each refusal is one sentence that says what to do instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import StateError
+
+_PARTS = ("model", "optimizer", "scheduler", "scaler", "data")
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Whether the type of `value` is that class, or derived from it. By name: nobody imports FSDP for the question."""
+    return any(kind.__name__ == name and kind.__module__.startswith(module) for kind in type(value).__mro__)
+
+
+def refuse(parts: Mapping[str, Any]) -> None:
+    """StateError unless `parts` (by name; None: not given) are of kinds that can be saved."""
+    for name in _PARTS:
+        part = parts.get(name)
+        if part is not None and not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise StateError(_not_stateful(name, part))
+    model, optimizer = parts.get("model"), parts.get("optimizer")
+    for inside in model.modules() if isinstance(model, nn.Module) else ():
+        if _is_a(inside, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+            raise StateError(
+                "model has FullyShardedDataParallel (FSDP1) in it, whose flat shards cannot be told apart in a "
+                "checkpoint: use DistributedDataParallel"
+            )
+    if _is_a(optimizer, "torch.distributed.optim", "ZeroRedundancyOptimizer"):
+        raise StateError(
+            "optimizer is a ZeroRedundancyOptimizer, of which each rank has another part: use the optimizer that it "
+            "wraps, on all parameters of each rank"
+        )
+
+
+def _not_stateful(name: str, part: object) -> str:
+    if isinstance(part, list | tuple | dict) and name == "model":
+        return (
+            f"model is a {type(part).__name__}: give one module, such as "
+            "torch.nn.ModuleDict({'generator': g, 'discriminator': d})"
+        )
+    several = isinstance(part, list | tuple | dict)
+    what = f"{name} is a {type(part).__name__}"
+    if several:
+        return f"{what}: give one object whose state_dict() and load_state_dict() are those of all of them together"
+    return f"{what}, which has no state_dict() and load_state_dict()"
+
+
+def refuse_unready(model: Any) -> None:
+    """StateError if `model` has tensors that no state can be loaded into yet."""
+    if not isinstance(model, nn.Module):
+        return
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(value):
+            raise StateError(
+                f"model/{name} has no shape yet (a Lazy module): run the model once on an example before restore()"
+            )
+        if value.device.type == "meta":
+            raise StateError(
+                f"model/{name} is on the meta device: call model.to_empty(device=...) before restore(), and initialize "
+                "it, since without a checkpoint training starts from what is there"
+            )
+        if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)) and (
+            value.numel()
+        ):
+            raise StateError(
+                f"model/{name} is an expanded tensor, whose elements share memory: nothing can be loaded into it; "
+                "store .contiguous() of it"
+            )
