@@ -53,14 +53,16 @@ class _Names(click.ParamType[Any]):
 @click.command(context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
 @click.option("--nproc", type=Nproc(), default="2", show_default=True, help="Ranks.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=None, help="The same seed is the same schedule.  [default: new]"
+    "--seed", type=click.IntRange(0), default=None, help="The same seed gives the same schedule.  [default: new]"
 )
 @click.option(
     "--count", type=click.IntRange(1), default=None, help=f"Faults.  [default: {_COUNT}, or no limit in time]"
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Go on for so long: a soak.")
 @click.option(
-    "--faults", "kinds", type=_Names("fault", list(FAULTS)), default=None, help="Which.  [default: all but nan]"
+    "--minutes", type=click.FloatRange(0, min_open=True), default=None, help="Run for this many minutes: a soak."
+)
+@click.option(
+    "--faults", "kinds", type=_Names("fault", list(FAULTS)), default=None, help="Which faults.  [default: all but nan]"
 )
 @click.option(
     "--moments",

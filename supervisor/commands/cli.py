@@ -19,19 +19,19 @@ from trainer.rundir.nearest import did_you_mean
 
 COMMANDS = {
     "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
-    "resume": "Go on with a stopped, failed, preempted or lost run, as it was launched.",
-    "ls": "The runs here.",
-    "status": "How a run stands.",
-    "report": "What a run's time went into: failures, recoveries, the ledger.",
-    "events": "What happened in a run, event by event.",
+    "resume": "Continue a stopped, failed, preempted or lost run, as it was launched.",
+    "ls": "List the runs here.",
+    "status": "Show the state of a run.",
+    "report": "Show how a run used its time: failures, recoveries, the ledger.",
+    "events": "Show what happened in a run, event by event.",
     "tail": "Follow a run's events and all its ranks' logs, over restarts.",
-    "stop": "Checkpoint, then stop a run.",
+    "stop": "Stop a run, after a last checkpoint.",
     "inject": "Make a fault happen in a live run.",
     "chaos": "Train under a seeded schedule of faults, and prove that the end is the same.",
-    "policy": "What is done about each cause.",
+    "policy": "Show what is done after each cause of failure.",
     "ckpt": "List, verify, prune or export a run's checkpoints.",
-    "doctor": "What will bite you on this machine.",
-    "gc": "Find and remove what dead runs left behind.",
+    "doctor": "Check this machine for what would harm a run.",
+    "gc": "Find and remove the leftovers of dead runs.",
 }
 ALIASES = {"inject-failure": "inject"}
 
@@ -73,7 +73,7 @@ class Group(click.Group):
 def supervise() -> None:
     """Launch PyTorch training, go home, find it finished.
 
-    Restarts what crashes or hangs from its newest good checkpoint, and says what happened.
+    If the training crashes or hangs, it is restarted from its newest good checkpoint, and you are told why.
     """
 
 

@@ -93,41 +93,43 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="A TOML file with these options as keys.  [default: supervise.toml, if there]",
 )
 @_option("--nproc", type=Nproc(), default="1", help="Ranks on this machine; auto: one per GPU, else one per core.")
-@_option("--name", help="Names the run; its id begins with it.")
-@_option("--run-dir", type=click.Path(path_type=Path), help="Its folder.  [default: runs/<id>]")
-@_option("--resume", type=click.Choice(get_args(Resume)), help="From the newest checkpoint.")
+@_option("--name", help="The run's name. Its id begins with the name.")
+@_option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<id>]")
+@_option("--resume", type=click.Choice(get_args(Resume)), help="Whether to begin from the newest checkpoint.")
 @_option(
     "--resume-args",
     type=Words(),
-    help="Arguments to append to the script's on every relaunch; may hold {checkpoint} {checkpoint_dir} {step}.",
+    help="More arguments for the script on every relaunch. They may contain {checkpoint} {checkpoint_dir} {step}.",
 )
 @_option(
     "--adapter",
     metavar="auto|NAME|off",
-    help="Who tells the script on a relaunch to go on from what it has saved.",
+    help="The adapter that tells the script, on a relaunch, to resume from its own saves.",
 )
 @_option("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
 @_option("--window", type=Duration(), help="The budget's sliding window.")
 @_option("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
 @_option("--backoff", type=Range(), help="Wait between restarts that bring no progress, MIN:MAX.")
-@_option("--grace", type=Duration(), help="From a stop's TERM to KILL, for a last checkpoint.")
+@_option("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
 @_option(
     "--hang-timeout",
     type=Duration({"auto": None, "off": float("inf")}),
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
 @_option("--startup-timeout", type=Duration(), help="Longest time to the first step.")
-@_option("--spawns/--no-spawns", help="SCRIPT starts its ranks itself; it is started as by python SCRIPT.")
+@_option("--spawns/--no-spawns", help="SCRIPT starts its ranks itself. It is started as by: python SCRIPT.")
 @_option("--standby/--no-standby", help="Keep the next worker group warm.")
-@_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves write over its files, as without us.")
-@_option("--local-addr", metavar="ADDR", help="Where the ranks meet; MASTER_ADDR.  [default: 127.0.0.1]")
+@_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
+@_option(
+    "--local-addr", metavar="ADDR", help="The address at which the ranks meet (MASTER_ADDR).  [default: 127.0.0.1]"
+)
 @_option(
     "--policy",
     "actions",
     type=CauseAction(),
     multiple=True,
     callback=_merge,
-    help="What to do about a cause, as host_oom=stop; see: supervise policy. Repeatable.",
+    help="The action after a cause, as host_oom=stop. See: supervise policy. Repeatable.",
 )
 @_option(
     "--inject",
@@ -204,7 +206,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
 def _sound(options: Mapping[str, Any]) -> None:
     """Refusal for options that exclude each other, or that this machine cannot satisfy."""
     if options["spawns"] and options["nproc"] > 1:
-        often = f"--nproc {options['nproc']} would start it so often; leave out --nproc, or --spawns"
+        often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])
