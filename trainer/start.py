@@ -1,7 +1,7 @@
-"""Starts one of our programs, by path: `python start.py PROGRAM ARGUMENTS…`, PROGRAM being `rank.engine.launcher` and
-the like.
+"""Starts one of our programs, by path: `python start.py PROGRAM ARGUMENTS…`. PROGRAM is `rank.engine.launcher` or the
+like.
 
-By path, so that no module of the user in the current folder or on PYTHONPATH is found in place of ours.
+The start is by path, so that no module of the user in the current folder or on PYTHONPATH is found in place of ours.
 """
 
 from __future__ import annotations

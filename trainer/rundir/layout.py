@@ -137,7 +137,7 @@ class RunDir:
 
     @property
     def options(self) -> Path:
-        """Which options its script has, and which frameworks it uses (trainer.adapters.program)."""
+        """The options of its script, and the frameworks that it uses (trainer.adapters.program)."""
         return self.path / "options.json"
 
     @property

@@ -1,8 +1,8 @@
-"""Secrets, known by their names, and kept out of what a run writes.
+"""Secrets, known by their names. They are kept out of the files of a run.
 
-In the environment: the value of every variable named *_TOKEN, *_KEY, *PASSWORD*, *SECRET* and their like. Wherever such
-a value stands in a text, `${NAME}` takes its place, so that whoever has the variable can put it back. On a command line
-also: the value of an option with such a name, and the password in a URL; these can be put back by nobody.
+In the environment: the value of every variable named *_TOKEN, *_KEY, *PASSWORD*, *SECRET* and the like. In any text,
+`${NAME}` replaces such a value. So a process that has the variable can put the value back. On a command line also: the
+value of an option with such a name, and the password in a URL. Nobody can put these back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 HIDDEN = "<redacted>"
 _SHORTEST = 6
-"""Characters of a value: a shorter one stands in texts by chance."""
+"""A shorter value is not replaced: so few characters occur in texts by chance."""
 _NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|APIKEY|CREDENTIALS?)$|PASSWORD|PASSWD|PASSPHRASE|SECRET")
 _SURE = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY$|ACCESS_KEY$|PRIVATE_KEY$")
 _OPTION = re.compile(r"\A--?([A-Za-z][A-Za-z0-9_.-]*)(?:=(.*))?\Z", re.DOTALL)
@@ -78,7 +78,8 @@ class Redactor:
         return shown
 
     def restore(self, argument: str) -> str:
-        """`argument` as it was before text() or command(); KeyError names what this environment lacks, or HIDDEN."""
+        """`argument` as it was before text() or command(). KeyError names the variable that this environment lacks, or
+        HIDDEN."""
         if HIDDEN in argument:
             raise KeyError(argument)
 

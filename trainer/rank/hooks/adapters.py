@@ -1,4 +1,4 @@
-"""The adapters' part in a rank: their hooks around what frameworks call, and the record of what the program has."""
+"""The adapters in a rank: their hooks around calls of frameworks, and the record of the program's options."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .options import Recorder
 def follow(
     place: Supervised, rank: int | None = None, warn: Callable[[str], object] = lambda text: None
 ) -> Recorder | None:
-    """From now on frameworks are handed the checkpoints that this attempt may go on from. Rank 0 records what options
-    its program has, where that is not known yet: what is returned wants to hear of its first step. `warn` is told of an
-    adapter of somebody else's that is broken."""
+    """From now on, frameworks are handed the checkpoints from which this attempt may resume. Rank 0 records the options
+    of its program if they are not known yet. Then the recorder is returned: call its first_step(). `warn` is called if
+    an adapter of a third party is broken."""
     orders_of = told(os.environ)
     recorder = None
     if orders_of.record and rank == 0:
@@ -41,7 +41,7 @@ def _others(places: tuple[str, ...], warn: Callable[[str], object]) -> Iterator[
         module, _, name = place.partition(":")
         try:
             yield operator.attrgetter(name)(importlib.import_module(module))
-        except Exception as error:  # it is anybody's
+        except Exception as error:  # an adapter may be anybody's
             warn(f"the adapter {place} cannot be loaded in a rank: {type(error).__name__}: {error}")
 
 

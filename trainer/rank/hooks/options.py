@@ -1,8 +1,8 @@
-"""Which options a program has: recorded from the parsers that read its command line, in whatever library they are.
+"""The options of a program. They are recorded from the parsers that read its command line, from any known library.
 
-argparse and what derives from it (HfArgumentParser, jsonargparse, tyro's copy), click and typer, absl, fire, hydra's
-configuration, and nanoGPT's configurator. Where a library is not imported, this costs nothing. It never raises: a
-program does not fail because we looked at it.
+These are argparse and its derivatives (HfArgumentParser, jsonargparse, tyro's copy), click and typer, absl, fire,
+hydra's configuration, and nanoGPT's configurator. If a library is not imported, this costs nothing. It never raises: a
+program must not fail because we looked at it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KINDS |= {"_VersionAction": "version", "BooleanOptionalAction": "boolean"}
 
 
 class Recorder:
-    """Of one process: what it learns of its program is in `path`, once it is more than was there."""
+    """The recorder of one process. The facts about its program are in the file `path`, rewritten at each new fact."""
 
     def __init__(self, path: Path, world: int) -> None:
         self._path, self._pid = path, os.getpid()
@@ -49,7 +49,7 @@ class Recorder:
         self._program = Program(world=world)
 
     def watch(self) -> None:
-        """From now on."""
+        """The parsers are watched from now on."""
         after_import(
             {
                 "argparse": self._watch_argparse,
@@ -63,17 +63,17 @@ class Recorder:
         )
 
     def uses(self, name: str) -> None:
-        """The program uses that framework."""
+        """Notes that the program uses that framework."""
         if name not in self._program.uses:
             self._learn(replace(self._program, uses=self._program.uses | {name}))
 
     def fact(self, name: str, value: str) -> None:
-        """What an adapter wants to know in a later attempt."""
+        """Notes a fact that an adapter needs in a later attempt."""
         if self._program.facts.get(name) != value:
             self._learn(replace(self._program, facts={**self._program.facts, name: value}))
 
     def first_step(self) -> None:
-        """The program has begun to train: what its script's source and its globals tell is known, too."""
+        """The program has begun to train. Now the facts from its script's source and its globals are known too."""
         main = sys.modules.get("__main__")
         path = getattr(main, "__file__", None)
         if main is None or not isinstance(path, str):
@@ -101,7 +101,7 @@ class Recorder:
     # ── libraries ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _watch_argparse(self, module: ModuleType) -> None:
-        """`_parse_known_args`, which all of its ways of parsing come down to, and jsonargparse's, too."""
+        """Wraps `_parse_known_args`. All ways of parsing in argparse lead to it, and jsonargparse's too."""
         parser: Any = module.ArgumentParser
         original = getattr(parser, "_parse_known_args", None)
         if original is None:
@@ -202,13 +202,13 @@ def _launchers() -> list[Any]:
 
 
 def _is_own(arguments: Any) -> bool:
-    """Whether a parser reads the program's own command line, or what another one has left of it."""
+    """Whether a parser reads the program's own command line, or the part that another parser has left."""
     given, rest = list(arguments), iter(sys.argv[1:])
     return all(word in rest for word in given) and (bool(given) or len(sys.argv) == 1)
 
 
 def _path(above: Sequence[Any], parser: Any) -> list[str]:
-    """The subcommands that lead to `parser`, which is parsing inside those `above` it."""
+    """The subcommands that lead to `parser`. It parses inside the parsers `above` it."""
     words = []
     for outer, inner in zip(above, [*above[1:], parser], strict=False):
         for action in outer._actions:
@@ -257,7 +257,7 @@ def _of_parameter(parameter: Any) -> Option:
 
 
 def _of_config(prefix: str, config: Any) -> Iterable[Option]:
-    """The keys of hydra's configuration. What needs interpolation is not resolved."""
+    """The keys of hydra's configuration. A value that needs interpolation is not resolved."""
     for key in config:
         name = f"{prefix}{key}"
         value = None if config._is_missing(key) or config._is_interpolation(key) else config[key]
@@ -275,7 +275,7 @@ def _type(kind: Any) -> str:
 
 
 def _scalar(value: Any) -> Scalar:
-    """What JSON takes, or nothing."""
+    """The value if JSON can hold it, else None."""
     if isinstance(value, str):
         return value[:_LONGEST]
     if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:

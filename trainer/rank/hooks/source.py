@@ -1,5 +1,5 @@
-"""What the source of a script says of its options: the words that it compares them with, and whether it is configured
-by its globals, as nanoGPT is. The script was compiled a moment ago, so it can be parsed; what cannot is passed over."""
+"""Facts from the source of a script: the words that it compares its options with, and whether its globals configure it,
+as in nanoGPT. The script was compiled a moment ago, so it can be parsed. If that fails, there are no facts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 _LARGEST = 1 << 20
 _TELLING = frozenset({"latest", "last", "auto", "resume"})
-"""Words that say how a script is told to resume; a name that is compared with none of them is of no interest."""
+"""Words that tell a script to resume. A name that is compared with none of them does not matter."""
 _CONFIGURATOR = re.compile(r"^exec\(open\(.*configurator\.py", re.MULTILINE)
 
 
 def words_of(path: str) -> dict[str, tuple[str, ...]]:
-    """By name of a variable or attribute, the strings that it is compared with."""
+    """For each variable or attribute by name: the strings that it is compared with."""
     found: dict[str, set[str]] = {}
     try:
         tree = ast.parse(_text(path))
@@ -37,7 +37,7 @@ def _strings(node: ast.AST) -> list[str]:
 
 
 def _name(node: ast.AST) -> str | None:
-    """`resume` of resume, args.resume and args.resume.lower()."""
+    """The name is `resume` for resume, args.resume and args.resume.lower()."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args:
         return _name(node.func.value)
     if isinstance(node, ast.Attribute):
@@ -46,7 +46,7 @@ def _name(node: ast.AST) -> str | None:
 
 
 def configurator_keys(path: str, globals_: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The globals that `--name=value` overwrites, and what they are; none for a script that has no configurator."""
+    """Tuples (name, value) of the globals that `--name=value` overwrites. None if the script has no configurator."""
     try:
         if not _CONFIGURATOR.search(_text(path)):
             return []

@@ -1,4 +1,4 @@
-"""The steps of a script that does not know us, seen through hooks that are set when torch is imported.
+"""The steps of a script that does not know us. Hooks see them; they are set when the script imports torch.
 
 The hooks do not import torch: a finder notices when the script imports it.
 """
@@ -14,7 +14,7 @@ from .. import torch_patches
 from ..imports import after_import
 
 MOST_ACCUMULATED = 256
-"""Backward passes after which an optimizer of torch's that has never stepped is none that the script trains with."""
+"""After this many backward passes, a torch optimizer that has never stepped is not the one that trains."""
 
 
 class Listener(Protocol):
@@ -24,16 +24,17 @@ class Listener(Protocol):
 
 
 class _Optimizers:
-    """What there is of torch's own in this process. Without any, the script's is a class of its own (Muon's, say), or
-    none: each of its backward passes is a step then, for nothing tells more."""
+    """Whether torch optimizers were made and have stepped in this process. If there are none, the script has a class of
+    its own (as Muon), or no optimizer. Then each of its backward passes counts as a step, because nothing tells
+    more."""
 
     def __init__(self) -> None:
         self.made = self.stepped = False
 
 
 def watch_torch(listener: Listener) -> None:
-    """When the script has imported torch, `listener` is told of its first optimizer's steps and of backward passes. The
-    stores where ranks meet are private."""
+    """Once the script has imported torch, `listener` is told of the steps of its first optimizer, and of backward
+    passes. The stores where ranks meet are private."""
     optimizers = _Optimizers()
     after_import(
         {
@@ -59,7 +60,7 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
         if not counted:
             counted.append(optimizer)
             restored = _steps_before(optimizer)
-        # With two optimizers (a GAN) only the first counts. Otherwise each step would count twice.
+        # With two optimizers (a GAN) only the first one counts. Otherwise each step would count twice.
         if optimizer is counted[0]:
             count += 1
             listener.hooked(count, restored, optimizer)
@@ -82,7 +83,7 @@ def _steps_before(optimizer: Any) -> int | None:
     count."""
     for state in optimizer.state.values():
         if isinstance(state, dict) and "step" in state:
-            # Read after the first step, so that step is already in the count.
+            # This is read after the first step. So that step is already in the count.
             return max(0, int(state["step"]) - 1)
     return None
 

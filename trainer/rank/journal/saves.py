@@ -1,5 +1,5 @@
 """Listens to the saves and loads of programs: torch.save and load, safetensors, torch.distributed.checkpoint, and the
-functions of the frameworks. Files are written beside and renamed, so a kill leaves the old content.
+functions of the frameworks. Files are written beside and renamed. So a kill leaves the old content.
 
 The wrappers are installed before anything else is imported, because `from safetensors.torch import save_file` binds its
 names for good. They sleep until a rank is released: then they only pass calls through. Awake, they tell a listener of

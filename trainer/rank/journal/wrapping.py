@@ -157,8 +157,8 @@ class Writer:
         self._replaces: bool | None = None if probe is not None else False
 
     def place(self, where: Any, path: str | None) -> Beside | Unsafe | None:
-        """The place to write the file for `path`. None if the file is written as the program asks, having no path,
-        say."""
+        """The place to write the file for `path`. None if the file is written as the program asks, for example if there
+        is no path."""
         if not _tag or path is None or not isinstance(where, str | os.PathLike):
             return None
         place = prepare(path, _tag)
@@ -290,7 +290,7 @@ def folder(
             where, ranks = place(args, kwargs)
             path = path_of(where)
         except Exception:
-            path = None  # another version's; its files count
+            path = None  # It comes from another version. Its files count.
         if path is None:
             return function(*args, **kwargs)
         begun = told.save_begun(path, by, {"ranks": ranks})

@@ -1,8 +1,7 @@
-"""Watches imports: which module's own code does harm to a process that forks, and which modules import it.
+"""Watches imports. It finds the modules whose own code harms a process that forks, and the modules that import them.
 
-Read in CPython 3.10 to 3.13: `importlib._bootstrap` looks up two functions by name, `_load_unlocked`, which executes a
-module, and `_gcd_import`, which is import_module(). If they are gone, only the names that were asked for can be told
-apart.
+Read in CPython 3.10 to 3.13: `importlib._bootstrap` looks up two functions by name. `_load_unlocked` executes a module,
+`_gcd_import` is import_module(). If they are gone, only the requested names can be told apart.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class ImportWatch:
         """`told` is called with the modules that are being executed, outermost first. `between` is called between
         modules."""
         self.causes: dict[str, str] = {}
-        """For each harmful module, what its import did."""
+        """For each harmful module: what its import did."""
         self.barred: set[str] = set()
         """Modules that imported, or tried to import, a module that is left out."""
         self._left_out = set(left_out)
@@ -94,7 +93,7 @@ class ImportWatch:
     def executing(self, name: str) -> Iterator[None]:
         """The block is the execution of module `name`."""
         if self._stack:
-            # The outer module did the changes so far, not the module that it imports.
+            # The outer module made the changes so far, not the module that it imports.
             self._look(self._stack[-1])
             self._importers[name].add(self._stack[-1])
         self._account(self._stack[-1] if self._stack else "")
@@ -123,7 +122,7 @@ class ImportWatch:
         return out
 
     def seconds(self, names: Iterable[str]) -> float:
-        """The CPU seconds that executing `names` took."""
+        """The CPU seconds that the execution of `names` took."""
         return sum(self._seconds.get(name, 0.0) for name in names)
 
     def _account(self, name: str) -> None:
@@ -140,7 +139,7 @@ class ImportWatch:
                 self._importers[each].add(importer)
 
     def _look(self, name: str) -> None:
-        """Changes since the last look are the work of `name`: of nested imports, the innermost ends first."""
+        """Changes since the last look are the work of `name`. Of nested imports, the innermost ends first."""
         if (count := fitness.threads()) != self._threads:
             if count > self._threads:
                 fitness.step_aside()

@@ -36,7 +36,7 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """This rank has the user's environment, and what was not started because of the settings is started."""
+    """This rank has the user's environment. Things that the settings kept from starting have started."""
     asked, found = bool(_users), {name: os.environ.get(name) for name in _users}
     for name, value in _users.items():
         if value is not None:

@@ -120,8 +120,7 @@ def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
 
 
 def append_line(fd: int, line: bytes) -> None:
-    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer). OSError; then no part of them is
-    there."""
+    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer). On OSError no part of them is there."""
     data = line + b"\n"
     written = os.write(fd, data)
     if written != len(data):
