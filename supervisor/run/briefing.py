@@ -14,13 +14,13 @@ import msgspec
 from supervisor.core.own_saves.resume import Offer, filled, has_placeholders
 from supervisor.run.candidates import candidates
 from supervisor.run.spec import Spec
-from trainer.adapters.choice import Choice, choose, edited
+from trainer.adapters.choice import OFF, Choice, choose, edited
 from trainer.adapters.program import Program
 from trainer.adapters.protocol import Adapter, Case, Checkpoint
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.rollback import Rollback
-from trainer.rundir.records.told import Told
+from trainer.rundir.records.told import Told, Trackers
 
 ADAPTERS = "supervise.adapters"
 """The entry-point group of adapters that other people have written."""
@@ -68,7 +68,8 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     else:
         found = candidates(run, spec.nproc, now.since, now.rollback)
     newest = found[0] if found else None
-    told = Told(hooks=now.hooks, record=record, saved=newest.path if newest else "", step=newest.step if newest else -1)
+    path, step = (newest.path, newest.step) if newest else ("", -1)
+    told = Told(hooks=now.hooks, record=record, saved=path, step=step, trackers=_trackers(spec, now))
     if words:
         put = list(filled(words, _offer(newest) if newest else None))
         edits = () if put == words else ((first, len(words), put),)
@@ -82,6 +83,12 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     if choice is None:
         return Briefing(told=told)
     return _told(spec, choice, told)
+
+
+def _trackers(spec: Spec, now: Situation) -> Trackers:
+    if spec.adapter == OFF:
+        return Trackers.OFF
+    return Trackers.FIRST if now.attempt == 0 or now.fresh else Trackers.LATER
 
 
 def _told(spec: Spec, choice: Choice, told: Told) -> Briefing:

@@ -204,6 +204,7 @@ WALL_CLOCK = {
     "faults.py": "when a fault was asked for",
     "page.py": "when a chaos report was made",
     "reporter.py": "when an exception was raised",
+    "going_on.py": "whether a tracker's file is older than this attempt",
     "torn.py": "whether a file is of a save or older than it",
     "kernel.py": "when a rank's own wait, for a time of day, will end",
 }

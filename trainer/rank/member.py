@@ -26,6 +26,7 @@ from .hooks.steps import watch_torch
 from .journal import saves
 from .journal.journal import Begun
 from .reporter import Reporter
+from .trackers import follow as trackers
 
 _MOST_LOADED = 100
 
@@ -151,6 +152,7 @@ def arrive() -> None:
     member = Member(place)
     hook(member, place)
     adapters.follow(place)
+    trackers.follow(place)
     told = sys.excepthook
 
     def excepthook(kind: Any, error: Any, trace: Any) -> None:

@@ -4,13 +4,26 @@ nothing."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..rundir.codes import Phase
 from ..rundir.files.durable import DISK, Disk
 from ..rundir.records.beats import BeatWriter, Source
 from ..rundir.records.notes import NoteWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a program is. Steps are true steps of the run."""
+
+    began: int | None
+    """The step from which this process went on. None if nothing tells it."""
+    done: int
+    """Steps that are done; counted from the start of this process if `began` is None."""
+    here: int
+    """Those of them that this process has made."""
 
 
 class Progress:
@@ -22,6 +35,8 @@ class Progress:
         """The disk through which checkpoints are written. An `enospc` fault replaces it for one save."""
         self.data_step = -1
         """The data index of the loop, or -1 if the loop does not say."""
+        self.before_saves: list[Callable[[], object]] = []
+        """They are called when the program begins to save something by itself, and raise nothing."""
 
     def step(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the loop are finished. Call it once a step, after the optimizer's step."""
@@ -34,6 +49,10 @@ class Progress:
 
     def resume_at(self, step: int) -> None:
         """This rank has restored the state after `step` steps and goes on from there."""
+
+    def position(self) -> Position | None:
+        """Where the program is. None while nothing tells it."""
+        return None
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -56,7 +75,8 @@ def progress() -> Progress:
 def install(reporter: Progress) -> None:
     """progress() returns `reporter` from now on. The worker bootstrap calls this."""
     global _current
+    reporter.before_saves += _current.before_saves
     _current = reporter
 
 
-__all__ = ["BeatWriter", "Phase", "Progress", "Source", "install", "progress"]
+__all__ = ["BeatWriter", "Phase", "Position", "Progress", "Source", "install", "progress"]

@@ -32,7 +32,7 @@ from .faults import inflict
 from .journal.journal import Begun, Journal
 from .journal.went_on import Known, went_on_from
 from .preload.modules import remember
-from .progress import Progress
+from .progress import Position, Progress
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
@@ -148,6 +148,8 @@ class Reporter(Progress):
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
         """The script saves by itself: to `path`, or to no file (None)."""
+        for each in self.before_saves:
+            each()
         return self.journal.begin(path, by, about)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
@@ -217,6 +219,11 @@ class Reporter(Progress):
     def resume_at(self, step: int) -> None:
         self._done, self._resumed, self._placed = step, True, True
         self._beats.resume_at(step)
+
+    def position(self) -> Position | None:
+        if not self._steps_here and not self._resumed and not self.journal.loaded:
+            return None
+        return Position(self._done - self._steps_here if self._placed else None, self._done, self._steps_here)
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:

@@ -35,6 +35,7 @@ from .preload import modules
 from .preload.throttle import Throttle
 from .process import command_line, inherited
 from .reporter import Reporter, record_exception
+from .trackers import follow as trackers
 
 _MOST_FROM_HEAP = 32 << 20
 """DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc on 64 bits: the largest size that it learns to serve from its heap."""
@@ -108,6 +109,7 @@ def serve() -> None:
     hook(member, place)
     if (recorder := adapters.follow(place, rank, lambda text: reporter.note("warning", text=text))) is not None:
         reporter.on_first_step = recorder.first_step
+    trackers.follow(place)
     if torch_patches.missing and rank == 0:
         what = ", ".join(torch_patches.missing)
         reporter.note(

@@ -112,6 +112,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def trackers(self) -> Path:
+        """What the program's trackers chose in the first attempt, for the later ones."""
+        return self.path / "trackers"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -3,12 +3,24 @@ TOLD."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 
 import msgspec
 
 from ..files.codec import decode, encode
 from ..variables import TOLD
+
+
+class Trackers(enum.Enum):
+    """What the program's trackers do."""
+
+    OFF = "off"
+    """As without us: --adapter off."""
+    FIRST = "first"
+    """They begin. Their choices are noted for later attempts."""
+    LATER = "later"
+    """They go on from what earlier attempts have written."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -26,6 +38,7 @@ class Told(msgspec.Struct, frozen=True):
     """The newest state that the program saved and may resume from. Empty if there is none."""
     step: int = -1
     """The true step of `saved`, or -1."""
+    trackers: Trackers = Trackers.OFF
 
 
 def encoded(told: Told) -> str:

@@ -1,0 +1,91 @@
+"""Trackers of a program that was killed and goes on, as their own readers show them: one curve, each step once."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.support.supervised import Run
+
+BOARD = """
+import os, torch
+from torch.utils.tensorboard import SummaryWriter
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+default = SummaryWriter()
+default.add_text("settings", "lr 0.01")
+start = 0
+if os.path.exists("last.pt"):
+    saved = torch.load("last.pt")
+    start = saved["step"]
+    model.load_state_dict(saved["model"])
+steps, epochs, tokens = SummaryWriter("steps"), SummaryWriter("epochs"), SummaryWriter("tokens")
+own, late = SummaryWriter("own", purge_step=start + 5), SummaryWriter("late")
+for step in range(start, 60):
+    loss = model(torch.ones(1, 2)).pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    default.add_scalar("loss", loss.item(), step)
+    steps.add_scalars("both", {"loss": loss.item(), "same": loss.item()}, step + 1)
+    steps.add_scalar("loss", loss.item(), step + 1)
+    tokens.add_scalar("loss", loss.item(), step)
+    tokens.add_scalar("of tokens", loss.item(), 1000 + 512 * step)
+    own.add_scalar("loss", loss.item(), step)
+    late.add_scalar("loss", loss.item(), step)
+    if step == 30:
+        for each in default, steps, epochs, tokens, own:
+            each.flush()
+    if step % 5 == 4:
+        epochs.add_scalar("loss", loss.item(), step // 5)
+    if step % 20 == 19:
+        torch.save({"model": model.state_dict(), "step": step + 1}, "last.pt")
+for each in default, steps, epochs, tokens, own, late:
+    each.close()
+"""
+
+
+def needs(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: pip install -e '.[frameworks]'")
+
+
+def shown(folder: Path, series: str = "loss") -> list[int]:
+    """The steps of that series, as TensorBoard's own reader of a folder has them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    reader.Reload()
+    return [point.step for point in reader.Scalars(series)]
+
+
+def twice(steps: list[int]) -> set[int]:
+    return {step for step in steps if steps.count(step) > 1}
+
+
+def test_tensorboard(run: Run) -> None:
+    """Killed at 34 and gone on from 20: the default folder is the first attempt's, whether the writer or the state was
+    there first; epochs are a measure, too; what cannot be told from another measure, and a purge_step, stay as they
+    are. What was logged before a save is there, though TensorBoard itself writes only every two minutes."""
+    needs("tensorboard")
+    assert run.launch("--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(BOARD)) == 0, run.warnings()
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
+    (default,) = (run.folder / "runs").iterdir()
+    assert len([*default.iterdir()]) == 2
+    assert shown(default) == shown(run.folder / "late") == [*range(60)]
+    assert shown(run.folder / "steps") == [*range(1, 61)]
+    parts = [*(run.folder / "steps").glob("both_*")]
+    assert [shown(each, "both") for each in parts] == 2 * [[*range(1, 61)]]
+    assert shown(run.folder / "epochs") == [*range(12)]
+    assert twice(shown(run.folder / "tokens")) >= {*range(20, 31)}
+    assert shown(run.folder / "own") == [*range(25), *range(20, 60)]
+
+
+def test_tensorboard_is_left_alone(run: Run) -> None:
+    """With --adapter off nothing is remembered, as under torchrun, and points are there twice."""
+    needs("tensorboard")
+    alone = "--adapter", "off", "--nproc", "1", "--inject", "kill:rank=0@step=34"
+    assert run.launch(*alone, run.script(BOARD)) == 0, run.warnings()
+    assert not run.dir.trackers.exists()
+    assert twice(shown(run.folder / "steps")) >= {*range(21, 32)}

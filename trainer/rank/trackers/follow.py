@@ -1,0 +1,22 @@
+"""Hooks for all trackers, as soon as they are imported."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from ...rundir.environment import Supervised
+from ...rundir.records.told import Trackers, told
+from ..imports import after_import
+from . import lightning, tensorboard
+from .going_on import GoingOn
+
+
+def follow(place: Supervised) -> None:
+    """From now on the program's trackers go on from what those of earlier attempts have written."""
+    what = told(os.environ).trackers
+    if what == Trackers.OFF:
+        return
+    going_on = GoingOn(place.run, what == Trackers.LATER)
+    hooks = {**tensorboard.HOOKS, **lightning.HOOKS}
+    after_import({module: functools.partial(hook, going_on=going_on) for module, hook in hooks.items()})

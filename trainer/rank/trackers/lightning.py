@@ -1,0 +1,36 @@
+"""Lightning's loggers, under both of its names: a relaunch logs into the same `version_N`, not into the next one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+from typing import Any
+
+from .going_on import GoingOn
+
+
+def _versions(module: ModuleType, going_on: GoingOn) -> None:
+    """`_get_next_version`, as read in lightning 2.6. Without it each attempt has a folder of its own, as without us."""
+    for name in ("TensorBoardLogger", "CSVLogger"):
+        logger: Any = getattr(module, name, None)
+        original = getattr(logger, "__dict__", {}).get("_get_next_version")
+        if original is not None:
+            logger._get_next_version = _remembered(original, name, going_on)
+
+
+def _remembered(original: Any, name: str, going_on: GoingOn) -> Any:
+    @functools.wraps(original)
+    def next_version(self: Any) -> int:
+        where = os.path.abspath(os.path.join(str(self.root_dir), str(self.name)))  # noqa: PTH100, PTH118
+        chosen = going_on.recall(f"lightning {name} {where}", lambda: str(original(self)))
+        return int(chosen) if chosen.isdecimal() else original(self)
+
+    return next_version
+
+
+HOOKS = {
+    f"{package}.loggers.{module}": _versions
+    for package in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
+    for module in ("tensorboard", "csv_logs")
+}

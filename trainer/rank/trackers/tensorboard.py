@@ -1,0 +1,153 @@
+"""TensorBoard, by torch.utils.tensorboard or tensorboardX: a writer without a folder goes on in the first attempt's,
+and a writer that the user gave no `purge_step` hides the old points that are written again.
+
+That is known only when the program is at its first point, so the event that hides is put before that point, not at the
+file's beginning. A reader that needs no such event (TensorBoard's own server compares steps) loses nothing by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import weakref
+from types import ModuleType
+from typing import Any
+
+from . import event_files
+from .curve import cut
+from .event_files import START
+from .going_on import GoingOn
+
+_MOST_HELD = 100
+_MOST_TRIED = 1000
+"""Points after which nothing is hidden any more: the program counts in a way that we do not understand."""
+
+
+class _Folder:
+    """What this attempt writes into one folder. It may have several writers there."""
+
+    def __init__(self, path: str, going_on: GoingOn, write: Any) -> None:
+        self._path, self._going_on, self._write = path, going_on, write
+        self._first: Any = None
+        self._own: set[str] = set()
+        self._old: list[tuple[str, int]] | None = None
+        self._held: list[Any] = []
+        """What was written before the program's place was known. If it is hidden, too, it is written once more."""
+        self._tried = 0
+        self.settled = not going_on.later
+
+    def opened(self, writer: Any, files: set[str]) -> None:
+        """`writer` has made `files` there."""
+        self._own |= files
+        self._first = self._first or writer
+
+    def before(self, writer: Any, event: Any) -> None:
+        """`event` is about to be written by `writer`."""
+        if event.HasField("session_log"):
+            self.settled = True  # the user gave a purge_step
+        elif event.HasField("summary") and event.summary.value:
+            self._look(writer, event)
+
+    def _look(self, writer: Any, event: Any) -> None:
+        at = self._going_on.position()
+        if at is not None:
+            if self._old is None:
+                self._old = event_files.points(self._path, self._own, self._going_on.since, type(event))
+            start = cut(self._old, event.summary.value[0].tag, event.step, at)
+            if start is not None:
+                self._hide(writer, start, type(event))
+            self._tried += 1
+            beyond = event.step > max((step for _, step in self._old), default=-1)
+            self.settled = start is not None or beyond or self._tried > _MOST_TRIED
+        if self.settled:
+            self._held.clear()
+        elif len(self._held) < _MOST_HELD:
+            self._held.append(event)
+
+    def _hide(self, writer: Any, start: int, make: Any) -> None:
+        again = [event for event in self._held if event.step >= start]
+        # In the first file of this attempt: an event in a later one would hide what the first has from now on.
+        for each in (self._first, writer):
+            try:
+                self._write(each, make(step=start, session_log={"status": START}))
+            except OSError:
+                continue  # it is closed
+            break
+        for event in again:
+            self._write(writer, event)
+
+
+def _events(module: ModuleType, going_on: GoingOn) -> None:
+    """EventFileWriter, which all of SummaryWriter's files are written by, those of add_scalars, too."""
+    kind: Any = module.EventFileWriter
+    make, write = kind.__init__, kind.add_event
+    folders: dict[str, _Folder] = {}
+    writers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+    """With the process of each: in a fork it has no thread that writes, and a flush would wait for it."""
+
+    @functools.wraps(make)
+    def opened(self: Any, logdir: Any, *args: Any, **kwargs: Any) -> None:
+        path = os.path.abspath(str(logdir))  # noqa: PTH100
+        before = event_files.names(path)
+        make(self, logdir, *args, **kwargs)
+        folder = folders.setdefault(path, _Folder(path, going_on, write))
+        folder.opened(self, event_files.names(path) - before)
+        self._supervise_folder = folder
+        writers[self] = os.getpid()
+
+    @functools.wraps(write)
+    def add_event(self: Any, event: Any) -> Any:
+        folder = getattr(self, "_supervise_folder", None)
+        if folder is not None and not folder.settled:
+            with contextlib.suppress(Exception):  # a tracker is not worth a training run
+                folder.before(self, event)
+        return write(self, event)
+
+    def flush() -> None:
+        for writer, pid in list(writers.items()):
+            if pid == os.getpid():
+                with contextlib.suppress(Exception):
+                    writer.flush()
+
+    kind.__init__, kind.add_event = opened, add_event
+    going_on.before_saves(flush)
+
+
+def _writer(module: ModuleType, going_on: GoingOn) -> None:
+    """SummaryWriter() makes a folder with the time in its name."""
+    kind: Any = module.SummaryWriter
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def chosen(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args or kwargs.get("log_dir") or kwargs.get("logdir"):
+            make(self, *args, **kwargs)
+            return
+
+        def choose() -> str:
+            make(self, **kwargs)
+            return os.path.abspath(str(self.get_logdir()))  # noqa: PTH100
+
+        folder = going_on.recall(f"{module.__name__} {kwargs.get('comment', '')}", choose)
+        if not hasattr(self, "purge_step"):
+            make(self, folder, **kwargs)
+
+    kind.__init__ = chosen
+
+
+def _default_logdir(module: ModuleType, going_on: GoingOn) -> None:
+    """transformers' own folder with the time in its name, wherever its version has it."""
+    original = getattr(module, "default_logdir", None)
+    if original is not None:
+        module.default_logdir = lambda: going_on.recall("transformers", original)  # type: ignore[attr-defined]
+
+
+HOOKS = {
+    "tensorboard.summary.writer.event_file_writer": _events,
+    "tensorboardX.event_file_writer": _events,
+    "torch.utils.tensorboard.writer": _writer,
+    "tensorboardX.writer": _writer,
+    "transformers.training_args": _default_logdir,
+    "transformers.integrations.integration_utils": _default_logdir,
+}
