@@ -16,14 +16,14 @@ from ..rundir.records.notes import NoteWriter
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a program is. Steps are true steps of the run."""
+    """The position of a program. Steps are true steps of the run."""
 
     began: int | None
-    """The step from which this process went on. None if nothing tells it."""
+    """The step from which this process resumed. None if nothing tells it."""
     done: int
-    """Steps that are done; counted from the start of this process if `began` is None."""
+    """Finished steps. They are counted from the start of this process if `began` is None."""
     here: int
-    """Those of them that this process has made."""
+    """The number of these that this process has made."""
 
 
 class Progress:
@@ -36,7 +36,7 @@ class Progress:
         self.data_step = -1
         """The data index of the loop, or -1 if the loop does not say."""
         self.before_saves: list[Callable[[], object]] = []
-        """They are called when the program begins to save something by itself, and raise nothing."""
+        """They are called when the program begins a save of its own. They raise nothing."""
 
     def step(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the loop are finished. Call it once a step, after the optimizer's step."""

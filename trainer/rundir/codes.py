@@ -43,7 +43,7 @@ class ExitCode(enum.IntEnum):
 
 
 class Phase(enum.IntEnum):
-    """What a rank is doing. Each phase has its own limit for being silent."""
+    """The activity of a rank. Each phase has its own limit of silence."""
 
     NONE = 0
     STARTUP = 1

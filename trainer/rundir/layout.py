@@ -113,7 +113,7 @@ class RunDir:
 
     @property
     def trackers(self) -> Path:
-        """What the program's trackers chose in the first attempt, for the later ones."""
+        """The choices of the program's trackers in the first attempt, for later attempts."""
         return self.path / "trackers"
 
     @property

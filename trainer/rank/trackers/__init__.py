@@ -1,1 +1,1 @@
-"""Trackers of programs (TensorBoard, Lightning's loggers, MLflow) go on after a restart: one curve, each step once."""
+"""Trackers of programs (TensorBoard, Lightning's loggers) continue after a restart: one curve, with each step once."""

@@ -1,5 +1,5 @@
-"""Reads the event files of a TensorBoard folder: which points they have. Records are framed as in TFRecord: length,
-checksum, an Event, checksum."""
+"""Reads the points in the event files of a TensorBoard folder. Records have the frame of TFRecord: length, checksum, an
+Event, checksum."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from typing import Any
 from .curve import Point, kept
 
 START = 1
-"""SessionLog.START: a reader hides the points before it, from its step on."""
+"""SessionLog.START. A reader hides the points before this record that have its step or a later one."""
 _HEAD = struct.Struct("<Q4x")
 _TAIL = 4
 _LARGEST = 1 << 16
-"""Bytes of a record that is looked into. An image has more, and is logged beside a scalar."""
+"""The largest record that is read, in bytes. An image is larger; a scalar is logged beside it."""
 _MOST = 20_000
-"""Records of a file that are looked into, its last ones."""
+"""The number of records that are read, from the end of a file."""
 
 
 def names(folder: str) -> set[str]:
-    """The event files in `folder`. None in a folder that is not of this machine."""
+    """The names of the event files in `folder`. Empty if the folder is not on this machine's file system."""
     with contextlib.suppress(OSError):
         return {name for name in os.listdir(folder) if "tfevents" in name}  # noqa: PTH208
     return set()
 
 
 def points(folder: str, own: set[str], since: float, event: Any) -> list[Point]:
-    """The points that a reader shows of `folder` without the files in `own`, in their order. `event` is the class of a
-    record. None if another process has written there `since`: then what one hides, the other may have just written."""
+    """The points of `folder` that a reader shows, in their order, without the files in `own`. `event` is the class of a
+    record. Empty if another process has written there `since`: a hiding event would also hide that process's new
+    points."""
     found: list[Point | int] = []
     for name in sorted(names(folder) - own):
         path = os.path.join(folder, name)  # noqa: PTH118
@@ -50,7 +51,7 @@ def _points(path: str, event: Any) -> Iterator[Point | int]:
                 try:
                     record = event.FromString(data[begin:end])
                 except Exception:
-                    return  # the rest is damaged, and no reader gets further
+                    return  # The rest is damaged. No reader gets further.
                 if record.HasField("session_log") and record.session_log.status == START:
                     yield record.step
                 for value in record.summary.value:
@@ -58,7 +59,7 @@ def _points(path: str, event: Any) -> Iterator[Point | int]:
 
 
 def _records(data: mmap.mmap) -> list[tuple[int, int]]:
-    """Where the small records are. A kill may have cut the last one off."""
+    """The (begin, end) of each small record. A kill may have cut off the last one."""
     found, at = [], 0
     while at + _HEAD.size <= len(data):
         (length,) = _HEAD.unpack_from(data, at)

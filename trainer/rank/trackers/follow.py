@@ -1,4 +1,4 @@
-"""Hooks for all trackers, as soon as they are imported."""
+"""Sets the hooks of all trackers, as soon as a tracker is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .going_on import GoingOn
 
 
 def follow(place: Supervised) -> None:
-    """From now on the program's trackers go on from what those of earlier attempts have written."""
+    """From now on the program's trackers continue the files of earlier attempts."""
     what = told(os.environ).trackers
     if what == Trackers.OFF:
         return

@@ -1,4 +1,4 @@
-"""What a tracker's hook in a rank is given: what earlier attempts chose, and where the program is."""
+"""The help for a tracker's hook in a rank: the choices of earlier attempts, and the program's position."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class _Chosen(msgspec.Struct, frozen=True):
 
 
 class GoingOn:
-    """Of one process. Not `later`: this is the first attempt, or one that begins anew. It notes its choices and changes
-    nothing."""
+    """The help for the trackers of one process. If not `later`, this is the first attempt, or one that begins anew.
+    Then it notes the choices and changes nothing."""
 
     def __init__(self, run: RunDir, later: bool) -> None:
         self.later = later
         self.since = time.time()
-        """The start of this process's program, as files have it."""
+        """The start of this process's program, by the clock of file times."""
         self._run = run
         self._asked: Counter[str] = Counter()
 
     def recall(self, key: str, choose: Callable[[], str]) -> str:
-        """What an earlier attempt chose at this place: for the `key`, when asked as often as now. Without that, what
-        `choose` returns, which later attempts will get."""
+        """The choice of an earlier attempt, for the same `key` and the same count of calls with it. If there is none,
+        it is the result of `choose`, which is kept for later attempts."""
         self._asked[key] += 1
         key = f"{key} {self._asked[key]}"
         path = self._run.trackers / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".json")
@@ -50,9 +50,11 @@ class GoingOn:
         return value
 
     def position(self) -> Position | None:
-        """Where the program is. None while that is not known: before it has loaded something, or made a step."""
+        """The program's position. None while it is not known: before the program has loaded something or made a
+        step."""
         return progress().position()
 
     def before_saves(self, flush: Callable[[], object]) -> None:
-        """`flush` is called when the program begins to save: what a checkpoint follows is not lost to a kill."""
+        """`flush` is called when the program begins to save. So a kill does not lose points from before a
+        checkpoint."""
         progress().before_saves.append(flush)

@@ -1,4 +1,4 @@
-"""Lightning's loggers, under both of its names: a relaunch logs into the same `version_N`, not into the next one."""
+"""Lightning's loggers, under both of its names. A relaunch logs into the same `version_N`, not into the next one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .going_on import GoingOn
 
 
 def _versions(module: ModuleType, going_on: GoingOn) -> None:
-    """`_get_next_version`, as read in lightning 2.6. Without it each attempt has a folder of its own, as without us."""
+    """Wraps `_get_next_version`, as read in lightning 2.6. Without it each attempt has a folder of its own, as without
+    us."""
     for name in ("TensorBoardLogger", "CSVLogger"):
         logger: Any = getattr(module, name, None)
         original = getattr(logger, "__dict__", {}).get("_get_next_version")

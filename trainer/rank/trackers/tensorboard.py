@@ -1,8 +1,8 @@
-"""TensorBoard, by torch.utils.tensorboard or tensorboardX: a writer without a folder goes on in the first attempt's,
-and a writer that the user gave no `purge_step` hides the old points that are written again.
+"""TensorBoard, by torch.utils.tensorboard or tensorboardX. A writer without a folder continues in the first attempt's
+folder. A writer without the user's `purge_step` hides the old points that are written again.
 
-That is known only when the program is at its first point, so the event that hides is put before that point, not at the
-file's beginning. A reader that needs no such event (TensorBoard's own server compares steps) loses nothing by it.
+Which points these are is known only at the program's first point. So the hiding event comes before that point, not at
+the beginning of the file. TensorBoard's own server compares steps. It does not need the event, and loses nothing by it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .going_on import GoingOn
 
 _MOST_HELD = 100
 _MOST_TRIED = 1000
-"""Points after which nothing is hidden any more: the program counts in a way that we do not understand."""
+"""After so many points nothing is hidden any more. The program counts in a way that we do not understand."""
 
 
 class _Folder:
-    """What this attempt writes into one folder. It may have several writers there."""
+    """The writes of this attempt into one folder. It may have several writers there."""
 
     def __init__(self, path: str, going_on: GoingOn, write: Any) -> None:
         self._path, self._going_on, self._write = path, going_on, write
@@ -33,19 +33,20 @@ class _Folder:
         self._own: set[str] = set()
         self._old: list[tuple[str, int]] | None = None
         self._held: list[Any] = []
-        """What was written before the program's place was known. If it is hidden, too, it is written once more."""
+        """Events that were written before the program's position was known. If they get hidden too, they are written
+        once more."""
         self._tried = 0
         self.settled = not going_on.later
 
     def opened(self, writer: Any, files: set[str]) -> None:
-        """`writer` has made `files` there."""
+        """`writer` has made `files` in the folder."""
         self._own |= files
         self._first = self._first or writer
 
     def before(self, writer: Any, event: Any) -> None:
-        """`event` is about to be written by `writer`."""
+        """`writer` is about to write `event`."""
         if event.HasField("session_log"):
-            self.settled = True  # the user gave a purge_step
+            self.settled = True  # The user gave a purge_step.
         elif event.HasField("summary") and event.summary.value:
             self._look(writer, event)
 
@@ -67,24 +68,25 @@ class _Folder:
 
     def _hide(self, writer: Any, start: int, make: Any) -> None:
         again = [event for event in self._held if event.step >= start]
-        # In the first file of this attempt: an event in a later one would hide what the first has from now on.
+        # The event goes into this attempt's first file. In a later file it would also hide new points of the first
+        # file.
         for each in (self._first, writer):
             try:
                 self._write(each, make(step=start, session_log={"status": START}))
             except OSError:
-                continue  # it is closed
+                continue  # The writer is closed.
             break
         for event in again:
             self._write(writer, event)
 
 
 def _events(module: ModuleType, going_on: GoingOn) -> None:
-    """EventFileWriter, which all of SummaryWriter's files are written by, those of add_scalars, too."""
+    """Wraps EventFileWriter. It writes all files of SummaryWriter, also those of add_scalars."""
     kind: Any = module.EventFileWriter
     make, write = kind.__init__, kind.add_event
     folders: dict[str, _Folder] = {}
     writers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-    """With the process of each: in a fork it has no thread that writes, and a flush would wait for it."""
+    """The process of each writer. In a fork, the writer has no thread, and a flush would wait for ever."""
 
     @functools.wraps(make)
     def opened(self: Any, logdir: Any, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +102,7 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
     def add_event(self: Any, event: Any) -> Any:
         folder = getattr(self, "_supervise_folder", None)
         if folder is not None and not folder.settled:
-            with contextlib.suppress(Exception):  # a tracker is not worth a training run
+            with contextlib.suppress(Exception):  # An error in a tracker must not end the training.
                 folder.before(self, event)
         return write(self, event)
 
@@ -115,7 +117,7 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
 
 
 def _writer(module: ModuleType, going_on: GoingOn) -> None:
-    """SummaryWriter() makes a folder with the time in its name."""
+    """Wraps SummaryWriter(). Without a folder it makes one whose name has the time."""
     kind: Any = module.SummaryWriter
     make = kind.__init__
 
@@ -137,7 +139,7 @@ def _writer(module: ModuleType, going_on: GoingOn) -> None:
 
 
 def _default_logdir(module: ModuleType, going_on: GoingOn) -> None:
-    """transformers' own folder with the time in its name, wherever its version has it."""
+    """Wraps transformers' function that makes a folder with the time in its name. Its module depends on the version."""
     original = getattr(module, "default_logdir", None)
     if original is not None:
         module.default_logdir = lambda: going_on.recall("transformers", original)  # type: ignore[attr-defined]

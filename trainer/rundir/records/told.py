@@ -13,14 +13,14 @@ from ..variables import TOLD
 
 
 class Trackers(enum.Enum):
-    """What the program's trackers do."""
+    """The behaviour of the program's trackers."""
 
     OFF = "off"
     """As without us: --adapter off."""
     FIRST = "first"
-    """They begin. Their choices are noted for later attempts."""
+    """They begin. Their choices are kept for later attempts."""
     LATER = "later"
-    """They go on from what earlier attempts have written."""
+    """They continue the files of earlier attempts."""
 
 
 class Told(msgspec.Struct, frozen=True):
