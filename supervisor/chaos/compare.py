@@ -100,7 +100,7 @@ def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str
     except CheckpointError as error:
         return str(error)
     if own != their_own:
-        return f"the state of its own in {file} differs (generators, most likely)"
+        return f"the own state of the rank in {file} differs (generators, most likely)"
     for key in mine.keys() | other.keys():
         if mine.get(key) != other.get(key):
             return f"{key} in {file} differs"

@@ -131,7 +131,7 @@ def home(host: Host) -> Check:
         text = f"user {os.getuid()} has no passwd entry and no HOME: libraries that ask for either fail"
         return Check("home", Verdict.WARN, text, "set HOME (in Docker: -e HOME=/tmp)")
     if not os.access(known, os.W_OK):
-        text = f"{known} cannot be written to: what a script imports is learned anew in each run, and caches fail"
+        text = f"{known} cannot be written to: a script's imports are learned anew in each run, and caches fail"
         return Check("home", Verdict.WARN, text, "set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME")
     return Check("home", Verdict.OK, f"{known} and {folder} can be written to")
 

@@ -115,10 +115,10 @@ def _said(causes: dict[str, str]) -> str:
 
 def stacks() -> Check:
     if pyspy() is None:
-        text = "py-spy is not installed: a rank that hangs is not told from one that works, but by fixed limits"
+        text = "py-spy is not installed: a hang is found by fixed limits only"
         return Check("stacks", Verdict.WARN, text, f"{sys.executable} -m pip install py-spy")
     if not _can_trace():
-        text = "ptrace is refused here: a rank that hangs is not told from one that works, but by fixed limits"
+        text = "ptrace is refused here: a hang is found by fixed limits only"
         return Check(
             "stacks", Verdict.WARN, text, "docker run --cap-add SYS_PTRACE, or sysctl kernel.yama.ptrace_scope=1"
         )

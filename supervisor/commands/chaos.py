@@ -98,7 +98,7 @@ def command(report: Path | None, as_json_: bool, quiet: bool, **given: Any) -> i
     """
     wanted = _wanted(**given)
     if report is not None and not os.access(report.resolve().parent, os.W_OK):
-        raise Refusal(f"--report {report}: {report.resolve().parent} is no folder that can be written to")
+        raise Refusal(f"--report {report}: {report.resolve().parent} is not a folder that can be written to")
 
     def say(text: str) -> None:
         if not quiet:

@@ -212,7 +212,7 @@ def _sound(options: Mapping[str, Any]) -> None:
         loopback.has(options["local_addr"])
     adapter = options["adapter"]
     if adapter not in NAMES and adapter not in (others := entry_points(group=ADAPTERS).names):
-        raise Refusal(f"--adapter {adapter}: there is none of that name{nearest(adapter, [*NAMES, *others])}")
+        raise Refusal(f"--adapter {adapter}: there is no adapter of that name{nearest(adapter, [*NAMES, *others])}")
 
 
 def as_configured(ctx: click.Context, config: Path | None) -> Policy:

@@ -24,7 +24,7 @@ def command(as_json: bool) -> None:
         try:
             rows.append(_row(known))
         except Refusal as refusal:
-            click.echo(plain(f"{known.run.path} is passed over: {refusal}"), err=True)
+            click.echo(plain(f"{known.run.path} is skipped: {refusal}"), err=True)
     if as_json:
         click.echo(encode({"schema": SCHEMA, "runs": rows}))
         return

@@ -73,7 +73,7 @@ def _end(known: Known, now: bool) -> int:
             return ExitCode.FINISHED
         if why := elsewhere(died, here()):
             raise Refusal(f"{known.id} has no supervisor, and {why}; to go on with it: supervise resume {known.id}")
-        click.echo(f"the supervisor of {known.id} is dead; what is left of it is ended from here", err=True)
+        click.echo(f"the supervisor of {known.id} is dead; the processes of the run are ended from here", err=True)
         run.stop.unlink(missing_ok=True)
         code = drive(run, restore(known.spec), quiet=True, stopping=Stopping(now))
     story = story_of(run)

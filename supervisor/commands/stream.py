@@ -41,7 +41,7 @@ def stream(follower: RunFollower, renderer: Renderer, follow: bool) -> None:
         click.echo("stopped reading; the run goes on (to stop it: supervise stop)", err=True)
         return
     if follower.skipped:
-        click.echo(f"{follower.skipped} lines of events.jsonl are no events and were passed over", err=True)
+        click.echo(f"{follower.skipped} lines of events.jsonl are not events and were skipped", err=True)
     if follow and follower.lost:
         click.echo("nobody holds this run: its supervisor is gone; go on with: supervise resume", err=True)
 

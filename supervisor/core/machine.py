@@ -282,7 +282,7 @@ def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
 def stuck(pids: tuple[int, ...], seconds: float) -> End:
     """The end of a run whose `pids` were alive `seconds` after their SIGKILL. No next attempt may start beside them."""
     who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
-    why = "as a process is that waits for a disk or a driver"
+    why = "perhaps waiting for a disk or a driver"
     return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive {seconds:.0f} s after SIGKILL: {why}")
 
 

@@ -36,7 +36,7 @@ CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Ca
 """Causes after which even the first restart waits."""
 
 DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
-    Cause.USER_ERROR: (Do.STOP, "it does not compile, or what it imports or is called with is not there"),
+    Cause.USER_ERROR: (Do.STOP, "it does not compile, or an import or an argument is missing"),
     Cause.STARTUP_ERROR: (Do.RESTART, "a mount or a peer that was late; twice in a row is evidence (above)"),
     Cause.EXCEPTION: (Do.RESTART, "most are passing; the same one at the same step is evidence (above)"),
     Cause.KILLED: (Do.RESTART, "somebody else's doing"),

@@ -52,7 +52,7 @@ class Briefer:
         now = Situation(number, resume == "never", self._since, order, relaunch and not without, changed, hooks)
         briefing = brief(self._run, self._spec, now, others.values())
         if without:
-            said = "nothing was saved, and the attempt with them came to no step: it is tried once more without them"
+            said = "nothing was saved, and the attempt with them reached no step: the next one is tried without them"
             self._log.emit("adapter", "warning", adapter="--resume-args", text=f"{self._spec.resume_args}: {said}")
         if briefing.event is not None:
             self._log.emit("adapter", briefing.level, **briefing.event)

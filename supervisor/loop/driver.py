@@ -247,7 +247,7 @@ class Driver:
             raise Moved(path)
         snapshots.remove(self._flusher.segment)
         raise Removed(
-            f"{self.run.path} was removed while its run was alive; that is ended, and there is nothing to resume"
+            f"{self.run.path} was removed while the run was alive; the run is ended, and nothing is left to resume"
         )
 
     def _clear_up(self, end: End) -> End:

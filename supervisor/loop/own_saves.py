@@ -148,5 +148,5 @@ class OwnSaves:
             if outcome.moved_to:
                 text += f"it is no checkpoint now (supervise ckpt restore-torn {self._run.path} would make it one)"
             else:
-                text += f"it may be torn, and stays where it is, for {outcome.problem}"
+                text += f"it may be torn, and stays where it is, because {outcome.problem}"
             self._log.emit("checkpoint_torn", "warning", **about, text=text)

@@ -28,7 +28,7 @@ def elsewhere(other: Mapping[str, object], ours: Mapping[str, str]) -> str:
     if other.get("host") != ours["host"]:
         return f"that ran on {other.get('host') or 'another machine'}, and this is {ours['host']}: stop it there"
     if not other.get("boot") or not other.get("pids") or not all(ours.values()):
-        return "nothing tells whether that ran in this container, and since which start of the machine"
+        return "nothing tells whether it ran in this container, and since the last start of the machine"
     if other["boot"] != ours["boot"]:
         return "the machine was started anew since: nothing of it can be alive"
     if other["pids"] != ours["pids"]:

@@ -74,7 +74,7 @@ def _checked(case: Case, plan: Plan) -> Plan:
     if program.world and case.world != program.world and kind not in _RESHARDS:
         return refusal(f"it was saved by {program.world} ranks, and there are {case.world} now")
     if changed := _horizon(case):
-        return refusal(f"{changed} is another now than when it was saved: its schedule would be another, too")
+        return refusal(f"{changed} has changed since the save: its schedule would change, too")
     if line.place(case.command, plan.after, plan.last) is None:
         return refusal(f"{' '.join(plan.after)} is not in its command line any more")
     return plan

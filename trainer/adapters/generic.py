@@ -28,18 +28,16 @@ class Generic:
             if line.given(case.program, parser, option, case.arguments):
                 return refusal(f"{option.names[-1]} was given: it stays as it is")
         if reset := _reset(case):
-            return refusal(f"{reset} is given: with it no state is gone on from")
+            return refusal(f"{reset} is given: with it the program does not resume")
         if not case.checkpoints:
             return None
         if alone := next((name for name in _COUNTERS if case.program.option(name)), None):
-            return refusal(
-                f"with {found[0][1].names[-1]} alone it would count from its beginning: it also takes --{alone}"
-            )
+            return refusal(f"with {found[0][1].names[-1]} alone it would count from 0 again: it also needs --{alone}")
         for parser, option in found:
             if plan := _planned(case, parser, option):
                 return plan
         what = " and ".join(option.names[-1] for _, option in found)
-        return refusal(f"{what}: none of what was saved is what it takes")
+        return refusal(f"{what}: it takes none of the saved files")
 
 
 def _candidates(program: Program) -> list[tuple[Parser, Option]]:

@@ -80,7 +80,7 @@ def _run_out_of_memory(progress: Progress) -> None:
     """
     try:
         _exhaust(cgroup.make(os.environ[MARK], _OOM_LIMIT))
-        why = f"the group took {2 * _OOM_LIMIT >> 20} MiB and the kernel did not mind"
+        why = f"the group took {2 * _OOM_LIMIT >> 20} MiB and the kernel killed nothing"
     except OSError as error:
         why = error.strerror or str(error)
     progress.note("warning", text=f"oom: no memory group to run out of memory in ({why}): a plain SIGKILL instead")

@@ -53,13 +53,13 @@ class _Lenient(io.FileIO):
             written = super().write(data)
         except OSError as error:
             if not self._lost:
-                said = "what is printed is lost until it can"
+                said = "printed text is lost until it can be written"
                 self._note("warning", text=f"the log cannot be written ({error.strerror}): {said}")
             self._lost += memoryview(data).nbytes
             return memoryview(data).nbytes
         if self._lost:
             lost, self._lost = self._lost, 0
-            self._note("warning", text=f"the log can be written again: {lost} bytes that were printed are lost")
+            self._note("warning", text=f"the log can be written again: {lost} printed bytes are lost")
         return written
 
 

@@ -155,7 +155,7 @@ class Reporter(Progress):
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
         """Warns once that the file at `path` is written over, and a kill would tear it."""
         if self.journal.torn(begun):
-            text = f"{path} is written over in place: {why}. A rank that is killed while it saves so tears it"
+            text = f"{path} is written over in place: {why}. A kill during such a save tears the file"
             self.note("warning", text=text)
 
     def save_ended(self, begun: Begun, error: BaseException | None) -> None:

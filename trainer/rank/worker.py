@@ -113,7 +113,7 @@ def serve() -> None:
     if torch_patches.missing and rank == 0:
         what = ", ".join(torch_patches.missing)
         reporter.note(
-            "warning", text=f"this torch has no {what}: the run goes on, with what that is for done less well"
+            "warning", text=f"this torch has no {what}: the run goes on, but the parts that need it work less well"
         )
     with record_exception(member):
         run(arguments)

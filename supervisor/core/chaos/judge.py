@@ -251,7 +251,7 @@ def _unexplained(story: Story, attempt: AttemptStory) -> Row:
 
 
 def _overlap(story: Story, second: AttemptStory) -> Row:
-    text = "it began before the one before it was gone"
+    text = "it began before the previous attempt was gone"
     return Row(spec="(no fault)", moment="", attempt=second.number, at=_since(story, second.started), problem=text)
 
 

@@ -213,9 +213,7 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         what += f"; it came from {raised.because[0].message}"
     if raised.unread:
         path, size = raised.unread
-        what += (
-            f"; what it was reading is {path} ({human_bytes(size)}), which may be torn: move it away to do without it"
-        )
+        what += f"; it was reading {path} ({human_bytes(size)}), which may be torn: move it away to go on without it"
     if proven is Cause.NAN:
         # The exception itself names the bad step. That is not the last finished step.
         return proven, f"{_who(rank)} raised {raised.type}: {raised.message}"

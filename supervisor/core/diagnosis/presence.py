@@ -99,5 +99,5 @@ def _deserted(known: Presence, seen: Observation) -> Verdict | None:
         return Verdict(Cause.FINISHED, reason, seen.now, exit_code=0, step=step, failed_at=since)
     if known.alone < UNTOLD:
         return None
-    reason = f"every rank is gone, and the launcher, which alone knows how, does nothing for {known.alone:.0f} s"
+    reason = f"every rank is gone; only the launcher knows how they ended, and it does nothing for {known.alone:.0f} s"
     return Verdict(Cause.LAUNCHER_DIED, reason, seen.now, step=step, failed_at=since)

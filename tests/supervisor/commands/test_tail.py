@@ -139,7 +139,7 @@ def test_events_are_the_lines_of_the_file(tmp_path: Path) -> None:
     writer.run.events.write_text("not an event\n" + text + '{"msg":"torn')
     result = run_events(writer, "--json")
     assert result.stdout == text
-    assert result.stderr == "1 lines of events.jsonl are no events and were passed over\n"
+    assert result.stderr == "1 lines of events.jsonl are not events and were skipped\n"
 
 
 def test_events_can_be_chosen(tmp_path: Path) -> None:

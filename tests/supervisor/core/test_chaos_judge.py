@@ -180,7 +180,7 @@ def test_what_is_left_and_what_overlaps() -> None:
 
     early = [dict(e) for e in tape.events]
     next(e for e in early if e["msg"] == "attempt_started" and e["attempt"] == 1)["wanted_mono"] = 100.2
-    assert any("before the one before it" in r.problem for r in judge(Round(1, Tier.MEMORY, ()), early, {}))
+    assert any("before the previous attempt" in r.problem for r in judge(Round(1, Tier.MEMORY, ()), early, {}))
 
 
 def test_spans_follow_each_other() -> None:

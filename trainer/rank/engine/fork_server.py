@@ -79,7 +79,7 @@ class _Server:
             wanted = read(path, Wanted)
             inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
         except (OSError, ValueError) as error:
-            return {"unfit": f"what it is to import, or what it has found, is no file that can be used: {error}"}
+            return {"unfit": f"its list of modules cannot be read, or its findings cannot be written: {error}"}
         # The garbage collectors of the forks need not look at objects that all forks share.
         gc.freeze()
         return {"ready": True, "found": str(found), "pid": os.getpid()}

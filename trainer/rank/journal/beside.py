@@ -126,7 +126,7 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
         if not stat.S_ISREG(before.st_mode) or not os.access(path, os.W_OK, effective_ids=True):
             return None
         if before.st_nlink > 1:
-            return Unsafe(f"it has {before.st_nlink} names (hard links), and all are to have the new content")
+            return Unsafe(f"it has {before.st_nlink} names (hard links), and all of them must get the new content")
         if before.st_uid != os.geteuid() and os.geteuid():
             return Unsafe("it belongs to another user")
         if before.st_size and _free(folder) < before.st_size + before.st_size // 50 + _PROBE:

@@ -151,7 +151,7 @@ def parse_fault(spec: str) -> Fault:
     if at and set(when) not in _TOGETHER:
         raise FaultSpecError(
             f"fault {spec!r}: after '@' comes one of step=N, after=DURATION, phase=NAME, standby=warming; "
-            "to the last two may be added ,step=N"
+            "the last two may have ,step=N"
         )
     if when.get("standby", "warming") != "warming":
         raise FaultSpecError(f"fault {spec!r}: standby must be 'warming', not {when['standby']!r}")
