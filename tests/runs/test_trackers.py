@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from pathlib import Path
 
@@ -89,3 +90,47 @@ def test_tensorboard_is_left_alone(run: Run) -> None:
     assert run.launch(*alone, run.script(BOARD)) == 0, run.warnings()
     assert not run.dir.trackers.exists()
     assert twice(shown(run.folder / "steps")) >= {*range(21, 32)}
+
+
+LIGHTNING = """
+import os, torch, lightning
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 4)
+    def training_step(self, batch, index):
+        loss = self.net(batch[0]).pow(2).mean()
+        self.log("loss", loss)
+        if self.global_step > 25:
+            self.log("later", loss)
+        if self.global_step == 30:
+            self.loggers[0].save()
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+keep = lightning.pytorch.callbacks.ModelCheckpoint(every_n_train_steps=20, save_top_k=-1)
+trainer = lightning.Trainer(
+    max_steps=60, accelerator="cpu", devices=1, logger=[CSVLogger("logs"), TensorBoardLogger("board")],
+    enable_progress_bar=False, callbacks=[keep], log_every_n_steps=1,
+)
+data = torch.utils.data.TensorDataset(torch.randn(64, 4))
+trainer.fit(Model(), torch.utils.data.DataLoader(data, batch_size=1))
+"""
+
+
+@pytest.mark.cold
+def test_lightning(run: Run) -> None:
+    """Both of its loggers go on in the folder of the first attempt, `version_0`; the CSVLogger by itself removes the
+    file that it finds there."""
+    needs("lightning")
+    needs("tensorboard")
+    assert run.launch("--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(LIGHTNING)) == 0, run.warnings()
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
+    (table,) = (run.folder / "logs").rglob("metrics.csv")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [*range(60)]
+    assert [int(row["step"]) for row in rows if row["later"]] == [*range(26, 60)]
+    (board,) = {path.parent for path in (run.folder / "board").rglob("*tfevents*")}
+    assert shown(board) == [*range(60)]

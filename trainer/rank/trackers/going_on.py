@@ -15,6 +15,9 @@ from ...rundir.files.durable import replace_soon
 from ...rundir.layout import RunDir
 from ..progress import Position, progress
 
+_MOST_FLUSHED = 100
+"""Points between a save and the next step that are each written to disk at once."""
+
 
 class _Chosen(msgspec.Struct, frozen=True):
     key: str
@@ -31,6 +34,10 @@ class GoingOn:
         """The start of this process's program, by the clock of file times."""
         self._run = run
         self._asked: Counter[str] = Counter()
+        self._flushes: list[Callable[[], object]] = []
+        self._saved_at = -1
+        self._flushed = 0
+        progress().before_saves.append(self._saving)
 
     def recall(self, key: str, choose: Callable[[], str]) -> str:
         """The choice of an earlier attempt, for the same `key` and the same count of calls with it. If there is none,
@@ -55,6 +62,22 @@ class GoingOn:
         return progress().position()
 
     def before_saves(self, flush: Callable[[], object]) -> None:
-        """`flush` is called when the program begins to save. So a kill does not lose points from before a
-        checkpoint."""
-        progress().before_saves.append(flush)
+        """`flush` is called when the program begins to save, and raises nothing. So a kill does not lose points from
+        before a checkpoint."""
+        self._flushes.append(flush)
+
+    def just_saved(self) -> bool:
+        """Whether the program has saved since its last step: some log that step only then."""
+        if self._saved_at < 0 or self._flushed >= _MOST_FLUSHED:
+            return False
+        self._flushed += 1
+        at = self.position()
+        if at is None or at.done != self._saved_at:
+            self._saved_at = -1
+        return self._saved_at >= 0
+
+    def _saving(self) -> None:
+        at = self.position()
+        self._saved_at, self._flushed = (-1 if at is None else at.done), 0
+        for flush in self._flushes:
+            flush()

@@ -7,13 +7,15 @@ import os
 from types import ModuleType
 from typing import Any
 
+from . import csv_rows
 from .going_on import GoingOn
 
 
 def _versions(module: ModuleType, going_on: GoingOn) -> None:
     """Wraps `_get_next_version`, as read in lightning 2.6. Without it each attempt has a folder of its own, as without
     us."""
-    for name in ("TensorBoardLogger", "CSVLogger"):
+    csv_rows.hook(module, going_on)
+    for name in ("TensorBoardLogger", *(["CSVLogger"] if csv_rows.fits(module) else [])):
         logger: Any = getattr(module, name, None)
         original = getattr(logger, "__dict__", {}).get("_get_next_version")
         if original is not None:

@@ -104,7 +104,11 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
         if folder is not None and not folder.settled:
             with contextlib.suppress(Exception):  # An error in a tracker must not end the training.
                 folder.before(self, event)
-        return write(self, event)
+        result = write(self, event)
+        if going_on.just_saved():
+            with contextlib.suppress(Exception):
+                self.flush()
+        return result
 
     def flush() -> None:
         for writer, pid in list(writers.items()):
