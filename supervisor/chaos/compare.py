@@ -82,7 +82,7 @@ def _checkpoint(path: Path, manifest: Manifest, other: RunDir, passed_over: Sequ
     if theirs.files == manifest.files:
         return ""  # The digests cover every byte, and were just verified.
     for file in manifest.files:
-        if difference := _shard(path, manifest, good.path, theirs, file):
+        if difference := _shard(path, manifest, good.path, theirs, file, passed_over):
             return difference
     return ""
 
@@ -93,13 +93,20 @@ def _state(manifest: Manifest, passed_over: Sequence[str]) -> Any:
     return {key: value for key, value in manifest.state.items() if key not in passed_over}
 
 
-def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str) -> str:
+def _own(state: Any, passed_over: Sequence[str]) -> Any:
+    """A rank's own state, without the values that are marked in the parts `passed_over`."""
+    if not isinstance(state, dict) or not isinstance(marked := state.get("per_rank"), dict):
+        return state
+    return {**state, "per_rank": {path: v for path, v in marked.items() if path.split("/")[0] not in passed_over}}
+
+
+def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str, passed_over: Sequence[str]) -> str:
     """How the content of a rank's file differs. The layout of the file does not matter."""
     try:
         (mine, own), (other, their_own) = _contents(one, manifest, file), _contents(two, theirs, file)
     except CheckpointError as error:
         return str(error)
-    if own != their_own:
+    if _own(own, passed_over) != _own(their_own, passed_over):
         return f"the own state of the rank in {file} differs (generators, most likely)"
     for key in mine.keys() | other.keys():
         if mine.get(key) != other.get(key):

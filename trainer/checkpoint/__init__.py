@@ -12,6 +12,7 @@ from .errors import (
     StateError,
     Unreadable,
 )
+from .state.marks import PerRank
 
 if TYPE_CHECKING:
     from .checkpointer import Checkpointer
@@ -23,6 +24,7 @@ __all__ = [
     "Checkpointer",
     "Damaged",
     "NoUsableCheckpoint",
+    "PerRank",
     "StateError",
     "Unreadable",
     "load_checkpoint",

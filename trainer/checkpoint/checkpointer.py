@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,20 @@ from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
 from .disk.save import Order, save
 from .errors import CheckpointError
+from .format.plan import Spec
 from .group import ranks as this_group
 from .guard import Guard, Window
 from .interval import Interval, Pace, Stalls, flush_cost
 from .memory.memory import Memory, Place
 from .memory.tier import Tier, Wish
 from .notices import Notices
-from .options import Every, checked_every, checked_keep, checked_resume
+from .options import Every, checked_every, checked_keep, checked_on_resize, checked_resume
 from .preemption import StopFlag
 from .state import buckets, rng
+from .state.packing import Packed
+from .state.per_rank import OnResize, Resize, buffers_of
 from .state.refusals import refuse, refuse_unready
-from .state.state import Stateful, apply, bare, capture, capture_rank
+from .state.state import Stateful, apply, bare, capture, capture_own, capture_rank
 
 _REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
@@ -52,8 +56,13 @@ class Checkpointer:
     `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each such
     step is then on disk, and `keep` of them are kept), "auto" (see Interval), or None: only when asked to stop and at
     the end. `extra` is a dict of numbers, text, tensors and dataclasses, or a function that returns one. After
-    restore(), `.extra` holds the stored one. `seed` sets the generators of a rank that the checkpoint does not have,
-    because it is of fewer ranks. `seal` is called on rank 0 before each commit of this process.
+    restore(), `.extra` holds the stored one. What is not the same on every rank is marked in it: PerRank(value).
+
+    `data` and marked values are each rank's own, and come back on the rank of the same number. Another number of ranks
+    is a CheckpointMismatch, unless the object has `reshard(states, rank, world_size)`, which returns a rank's state, or
+    with on_resize="reset": then they keep the state that they have. `seed` sets the generators of a rank that the
+    checkpoint does not have, because it is of fewer ranks. `seal` is called on rank 0 before each commit of this
+    process.
 
     Under a supervisor there is a memory tier (see Memory). `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for no snapshots.
@@ -84,6 +93,7 @@ class Checkpointer:
         seed: int = 0,
         seal: Callable[[], None] = lambda: None,
         spike: float | None = None,
+        on_resize: OnResize = "refuse",
     ) -> None:
         here = supervised()
         refuse({"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "data": data})
@@ -106,6 +116,7 @@ class Checkpointer:
         self._keep = checked_keep(keep)
         self.resume = checked_resume(resume or (here.resume if here else "auto"))
         self._seed = seed
+        self._on_resize = checked_on_resize(on_resize)
         self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
@@ -133,7 +144,7 @@ class Checkpointer:
         changed."""
         # A state that cannot be saved is found now. The first save may be hours later.
         refuse_unready(self._parts.get("model"))
-        self._capture()
+        marked = self._capture()[0].marked
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
         loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
@@ -141,10 +152,14 @@ class Checkpointer:
             self._done = 0
         else:
             where = loaded.name if loaded.source == "memory" else f"checkpoint {self.directory / loaded.name}"
-            for sentence in apply(self._parts, loaded.shared, where):
+            was, (rank, world_size) = loaded.manifest.world_size, (self._ranks.rank, self._ranks.world_size)
+            resize = Resize(rank, world_size, was, self._on_resize, where)
+            settled = resize.settle(loaded, self._parts.get("data"), marked)
+            parts = {name: part for name, part in self._parts.items() if name not in settled.afresh}
+            for sentence in [*settled.notices, *apply(parts, settled.state, where)]:
                 self._notices.say(sentence)
             self._apply_own(loaded, where)
-            self.extra = loaded.shared.get("extra") or {}
+            self.extra = settled.state.get("extra") or {}
             self._done = loaded.manifest.step
             self._saved = self._done if loaded.source == "disk" else -1
         self._pass_over(loaded)
@@ -274,7 +289,7 @@ class Checkpointer:
         memory, problem = None, None
         place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
         try:
-            memory = Memory(place, self._parts)
+            memory = Memory(place, self._parts, led=self._led)
         except (OSError, ValueError) as error:
             problem = str(error)
         problems = [text for text in self._ranks.exchange(problem) if text]
@@ -313,8 +328,14 @@ class Checkpointer:
     def _extra_now(self) -> dict[str, Any]:
         return (self._extra() if callable(self._extra) else self._extra) or {}
 
-    def _capture(self) -> tuple[Any, Any]:
-        return capture(self._parts, self._done, self._extra_now()), capture_rank(self._ranks.rank)
+    def _led(self, specs: Mapping[str, Spec]) -> frozenset[str]:
+        return buffers_of(self._parts.get("model"), specs, frozenset()) if self._ranks.world_size > 1 else frozenset()
+
+    def _capture(self) -> tuple[Packed, Packed]:
+        shared = capture(self._parts, self._done, self._extra_now())
+        shared = replace(shared, led=self._led(shared.specs))
+        own = capture_own(self._ranks.rank, shared, self._parts.get("data"))
+        return shared, capture_rank(self._ranks.rank, own=own)
 
     def _apply_own(self, loaded: Loaded, where: str) -> None:
         if loaded.own is not None:

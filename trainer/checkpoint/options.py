@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .disk.restore import MODES
+from .state.per_rank import OnResize
 
 Every = int | Literal["auto"] | None
 
@@ -19,6 +20,12 @@ def checked_keep(keep: int) -> int:
     if keep >= 2:
         return keep
     raise ValueError(f"keep={keep}: at least two, so that one damaged checkpoint costs no more than a few steps")
+
+
+def checked_on_resize(on_resize: OnResize) -> OnResize:
+    if on_resize in ("refuse", "reset"):
+        return on_resize
+    raise ValueError(f"on_resize={on_resize!r}: give 'refuse' or 'reset'")
 
 
 def checked_resume(resume: str) -> str:

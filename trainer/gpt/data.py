@@ -114,5 +114,9 @@ class Batches:
     def state_dict(self) -> dict[str, object]:
         return {"seed": self._seed, "bytes": self._data.numel(), "digest": self._digest}
 
+    def reshard(self, states: list[dict[str, object]], rank: int, world_size: int) -> dict[str, object]:
+        """For another number of ranks: every rank's state is the same, and no place in the data is in it."""
+        return states[0]
+
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.changed = state != self.state_dict()

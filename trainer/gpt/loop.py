@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.memory.tier import Wish
 from ..checkpoint.state import rng
+from ..checkpoint.state.marks import PerRank
 from ..errors import UsageError
 from ..rank.progress import progress
 from ..rundir.codes import Phase
@@ -72,13 +73,18 @@ def _metrics(root: Path) -> Metrics:
         raise UsageError(f"--out {root}: {error.strerror}; give a folder that can be written to") from None
 
 
+def _of_rank_0(values: list[str], rank: int, world_size: int) -> str:
+    """Only rank 0 writes metrics."""
+    return values[0] if rank == 0 else ""
+
+
 def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metrics | None) -> Checkpointer:
     return Checkpointer(
         model=parts.forward,
         optimizer=parts.optimizer,
         scaler=parts.scaler,
         data=parts.batches,
-        extra=lambda: {"config": asdict(config), "metrics": metrics.pending if metrics else ""},
+        extra=lambda: {"config": asdict(config), "metrics": PerRank(metrics.pending if metrics else "", _of_rank_0)},
         directory=config.checkpoint_dir or root / "checkpoints",
         every=config.checkpoint_every,
         snapshot_every=config.snapshot_every,

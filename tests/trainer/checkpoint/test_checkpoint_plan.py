@@ -32,6 +32,21 @@ def test_shares_are_equal_but_for_an_element(tensors: dict[str, Spec], world_siz
         assert abs(written - total / world_size) < 16
 
 
+@given(tensors=TENSORS, world_size=st.integers(1, 9), data=st.data())
+def test_rank_0_writes_what_it_leads(tensors: dict[str, Spec], world_size: int, data: st.DataObject) -> None:
+    """Some tensors belong to rank 0 alone; every other is shared out as if they were not there."""
+    led = data.draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
+    shares = plan(tensors, world_size, 64, led)
+    rest = plan({name: spec for name, spec in tensors.items() if name not in led}, world_size, 64)
+
+    assert not [share for own in shares[1:] for share in own if share.name in led]
+    assert tuple(tuple(share for share in own if share.name not in led) for own in shares) == rest
+    written = [share for share in shares[0] if share.name in led]
+    assert {name: sum(s.count for s in written if s.name == name) for name in led} == {
+        name: tensors[name].count for name in led
+    }
+
+
 @given(tensors=TENSORS, world_size=st.integers(1, 4))
 def test_every_rank_computes_the_same(tensors: dict[str, Spec], world_size: int) -> None:
     """The plan depends on nothing but its arguments, and elements stay aligned in every file."""

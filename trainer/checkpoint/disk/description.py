@@ -38,7 +38,7 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
             save_seconds=round(seconds, 6),
             bytes=snapshot.bytes,
             state=about["state"],
-            tensors=stored(specs, plan(specs, snapshot.world_size)),
+            tensors=stored(specs, plan(specs, snapshot.world_size, led=frozenset(about.get("led", ())))),
             files=files
             or {shard_name(r): StoredFile(snapshot.record(r).payload, "") for r in range(snapshot.world_size)},
         )

@@ -10,6 +10,7 @@ No rank chooses alone, and only rank 0 moves anything. Only a run that never had
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ from ..state import tensors, tree
 from . import retention, store
 from .description import describe, payload
 
+Read = Callable[[str, Sink], dict[str, str]]
+"""Reads a file of a checkpoint into memory that the sink gives, and returns its metadata."""
+
 MODES = ("auto", "never", "must")
 _SNAPSHOT = "snapshot of step "
 _WENT_BACK = "the run went back to before it, because of what came after it"
@@ -44,6 +48,8 @@ class Loaded:
     shared: dict[str, Any]
     own: dict[str, Any] | None
     source: Literal["disk", "memory"] = "disk"
+    everyone: tuple[dict[str, Any], ...] | None = None
+    """What each rank that saved has of its own. Only if that is another number of ranks than was said to be here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,15 @@ class Tiers:
     rollback: Rollback | None = None
 
 
-def load(path: Path, rank: int) -> Loaded:
+def load(path: Path, rank: int, world_size: int | None = None) -> Loaded:
     """The checkpoint `path` as `rank` needs it. Damaged, Unreadable or Misfit; then no part of it may be used."""
     # Sizes are compared before memory is taken for what a manifest promises.
     manifest = store.check(path)
-    return assemble(path.name, manifest, rank, lambda file, sink: store.read_file(path, manifest, file, sink))
+    read = functools.partial(store.read_file, path, manifest)
+    return assemble(path.name, manifest, rank, read, world_size)
 
 
-def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
+def recall(segment: Path, step: int, run: str | None, rank: int, world_size: int | None = None) -> Loaded:
     """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
     snapshot = snapshots.find(segment, step)
     if snapshot is None:
@@ -83,7 +90,11 @@ def recall(segment: Path, step: int, run: str | None, rank: int) -> Loaded:
     if manifest.run != run:
         raise Damaged(f"it belongs to another run, {manifest.run}")
     files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
-    loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, lambda file, sink: _taken(files[file], sink))
+    read: Read = lambda file, sink: _taken(files[file], sink)  # noqa: E731
+    try:
+        loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, read, world_size)
+    except Misfit as error:
+        raise Damaged(str(error)) from None  # there is no digest that could tell
     if not snapshots.unchanged(snapshot):
         raise Damaged("it was written over while it was read")
     identity = "-".join(str(record.serial) for _, record in snapshot.places)
@@ -98,10 +109,10 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
     return metadata
 
 
-def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+def assemble(name: str, manifest: Manifest, rank: int, read: Read, world_size: int | None = None) -> Loaded:
     """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged, Unreadable or Misfit."""
     try:
-        return _assemble(name, manifest, rank, read)
+        return _assemble(name, manifest, rank, read, world_size)
     except StateError as error:
         raise Unreadable(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -110,33 +121,33 @@ def assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink
         raise Unreadable(f"there is no memory for it: {error}") from None
 
 
-def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sink], dict[str, str]]) -> Loaded:
+def _assemble(name: str, manifest: Manifest, rank: int, read: Read, world_size: int | None) -> Loaded:
     shared = {key: tensors.empty(stored.spec) for key, stored in manifest.tensors.items()}
     homes: dict[tuple[str, str], memoryview] = {}
     for key, stored in manifest.tensors.items():
         view, size = tensors.view_of(shared[key]), shared[key].element_size()
         for piece in stored.pieces:
             homes[piece.file, piece.key] = view[piece.start * size : (piece.start + piece.count) * size]
-    own: dict[str, torch.Tensor] = {}
-    own_tree: str | None = None
+    everyone = world_size not in (None, manifest.world_size)
+    owns: dict[str, dict[str, Any]] = {}
     misfits: list[str] = []
     for file in manifest.files:
-        mine = file == shard_name(rank)
+        own: dict[str, torch.Tensor] | None = {} if everyone or file == shard_name(rank) else None
 
-        def sink(entry: Entry, file: str = file, mine: bool = mine) -> memoryview | None:
+        def sink(entry: Entry, file: str = file, own: dict[str, torch.Tensor] | None = own) -> memoryview | None:
             if (home := homes.pop((file, entry.key), None)) is not None:
                 if len(home) == entry.spec.bytes:
                     return home
                 misfits.append(f"{entry.key} has {entry.spec.bytes} bytes in {file}, and {len(home)} in the manifest")
                 return None
-            if not mine:
+            if own is None:
                 return None
             own[entry.key] = tensors.empty(entry.spec)
             return tensors.view_of(own[entry.key])
 
         metadata = read(file, sink)
-        if mine:
-            own_tree = metadata["state"]
+        if own is not None:
+            owns[file] = tree.decode(json.loads(metadata["state"]), own.__getitem__)
     misfits += [f"{key} is not in {file}" for file, key in homes]
     if misfits:
         # Every byte is as it was written. An older version wrote such a checkpoint where the ranks' states differed.
@@ -145,16 +156,18 @@ def _assemble(name: str, manifest: Manifest, rank: int, read: Callable[[str, Sin
         name=name,
         manifest=manifest,
         shared=tree.decode(manifest.state, shared.__getitem__),
-        own=None if own_tree is None else tree.decode(json.loads(own_tree), own.__getitem__),
+        own=owns.get(shard_name(rank)),
+        everyone=tuple(owns[shard_name(r)] for r in range(manifest.world_size)) if everyone else None,
     )
 
 
-def _attempt(tiers: Tiers, name: str, rank: int) -> tuple[Loaded | None, dict[str, Any]]:
+def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict[str, Any]]:
+    here = ranks.rank, ranks.world_size
     try:
         if name.startswith(_SNAPSHOT) and tiers.segment:
-            loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, rank)
+            loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, *here)
         else:
-            loaded = load(tiers.folder / name, rank)
+            loaded = load(tiers.folder / name, *here)
     except Damaged as error:
         return None, {"problem": str(error), "damaged": True}
     except (Unreadable, Misfit, OSError) as error:
@@ -253,7 +266,7 @@ def _newest_whole(
 ) -> Loaded | None:
     while (name := ranks.lead(lambda: _next(tiers, tried))) is not None:
         tried.append(name)
-        loaded, report = _attempt(tiers, name, ranks.rank)
+        loaded, report = _attempt(tiers, name, ranks)
         reports = ranks.exchange(report)
         problem = _problem(reports)
         if problem is None:

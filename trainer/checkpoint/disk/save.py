@@ -73,7 +73,7 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     """`order` is committed on every rank, or has failed on every rank with the reason. If it failed, nothing of it is
     left, and older checkpoints are unchanged. All ranks call it at the same step."""
     began = time.monotonic()
-    shares = plan(order.shared.specs, ranks.world_size)
+    shares = plan(order.shared.specs, ranks.world_size, led=order.shared.led)
     size = sum(spec.bytes for spec in order.shared.specs.values())
     temporary = None
     try:

@@ -10,7 +10,7 @@ It is a pure function of the tensors' types and shapes, so every rank computes t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 PIECE_BYTES = 32 << 20
@@ -63,9 +63,14 @@ Shares = tuple[tuple[Share, ...], ...]
 """For each rank, the shares that it writes."""
 
 
-def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES) -> Shares:
-    """For each rank, the shares that it writes. Every element is in exactly one share. Ranks differ by less than the
-    bytes of one element per cut. No share is larger than `piece_bytes` (or one element)."""
+def plan(
+    tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES, led: Set[str] = frozenset()
+) -> Shares:
+    """For each rank, the shares that it writes. Every element is in exactly one share. Rank 0 writes the tensors in
+    `led`. Otherwise ranks differ by less than the bytes of one element per cut. No share is larger than `piece_bytes`
+    (or one element)."""
+    if led:
+        return _led(tensors, world_size, piece_bytes, led)
     # Wide elements come first: then every offset in a file is a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype])
     total = sum(spec.bytes for _, spec in ordered)
@@ -86,3 +91,10 @@ def plan(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_
             if start >= spec.count:
                 break
     return tuple(tuple(share) for share in shares)
+
+
+def _led(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int, led: Set[str]) -> Shares:
+    ahead = plan({name: spec for name, spec in tensors.items() if name in led}, 1, piece_bytes)[0]
+    rest = plan({name: spec for name, spec in tensors.items() if name not in led}, world_size, piece_bytes)
+    first = sorted([*ahead, *rest[0]], key=lambda share: -ITEM_BYTES[tensors[share.name].dtype])
+    return (tuple(first), *rest[1:])

@@ -41,10 +41,11 @@ class Image:
     """Planned for one set of tensors: those of `shared`. `steady` names the steady ones."""
 
     def __init__(self, shared: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
-        self.specs = shared.specs
+        self.specs, self.led = shared.specs, shared.led
         self._rank = rank
-        shares = [share for share in plan(shared.specs, world_size)[rank] if share.count]
-        self._entries = [entry_of(share, shared.specs[share.name]) for share in plan(shared.specs, world_size)[rank]]
+        mine = plan(shared.specs, world_size, led=shared.led)[rank]
+        shares = [share for share in mine if share.count]
+        self._entries = [entry_of(share, shared.specs[share.name]) for share in mine]
         self._index = b""
         self._own_specs: dict[str, Spec] | None = None
         self._stage = {

@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ...rundir.files.codec import encode
 from ..errors import StateError
 from ..state import rng
-from ..state.packing import Packer
-from ..state.state import Stateful, capture, capture_rank, steadiness
+from ..state.packing import Led, Packed, Packer
+from ..state.state import Stateful, capture, capture_own, capture_rank, steadiness
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
 from .segment import Buffer, Removed, Segment
@@ -47,6 +47,7 @@ class _Job:
     image: Image
     tree: Any
     generators: dict[str, Any]
+    own: Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,15 @@ class Place:
 class Memory:
     """Snapshots of `parts`. OSError if the place cannot hold any. `problem` says why there are no more snapshots."""
 
-    def __init__(self, place: Place, parts: Mapping[str, Stateful], spare: bool | None = None) -> None:
-        """`spare`: whether a core is spare for copying; None: found out here."""
+    def __init__(
+        self,
+        place: Place,
+        parts: Mapping[str, Stateful],
+        spare: bool | None = None,
+        led: Led = lambda specs: frozenset(),
+    ) -> None:
+        """`spare`: whether a core is spare for copying; None: found out here. `led` chooses the tensors that each rank
+        has its own of."""
         self.problem: str | None = None
         self.removed = False
         """Whether the problem is that somebody else has removed the snapshots. Then there is room for new ones."""
@@ -77,7 +85,7 @@ class Memory:
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
-        self._packer = Packer(lambda: steadiness(parts))
+        self._packer = Packer(lambda: steadiness(parts), led)
         self._image: Image | None = None
         self._needed = 0
         self.spare = spare_cores(place.world_size) if spare is None else spare
@@ -138,7 +146,13 @@ class Memory:
             self._image = image
             self._copier = copier_for(shared.tensors.values(), self.spare)
         image.stage(shared)
-        return _Job(step, pin, owed, image, shared.tree, generators)
+        own = capture_own(self._place.rank, shared, self._parts.get("data"))
+        own = replace(own, tensors={name: tensor.clone() for name, tensor in own.tensors.items()})
+        return _Job(step, pin, owed, image, shared.tree, generators, own)
+
+    def forget(self) -> None:
+        """The next snapshot is planned anew."""
+        self._packer.forget()
 
     def gate(self) -> None:
         """Waits until parameters and optimizer state may be changed."""
@@ -179,7 +193,7 @@ class Memory:
                 self._idle.set()
 
     def _write(self, job: _Job) -> None:
-        own = capture_rank(self._place.rank, job.generators)
+        own = capture_rank(self._place.rank, job.generators, job.own)
         header = job.image.header(own)
         sidecar = self._sidecar(job) if self._place.rank == 0 else b""
         payload = job.image.payload(header, own)
@@ -217,6 +231,8 @@ class Memory:
             text = encode(specs)
             self._specs_text = (job.image.specs, text)
         about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
+        if job.image.led:
+            about["led"] = sorted(job.image.led)
         return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..format.plan import Spec
 from . import tensors, tree
+from .marks import PerRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,10 @@ class Packed:
     specs: Mapping[str, Spec]
     visited: Sequence[str] = ()
     """The name of each tensor met, in order. A tied tensor has the name of the earlier one that it is tied to."""
+    marked: Mapping[str, PerRank] = field(default_factory=dict)
+    """The values that are this rank's alone, by path. They are not in `tree`."""
+    led: frozenset[str] = frozenset()
+    """The tensors that each rank has its own of. Those of rank 0 are saved as the shared ones."""
 
 
 def pack(state: Any, prefix: str = "") -> Packed:
@@ -30,8 +35,12 @@ def pack(state: Any, prefix: str = "") -> Packed:
     specs: dict[str, Spec] = {}
     names: dict[tuple[Any, ...], str] = {}
     visited: list[str] = []
+    marked: dict[str, PerRank] = {}
 
     def name_of(value: Any, path: str) -> str | None:
+        if isinstance(value, PerRank):
+            marked[path] = value
+            return path
         if not isinstance(value, torch.Tensor):
             return None
         spec = tensors.spec_of(value, path)
@@ -47,10 +56,11 @@ def pack(state: Any, prefix: str = "") -> Packed:
         visited.append(name)
         return name
 
-    return Packed(tree.encode(state, prefix, name_of), found, specs, visited)
+    return Packed(tree.encode(state, prefix, name_of), found, specs, visited, marked)
 
 
 Steadiness = Callable[[str, torch.Tensor], bool]
+Led = Callable[[Mapping[str, Spec]], frozenset[str]]
 
 
 class _Moved(Exception):
@@ -117,10 +127,14 @@ class Packer:
     """pack() with a memory: `specs` and `steady` of the result stay the same objects as long as no tensor has moved.
 
     `steadiness()` returns a function of a path and a tensor: whether the tensor keeps its place, and changes only when
-    the optimizer steps."""
+    the optimizer steps. `led` chooses the tensors that each rank has its own of."""
 
-    def __init__(self, steadiness: Callable[[], Steadiness]) -> None:
-        self._steadiness = steadiness
+    def __init__(
+        self,
+        steadiness: Callable[[], Steadiness],
+        led: Led = lambda specs: frozenset(),
+    ) -> None:
+        self._steadiness, self._led = steadiness, led
         self._visits: list[_Visit] = []
         self._blocks: dict[tuple[str, ...], _Block] = {}
         self._last: Packed | None = None
@@ -141,6 +155,8 @@ class Packer:
         self._visits = []
 
         def visit(value: Any, path: str) -> str | None:
+            if isinstance(value, PerRank):
+                return path
             if not isinstance(value, torch.Tensor):
                 return None
             name = next(named)
@@ -154,9 +170,14 @@ class Packer:
         self._blocks = {}
         for path in _BLOCKS:
             self._set_apart(path, state, packed.tree)
+        packed = replace(packed, led=self._led(packed.specs))
         # Kept alive, so that an address still means one tensor only.
         self._last = packed
         return packed
+
+    def forget(self) -> None:
+        """The next state is split anew, also if no tensor has moved."""
+        self._last = None
 
     def _set_apart(self, path: tuple[str, ...], state: Any, encoded: Any) -> None:
         found = _block_at(state, path)
@@ -172,8 +193,12 @@ class Packer:
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}
         visits = iter(self._visits)
+        marked: dict[str, PerRank] = {}
 
         def name_of(value: Any, path: str) -> str | None:
+            if isinstance(value, PerRank):
+                marked[path] = value
+                return path
             if not isinstance(value, torch.Tensor):
                 return None
             seen = next(visits, None)
@@ -197,4 +222,4 @@ class Packer:
             raise _Moved
         for path, block in self._blocks.items():
             encoded = _without(encoded, path, block.encoded)
-        return Packed(encoded, found, last.specs, last.visited)
+        return Packed(encoded, found, last.specs, last.visited, marked, last.led)

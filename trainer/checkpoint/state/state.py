@@ -1,7 +1,7 @@
 """The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  data  guard  ddp  step  extra
-    per rank:                         rng
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  ddp  step  extra
+    per rank:                         rng  data  values marked PerRank  small buffers of the model (from rank 1 on)
 
 Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
 scheduler, scaler, data, guard. The generators are last, because the other parts may draw from them.
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import CheckpointMismatch
+from ..errors import CheckpointMismatch, StateError
 from . import mismatch, rng
 from .packing import Packed, Steadiness, pack
+from .per_rank import own_state
 
 
 class Stateful(Protocol):
@@ -40,8 +41,8 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
-    """The shared state of `parts` after `step` steps."""
-    state = {name: part.state_dict() for name, part in parts.items()}
+    """The shared state of `parts` after `step` steps, and the marked values in it."""
+    state = {name: part.state_dict() for name, part in parts.items() if name != "data"}
     return pack({**state, "step": step, "extra": extra})
 
 
@@ -60,9 +61,22 @@ def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
     return is_steady
 
 
-def capture_rank(rank: int, generators: dict[str, Any] | None = None) -> Packed:
-    """The state of this rank alone. `generators` come from rng.capture(); None: as they are now."""
-    return pack({"rng": generators or rng.capture()}, f"rank{rank}")
+def capture_own(rank: int, shared: Packed, data: Stateful | None) -> Packed:
+    """The state of this rank alone, without its generators. `shared` was captured at the same step."""
+    names = sorted(shared.led) if rank else []
+    buffers = {name.removeprefix("model/").replace("%40", "@"): shared.tensors[name] for name in names}
+    own = pack(own_state(data, shared.marked, buffers), f"rank{rank}")
+    if own.marked:
+        raise StateError(f"{next(iter(own.marked))} is a PerRank value in a state that is each rank's own already")
+    return own
+
+
+def capture_rank(rank: int, generators: dict[str, Any] | None = None, own: Packed | None = None) -> Packed:
+    """The state of this rank alone. `generators` come from rng.capture(); None: as they are now. `own` is the rest."""
+    drawn = pack({"rng": generators or rng.capture()}, f"rank{rank}")
+    if own is None:
+        return drawn
+    return Packed({**own.tree, **drawn.tree}, {**own.tensors, **drawn.tensors}, {**own.specs, **drawn.specs})
 
 
 def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> None:

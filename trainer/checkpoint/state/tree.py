@@ -6,6 +6,7 @@
     nan, inf, -inf            {"$float": "nan"}
     int beyond 64 bits        {"$int": "0x1f..."}
     tensor                    {"$tensor": name}
+    PerRank                   {"$per_rank": path}; comes back as a Reference. The value is in its rank's own file
     dataclass                 the dict of its fields; comes back as that dict
 
 Anything else is a StateError that names its path: a value that cannot come back exactly is not stored.
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import StateError
+from .marks import PerRank, Reference
 
 MAX_DEPTH = 100
 
@@ -55,7 +57,9 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
         case dict():
             return _encode_dict(value, path, name_of, depth)
     if (name := name_of(value, path)) is not None:
-        return {"$tensor": name}
+        return {"$per_rank" if isinstance(value, PerRank) else "$tensor": name}
+    if isinstance(value, PerRank):
+        raise StateError(f"{path} is a PerRank value where there are no ranks: give the value itself")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return _encode_dict(fields, path, name_of, depth)
@@ -105,6 +109,8 @@ def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
             return int(text, 16)
         case {"$tensor": str(name)}:
             return tensor(name)
+        case {"$per_rank": str(path)}:
+            return Reference(path)
         case dict():
             return {k: decode(v, tensor) for k, v in value.items()}
     return value

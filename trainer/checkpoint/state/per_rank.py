@@ -1,0 +1,148 @@
+"""What belongs to one rank alone: marked values, the state of `data`, and buffers of the model that differ.
+
+    capture    marked values leave the shared state; a reference stays in their place
+    restore    the same number of ranks: each has its own back. Another number: resharded, or begun afresh, or refused
+
+A buffer of a module (BatchNorm's averages) is what each rank's own batches made of it. Rank 0 writes its buffers with
+the shared state, for ranks that are new and for export. Each other rank writes its own beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointMismatch
+from ..format.plan import Spec
+from .marks import PerRank, Reference
+
+OnResize = Literal["refuse", "reset"]
+
+_SMALL_BUFFER = 256 << 10
+"""Buffers up to this many bytes are stored for each rank. A larger one (a mask, an average of all weights) only once it
+was seen to differ."""
+
+_ADVICE = 'or make the Checkpointer with on_resize="reset", which begins it afresh'
+
+
+class Saved(Protocol):
+    """As much of a loaded checkpoint as is needed here."""
+
+    @property
+    def shared(self) -> dict[str, Any]: ...
+    @property
+    def own(self) -> dict[str, Any] | None: ...
+    @property
+    def everyone(self) -> Sequence[dict[str, Any]] | None: ...
+
+
+def own_state(data: Any, marked: Mapping[str, PerRank], buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The state of this rank alone, without its generators."""
+    state: dict[str, Any] = {}
+    if data is not None:
+        state["data"] = data.state_dict()
+    if marked:
+        state["per_rank"] = {path: mark.value for path, mark in marked.items()}
+    if buffers:
+        state["buffers"] = dict(buffers)
+    return state
+
+
+def buffers_of(model: Any, specs: Mapping[str, Spec], differing: frozenset[str]) -> frozenset[str]:
+    """The names of the tensors that each rank has its own of: small buffers of `model`, and those in `differing`."""
+    if not isinstance(model, nn.Module):
+        return frozenset()
+    names = (f"model/{name}".replace("@", "%40") for name, _ in model.named_buffers())
+    return frozenset(
+        name for name in names if name in specs and (specs[name].bytes <= _SMALL_BUFFER or name in differing)
+    )
+
+
+def _references(value: Any) -> Iterator[Reference]:
+    if isinstance(value, Reference):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _references(inner)
+
+
+def _put_back(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, Reference):
+        return values.get(value.path)
+    if type(value) is dict:
+        return {key: _put_back(inner, values) for key, inner in value.items()}
+    return type(value)(_put_back(inner, values) for inner in value) if type(value) in (list, tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """`state` is the shared state with this rank's own values in it. `afresh`: parts that keep their present state.
+    `notices` tell how another number of ranks was met."""
+
+    state: dict[str, Any]
+    afresh: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
+
+
+class Resize:
+    """The move of a saved state to rank `rank` of `world_size`. `was` is the number of ranks that saved it."""
+
+    def __init__(self, rank: int, world_size: int, was: int, on_resize: OnResize, where: str) -> None:
+        self._rank, self._world_size, self._was = rank, world_size, was
+        self._on_resize, self._where = on_resize, where
+
+    def settle(self, saved: Saved, data: Any, marked: Mapping[str, PerRank]) -> Settlement:
+        """What this rank goes on from. `data` and `marked` are the live ones; nothing of them is changed.
+        CheckpointMismatch if a value may not move to another number of ranks."""
+        own, state = saved.own or {}, dict(saved.shared)
+        state.update(self._with_buffers(state, own))
+        if self._was == self._world_size:
+            if "data" in own:
+                state["data"] = own["data"]
+            values = own.get("per_rank") or {}
+            return Settlement({key: _put_back(value, values) for key, value in state.items()})
+        everyone = list(saved.everyone or ())
+        notices: list[str] = []
+        afresh: set[str] = set()
+        if data is not None and any("data" in each for each in everyone):
+            moved = self._moved(
+                "data", [each.get("data") for each in everyone], getattr(data, "reshard", None), notices
+            )
+            state["data"] = moved[0] if moved else None
+            afresh |= set() if moved else {"data"}
+        values = {}
+        for path in sorted({ref.path for value in state.values() for ref in _references(value)}):
+            mark = marked.get(path)
+            states = [(each.get("per_rank") or {}).get(path) for each in everyone]
+            found = self._moved(path, states, mark.reshard if mark else None, notices)
+            values[path] = found[0] if found else mark.value if mark else None
+        return Settlement(
+            {key: _put_back(value, values) for key, value in state.items()}, frozenset(afresh), tuple(notices)
+        )
+
+    def _with_buffers(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        model, mine = state.get("model"), own.get("buffers")
+        if not isinstance(model, dict) or not isinstance(mine, dict):
+            return {}
+        return {"model": {**model, **{name: value for name, value in mine.items() if name in model}}}
+
+    def _moved(
+        self, what: str, states: list[Any], reshard: Callable[..., Any] | None, notices: list[str]
+    ) -> tuple[Any] | None:
+        """The state of this rank made of those of all that saved; None if it begins afresh."""
+        change = f"{self._where} is of {self._was} ranks, and there are {self._world_size} now"
+        if reshard is not None:
+            notices.append(f"{change}: {what} was resharded")
+            return (reshard(states, self._rank, self._world_size),)
+        if self._on_resize == "reset":
+            notices.append(f"{change}: {what} begins afresh on each rank")
+            return None
+        how = (
+            "give the object a method reshard(states, rank, world_size) that returns the state of a rank"
+            if what == "data"
+            else "mark it as PerRank(value, reshard=function), where function(values, rank, world_size) returns a value"
+        )
+        raise CheckpointMismatch(f"{change}: {what} is each rank's own; {how}, {_ADVICE}")
