@@ -76,7 +76,7 @@ def test_help_loads_little() -> None:
         (["chaos", "--moments", "sav"], 2, "did you mean 'save'"),
         (["chaos", "--faults", ","], 2, "no fault at all"),
         (["chaos", "--matrix", "--count", "3"], 2, "leave --count"),
-        (["chaos", "--report", "nowhere/page.html"], 2, "no folder"),
+        (["chaos", "--report", "nowhere/page.html"], 2, "not a folder"),
         (["chaos", "nowhere.py"], 2, "no script 'nowhere.py'"),
         (["chaos", "--cuont", "3"], 2, "--count"),
         (["launch", "--resume", "perhaps", "script.py"], 2, "'auto', 'never', 'must'"),
