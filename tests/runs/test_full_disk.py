@@ -194,7 +194,7 @@ def test_a_stop_on_a_full_disk(run: Run, disk: SmallDisk) -> None:
     lines."""
     _print(run)
     disk.fill()
-    until(lambda: "what is printed is lost" in run.warnings())
+    until(lambda: "printed text is lost" in run.warnings())
     run.cli("stop", "run", "--now")
     assert run.wait() == 103
     assert [ended["exit_code"] for ended in run.events("run_ended")] == [103]
