@@ -1,4 +1,4 @@
-"""The mark of a value that each rank has its own of. Needs no torch."""
+"""The mark of a value that belongs to one rank. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PerRank:
-    """`value` is this rank's alone: it comes back on the rank of the same number. It may stand anywhere in `extra`, or
-    in the state of a part.
+    """`value` belongs to this rank alone. It comes back on the rank of the same number. It may be anywhere in `extra`,
+    or in the state of a part.
 
-    On another number of ranks `reshard(values, rank, world_size)` returns the value of a rank; `values` are those of
+    On another number of ranks `reshard(values, rank, world_size)` returns the value of a rank. `values` are those of
     all ranks that saved. Without it, such a restore is refused, unless the Checkpointer has on_resize="reset".
     """
 
@@ -22,6 +22,6 @@ class PerRank:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Stands in a loaded state where a marked value was."""
+    """Replaces a marked value in a loaded state."""
 
     path: str

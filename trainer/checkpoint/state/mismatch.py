@@ -1,4 +1,4 @@
-"""What of a stored state does not fit the model and the optimizer that are to take it. Nothing is touched here."""
+"""The differences between a stored state and the model and optimizer that are to load it. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _TOLD = 5
-"""Differences that a message names; the rest it counts."""
+"""The number of differences that a message names. The rest is counted."""
 
 _LIKE_THE_PARAMETER = frozenset(
     {
@@ -42,7 +42,7 @@ def sentence(where: str, problems: list[str]) -> str:
 
 
 def model_problems(live: Any, stored: Any) -> list[str]:
-    """Where `stored` has other names, types or shapes than `live`, the state_dict() of the model."""
+    """The names, types and shapes in which `stored` differs from `live`, the state_dict() of the model."""
     if not isinstance(stored, dict):
         return ["it holds no model"]
     problems = []
@@ -60,8 +60,8 @@ def model_problems(live: Any, stored: Any) -> list[str]:
 
 
 def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | None = None) -> list[str]:
-    """Where `stored` is the state of another class of optimizer, of other groups, or of parameters of other shapes.
-    `names` are those of the parameters of `optimizer`, in its order."""
+    """Problems if `stored` is the state of another class of optimizer, of other groups, or of parameters of other
+    shapes. `names` are the names of the parameters of `optimizer`, in its order."""
     try:
         theirs = [len(group["params"]) for group in stored["param_groups"]]
         ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
@@ -77,7 +77,7 @@ def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | No
 def _of_another_class(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> Iterator[str]:
     theirs = {key for group in stored["param_groups"] for key in group}
     ours = {key for group in optimizer.param_groups for key in group}
-    # Only one side has more in another version of the same optimizer, or with a scheduler.
+    # If only one side has more entries, it is another version of the same optimizer, or has a scheduler.
     lacks, has = set(optimizer.defaults) - theirs - _OF_ANY_OPTIMIZER, theirs - ours - _OF_ANY_OPTIMIZER
     if lacks and has:
         yield (

@@ -1,10 +1,10 @@
-"""What belongs to one rank alone: marked values, the state of `data`, and buffers of the model that differ.
+"""The state that each rank has of its own: marked values, the state of `data`, and small buffers of the model.
 
     capture    marked values leave the shared state; a reference stays in their place
-    restore    the same number of ranks: each has its own back. Another number: resharded, or begun afresh, or refused
+    restore    the same number of ranks: each rank has its own back. Another number: resharded, or afresh, or refused
 
-A buffer of a module (BatchNorm's averages) is what each rank's own batches made of it. Rank 0 writes its buffers with
-the shared state, for ranks that are new and for export. Each other rank writes its own beside.
+Each rank's batches make its own values in a buffer of a module (BatchNorm's averages). Rank 0 writes its buffers with
+the shared state, for new ranks and for export. Each other rank writes its own buffers beside.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .marks import PerRank, Reference
 OnResize = Literal["refuse", "reset"]
 
 _SMALL_BUFFER = 256 << 10
-"""Buffers up to this many bytes are stored for each rank. A larger one (a mask, an average of all weights) only once it
-was seen to differ."""
+"""Buffers up to this many bytes are stored for each rank. A larger one (a mask, an average of all weights) is stored
+only once it was seen to differ."""
 
 _ADVICE = 'or make the Checkpointer with on_resize="reset", which begins it afresh'
 
 
 class Saved(Protocol):
-    """As much of a loaded checkpoint as is needed here."""
+    """The fields of a loaded checkpoint that are needed here."""
 
     @property
     def shared(self) -> dict[str, Any]: ...
@@ -53,7 +53,7 @@ def own_state(data: Any, marked: Mapping[str, PerRank], buffers: Mapping[str, to
 
 
 def buffers_of(model: Any, specs: Mapping[str, Spec], differing: frozenset[str]) -> frozenset[str]:
-    """The names of the tensors that each rank has its own of: small buffers of `model`, and those in `differing`."""
+    """The names of the tensors that are stored for each rank: small buffers of `model`, and those in `differing`."""
     if not isinstance(model, nn.Module):
         return frozenset()
     names = (f"model/{name}".replace("@", "%40") for name, _ in model.named_buffers())
@@ -80,7 +80,7 @@ def _put_back(value: Any, values: Mapping[str, Any]) -> Any:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """`state` is the shared state with this rank's own values in it. `afresh`: parts that keep their present state.
-    `notices` tell how another number of ranks was met."""
+    `notices` tell what was done because of another number of ranks."""
 
     state: dict[str, Any]
     afresh: frozenset[str] = frozenset()
@@ -95,7 +95,7 @@ class Resize:
         self._on_resize, self._where = on_resize, where
 
     def settle(self, saved: Saved, data: Any, marked: Mapping[str, PerRank]) -> Settlement:
-        """What this rank goes on from. `data` and `marked` are the live ones; nothing of them is changed.
+        """The state that this rank resumes from. `data` and `marked` are the live ones; they are not changed.
         CheckpointMismatch if a value may not move to another number of ranks."""
         own, state = saved.own or {}, dict(saved.shared)
         state.update(self._with_buffers(state, own))
@@ -132,7 +132,7 @@ class Resize:
     def _moved(
         self, what: str, states: list[Any], reshard: Callable[..., Any] | None, notices: list[str]
     ) -> tuple[Any] | None:
-        """The state of this rank made of those of all that saved; None if it begins afresh."""
+        """The state of this rank, made from the states of all ranks that saved. None if it begins afresh."""
         change = f"{self._where} is of {self._was} ranks, and there are {self._world_size} now"
         if reshard is not None:
             notices.append(f"{change}: {what} was resharded")

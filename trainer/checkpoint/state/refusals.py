@@ -1,4 +1,4 @@
-"""What no checkpoint can hold, seen at once: a model, optimizer or tensor of a kind that would not come back as it was.
+"""Things that no checkpoint can hold, refused at once: a model, optimizer or tensor that would not come back the same.
 
 Each refusal is one sentence that says what to do instead.
 """
@@ -17,7 +17,8 @@ _PARTS = ("model", "optimizer", "scheduler", "scaler", "data")
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    """Whether the type of `value` is that class, or derived from it. By name: nobody imports FSDP for the question."""
+    """Whether the type of `value` is that class, or derived from it. It is found by name, so FSDP need not be
+    imported."""
     return any(kind.__name__ == name and kind.__module__.startswith(module) for kind in type(value).__mro__)
 
 
@@ -55,7 +56,7 @@ def _not_stateful(name: str, part: object) -> str:
 
 
 def refuse_unready(model: Any) -> None:
-    """StateError if `model` has tensors that no state can be loaded into yet."""
+    """StateError if `model` has tensors into which no state can be loaded yet."""
     if not isinstance(model, nn.Module):
         return
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
