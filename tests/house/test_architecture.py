@@ -26,6 +26,7 @@ LAW = {
     "trainer.adapters": "trainer.rundir",
     "trainer.rank": "trainer.adapters",
     "trainer.checkpoint": "trainer.rank",
+    "trainer.callbacks": "trainer.checkpoint",
     "trainer.gpt": "trainer.checkpoint",
     "supervisor.core": "trainer.rundir",
     "supervisor.process": "trainer.rundir",

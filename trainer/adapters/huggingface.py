@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os.path
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -25,19 +26,19 @@ def _hook(module: ModuleType, orders: Orders) -> None:
         orders.uses(NAME)
         # Older versions say False for none.
         if not resume_from_checkpoint:
-            resume_from_checkpoint = _offered(self, orders) or resume_from_checkpoint
+            resume_from_checkpoint = offered(self, orders.offers) or resume_from_checkpoint
         return original(self, resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = train
 
 
-def _offered(trainer: Any, orders: Orders) -> str | None:
+def offered(trainer: Any, offers: Sequence[str]) -> str | None:
     """The offer that this very trainer has saved: a script may have several trainers, each with its own folder."""
     folder = getattr(getattr(trainer, "args", None), "output_dir", None)
     if not isinstance(folder, str):
         return None
     here = os.path.realpath(folder)
-    return next((path for path in orders.offers if os.path.split(os.path.realpath(path))[0] == here), None)
+    return next((path for path in offers if os.path.split(os.path.realpath(path))[0] == here), None)
 
 
 HUGGING_FACE = Handed(NAME, "Trainer.train(resume_from_checkpoint=", {"transformers.trainer": _hook})

@@ -25,7 +25,6 @@ from ..rank.progress import progress
 from ..rundir.codes import ExitCode, Phase
 from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
-from ..rundir.machine.shm import problem as shm_problem
 from ..rundir.machine.shm import segment_here
 from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
@@ -41,10 +40,11 @@ from .notices import Notices
 from .options import Every, checked_every, checked_keep, checked_on_resize, checked_resume
 from .preemption import StopFlag
 from .state import buckets, rng
+from .state.marks import PerRank
 from .state.packing import Packed
 from .state.per_rank import OnResize, Resize, buffers_of
 from .state.refusals import refuse, refuse_unready
-from .state.state import Stateful, apply, bare, capture, capture_own, capture_rank
+from .state.state import Stateful, apply, capture, capture_own, capture_rank, present
 
 _REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
@@ -76,6 +76,8 @@ class Checkpointer:
     the state (see Buckets). Make DDP before restore(). StateError if DDP is of a kind that cannot be restored.
     """
 
+    _announces = True  # its loop reports what it does between two steps (see Progress)
+
     def __init__(
         self,
         *,
@@ -96,20 +98,10 @@ class Checkpointer:
         on_resize: OnResize = "refuse",
     ) -> None:
         here = supervised()
-        refuse({"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "data": data})
-        parts: dict[str, Stateful | None] = {
-            "model": None if model is None else bare(model),
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "scaler": scaler,
-            "data": data,
-            "guard": (guard := Guard(spike)),
-            "ddp": (ddp := buckets.of(model, (ranks := this_group()).world_size)),
-        }
-        self._guard, self._buckets = guard, ddp
+        self._ranks, self._guard = this_group(), Guard(spike)
+        self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
-        self._parts = {name: part for name, part in parts.items() if part is not None}
         self._extra = extra
         self._every = checked_every(every, "every")
         self._snapshot_every = checked_every(snapshot_every, "snapshot_every")
@@ -125,15 +117,12 @@ class Checkpointer:
         at_home = here is not None and self.directory == here.run.checkpoints
         self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
-        self._ranks = ranks
         self._interval = Interval()
         asked = {"checkpoints": self._every, "snapshots": self._snapshot_every}
         self._stalls = {what: Stalls(what, n) for what, n in asked.items() if isinstance(n, int)}
         self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
         self._flush_s = here.flush_s if here else None
-        self._done = 0
-        self._saved = -1
-        self._stepped = False
+        self._done, self._saved, self._stepped = 0, -1, False
         self._problem: str | None = None
         self._removals = 0
         self._stop = StopFlag(signal.SIGTERM)
@@ -145,28 +134,43 @@ class Checkpointer:
         # A state that cannot be saved is found now. The first save may be hours later.
         refuse_unready(self._parts.get("model"))
         marked = self._capture()[0].marked
+        if (loaded := self._find()) is not None:
+            self._put_back(loaded, marked)
+            self._apply_own(loaded)
+        return self._go_on(loaded)
+
+    def _have(self, **parts: Any) -> None:
+        """From now on these are its parts. StateError for one that no checkpoint can hold."""
+        refuse(parts)
+        self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
+        self._parts = present(**parts, guard=self._guard, ddp=self._buckets)
+
+    def _find(self) -> Loaded | None:
+        """The newest good state, the same on every rank. No part has it yet."""
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
-        loaded = restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
-        if loaded is None:
-            self._done = 0
-        else:
-            where = loaded.name if loaded.source == "memory" else f"checkpoint {self.directory / loaded.name}"
-            was, (rank, world_size) = loaded.manifest.world_size, (self._ranks.rank, self._ranks.world_size)
-            resize = Resize(rank, world_size, was, self._on_resize, where)
-            settled = resize.settle(loaded, self._parts.get("data"), marked)
-            parts = {name: part for name, part in self._parts.items() if name not in settled.afresh}
-            for sentence in [*settled.notices, *apply(parts, settled.state, where)]:
-                self._notices.say(sentence)
-            self._apply_own(loaded, where)
-            self.extra = settled.state.get("extra") or {}
-            self._done = loaded.manifest.step
-            self._saved = self._done if loaded.source == "disk" else -1
+        return restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
+
+    def _put_back(self, loaded: Loaded, marked: Mapping[str, PerRank]) -> None:
+        """The parts have the state `loaded`, but for generators."""
+        where = loaded.where(self.directory)
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        resize = Resize(rank, world_size, loaded.manifest.world_size, self._on_resize, where)
+        settled = resize.settle(loaded, self._parts.get("data"), marked)
+        parts = {name: part for name, part in self._parts.items() if name not in settled.afresh}
+        for sentence in [*settled.notices, *apply(parts, settled.state, where)]:
+            self._notices.say(sentence)
+        self.extra = settled.state.get("extra") or {}
+
+    def _go_on(self, loaded: Loaded | None, start: int = 0) -> int:
+        """The run goes on from `loaded`, which the parts have, or else from the parts as they are, at step `start`."""
+        self._done = start if loaded is None else loaded.manifest.step
+        self._saved = self._done if loaded is not None and loaded.source == "disk" else -1
         self._pass_over(loaded)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
         self._open_tier()
-        self._notices.resumed(self._done, loaded.source if loaded else "start")
+        self._notices.resumed(self._done, loaded.source if loaded else "script" if start else "start")
         progress().phase(Phase.FIRST_STEP)
         return self._done
 
@@ -209,7 +213,7 @@ class Checkpointer:
         self._done = done
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
-        progress().step(done, self._parts.get("optimizer"))
+        (progress().step if self._announces else progress().counted)(done, self._parts.get("optimizer"))
         if not self._stepped:
             # Optimizers make their states in their first step. If they cannot be saved, it is known now.
             self._stepped = True
@@ -298,11 +302,8 @@ class Checkpointer:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
             every = None if self._snapshot_every == "auto" else self._snapshot_every
             self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
-        elif not (missing := shm_problem()):
-            self._notices.say(f"no snapshots: {problems[0]}; checkpoints go on, on disk")
         else:
-            # The launch has already said this, and what to do.
-            self._notices.log(f"no snapshots: {missing}; checkpoints go on, on disk")
+            self._notices.no_snapshots(problems[0])
 
     def _lose_tier(self) -> None:
         """The memory tier is made again if somebody has removed its files; else it is given up."""
@@ -337,7 +338,8 @@ class Checkpointer:
         own = capture_own(self._ranks.rank, shared, self._parts.get("data"))
         return shared, capture_rank(self._ranks.rank, own=own)
 
-    def _apply_own(self, loaded: Loaded, where: str) -> None:
+    def _apply_own(self, loaded: Loaded) -> None:
+        where = loaded.where(self.directory)
         if loaded.own is not None:
             if (lost := rng.apply(loaded.own["rng"])) is not None:
                 self._notices.say(f"{where}: {lost}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..rank.progress import progress
+from ..rundir.machine.shm import problem as shm_problem
 from .disk.restore import Bad
 from .disk.save import Outcome
 from .guard import Window
@@ -26,6 +27,13 @@ class Notices:
         if self._leads:
             progress().note("warning", text=text)
             self.log(text)
+
+    def no_snapshots(self, problem: str) -> None:
+        if missing := shm_problem():
+            # The launch has already said this, and what to do.
+            self.log(f"no snapshots: {missing}; checkpoints go on, on disk")
+        else:
+            self.say(f"no snapshots: {problem}; checkpoints go on, on disk")
 
     def resumed(self, step: int, source: str) -> None:
         if self._leads:

@@ -41,6 +41,10 @@ class Progress:
     def step(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the loop are finished. Call it once a step, after the optimizer's step."""
 
+    def counted(self, done: int, optimizer: Any = None) -> None:
+        """`done` steps of the run are finished. Nobody reports what the loop does between two steps (an evaluation, an
+        upload), so its silence is judged as that of a loop that reports nothing."""
+
     def phase(self, phase: Phase) -> None:
         """This rank is in `phase` until it reports another phase, or finishes a step."""
 

@@ -93,6 +93,12 @@ class Reporter(Progress):
         self._announced = True
         self._stepped(done, Source.LOOP, optimizer)
 
+    def counted(self, done: int, optimizer: Any = None) -> None:
+        # As a rule the optimizer's hook has counted the same.
+        if done != self._done or not self._steps_here:
+            self._ahead += done - self._done
+            self._stepped(done, Source.HOOK, optimizer)
+
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
         """Counts the `count`-th step here of an optimizer. Its restored state counts `restored` steps (None: it does
         not count). `optimizer` None: a backward pass has ended, and there is no torch optimizer. The step counts unless

@@ -51,6 +51,10 @@ class Loaded:
     everyone: tuple[dict[str, Any], ...] | None = None
     """What each rank that saved has of its own. Only if that is another number of ranks than was said to be here."""
 
+    def where(self, directory: Path) -> str:
+        """It, for people. `directory` holds the checkpoints."""
+        return self.name if self.source == "memory" else f"checkpoint {directory / self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Bad:

@@ -40,6 +40,12 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def present(*, model: Any = None, **parts: Stateful | None) -> dict[str, Stateful]:
+    """The parts that there are, by name. The model is bare."""
+    everything = {"model": bare(model) if isinstance(model, nn.Module) else model, **parts}
+    return {name: part for name, part in everything.items() if part is not None}
+
+
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
     """The shared state of `parts` after `step` steps, and the marked values in it."""
     state = {name: part.state_dict() for name, part in parts.items() if name != "data"}

@@ -1,0 +1,137 @@
+"""A program of a framework with the two lines of a callback: killed, stopped and brought back, it ends with the bits of
+an undisturbed run.
+
+Without a framework its tests are skipped; the extra `frameworks` has them all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.supervised import Run
+
+HEAD = """
+import json, os, signal, sys, time, torch
+attempt, rank = int(os.environ["SUPERVISE_ATTEMPT"]), int(os.environ["RANK"])
+stops_at, bad = int(os.environ["STOPS_AT"]), int(os.environ["BAD"])
+def after(step, callback):
+    with open(f"steps.{rank}", "a") as file:
+        print(attempt, step, file=file)
+    if (step, rank, os.path.exists("asked")) == (stops_at, 1, False):
+        open("asked", "w").close()
+        os.kill(int(os.environ["SUPERVISE_SUPERVISOR_PID"]), signal.SIGTERM)
+        while not callback._keeper._stop.is_set:
+            time.sleep(0.01)
+def end(model, optimizer, **more):
+    if rank == 0:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], **more}, "end.pt")
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 96
+    def __getitem__(self, index):
+        noise = torch.rand(4) + index
+        with open(f"seen.{rank}", "a") as file:
+            print(attempt, index, file=file)
+        return {"x": noise * float("nan") if index == bad and attempt == 0 else noise}
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+    def forward(self, x):
+        return {"loss": self.layers(x / 100).pow(2).mean()}
+"""
+TRAINER = """
+import transformers
+from supervise.callbacks.huggingface import SuperviseCallback
+class After(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        after(state.global_step, ours)
+ours = SuperviseCallback(snapshot_every=1)
+arguments = transformers.TrainingArguments(
+    "out", max_steps=40, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=3, save_steps=15,
+    use_cpu=True, report_to="none", disable_tqdm=True, learning_rate=1e-2, warmup_steps=10,
+)
+transformers.set_seed(0)
+trainer = transformers.Trainer(Net(), arguments, train_dataset=Data(), callbacks=[After(), ours])
+trainer.train()
+logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+end(trainer.model, trainer.optimizer, logged=logged)
+"""
+FRAMEWORKS = [pytest.param("transformers", TRAINER, id="Hugging Face Trainer")]
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Run:
+    """A second run, in a folder of its own."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    return Run(folder)
+
+
+def needs(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} not installed: pip install -e '.[frameworks]'")
+
+
+def launch(run: Run, text: str, *options: str, stops_at: int = -1, bad: int = -1) -> None:
+    run.start("--nproc", "2", *options, run.script(HEAD + text), STOPS_AT=str(stops_at), BAD=str(bad))
+
+
+def end(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(run.folder / "end.pt", weights_only=True)
+    return found
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether nested state is equal to the bit."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
+
+
+def steps(run: Run, attempt: int) -> list[int]:
+    """The steps that rank 0 has made in that attempt."""
+    lines = [line.split() for line in (run.folder / "steps.0").read_text().splitlines()]
+    return [int(step) for of, step in lines if int(of) == attempt]
+
+
+@pytest.mark.parametrize(("needed", "text"), FRAMEWORKS)
+def test_kills_and_a_stop(run: Run, again: Run, monkeypatch: pytest.MonkeyPatch, needed: str, text: str) -> None:
+    """Kills cost the step in flight, before the Trainer's first save and after it. A stop saves a step that all ranks
+    agree on, and exit code 75 means that. The end has the bits of an undisturbed run's."""
+    needs(needed)
+    launch(again, text)
+    assert again.wait() == 0, again.warnings()
+    launch(run, text, "--inject", "kill:rank=1@step=7", "--inject", "kill:rank=0@step=29", stops_at=34)
+    assert run.wait() == 75
+    stopped = max(steps(run, 2))
+    monkeypatch.setenv("STOPS_AT", "-1")
+    monkeypatch.setenv("BAD", "-1")
+    run.cli("resume", "run")
+
+    assert [event["step"] for event in run.events("resumed")][1:] == [6, 28, stopped]
+    assert stopped == 34
+    assert steps(run, 3) == list(range(stopped + 1, 41))
+    assert same(end(run), end(again))
+    run.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("needed", "text"), FRAMEWORKS)
+def test_a_loss_that_is_not_finite(run: Run, needed: str, text: str) -> None:
+    """The run goes back to before it, passes the data over, and goes on; no rank has seen the bad sample again."""
+    needs(needed)
+    launch(run, text, bad=77)
+    assert run.wait() == 0
+
+    assert [cause for cause, _ in run.verdicts()] == ["nan", "finished"]
+    back = run.events("data_skipped")
+    assert len(back) == 1
+    assert steps(run, 1)[0] == back[0]["step"] + 1
+    assert (run.folder / "end.pt").exists()
