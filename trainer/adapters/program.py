@@ -3,6 +3,8 @@ read them."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -77,3 +79,35 @@ class Program:
     def option(self, plain: str) -> tuple[Parser, Option] | None:
         """The option of that name, and its parser."""
         return next(((parser, option) for parser, option in self.options() if option.plain == plain), None)
+
+
+_TELLING = frozenset({"latest", "last", "auto", "resume"})
+"""Words that say how a script is told to resume; a name that is compared with none of them is of no interest."""
+CONFIGURATOR = re.compile(r"^exec\(open\(.*configurator\.py", re.MULTILINE)
+"""In the source of a script whose globals `--name=value` overwrites."""
+
+
+def compared(tree: ast.AST) -> dict[str, tuple[str, ...]]:
+    """By name of a variable or attribute, the strings that it is compared with."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            texts = {text for side in sides for text in _strings(side)}
+            for name in filter(None, map(_name, sides)):
+                found.setdefault(name, set()).update(texts)
+    return {name: tuple(sorted(texts)) for name, texts in found.items() if texts & _TELLING}
+
+
+def _strings(node: ast.AST) -> list[str]:
+    inner = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+    return [each.value for each in inner if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def _name(node: ast.AST) -> str | None:
+    """`resume` of resume, args.resume and args.resume.lower()."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args:
+        node = node.func.value
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
