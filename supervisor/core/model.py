@@ -35,6 +35,7 @@ class Cause(Word):
     NAN = "nan"
     NO_SPACE = "no_space"
     CHECKPOINT_BAD = "checkpoint_bad"
+    REPLICAS_DIFFER = "replicas_differ"
     PORT_IN_USE = "port_in_use"
     PREEMPTED = "preempted"
     STOPPED_BY_USER = "stopped_by_user"

@@ -50,6 +50,7 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.NAN: (Do.ROLLBACK, "the same state and the same data give the same NaN: go back, and past that data"),
     Cause.NO_SPACE: (Do.RESTART, "room may be made; after a wait, or the disk fills a log with failures"),
     Cause.CHECKPOINT_BAD: (Do.OLDER, "the same checkpoint would fail the same way"),
+    Cause.REPLICAS_DIFFER: (Do.RESTART, "nothing was kept from after the step where all ranks were the same"),
     Cause.PORT_IN_USE: (Do.UNCOUNTED, "a race for a port, which the next attempt draws anew; after a wait"),
     Cause.PREEMPTED: (Do.UNCOUNTED, "exit code 75 of a rank: it has saved and asks to be started again"),
     Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),

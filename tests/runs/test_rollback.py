@@ -55,6 +55,11 @@ def launch(run: Run, job: list[str], *options: str) -> int:
     return run.launch("--nproc", "2", *options, "--", *job)
 
 
+def poisoned(step: int) -> tuple[str, ...]:
+    """On both ranks: if only one is, they differ, and that may be found first."""
+    return "--inject", f"nan:rank=0@step={step}", "--inject", f"nan:rank=1@step={step}"
+
+
 def assert_whole(run: Run) -> None:
     """Metrics have each step once and nothing that is not finite, and the final weights are finite."""
     lines = [json.loads(line) for line in run.dir.metrics.read_text().splitlines()]
@@ -83,7 +88,7 @@ def test_nan_is_gone_back_from_with_the_same_bits(tmp_path: Path) -> None:
     try:
         for run in (plain, killed):
             run.folder.mkdir()
-        nan = ("--inject", "nan:rank=1@step=10")
+        nan = poisoned(10)
         assert launch(plain, FROM_DISK, *nan) == 0
         kills = [part for step in (11, 17) for part in ("--inject", f"kill:rank=0@step={step}")]
         assert launch(killed, FROM_DISK, *nan, *kills) == 0
@@ -105,7 +110,7 @@ def test_a_poisoned_snapshot_is_left_behind(run: Run) -> None:
     """The snapshot of the step before the NaN has it already, and may be on disk too: the run goes further back, until
     it finds a state that is whole, and nothing poisoned is left among its checkpoints."""
     # The slow step gives the flush of step 8 its time: without any older checkpoint, the run would rightly give up.
-    faults = ("--inject", "slow:rank=0,seconds=3s@step=9", "--inject", "nan:rank=0@step=12")
+    faults = ("--inject", "slow:rank=0,seconds=3s@step=9", *poisoned(12))
     assert launch(run, [*JOB, "--snapshot-every", "1"], *faults) == 0
 
     causes = [cause for cause, _ in run.verdicts()]
@@ -180,6 +185,46 @@ def test_a_spike_is_gone_around(run: Run) -> None:
     assert [cause for cause, _ in run.verdicts()] == ["nan", "finished"]
     (skipped_data,) = run.events("data_skipped")
     assert (skipped_data["step"], skipped_data["from"], skipped_data["to"]) == (60, 60, 66)
+
+
+DRIFTS = """
+import os, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from trainer.checkpoint import Checkpointer
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(torch.nn.Linear(4, 4))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+ckpt = Checkpointer(model=model, optimizer=optimizer, every=4, snapshot_every=1)
+for step in range(ckpt.restore(), 16):
+    optimizer.zero_grad()
+    model(torch.full((1, 4), float(step))).square().sum().backward()
+    optimizer.step()
+    if step == 9 and dist.get_rank() == 1 and not os.path.exists("drifted"):
+        open("drifted", "w").close()
+        model.module.weight.detach().view(torch.int32)[1, 1] ^= 1
+    ckpt.step(step + 1)
+ckpt.close()
+"""
+
+
+def test_ranks_that_drift_apart_go_back_to_where_they_were_one(run: Run) -> None:
+    """One bit of one rank's weights: found before the next save, nothing that was kept since is used, and the run ends
+    with the weights of one in which it never happened."""
+    run.script(DRIFTS)
+    assert run.launch("--nproc", "2", "script.py") == 0
+
+    assert [cause for cause, _ in run.verdicts()] == ["replicas_differ", "finished"]
+    assert run.events("resumed")[1]["step"] in (8, 9)
+    # Both ranks have the same batches, so one alone trains as two do.
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for step in range(16):
+        optimizer.zero_grad()
+        model(torch.full((1, 4), float(step))).square().sum().backward()
+        optimizer.step()
+    assert same(load(run.dir.checkpoints / step_name(16), 0).shared["model"], dict(model.state_dict()))
 
 
 def test_what_going_back_does_not_cure_is_given_up(run: Run) -> None:

@@ -31,6 +31,8 @@ class Keeper(Checkpointer):
     """Of one training run under a supervisor."""
 
     _announces = False
+    _of_rank_0 = frozenset({"extra"})
+    """What the framework counts and logs. Only rank 0 logs, and knows that it is rank 0."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -79,10 +81,10 @@ class Keeper(Checkpointer):
         """The step from which the run goes on: that of the state found, which the `parts` now have (with `put_back`
         off, the framework has given it to them), or else `start`. StateError if the parts cannot be saved."""
         self._have(**parts, data=self._place)
-        marked = self._capture()[0].marked
+        fresh = self._capture()[0]
         loaded = self._loaded
         if loaded is not None and put_back:
-            self._put_back(loaded, marked)
+            self._put_back(loaded, fresh)
         elif loaded is not None:
             self._guard.load_state_dict(loaded.shared.get("guard") or {})
         done = self._go_on(loaded, start)

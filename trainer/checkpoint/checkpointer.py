@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from ..rundir.machine.shm import segment_here
 from .disk.commit import tidy
 from .disk.restore import Loaded, Tiers, restore
 from .disk.save import Order, save
-from .errors import CheckpointError
-from .format.plan import Spec
+from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard, Window
 from .interval import Interval, Pace, Stalls, flush_cost
@@ -39,12 +37,14 @@ from .memory.tier import Tier, Wish
 from .notices import Notices
 from .options import Every, checked_every, checked_keep, checked_on_resize, checked_resume
 from .preemption import StopFlag
-from .state import buckets, rng
-from .state.marks import PerRank
+from .put_back import draw_on, put_back
+from .replicas import Replicas
+from .source import Extra, Source
+from .state import buckets
 from .state.packing import Packed
-from .state.per_rank import OnResize, Resize, buffers_of
+from .state.per_rank import OnResize
 from .state.refusals import refuse, refuse_unready
-from .state.state import Stateful, apply, capture, capture_own, capture_rank, present
+from .state.state import Stateful, present
 
 _REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
@@ -76,6 +76,7 @@ class Checkpointer:
     the state (see Buckets). Make DDP before restore(). StateError if DDP is of a kind that cannot be restored.
     """
 
+    _of_rank_0: frozenset[str] = frozenset()  # parts that are rank 0's by design, and not compared
     _announces = True  # its loop reports what it does between two steps (see Progress)
 
     def __init__(
@@ -86,7 +87,7 @@ class Checkpointer:
         scaler: Stateful | None = None,
         scheduler: Stateful | None = None,
         data: Stateful | None = None,
-        extra: dict[str, Any] | Callable[[], dict[str, Any]] | None = None,
+        extra: Extra = None,
         directory: str | Path | None = None,
         every: Every = "auto",
         snapshot_every: Every = "auto",
@@ -98,17 +99,16 @@ class Checkpointer:
         on_resize: OnResize = "refuse",
     ) -> None:
         here = supervised()
-        self._ranks, self._guard = this_group(), Guard(spike)
+        self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
+        self._replicas = Replicas(self._ranks, self._of_rank_0)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
-        self._extra = extra
         self._every = checked_every(every, "every")
         self._snapshot_every = checked_every(snapshot_every, "snapshot_every")
         self._keep = checked_keep(keep)
         self.resume = checked_resume(resume or (here.resume if here else "auto"))
-        self._seed = seed
-        self._on_resize = checked_on_resize(on_resize)
+        self._seed, self._on_resize = seed, checked_on_resize(on_resize)
         self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
@@ -122,9 +122,8 @@ class Checkpointer:
         self._stalls = {what: Stalls(what, n) for what, n in asked.items() if isinstance(n, int)}
         self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
         self._flush_s = here.flush_s if here else None
-        self._done, self._saved, self._stepped = 0, -1, False
+        self._done, self._saved, self._stepped, self._removals = 0, -1, False, 0
         self._problem: str | None = None
-        self._removals = 0
         self._stop = StopFlag(signal.SIGTERM)
 
     def restore(self) -> int:
@@ -133,9 +132,9 @@ class Checkpointer:
         changed."""
         # A state that cannot be saved is found now. The first save may be hours later.
         refuse_unready(self._parts.get("model"))
-        marked = self._capture()[0].marked
+        fresh = self._capture()[0]
         if (loaded := self._find()) is not None:
-            self._put_back(loaded, marked)
+            self._put_back(loaded, fresh)
             self._apply_own(loaded)
         return self._go_on(loaded)
 
@@ -143,7 +142,8 @@ class Checkpointer:
         """From now on these are its parts. StateError for one that no checkpoint can hold."""
         refuse(parts)
         self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
-        self._parts = present(**parts, guard=self._guard, ddp=self._buckets)
+        self._parts = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
+        self._source = Source(self._parts, self._extra, self._replicas)
 
     def _find(self) -> Loaded | None:
         """The newest good state, the same on every rank. No part has it yet."""
@@ -151,16 +151,13 @@ class Checkpointer:
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
         return restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
 
-    def _put_back(self, loaded: Loaded, marked: Mapping[str, PerRank]) -> None:
-        """The parts have the state `loaded`, but for generators."""
+    def _put_back(self, loaded: Loaded, fresh: Packed) -> None:
+        """The parts have the state `loaded`, but for generators. `fresh` was captured before."""
         where = loaded.where(self.directory)
-        rank, world_size = self._ranks.rank, self._ranks.world_size
-        resize = Resize(rank, world_size, loaded.manifest.world_size, self._on_resize, where)
-        settled = resize.settle(loaded, self._parts.get("data"), marked)
-        parts = {name: part for name, part in self._parts.items() if name not in settled.afresh}
-        for sentence in [*settled.notices, *apply(parts, settled.state, where)]:
+        self.extra, told = put_back(loaded, self._parts, fresh.marked, self._ranks, self._on_resize, where)
+        for sentence in told:
             self._notices.say(sentence)
-        self.extra = settled.state.get("extra") or {}
+        self._replicas.restored(loaded.manifest.step, fresh)
 
     def _go_on(self, loaded: Loaded | None, start: int = 0) -> int:
         """The run goes on from `loaded`, which the parts have, or else from the parts as they are, at step `start`."""
@@ -190,9 +187,10 @@ class Checkpointer:
         gives their union to check() and step(), which then need no collective."""
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
+        compare = self._ranks.rank == 0 and self._replicas.due(time.monotonic())
         if self._tier is None:
-            return Wish(self._stop.is_set, due, spiked=spiked)
-        return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked)
+            return Wish(self._stop.is_set, due, spiked=spiked, compare=compare)
+        return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked, compare=compare)
 
     def check(self, done: int, loss: float, agreed: Wish) -> None:
         """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
@@ -214,12 +212,9 @@ class Checkpointer:
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         (progress().step if self._announces else progress().counted)(done, self._parts.get("optimizer"))
-        if not self._stepped:
-            # Optimizers make their states in their first step. If they cannot be saved, it is known now.
-            self._stepped = True
-            self._capture()
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
+        self._look(agreed.compare, (save or due) and self._tier is not None)
         if stop:
             self._save_or_raise("when asked to stop")
             self._notices.log(f"asked to stop: step {done} is saved in {self.directory}")
@@ -228,7 +223,7 @@ class Checkpointer:
             self._lose_tier()
         began, snapshots_s = time.monotonic(), self._tier.stall_s if self._tier else 0.0
         if self._tier is not None:
-            self._tier.step(done, save, due, snapshot, self._extra_now)
+            self._tier.step(done, save, due, snapshot, self._source.extra)
             snapshots_s = self._tier.stall_s - snapshots_s
         elif save or due:
             self.save()
@@ -240,6 +235,7 @@ class Checkpointer:
             return True
         with progress().during(Phase.SAVE):
             disk = progress().disk
+            self._compare()
             shared, own = self._capture()
             order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal)
             outcome = save(order, self._ranks, disk)
@@ -293,7 +289,7 @@ class Checkpointer:
         memory, problem = None, None
         place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
         try:
-            memory = Memory(place, self._parts, led=self._led)
+            memory = Memory(place, self._parts, led=self._source.led)
         except (OSError, ValueError) as error:
             problem = str(error)
         problems = [text for text in self._ranks.exchange(problem) if text]
@@ -321,30 +317,34 @@ class Checkpointer:
     def _save_or_raise(self, when: str) -> None:
         if not self.save():
             if self._tier is not None:
-                self._tier.keep(self._done, self._extra_now())
+                self._tier.keep(self._done, self._source.extra())
             older = newest_checkpoint(self.directory)
             rest = f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
             raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {rest}")
 
-    def _extra_now(self) -> dict[str, Any]:
-        return (self._extra() if callable(self._extra) else self._extra) or {}
+    def _look(self, asked: bool, snapshot: bool) -> None:
+        """Called at every step: the state can be saved, and is the same on all ranks, as far as that is looked at."""
+        first, self._stepped = not self._stepped, True
+        if asked or snapshot or (first and self._replicas.equal_at is None):
+            self._compare()
+        if first:
+            # Optimizers make their states in their first step. If they cannot be saved, it is known now.
+            self._capture()
 
-    def _led(self, specs: Mapping[str, Spec]) -> frozenset[str]:
-        return buffers_of(self._parts.get("model"), specs, frozenset()) if self._ranks.world_size > 1 else frozenset()
+    def _compare(self) -> None:
+        """All ranks have the same state, or an error is raised and no snapshot of another state is left."""
+        try:
+            new = self._source.compare(self._done)
+        except ReplicasDiffer as error:
+            if self._tier is not None:
+                self._tier.go_back(error.equal_at)
+            raise
+        if new and self._tier is not None:
+            self._tier.forget()
 
     def _capture(self) -> tuple[Packed, Packed]:
-        shared = capture(self._parts, self._done, self._extra_now())
-        shared = replace(shared, led=self._led(shared.specs))
-        own = capture_own(self._ranks.rank, shared, self._parts.get("data"))
-        return shared, capture_rank(self._ranks.rank, own=own)
+        return self._source.whole(self._done, self._ranks.rank)
 
     def _apply_own(self, loaded: Loaded) -> None:
-        where = loaded.where(self.directory)
-        if loaded.own is not None:
-            if (lost := rng.apply(loaded.own["rng"])) is not None:
-                self._notices.say(f"{where}: {lost}")
-            return
-        rank = self._ranks.rank
-        rng.seed(self._seed, rank, loaded.manifest.step)
-        text = f"{where} is of {loaded.manifest.world_size} ranks: rank {rank} has freshly seeded generators"
-        progress().note("warning", text=text)
+        if sentence := draw_on(loaded, self._ranks.rank, self._seed, loaded.where(self.directory)):
+            self._notices.say(sentence)

@@ -4,6 +4,7 @@ CheckpointError
   StateError            a value that a checkpoint cannot hold; the text names its path. Also a TypeError  exit code 78
   Damaged               the bytes on disk have changed since they were written: quarantined, an older one is tried
   Misfit                whole, but its ranks' parts do not fit together: it was never usable. A CheckpointMismatch
+  ReplicasDiffer        the ranks' states have drifted apart: nothing of it is saved, and a restart goes back
   Unreadable            this process cannot read it (permission, newer format), but it may be whole: left where it is
   CheckpointMismatch    whole, but of another model or optimizer; nothing was changed     exit code 78
   NoUsableCheckpoint    there were checkpoints and none can be used, or one was required  exit code 78
@@ -34,6 +35,13 @@ class Unreadable(CheckpointError):
 
 class CheckpointMismatch(CheckpointError):
     exit_code = ExitCode.NEVER_RESTART
+
+
+class ReplicasDiffer(CheckpointError):
+    def __init__(self, text: str, equal_at: int = -1) -> None:
+        super().__init__(text)
+        self.equal_at = equal_at
+        """The newest step after which all ranks were the same."""
 
 
 class Misfit(CheckpointMismatch):

@@ -63,6 +63,7 @@ SYMPTOMS = (
     Symptom(
         Cause.CHECKPOINT_BAD, frozenset({*_CHECKPOINT, *(f"trainer.checkpoint.errors.{name}" for name in _CHECKPOINT)})
     ),
+    Symptom(Cause.REPLICAS_DIFFER, frozenset({"ReplicasDiffer", "trainer.checkpoint.errors.ReplicasDiffer"})),
     Symptom(Cause.CUDA_OOM, frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "OutOfMemoryError"})),
     Symptom(Cause.CUDA_OOM, _TORCH, text=r"(cuda|hip) (error: |failure ')?out of memory"),
     Symptom(Cause.NO_SPACE, _FILES, frozenset({_ENOSPC, _EDQUOT}), r"no space left on device|disk quota exceeded"),

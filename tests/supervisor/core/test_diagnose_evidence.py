@@ -42,6 +42,7 @@ from tests.support.failures import FULL_DISK, TRACEBACK, WATCHDOG, WORKER, kinds
         ),
         (kinds("trainer.checkpoint.errors.CheckpointMismatch", message="w: shape", exit_code=78), Cause.CHECKPOINT_BAD),
         (kinds("trainer.checkpoint.errors.NoUsableCheckpoint", message="none", exit_code=78), Cause.CHECKPOINT_BAD),
+        (kinds("trainer.checkpoint.errors.ReplicasDiffer", message="w differs"), Cause.REPLICAS_DIFFER),
         (kinds("trainer.errors.NotFinite", message="loss is nan"), Cause.NAN),
         (kinds("NotFinite", message="loss is nan"), Cause.NAN),
         # Near misses: the words without the type, the type's name without the type.

@@ -58,8 +58,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.local]:
 
 def _net(rank: int) -> nn.Module:
     """Every rank has the same weights, and has averaged other batches."""
-    torch.manual_seed(0)
+    # Not seeded: the ranks are threads, and share their generator.
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    for param in model.parameters():
+        nn.init.constant_(param, 0.5)
     model[1].running_mean.fill_(float(rank))  # type: ignore[operator,union-attr]
     model.register_buffer("mask", torch.arange(1 << 17, dtype=torch.float32))
     return model

@@ -37,6 +37,8 @@ class Wish(NamedTuple):
     """Rank 0 has seen losses that end in a spike."""
     broken: bool = False
     """This rank's loss is not finite."""
+    compare: bool = False
+    """Rank 0 wishes to compare the states of all ranks."""
 
 
 class Tier:
@@ -108,6 +110,17 @@ class Tier:
             self._memory.wait()
         # When the first rank leaves, the supervisor ends the others. So no rank leaves before all have the snapshot.
         self._ranks.exchange(None)
+
+    def go_back(self, step: int) -> None:
+        """No snapshot of a later step than `step` is left, and none will follow. All ranks call it."""
+        self._memory.wait()
+        self.close()
+        self._ranks.exchange(None)
+        self._ranks.lead(lambda: snapshots.drop(self._memory.segment.folder, lambda attempt, at: at > step))
+
+    def forget(self) -> None:
+        """The next snapshot is planned anew: what each rank has of its own has changed."""
+        self._memory.forget()
 
     @property
     def stall_s(self) -> float:

@@ -1,6 +1,6 @@
 """The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  ddp  step  extra
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  step  extra
     per rank:                         rng  data  values marked PerRank  small buffers of the model (from rank 1 on)
 
 Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
@@ -107,7 +107,7 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
         parts["ddp"].load_state_dict(state.get("ddp") or {})
-    for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard"):
+    for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard", "replicas"):
         ours, theirs = parts.get(name), state.get(name)
         # The state of a disabled GradScaler is an empty dict, and a fresh GradScaler refuses that.
         if ours is None or not theirs:

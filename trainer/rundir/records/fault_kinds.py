@@ -120,7 +120,7 @@ FAULTS: dict[str, Kind] = {
     "nan": Kind(
         "a rank's weights",
         By.RANK,
-        frozenset({"nan"}),
+        frozenset({"nan", "replicas_differ"}),
         moments=_TRAINING,
         recurs=True,
         same_bits=False,

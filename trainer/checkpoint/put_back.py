@@ -1,0 +1,43 @@
+"""A loaded state is put back into the parts of this rank, its generators last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..rank.progress import progress
+from .disk.restore import Loaded
+from .group import Ranks
+from .state import rng
+from .state.marks import PerRank
+from .state.per_rank import OnResize, Resize
+from .state.state import Stateful, apply
+
+
+def put_back(
+    loaded: Loaded,
+    parts: Mapping[str, Stateful],
+    marked: Mapping[str, PerRank],
+    ranks: Ranks,
+    on_resize: OnResize,
+    where: str,
+) -> tuple[dict[str, Any], list[str]]:
+    """Every part goes on from `loaded`. Returns the stored extra, and what is to be told. CheckpointMismatch if the
+    state does not fit; then nothing was changed."""
+    resize = Resize(ranks.rank, ranks.world_size, loaded.manifest.world_size, on_resize, where)
+    settled = resize.settle(loaded, parts.get("data"), marked)
+    taking = {name: part for name, part in parts.items() if name not in settled.afresh}
+    sentences = [*settled.notices, *apply(taking, settled.state, where)]
+    return settled.state.get("extra") or {}, sentences
+
+
+def draw_on(loaded: Loaded, rank: int, seed: int, where: str) -> str | None:
+    """The generators go on as `rank` had left them. If it did not exist they are seeded, and a note says so. Returns a
+    sentence if one of them cannot go on."""
+    if loaded.own is not None:
+        lost = rng.apply(loaded.own["rng"])
+        return None if lost is None else f"{where}: {lost}"
+    rng.seed(seed, rank, loaded.manifest.step)
+    text = f"{where} is of {loaded.manifest.world_size} ranks: rank {rank} has freshly seeded generators"
+    progress().note("warning", text=text)
+    return None

@@ -1,0 +1,50 @@
+"""The state of this rank as it is now: what a save or a snapshot takes, and what the ranks compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .format.plan import Spec
+from .replicas import Replicas
+from .state.packing import Packed
+from .state.per_rank import buffers_of
+from .state.state import Stateful, capture, capture_own, capture_rank
+
+Extra = dict[str, Any] | Callable[[], dict[str, Any]] | None
+
+
+class Source:
+    """The state of `parts` and `extra` on this rank."""
+
+    def __init__(self, parts: Mapping[str, Stateful], extra: Extra, replicas: Replicas) -> None:
+        self._parts, self._extra, self.replicas = parts, extra, replicas
+
+    def extra(self) -> dict[str, Any]:
+        """What `extra` gives now."""
+        return (self._extra() if callable(self._extra) else self._extra) or {}
+
+    def led(self, specs: Mapping[str, Spec]) -> frozenset[str]:
+        """The tensors that each rank has its own of."""
+        if not self.replicas.several:
+            return frozenset()
+        return buffers_of(self._parts.get("model"), specs, self.replicas.differing)
+
+    def shared(self, step: int) -> Packed:
+        shared = capture(self._parts, step, self.extra())
+        return replace(shared, led=self.led(shared.specs))
+
+    def whole(self, step: int, rank: int) -> tuple[Packed, Packed]:
+        """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it."""
+        shared = self.shared(step)
+        return shared, capture_rank(rank, own=capture_own(rank, shared, self._parts.get("data")))
+
+    def compare(self, step: int) -> bool:
+        """All ranks have the same state after `step` steps, or StateError or ReplicasDiffer is raised. Returns whether
+        the tensors that each rank has its own of have become more. All ranks call it at the same step."""
+        if not self.replicas.several or self.replicas.equal_at == step:
+            return False
+        shared = self.shared(step)
+        buffers = buffers_of(self._parts.get("model"), shared.specs, frozenset(shared.specs))
+        return self.replicas.compare(shared, step, buffers)
