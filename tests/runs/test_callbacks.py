@@ -62,7 +62,44 @@ trainer.train()
 logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
 end(trainer.model, trainer.optimizer, logged=logged)
 """
-FRAMEWORKS = [pytest.param("transformers", TRAINER, id="Hugging Face Trainer")]
+LIGHTNING = """
+import lightning
+from supervise.callbacks.lightning import SuperviseCallback
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+    def training_step(self, batch, index):
+        return self.net(batch["x"])
+    def validation_step(self, batch, index):
+        with open(f"validated.{rank}", "a") as file:
+            print(self.trainer.global_step, self.trainer.sanity_checking, file=file)
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.8)]
+class After(lightning.pytorch.Callback):
+    def on_train_start(self, trainer, *_):
+        self.done = trainer.global_step
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step > self.done:
+            self.done = trainer.global_step
+            after(self.done, ours)
+ours = SuperviseCallback(snapshot_every=1)
+lightning.seed_everything(0, verbose=False)
+save = lightning.pytorch.callbacks.ModelCheckpoint("out", filename="{step}", save_top_k=-1, every_n_train_steps=15)
+trainer = lightning.Trainer(
+    max_steps=40, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False,
+    accumulate_grad_batches=2, callbacks=[save, After(), ours],
+)
+model, data = Model(), Data()
+load = torch.utils.data.DataLoader
+trainer.fit(model, load(data, batch_size=2, shuffle=True), load(torch.utils.data.Subset(data, range(4)), batch_size=4))
+end(model, trainer.optimizers[0])
+"""
+FRAMEWORKS = [
+    pytest.param("transformers", TRAINER, id="Hugging Face Trainer"),
+    pytest.param("lightning", LIGHTNING, id="Lightning"),
+]
 
 
 @pytest.fixture

@@ -23,16 +23,18 @@ _AHEAD = 2
 
 class Watched:
     """Takes the place of `sampler`, and hands on its batches. `draws`: the data set is called in this process, and may
-    draw. `accumulated`: the number of batches of one step."""
+    draw. `accumulated`: the number of batches of one step. `mark` is noted when an epoch begins."""
 
-    def __init__(self, sampler: Any, draws: bool, accumulated: int = 1) -> None:
+    def __init__(self, sampler: Any, draws: bool, accumulated: int = 1, mark: Callable[[], int] = lambda: 0) -> None:
         self.sampler = sampler
         """It has the name that it has in a batch sampler: frameworks look for it, to tell it the epoch."""
         self._draws = draws
         self._began: dict[str, Any] | None = None
+        self._mark, self._marked = mark, 0
         self._notes: deque[tuple[int, Any]] = deque(maxlen=accumulated + _AHEAD)
         self._number = 0
         self._again: dict[str, Any] | None = None
+        self._over: dict[str, Any] | None = None
         self._skip = 0
         self._settle: Callable[[], None] = lambda: None
 
@@ -44,11 +46,14 @@ class Watched:
 
     def __iter__(self) -> Iterator[Any]:
         again, skip = self._again or {}, self._skip
+        over, self._over = self._over or {}, None
         self._again, self._skip = None, 0
+        for part, generator in zip(self._parts(), over.get("generators", ()), strict=False):
+            part.generator.set_state(generator)
         if again:
             self._put_back(again["began"])
         notes = dict(again.get("notes", ()))
-        self._began = self._now()
+        self._began, self._marked = self._now(), self._mark()
         self._notes.clear()
         self._number = 0
         for batch in self._drawn(iter(self.sampler), notes, again.get("number", -1)):
@@ -74,12 +79,27 @@ class Watched:
         """Of this rank; None before the first epoch."""
         if self._began is None:
             return None
-        return {"began": self._began, "notes": list(self._notes), "number": self._number}
+        now = [part.generator.get_state() for part in self._parts()]
+        return {
+            "began": self._began,
+            "notes": list(self._notes),
+            "number": self._number,
+            "mark": self._marked,
+            "generators": now,
+        }
 
-    def go_on(self, state: dict[str, Any] | None, settle: Callable[[], None], skip: int = 0) -> None:
+    def go_on(
+        self,
+        state: dict[str, Any] | None,
+        settle: Callable[[], None],
+        skip: int = 0,
+        over: dict[str, Any] | None = None,
+    ) -> None:
         """The next epoch to begin is the one of `state`, and its first `skip` batches are left out. `settle` puts the
         generators back into their state at the capture. It is called before the first batch that had not been drawn
-        then, if nobody has called it by that time."""
+        then, if nobody has called it by that time. `over` is a state at the end of an epoch: the next one begins with
+        the samplers' own generators as they were then."""
+        self._over = over
         self._again, self._settle, self._skip = state, settle, skip
 
     def _now(self) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def _chain(sampler: Any) -> Iterator[Any]:
         sampler = vars(sampler).get("batch_sampler") or vars(sampler).get("sampler")
 
 
-def watch(loader: Any, accumulated: int = 1) -> Watched | None:
+def watch(loader: Any, accumulated: int = 1, mark: Callable[[], int] = lambda: 0) -> Watched | None:
     """Watches the batches of `loader` from its next epoch on. None if it has no batch sampler, as for an iterable:
     nobody knows its place in its data."""
     base = getattr(loader, "base_dataloader", loader)
@@ -118,7 +138,7 @@ def watch(loader: Any, accumulated: int = 1) -> Watched | None:
         return None
     if isinstance(sampler, Watched):
         return sampler
-    watched = Watched(sampler, not getattr(base, "num_workers", 0), accumulated)
+    watched = Watched(sampler, not getattr(base, "num_workers", 0), accumulated, mark)
     # DataLoader forbids this, for what it has made of its sampler would not follow. Of this one it makes nothing.
     object.__setattr__(base, "batch_sampler", watched)
     return watched

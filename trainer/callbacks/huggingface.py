@@ -30,6 +30,7 @@ from ..rundir.environment import supervised
 from ..rundir.records.told import told
 from .data import watch
 from .keeper import Bystander, Keeper
+from .replacing import replace
 
 _transformers: Any = importlib.import_module("transformers")
 _STATE = "trainer_state.json"
@@ -70,12 +71,12 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         _runs += 1
         with tempfile.TemporaryDirectory(prefix="supervise-") as folder:
             undo = [
-                _replace(trainer, "training_step", self._noting(trainer.training_step)),
-                _replace(trainer, "get_train_dataloader", self._watching(trainer.get_train_dataloader)),
+                replace(trainer, "training_step", self._noting(trainer.training_step)),
+                replace(trainer, "get_train_dataloader", self._watching(trainer.get_train_dataloader)),
             ]
             if (path := self._newer(resume, Path(folder))) is not None:
                 resume = path
-                undo += [_replace(trainer, name, self._reading(getattr(trainer, name), path)) for name in _FILES]
+                undo += [replace(trainer, name, self._reading(getattr(trainer, name), path)) for name in _FILES]
             try:
                 return train(resume)
             finally:
@@ -238,20 +239,6 @@ def _bare(part: Any) -> Any:
     """`part` without accelerate's wrapper."""
     inner = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}.get(type(part).__name__)
     return getattr(part, inner) if inner else part
-
-
-def _replace(thing: Any, name: str, value: Any) -> Callable[[], None]:
-    """Sets the attribute of this instance alone. Returns a function that undoes it."""
-    before = vars(thing).get(name)
-    setattr(thing, name, value)
-
-    def undo() -> None:
-        if before is None:
-            vars(thing).pop(name, None)
-        else:
-            setattr(thing, name, before)
-
-    return undo
 
 
 def _hook() -> None:

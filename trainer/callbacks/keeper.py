@@ -24,6 +24,7 @@ from ..checkpoint.notices import Notices
 from ..checkpoint.preemption import StopFlag
 from ..errors import NotFinite
 from ..rank.progress import progress
+from ..rundir.codes import ExitCode
 from .data import Place, Watched
 
 
@@ -98,16 +99,22 @@ class Keeper(Checkpointer):
         if loaded is not None:
             self._apply_own(loaded)
 
-    def made(self, done: int, loss: float | None = None) -> bool:
-        """Step number `done` is over, with this rank's `loss`. Returns whether all ranks are to stop; this step is then
-        saved. NotFinite or LossSpike, on every rank, if training must not go on from any rank's loss."""
+    def share(self, batches: int) -> int:
+        """The batches of this rank that are as many as `batches` of each rank that saved the state found."""
+        assert self._loaded is not None
+        return batches * self._loaded.manifest.world_size // self._ranks.world_size
+
+    def made(self, done: int, loss: float | None = None, at_once: bool = True) -> bool:
+        """Step number `done` is over, with this rank's `loss`. Returns whether all ranks are to stop. Then this step
+        is saved: `at_once`, or by keep(), which raises SystemExit(75). NotFinite or LossSpike, on every rank, if
+        training must not go on from any rank's loss."""
         broken = loss is not None and not math.isfinite(loss)
         agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         if loss is not None:
             self.check(done, loss, agreed)
         progress().counted(done, self._parts.get("optimizer"))
-        self._made = None if agreed.stop else (done, agreed)
-        if agreed.stop:
+        self._made = None if agreed.stop and at_once else (done, agreed)
+        if agreed.stop and at_once:
             self.stopping = True
             with contextlib.suppress(SystemExit):
                 self.step(done, agreed)
@@ -140,15 +147,20 @@ class Bystander:
         self._stop = StopFlag(signal.SIGTERM)
         Notices(self._ranks.rank).say(f"no snapshots: {why}; it goes on from the program's own checkpoints")
 
-    def keep(self) -> None:
-        """Nothing is kept."""
+        self._stops = False
 
-    def made(self, done: int, loss: float | None = None) -> bool:
-        """Returns whether all ranks are to save this step and to stop. NotFinite, on every rank, if any rank's loss is
-        not finite."""
+    def keep(self) -> None:
+        """SystemExit(75) if all ranks are to stop, and made() was not asked to say so."""
+        if self._stops:
+            raise SystemExit(ExitCode.PREEMPTED)
+
+    def made(self, done: int, loss: float | None = None, at_once: bool = True) -> bool:
+        """Returns whether all ranks are to save this step and to stop: `at_once`, or in keep(). NotFinite, on every
+        rank, if any rank's loss is not finite."""
         stop, broken = self._ranks.any(self._stop.is_set, loss is not None and not math.isfinite(loss))
         if broken:
             raise NotFinite(f"the loss of step {done} is {loss}, or another rank's is not finite", done)
+        self._stops = stop and not at_once
         return stop
 
     def listen(self) -> None:
