@@ -92,6 +92,49 @@ def test_tensorboard_is_left_alone(run: Run) -> None:
     assert twice(shown(run.folder / "steps")) >= {*range(21, 32)}
 
 
+MLFLOW = """
+import os, torch, mlflow
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+mlflow.set_tracking_uri("file:mlruns")
+mlflow.log_params({"lr": 0.01, "pid": os.getpid()})
+start = torch.load("last.pt")["step"] if os.path.exists("last.pt") else 0
+for step in range(start, 60):
+    loss = model(torch.ones(1, 2)).pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    mlflow.log_metric("loss", loss.item(), step=step)
+    if step % 5 == 4:
+        mlflow.log_metrics({"by epoch": loss.item()}, step=step // 5)
+    if step % 20 == 19:
+        torch.save({"step": step + 1}, "last.pt")
+        mlflow.log_metric("last save", step + 1)
+with mlflow.start_run(nested=True):
+    mlflow.log_metric("of another run", 1.0)
+"""
+
+
+def test_mlflow(run: Run) -> None:
+    """One run for both attempts, with each step of each metric once; a number without steps may change; a parameter
+    that is another one now does not end the program."""
+    needs("mlflow")
+    asked = "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(MLFLOW)
+    assert run.launch(*asked, MLFLOW_ALLOW_FILE_STORE="true") == 0, run.warnings()
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
+    metrics = run.folder / "mlruns/0"
+    runs = {path.parents[1]: path.parent for path in metrics.rglob("metrics/loss")}
+    ((folder, kept),) = runs.items()
+    assert len([*metrics.glob("*/meta.yaml")]) == 2
+
+    def steps(name: str) -> list[int]:
+        return [int(line.split()[2]) for line in (kept / name).read_text().splitlines()]
+
+    assert steps("loss") == [*range(60)]
+    assert steps("by epoch") == [*range(12)]
+    assert [float(line.split()[1]) for line in (kept / "last save").read_text().splitlines()] == [20, 40, 60]
+    assert {path.name for path in (folder / "params").iterdir()} == {"lr", "pid"}
+
+
 LIGHTNING = """
 import os, torch, lightning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
