@@ -182,8 +182,9 @@ def test_oom_fault_is_the_kernels_own_kill(run: Run) -> None:
     verdict = run.events("verdict")[0]
     assert verdict["signal"] == 9 and "67.1 MB" in verdict["reason"]
     assert run.events("warning") == []
-    (gone,) = case(run, 0)["exits"]
-    assert (gone["rank"], gone["status"], gone["signal"]) == (1, -9, "SIGKILL")
+    # Its peer may have left by itself before anybody looked.
+    (gone,) = [seen for seen in case(run, 0)["exits"] if seen["rank"] == 1]
+    assert (gone["status"], gone["signal"]) == (-9, "SIGKILL")
     assert gone["pid"] == run.events("group_ready")[0]["pids"][1]
 
 
