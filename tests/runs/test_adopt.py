@@ -21,7 +21,7 @@ import pytest
 from supervisor.run.folder.lock import holder
 from tests.support.jobs import TINY, final_state, same
 from tests.support.scripts import STEPPING
-from tests.support.supervised import ROOT, SUPERVISE, Run, environment, until
+from tests.support.supervised import DYING, SUPERVISE, Run, environment, until
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.records.beats import BeatReader
 
@@ -180,14 +180,14 @@ def test_every_moment(run: Run, reference: Any) -> None:
     """One supervisor after another kills itself at a moment between two things that belong together: never two groups,
     no word said twice, and in the end nothing has happened."""
     moment = run.folder / "moment"
-    run.program = [sys.executable, "-m", "tests.support.dying_supervisor"]
+    run.program = [sys.executable, DYING]
 
     def dies(*arguments: str, at: str, first: str | None = None, blow: str | None = None) -> None:
         """A supervisor goes on with the run, once it has said `first` a `blow` falls, and it dies at that moment."""
         said = len(run.events(first)) if first else 0
         if first is None:
             moment.write_text(at)
-        process = run.start(*arguments, PYTHONPATH=str(ROOT))
+        process = run.start(*arguments)
         if first is not None:
             run.until_event(first, said + 1)
             moment.write_text(at)
@@ -218,7 +218,7 @@ def test_every_moment(run: Run, reference: Any) -> None:
     dies(at="before supervisor.loop.flush:Flusher.finish")
     dies(at="before event:run_ended")
 
-    assert run.launch(PYTHONPATH=str(ROOT)) == 0
+    assert run.launch() == 0
     assert [cause for cause, _ in run.verdicts()] == ["killed", "killed", "preempted", "finished"]
     assert_undisturbed(run, reference)
 

@@ -1,4 +1,4 @@
-"""A supervisor that kills itself at a named moment: `python -m tests.support.dying_supervisor ARGUMENTS of supervise`.
+"""A supervisor that kills itself at a named moment: `python PATH ARGUMENTS of supervise`.
 
 The moment is in the file `moment` of the current folder, which a test may write at any time: `before event:verdict`,
 `after supervisor.group.group:WorkerGroup.release`. It is struck with SIGKILL, so nothing is tidied up; the file is gone
@@ -56,6 +56,7 @@ def _wrap(where: str, name: Callable[..., str]) -> None:
 
 
 if __name__ == "__main__":
+    importlib.import_module("_supervise.names").ours_alone()
     from supervisor.commands.cli import run
 
     for point in POINTS:

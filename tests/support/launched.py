@@ -1,4 +1,5 @@
-"""`supervise` as a fork of a process that has torch imported (warm.py): one for all tests of this one."""
+"""Commands of `supervise` as forks of a process that has its modules, and torch, imported (warm.py): one for all tests
+of this one."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ class Launched:
 
 
 class Warm:
-    """One process with torch imported; it goes with this one."""
+    """One process with all imports done; it goes with this one."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = _read_by_imports(env)
@@ -76,7 +77,8 @@ class Warm:
         """Whether what it has imported is what would be imported with `env`."""
         return _read_by_imports(env) == self._env
 
-    def launch(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
+    def start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
+        """`command` without its interpreter: a script with its arguments, or -c and code."""
         assert self._process.poll() is None, f"the process to fork from ended with {self._process.returncode}"
         request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
         ours, theirs = os.pipe()

@@ -6,10 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
@@ -21,6 +22,8 @@ from trainer.rundir.machine.shm import remove, segment_of
 ROOT = Path(__file__).resolve().parents[2]
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 """The program as installed: like a user's, it does not find modules in the current folder."""
+DYING = str(ROOT / "tests" / "support" / "dying_supervisor.py")
+"""A supervisor that kills itself at a named moment."""
 T = TypeVar("T")
 
 
@@ -69,22 +72,18 @@ class Run:
             "10ms:50ms",
             *arguments,
         ]
-        given = environment(**env)
-        warm = warm_for(given) if self.warm and command[0] == SUPERVISE else None
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
-            if warm is not None:
-                self.process = warm.launch(command, cwd or self.folder, given, out, err)
-                return self.process
-            self.process = subprocess.Popen(
-                command,
-                cwd=cwd or self.folder,
-                env=given,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                text=True,
-            )
+            self.process = self._process(command, cwd or self.folder, environment(**env), out, err)
         return self.process
+
+    def _process(
+        self, command: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str]
+    ) -> subprocess.Popen[str] | Launched:
+        ours = command[command[0] == sys.executable :]
+        warm = warm_for(env) if self.warm and ours[0] in (SUPERVISE, "-c", DYING) else None
+        if warm is not None:
+            return warm.start(ours, cwd, env, out, err)
+        return subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True)
 
     def wait(self, seconds: float = 120.0) -> int:
         """The exit code of the launch; nothing of the run is alive after it."""
@@ -105,16 +104,12 @@ class Run:
 
     def cli(self, *arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
         """Another command of supervise, in the run's folder, that ended with `check`."""
-        done = subprocess.run(
-            [SUPERVISE, *arguments],
-            cwd=self.folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
-        return done
+        command = [SUPERVISE, *arguments]
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            code = self._process(command, self.folder, environment(), out, err).wait(120)
+            texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
+        assert code == check, (code, *texts)
+        return subprocess.CompletedProcess(command, code, *texts)
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The run's events, or those of these names."""

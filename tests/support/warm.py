@@ -1,10 +1,11 @@
-"""A process with torch imported, of which launches of tests are forks: each saves its fork server the import, 3 s of a
-core.
+"""A process with all imports done, of which commands of tests are forks: a launch saves 3 s of a core for torch in its
+fork server, and any command 0.2 s for modules of the supervisor.
 
-Run by path, and asked over the socket that is its stdin (launched.py asks). A supervisor that it forks has none of what
-was imported; its fork server, which it forks where it would start one, has all of it, and nothing of the supervisor's.
-Both have the arguments, environment, folder, files, session and signals that they would have been started with.
-What they train, fork and kill is as real as ever; only `python` has not begun anew. Whoever tests that starts cold.
+Run by path, and asked over the socket that is its stdin (launched.py asks). A command that it forks has the modules of
+the supervisor and no others; its fork server, which it forks where it would start one, has torch, and nothing of the
+supervisor's. Both have the arguments, environment, folder, files, session and signals that they would have been started
+with. What they train, fork and kill is as real as ever; only `python` has not begun anew. Whoever tests that starts
+cold.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -54,15 +56,30 @@ def _is_python(module: ModuleType) -> bool:
     return str(getattr(module, "__file__", None)).endswith(".py")
 
 
-def _load() -> None:
-    """As `start.py` starts the fork server, and as that imports torch."""
-    folder = ROOT / "trainer"
+def _load(name: str, folder: Path) -> ModuleType:
+    """Our package in `folder`, under its private name."""
     spec = importlib.util.spec_from_file_location(
-        "_supervise", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None
-    sys.modules["_supervise"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["_supervise"])
+    package = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
+
+
+def _load_supervisor() -> None:
+    """As its program begins, and with each module of it that a command may want."""
+    _load("_supervise", ROOT / "trainer")
+    package = _load("_supervisor", ROOT / "supervisor")
+    importlib.import_module("_supervise.names").ours_alone()
+    for module in pkgutil.walk_packages(package.__path__, "supervisor."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+
+
+def _load_fork_server() -> None:
+    """As `start.py` starts it, and as it imports torch."""
+    _load("_supervise", ROOT / "trainer")
     server: Any = importlib.import_module(f"_supervise.{_FORK_SERVER}")
     server.saves.install()
     server.fork_environment.enter()
@@ -144,7 +161,7 @@ def _serve(warm: Interpreter, command: list[str], streams: tuple[int, int, int],
     sys.exit(sys.modules[f"_supervise.{_FORK_SERVER}"].main(arguments))
 
 
-def _supervise(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: list[int]) -> None:
+def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: list[int]) -> None:
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
     for fd in fds:
@@ -153,9 +170,7 @@ def _supervise(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds:
     cold.restore()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(asked["env"], [sys.executable, *asked["command"]])
-    sys.argv[:] = asked["command"]
     sys.orig_argv[:] = [sys.executable, *asked["command"]]
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))
     exact = subprocess.Popen
 
     class Popen(exact):  # type: ignore[type-arg, valid-type, misc]
@@ -163,14 +178,24 @@ def _supervise(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds:
             return _ForkServer(warm, command, **options) if _FORK_SERVER in command else super().__new__(cls)
 
     subprocess.Popen = Popen  # type: ignore[misc]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if asked["command"][0] == "-c":
+        sys.argv[:] = ["-c", *asked["command"][2:]]
+        sys.path.insert(0, "")
+        exec(asked["command"][1], {"__name__": "__main__"})
+    else:
+        sys.argv[:] = asked["command"]
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     del sys.path[0], os.environ[ROOM]
+    bare = Interpreter()
+    _load_supervisor()
     cold = Interpreter()
-    _load()
+    bare.restore()
+    _load_fork_server()
     warm = Interpreter()
     requests = socket.socket(fileno=os.dup(0))
     running: dict[int, tuple[int, int]] = {}
@@ -192,7 +217,7 @@ def main() -> None:
                 for ended, (_, told) in running.items():
                     os.close(ended)
                     os.close(told)
-                _end(lambda: _supervise(cold, warm, json.loads(data), fds))  # noqa: B023
+                _end(lambda: _command(cold, warm, json.loads(data), fds))  # noqa: B023
             running[os.pidfd_open(pid)] = pid, fds.pop()
             for fd in fds:
                 os.close(fd)
