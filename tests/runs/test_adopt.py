@@ -25,7 +25,7 @@ from tests.support.supervised import DYING, SUPERVISE, Run, environment, until
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.records.beats import BeatReader
 
-STEPS = 300
+STEPS = 200
 PACED = """
 import contextlib, os, runpy, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -53,9 +53,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def start(run: Run) -> None:
-    """The job runs, some ten steps a second; hurry() ends that."""
+    """The job runs, some five steps a second; hurry() ends that."""
     run.script(PACED, "paced.py")
-    run.script("0.1", "pace")
+    run.script("0.2", "pace")
     run.start("--nproc", "2", *BUDGET, *JOB)
 
 
@@ -200,7 +200,7 @@ def test_every_moment(run: Run, reference: Any) -> None:
         assert len(living(run)) <= 1, at
 
     run.script(PACED, "paced.py")
-    run.script("0.1", "pace")
+    run.script("0.2", "pace")
     dies("--nproc", "2", *BUDGET, *JOB, at="after event:first_step")
     dies(at="before event:verdict", first="adopted", blow="kill")
     dies(at="after event:verdict")

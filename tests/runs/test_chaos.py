@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pytest
 from supervisor.process.proctree import marked
 from supervisor.run.leftovers import marks
 from supervisor.run.runs import all_runs
-from tests.support.supervised import SUPERVISE, environment, until
+from tests.support.jobs import TINY
+from tests.support.supervised import SUPERVISE, environment, start, until
 from trainer.rundir.machine.shm import segment_of
 
 SCRIPT = """
@@ -44,23 +44,24 @@ for step in range(start, 120):
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [SUPERVISE, "chaos", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Session:
+    """A `supervise chaos` in `folder`."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._texts = [folder / "stdout", folder / "stderr"]
+        with self._texts[0].open("w") as out, self._texts[1].open("w") as err:
+            self.process = start([SUPERVISE, "chaos", *arguments], folder, environment(), out, err)
+
+    def end(self, code: int) -> tuple[str, str]:
+        """What it said until it ended with `code`."""
+        assert self.process.wait(240) == code, [text.read_text()[-3000:] for text in self._texts]
+        out, err = (text.read_text() for text in self._texts)
+        return out, err
 
 
 def chaos(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
     """The document of a session that ended with `code`; nothing of its runs is left."""
-    process = start(folder, "--json", *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, (process.returncode, out[-3000:], err[-3000:])
+    out, _ = Session(folder, "--json", *arguments).end(code)
     assert_nothing_left(folder)
     body: dict[str, Any] = json.loads(out)
     return body
@@ -102,10 +103,10 @@ def test_the_default_schedule(tmp_path: Path) -> None:
     same."""
     # Not while the standby warms: 300 steps may be over before there is a standby again.
     limits = "--hang-timeout", "3s", "--startup-timeout", "10s", "--moments", "early,step,save"
-    process = start(tmp_path, "--count", "3", "--seed", "1", "--report", "page.html", *limits, "--", "--steps", "300")
-    out, err = process.communicate(timeout=240)
+    out, _ = Session(
+        tmp_path, "--count", "3", "--seed", "1", "--report", "page.html", *limits, "--", *TINY, "--steps", "300"
+    ).end(0)
 
-    assert process.returncode == 0, out + err
     heads, *lines = out.splitlines()
     assert heads.split()[:3] == ["ROUND", "FAULT", "STEP"] and "the same bits" in out
     assert sum(line.endswith("pass") for line in lines) >= 3
@@ -132,10 +133,8 @@ def test_a_script_of_ones_own(tmp_path: Path, noise: tuple[str, ...], code: int)
 
 def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C in the middle of a run: nothing of it lives on, and the code is that of a stop."""
-    process = start(tmp_path, "--seed", "1", "--", "--steps", "100000")
+    session = Session(tmp_path, "--seed", "1", "--", "--steps", "100000")
     until(lambda: list(tmp_path.glob("runs/chaos-*/attempts/*/rank0.log")))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-
-    assert process.returncode == 103, err
+    session.process.send_signal(signal.SIGINT)
+    session.end(103)
     assert_nothing_left(tmp_path)

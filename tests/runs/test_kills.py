@@ -19,7 +19,7 @@ from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
 from tests.support.supervised import Run, until
 
-STEPS = 300
+STEPS = 200
 JOB = [*TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "7", "--keep", "2"]
 BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", "1ms:1ms")
 SEED = 20261124
@@ -29,7 +29,7 @@ SEED = 20261124
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """(amp, final state) of a run that nobody disturbed."""
     run = Run(tmp_path_factory.mktemp("reference"))
-    assert run.launch("--nproc", "2", "--no-standby", "--", *JOB, "--amp", request.param) == 0
+    assert run.launch("--nproc", "2", "--", *JOB, "--amp", request.param) == 0
     return request.param, final_state(run.dir.path, STEPS)
 
 
@@ -88,10 +88,10 @@ def test_random_kills(run: Run, reference: tuple[str, Any]) -> None:
         strike(pick.choice([[pick.choice(ready["pids"])], ready["pids"], [started["launcher_pid"]]]))
 
     run.start("--nproc", "2", *BUDGET, "--", *JOB, "--amp", amp)
-    disturb(run, 16, blow)
+    disturb(run, 10, blow)
 
     assert run.wait() == 0
-    assert len(run.verdicts()) >= 8
+    assert len(run.verdicts()) >= 6
     assert_undisturbed(run, expected)
 
 

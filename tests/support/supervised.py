@@ -37,6 +37,17 @@ def until(what: Callable[[], T], seconds: float = 60.0) -> T:
     raise AssertionError(f"{what} was not true within {seconds} s")
 
 
+def start(
+    command: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str]
+) -> subprocess.Popen[str] | Launched:
+    """The process of `command`. If that is ours and may start warm, it is a fork of one that has done its imports."""
+    ours = command[command[0] == sys.executable :]
+    forks = warm_for(env) if Run.warm and ours[0] in (SUPERVISE, "-c", DYING) else None
+    if forks is not None:
+        return forks.start(ours, cwd, env, out, err)
+    return subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True)
+
+
 class Run:
     """A `supervise launch` in a folder of its own, with its run in `run/`."""
 
@@ -73,17 +84,8 @@ class Run:
             *arguments,
         ]
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
-            self.process = self._process(command, cwd or self.folder, environment(**env), out, err)
+            self.process = start(command, cwd or self.folder, environment(**env), out, err)
         return self.process
-
-    def _process(
-        self, command: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str]
-    ) -> subprocess.Popen[str] | Launched:
-        ours = command[command[0] == sys.executable :]
-        warm = warm_for(env) if self.warm and ours[0] in (SUPERVISE, "-c", DYING) else None
-        if warm is not None:
-            return warm.start(ours, cwd, env, out, err)
-        return subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True)
 
     def wait(self, seconds: float = 120.0) -> int:
         """The exit code of the launch; nothing of the run is alive after it."""
@@ -106,7 +108,7 @@ class Run:
         """Another command of supervise, in the run's folder, that ended with `check`."""
         command = [SUPERVISE, *arguments]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = self._process(command, self.folder, environment(), out, err).wait(120)
+            code = start(command, self.folder, environment(), out, err).wait(120)
             texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
         assert code == check, (code, *texts)
         return subprocess.CompletedProcess(command, code, *texts)

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOM = "ROOM_FOR_ENVIRONMENTS"
 """A variable that this process is started with, so that /proc has room for what a fork's environment is."""
 _FORK_SERVER = "rank.engine.fork_server"
+_Popen = subprocess.Popen
 _AS_STARTED = {"env", "cwd", "stdin", "stdout", "stderr", "pass_fds", "start_new_session"}
 
 
@@ -148,8 +149,7 @@ def _serve(warm: Interpreter, command: list[str], streams: tuple[int, int, int],
         os.setsid()
     os.chdir(asked["cwd"])
     warm.restore()
-    inherited = sys.modules["_supervise.rank.process.inherited"]
-    inherited.descriptors.close_all_but({*inherited._of_modules, *asked["pass_fds"]}, pipes=False)
+    _close_others(warm, *asked["pass_fds"])
     _default_signals()
     _show(asked["env"], command)
     if threads := asked["env"].get("OMP_NUM_THREADS"):
@@ -159,6 +159,44 @@ def _serve(warm: Interpreter, command: list[str], streams: tuple[int, int, int],
     sys.argv[:] = [script, _FORK_SERVER, *arguments]
     sys.modules["__main__"] = ModuleType("__main__")
     sys.exit(sys.modules[f"_supervise.{_FORK_SERVER}"].main(arguments))
+
+
+class _Launch:
+    """What `chaos` gets for a launch that it starts: a fork, too."""
+
+    def __init__(self, cold: Interpreter, warm: Interpreter, command: list[str], **asked: Any) -> None:
+        wanted = {"command": command[1:], "env": asked["env"], "cwd": str(Path.cwd())}
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(asked["stdout"].fileno(), 1)
+            os.dup2(asked["stderr"].fileno(), 2)
+            os.setsid()
+            _close_others(warm)
+            _default_signals()
+            _end(lambda: _command(cold, warm, wanted, []))
+        self._ended = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        return self._look(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        code = self._look(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("launch", timeout or 0.0)
+        return code
+
+    def _look(self, seconds: float | None) -> int | None:
+        if self.returncode is None and select.select([self._ended], [], [], seconds)[0]:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def _close_others(warm: Interpreter, *kept: int) -> None:
+    """As an exec does, but for what imported modules have open."""
+    inherited = warm.modules["_supervise.rank.process.inherited"]
+    inherited.descriptors.close_all_but({*inherited._of_modules, *kept}, pipes=False)
 
 
 def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: list[int]) -> None:
@@ -171,11 +209,14 @@ def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: l
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(asked["env"], [sys.executable, *asked["command"]])
     sys.orig_argv[:] = [sys.executable, *asked["command"]]
-    exact = subprocess.Popen
 
-    class Popen(exact):  # type: ignore[type-arg, valid-type, misc]
+    class Popen(_Popen):  # type: ignore[type-arg]
         def __new__(cls, command: list[str], **options: Any) -> Any:
-            return _ForkServer(warm, command, **options) if _FORK_SERVER in command else super().__new__(cls)
+            if _FORK_SERVER in command:
+                return _ForkServer(warm, command, **options)
+            if command[1:2] == ["-c"] and "supervisor" in command[2]:
+                return _Launch(cold, warm, command, **options)
+            return super().__new__(cls)
 
     subprocess.Popen = Popen  # type: ignore[misc]
     if asked["command"][0] == "-c":
