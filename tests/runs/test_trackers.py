@@ -12,10 +12,11 @@ from tests.support.supervised import Run
 
 BOARD = """
 import os, torch
+import tensorboardX
 from torch.utils.tensorboard import SummaryWriter
 model = torch.nn.Linear(2, 2)
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
-default = SummaryWriter()
+default, other = SummaryWriter(log_dir=None), tensorboardX.SummaryWriter(comment="-other")
 default.add_text("settings", "lr 0.01")
 start = 0
 if os.path.exists("last.pt"):
@@ -35,6 +36,7 @@ for step in range(start, 60):
     tokens.add_scalar("of tokens", loss.item(), 1000 + 512 * step)
     own.add_scalar("loss", loss.item(), step)
     late.add_scalar("loss", loss.item(), step)
+    other.add_scalar("loss", loss.item(), step)
     if step == 30:
         for each in default, steps, epochs, tokens, own:
             each.flush()
@@ -42,7 +44,7 @@ for step in range(start, 60):
         epochs.add_scalar("loss", loss.item(), step // 5)
     if step % 20 == 19:
         torch.save({"model": model.state_dict(), "step": step + 1}, "last.pt")
-for each in default, steps, epochs, tokens, own, late:
+for each in default, other, steps, epochs, tokens, own, late:
     each.close()
 """
 
@@ -70,11 +72,13 @@ def test_tensorboard(run: Run) -> None:
     there first; epochs are a measure, too; what cannot be told from another measure, and a purge_step, stay as they
     are. What was logged before a save is there, though TensorBoard itself writes only every two minutes."""
     needs("tensorboard")
+    needs("tensorboardX")
     assert run.launch("--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(BOARD)) == 0, run.warnings()
     assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
-    (default,) = (run.folder / "runs").iterdir()
+    default, other = sorted((run.folder / "runs").iterdir())
     assert len([*default.iterdir()]) == 2
     assert shown(default) == shown(run.folder / "late") == [*range(60)]
+    assert shown(other)[-40:] == [*range(20, 60)] and not twice(shown(other))
     assert shown(run.folder / "steps") == [*range(1, 61)]
     parts = [*(run.folder / "steps").glob("both_*")]
     assert [shown(each, "both") for each in parts] == 2 * [[*range(1, 61)]]
@@ -86,6 +90,7 @@ def test_tensorboard(run: Run) -> None:
 def test_tensorboard_is_left_alone(run: Run) -> None:
     """With --adapter off nothing is remembered, as under torchrun, and points are there twice."""
     needs("tensorboard")
+    needs("tensorboardX")
     alone = "--adapter", "off", "--nproc", "1", "--inject", "kill:rank=0@step=34"
     assert run.launch(*alone, run.script(BOARD)) == 0, run.warnings()
     assert not run.dir.trackers.exists()

@@ -39,14 +39,18 @@ def hook(module: ModuleType, going_on: GoingOn) -> None:
         if not going_on.later or not os.path.isfile(self.metrics_file_path):  # noqa: PTH113
             check(self)
             return
-        with open(self.metrics_file_path, newline="") as file:  # noqa: PTH123
-            self.metrics_keys[:] = next(csv.reader(file), [])
+        try:
+            with open(self.metrics_file_path, newline="") as file:  # noqa: PTH123
+                self.metrics_keys[:] = next(csv.reader(file), [])
+        except (OSError, ValueError, csv.Error):
+            check(self)
+            return
         self._supervise_cut = True
 
     @functools.wraps(save)
     def saved(self: Any) -> None:
         if getattr(self, "_supervise_cut", False) and self.metrics:
-            with contextlib.suppress(OSError, ValueError, KeyError, csv.Error):
+            with contextlib.suppress(Exception):  # its rows may be anything
                 self._supervise_cut = not _drop(Path(self.metrics_file_path), self.metrics, going_on)
         save(self)
 

@@ -26,7 +26,11 @@ class _Run:
         """Whether it has that step of the metric, or has got past it. A metric that was never at another step than 0 is
         no curve, and may change."""
         if key not in self._last:
-            self._last[key] = max((each.step for each in self._client.get_metric_history(self._id, key)), default=0)
+            try:
+                points = self._client.get_metric_history(self._id, key)
+            except Exception:
+                return False  # the call that follows says why
+            self._last[key] = max((each.step for each in points), default=0)
         return self._last[key] > 0 and (step or 0) <= self._last[key]
 
     def has_param(self, key: str) -> bool:
@@ -46,7 +50,7 @@ def _client(module: ModuleType, going_on: GoingOn) -> None:
             made.append(create(self, experiment_id, *args, **kwargs))
             return str(made[-1].info.run_id)
 
-        name = going_on.recall(f"mlflow {self.tracking_uri} {experiment_id}", choose)
+        name = going_on.recall(f"mlflow {getattr(self, 'tracking_uri', '')} {experiment_id}", choose)
         if made:
             return made[-1]
         try:

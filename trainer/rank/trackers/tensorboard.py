@@ -130,14 +130,18 @@ def _writer(module: ModuleType, going_on: GoingOn) -> None:
         if args or kwargs.get("log_dir") or kwargs.get("logdir"):
             make(self, *args, **kwargs)
             return
+        named = {name: value for name, value in kwargs.items() if name not in ("log_dir", "logdir")}
+        made: list[str] = []
 
         def choose() -> str:
-            make(self, **kwargs)
-            return os.path.abspath(str(self.get_logdir()))  # noqa: PTH100
+            make(self, **named)
+            folder = getattr(self, "log_dir", None) or getattr(self, "logdir", None)
+            made.append(os.path.abspath(str(folder)) if folder else "")  # noqa: PTH100
+            return made[-1]
 
-        folder = going_on.recall(f"{module.__name__} {kwargs.get('comment', '')}", choose)
-        if not hasattr(self, "purge_step"):
-            make(self, folder, **kwargs)
+        folder = going_on.recall(f"{module.__name__} {named.get('comment', '')}", choose)
+        if not made:
+            make(self, *([folder] if folder else []), **named)
 
     kind.__init__ = chosen
 
