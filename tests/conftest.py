@@ -25,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# There is a test for each core already: more threads would wait for each other, and use the CPU while they do.
+torch.set_num_threads(1)
+
 # How long a machine takes to draw an example says how busy it is, and nothing about us.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
@@ -58,15 +61,11 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
 
 
 @pytest.fixture(params=[True, False], ids=["overlapped", "blocking"])
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes, request: pytest.FixtureRequest
-) -> Iterator[Here]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes, request: pytest.FixtureRequest) -> Here:
     """With a core to spare for copying, and without one."""
     monkeypatch.setattr(memory, "spare_cores", lambda world_size: request.param)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if request.param else 2)
-    yield Here(tmp_path, monkeypatch)
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if request.param else 2)
+    return Here(tmp_path, monkeypatch)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

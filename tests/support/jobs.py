@@ -107,7 +107,7 @@ def on_ranks(world_size: int, body: Callable[[Ranks], Any]) -> list[Any]:
 
 
 _MODEL = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --dropout 0.1"
-TINY = [*_MODEL.split(), *"--batch-size 12 --steps 12 --warmup 2 --data random".split()]
+TINY = [*_MODEL.split(), *"--batch-size 12 --steps 12 --warmup 2 --data random --threads 1".split()]
 
 
 def environment() -> dict[str, str]:

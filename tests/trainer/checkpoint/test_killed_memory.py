@@ -23,7 +23,7 @@ STEPS = 400
 def test_kills_at_random_moments(tmp_path: Path) -> None:
     """The first run's end and that of the killed one are equal; a step that was finished before the last one is never
     done again; nothing of it was ever written to disk before the end."""
-    flags = [*TINY, "--amp", "fp16", "--checkpoint-every", "off", "--threads", "1", "--steps", str(STEPS)]
+    flags = [*TINY, "--amp", "fp16", "--checkpoint-every", "off", "--steps", str(STEPS)]
     trainer(1, *flags, "--out", str(tmp_path / "whole"))
     mark = f"test{uuid.uuid4().hex[:12]}"
     segment = segment_of(mark)

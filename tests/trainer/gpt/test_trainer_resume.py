@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.disks import Cut
 from tests.support.jobs import TINY, final_state, same, trainer
+from tests.support.supervised import Run
 from trainer.gpt.config import Place, parse
 from trainer.gpt.loop import train
 from trainer.rank import progress
@@ -21,7 +22,7 @@ from trainer.rundir.layout import committed_steps
 
 
 def _flags(out: Path, amp: str = "off") -> list[str]:
-    return [*TINY, "--out", str(out), "--amp", amp, "--checkpoint-every", "4", "--threads", "1"]
+    return [*TINY, "--out", str(out), "--amp", amp, "--checkpoint-every", "4"]
 
 
 def _assert_same(first: Path, second: Path) -> None:
@@ -95,20 +96,19 @@ def test_a_stop_of_one_rank_stops_all_at_one_step(whole: Callable[[int, str], Pa
     _assert_same(whole(2, "off"), tmp_path / "stopped")
 
 
-def test_other_world_sizes(tmp_path: Path) -> None:
+def test_other_world_sizes(run: Run, tmp_path: Path) -> None:
     """Two ranks, then one, then three: the state goes on, every step has one line, and without dropout the losses are
     those of one rank throughout, but for rounding."""
-    flags = [*_flags(tmp_path / "out"), "--dropout", "0", "--checkpoint-every", "off"]
-    flags += ["--lr", "0.01", "--min-lr", "0.01"]
-    trainer(2, *flags, "--steps", "4")
-    train(parse([*flags, "--steps", "8"]), Place())
-    trainer(3, *flags)
+    flags = [*TINY, *"--dropout 0 --checkpoint-every off --lr 0.01 --min-lr 0.01".split()]
+    for ranks, steps in ((2, 4), (1, 8), (3, 12)):
+        assert run.launch("--nproc", str(ranks), "--", *flags, "--steps", str(steps)) == 0
     train(parse([*flags, "--out", str(tmp_path / "one")]), Place())
 
     mixed, alone = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("out", "one")
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (run.dir.metrics, tmp_path / "one" / "metrics.jsonl")
     )
+    assert [len(event["pids"]) for event in run.events("group_ready")] == [2, 1, 3]
     assert [line["step"] for line in mixed] == list(range(1, 13))
     assert [line["loss"] for line in mixed] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
 
