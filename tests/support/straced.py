@@ -22,7 +22,8 @@ _FD = re.compile(r"^(?:AT_FDCWD|\d+)<(.*)>$", re.DOTALL)
 def straced(command: Sequence[str], place: Path, env: dict[str, str], cwd: Path) -> str:
     """The trace of `command` and all its children, which ended well."""
     trace = place / "strace.txt"
-    options = ["-f", "-y", "-qq", "-xx", "-s", "10000000", "-e", f"trace={CALLS}", "-e", "signal=none"]
+    # With --seccomp-bpf the calls that nobody asked for do not stop.
+    options = ["-f", "--seccomp-bpf", "-y", "-qq", "-xx", "-s", "10000000", "-e", f"trace={CALLS}", "-e", "signal=none"]
     done = subprocess.run(
         ["strace", *options, "-o", str(trace), *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=120
     )
@@ -81,8 +82,10 @@ def operations(trace: str, root: Path, before: Tree) -> list[Op]:
         tree = applied(tree, op)
         ops.append(op)
 
+    # Whoever names something below `root` names that, too; most lines are of imports.
+    mentioned = "".join(f"\\x{byte:02x}" for byte in os.fsencode(root.name))
     for line in _whole_lines(trace):
-        call = _LINE.match(line)
+        call = _LINE.match(line) if mentioned in line else None
         if not call or int(call[4]) < 0:
             continue
         kind, given, result, pid = call[2], _arguments(call[3]), int(call[4]), int(call[1])
