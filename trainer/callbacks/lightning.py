@@ -26,6 +26,7 @@ from ..rundir.records.told import told
 from .data import Watched, watch
 from .keeper import Bystander, Keeper
 from .replacing import replace
+from .several import Several
 
 # A program has one of them, or both and uses the one that it has imported first.
 _NAME = next((name for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules), "lightning.pytorch")
@@ -56,6 +57,8 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         self._made = 0
         self._resumes = False
         """Whether the next batch is the first after a resume from our state."""
+        self._watched: tuple[int, Watched | None] | None = None
+        """The epoch for which a loader was made last, and its sampler."""
         self._fresh = False
         """Whether that batch is the first of an epoch, too."""
 
@@ -63,7 +66,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         global _fits
         if stage != "fit" or supervised() is None:
             return
-        self._trainer, self._made, self._resumes = trainer, 0, False
+        self._trainer, self._made, self._resumes, self._watched = trainer, 0, False, None
         kind = type(trainer.strategy).__name__
         why = "" if kind in _WHOLE else f"{kind} may shard the state"
         if why := why or ("this is not the program's first fit()" if _fits else ""):
@@ -103,6 +106,12 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         if not trainer.training or not isinstance(keeper, Keeper) or hasattr(loader, "state_dict"):
             return loader
         watched = watch(loader, trainer.accumulate_grad_batches, lambda: int(trainer.current_epoch))
+        before, self._watched = self._watched, (int(trainer.current_epoch), watched)
+        if before is not None and before[0] == trainer.current_epoch and before[1] is not watched:
+            # Several loaders at once. How far each of them is, only Lightning's mode of combining them knows.
+            if before[1] is not None:
+                before[1].go_on(None, lambda: None)
+            watched = None
         if watched is not None and self._resumes:
             self._place(watched, keeper)
         keeper.watches(watched)
@@ -127,8 +136,8 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
             keeper.begin(
                 start=trainer.global_step,
                 model=trainer.strategy.model,
-                optimizer=trainer.optimizers[0] if len(trainer.optimizers) == 1 else _Several(trainer.optimizers),
-                scheduler=_Several(schedulers) if schedulers else None,
+                optimizer=trainer.optimizers[0] if len(trainer.optimizers) == 1 else Several(trainer.optimizers),
+                scheduler=Several(schedulers) if schedulers else None,
                 scaler=None,
             )
         self._made = trainer.global_step
@@ -193,20 +202,6 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
 def _is_elsewhere(key: str) -> bool:
     # The program makes its hyperparameters anew. They may be anything.
     return key in _ELSEWHERE or "hparams" in key or "hyper_parameters" in key
-
-
-class _Several:
-    """Optimizers or schedulers as one."""
-
-    def __init__(self, each: list[Any]) -> None:
-        self._each = each
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"each": [one.state_dict() for one in self._each]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for one, its in zip(self._each, state["each"], strict=True):
-            one.load_state_dict(its)
 
 
 _fits = 0
