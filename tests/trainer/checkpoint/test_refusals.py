@@ -22,7 +22,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.refusals import refuse
-from trainer.checkpoint.state.state import apply, capture_rank
+from trainer.checkpoint.state.state import apply, capture_rank, present
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.durable import DISK
 
@@ -174,3 +174,47 @@ def test_ranks_of_other_shapes_are_no_damage(tmp_path: Path) -> None:
 
     assert on_ranks(2, body) == [None, None]
     assert (tmp_path / "step-00000001" / manifest.NAME).exists()
+
+
+def _ordered(names: list[str], named: bool = False, model: nn.Module | None = None) -> dict[str, Any]:
+    """A model and an optimizer that has got its parameters in this order. All of them have one shape."""
+    model = model or nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "abc"})
+    known = dict(model.named_parameters())
+    given: Any = [(f"{name}.weight", known[f"{name}.weight"]) if named else known[f"{name}.weight"] for name in names]
+    return present(model=model, optimizer=torch.optim.SGD(given, 0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_order_of_parameters_does_not_matter(named: bool) -> None:
+    """Each has the momentum of its own name, in an optimizer that was made in another order; so has the next state."""
+    parts = _ordered(["a", "b", "c"], named)
+    for number, param in enumerate(parts["model"].parameters()):
+        param.grad = torch.full((2, 2), float(number))
+    parts["optimizer"].step()
+    stored = {name: part.state_dict() for name, part in parts.items()}
+    other = _ordered(["c", "a", "b"], named)
+    assert apply(other, stored, "it") == []
+    for _ in range(2):
+        momenta = [float(other["optimizer"].state[p]["momentum_buffer"][0, 0]) for p in other["model"].parameters()]
+        assert momenta == [0.0, 1.0, 2.0]
+        again = {name: part.state_dict() for name, part in other.items()}
+        other = _ordered(["a", "b", "c"], named)
+        apply(other, again, "it")
+
+
+def test_other_parameters_are_a_mismatch() -> None:
+    """An optimizer of as many parameters, of the same shapes, but not the same: nothing is touched."""
+    parts = _ordered(["a", "b"])
+    stored = {name: part.state_dict() for name, part in parts.items()}
+    other = _ordered(["b", "c"])
+    before = {name: value.clone() for name, value in other["model"].state_dict().items()}
+    with pytest.raises(CheckpointMismatch, match=r"group 0 of its optimizer has a.weight in the place of c.weight"):
+        apply(other, stored, "it")
+    assert same(before, dict(other["model"].state_dict()))
+
+
+def test_a_state_without_names_goes_by_order() -> None:
+    """As older versions stored it."""
+    parts = _ordered(["a", "b", "c"])
+    stored = {name: part.state_dict() for name, part in parts.items() if name != "parameters"}
+    assert apply(_ordered(["a", "b", "c"]), stored, "it") == []

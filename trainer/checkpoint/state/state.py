@@ -1,6 +1,6 @@
 """The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  step  extra
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  parameters  step  extra
     per rank:                         rng  data  values marked PerRank  small buffers of the model (from rank 1 on)
 
 Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
@@ -18,6 +18,7 @@ from torch import nn
 from ..errors import CheckpointMismatch, StateError
 from . import mismatch, rng
 from .packing import Packed, Steadiness, pack
+from .parameters import Parameters, names_of, reordered
 from .per_rank import own_state
 
 
@@ -43,7 +44,10 @@ def bare(model: nn.Module) -> nn.Module:
 def present(*, model: Any = None, **parts: Stateful | None) -> dict[str, Stateful]:
     """The parts that there are, by name. The model is bare."""
     everything = {"model": bare(model) if isinstance(model, nn.Module) else model, **parts}
-    return {name: part for name, part in everything.items() if part is not None}
+    there = {name: part for name, part in everything.items() if part is not None}
+    return (
+        {**there, "parameters": Parameters(there.get("model"), there["optimizer"])} if "optimizer" in there else there
+    )
 
 
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
@@ -85,24 +89,29 @@ def capture_rank(rank: int, generators: dict[str, Any] | None = None, own: Packe
     return Packed({**own.tree, **drawn.tree}, {**own.tensors, **drawn.tensors}, {**own.specs, **drawn.specs})
 
 
-def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> None:
-    """CheckpointMismatch unless `state` is of this model and optimizer. The text has all differences."""
-    problems = []
+def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """`state`, with the optimizer's in the order of its parameters here. CheckpointMismatch unless it is of this model
+    and optimizer. The text has all differences."""
+    problems: list[str] = []
     if "model" in parts:
         problems += mismatch.model_problems(parts["model"].state_dict(), state.get("model"))
     if "optimizer" in parts:
         if "optimizer" not in state:
             problems.append("it holds no optimizer state")
         else:
-            problems += mismatch.optimizer_problems(parts["optimizer"], state["optimizer"])
+            ours, theirs = names_of(parts.get("parameters")), names_of(state.get("parameters"))
+            stored, others = reordered(state["optimizer"], theirs, ours)
+            problems += others or mismatch.optimizer_problems(parts["optimizer"], stored, ours)
+            state = {**state, "optimizer": stored}
     if problems:
         raise CheckpointMismatch(mismatch.sentence(where, problems))
+    return state
 
 
 def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> list[str]:
     """Every part goes on from `state`. Returns a sentence for each part that was not restored because only one side has
     it. CheckpointMismatch if the state is of another model or optimizer; then nothing was changed."""
-    check(parts, state, where)
+    state = check(parts, state, where)
     missing = []
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
