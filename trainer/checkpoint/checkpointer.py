@@ -31,7 +31,7 @@ from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard, Window
-from .interval import Interval, Pace, Stalls, flush_cost
+from .interval import Interval, Pace, Stalls, flush_cost, stalled
 from .memory.memory import Memory, Place
 from .memory.tier import Tier, Wish
 from .notices import Notices
@@ -41,6 +41,7 @@ from .put_back import draw_on, put_back
 from .replicas import Replicas
 from .source import Extra, Source
 from .state import buckets
+from .state.gradients import Gradients
 from .state.packing import Packed
 from .state.per_rank import OnResize
 from .state.refusals import refuse, refuse_unready
@@ -143,6 +144,7 @@ class Checkpointer:
         refuse(parts)
         self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
         self._parts = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
+        self._gradients = Gradients(parts.get("optimizer"), parts.get("scaler"))
         self._source = Source(self._parts, self._extra, self._replicas)
 
     def _find(self) -> Loaded | None:
@@ -214,6 +216,8 @@ class Checkpointer:
         (progress().step if self._announces else progress().counted)(done, self._parts.get("optimizer"))
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
+        if sentence := self._gradients.pending(stop or save or due or self._tier is not None):
+            self._notices.say(sentence)
         self._look(agreed.compare, (save or due) and self._tier is not None)
         if stop:
             self._save_or_raise("when asked to stop")
@@ -227,7 +231,9 @@ class Checkpointer:
             snapshots_s = self._tier.stall_s - snapshots_s
         elif save or due:
             self.save()
-        self._judge_stalls(due, time.monotonic() - began, snapshots_s)
+        now = time.monotonic()
+        for sentence in stalled(self._stalls, now, due, now - began, snapshots_s):
+            self._notices.say(sentence)
 
     def save(self) -> bool:
         """Whether the state after the last step() is durable now. Every rank calls it at the same step."""
@@ -263,16 +269,6 @@ class Checkpointer:
     @property
     def _notices(self) -> Notices:
         return Notices(self._ranks.rank)
-
-    def _judge_stalls(self, due: bool, step_s: float, snapshot_s: float) -> None:
-        """A warning, once, if saves at an explicit number of steps cost training much."""
-        if due:
-            self._stalls["checkpoints"].held_up(step_s)
-        elif snapshot_s and "snapshots" in self._stalls:
-            self._stalls["snapshots"].held_up(snapshot_s)
-        for stalls in self._stalls.values():
-            if sentence := stalls.sentence(time.monotonic()):
-                self._notices.say(sentence)
 
     def _pass_over(self, loaded: Loaded | None) -> None:
         """The data that a rollback names is skipped from now on, and a note says so."""

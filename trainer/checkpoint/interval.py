@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ASSUMED_MTBF_S = 3600.0
@@ -88,6 +89,16 @@ def time_limit(elapsed_s: float, flush_s: float | None, save_s: float | None) ->
         return 0.0
     usual = 2 * save_s if flush_s is None else flush_s
     return save_s if usual - save_s <= elapsed_s <= 2 * usual else 0.0
+
+
+def stalled(stalls: Mapping[str, Stalls], now: float, due: bool, step_s: float, snapshot_s: float) -> list[str]:
+    """The warnings, each once, after a step whose saves took `step_s` seconds, and its snapshot `snapshot_s` of them.
+    `due`: a checkpoint was due by an explicit number of steps."""
+    if due:
+        stalls["checkpoints"].held_up(step_s)
+    elif snapshot_s and "snapshots" in stalls:
+        stalls["snapshots"].held_up(snapshot_s)
+    return [sentence for one in stalls.values() if (sentence := one.sentence(now))]
 
 
 @dataclass(slots=True)

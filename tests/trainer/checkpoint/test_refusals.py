@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.support.jobs import on_ranks, same
+from tests.support.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointMismatch, StateError
 from trainer.checkpoint.disk import restore as restoring
 from trainer.checkpoint.disk.restore import Tiers
@@ -90,6 +91,37 @@ def test_states_that_the_first_step_makes(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"optimizer/state/0/m is a .*Coded"):
         ckpt.step(1)
     ckpt._stop.close()
+
+
+def _accumulated(folder: Path, scaler: torch.amp.GradScaler | None, micro: bool) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    ckpt = Checkpointer(model=model, optimizer=optimizer, scaler=scaler, directory=folder, every=1)
+    for step in range(ckpt.restore(), 6):
+        inf = scaler is not None and step < 4 and not micro
+        loss = model(torch.ones(1, 2)).sum() * (float("inf") if inf else 1.0)
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if not micro or step % 3 == 2:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            if micro:
+                optimizer.zero_grad()
+        ckpt.step(step + 1)
+
+
+def test_gradients_that_wait_are_told_of(tmp_path: Path, notes: Notes) -> None:
+    """Once, in a loop whose steps are micro-batches. Not in one that leaves the gradients of its last step, nor where a
+    GradScaler leaves steps out because of infinities."""
+    found = []
+    for number, (scaled, micro) in enumerate(((False, False), (True, False), (False, True), (True, True))):
+        notes.kept.clear()
+        _accumulated(tmp_path / f"{number}", torch.amp.GradScaler("cpu") if scaled else None, micro)
+        found.append([fields["text"] for kind, fields in notes.kept if kind == "warning"])
+
+    assert [sum("gradients are pending" in text for text in texts) for texts in found] == [0, 0, 1, 1]
 
 
 def test_shards_of_torch() -> None:

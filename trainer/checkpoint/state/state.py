@@ -9,6 +9,7 @@ scheduler, scaler, data, guard. The generators are last, because the other parts
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -52,7 +53,9 @@ def present(*, model: Any = None, **parts: Stateful | None) -> dict[str, Statefu
 
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
     """The shared state of `parts` after `step` steps, and the marked values in it."""
-    state = {name: part.state_dict() for name, part in parts.items() if name != "data"}
+    found = {name: part.state_dict() for name, part in parts.items() if name != "data"}
+    # A module's is an OrderedDict, and takes any dict.
+    state = {name: dict(value) if type(value) is OrderedDict else value for name, value in found.items()}
     return pack({**state, "step": step, "extra": extra})
 
 

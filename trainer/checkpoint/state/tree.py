@@ -4,22 +4,34 @@
     tuple                     {"$tuple": [...]}
     any other dict            {"$dict": [[key, value], ...]}
     nan, inf, -inf            {"$float": "nan"}
+    complex                   {"$complex": [real, imaginary]}, each as a float
     int beyond 64 bits        {"$int": "0x1f..."}
     tensor                    {"$tensor": name}
+    bytes                     {"$bytes": base64}
+    a path                    {"$path": text}
+    set, frozenset            {"$set": [...]}, {"$frozenset": [...]}
+    deque                     {"$deque": [[...], maxlen]}
+    OrderedDict, Counter      {"$ordered": [[key, value], ...]}, {"$counter": [[key, value], ...]}
+    torch.Size                {"$size": [...]}
+    numpy scalar, array       {"$numpy": [type, shape, base64]}; shape is null for a scalar
     PerRank                   {"$per_rank": path}; comes back as a Reference. The value is in its rank's own file
     dataclass                 the dict of its fields; comes back as that dict
 
-Anything else is a StateError that names its path: a value that cannot come back exactly is not stored.
+Anything else, and any other class that is derived from one of these, is a StateError that names its path: a value that
+cannot come back exactly is not stored.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import StateError
+from . import rare
 from .marks import PerRank, Reference
 
 MAX_DEPTH = 100
@@ -40,33 +52,44 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
     """JSON values that decode() turns back into `value`, with tuples, int keys and nan."""
     if depth > MAX_DEPTH:
         raise StateError(f"{path}: nested more than {MAX_DEPTH} deep, or contains itself")
-    match value:
-        case None | bool():
-            return value
-        case str():
-            return str.__str__(value)
-        case int():
-            number = int(value)
-            return number if -(2**63) <= number < 2**63 else {"$int": hex(number)}
-        case float():
-            return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-        case list():
-            return _encode_items(value, path, name_of, depth)
-        case tuple():
-            return {"$tuple": _encode_items(value, path, name_of, depth)}
-        case dict():
-            return _encode_dict(value, path, name_of, depth)
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else {"$int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if kind is list:
+        return _encode_items(value, path, name_of, depth)
+    if kind is tuple:
+        return {"$tuple": _encode_items(value, path, name_of, depth)}
+    if kind is dict:
+        return _encode_dict(value, path, name_of, depth)
     if (name := name_of(value, path)) is not None:
         return {"$per_rank" if isinstance(value, PerRank) else "$tensor": name}
     if isinstance(value, PerRank):
         raise StateError(f"{path} is a PerRank value where there are no ranks: give the value itself")
+    if (
+        rarer := rare.encode(value, lambda inner, key: encode(inner, _child(path, key), name_of, depth + 1))
+    ) is not None:
+        return rarer
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return _encode_dict(fields, path, name_of, depth)
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise StateError(
-        f"{path or 'the state'} is a {kind}, which a checkpoint cannot hold; give tensors, numbers, text, None, "
-        "lists, tuples, dicts or dataclasses of them"
+    raise StateError(f"{path or 'the state'} is a {kind.__module__}.{kind.__qualname__}, {_advice(value)}")
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return "of which a checkpoint cannot hold the class: give its .value"
+    if isinstance(size := getattr(value, "nbytes", None), int) and size > rare.LARGEST:
+        return f"of {size} bytes, which would be stored as text: give torch.from_numpy(...) of it"
+    base = next((base for base in (str, int, float, list, tuple, dict) if isinstance(value, base)), None)
+    if base is not None:
+        return f"of which a checkpoint cannot hold the class: give {base.__name__}(...) of it"
+    return (
+        "which a checkpoint cannot hold; give tensors, numbers, text, bytes, None, lists, tuples, sets, dicts or "
+        "dataclasses of them"
     )
 
 
@@ -111,6 +134,8 @@ def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
             return tensor(name)
         case {"$per_rank": str(path)}:
             return Reference(path)
+        case dict() if len(value) == 1 and (tag := next(iter(value))) in rare.TAGS:
+            return rare.decode(tag, value[tag], lambda inner: decode(inner, tensor))
         case dict():
             return {k: decode(v, tensor) for k, v in value.items()}
     return value
@@ -122,6 +147,9 @@ def plain(value: Any, path: str = "") -> Any:
 
     def name_of(leaf: Any, at: str) -> str | None:
         if not hasattr(leaf, "data_ptr"):
+            if type(leaf) is not OrderedDict and rare.encode(leaf, lambda inner, key: inner) is not None:
+                # In such a file torch.load(weights_only=True) would refuse it.
+                raise StateError(f"{at} is a {type(leaf).__name__}: give lists, dicts, numbers, text or tensors")
             return None
         found[at] = leaf
         return at
