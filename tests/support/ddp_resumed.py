@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
     "find_unused_parameters": {"find_unused_parameters": True},
     "accumulated": {},
-    "its model given": {},
+    "a part of the model": {},
 }
 STEPS = 4
 
@@ -52,7 +52,7 @@ def _train(way: str, rank: int, steps: int, directory: Path) -> Iterator[tuple[i
     torch.manual_seed(0)
     ddp = DistributedDataParallel(Net(), bucket_cap_mb=0.01, **WAYS[way])  # type: ignore[arg-type]
     optimizer = optim.AdamW(ddp.parameters(), lr=1e-2)
-    model = ddp.module if way == "its model given" else ddp
+    model = nn.ModuleDict({"net": ddp.module}) if way == "a part of the model" else ddp
     ckpt = Checkpointer(model=model, optimizer=optimizer, directory=directory, every=None)
     for step in range(ckpt.restore(), steps):
         optimizer.zero_grad()

@@ -98,10 +98,12 @@ def test_a_failed_save_does_not_stop_training(tmp_path: Path, notes: Notes, caps
     ckpt.step(3)
 
     assert committed_steps(tmp_path) == [1, 3]
-    assert notes.kinds() == ["resumed", "checkpoint_saved", "checkpoint_failed", "checkpoint_saved"]
-    assert capsys.readouterr().err.splitlines() == [
+    # On a slow disk a warning says what saves at every step cost.
+    kinds = [kind for kind in notes.kinds() if kind != "warning"]
+    assert kinds == ["resumed", "checkpoint_saved", "checkpoint_failed", "checkpoint_saved"]
+    assert capsys.readouterr().err.splitlines()[0] == (
         "checkpoint 2 failed, training goes on: [Errno 28] No space left on device"
-    ]
+    )
     ckpt.close()
 
 

@@ -9,6 +9,7 @@ that starts with DDP's first buckets would compute a first step with other last 
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,67 +32,79 @@ def _inside(model: nn.Module) -> DistributedDataParallel | None:
     return model
 
 
-def _around(model: nn.Module) -> DistributedDataParallel | None:
-    """A DDP that wraps `model`, or None. The search takes some 50 ms."""
-    found = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
-    return next((one for one in found if one.__dict__.get("_modules", {}).get("module") is model), None)
+def _around(modules: Mapping[int, str]) -> dict[str, DistributedDataParallel]:
+    """The DDPs that wrap one of `modules` (names by id), by its name. The search takes some 50 ms."""
+    ddps = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel)]
+    wrapped = ((id(ddp.__dict__.get("_modules", {}).get("module")), ddp) for ddp in ddps)
+    return {modules[number]: ddp for number, ddp in wrapped if number in modules}
 
 
 class Buckets:
-    """A part of a checkpoint: the indices of DDP's parameters in the order of its buckets, as one text.
+    """A part of a checkpoint: for each DDP around the model or a part of it (a GAN has two), the indices of its
+    parameters in the order of its buckets, as one text.
 
-    The text is empty without DDP, before the first synchronised backward pass, and with `find_unused_parameters`, where
+    A text is missing without DDP, before the first synchronised backward pass, and with `find_unused_parameters`, where
     DDP keeps its first buckets. StateError for `static_graph` with three or more ranks: its order cannot be restored.
     """
 
     def __init__(self, model: nn.Module | None, world_size: int) -> None:
-        self._model = model
         self._world_size = world_size
-        self._ddp = None if model is None else _inside(model)
-        self._order = ""
-        self._wanted = ""
+        whole = None if model is None else _inside(model)
+        self._model = model if whole is None else whole.module
+        self._ddps: dict[str, DistributedDataParallel] = {} if whole is None else {"": whole}
+        if self._model is not None:
+            within = {n: m for n, m in self._model.named_modules() if isinstance(m, DistributedDataParallel)}
+            self._ddps.update(within)
+        self._orders: dict[str, str] = {}
+        self._wanted: dict[str, str] = {}
         self._searched = False
         """Whether a step has looked for a DDP that nobody gave us. One look is enough: it takes some 50 ms."""
         self._refuse()
 
-    def state_dict(self) -> dict[str, str]:
-        return {"order": self._order} if self._order else {}
+    def state_dict(self) -> dict[str, Any]:
+        orders = dict(self._orders)
+        whole = orders.pop("", "")
+        return {**({"order": whole} if whole else {}), **({"orders": orders} if orders else {})}
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        """DDP's buckets are now those of the run that saved `state`. This is a collective of DDP's group. Nothing is
-        changed if the DDP has other parameters, or if there is no DDP yet."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The buckets of each DDP are now those of the run that saved `state`. This is a collective of DDP's group.
+        Nothing is changed if a DDP has other parameters, or is not there yet."""
         self._look_around()
-        self._wanted = str(state.get("order", ""))
-        order = [int(index) for index in self._wanted.split()]
-        if self._ddp is not None and torch_patches.fill_buckets(self._ddp, order):
-            self._order, self._wanted = self._wanted, ""
+        self._wanted = {"": str(state.get("order", "")), **(state.get("orders") or {})}
+        for name, ddp in sorted(self._ddps.items()):
+            order = [int(index) for index in self._wanted.get(name, "").split()]
+            if torch_patches.fill_buckets(ddp, order):
+                self._orders[name] = self._wanted.pop(name)
 
     def learn(self) -> str | None:
-        """Every rank calls it after a step: the order is known if DDP knows it. Returns a sentence, once, if a restored
-        order came too late to be used."""
-        if self._order or self._world_size < 2:
+        """Every rank calls it after a step: an order is known if its DDP knows it. Returns a sentence, once, if a
+        restored order came too late to be used."""
+        if self._world_size < 2:
             return None
         if not self._searched:
-            self._searched = True
             self._look_around()
-        if self._ddp is not None:
-            self._order = " ".join(map(str, torch_patches.bucket_order(self._ddp)))
-        if self._order and self._wanted:
-            self._wanted = ""
-            if self._world_size >= _ENOUGH:
-                return (
-                    "DDP was made after restore(): the first step may differ in its last bits from one of an "
-                    "undisturbed run; make DDP before restore()"
-                )
+        self._searched = True
+        late = False
+        for name, ddp in sorted(self._ddps.items()):
+            if name not in self._orders and (order := torch_patches.bucket_order(ddp)):
+                self._orders[name] = " ".join(map(str, order))
+                late |= bool(self._wanted.pop(name, ""))
+        if late and self._world_size >= _ENOUGH:
+            return (
+                "DDP was made after restore(): the first step may differ in its last bits from one of an "
+                "undisturbed run; make DDP before restore()"
+            )
         return None
 
     def _look_around(self) -> None:
-        if self._ddp is None and self._model is not None and self._world_size >= _ENOUGH:
-            self._ddp = _around(self._model)
-            self._refuse()
+        if self._model is None or "" in self._ddps or self._world_size < _ENOUGH:
+            return
+        found = _around({id(module): name for name, module in self._model.named_modules()})
+        self._ddps = {**found, **self._ddps}
+        self._refuse()
 
     def _refuse(self) -> None:
-        if self._ddp is not None and self._ddp.static_graph and self._world_size >= _ENOUGH:
+        if self._world_size >= _ENOUGH and any(ddp.static_graph for ddp in self._ddps.values()):
             raise StateError(
                 f"DistributedDataParallel(static_graph=True) on {self._world_size} ranks: the order of its sums cannot "
                 "be restored, and a resumed run would differ in its last bits; leave static_graph out"
