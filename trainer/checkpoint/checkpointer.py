@@ -44,7 +44,7 @@ from .state import buckets
 from .state.gradients import Gradients
 from .state.packing import Packed
 from .state.per_rank import OnResize
-from .state.refusals import refuse, refuse_unready
+from .state.refusals import draws_anew, refuse, refuse_unready
 from .state.state import Stateful, present
 
 _REMOVALS = 3
@@ -133,6 +133,8 @@ class Checkpointer:
         changed."""
         # A state that cannot be saved is found now. The first save may be hours later.
         refuse_unready(self._parts.get("model"))
+        if sentence := draws_anew(self._parts.get("data")):
+            self._notices.say(sentence)
         fresh = self._capture()[0]
         if (loaded := self._find()) is not None:
             self._put_back(loaded, fresh)

@@ -124,6 +124,21 @@ def test_gradients_that_wait_are_told_of(tmp_path: Path, notes: Notes) -> None:
     assert [sum("gradients are pending" in text for text in texts) for texts in found] == [0, 0, 1, 1]
 
 
+def test_a_loader_that_draws_from_everybodys_generator(tmp_path: Path, notes: Notes) -> None:
+    """Its first draw after a restore is one too many: that is said. With a generator of its own there is none."""
+
+    class Loader(torch.utils.data.DataLoader[int]):
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    for generator, told in ((None, True), (torch.Generator(), False)):
+        notes.kept.clear()
+        Checkpointer(data=Loader([1, 2], generator=generator), directory=tmp_path).restore()  # type: ignore[arg-type]
+        assert any("generator=torch.Generator()" in fields.get("text", "") for _, fields in notes.kept) is told
+
+
 def test_shards_of_torch() -> None:
     """FSDP1 anywhere in the model, and ZeRO: when the Checkpointer is made. FSDP2: its parameters are DTensors."""
     with warnings.catch_warnings():

@@ -55,6 +55,16 @@ def _not_stateful(name: str, part: object) -> str:
     return f"{what}, which has no state_dict() and load_state_dict()"
 
 
+def draws_anew(data: Any) -> str | None:
+    """A sentence, if `data` would give other batches after a restore than in an undisturbed run; else None."""
+    if not _is_a(data, "torch.utils.data", "DataLoader") or getattr(data, "generator", data) is not None:
+        return None
+    return (
+        "data is a DataLoader without a generator: iter() of it draws from torch's global one, so the run is not the "
+        "same to the bit after a restore; give it generator=torch.Generator()"
+    )
+
+
 def refuse_unready(model: Any) -> None:
     """StateError if `model` has tensors into which no state can be loaded yet."""
     if not isinstance(model, nn.Module):
