@@ -93,6 +93,28 @@ def test_what_moves_is_noticed(here: Here, change: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_weights_that_change_before_they_are_copied(here: Here, late: threading.Event) -> None:
+    """Between a step and the next one of the optimizer (an average, clamping): that snapshot is not kept. From the next
+    on, such weights are copied before training goes on, so they are those of the step."""
+    with training() as made:
+        weight, taken = made.model[0].weight.detach(), {}
+        for step in range(1, 5):
+            made.backward()
+            made.update()
+            made.ckpt.step(step, TAKE)
+            taken[step] = weight.clone()
+            if step > 1:
+                weight.mul_(0.5)
+            late.set()
+            made.copied()
+            torn = step == 2 and made.memory().spare
+            assert snapshots.newest_snapshot(here.segment) == (1 if torn else step)
+        with training() as other:
+            assert other.start == 4
+            assert same(other.model[0].weight.detach(), taken[4]) and not same(taken[4], weight)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_the_plan_is_kept_while_nothing_moves(here: Here) -> None:
     """After the first steps no plan is made anew, though extra has other tensors and numbers each time."""
     with training() as made:

@@ -55,9 +55,9 @@ class Eight(torch.optim.SGD):
             self.state[param] = {"m": Coded(torch.zeros(param.shape))}
 
 
-def _expanded() -> nn.Module:
+def _with(buffer: torch.Tensor) -> nn.Module:
     model = nn.Linear(2, 2)
-    model.register_buffer("wide", torch.zeros(1).expand(7))
+    model.register_buffer("wide", buffer)
     return model
 
 
@@ -69,7 +69,8 @@ def _expanded() -> nn.Module:
         ({"data": iter([])}, r"data is a list_iterator, which has no state_dict\(\)"),
         ({"model": nn.LazyLinear(3)}, "run the model once"),
         ({"model": nn.Linear(2, 2, device="meta")}, "to_empty"),
-        ({"model": _expanded()}, r"model/wide is an expanded tensor"),
+        ({"model": _with(torch.zeros(1).expand(7))}, r"model/wide is an expanded tensor"),
+        ({"model": _with(torch.eye(3).to_sparse())}, r"model/wide is a sparse_coo tensor"),
         ({"extra": {"t": torch.zeros(2).to_sparse()}}, r"extra/t is a sparse_coo tensor"),
         ({"extra": {"t": Coded(torch.zeros(2))}}, r"extra/t is a .*Coded, a tensor that is made of other tensors"),
     ],

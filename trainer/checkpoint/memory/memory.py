@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ...rundir.files.codec import encode
 from ..errors import StateError
 from ..state import rng
-from ..state.packing import Led, Packed, Packer
+from ..state.packing import Led, Packed, Packer, Steadiness
 from ..state.state import Stateful, capture, capture_own, capture_rank, steadiness
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
@@ -39,7 +39,7 @@ _LATE_S = 1.0
 """Seconds that an owed snapshot waits for a buffer. The cause is a late rank or a flush."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     step: int
     pin: bool
@@ -48,6 +48,14 @@ class _Job:
     tree: Any
     generators: dict[str, Any]
     own: Packed
+    watched: list[tuple[torch.Tensor, int]]
+    """The steady tensors that are copied later, with their versions at the capture."""
+    moved: frozenset[int] | None = None
+    """The addresses of those that had changed when the optimizer's next step began; None if that has not begun."""
+
+    def changed(self) -> frozenset[int]:
+        """The addresses of those that have changed by now."""
+        return frozenset(tensor.data_ptr() for tensor, version in self.watched if tensor._version != version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,10 @@ class Memory:
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
-        self._packer = Packer(lambda: steadiness(parts), led)
+        self._packer = Packer(self._steadiness, led)
+        self._unsteady: frozenset[int] = frozenset()
+        """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""
+        self._job: _Job | None = None
         self._image: Image | None = None
         self._needed = 0
         self.spare = spare_cores(place.world_size) if spare is None else spare
@@ -129,6 +140,7 @@ class Memory:
             self.problem = f"no snapshots: {error!r}"
             return
         assert self._copier is not None
+        self._job = job
         if self._copier.overlaps:
             self._idle.clear()
             self._copier.mark()
@@ -148,7 +160,14 @@ class Memory:
         image.stage(shared)
         own = capture_own(self._place.rank, shared, self._parts.get("data"))
         own = replace(own, tensors={name: tensor.clone() for name, tensor in own.tensors.items()})
-        return _Job(step, pin, owed, image, shared.tree, generators, own)
+        later = self._packer.steady if self._copier is not None and self._copier.overlaps else ()
+        tensors = (shared.tensors[name] for name in later)
+        watched = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+        return _Job(step, pin, owed, image, shared.tree, generators, own, watched)
+
+    def _steadiness(self) -> Steadiness:
+        steady = steadiness(self._parts)
+        return lambda path, tensor: tensor.data_ptr() not in self._unsteady and steady(path, tensor)
 
     def forget(self) -> None:
         """The next snapshot is planned anew."""
@@ -158,6 +177,8 @@ class Memory:
         """Waits until parameters and optimizer state may be changed."""
         if self._copier is not None and not self._idle.is_set():
             began = time.perf_counter()
+            if self._job is not None and self._job.moved is None:
+                self._job.moved = self._job.changed()  # the step that begins now changes all of them
             self._copier.gate()
             self._waited_s += time.perf_counter() - began
 
@@ -204,6 +225,12 @@ class Memory:
             self.segment.skip(job.step)
             return
         job.image.fill(buffer, header, own, sidecar, self._copier.copy)
+        if changed := job.changed() if job.moved is None else job.moved:
+            # It has values of after its step. From now on these are copied before training goes on.
+            self._unsteady |= changed
+            self._packer.forget()
+            self.segment.skip(job.step)
+            return
         self.segment.commit(buffer, job.step, payload, len(sidecar))
 
     def _begin(self, job: _Job, size: int) -> Buffer | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -65,6 +66,12 @@ def draws_anew(data: Any) -> str | None:
     )
 
 
+def _is_expanded(value: torch.Tensor) -> bool:
+    if value.layout != torch.strided or value.is_nested or not value.numel():
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+
+
 def refuse_unready(model: Any) -> None:
     """StateError if `model` has tensors into which no state can be loaded yet."""
     if not isinstance(model, nn.Module):
@@ -79,9 +86,7 @@ def refuse_unready(model: Any) -> None:
                 f"model/{name} is on the meta device: call model.to_empty(device=...) before restore(), and initialize "
                 "it, since without a checkpoint training starts from what is there"
             )
-        if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)) and (
-            value.numel()
-        ):
+        if _is_expanded(value):
             raise StateError(
                 f"model/{name} is an expanded tensor, whose elements share memory: nothing can be loaded into it; "
                 "store .contiguous() of it"
