@@ -142,7 +142,12 @@ def test_an_option_is_found_and_used(run: Run) -> None:
     assert [event["from_step"] for event in off.events("first_step")] == [0, 0]
     assert not off.events("adapter")
     missed = str((off.folder / "last.pt").resolve())
-    assert [(event["path"], event["step"]) for event in off.events("started_over")] == [(missed, 10)]
+    (over,) = off.events("started_over")
+    assert (over["path"], over["step"]) == (missed, 10)
+    # What it has replaced is kept, and nothing else was done to it.
+    kept = Path(over["kept"])
+    assert kept == off.dir.kept / "step-00000010" / "last.pt" and kept.stat().st_nlink == 1
+    assert torch.load(kept)["epoch"] == 1 < torch.load(missed)["epoch"]
     assert not run.events("started_over") and run.events("resumed")[-1]["saved_step"] == 30
     assert "was not loaded" in off.cli("report", "run").stdout
 

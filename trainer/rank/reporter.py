@@ -30,6 +30,7 @@ from . import program
 from .exceptions import causes, described, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
+from .journal.kept import keep
 from .journal.went_on import Known, went_on_from
 from .preload.modules import remember
 from .progress import Position, Progress
@@ -128,7 +129,9 @@ class Reporter(Progress):
             about = {"path": newest.path, "saved_step": newest.step, "mono": journal.loaded_mono}
             self.note("resumed", step=-1 if step is None else step, source="script", **about)
         elif settled and step == 0 and (known := told(os.environ)).saved:
-            self.note("started_over", path=known.saved, step=known.step)
+            self.note(
+                "started_over", path=known.saved, step=known.step, kept=str(keep(Path(known.saved), known.step) or "")
+            )
 
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done

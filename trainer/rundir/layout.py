@@ -156,6 +156,11 @@ class RunDir:
         return self.path / "torn.jsonl"
 
     @property
+    def kept(self) -> Path:
+        """What the script had saved, had not loaded, and has saved over since."""
+        return self.path / "kept"
+
+    @property
     def faults(self) -> Path:
         return self.path / "faults"
 

@@ -48,7 +48,9 @@ def started_over(note: Mapping[str, Any]) -> str:
     """A sentence about the save that a rank has not loaded."""
     at = note.get("step")
     when = f" at step {at}" if isinstance(at, int) and at >= 0 else ""
-    return f"it saved {note.get('path')}{when} and did not load it: it starts again from 0; see docs/your-own-script.md"
+    kept = f", and the old save is kept in {note['kept']}" if note.get("kept") else ""
+    missed = f"it saved {note.get('path')}{when} and did not load it"
+    return f"{missed}: it starts again from 0{kept}; see docs/your-own-script.md"
 
 
 def are_in_doubt(words: Sequence[str], saved: bool, failed_at_start: bool) -> bool:

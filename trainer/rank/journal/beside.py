@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ...rundir.files.durable import DISK
 from ...rundir.records.journal import BESIDE
+from . import kept
 
 _LONGEST = 4000
 """The longest path in bytes. Linux allows 4096."""
@@ -125,7 +126,7 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
     if before is not None:
         if not stat.S_ISREG(before.st_mode) or not os.access(path, os.W_OK, effective_ids=True):
             return None
-        if before.st_nlink > 1:
+        if before.st_nlink > 1 and before.st_nlink - kept.names(path, before) > 1:
             return Unsafe(f"it has {before.st_nlink} names (hard links), and all of them must get the new content")
         if before.st_uid != os.geteuid() and os.geteuid():
             return Unsafe("it belongs to another user")

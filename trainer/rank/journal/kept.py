@@ -1,0 +1,76 @@
+"""Keeps what a run had saved when it starts over: each file gets a second name, whatever becomes of the first.
+
+    RUN/kept/step-00000060/NAME
+    DIR/.kept/step-00000060/NAME    if DIR, where the save is, is on another file system
+
+NAME is that of the save, a file or a folder. One generation is kept, that of the furthest step. A script that starts
+over again and again does not replace it by less. A file that is written over in place is lost under both names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...rundir.layout import RunDir, step_name, step_of
+from ...rundir.variables import RUN_DIR
+
+_BESIDE = ".kept"
+
+
+def keep(save: Path, step: int) -> Path | None:
+    """The second name of `save` (absolute, without links), which is of `step` (-1: not known). None if it has none: it
+    is not there, no link can be made, or what is kept is of a later step."""
+    with contextlib.suppress(OSError):
+        device = save.stat().st_dev
+        for folder in _folders(save.parent):
+            if folder.parent.stat().st_dev == device:
+                return _link(save, folder, max(0, step))
+    return None
+
+
+def names(path: str, of: os.stat_result) -> int:
+    """The number of names that keep() has given to the file at `path`, the stat of which is `of`."""
+    found = (each for folder in _folders(Path(path).parent) for each in folder.rglob(Path(path).name))
+    return sum(_is(each, of) for each in found)
+
+
+def _folders(beside: Path) -> Iterator[Path]:
+    if run := os.environ.get(RUN_DIR):
+        yield RunDir(Path(run)).kept
+    # The file may be in a folder that was kept as a whole.
+    for folder in (beside, *beside.parents[:2]):
+        yield folder / _BESIDE
+
+
+def _is(path: Path, of: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), of)
+    except OSError:
+        return False
+
+
+def _link(save: Path, folder: Path, step: int) -> Path | None:
+    older = []
+    for each in folder.glob("step-*"):
+        other = step_of(each.name)
+        if other is not None and other > step:
+            return None
+        if other is not None and other < step:
+            older.append(each)
+    kept = folder / step_name(step) / save.name
+    files = [save] if save.is_file() else [each for each in save.rglob("*") if each.is_file()]
+    for file in files:
+        to = kept / file.relative_to(save)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        # Another rank may have been faster.
+        with contextlib.suppress(FileExistsError):
+            os.link(file, to)
+    if not files:
+        return None
+    for each in older:
+        shutil.rmtree(each, ignore_errors=True)
+    return kept
