@@ -21,6 +21,7 @@ from torch import nn
 from ..rank.journal.saves import loading, saving
 from ..rundir.files.durable import DISK, replace_file
 from .errors import Damaged
+from .state.parameters import Parameters
 from .state.state import Stateful, apply, bare
 from .state.tree import plain
 
@@ -43,6 +44,7 @@ def save_checkpoint(
     state = {
         "model": bare(model).state_dict(),
         "optimizer": optimizer.state_dict(),
+        "parameters": Parameters(bare(model), optimizer).state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "step": step,
         "extra": extra,
@@ -79,6 +81,10 @@ def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> t
         # Only the given parts are restored: a model to look at needs no optimizer.
         wanted = {key: part for key, part in parts.items() if part is not None}
         states = {key: state[key] for key in wanted}
+        if optimizer := wanted.get("optimizer"):
+            # A file of an older version has no names: there the order of the parameters counts.
+            wanted["parameters"] = Parameters(wanted["model"], optimizer)
+            states["parameters"] = state.get("parameters") or {}
     except Exception as error:
         # For a file that torch did not write, the error depends on the place where torch stops reading.
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None

@@ -48,6 +48,17 @@ def test_round_trip(tmp_path: Path) -> None:
         assert same(dict(a.state_dict()), dict(b.state_dict()))
 
 
+def test_the_order_of_parameters_does_not_matter(tmp_path: Path) -> None:
+    """An optimizer that was made in another order has each parameter's own state."""
+    model, optimizer, _ = _parts()
+    save_checkpoint(tmp_path / "ckpt.pt", model, optimizer, 7)
+    other, _, _ = _parts()
+    swapped = torch.optim.AdamW(reversed(list(other.parameters())))
+    load_checkpoint(tmp_path / "ckpt.pt", other, swapped)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert same(optimizer.state[mine]["exp_avg"], swapped.state[theirs]["exp_avg"])
+
+
 def test_torch_reads_the_file(tmp_path: Path) -> None:
     """It is an ordinary torch.save file that needs no unpickling of code."""
     model, optimizer, _ = _parts()
