@@ -86,6 +86,7 @@ class SuperviseLoop:
             yield self.epoch
             self.epoch, self._batch = self.epoch + 1, 0
         if keeper is not None:
+            keeper.generators()
             keeper.close()
             self._keeper = None
 

@@ -15,6 +15,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,8 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         self._losses: list[torch.Tensor] = []
         self._log = _Log()
         self._leaves = False
+        self._ended = False
+        """Whether training is over."""
         self._between = False
         """Whether the run goes on from the end of an epoch, and the next one had not begun."""
 
@@ -63,7 +66,7 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         """Calls `train(resume_from_checkpoint)`, so that it goes on from the newest state of all. `resume` is the
         Trainer's own."""
         global _runs
-        self._trainer, self._leaves, self._log = trainer, False, _Log()
+        self._trainer, self._leaves, self._ended, self._log = trainer, False, False, _Log()
         if why := _sharded(trainer) or ("this is not the program's first train()" if _runs else ""):
             self._keeper = Bystander(why)
         else:
@@ -94,8 +97,9 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         found = keeper.found["extra"]["huggingface"]
         state = {**found["state"], "log_history": json.loads(found["log"])}
         self._between = found["over"] and float(state["epoch"]).is_integer()
-        # By this number the Trainer finds its place in the data.
-        state["global_step"] = keeper.data_found()
+        # By this number the Trainer finds its place in the data. One that had ended would make a step more.
+        self._ended = found["ended"] == self._horizon()
+        state["global_step"] = sys.maxsize**2 if self._ended else keeper.data_found()
         (folder / _STATE).write_text(json.dumps(state))
         return str(folder)
 
@@ -148,7 +152,9 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
             scaler=scaler,
         )
         # The Trainer divides by the steps since then. It has set the step of the data: later, if data is skipped.
-        trainer._globalstep_last_logged = state.global_step
+        trainer._globalstep_last_logged = trainer._initial_global_step = state.global_step
+        if self._ended:
+            keeper.generators()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Only now, because by now the step before is logged, evaluated and saved, if that was due.
@@ -173,6 +179,7 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (keeper := self._of_this()) is not None:
+            self._ended = True
             keeper.close()
             self._keeper = None
 
@@ -194,7 +201,11 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
                 told[name] = callback.state() if known is None else [*before, callback.state()]
         state["stateful_callbacks"] = told
         over = isinstance(self._keeper, Keeper) and self._keeper.stopping
-        return {"huggingface": {"state": state, "over": over, "log": self._log.read(trainer.state.log_history)}}
+        log, ended = self._log.read(trainer.state.log_history), self._horizon() if self._ended else []
+        return {"huggingface": {"state": state, "over": over, "ended": ended, "log": log}}
+
+    def _horizon(self) -> list[float]:
+        return [self._trainer.args.max_steps, self._trainer.args.num_train_epochs]
 
 
 class _Log:

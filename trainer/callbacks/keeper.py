@@ -93,6 +93,15 @@ class Keeper(Checkpointer):
         self._loaded = None if loaded is None else replace(loaded, shared={})
         return done
 
+    def rest(self) -> None:
+        """Nothing is left to train after the state found, which the framework has put back."""
+        assert self._loaded is not None
+        step, source = self._loaded.manifest.step, self._loaded.source
+        progress().resume_at(step)
+        self._notices.resumed(step, source)
+        self.generators()
+        self._stop.close()
+
     def generators(self) -> None:
         """The generators of random numbers are now as they were in the state found. Works once."""
         loaded, self._loaded = self._loaded, None

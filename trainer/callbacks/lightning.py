@@ -55,6 +55,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         self._trainer: Any = None
         self._losses: list[torch.Tensor] = []
         self._made = 0
+        self._ended = False
         self._resumes = False
         """Whether the next batch is the first after a resume from our state."""
         self._watched: tuple[int, Watched | None] | None = None
@@ -98,6 +99,8 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         }
         connector._ckpt_path = None
         self._resumes = True
+        # One that was stopped early would train on.
+        self._trainer.should_stop = found["extra"]["ended"] == self._horizon()
 
     def _watching(self, original: Any, loader: Any) -> Any:
         """In place of the strategy's: notes the place in the data of the training's loader."""
@@ -191,12 +194,22 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
+            self._ended = True
             self._keep(keeper)
             keeper.close()
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        keeper, self._keeper = self._keeper, None
+        if isinstance(keeper, Keeper) and self._resumes:
+            keeper.rest()
+
     def _extra(self) -> dict[str, Any]:
         state = self._trainer._checkpoint_connector.dump_checkpoint(False)
-        return {"lightning": {key: value for key, value in state.items() if not _is_elsewhere(key)}}
+        kept = {key: value for key, value in state.items() if not _is_elsewhere(key)}
+        return {"lightning": kept, "ended": self._horizon() if self._ended else []}
+
+    def _horizon(self) -> list[int]:
+        return [self._trainer.max_epochs or 0, self._trainer.max_steps]
 
 
 def _is_elsewhere(key: str) -> bool:

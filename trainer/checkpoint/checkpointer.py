@@ -171,7 +171,7 @@ class Checkpointer:
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
         self._open_tier()
-        self._notices.resumed(self._done, loaded.source if loaded else "script" if start else "start")
+        self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
         progress().phase(Phase.FIRST_STEP)
         return self._done
 
