@@ -94,6 +94,7 @@ trainer = lightning.Trainer(
 model, data = Model(), Data()
 load = torch.utils.data.DataLoader
 trainer.fit(model, load(data, batch_size=2, shuffle=True), load(torch.utils.data.Subset(data, range(4)), batch_size=4))
+trainer.validate(model, load(data, batch_size=4), verbose=False)
 end(model, trainer.optimizers[0])
 """
 ACCELERATE = """

@@ -15,6 +15,7 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         self._losses: list[torch.Tensor] = []
         self._made = 0
         self._ended = False
+        self._undo: list[Callable[[], None]] = []
         self._resumes = False
         """Whether the next batch is the first after a resume from our state."""
         self._watched: tuple[int, Watched | None] | None = None
@@ -75,12 +77,18 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         else:
             keeper = self._keeper = Keeper(**self._options, extra=self._extra)
             connector, strategy = trainer._checkpoint_connector, trainer.strategy
-            replace(connector, "resume_start", functools.partial(self._resume, connector.resume_start, keeper.look()))
-            replace(strategy, "process_dataloader", functools.partial(self._watching, strategy.process_dataloader))
+            resume = functools.partial(self._resume, connector.resume_start, keeper.look())
+            watching = functools.partial(self._watching, strategy.process_dataloader)
+            self._undo = [
+                replace(connector, "resume_start", resume),
+                replace(strategy, "process_dataloader", watching),
+            ]
         _fits += 1
 
     def _resume(self, original: Any, step: int | None, path: Any = None, *args: Any, **kwargs: Any) -> None:
         """In place of the connector's: what Lightning resumes from is the newer one of its own and ours of `step`."""
+        # A validate() or test() after the training loads what it is told to.
+        self._undo.pop(0)()
         keeper, connector, orders = self._keeper, self._trainer._checkpoint_connector, told(os.environ)
         assert isinstance(keeper, Keeper)
         known = path and os.path.realpath(path) == os.path.realpath(orders.saved) and orders.step >= 0
@@ -147,7 +155,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         # Lightning's own handler has a collective in it, which the ranks enter at different steps.
         keeper.listen()
         loop = trainer.fit_loop.epoch_loop
-        replace(loop, "advance", functools.partial(self._advance, loop.advance))
+        self._undo.append(replace(loop, "advance", functools.partial(self._advance, loop.advance)))
 
     def _advance(self, original: Any, *args: Any, **kwargs: Any) -> None:
         """In place of the loop's: before each batch, what came after the step before is over."""
@@ -202,6 +210,8 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         keeper, self._keeper = self._keeper, None
         if isinstance(keeper, Keeper) and self._resumes:
             keeper.rest()
+        while self._undo:
+            self._undo.pop()()
 
     def _extra(self) -> dict[str, Any]:
         state = self._trainer._checkpoint_connector.dump_checkpoint(False)
