@@ -35,6 +35,9 @@ def command(run: str | None, as_json: bool) -> None:
     click.echo(plain(f"{known.id}  {body['state']}  {body['reason']}".rstrip()))
     for line in attempt_lines(story):
         click.echo(plain(f"  {line}"))
+    for attempt in story.attempts:
+        if attempt.over is not None:
+            click.echo(plain(f"  attempt {attempt.number}: {attempt.over.get('text')}"))
     for line in _stacks(story, known.run):
         click.echo(line)
     click.echo(_ledger(body), nl=False)

@@ -47,6 +47,8 @@ def _text(now: dict[str, Any]) -> str:
     )
     if failure:
         lines.append(f"  last fault  attempt {failure['attempt']}: {failure['reason']}")
+    if now["started_over"]:
+        lines.append(f"  not loaded  {plain(str(now['started_over']['text']))}")
     if now["standby"]:
         lines.append(f"  standby     {_standby(now['standby'])}")
     lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]

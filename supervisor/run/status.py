@@ -9,6 +9,7 @@ from typing import Any
 
 from supervisor.core.rules import spent
 from supervisor.core.telling.attempt_story import AttemptStory
+from supervisor.core.telling.ledger import missed
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
@@ -54,6 +55,7 @@ def status(known: Known) -> dict[str, Any]:
         "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
         "checkpoint": _checkpoint(run),
         "step": _step(run, story),
+        "started_over": missed(attempt) if attempt else None,
         "last_failure": _last_failure(story),
         "budget": _budget(story, spec),
     }

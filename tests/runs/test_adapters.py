@@ -149,7 +149,12 @@ def test_an_option_is_found_and_used(run: Run) -> None:
     assert kept == off.dir.kept / "step-00000010" / "last.pt" and kept.stat().st_nlink == 1
     assert torch.load(kept)["epoch"] == 1 < torch.load(missed)["epoch"]
     assert not run.events("started_over") and run.events("resumed")[-1]["saved_step"] == 30
-    assert "was not loaded" in off.cli("report", "run").stdout
+    assert "was not loaded" in (report := off.cli("report", "run").stdout) and str(kept) in report
+    missed_save = {"path": missed, "step": 10, "kept": str(kept), "text": over["text"]}
+    assert json.loads(off.cli("status", "run", "--json").stdout)["started_over"] == missed_save
+    attempts = json.loads(off.cli("report", "run", "--json").stdout)["attempts"]
+    assert [attempt["started_over"] for attempt in attempts] == [None, missed_save]
+    assert str(kept) in off.cli("status", "run").stdout
 
 
 @pytest.mark.parametrize(

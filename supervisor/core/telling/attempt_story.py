@@ -25,8 +25,8 @@ class AttemptStory:
     gone: float | None = None
     from_step: int | None = None
     """The step that it went on from. None until that is known, and if nothing tells it."""
-    over: bool = False
-    """Whether it began anew although the script had saved."""
+    over: Mapping[str, Any] | None = None
+    """The event which tells that it began anew although the script had saved."""
     to_step: int = -1
     """The last step that it has finished. -1 if there is none, and if nothing tells which."""
     cause: str | None = None

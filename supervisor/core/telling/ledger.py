@@ -114,6 +114,13 @@ def lost_steps(story: Story) -> list[int | None]:
     return found
 
 
+def missed(attempt: AttemptStory) -> dict[str, Any] | None:
+    """The save that the attempt has not loaded, and the place where it is kept. None if it has missed nothing."""
+    if attempt.over is None:
+        return None
+    return {key: attempt.over.get(key) for key in ("path", "step", "kept", "text")}
+
+
 def percentile(values: list[float], share: float) -> float | None:
     """The nearest-rank percentile; None if there are no values."""
     if not values:
@@ -143,6 +150,7 @@ def report(story: Story, now: float) -> dict[str, Any]:
                 "signal": a.signal,
                 "reason": a.reason,
                 "lost_steps": lost[i],
+                "started_over": missed(a),
                 "detect_s": a.detect_s,
                 "recover_s": round(recovered[i], 6) if recovered[i] is not None else None,  # type: ignore[arg-type]
             }

@@ -160,7 +160,7 @@ def _group_ready(story: Story, event: Event, mono: float) -> None:
 
 def _started_over(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
-        story.attempt.over = True
+        story.attempt.over = event
 
 
 def _resumed(story: Story, event: Event, mono: float) -> None:
