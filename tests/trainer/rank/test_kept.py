@@ -9,7 +9,7 @@ import pytest
 
 from trainer.rank.journal import beside
 from trainer.rank.journal.kept import keep
-from trainer.rundir.variables import RUN_DIR
+from trainer.rundir.variables import PLAIN_SAVES, RUN_DIR
 
 
 @pytest.fixture
@@ -79,6 +79,17 @@ def test_on_another_file_system_it_is_beside(kept: Path) -> None:
         for path in sorted(shm.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         shm.rmdir()
+
+
+def test_what_is_written_over_in_place(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second name would get the new content too: nobody is told that the old one is kept."""
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setenv(PLAIN_SAVES, "1")
+    assert keep(path, 60) is None
+    monkeypatch.delenv(PLAIN_SAVES)
+    os.link(path, tmp_path / "the script's own")
+    assert keep(path, 60) is None and not kept.exists()
 
 
 def test_what_cannot_be_kept(kept: Path, tmp_path: Path) -> None:

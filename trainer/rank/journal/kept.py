@@ -4,7 +4,8 @@
     DIR/.kept/step-00000060/NAME    if DIR, where the save is, is on another file system
 
 NAME is that of the save, a file or a folder. One generation is kept, that of the furthest step. A script that starts
-over again and again does not replace it by less. A file that is written over in place is lost under both names.
+over again and again does not replace it by less. A file that is written over in place is lost under both names: what
+is known to be written so is not said to be kept.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...rundir.layout import RunDir, step_name, step_of
-from ...rundir.variables import RUN_DIR
+from ...rundir.variables import PLAIN_SAVES, RUN_DIR
 
 _BESIDE = ".kept"
 
 
 def keep(save: Path, step: int) -> Path | None:
     """The second name of `save` (absolute, without links), which is of `step` (-1: not known). None if it has none: it
-    is not there, no link can be made, or what is kept is of a later step."""
+    is not there, no link can be made, what is kept is of a later step, or the script's next save would write over it in
+    place (--plain-saves, links of its own)."""
     with contextlib.suppress(OSError):
-        device = save.stat().st_dev
+        found = save.stat()
+        device, shared = found.st_dev, save.is_file() and found.st_nlink - names(str(save), found) > 1
+        if shared or os.environ.get(PLAIN_SAVES):
+            return None
         for folder in _folders(save.parent):
             if folder.parent.stat().st_dev == device:
                 return _link(save, folder, max(0, step))
