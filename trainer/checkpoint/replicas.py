@@ -9,6 +9,7 @@ a run a StateError, since nobody has said that it is each rank's own; later Repl
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Set
 from typing import Any
@@ -29,6 +30,8 @@ _LEAST_S = 0.0002
 _ASSUMED_BYTES_PER_S = 4e9
 _NOT_COMPARED = frozenset({"guard"})
 """Rank 0's by design: only its losses are looked at."""
+_WRITTEN_FIRST = re.compile(r"optimizer/state/[^/]+/prev_loss")
+"""LBFGS keeps the loss of this rank's batch there, and replaces it before it reads it: rank 0's is as good."""
 _TOLD = 3
 _CHUNK = 4 << 20
 _ODD = -0x61C8864680B583EB
@@ -148,7 +151,11 @@ class Replicas:
 
     def _judge(self, tables: list[Mapping[str, str]], step: int, buffers: frozenset[str]) -> frozenset[str]:
         paths = dict.fromkeys(path for table in tables for path in table)
-        differ = [path for path in paths if len({table.get(path) for table in tables}) > 1]
+        differ = [
+            path
+            for path in paths
+            if len({table.get(path) for table in tables}) > 1 and not _WRITTEN_FIRST.fullmatch(path)
+        ]
         wrong = [path for path in differ if path not in buffers]
         if not wrong:
             return frozenset(differ)

@@ -96,6 +96,30 @@ def test_replicas_that_drift_apart(tmp_path: Path, here: threading.local) -> Non
     assert committed_steps(tmp_path) == [2, 4]
 
 
+def test_the_loss_that_lbfgs_keeps(tmp_path: Path, here: threading.local) -> None:
+    """It is that of each rank's batch, and nobody reads it: all else of LBFGS is compared, and is the same."""
+
+    def body(ranks: Ranks) -> Any:
+        here.ranks, model = ranks, _model()
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+        ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, every=1)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model(torch.ones(1, 3)).square().sum()
+            loss.backward()
+            return loss + ranks.rank
+
+        for step in range(ckpt.restore(), 3):
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            ckpt.step(step + 1)
+        return next(iter(optimizer.state_dict()["state"].values()))["prev_loss"]
+
+    first, second = on_ranks(2, body)
+    assert second == pytest.approx(first + 1)
+    assert committed_steps(tmp_path) == [1, 2, 3]
+
+
 def test_a_large_buffer_that_differs_is_each_ranks_own(tmp_path: Path, here: threading.local) -> None:
     """It is shared while it is the same; each rank's own from the first comparison on at which it is not, and after a
     restore without another comparison."""
