@@ -20,5 +20,9 @@ class NotFinite(Exception):
         self.step = step
 
 
+class StartedOver(Exception):
+    """The script has not loaded what it had saved, and is about to save over it."""
+
+
 class LossSpike(NotFinite):
     """The loss was far above its usual values, for too many steps to be one bad batch."""

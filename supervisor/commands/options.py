@@ -144,7 +144,10 @@ def override(cause: str, action: str) -> tuple[str, str]:
     if do not in choices:
         raise ValueError(f"{name}: unknown action {action.strip()!r}{nearest(do, choices)}")
     if not can(causes[name], Do(do)):
-        raise ValueError(f"{name} = {do}: only nan and exception happen in a step whose data can be skipped")
+        only = "only nan and exception happen in a step whose data can be skipped"
+        if Do.GO_ON.value in (do, DEFAULTS[causes[name]][0].value):
+            only = "only started_over can go on, and it can only go-on or stop"
+        raise ValueError(f"{name} = {do}: {only}")
     return name, do
 
 

@@ -41,12 +41,15 @@ class Cause(Word):
     STOPPED_BY_USER = "stopped_by_user"
     LAUNCHER_DIED = "launcher_died"
     NODE_LOST = "node_lost"
+    STARTED_OVER = "started_over"
 
 
 class Do(Word):
     """The possible actions after an attempt is over."""
 
     END = "end"
+    GO_ON = "go-on"
+    """No verdict at all: the attempt goes on, with a warning."""
     STOP = "stop"
     RESTART = "restart"
     UNCOUNTED = "restart-uncounted"

@@ -55,6 +55,7 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.PREEMPTED: (Do.UNCOUNTED, "exit code 75 of a rank: it has saved and asks to be started again"),
     Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),
     Cause.NODE_LOST: (Do.RESTART, "the machine's trouble; after a wait"),
+    Cause.STARTED_OVER: (Do.GO_ON, "a warning names the save that it did not load, and where that is kept"),
 }
 """The default action, with its reason, for each cause that a person may decide."""
 
@@ -66,12 +67,15 @@ FIXED: Mapping[str, str] = {
 }
 """Causes whose action cannot be changed, with the reason, or with another way."""
 
-CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.STOP)
+CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.GO_ON, Do.STOP)
 """The actions that may replace a default."""
 
 
 def can(cause: Cause, do: Do) -> bool:
-    """Whether `do` makes sense for `cause`. Only a failure in a step has data that can be skipped."""
+    """Whether `do` makes sense for `cause`: only a failure in a step has data that can be skipped, and only a start
+    from 0 is no failure."""
+    if Cause.STARTED_OVER is cause or do is Do.GO_ON:
+        return cause is Cause.STARTED_OVER and do in (Do.GO_ON, Do.STOP)
     return do is not Do.ROLLBACK or cause in (Cause.NAN, Cause.EXCEPTION)
 
 

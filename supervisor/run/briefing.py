@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from supervisor.core.model import Cause, Do
 from supervisor.core.own_saves.resume import Offer, filled, has_placeholders
+from supervisor.core.rules import action
 from supervisor.run.candidates import candidates
 from supervisor.run.spec import Spec
 from trainer.adapters.choice import OFF, Choice, choose, edited
@@ -69,7 +71,9 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
         found = candidates(run, spec.nproc, now.since, now.rollback)
     newest = found[0] if found else None
     path, step = (newest.path, newest.step) if newest else ("", -1)
-    told = Told(hooks=now.hooks, record=record, saved=path, step=step, trackers=_trackers(spec, now))
+    guard = action(spec.policy, Cause.STARTED_OVER) is Do.STOP
+    trackers = _trackers(spec, now)
+    told = Told(hooks=now.hooks, record=record, saved=path, step=step, guard=guard, trackers=trackers)
     if words:
         put = list(filled(words, _offer(newest) if newest else None))
         edits = () if put == words else ((first, len(words), put),)

@@ -157,6 +157,42 @@ def test_an_option_is_found_and_used(run: Run) -> None:
     assert str(kept) in off.cli("status", "run").stdout
 
 
+OVER = """
+import io, os, sys, torch
+how, first = sys.argv[1], os.environ["SUPERVISE_ATTEMPT"] == "0"
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+torch.save({"any": 1}, "config.pt")
+for step in range(1, 41):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    if step == 2 and not first and how == "late":
+        torch.load("last.pt")
+    if step == 2 and not first and how == "buffer":
+        torch.load(io.BytesIO(open("last.pt", "rb").read()))
+    if step % 10 == 0:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, "last.pt")
+    if step == 25 and first:
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("how", ["never", "late", "buffer"])
+def test_stopped_before_it_saves_over(run: Run, how: str) -> None:
+    """With [policy] a script that does not load ends before its first save, and what it had saved is as it was. One
+    that loads late, or in a way that is not wrapped, is left alone."""
+    options = ("--adapter", "off", "--policy", "started_over=stop")
+    code = run.launch(*options, run.script(OVER), how)
+    saved = torch.load(run.folder / "last.pt")["step"]
+    causes = [cause for cause, _ in run.verdicts()]
+    if how == "never":
+        assert (code, saved, causes) == (104, 20, ["exception", "started_over"])
+        assert str(run.folder / "last.pt") in run.events("run_ended")[-1]["reason"]
+    else:
+        assert (code, saved, causes) == (0, 40, ["exception", "finished"])
+    assert not list(run.folder.glob(".saving-*"))
+
+
 @pytest.mark.parametrize(
     ("killed_at", "came_back_at"), [(5, 0), (25, 20)], ids=["before its first save", "after a save"]
 )

@@ -31,6 +31,7 @@ from .exceptions import causes, described, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
 from .journal.kept import keep
+from .journal.missed import Missed
 from .journal.went_on import Known, went_on_from
 from .preload.modules import remember
 from .progress import Position, Progress
@@ -66,6 +67,9 @@ class Reporter(Progress):
         # Another process may have saved as this rank before.
         first = 0 if beats is None else os.getpid() << 20
         self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
+        self._began: int | None = None
+        """The step from which it has begun to train, if that is known."""
+        self._missed = Missed(own.saved) if (own := told(os.environ)).guard and own.saved else None
         self._guessed = False
         """Whether steps are backward passes, because there is no torch optimizer."""
         self.on_first_step: Callable[[], object] = lambda: None
@@ -124,6 +128,7 @@ class Reporter(Progress):
         step = went_on_from(Known(steps, restored, others, strange, first))
         self._placed, self._done = step is not None, step or 0
         self._beats.resume_at(step)
+        self._began = step if settled else None
         if settled and journal.loaded:
             newest = max(journal.loaded, key=lambda saved: saved.step)
             about = {"path": newest.path, "saved_step": newest.step, "mono": journal.loaded_mono}
@@ -157,6 +162,9 @@ class Reporter(Progress):
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun:
         """The script saves by itself: to `path`, or to no file (None)."""
+        known = self._resumed or self.journal.loaded or self.journal.strange or (self._steps_here and self._began != 0)
+        if path is not None and self._missed is not None and not known:
+            self._missed.guard(path, bool(self._steps_here), self._beats.others(), self.failed)
         for each in self.before_saves:
             each()
         return self.journal.begin(path, by, about)
@@ -174,6 +182,8 @@ class Reporter(Progress):
 
     def loaded(self, path: str, error: BaseException | None) -> None:
         """The script has loaded `path` by itself. Once it trains, a load says nothing about its step."""
+        if self._steps_here and self._missed is not None and error is None:
+            self._missed.loaded(path)
         if not self._steps_here and self.journal.load(path, error) and not self._resumed:
             self._place_here(None)
 

@@ -217,6 +217,8 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     if proven is Cause.NAN:
         # The exception itself names the bad step. That is not the last finished step.
         return proven, f"{_who(rank)} raised {raised.type}: {raised.message}"
+    if proven is Cause.STARTED_OVER:
+        return proven, f"{_who(rank)} started over: {raised.message}"
     if proven is not None:
         return proven, what
     if raised.type in USER_ERRORS and not stepped:

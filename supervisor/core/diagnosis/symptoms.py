@@ -56,6 +56,7 @@ _FILES = frozenset(
 )
 
 SYMPTOMS = (
+    Symptom(Cause.STARTED_OVER, frozenset({"trainer.errors.StartedOver"})),
     Symptom(
         Cause.NAN,
         frozenset({*_LOSS, *(f"{where}.{name}" for name in _LOSS for where in ("trainer.errors", "__main__"))}),

@@ -38,6 +38,8 @@ class Told(msgspec.Struct, frozen=True):
     """The newest state that the program saved and may resume from. Empty if there is none."""
     step: int = -1
     """The true step of `saved`, or -1."""
+    guard: bool = False
+    """A rank that has loaded nothing ends before its first save."""
     trackers: Trackers = Trackers.OFF
 
 
