@@ -159,7 +159,8 @@ def test_an_option_is_found_and_used(run: Run) -> None:
 
 OVER = """
 import io, os, sys, torch
-how, first = sys.argv[1], os.environ["SUPERVISE_ATTEMPT"] == "0"
+how, first, rank = sys.argv[1], os.environ["SUPERVISE_ATTEMPT"] == "0", int(os.environ["RANK"])
+torch.distributed.init_process_group("gloo")
 model = torch.nn.Linear(2, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 torch.save({"any": 1}, "config.pt")
@@ -168,11 +169,12 @@ for step in range(1, 41):
     optimizer.step()
     if step == 2 and not first and how == "late":
         torch.load("last.pt")
-    if step == 2 and not first and how == "buffer":
+    if step == 2 and not first and how == "buffer" and rank == 1:
         torch.load(io.BytesIO(open("last.pt", "rb").read()))
-    if step % 10 == 0:
+    torch.distributed.barrier()
+    if step % 10 == 0 and rank == 0:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, "last.pt")
-    if step == 25 and first:
+    if step == 25 and first and rank == 0:
         os._exit(1)
 """
 
@@ -180,8 +182,8 @@ for step in range(1, 41):
 @pytest.mark.parametrize("how", ["never", "late", "buffer"])
 def test_stopped_before_it_saves_over(run: Run, how: str) -> None:
     """With [policy] a script that does not load ends before its first save, and what it had saved is as it was. One
-    that loads late, or in a way that is not wrapped, is left alone."""
-    options = ("--adapter", "off", "--policy", "started_over=stop")
+    that loads late, or on another rank in a way that is not wrapped, is left alone."""
+    options = ("--nproc", "2", "--adapter", "off", "--policy", "started_over=stop")
     code = run.launch(*options, run.script(OVER), how)
     saved = torch.load(run.folder / "last.pt")["step"]
     causes = [cause for cause, _ in run.verdicts()]

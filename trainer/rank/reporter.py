@@ -69,7 +69,9 @@ class Reporter(Progress):
         self.journal = Journal(place, rank, lambda: (self._done if self._placed else -1, self._steps_here), first)
         self._began: int | None = None
         """The step from which it has begun to train, if that is known."""
-        self._missed = Missed(own.saved) if (own := told(os.environ)).guard and own.saved else None
+        self._missed = (
+            Missed(own.saved, place.attempt.loaded) if (own := told(os.environ)).guard and own.saved else None
+        )
         self._guessed = False
         """Whether steps are backward passes, because there is no torch optimizer."""
         self.on_first_step: Callable[[], object] = lambda: None

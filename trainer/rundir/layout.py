@@ -75,6 +75,11 @@ class AttemptDir:
         """The list of the script's own saves that are synced."""
         return self.path / "durable.jsonl"
 
+    @property
+    def loaded(self) -> Path:
+        """Is there if a rank may have loaded what the script should go on from (trainer/rank/journal/missed.py)."""
+        return self.path / "loaded"
+
     def saves(self, rank: int) -> Path:
         """The journal of the script's own saves and loads; trainer/rundir/records/journal.py explains it."""
         return self.path / f"saves.rank{rank}.jsonl"

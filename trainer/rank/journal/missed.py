@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from ...errors import StartedOver
@@ -21,10 +22,12 @@ _DIGITS = re.compile(r"\d+")
 
 
 class Missed:
-    """The newest save of earlier attempts, at `saved` (absolute, without links)."""
+    """The newest save of earlier attempts, at `saved` (absolute, without links). A file `told` is made when something
+    may have loaded it: one rank may load for all, and hand on what it has."""
 
-    def __init__(self, saved: str) -> None:
+    def __init__(self, saved: str, told: Path) -> None:
         self.saved = saved
+        self._told = told
         self.read = False
         """Whether something may have loaded it."""
         self._folder, self._ending = os.path.split(saved)[0], os.path.splitext(saved)[1]  # noqa: PTH122
@@ -46,7 +49,10 @@ class Missed:
         except (OSError, ValueError):
             return
         beside = os.path.dirname(path) == self._folder and self._ending and path.endswith(self._ending)  # noqa: PTH120
-        self.read = self.read or bool(beside) or self._is_in(path)
+        if not self.read and (beside or self._is_in(path)):
+            self.read = True
+            with contextlib.suppress(OSError):
+                self._told.touch()
 
     def _is_in(self, path: str) -> bool:
         return path == self.saved or path.startswith(self.saved + os.sep)
@@ -57,7 +63,12 @@ class Missed:
         """Ends this process if its save to `path` would be at the cost of the one that it has missed, and no other rank
         has loaded that (`others` as beats have them). No code of the script runs any more: it might save all the
         same."""
-        if self.read or any(step == UNPLACED or step > 0 for step in others) or not self.is_harmed(path, stepped):
+        if (
+            self.read
+            or self._told.exists()
+            or any(step == UNPLACED or step > 0 for step in others)
+            or not self.is_harmed(path, stepped)
+        ):
             return
         text = f"it has not loaded {self.saved}, and was about to save {path}; nothing was written over"
         failed(StartedOver(text), 1)
