@@ -21,8 +21,8 @@ fi
 case "${1-}" in
   test)
     shift
-    # Two a core: tests wait for processes part of their time.
-    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 2)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
+    # Three a core: tests wait for processes part of their time.
+    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 3)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .

@@ -20,24 +20,13 @@ import pytest
 
 from supervisor.run.folder.lock import holder
 from tests.support.jobs import TINY, final_state, same
-from tests.support.scripts import STEPPING
+from tests.support.scripts import PACED, STEPPING
 from tests.support.supervised import DYING, SUPERVISE, Run, environment, until
+from tests.support.undisturbed import undisturbed
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.records.beats import BeatReader
 
 STEPS = 200
-PACED = """
-import contextlib, os, runpy, time
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-def pause(*_):
-    with contextlib.suppress(FileNotFoundError):
-        time.sleep(float(open("pace").read() or 0))
-
-register_optimizer_step_post_hook(pause)
-runpy.run_module("trainer", run_name="__main__", alter_sys=True)
-"""
-"""The built-in trainer, each step of which takes as many seconds more as the file `pace` says."""
 JOB = ["paced.py", *TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "40", "--keep", "2"]
 BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", "1ms:1ms")
 SEED = 20261124
@@ -46,10 +35,7 @@ SEED = 20261124
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The final state of a run that nobody disturbed."""
-    run = Run(tmp_path_factory.mktemp("reference"))
-    run.script(PACED, "paced.py")
-    assert run.launch("--nproc", "2", *JOB) == 0
-    return final_state(run.dir.path, STEPS)
+    return undisturbed(tmp_path_factory, "adopt", STEPS, JOB, lambda run: run.script(PACED, "paced.py"))
 
 
 def start(run: Run) -> None:

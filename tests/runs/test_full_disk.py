@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import TINY, final_state, same
-from tests.support.scripts import PRINTS, printed
+from tests.support.scripts import PACED, PRINTS, printed
 from tests.support.supervised import Run, until
+from tests.support.undisturbed import undisturbed
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import committed_steps, step_name
@@ -24,9 +25,8 @@ from trainer.rundir.machine.shm import segment_of
 from trainer.rundir.records.beats import last_beats
 
 STEPS = 60
-_SIZE = "--n-layer 2 --n-head 2 --n-embd 48 --block-size 64 --batch-size 48".split()
-JOB = [*TINY, *_SIZE, "--steps", str(STEPS), "--checkpoint-every", "5"]
-"""Some 50 ms a step: time for trouble to come in the middle."""
+_SIZE = "--n-layer 2 --n-head 2 --n-embd 48 --block-size 64 --batch-size 2".split()
+JOB = ["paced.py", *TINY, *_SIZE, "--steps", str(STEPS), "--checkpoint-every", "5"]
 GROWS = """
 import os, time, torch
 from trainer.checkpoint import Checkpointer
@@ -93,9 +93,14 @@ def disk(run: Run) -> Iterator[SmallDisk]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The end of a run that nothing disturbed."""
-    run = Run(tmp_path_factory.mktemp("reference"))
-    assert run.launch("--nproc", "2", "--", *JOB) == 0
-    return final_state(run.dir.path, STEPS)
+    return undisturbed(tmp_path_factory, "full-disk", STEPS, JOB, lambda run: run.script(PACED, "paced.py"))
+
+
+def start(run: Run, *options: str) -> None:
+    """The job runs, with some 60 ms a step: time for trouble to come in the middle."""
+    run.script(PACED, "paced.py")
+    run.script("0.05", "pace")
+    run.start("--nproc", "2", *options, *JOB)
 
 
 def assert_same_end(run: Run, reference: Any) -> None:
@@ -108,7 +113,7 @@ def assert_same_end(run: Run, reference: Any) -> None:
 def test_a_disk_that_is_full_for_a_while(run: Run, disk: SmallDisk, reference: Any) -> None:
     """Saves, metrics, logs and events meet a full disk; there is room again before the end: the same bits, no restart,
     and the trouble is in the events."""
-    run.start("--nproc", "2", "--", *JOB)
+    start(run)
     until(lambda: _step(run) >= 8)
     disk.fill()
     before = _step(run)
@@ -132,7 +137,7 @@ def _step(run: Run) -> int:
 def test_a_disk_that_stays_full(run: Run, disk: SmallDisk, reference: Any) -> None:
     """The run cannot save its end: it fails, and says why. No checkpoint is lost; the last step stays in memory, and
     once there is room the run is resumed to the same bits."""
-    run.start("--nproc", "2", "--max-restarts", "1", "--", *JOB)
+    start(run, "--max-restarts", "1")
     run.until_event("checkpoint_committed")
     kept = committed_steps(run.dir.checkpoints)
     disk.fill()
@@ -217,7 +222,7 @@ def test_a_disk_that_becomes_read_only(run: Run) -> None:
         pytest.skip("no loop device, or no ext4")
     try:
         (run.dir.path / "lost+found").rmdir()
-        run.start("--nproc", "2", "--max-restarts", "0", "--", *JOB)
+        start(run, "--max-restarts", "0")
         run.until_event("checkpoint_committed")
         subprocess.run(["mount", "-o", "remount,abort", str(run.dir.path)], check=True)
         kept = committed_steps(run.dir.checkpoints)

@@ -18,6 +18,7 @@ import pytest
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
 from tests.support.supervised import Run, until
+from tests.support.undisturbed import undisturbed
 
 STEPS = 200
 JOB = [*TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "7", "--keep", "2"]
@@ -28,9 +29,8 @@ SEED = 20261124
 @pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.long), "fp16"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """(amp, final state) of a run that nobody disturbed."""
-    run = Run(tmp_path_factory.mktemp("reference"))
-    assert run.launch("--nproc", "2", "--", *JOB, "--amp", request.param) == 0
-    return request.param, final_state(run.dir.path, STEPS)
+    job = ["--", *JOB, "--amp", request.param]
+    return request.param, undisturbed(tmp_path_factory, f"kills-{request.param}", STEPS, job, lambda run: None)
 
 
 def strike(pids: list[int]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.jobs import TINY, final_state, same
 from tests.support.supervised import Run, until
+from tests.support.undisturbed import undisturbed
 from trainer.rundir.layout import committed_steps
 
 STEPS = 24
@@ -23,9 +24,8 @@ BUDGET = ("--max-restarts", "20", "--no-progress-limit", "20")
 @pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.long), "fp16"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
     """(amp, final state) of a run that nobody disturbed."""
-    run = Run(tmp_path_factory.mktemp("reference"))
-    assert run.launch("--nproc", "2", "--", *JOB, "--amp", request.param) == 0
-    return request.param, final_state(run.dir.path, STEPS)
+    job = ["--", *JOB, "--amp", request.param]
+    return request.param, undisturbed(tmp_path_factory, f"promises-{request.param}", STEPS, job, lambda run: None)
 
 
 def assert_same(run: Run, reference: Any) -> None:
