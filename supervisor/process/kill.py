@@ -18,6 +18,7 @@ from supervisor.process.proctree import Process, held, is_alive, members
 from supervisor.process.reaper import Reaper
 
 _TICK = 0.01
+_PATIENT = 0.2
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
 _CARE = 4.0
 """Seconds that a caretaker gets after its processes are killed. torch_shm_manager waits 2 s for another client; then it
@@ -63,7 +64,8 @@ def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> t
     while processes and time.monotonic() < began + time_limit:
         kill(processes, began=began)
         reaper.reap()
-        time.sleep(_TICK)
+        # Whatever is still there after a second waits for a disk or a driver.
+        time.sleep(_TICK if time.monotonic() < began + 1.0 else _PATIENT)
         processes = members(mark, spared)
     return tuple(process.pid for process in processes)
 

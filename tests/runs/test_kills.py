@@ -109,7 +109,7 @@ def test_kills_during_flushes(run: Run, reference: tuple[str, Any]) -> None:
             strike([*caught, ready["pids"][0]])
 
     run.start("--nproc", "2", *BUDGET, "--", *JOB, "--amp", amp)
-    disturb(run, 4, blow)
+    disturb(run, 3, blow)
 
     assert run.wait() == 0
     run.cli("ckpt", "verify", "run")

@@ -18,8 +18,11 @@ from typing import IO
 
 from tests.support import warm
 
-_OF_A_TEST = {"XDG_STATE_HOME", "PYTEST_CURRENT_TEST"}
-"""What differs from test to test, and nothing reads while it is imported."""
+_READ_BY_IMPORTS = (
+    *("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "TORCH", "PYTORCH", "CUDA", "NCCL", "GLOO", "MALLOC"),
+    *("HOME", "PATH", "LANG", "LC_", "TMP", "TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CI"),
+)
+"""The beginnings of variables that Python, torch or a module of ours may read while it is imported."""
 _OF_TWO_RANKS = ("OMP_NUM_THREADS", "1")
 """What each run of several ranks has anyway; warm.py sees to it."""
 
@@ -67,7 +70,7 @@ class Warm:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", warm.__file__, *["room for command lines"] * 100],
-                env={**self._env, warm.ROOM: "x" * (1 << 16)},
+                env={**env, warm.ROOM: "x" * (1 << 16)},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
             )
@@ -94,7 +97,8 @@ class Warm:
 
 
 def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in _OF_A_TEST and (name, value) != _OF_TWO_RANKS}
+    read = (item for item in env.items() if item[0].startswith(_READ_BY_IMPORTS))
+    return {name: value for name, value in read if (name, value) != _OF_TWO_RANKS}
 
 
 @functools.cache

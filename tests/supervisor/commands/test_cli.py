@@ -12,7 +12,8 @@ import pytest
 
 from supervisor.commands.cli import ALIASES, COMMANDS
 from supervisor.commands.launch import command as launch
-from tests.support.supervised import SUPERVISE, Run, environment, until
+from tests.support.supervised import SUPERVISE, Run, until
+from trainer.rundir.layout import RunDir
 
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
@@ -124,10 +125,10 @@ def test_config_file(run: Run) -> None:
     assert (run.folder / "world").read_text() == "2"
 
     def resolved(*flags: str, **env: str) -> int:
-        folder = f"other{len(flags)}"
-        command = [SUPERVISE, "launch", "--run-dir", folder, *flags, "script.py"]
-        subprocess.run(command, cwd=run.folder, env=environment(**env), capture_output=True, check=True, timeout=60)
-        value: int = json.loads((run.folder / folder / "run.json").read_bytes())["max_restarts"]
+        other = Run(run.folder)
+        other.dir = RunDir(run.folder / f"other{len(flags)}")
+        assert other.launch("--run-dir", other.dir.path.name, *flags, "script.py", **env) == 0
+        value: int = json.loads(other.dir.run_json.read_bytes())["max_restarts"]
         return value
 
     assert resolved(SUPERVISE_MAX_RESTARTS="5") == 5

@@ -16,8 +16,8 @@ from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.machine.shm import segment_of
 
-KILLS = 6
-STEPS = 400
+KILLS = 4
+STEPS = 240
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
