@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ class Notes(progress.Progress):
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.kept]
+
+    def warnings(self) -> list[str]:
+        """The texts of all warnings, but for those of costs, which say how busy the machine is."""
+        return uncosted(fields["text"] for kind, fields in self.kept if kind == "warning")
+
+
+def uncosted(texts: Iterable[str]) -> list[str]:
+    return [text for text in texts if "% of the time" not in text]
 
 
 class Here:

@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from tests.support.jobs import on_ranks, same
-from tests.support.training import SAVE, Here, Notes, train, training
+from tests.support.training import SAVE, Here, Notes, train, training, uncosted
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
@@ -64,11 +64,11 @@ def test_shared_memory_too_small(
 
     assert on_ranks(2, body) == [None, None]
     assert committed_steps(here.checkpoints) == [4, 8]
-    warnings = [fields["text"] for kind, fields in notes.kept if kind == "warning"]
+    warnings = notes.warnings()
     assert len(warnings) == 1
     assert "too small" in warnings[0]
     assert "--shm-size=" in warnings[0]
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(uncosted(capsys.readouterr().err.splitlines())) == 1
     assert list(here.segment.iterdir()) == []
 
 
@@ -101,7 +101,7 @@ def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, wha
 
     ckpts: dict[int, Any] = {}
     (tier_0, found), (tier_1, _) = on_ranks(2, body)
-    warnings = [fields["text"] for kind, fields in notes.kept if kind == "warning"]
+    warnings = notes.warnings()
     assert len(warnings) == 4 and all("another program has removed" in text for text in warnings)
     assert (tier_0, tier_1) == (None, None) and list(here.segment.iterdir()) == []
     saved = committed_steps(here.checkpoints)
@@ -241,7 +241,7 @@ def test_which_tier_is_used(here: Here, notes: Notes, tmp_path: Path) -> None:
     with record.path(0).open("r+b") as file:
         file.write(b"\xff" * 8)
     assert resumed() == (3, "disk")
-    warnings = [f["text"] for kind, f in notes.kept if kind == "warning"]
+    warnings = notes.warnings()
     assert len(warnings) == 1
     assert "snapshot of step 5" in warnings[0]
 
