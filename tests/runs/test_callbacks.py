@@ -6,13 +6,13 @@ Without a framework its tests are skipped; the extra `frameworks` has them all.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.frameworks import needs
 from tests.support.supervised import Run
 
 HEAD = """
@@ -132,11 +132,6 @@ def again(tmp_path: Path) -> Run:
     folder = tmp_path / "undisturbed"
     folder.mkdir()
     return Run(folder)
-
-
-def needs(name: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} not installed: pip install -e '.[frameworks]'")
 
 
 def launch(run: Run, text: str, *options: str, stops_at: int = -1, bad: int = -1) -> None:

@@ -6,7 +6,6 @@ warm.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.frameworks import needs
 from tests.support.supervised import Run, until
 
 pytestmark = pytest.mark.cold
@@ -128,8 +128,7 @@ def stop(run: Run) -> None:
 )
 def test_the_recovery_is_warm(run: Run, tried: dict[str, str], needed: tuple[str, ...], text: str) -> None:
     """After a kill the script goes on in the group that stood by, with its frameworks imported and one thread."""
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        pytest.skip(f"{', '.join(missing)} not installed: pip install -e '.[frameworks]'")
+    needs(*needed)
     standby = warm(run, text)
     run.cli("inject", "run", "kill:rank=1")
     run.until_event("first_step", 2)

@@ -6,7 +6,6 @@ The frameworks are those of the extra; without one its test is skipped.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.frameworks import needs
 from tests.support.supervised import Run, environment
 
 pytestmark = pytest.mark.cold
@@ -153,11 +153,6 @@ PROGRAMS = [
     pytest.param("accelerate", ACCELERATE, 10, 20, "step_30 optimizer", id="accelerate"),
     pytest.param("hydra", HYDRA, 10, 10, "last.pt", id="hydra"),
 ]
-
-
-def needs(name: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed: pip install -e '.[frameworks]'")
 
 
 def end(folder: Path) -> dict[str, Any]:

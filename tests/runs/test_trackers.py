@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from tests.support.frameworks import needs
 from tests.support.supervised import Run
 
 BOARD = """
@@ -47,11 +47,6 @@ for step in range(start, 60):
 for each in default, other, steps, epochs, tokens, own, late:
     each.close()
 """
-
-
-def needs(name: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed: pip install -e '.[frameworks]'")
 
 
 def shown(folder: Path, series: str = "loss") -> list[int]:

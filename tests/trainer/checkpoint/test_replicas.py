@@ -134,10 +134,12 @@ def test_a_large_buffer_that_differs_is_each_ranks_own(tmp_path: Path, here: thr
     def back(ranks: Ranks) -> Any:
         here.ranks, model = ranks, _model()
         ckpt = Checkpointer(model=model, directory=tmp_path, every=1)
-        return ckpt.restore(), float(model.average[5]), ckpt._source.led(ckpt._capture()[0].specs)  # type: ignore[index,arg-type]
+        step, specs = ckpt.restore(), ckpt._capture()[0].specs
+        return step, float(model.get_buffer("average")[5]), ckpt._source.led(specs)
 
     assert on_ranks(2, body) == [None, None]
-    assert [load(tmp_path / f"step-0000000{step}", 1).own.get("buffers") is None for step in (1, 2)] == [True, False]  # type: ignore[union-attr]
+    owned = [load(tmp_path / f"step-0000000{step}", 1).own or {} for step in (1, 2)]
+    assert ["buffers" in own for own in owned] == [False, True]
     assert on_ranks(2, back) == [(2, 0.0, {"model/average"}), (2, 1.0, {"model/average"})]
 
 
