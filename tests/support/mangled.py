@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+SLOW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+FAST = settings(SLOW, max_examples=200)
 
 SCALARS = (
     st.none()
@@ -98,3 +106,17 @@ def mangled(draw: st.DrawFn, valid: bytes) -> bytes:
 def files(valid: Any) -> st.SearchStrategy[bytes]:
     """What a file may hold that should hold the JSON value `valid`."""
     return mangled(json.dumps(valid).encode()) | values(valid).map(as_json)
+
+
+@contextmanager
+def bounded(seconds: float = 5.0, megabytes: int = 512) -> Iterator[None]:
+    """It takes neither long nor much."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    yield
+    assert time.process_time() - began < seconds
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < megabytes << 10
+
+
+def is_one_line(error: BaseException) -> bool:
+    text = str(error)
+    return bool(text) and "\n" not in text.strip() and len(text) < 1000

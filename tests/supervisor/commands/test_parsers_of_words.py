@@ -17,8 +17,8 @@ from supervisor.commands import cli, launch
 from supervisor.commands.options import read_config
 from supervisor.errors import Refusal
 from supervisor.run import spec as specs
-from tests.support.mangled import mangled
-from tests.trainer.rundir.test_parsers import FAST, SPEC, bounded
+from tests.support.mangled import FAST, bounded, mangled
+from tests.trainer.rundir.test_parsers import SPEC
 from trainer.errors import UsageError
 from trainer.gpt.config import TrainConfig, parse
 from trainer.rundir.duration import LONGEST, parse_duration

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from supervisor.run.checkpoints import age_of, described
 from tests.support.jobs import same, state_of, write
-from tests.support.mangled import VALUES, as_json, files, mangled, values
+from tests.support.mangled import VALUES, as_json, bounded, files, is_one_line, mangled, values
 from tests.support.snapshots import snapshot_of
-from tests.trainer.rundir.test_parsers import bounded, is_one_line
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.export import export_safetensors
@@ -77,6 +76,15 @@ def manifests(draw: st.DrawFn, path: Path) -> bytes:
     if draw(st.booleans()):
         return draw(mangled((path / "manifest.json").read_bytes()))
     return _sealed(as_json(draw(values(_body(path)))))
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
+def test_a_manifest_with_a_number_that_is_none(origin: Path, number: str) -> None:
+    """No save writes one: such a manifest is damaged."""
+    body = {**_body(origin / "step-00000002"), "save_seconds": 123.25}
+    raw = as_json(body).replace(b"123.25", number.encode())
+    with pytest.raises(Damaged, match="no finite number"):
+        manifest.decode(_sealed(raw))
 
 
 @SLOW

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.mangled import VALUES, files
-from tests.trainer.rundir.test_parsers import FAST, bounded, is_one_line
+from tests.support.mangled import FAST, VALUES, bounded, files, is_one_line
 from trainer.rundir.files.codec import decode, encode
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.attempt.records import exception_of
@@ -32,7 +28,7 @@ from supervisor.run.folder.lock import describe, holder
 from supervisor.run.hang_limits import Paces
 from supervisor.run.runs import Known, load
 from supervisor.run.status import status
-from tests.support.mangled import VALUES, as_json, files, mangled, values
+from tests.support.mangled import FAST, SLOW, VALUES, as_json, bounded, files, is_one_line, mangled, values
 from tests.support.runs_on_disk import recovered_run
 from trainer.gpt.metrics import Metrics
 from trainer.rundir.codes import Phase
@@ -43,9 +39,6 @@ from trainer.rundir.records.beats import BeatReader, BeatWriter, Source, create_
 from trainer.rundir.records.gate import Gate
 from trainer.rundir.records.learned import remembered
 from trainer.rundir.records.notes import NoteReader
-
-SLOW = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-FAST = settings(SLOW, max_examples=200)
 
 SPEC = {
     "schema": 1,
@@ -61,20 +54,6 @@ SPEC = {
     "inject": ["kill:rank=1@step=40"],
     "created": "2026-11-24T02:00:00Z",
 }
-
-
-@contextmanager
-def bounded(seconds: float = 5.0, megabytes: int = 512) -> Iterator[None]:
-    """It takes neither long nor much."""
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    yield
-    assert time.process_time() - began < seconds
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < megabytes << 10
-
-
-def is_one_line(error: BaseException) -> bool:
-    text = str(error)
-    return bool(text) and "\n" not in text.strip() and len(text) < 1000
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ anywhere is found.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -106,7 +107,7 @@ def decode(raw: bytes) -> Manifest:
     if xxhash.xxh3_128_hexdigest(raw[:-_TAIL_BYTES]).encode() != tail[1]:
         raise Damaged(f"{NAME} does not match its digest")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_float=_finite, parse_constant=_finite)
         if body["format"] != FORMAT:
             raise Unreadable(f"{NAME} has format {body['format']}; this version reads format {FORMAT}")
         manifest = _build(body)
@@ -114,6 +115,13 @@ def decode(raw: bytes) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not a manifest: {error!r}") from None
     return manifest
+
+
+def _finite(text: str) -> float:
+    """The number, which encode() can write again. ValueError for an infinity, also as 1e999, and for NaN."""
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text} is no finite number")
 
 
 def _build(body: dict[str, Any]) -> Manifest:
