@@ -56,8 +56,8 @@ def _of_file(pid: int, descriptor: int) -> Wait:
 def stranger(pid: int, known: Collection[int]) -> bool:
     """Whether `pid` has an unknown thread, not in `known`, that may wake the others. Something from outside may wake
     that thread: a library's thread may talk to a server."""
-    with contextlib.suppress(OSError):
-        for thread in os.scandir(f"/proc/{pid}/task"):
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/task") as threads:
+        for thread in threads:
             if int(thread.name) not in known and not kernel.is_bound(Path(thread.path)):
                 with contextlib.suppress(OSError):
                     if not (Path(thread.path) / "comm").read_text().startswith(_OWN):

@@ -139,8 +139,8 @@ def traced(pid: int) -> bool:
 
 
 def _threads(pid: int) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from (Path(entry.path) for entry in os.scandir(f"/proc/{pid}/task"))
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/task") as entries:
+        yield from (Path(entry.path) for entry in entries)
 
 
 def is_bound(thread: Path, alone: bool = False) -> bool:
@@ -264,17 +264,18 @@ def has_open(pid: int, path: Path) -> bool:
     """Whether `pid` has that file open."""
     with contextlib.suppress(OSError):
         wanted = path.stat()
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.path.samestat(entry.stat(), wanted):
-                    return True
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(entry.stat(), wanted):
+                        return True
     return False
 
 
 def has_gpu(pid: int) -> bool:
     """Whether a GPU may work for `pid` while it sleeps."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
             with contextlib.suppress(OSError):
                 if str(Path(entry.path).readlink()).startswith(_GPUS):
                     return True
