@@ -13,10 +13,12 @@ from supervisor.core.chaos.summary import Comparison
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.format.manifest import Manifest
-from trainer.checkpoint.format.shard import Entry
+from trainer.checkpoint.format.shard import Entry, Take
 from trainer.rundir.layout import RunDir
 
 _CHUNK = 4 << 20
+_AT_ONCE = 256 << 20
+"""Bytes of a file that are in memory at a time."""
 
 
 def compare(reference: RunDir, other: RunDir, globs: Sequence[str], passed_over: Sequence[str] = ()) -> Comparison:
@@ -117,19 +119,21 @@ def _shard(one: Path, manifest: Manifest, two: Path, theirs: Manifest, file: str
 def _contents(path: Path, manifest: Manifest, file: str) -> tuple[dict[str, str], Any]:
     """The digest of every tensor in the file, and the rank's own state."""
     digests: dict[str, str] = {}
-    last: list[tuple[str, bytearray]] = []
+    left = _AT_ONCE
+    held: dict[str, bytearray] = {}
 
-    def settle() -> None:
-        for key, data in last:
-            digests[key] = xxhash.xxh3_128_hexdigest(data)
-        last.clear()
+    def sink(entry: Entry) -> list[Take]:
+        nonlocal left
+        key = f"{entry.key} {entry.spec.dtype} {entry.spec.shape}"
+        if key in digests or left <= 0:
+            return []
+        left -= max(1, entry.spec.bytes)
+        held[key] = bytearray(entry.spec.bytes)
+        return [(0, memoryview(held[key]))]
 
-    def sink(entry: Entry) -> memoryview:
-        # The entries come in order, so the previous one is complete.
-        settle()
-        last.append((f"{entry.key} {entry.spec.dtype} {entry.spec.shape}", bytearray(entry.spec.bytes)))
-        return memoryview(last[-1][1])
-
-    metadata = store.read_file(path, manifest, file, sink)
-    settle()
-    return digests, json.loads(metadata.get("state", "null"))
+    while True:
+        held, left = {}, _AT_ONCE
+        metadata = store.read_file(path, manifest, file, sink)
+        if not held:
+            return digests, json.loads(metadata.get("state", "null"))
+        digests.update((key, xxhash.xxh3_128_hexdigest(data)) for key, data in held.items())

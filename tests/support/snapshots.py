@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.jobs import state_of
+from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.memory.image import Image, copy_here
 from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.memory.segment import Segment
@@ -19,9 +20,9 @@ def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
     for rank in range(world_size):
         memory = Memory.__new__(Memory)
         memory._place = Place(folder, rank, world_size, 0, "run")
-        memory._specs_text = (None, "")
+        memory._table = (None, b"")
         own = capture_rank(rank)
-        image = Image(shared, rank, world_size, frozenset(shared.tensors))
+        image = Image(shared, plan(shared.specs, world_size), rank, frozenset(shared.tensors))
         header = image.header(own)
         job: Any = type("Job", (), {"image": image, "tree": shared.tree})
         sidecar = memory._sidecar(job) if rank == 0 else b""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint.checkpointer import Checkpointer
-from ..checkpoint.disk.restore import Loaded
+from ..checkpoint.disk.assembly import Loaded
 from ..checkpoint.group import ranks
 from ..checkpoint.guard import Guard
 from ..checkpoint.memory.tier import Wish

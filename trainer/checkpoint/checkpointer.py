@@ -25,8 +25,9 @@ from ..rundir.codes import ExitCode, Phase
 from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import segment_here
+from .disk.assembly import Loaded
 from .disk.commit import tidy
-from .disk.restore import Loaded, Tiers, restore
+from .disk.restore import Tiers, restore
 from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group

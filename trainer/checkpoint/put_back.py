@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..rank.progress import progress
-from .disk.restore import Loaded
+from .disk.assembly import Loaded
 from .group import Ranks
 from .state import rng
 from .state.marks import PerRank

@@ -19,7 +19,7 @@ import xxhash
 
 from ..rundir.files.codec import encode
 from .errors import ReplicasDiffer, StateError
-from .format.plan import Share, total
+from .format.plan import total
 from .group import Ranks
 from .state.packing import Packed
 from .state.tensors import bytes_of
@@ -60,7 +60,7 @@ def digests(shared: Packed, left_out: Set[str] = frozenset()) -> dict[str, str]:
     found = {name: f"{number & 0xFFFFFFFFFFFFFFFF:016x}" for name, number in zip(far, numbers, strict=True)}
     for name in names:
         if name not in found:
-            _alive, view = bytes_of(shared.tensors[name], Share(name, 0, shared.specs[name].count))
+            _alive, view = bytes_of(shared.tensors[name])
             found[name] = xxhash.xxh3_64_hexdigest(view)
     return {name: f"{list(shared.specs[name].shape)} {shared.specs[name].dtype} {found[name]}" for name in names}
 

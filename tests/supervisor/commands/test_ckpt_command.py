@@ -48,11 +48,11 @@ def checkpoint(folder: Path, step: int, model: nn.Module) -> None:
         world_size = 2
 
         def exchange(self, value: Any) -> list[Any]:
-            if "digest" not in value:
+            if "blocks" not in value:
                 return [value, value]
-            shares = plan(order.shared.specs, 2)[1]
+            layout = plan(order.shared.specs, 2)
             temporary = next(folder.glob(".step-*"))
-            return [value, _write(replace(order, own=capture_rank(1)), temporary, shares, 1, DISK)]
+            return [value, _write(replace(order, own=capture_rank(1)), temporary, layout, 1, DISK)]
 
     assert save(order, Two(), DISK).error is None
     assert tidy(folder, step, 99, DISK) is None

@@ -113,8 +113,8 @@ def _nested(depth: int) -> Any:
 def _rename_file(body: dict[str, Any], name: str) -> None:
     body["files"] = {name: next(iter(body["files"].values()))}
     for tensor in body["tensors"].values():
-        for piece in tensor["pieces"]:
-            piece["file"] = name
+        for box in tensor["boxes"]:
+            box["file"] = name
 
 
 def _lines(run: RunDir, *events: bytes) -> None:
@@ -192,14 +192,14 @@ HOSTILE: dict[str, Callable[[RunDir, Path], Any]] = {
         lambda body: (
             body["files"]["rank0.safetensors"].update(bytes=1 << 50),
             next(iter(body["tensors"].values())).update(shape=[1 << 44]),
-            next(iter(body["tensors"].values()))["pieces"][0].update(start=0, count=1 << 44),
+            next(iter(body["tensors"].values()))["boxes"][0].update(at=[0], size=[1 << 44]),
         ),
     ),
     "its tensor has a shape that cannot be": lambda run, _: _manifest(
         run, lambda body: next(iter(body["tensors"].values())).update(shape=[0, 1 << 61, 1 << 61])
     ),
-    "its piece is no number": lambda run, _: _manifest(
-        run, lambda body: next(iter(body["tensors"].values()))["pieces"][0].update(start=0.0, key=["w"])
+    "its box is no number": lambda run, _: _manifest(
+        run, lambda body: next(iter(body["tensors"].values()))["boxes"][0].update(at=[0.0], size=["w"])
     ),
     "its header is long": lambda run, _: (run.checkpoints / step_name(3) / "rank0.safetensors").write_bytes(
         (99 << 20).to_bytes(8, "little") + b"[" * 5000

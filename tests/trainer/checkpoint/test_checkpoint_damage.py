@@ -168,7 +168,7 @@ def test_a_newer_format_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
     path = tmp_path / "step-00000002" / "manifest.json"
-    body = path.read_bytes()[:-46].replace(b'"format":1', b'"format":2')
+    body = path.read_bytes()[:-46].replace(b'"format":2', b'"format":3')
     path.write_bytes(body + b',"digest":"%s"}\n' % xxhash.xxh3_128_hexdigest(body).encode())
     step, bad = _restored(tmp_path)
 
@@ -246,10 +246,10 @@ def test_ranks_that_cannot_read_do_not_condemn(tmp_path: Path, monkeypatch: pyte
         on_ranks(2, lambda ranks, step=step: write(tmp_path, step, ranks=ranks).error)
     genuine = load
 
-    def refused(path: Path, rank: int, world_size: int) -> object:
+    def refused(path: Path, rank: int, *rest: object) -> object:
         if rank == 1 and path.name == "step-00000002":
             raise Unreadable("manifest.json cannot be opened: Permission denied")
-        return genuine(path, rank, world_size)
+        return genuine(path, rank, *rest)
 
     monkeypatch.setattr("trainer.checkpoint.disk.restore.load", refused)
     loaded = on_ranks(2, lambda ranks: restore(Tiers(tmp_path), "auto", ranks, DISK))

@@ -17,7 +17,7 @@ from tests.support.jobs import on_ranks, same
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import CheckpointMismatch, StateError
-from trainer.checkpoint.format.plan import PIECE_BYTES
+from trainer.checkpoint.format.manifest import BLOCK
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state import rng
 from trainer.checkpoint.state.packing import pack
@@ -74,8 +74,8 @@ def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_cut(tmp_path: Path) -> None:
-    """A tensor above the piece size, over two ranks: several pieces, the same bits."""
-    big = torch.randint(-9, 9, (2 * PIECE_BYTES + 5,), dtype=torch.int8)
+    """A tensor of several blocks, over two ranks: half of it in each file, the same bits."""
+    big = torch.randint(-9, 9, (3 * BLOCK + 5,), dtype=torch.int8)
     back = _through(tmp_path, {"big": big, "step": 1}, 2)
 
     assert torch.equal(back["big"], big)

@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from trainer.checkpoint.disk.restore import Tiers, load, recall, restore
 from trainer.checkpoint.errors import CheckpointError, CheckpointMismatch, Damaged, Unreadable
 from trainer.checkpoint.format import manifest
 from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.shard import Digest
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import board as boards
 from trainer.checkpoint.memory import snapshots
@@ -139,8 +141,10 @@ def _put_shard(checkpoint: Path, raw: bytes, known: bool) -> None:
     """`raw` is the file of rank 0, and if `known` the manifest says so."""
     (checkpoint / "rank0.safetensors").write_bytes(raw)
     body = _body(checkpoint)
+    digest = Digest()
+    digest.add(raw)
     if known:
-        body["files"]["rank0.safetensors"] = {"bytes": len(raw), "digest": xxhash.xxh3_128_hexdigest(raw)}
+        body["files"]["rank0.safetensors"] = asdict(digest.stored())
     (checkpoint / "manifest.json").write_bytes(_sealed(as_json(body)))
 
 

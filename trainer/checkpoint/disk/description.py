@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from ...rundir.files.codec import decode
 from ..errors import Damaged
-from ..format.manifest import Manifest, StoredFile, check, is_proper, shard_name, stored
-from ..format.plan import Spec, plan, total
+from ..format.manifest import Manifest, StoredFile, check, shard_name, tensors_of
 from ..memory.snapshots import Snapshot
 from .commit import now
 
 
-def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, seconds: float = 0.0) -> Manifest:
-    """The manifest of `snapshot` with these files, or with files without digests. Damaged if its sidecar is not
-    valid."""
+def describe(snapshot: Snapshot) -> Manifest:
+    """The manifest of `snapshot`, with files without digests. Damaged if its sidecar is not valid."""
     record = snapshot.record(0)
     try:
         with snapshot.path(0).open("rb") as file:
@@ -25,9 +22,6 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
                 raise ValueError("it is shorter than its record says")
             file.seek(record.payload)
             about = decode(file.read(record.sidecar), dict[str, Any])
-        specs = {str(name): Spec(str(dtype), tuple(shape)) for name, (dtype, shape) in about["tensors"].items()}
-        if any(not is_proper(spec) for spec in specs.values()) or total(specs) > snapshot.bytes:
-            raise ValueError("tensors that cannot be in it")
         manifest = Manifest(
             step=snapshot.step,
             world_size=snapshot.world_size,
@@ -35,12 +29,11 @@ def describe(snapshot: Snapshot, files: Mapping[str, StoredFile] | None = None, 
             attempt=about["attempt"],
             torch=about["torch"],
             created=now(),
-            save_seconds=round(seconds, 6),
+            save_seconds=0.0,
             bytes=snapshot.bytes,
             state=about["state"],
-            tensors=stored(specs, plan(specs, snapshot.world_size, led=frozenset(about.get("led", ())))),
-            files=files
-            or {shard_name(r): StoredFile(snapshot.record(r).payload, "") for r in range(snapshot.world_size)},
+            tensors=tensors_of(about["tensors"]),
+            files={shard_name(r): StoredFile(snapshot.record(r).payload) for r in range(snapshot.world_size)},
         )
         check(manifest)
         return manifest

@@ -10,15 +10,15 @@ import contextlib
 import mmap
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...rundir.files.durable import DISK
-from ..errors import CheckpointError, Damaged
-from ..format.manifest import Manifest
+from ..errors import CheckpointError, Damaged, Misfit
+from ..format.boxes import runs
+from ..format.manifest import Manifest, Piece, StoredTensor
 from ..format.plan import ITEM_BYTES
-from ..format.shard import Entry, header
+from ..format.shard import Entry, Take, header, misfit
 from ..state import tree
 from . import store
 
@@ -80,10 +80,10 @@ def export_safetensors(path: Path, out: Path) -> list[str]:
         try:
             # A full disk must raise OSError here. Later it would be a SIGBUS, while the mapping is filled.
             os.posix_fallocate(fd, 0, len(head) + sum(entry.spec.bytes for entry in entries))
-            with mmap.mmap(fd, 0) as memory:
-                memory[: len(head)] = head
-                with memoryview(memory) as view:
-                    _fill(path, manifest, keys, _places(entries, len(head)), view)
+            # Not closed here: if anything goes wrong, its traceback may still have parts of it.
+            memory = mmap.mmap(fd, 0)
+            memory[: len(head)] = head
+            _fill(path, manifest, keys, _places(entries, len(head)), memoryview(memory))
         finally:
             os.close(fd)
     return others
@@ -97,25 +97,41 @@ def _places(entries: list[Entry], at: int) -> dict[str, slice]:
     return places
 
 
+def _takes(stored: StoredTensor, piece: Piece, whole: memoryview) -> Iterator[Take]:
+    """The bytes of `piece`, each in its place in the `whole` tensor."""
+    size, at = ITEM_BYTES[stored.dtype], 0
+    for first, count in runs(piece.box, stored.grid):
+        yield at, whole[first * size : (first + count) * size]
+        at += count * size
+
+
 def _fill(
     path: Path, manifest: Manifest, keys: Mapping[str, str], places: Mapping[str, slice], view: memoryview
 ) -> None:
     first: dict[str, str] = {}
     for key, name in keys.items():
         first.setdefault(name, key)
-    homes: dict[tuple[str, str], slice] = {}
-    for name, key in first.items():
-        size, start = ITEM_BYTES[manifest.tensors[name].dtype], places[key].start
-        for piece in manifest.tensors[name].pieces:
-            begin = start + piece.start * size
-            homes[piece.file, piece.key] = slice(begin, begin + piece.count * size)
+    homes = {
+        (piece.file, piece.key): (manifest.tensors[name], piece, places[key].start)
+        for name, key in first.items()
+        for piece in manifest.tensors[name].pieces
+    }
+    problems: list[str] = []
     for file in manifest.files:
 
-        def sink(entry: Entry, file: str = file) -> Any:
-            home = homes.get((file, entry.key))
-            return None if home is None else view[home]
+        def sink(entry: Entry, file: str = file) -> Sequence[Take]:
+            if (home := homes.pop((file, entry.key), None)) is None:
+                return ()
+            stored, piece, start = home
+            if problem := misfit(piece, stored, entry):
+                problems.append(problem)
+                return ()
+            return list(_takes(stored, piece, view[start : start + stored.spec.bytes]))
 
-        store.read_file(path, manifest, file, sink)
+        store.read_file(path, manifest, file, sink, everything=True)
+    problems += [str(misfit(piece, stored, None)) for stored, piece, _ in homes.values()]
+    if problems:
+        raise Misfit(problems[0])
     for key, name in keys.items():
         # Tied weights are stored once. Each of their names is exported.
         if first[name] != key:

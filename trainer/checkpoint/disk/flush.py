@@ -19,6 +19,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from ...names import ours_alone
 from ...rundir.files.durable import DISK, Disk
 from ...rundir.layout import committed_steps, step_name
 from ..errors import CheckpointError
-from ..format.manifest import StoredFile, shard_name
-from ..format.shard import Digest, entries_in
+from ..format.manifest import Manifest, StoredFile, rank_of
+from ..format.shard import Digest, check_entries, entries_in
 from ..memory import snapshots
 from ..memory.snapshots import Snapshot
 from . import retention
@@ -72,11 +73,10 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
         return False
     try:
         with retention.in_use(folder / temporary):
-            files = {
-                shard_name(rank): _copied(snapshot, rank, folder / temporary / shard_name(rank), disk)
-                for rank in range(snapshot.world_size)
-            }
-            manifest = describe(snapshot, files, time.monotonic() - began)
+            manifest = describe(snapshot)
+            files = {name: _copied(snapshot, manifest, name, folder / temporary, disk) for name in manifest.files}
+            seconds = round(time.monotonic() - began, 6)
+            manifest = replace(manifest, files=files, save_seconds=seconds)
             if not snapshots.unchanged(snapshot):
                 raise CheckpointError(f"the snapshot of step {snapshot.step} was written over while it was read")
             return commit(folder, temporary, manifest, lambda: _sync(seal, disk), disk)
@@ -85,13 +85,14 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
         raise
 
 
-def _copied(snapshot: Snapshot, rank: int, path: Path, disk: Disk) -> StoredFile:
+def _copied(snapshot: Snapshot, manifest: Manifest, name: str, folder: Path, disk: Disk) -> StoredFile:
     digest = Digest()
-    with payload(snapshot, rank) as view:
+    with payload(snapshot, rank_of(name)) as view:
         # A file that cannot be read must not become a checkpoint: an older one would be pruned for it.
-        entries_in(view)
-        disk.create(path, digest.through(_chunks(view)))
-    return StoredFile(digest.bytes, digest.hex)
+        entries, _ = entries_in(view)
+        check_entries(manifest, name, [entry for entry, _ in entries])
+        disk.create(folder / name, digest.through(_chunks(view)))
+    return digest.stored()
 
 
 def _chunks(view: memoryview) -> Iterator[memoryview]:

@@ -11,49 +11,26 @@ No rank chooses alone, and only rank 0 moves anything. Only a run that never had
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from ...rundir.files.durable import Disk
 from ...rundir.layout import committed_steps, step_name, step_of
 from ...rundir.records.rollback import Rollback
-from ..errors import CheckpointMismatch, Damaged, Misfit, NoUsableCheckpoint, StateError, Unreadable
-from ..format.manifest import Manifest, shard_name
-from ..format.shard import Entry, Sink, entries_in
+from ..errors import CheckpointMismatch, Damaged, Misfit, NoUsableCheckpoint, Unreadable
+from ..format.manifest import shard_name
+from ..format.shard import Sink, entries_in
 from ..group import Ranks
 from ..memory import snapshots
-from ..state import tensors, tree
 from . import retention, store
+from .assembly import NO_PLACES, Loaded, Places, Read, assemble
 from .description import describe, payload
-
-Read = Callable[[str, Sink], dict[str, str]]
-"""Reads a file of a checkpoint into memory that the sink gives, and returns its metadata."""
 
 MODES = ("auto", "never", "must")
 _SNAPSHOT = "snapshot of step "
 _WENT_BACK = "the run went back to before it, because of what came after it"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A checkpoint in memory, every byte as written. `own` is None for a rank that did not exist when it was saved."""
-
-    name: str
-    manifest: Manifest
-    shared: dict[str, Any]
-    own: dict[str, Any] | None
-    source: Literal["disk", "memory"] = "disk"
-    everyone: tuple[dict[str, Any], ...] | None = None
-    """What each rank that saved has of its own. Only if that is another number of ranks than was said to be here."""
-
-    def where(self, directory: Path) -> str:
-        """It, for people. `directory` holds the checkpoints."""
-        return self.name if self.source == "memory" else f"checkpoint {directory / self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +52,21 @@ class Tiers:
     segment: Path | None = None
     run: str | None = None
     rollback: Rollback | None = None
+    places: Places = NO_PLACES
+    """What each rank has of a tensor that is sharded here."""
 
 
-def load(path: Path, rank: int, world_size: int | None = None) -> Loaded:
+def load(path: Path, rank: int, world_size: int | None = None, places: Places = NO_PLACES) -> Loaded:
     """The checkpoint `path` as `rank` needs it. Damaged, Unreadable or Misfit; then no part of it may be used."""
     # Sizes are compared before memory is taken for what a manifest promises.
     manifest = store.check(path)
     read = functools.partial(store.read_file, path, manifest)
-    return assemble(path.name, manifest, rank, read, world_size)
+    return assemble(path.name, manifest, rank, read, world_size, places)
 
 
-def recall(segment: Path, step: int, run: str | None, rank: int, world_size: int | None = None) -> Loaded:
+def recall(
+    segment: Path, step: int, run: str | None, rank: int, world_size: int | None = None, places: Places = NO_PLACES
+) -> Loaded:
     """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
     snapshot = snapshots.find(segment, step)
     if snapshot is None:
@@ -96,7 +77,7 @@ def recall(segment: Path, step: int, run: str | None, rank: int, world_size: int
     files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
     read: Read = lambda file, sink: _taken(files[file], sink)  # noqa: E731
     try:
-        loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, read, world_size)
+        loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, read, world_size, places)
     except Misfit as error:
         raise Damaged(str(error)) from None  # there is no digest that could tell
     if not snapshots.unchanged(snapshot):
@@ -108,65 +89,13 @@ def recall(segment: Path, step: int, run: str | None, rank: int, world_size: int
 def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
     entries, metadata = entries_in(file)
     for entry, content in entries:
-        if (view := sink(entry)) is not None:
-            view[:] = content
+        for start, view in sink(entry):
+            view[:] = content[start : start + len(view)]
     return metadata
 
 
-def assemble(name: str, manifest: Manifest, rank: int, read: Read, world_size: int | None = None) -> Loaded:
-    """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged, Unreadable or Misfit."""
-    try:
-        return _assemble(name, manifest, rank, read, world_size)
-    except StateError as error:
-        raise Unreadable(str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"its state cannot be decoded: {error!r}") from None
-    except (MemoryError, RuntimeError) as error:
-        raise Unreadable(f"there is no memory for it: {error}") from None
-
-
-def _assemble(name: str, manifest: Manifest, rank: int, read: Read, world_size: int | None) -> Loaded:
-    shared = {key: tensors.empty(stored.spec) for key, stored in manifest.tensors.items()}
-    homes: dict[tuple[str, str], memoryview] = {}
-    for key, stored in manifest.tensors.items():
-        view, size = tensors.view_of(shared[key]), shared[key].element_size()
-        for piece in stored.pieces:
-            homes[piece.file, piece.key] = view[piece.start * size : (piece.start + piece.count) * size]
-    everyone = world_size not in (None, manifest.world_size)
-    owns: dict[str, dict[str, Any]] = {}
-    misfits: list[str] = []
-    for file in manifest.files:
-        own: dict[str, torch.Tensor] | None = {} if everyone or file == shard_name(rank) else None
-
-        def sink(entry: Entry, file: str = file, own: dict[str, torch.Tensor] | None = own) -> memoryview | None:
-            if (home := homes.pop((file, entry.key), None)) is not None:
-                if len(home) == entry.spec.bytes:
-                    return home
-                misfits.append(f"{entry.key} has {entry.spec.bytes} bytes in {file}, and {len(home)} in the manifest")
-                return None
-            if own is None:
-                return None
-            own[entry.key] = tensors.empty(entry.spec)
-            return tensors.view_of(own[entry.key])
-
-        metadata = read(file, sink)
-        if own is not None:
-            owns[file] = tree.decode(json.loads(metadata["state"]), own.__getitem__)
-    misfits += [f"{key} is not in {file}" for file, key in homes]
-    if misfits:
-        # Every byte is as it was written. An older version wrote such a checkpoint where the ranks' states differed.
-        raise Misfit(f"its ranks had tensors of other names or shapes, so they do not fit together: {misfits[0]}")
-    return Loaded(
-        name=name,
-        manifest=manifest,
-        shared=tree.decode(manifest.state, shared.__getitem__),
-        own=owns.get(shard_name(rank)),
-        everyone=tuple(owns[shard_name(r)] for r in range(manifest.world_size)) if everyone else None,
-    )
-
-
 def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict[str, Any]]:
-    here = ranks.rank, ranks.world_size
+    here = ranks.rank, ranks.world_size, tiers.places
     try:
         if name.startswith(_SNAPSHOT) and tiers.segment:
             loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, *here)

@@ -22,14 +22,17 @@ import torch
 from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
 from ..errors import CheckpointError
-from ..format.manifest import Manifest, StoredFile, shard_name, stored
-from ..format.plan import Share, Shares, plan
+from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_of
+from ..format.plan import Layout, Share, plan
 from ..format.shard import Digest, Entry, entry_of, header
 from ..group import Ranks
 from ..state.packing import Packed
-from ..state.tensors import bytes_of
+from ..state.tensors import bytes_of, flattened, is_plain
 from . import retention
 from .commit import begin, commit, now
+
+_PART_BYTES = 32 << 20
+"""So much of a tensor that is not on the CPU, or not in C order, is copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,28 @@ class Outcome:
     existed: bool = False
 
 
-def shard_chunks(shares: tuple[Share, ...], shared: Packed, own: Packed, rank: int) -> Iterator[Buffer]:
+def shard_chunks(layout: Layout, shared: Packed, own: Packed, rank: int) -> Iterator[Buffer]:
     """The bytes of this rank's file, in order: its shares of the shared state, then all of its own state."""
-    entries = [entry_of(share, shared.specs[share.name]) for share in shares]
+    shares = layout.shares[rank]
+    entries = [entry_of(share, layout.specs[share.name]) for share in shares]
     entries += [Entry(name, spec) for name, spec in own.specs.items()]
-    yield header(entries, {"format": "pt", "rank": str(rank), "state": encode(own.tree).decode()})
+    yield header(entries, {"format": "pt", "rank": str(rank)}, {"state": encode(own.tree).decode()})
     for share in shares:
-        _alive, view = bytes_of(shared.tensors[share.name], share)
+        yield from _share_chunks(shared.tensors[share.name], share)
+    for name in own.specs:
+        _alive, view = bytes_of(own.tensors[name])
         yield view
-    for name, spec in own.specs.items():
-        _alive, view = bytes_of(own.tensors[name], Share(name, 0, spec.count))
+
+
+def _share_chunks(tensor: torch.Tensor, share: Share) -> Iterator[Buffer]:
+    """The bytes of `share`; a tensor on a device comes here a part at a time."""
+    size = tensor.element_size()
+    if is_plain(tensor) and tensor.is_cpu:
+        yield bytes_of(tensor)[1][share.start * size : (share.start + share.count) * size]
+        return
+    flat, most = flattened(tensor), max(1, _PART_BYTES // size)
+    for start in range(share.start, share.start + share.count, most):
+        _alive, view = bytes_of(flat[start : min(start + most, share.start + share.count)])
         yield view
 
 
@@ -73,18 +88,18 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     """`order` is committed on every rank, or has failed on every rank with the reason. If it failed, nothing of it is
     left, and older checkpoints are unchanged. All ranks call it at the same step."""
     began = time.monotonic()
-    shares = plan(order.shared.specs, ranks.world_size, led=order.shared.led)
+    layout = plan(order.shared.specs, ranks.world_size, order.shared.led)
     size = sum(spec.bytes for spec in order.shared.specs.values())
     temporary = None
     try:
         temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk))
         if temporary is None:
             return Outcome(order.step, size, time.monotonic() - began, existed=True)
-        reports = ranks.exchange(_write(order, order.folder / temporary, shares[ranks.rank], ranks.rank, disk))
+        reports = ranks.exchange(_write(order, order.folder / temporary, layout, ranks.rank, disk))
         error = "; ".join(f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if "error" in r)
         if error:
             raise CheckpointError(error)
-        manifest = _manifest(order, shares, reports, time.monotonic() - began)
+        manifest = _manifest(order, layout, reports, time.monotonic() - began)
         ours = ranks.lead(lambda: commit(order.folder, str(temporary), manifest, order.seal, disk))
     except CheckpointError as error:
         if ranks.rank == 0 and temporary is not None:
@@ -93,17 +108,18 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     return Outcome(order.step, manifest.bytes, time.monotonic() - began, existed=not ours)
 
 
-def _write(order: Order, folder: Path, shares: tuple[Share, ...], rank: int, disk: Disk) -> dict[str, Any]:
+def _write(order: Order, folder: Path, layout: Layout, rank: int, disk: Disk) -> dict[str, Any]:
     digest = Digest()
-    chunks = shard_chunks(shares, order.shared, order.own, rank)
+    chunks = shard_chunks(layout, order.shared, order.own, rank)
     try:
         disk.create(folder / shard_name(rank), digest.through(chunks))
     except OSError as error:
         return {"error": str(error)}
-    return {"bytes": digest.bytes, "digest": digest.hex}
+    stored = digest.stored()
+    return {"bytes": stored.bytes, "block": stored.block, "blocks": stored.blocks}
 
 
-def _manifest(order: Order, shares: Shares, reports: list[dict[str, Any]], seconds: float) -> Manifest:
+def _manifest(order: Order, layout: Layout, reports: list[dict[str, Any]], seconds: float) -> Manifest:
     return Manifest(
         step=order.step,
         world_size=len(reports),
@@ -114,6 +130,9 @@ def _manifest(order: Order, shares: Shares, reports: list[dict[str, Any]], secon
         save_seconds=round(seconds, 6),
         bytes=sum(report["bytes"] for report in reports),
         state=order.shared.tree,
-        tensors=stored(order.shared.specs, shares),
-        files={shard_name(rank): StoredFile(**report) for rank, report in enumerate(reports)},
+        tensors=tensors_of(table(layout)),
+        files={
+            shard_name(rank): StoredFile(report["bytes"], report["block"], tuple(report["blocks"]))
+            for rank, report in enumerate(reports)
+        },
     )

@@ -25,7 +25,7 @@ from ...rundir.layout import committed_steps, step_name, step_of
 from ..errors import CheckpointError, Damaged, Unreadable
 from ..format import manifest as manifests
 from ..format.manifest import Manifest
-from ..format.shard import Sink, read_shard
+from ..format.shard import Changed, Sink, read_shard
 
 LATEST = "latest"
 QUARANTINE = "quarantine"
@@ -82,28 +82,30 @@ def attempt_of(path: Path) -> int:
     return -1 if attempt is None else attempt
 
 
-def read_file(path: Path, manifest: Manifest, name: str, sink: Sink) -> dict[str, str]:
-    """The metadata of the file `name`. Its entries are in the memory that `sink` gave. All of it is proved unchanged.
-    Damaged or Unreadable; then what was read so far must not be used."""
+def read_file(path: Path, manifest: Manifest, name: str, sink: Sink, everything: bool = False) -> dict[str, str]:
+    """The metadata of the file `name`. Its entries are in the memory that `sink` gave, proved unchanged; with
+    `everything`, all of the file is proved unchanged. Damaged or Unreadable; then what was read so far must not be
+    used."""
     stored = manifest.files[name]
     with opened(path, name) as fd:
         size = os.fstat(fd).st_size
         if size != stored.bytes:
             raise Damaged(f"{name} has {size} bytes, its manifest says {stored.bytes}")
         try:
-            digest, metadata = read_shard(fd, sink)
+            return read_shard(fd, stored, sink, everything)
+        except Changed:
+            problem = f"{name} does not match its digest"
         except Damaged as error:
-            raise Damaged(f"{name}: {error}") from None
-        if (digest.bytes, digest.hex) != (stored.bytes, stored.digest):
-            raise Damaged(f"{name} does not match its digest")
-    return metadata
+            problem = f"{name}: {error}"
+    # Not raised above: it would keep the memory of the sink alive.
+    raise Damaged(problem)
 
 
 def verify(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`, after every byte was read and found as written. Damaged or Unreadable."""
     manifest = load_manifest(path)
     for name in manifest.files:
-        read_file(path, manifest, name, lambda entry: None)
+        read_file(path, manifest, name, lambda entry: (), everything=True)
     return manifest
 
 

@@ -1,10 +1,13 @@
 """The manifest: a list of the parts of a checkpoint, with digests that prove that no part has changed.
 
-    {"format":1,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,pieces}},"files":{name:{bytes,digest}},"digest":"…"}
-    '------------------------- the digest covers these bytes as they stand -------------------------'
+    {"format":2,"step":40,…,"state":{…},"tensors":{name:{dtype,shape,boxes}},"files":{name:{bytes,block,blocks}},"digest":"…"}
+    '--------------------------- the digest covers these bytes as they stand ---------------------------'
 
-A file's digest covers all its bytes. The manifest's own digest covers the rest of the manifest. So one flipped bit
-anywhere is found.
+The digests of a file's blocks cover all its bytes. The manifest's own digest covers the rest of the manifest. So one
+flipped bit anywhere is found, and who needs a part of a file can prove that part.
+
+Format 1 is read, too: a tensor was cut anywhere, so its pieces are runs of the flattened tensor, and a file is one
+block.
 """
 
 from __future__ import annotations
@@ -12,20 +15,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
 
 from ..errors import Damaged, Unreadable
-from .plan import ITEM_BYTES, Shares, Spec
+from .boxes import Box, check_cover
+from .plan import ITEM_BYTES, Layout, Spec
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+BLOCK = 16 << 20
 
 _TAIL = re.compile(rb',"digest":"([0-9a-f]{32})"}\n\Z')
 _TAIL_BYTES = len(b',"digest":""}\n') + 32
+_HEX = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def shard_name(rank: int) -> str:
@@ -33,17 +39,18 @@ def shard_name(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 
+def rank_of(name: str) -> int:
+    """The rank that writes the file `name`."""
+    return int(name.removeprefix("rank").removesuffix(".safetensors"))
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`count` elements of a flattened tensor, from element `start` on. They are in `file` under `key`."""
+    """A box of a tensor. It is in `file` under `key`."""
 
     file: str
     key: str
-    start: int
-    count: int
-
-
-_PIECE = (str, str, int, int)
+    box: Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +58,25 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    flat: bool = False
+    """Whether the boxes are those of the flattened tensor, as in format 1."""
 
     @property
     def spec(self) -> Spec:
         return Spec(self.dtype, self.shape)
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The shape of which the pieces are boxes."""
+        return (math.prod(self.shape),) if self.flat else self.shape
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     bytes: int
-    digest: str
-    """XXH3-128, 32 hex digits."""
+    block: int = BLOCK
+    blocks: tuple[str, ...] = ()
+    """The XXH3-128 of each block of `block` bytes, 32 hex digits; the last block may be shorter. None in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +97,50 @@ class Manifest:
     digest: str = ""
 
 
-def stored(specs: Mapping[str, Spec], shares: Shares) -> dict[str, StoredTensor]:
-    """Where each tensor is, after each rank has written its shares."""
-    pieces: dict[str, list[Piece]] = {name: [] for name in specs}
-    for rank, own in enumerate(shares):
+_PLAIN = ("step", "world_size", "run", "attempt", "torch", "created", "save_seconds", "bytes", "state")
+
+
+def table(layout: Layout) -> dict[str, Any]:
+    """The tensors of `layout` as they stand in a manifest."""
+    found: dict[str, Any] = {
+        name: {"dtype": spec.dtype, "shape": spec.shape, "boxes": []} for name, spec in layout.specs.items()
+    }
+    for rank, own in enumerate(layout.shares):
         for share in own:
-            pieces[share.name].append(Piece(shard_name(rank), share.key(specs[share.name]), share.start, share.count))
-    return {name: StoredTensor(spec.dtype, spec.shape, tuple(pieces[name])) for name, spec in specs.items()}
+            found[share.name]["boxes"].append({"file": rank, "at": share.box.at, "size": share.box.size})
+    return found
+
+
+def tensors_of(table: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors that table() described. ValueError, KeyError or TypeError if it did not."""
+    return {
+        str(name): StoredTensor(
+            t["dtype"],
+            _counts(t["shape"]),
+            tuple(
+                Piece(shard_name(_count(box["file"])), str(name), Box(_counts(box["at"]), _counts(box["size"])))
+                for box in t["boxes"]
+            ),
+        )
+        for name, t in table.items()
+    }
 
 
 def encode(manifest: Manifest) -> bytes:
     """The bytes of manifest.json."""
-    body = {"format": FORMAT, **asdict(manifest)}
-    del body["digest"]
+    tensors = {
+        name: {
+            "dtype": stored.dtype,
+            "shape": stored.shape,
+            "boxes": [{"file": rank_of(p.file), "at": p.box.at, "size": p.box.size} for p in stored.pieces],
+        }
+        for name, stored in manifest.tensors.items()
+    }
+    files = {
+        name: {"bytes": file.bytes, "block": file.block, "blocks": file.blocks} for name, file in manifest.files.items()
+    }
+    plain = {key: getattr(manifest, key) for key in _PLAIN}
+    body = {"format": FORMAT, **plain, "tensors": tensors, "files": files}
     raw = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
     return raw + b',"digest":"%s"}\n' % xxhash.xxh3_128_hexdigest(raw).encode()
 
@@ -108,10 +154,12 @@ def decode(raw: bytes) -> Manifest:
         raise Damaged(f"{NAME} does not match its digest")
     try:
         body = json.loads(raw, parse_float=_finite, parse_constant=_finite)
-        if body["format"] != FORMAT:
-            raise Unreadable(f"{NAME} has format {body['format']}; this version reads format {FORMAT}")
+        if (version := _count(body["format"])) > FORMAT:
+            raise Unreadable(f"{NAME} has format {version}; this version reads formats 1 to {FORMAT}")
         manifest = _build(body)
         check(manifest)
+        if not all(_is_digested(file) for file in manifest.files.values()):
+            raise ValueError("a file has no digest for each of its blocks")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not a manifest: {error!r}") from None
     return manifest
@@ -125,31 +173,63 @@ def _finite(text: str) -> float:
 
 
 def _build(body: dict[str, Any]) -> Manifest:
-    fields = {key: body[key] for key in Manifest.__slots__}
-    tensors = {
-        str(name): StoredTensor(t["dtype"], tuple(t["shape"]), tuple(Piece(**piece) for piece in t["pieces"]))
-        for name, t in body["tensors"].items()
-    }
-    files = {str(name): StoredFile(**file) for name, file in body["files"].items()}
-    return Manifest(**{**fields, "tensors": tensors, "files": files})
+    first = body["format"] == 1
+    return Manifest(
+        **{key: body[key] for key in _PLAIN},
+        tensors=_flat_tensors(body["tensors"]) if first else tensors_of(body["tensors"]),
+        files={str(name): _file_1(file) if first else _file(file) for name, file in body["files"].items()},
+        digest=body["digest"],
+    )
 
 
-def is_proper(spec: Spec) -> bool:
-    """Whether a tensor of that type and shape can exist."""
-    return spec.dtype in ITEM_BYTES and all(_is_count(n) for n in spec.shape)
+def _file(file: Mapping[str, Any]) -> StoredFile:
+    return StoredFile(file["bytes"], file["block"], tuple(file["blocks"]))
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
+def _file_1(file: Mapping[str, Any]) -> StoredFile:
+    return StoredFile(file["bytes"], max(1, _count(file["bytes"])), (file["digest"],))
+
+
+def _flat_tensors(table: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors of format 1. Their pieces come in order."""
+    found = {}
+    for name, t in table.items():
+        pieces, at = [], 0
+        for piece in t["pieces"]:
+            if not isinstance(piece["file"], str) or not isinstance(piece["key"], str) or _count(piece["start"]) != at:
+                raise ValueError(f"tensor {name!r} has a piece out of place")
+            if _count(piece["count"]) or not math.prod(_counts(t["shape"])):
+                pieces.append(Piece(piece["file"], piece["key"], Box((at,), (piece["count"],))))
+            at += piece["count"]
+        found[str(name)] = StoredTensor(t["dtype"], _counts(t["shape"]), tuple(pieces), flat=True)
+    return found
+
+
+def _count(value: object) -> int:
+    if type(value) is int and 0 <= value < 1 << 62:
+        return value
+    raise ValueError(f"a {type(value).__name__} is no count")
+
+
+def _counts(values: Sequence[object]) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"a {type(values).__name__} is no list of counts")
+    return tuple(map(_count, values))
+
+
+def _is_digested(file: StoredFile) -> bool:
+    if _count(file.block) < 1 or len(file.blocks) != -(-file.bytes // file.block):
+        return False
+    return all(isinstance(text, str) and _HEX.match(text) for text in file.blocks)
 
 
 def check(manifest: Manifest) -> None:
     """ValueError unless every field has its type, the files are those of ranks 0 to world_size - 1, and the pieces
-    cover each tensor once, in order."""
-    counts = (manifest.step, manifest.world_size, manifest.bytes, *(file.bytes for file in manifest.files.values()))
-    texts = (manifest.torch, manifest.created, *(file.digest for file in manifest.files.values()))
-    if not all(map(_is_count, counts)) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a number or a text has another type")
+    cover each tensor once."""
+    for number in (manifest.step, manifest.world_size, manifest.bytes, *(f.bytes for f in manifest.files.values())):
+        _count(number)
+    if not isinstance(manifest.torch, str) or not isinstance(manifest.created, str):
+        raise ValueError("a text has another type")
     if not isinstance(manifest.run, str | None) or not isinstance(manifest.attempt, int | None):
         raise ValueError("the run or the attempt has another type")
     if not isinstance(manifest.save_seconds, int | float):
@@ -159,19 +239,23 @@ def check(manifest: Manifest) -> None:
     # Names are only compared, never used as paths: no text in a manifest can lead out of its folder.
     if set(manifest.files) != {shard_name(rank) for rank in range(manifest.world_size)}:
         raise ValueError(f"files are not those of {manifest.world_size} ranks")
-    room = sum(file.bytes for file in manifest.files.values())
+    room = {name: file.bytes for name, file in manifest.files.items()}
     for name, tensor in manifest.tensors.items():
-        if not is_proper(tensor.spec):
-            raise ValueError(f"tensor {name!r} has no proper type or shape")
-        at = 0
-        for piece in tensor.pieces:
-            if any(type(part) is not kind for part, kind in zip(astuple(piece), _PIECE, strict=True)):
-                raise ValueError(f"tensor {name!r} has a piece with a field of another type")
-            if piece.file not in manifest.files or piece.start != at or piece.count < 0:
-                raise ValueError(f"tensor {name!r} has a piece out of place")
-            at += piece.count
-        if at != tensor.spec.count or not tensor.pieces:
-            raise ValueError(f"tensor {name!r} is not covered by its pieces")
-        room -= tensor.spec.bytes
-    if room < 0:
+        _check_tensor(name, tensor, room)
+    if min(room.values()) < 0:
         raise ValueError("the tensors are larger than the files that should hold them")
+
+
+def _check_tensor(name: str, tensor: StoredTensor, room: dict[str, int]) -> None:
+    """`room`: the bytes that are left in each file. It becomes less by what is in them of `tensor`."""
+    if tensor.dtype not in ITEM_BYTES:
+        raise ValueError(f"tensor {name!r} has no proper type")
+    files = [piece.file for piece in tensor.pieces]
+    if not set(files) <= room.keys() or (not tensor.flat and len(set(files)) != len(files)):
+        raise ValueError(f"tensor {name!r} is in no such file, or twice in one")
+    try:
+        check_cover([piece.box for piece in tensor.pieces], tensor.grid)
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r}: {error}") from None
+    for piece in tensor.pieces:
+        room[piece.file] -= piece.box.volume * ITEM_BYTES[tensor.dtype]

@@ -1,19 +1,19 @@
-"""The plan of a save: replicated tensors are cut into pieces, and each rank writes an equal part of the bytes.
+"""The plan of a save: which rank writes which box of which tensor. Ranks that hold the same box share its bytes.
 
-    tensors, by element size:   |---- a ----|-- b --|c|------ d ------|
-    pieces:                     |--a0--|-a1-|--b0---|c|--d0--|---d1---|
-    ranks:                      |------- 0 -------|-------- 1 --------|     cuts a piece where a share ends
+    held by all ranks, by element size:   |---- a ----|-- b --|c|------ d ------|
+    ranks:                                |------- 0 -------|-------- 1 --------|     cuts where a share ends
 
-It is a pure function of the tensors' types and shapes, so every rank computes the same plan without communication.
+A tensor is cut between rows, so that each part is a box again, and a rank has one part of a tensor at most. The plan is
+a pure function of what the ranks hold.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-PIECE_BYTES = 32 << 20
+from .boxes import Box, cut, rows_of, whole
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
@@ -48,53 +48,71 @@ def total(tensors: Mapping[str, Spec]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`count` elements of the tensor `name`, flattened, from element `start`."""
+    """The part `box` of the global tensor `name`. A rank that holds it has it in the `count` elements from `start` on
+    of its own, flattened tensor."""
 
     name: str
     start: int
     count: int
-
-    def key(self, spec: Spec) -> str:
-        """The name of this share in its rank's file; a whole tensor keeps its own."""
-        return self.name if self.count == spec.count else f"{self.name}@{self.start}"
+    box: Box
 
 
 Shares = tuple[tuple[Share, ...], ...]
 """For each rank, the shares that it writes."""
 
 
-def plan(
-    tensors: Mapping[str, Spec], world_size: int, piece_bytes: int = PIECE_BYTES, led: Set[str] = frozenset()
-) -> Shares:
-    """For each rank, the shares that it writes. Every element is in exactly one share. Rank 0 writes the tensors in
-    `led`. Otherwise ranks differ by less than the bytes of one element per cut. No share is larger than `piece_bytes`
-    (or one element)."""
-    if led:
-        return _led(tensors, world_size, piece_bytes, led)
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The global tensors by name, and the shares of each rank."""
+
+    specs: Mapping[str, Spec]
+    shares: Shares
+
+
+def plan(tensors: Mapping[str, Spec], world_size: int, led: Set[str] = frozenset()) -> Layout:
+    """The layout of tensors that every rank holds whole. Rank 0 writes the tensors in `led`. Otherwise ranks differ by
+    less than the bytes of one row per cut."""
+    everyone = tuple(range(world_size))
+    held = {name: {whole(spec.shape): (0,) if name in led else everyone} for name, spec in tensors.items()}
+    return shared_out(tensors, held, world_size)
+
+
+def shared_out(specs: Mapping[str, Spec], held: Mapping[str, Mapping[Box, Sequence[int]]], world_size: int) -> Layout:
+    """The layout in which each box in `held` (by tensor) is written by those ranks that hold it."""
+    groups: dict[tuple[int, ...], list[tuple[str, Box]]] = {}
     # Wide elements come first: then every offset in a file is a multiple of its element's size.
-    ordered = sorted(tensors.items(), key=lambda item: -ITEM_BYTES[item[1].dtype])
-    total = sum(spec.bytes for _, spec in ordered)
+    for name in sorted(specs, key=lambda name: -ITEM_BYTES[specs[name].dtype]):
+        for box, holders in held[name].items():
+            groups.setdefault(tuple(holders), []).append((name, box))
     shares: list[list[Share]] = [[] for _ in range(world_size)]
-    rank, done = 0, 0
-    for name, spec in ordered:
-        size = ITEM_BYTES[spec.dtype]
+    for holders, items in groups.items():
+        for rank, own in zip(holders, _divided(items, specs, len(holders)), strict=True):
+            shares[rank] += own
+    for own in shares:
+        own.sort(key=lambda share: -ITEM_BYTES[specs[share.name].dtype])
+    return Layout(specs, tuple(map(tuple, shares)))
+
+
+def _divided(items: Sequence[tuple[str, Box]], specs: Mapping[str, Spec], parts: int) -> list[list[Share]]:
+    """`items` cut into `parts` of nearly equal bytes, in order."""
+    sizes = [box.volume * ITEM_BYTES[specs[name].dtype] for name, box in items]
+    shares: list[list[Share]] = [[] for _ in range(parts)]
+    part, done, everything = 0, 0, sum(sizes)
+    for name, box in items:
+        _, rows, length = rows_of(box.size)
+        row = length * ITEM_BYTES[specs[name].dtype]
         start = 0
         while True:
-            while rank < world_size - 1 and done >= total * (rank + 1) // world_size:
-                rank += 1
-            room = total * (rank + 1) // world_size - done
-            most = max(1, min(piece_bytes // size, -(-room // size)))
-            count = min(most, spec.count - start)
-            shares[rank].append(Share(name, start, count))
+            room = everything * (part + 1) // parts - done
+            # To the nearest row: neither a row too many nor one too few.
+            most = rows if part == parts - 1 or not row else (room + row // 2) // row
+            count = min(max(most, 0), rows - start)
+            if count or not rows:
+                kept = cut(box, start, start + count) if rows else box
+                shares[part].append(Share(name, start * length, count * length, kept))
             start += count
-            done += count * size
-            if start >= spec.count:
+            done += count * row
+            if start >= rows:
                 break
-    return tuple(tuple(share) for share in shares)
-
-
-def _led(tensors: Mapping[str, Spec], world_size: int, piece_bytes: int, led: Set[str]) -> Shares:
-    ahead = plan({name: spec for name, spec in tensors.items() if name in led}, 1, piece_bytes)[0]
-    rest = plan({name: spec for name, spec in tensors.items() if name not in led}, world_size, piece_bytes)
-    first = sorted([*ahead, *rest[0]], key=lambda share: -ITEM_BYTES[tensors[share.name].dtype])
-    return (tuple(first), *rest[1:])
+            part += 1
+    return shares

@@ -16,10 +16,10 @@ from collections.abc import Callable, Set
 import torch
 
 from ...rundir.files.codec import encode
-from ..format.plan import Share, Spec, plan
+from ..format.plan import Layout, Share, Spec
 from ..format.shard import Entry, entry_of, header_of, index
 from ..state.packing import Packed
-from ..state.tensors import bytes_of, is_plain
+from ..state.tensors import bytes_of, flattened, is_plain
 from .segment import Buffer
 
 _SMALL = 32_000
@@ -38,14 +38,14 @@ def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
 
 
 class Image:
-    """Planned for one set of tensors: those of `shared`. `steady` names the steady ones."""
+    """Planned for one set of tensors: those of `shared`, as `layout` has them. `steady` names the steady ones."""
 
-    def __init__(self, shared: Packed, rank: int, world_size: int, steady: Set[str]) -> None:
-        self.specs, self.led = shared.specs, shared.led
+    def __init__(self, shared: Packed, layout: Layout, rank: int, steady: Set[str]) -> None:
+        self.specs, self.layout = shared.specs, layout
         self._rank = rank
-        mine = plan(shared.specs, world_size, led=shared.led)[rank]
+        mine = layout.shares[rank]
         shares = [share for share in mine if share.count]
-        self._entries = [entry_of(share, shared.specs[share.name]) for share in mine]
+        self._entries = [entry_of(share, layout.specs[share.name]) for share in mine]
         self._index = b""
         self._own_specs: dict[str, Spec] | None = None
         self._stage = {
@@ -77,8 +77,9 @@ class Image:
     def header(self, own: Packed) -> bytes:
         if self._own_specs != own.specs:
             self._own_specs = dict(own.specs)
-            self._index = index(self._entries + [Entry(name, spec) for name, spec in own.specs.items()])
-        return header_of(self._index, {"format": "pt", "rank": str(self._rank), "state": encode(own.tree).decode()})
+            entries = self._entries + [Entry(name, spec) for name, spec in own.specs.items()]
+            self._index = index(entries, {"format": "pt", "rank": str(self._rank)})
+        return header_of(self._index, {"state": encode(own.tree).decode()})
 
     def payload(self, header: bytes, own: Packed) -> int:
         """The bytes of the whole file."""
@@ -89,14 +90,14 @@ class Image:
         memory, pairs = self._placed(buffer, len(header))
         # Must be before copy(): after it, the state may change.
         for at, tensor, share in self._awkward:
-            part = tensor.detach().resolve_conj().resolve_neg().reshape(-1)[share.start : share.start + share.count]
+            part = flattened(tensor)[share.start : share.start + share.count]
             start = len(header) + at
             memory[start : start + part.numel() * part.element_size()].copy_(part.contiguous().view(torch.uint8))
         copy(buffer, memory, pairs)
         buffer.memory[: len(header)] = header
         at = len(header) + self._shared_bytes
         for name, spec in own.specs.items():
-            _alive, view = bytes_of(own.tensors[name], Share(name, 0, spec.count))
+            _alive, view = bytes_of(own.tensors[name])
             buffer.memory[at : at + spec.bytes] = view
             at += spec.bytes
         buffer.memory[at : at + len(sidecar)] = sidecar

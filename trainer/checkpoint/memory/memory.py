@@ -27,6 +27,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...rundir.files.codec import encode
 from ..errors import StateError
+from ..format.manifest import table
+from ..format.plan import plan
 from ..state import rng
 from ..state.packing import Led, Packed, Packer, Steadiness
 from ..state.state import Stateful, capture, capture_own, capture_rank, steadiness
@@ -100,7 +102,8 @@ class Memory:
         self._image: Image | None = None
         self._needed = 0
         self.spare = spare_cores(place.world_size) if spare is None else spare
-        self._specs_text: tuple[object, bytes] = (None, b"")
+        self._table: tuple[object, bytes] = (None, b"")
+        """The newest layout, and its text in a sidecar."""
         self._copier: Copier | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
@@ -154,7 +157,8 @@ class Memory:
         shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
         image = self._image
         if image is None or image.specs is not shared.specs:
-            image = Image(shared, self._place.rank, self._place.world_size, self._packer.steady)
+            layout = plan(shared.specs, self._place.world_size, shared.led)
+            image = Image(shared, layout, self._place.rank, self._packer.steady)
             self._image = image
             self._copier = copier_for(shared.tensors.values(), self.spare)
         image.stage(shared)
@@ -252,14 +256,11 @@ class Memory:
 
     def _sidecar(self, job: _Job) -> bytes:
         """The fields of a manifest that are not in the files."""
-        known, text = self._specs_text
-        if known is not job.image.specs:
-            specs = {name: [spec.dtype, spec.shape] for name, spec in job.image.specs.items()}
-            text = encode(specs)
-            self._specs_text = (job.image.specs, text)
+        known, text = self._table
+        if known is not job.image.layout:
+            text = encode(table(job.image.layout))
+            self._table = (job.image.layout, text)
         about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
-        if job.image.led:
-            about["led"] = sorted(job.image.led)
         return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from ..errors import StateError
-from ..format.plan import Share, Spec
+from ..format.plan import Spec
 
 _libc = ctypes.CDLL(None)
 _MADV_HUGEPAGE = 14
@@ -70,14 +70,16 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
-def bytes_of(tensor: torch.Tensor, share: Share) -> tuple[torch.Tensor, memoryview]:
-    """The bytes of `share` of `tensor`, in C order, and the tensor that owns them. Keep that tensor while the bytes are
-    used."""
-    if share == Share(share.name, 0, tensor.numel()) and is_plain(tensor) and tensor.is_cpu:
-        return tensor, view_of(tensor)
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    part = flat[share.start : share.start + share.count].cpu().contiguous()
-    return part, view_of(part)
+def flattened(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of `tensor` in C order, as its values; not copied if they lie so."""
+    return tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+
+
+def bytes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, memoryview]:
+    """The bytes of `tensor`, in C order, and the tensor that owns them. Keep that tensor while the bytes are used."""
+    if not (is_plain(tensor) and tensor.is_cpu):
+        tensor = flattened(tensor).cpu().contiguous()
+    return tensor, view_of(tensor)
 
 
 def empty(spec: Spec) -> torch.Tensor:
