@@ -121,7 +121,7 @@ class Keeper(Checkpointer):
         agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         if loss is not None:
             self.check(done, loss, agreed)
-        progress().counted(done, self._parts.get("optimizer"))
+        progress().counted(done, self._optimizer)
         self._made = None if agreed.stop and at_once else (done, agreed)
         if agreed.stop and at_once:
             self.stopping = True

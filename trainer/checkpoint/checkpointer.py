@@ -33,15 +33,15 @@ from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard, Window
 from .interval import Interval, Pace, Stalls, flush_cost, stalled
-from .memory.memory import Memory, Place
+from .memory.memory import Place, opened
 from .memory.tier import Tier, Wish
 from .notices import Notices
-from .options import Every, checked_every, checked_keep, checked_on_resize, checked_resume
+from .options import Every, One, checked_every, checked_keep, checked_on_resize, checked_resume
 from .preemption import StopFlag
 from .put_back import draw_on, put_back
 from .replicas import Replicas
 from .source import Extra, Source
-from .state import buckets
+from .state import buckets, several
 from .state.gradients import Gradients
 from .state.packing import Packed
 from .state.per_rank import OnResize
@@ -54,6 +54,10 @@ _REMOVALS = 3
 
 class Checkpointer:
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
+
+    `model`, `optimizer`, `scheduler` and `scaler` are one object each, or a mapping of names to several (a GAN has
+    model={"generator": g, "discriminator": d}). `ema` is an average of the model: short for
+    model={"model": model, "ema": ema}.
 
     `directory` is by default the run's under a supervisor, else ./checkpoints. `every` is a number of steps (each such
     step is then on disk, and `keep` of them are kept), "auto" (see Interval), or None: only when asked to stop and at
@@ -84,10 +88,11 @@ class Checkpointer:
     def __init__(
         self,
         *,
-        model: nn.Module | None = None,
-        optimizer: Stateful | None = None,
-        scaler: Stateful | None = None,
-        scheduler: Stateful | None = None,
+        model: One[nn.Module | Stateful] = None,
+        optimizer: One[Stateful] = None,
+        scaler: One[Stateful] = None,
+        scheduler: One[Stateful] = None,
+        ema: nn.Module | Stateful | None = None,
         data: Stateful | None = None,
         extra: Extra = None,
         directory: str | Path | None = None,
@@ -103,6 +108,7 @@ class Checkpointer:
         here = supervised()
         self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
         self._replicas = Replicas(self._ranks, self._of_rank_0)
+        model = several.with_ema(model, ema)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
@@ -132,7 +138,6 @@ class Checkpointer:
         """The number of steps that are done. Every part now has the state of the newest good checkpoint; without one it
         is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
         changed."""
-        # A state that cannot be saved is found now. The first save may be hours later.
         refuse_unready(self._parts.get("model"))
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
@@ -143,11 +148,12 @@ class Checkpointer:
         return self._go_on(loaded)
 
     def _have(self, **parts: Any) -> None:
-        """From now on these are its parts. StateError for one that no checkpoint can hold."""
+        """From now on these are its parts. StateError for one that cannot be saved."""
         refuse(parts)
         self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
         self._parts = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
-        self._gradients = Gradients(parts.get("optimizer"), parts.get("scaler"))
+        self._gradients = Gradients(self._parts)
+        self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas)
 
     def _find(self) -> Loaded | None:
@@ -216,7 +222,7 @@ class Checkpointer:
         self._done = done
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
-        (progress().step if self._announces else progress().counted)(done, self._parts.get("optimizer"))
+        (progress().step if self._announces else progress().counted)(done, self._optimizer)
         stop, save, snapshot, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
         if sentence := self._gradients.pending(stop or save or due or self._tier is not None):
@@ -248,10 +254,9 @@ class Checkpointer:
             shared, own = self._capture()
             order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal)
             outcome = save(order, self._ranks, disk)
-            if outcome.error is None and self._ranks.rank == 0:
-                problem = tidy(self.directory, self._done, self._keep, disk)
-                if problem:
-                    self._notices.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
+            led = outcome.error is None and self._ranks.rank == 0
+            if led and (problem := tidy(self.directory, self._done, self._keep, disk)):
+                self._notices.say(f"checkpoint {self._done} is saved, but tidying up failed: {problem}")
         self._interval.saved(time.monotonic(), outcome.seconds)
         self._problem = outcome.error
         if outcome.error is None:
@@ -285,13 +290,9 @@ class Checkpointer:
         """The memory tier is open if every rank can have it."""
         if self._segment is None or self._snapshot_every is None:
             return
-        memory, problem = None, None
         place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
-        try:
-            memory = Memory(place, self._parts, led=self._source.led)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        problems = [text for text in self._ranks.exchange(problem) if text]
+        memory, problem = opened(place, self._parts, self._source.led)
+        problems = list(filter(None, self._ranks.exchange(problem)))
         if memory is not None and not problems:
             if self._flush_s is not None:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, TypeVar
 
 from .disk.restore import MODES
 from .state.per_rank import OnResize
 
+_Part = TypeVar("_Part")
+
 Every = int | Literal["auto"] | None
+One: TypeAlias = _Part | Mapping[str, _Part] | None
+"""One, or several by a name each, or none."""
 
 
 def checked_every(every: Every, name: str) -> Every:

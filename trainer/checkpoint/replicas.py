@@ -30,7 +30,7 @@ _LEAST_S = 0.0002
 _ASSUMED_BYTES_PER_S = 4e9
 _NOT_COMPARED = frozenset({"guard"})
 """Rank 0's by design: only its losses are looked at."""
-_WRITTEN_FIRST = re.compile(r"optimizer/state/[^/]+/prev_loss")
+_WRITTEN_FIRST = re.compile(r"optimizer(\.[^/]+)?/state/[^/]+/prev_loss")
 """LBFGS keeps the loss of this rank's batch there, and replaces it before it reads it: rank 0's is as good."""
 _TOLD = 3
 _CHUNK = 4 << 20

@@ -64,8 +64,12 @@ def _with(buffer: torch.Tensor) -> nn.Module:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": [nn.Linear(2, 2)]}, "ModuleDict"),
-        ({"optimizer": {"a": 1}}, r"optimizer is a dict: give one object"),
+        ({"model": [nn.Linear(2, 2)]}, r"model is a list: give a mapping of names, such as model=\{'generator'"),
+        ({"optimizer": {"a": 1}}, r"optimizer a is a int, which has no state_dict"),
+        ({"scheduler": ()}, r"scheduler is a tuple: give a mapping of names"),
+        ({"model": {"a.b": nn.Linear(2, 2)}}, r"model has the name 'a.b': give names of letters"),
+        ({"ema": nn.Linear(2, 2)}, r"ema is one average beside a model"),
+        ({"model": {"a": nn.LazyLinear(3)}}, "run the model once"),
         ({"data": iter([])}, r"data is a list_iterator, which has no state_dict\(\)"),
         ({"model": nn.LazyLinear(3)}, "run the model once"),
         ({"model": nn.Linear(2, 2, device="meta")}, "to_empty"),

@@ -264,6 +264,14 @@ class Memory:
         return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
 
+def opened(place: Place, parts: Mapping[str, Stateful], led: Led) -> tuple[Memory | None, str | None]:
+    """The memory tier of this rank, or why it cannot have one."""
+    try:
+        return Memory(place, parts, led=led), None
+    except (OSError, ValueError) as error:
+        return None, str(error)
+
+
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         if (itself := memory()) is not None:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...rank import torch_patches
 from ..errors import StateError
+from . import several
 
 _ENOUGH = 3
 """With two ranks the order does not matter: a + b = b + a."""
@@ -53,8 +54,9 @@ class Buckets:
         self._model = model if whole is None else whole.module
         self._ddps: dict[str, DistributedDataParallel] = {} if whole is None else {"": whole}
         if self._model is not None:
-            within = {n: m for n, m in self._model.named_modules() if isinstance(m, DistributedDataParallel)}
-            self._ddps.update(within)
+            # Without torch.compile's wrapper, which a resumed run may not have.
+            ddps = ((n, m) for n, m in self._model.named_modules() if isinstance(m, DistributedDataParallel))
+            self._ddps.update({name.replace("_orig_mod.", "").removesuffix("._orig_mod"): ddp for name, ddp in ddps})
         self._orders: dict[str, str] = {}
         self._wanted: dict[str, str] = {}
         self._searched = False
@@ -112,5 +114,6 @@ class Buckets:
 
 
 def of(model: Any, world_size: int) -> Buckets:
-    """The buckets of `model`, if it is a module."""
+    """The buckets of `model`, if it is a module or a mapping of them."""
+    model = several.as_one(model)
     return Buckets(model if isinstance(model, nn.Module) else None, world_size)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from . import several
+
 
 class Gradients:
-    """Watches `optimizer`. `scaler`: a GradScaler, which leaves out an optimizer's step now and then."""
+    """Watches the optimizers in `parts`. A GradScaler in them leaves out an optimizer's step now and then."""
 
-    def __init__(self, optimizer: Any, scaler: Any) -> None:
-        self._optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
-        self._scaler = scaler if scaler is not None and getattr(scaler, "is_enabled", bool)() else None
-        self._scale: float | None = None
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        optimizers = several.values("optimizer", parts)
+        self._optimizers = [one for one in optimizers if isinstance(one, torch.optim.Optimizer)]
+        scalers = several.values("scaler", parts)
+        self._scalers = [one for one in scalers if getattr(one, "is_enabled", bool)()]
+        self._scales: list[float] = []
         self._stepped = self._told = False
-        if self._optimizer is None:
+        if not self._optimizers:
             return
         itself = weakref.ref(self)
 
@@ -33,9 +38,9 @@ class Gradients:
         """Called once for each finished step. Returns a sentence, once, if gradients wait that a resume from this step
         would lose. `saves`: whether its state is kept."""
         stepped, self._stepped = self._stepped, False
-        if stepped or self._told or not saves or self._optimizer is None:
+        if stepped or self._told or not saves or not self._optimizers:
             return None
-        groups = self._optimizer.param_groups
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         if all(param.grad is None for group in groups for param in group["params"]) or self._was_left_out():
             return None
         self._told = True
@@ -45,8 +50,6 @@ class Gradients:
         )
 
     def _was_left_out(self) -> bool:
-        """Whether the scaler may have left the optimizer's step out. Each time it does, its scale is another."""
-        if self._scaler is None:
-            return False
-        before, self._scale = self._scale, float(self._scaler.get_scale())
-        return before != self._scale
+        """Whether a scaler may have left an optimizer's step out. Each time it does, its scale is another."""
+        before, self._scales = self._scales, [float(scaler.get_scale()) for scaler in self._scalers]
+        return before != self._scales

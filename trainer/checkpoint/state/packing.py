@@ -97,7 +97,11 @@ class _Block:
     encoded: Any
 
 
-_BLOCKS = (("model",), ("optimizer", "state"))
+def _block_paths(state: Any) -> list[tuple[str, ...]]:
+    """Where in `state` a block may be: the model, and the states of each optimizer."""
+    parts = state if isinstance(state, dict) else {}
+    optimizers = [part for part in parts if isinstance(part, str) and part.partition(".")[0] == "optimizer"]
+    return [("model",), *((part, "state") for part in optimizers)]
 
 
 def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.Tensor]] | None:
@@ -168,7 +172,7 @@ class Packer:
         tree.encode(state, "", visit)
         self.steady = frozenset(v.name for v in self._visits if v.address is not None)
         self._blocks = {}
-        for path in _BLOCKS:
+        for path in _block_paths(state):
             self._set_apart(path, state, packed.tree)
         packed = replace(packed, led=self._led(packed.specs))
         # Kept alive, so that an address still means one tensor only.

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import StateError
+from . import several
 
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "data")
 
@@ -24,36 +25,37 @@ def _is_a(value: object, module: str, name: str) -> bool:
 
 
 def refuse(parts: Mapping[str, Any]) -> None:
-    """StateError unless `parts` (by name; None: not given) are of kinds that can be saved."""
-    for name in _PARTS:
-        part = parts.get(name)
-        if part is not None and not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-            raise StateError(_not_stateful(name, part))
-    model, optimizer = parts.get("model"), parts.get("optimizer")
-    for inside in model.modules() if isinstance(model, nn.Module) else ():
+    """StateError unless `parts` (by name; None: not given; or several by a name) are of kinds that can be saved."""
+    for part in _PARTS:
+        for name, one in (several.named(part, parts.get(part)) if part != "data" else {part: parts.get(part)}).items():
+            where = several.told(name)
+            if one is not None or where != part:
+                _refuse_one(part, where, one)
+
+
+def _refuse_one(part: str, where: str, one: Any) -> None:
+    if not (hasattr(one, "state_dict") and hasattr(one, "load_state_dict")):
+        raise StateError(_not_stateful(part, where, one))
+    for inside in one.modules() if isinstance(one, nn.Module) else ():
         if _is_a(inside, "torch.distributed.fsdp", "FullyShardedDataParallel"):
             raise StateError(
-                "model has FullyShardedDataParallel (FSDP1) in it, whose flat shards cannot be told apart in a "
+                f"{where} has FullyShardedDataParallel (FSDP1) in it, whose flat shards cannot be told apart in a "
                 "checkpoint: use DistributedDataParallel"
             )
-    if _is_a(optimizer, "torch.distributed.optim", "ZeroRedundancyOptimizer"):
+    if _is_a(one, "torch.distributed.optim", "ZeroRedundancyOptimizer"):
         raise StateError(
-            "optimizer is a ZeroRedundancyOptimizer, of which each rank has another part: use the optimizer that it "
+            f"{where} is a ZeroRedundancyOptimizer, of which each rank has another part: use the optimizer that it "
             "wraps, on all parameters of each rank"
         )
 
 
-def _not_stateful(name: str, part: object) -> str:
-    if isinstance(part, list | tuple | dict) and name == "model":
-        return (
-            f"model is a {type(part).__name__}: give one module, such as "
-            "torch.nn.ModuleDict({'generator': g, 'discriminator': d})"
-        )
-    several = isinstance(part, list | tuple | dict)
-    what = f"{name} is a {type(part).__name__}"
-    if several:
+def _not_stateful(part: str, where: str, one: object) -> str:
+    what = f"{where} is a {type(one).__name__}"
+    if not isinstance(one, list | tuple | dict):
+        return f"{what}, which has no state_dict() and load_state_dict()"
+    if part == "data":
         return f"{what}: give one object whose state_dict() and load_state_dict() are those of all of them together"
-    return f"{what}, which has no state_dict() and load_state_dict()"
+    return f"{what}: give a mapping of names, such as {part}={{'generator': ..., 'discriminator': ...}}"
 
 
 def draws_anew(data: Any) -> str | None:

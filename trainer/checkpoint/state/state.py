@@ -1,6 +1,7 @@
 """The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
     shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  parameters  step  extra
+                                      (several optimizers, ...: see several)
     per rank:                         rng  data  values marked PerRank  small buffers of the model (from rank 1 on)
 
 Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
@@ -17,10 +18,12 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointMismatch, StateError
-from . import mismatch, rng
+from . import mismatch, rng, several
 from .packing import Packed, Steadiness, pack
 from .parameters import Parameters, names_of, reordered
 from .per_rank import own_state
+
+_ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "guard", "replicas")
 
 
 class Stateful(Protocol):
@@ -42,13 +45,21 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
-def present(*, model: Any = None, **parts: Stateful | None) -> dict[str, Stateful]:
-    """The parts that there are, by name. The model is bare."""
-    everything = {"model": bare(model) if isinstance(model, nn.Module) else model, **parts}
+def present(*, model: Any = None, **parts: Any) -> dict[str, Stateful]:
+    """The parts that there are, by name. Models are bare. A part may be a mapping (see several)."""
+    everything: dict[str, Any] = {"model": several.as_one(_bare(model))}
+    for name, part in parts.items():
+        everything.update(several.named(name, part) if name in several.NAMED else {name: part})
     there = {name: part for name, part in everything.items() if part is not None}
-    return (
-        {**there, "parameters": Parameters(there.get("model"), there["optimizer"])} if "optimizer" in there else there
-    )
+    for name in list(several.of("optimizer", there)):
+        there[f"parameters{name.removeprefix('optimizer')}"] = Parameters(there.get("model"), there[name])
+    return there
+
+
+def _bare(model: Any) -> Any:
+    if isinstance(model, Mapping):
+        return {name: _bare(one) for name, one in model.items()}
+    return bare(model) if isinstance(model, nn.Module) else model
 
 
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
@@ -62,14 +73,17 @@ def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable
 def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
     """The tensors of `parts` that only an optimizer's step changes: the model's parameters and the optimizer's state,
     if the optimizer is torch's, which tells when it steps. Buffers are not among them: a forward pass changes them."""
-    model, optimizer = parts.get("model"), parts.get("optimizer")
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    model, optimizers = parts.get("model"), several.values("optimizer", parts)
+    if not optimizers or not all(isinstance(one, torch.optim.Optimizer) for one in optimizers):
         return lambda path, tensor: False
 
     weights = {p.data_ptr() for p in model.parameters()} if isinstance(model, nn.Module) else set()
 
     def is_steady(path: str, tensor: torch.Tensor) -> bool:
-        return path.startswith("optimizer/state/") or (path.startswith("model/") and tensor.data_ptr() in weights)
+        part, _, rest = path.partition("/")
+        if part == "model":
+            return tensor.data_ptr() in weights
+        return rest.startswith("state/") and part.partition(".")[0] == "optimizer"
 
     return is_steady
 
@@ -94,18 +108,20 @@ def capture_rank(rank: int, generators: dict[str, Any] | None = None, own: Packe
 
 def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """`state`, with the optimizer's in the order of its parameters here. CheckpointMismatch unless it is of this model
-    and optimizer. The text has all differences."""
+    and these optimizers. The text has all differences."""
     problems: list[str] = []
     if "model" in parts:
         problems += mismatch.model_problems(parts["model"].state_dict(), state.get("model"))
-    if "optimizer" in parts:
-        if "optimizer" not in state:
-            problems.append("it holds no optimizer state")
-        else:
-            ours, theirs = names_of(parts.get("parameters")), names_of(state.get("parameters"))
-            stored, others = reordered(state["optimizer"], theirs, ours)
-            problems += others or mismatch.optimizer_problems(parts["optimizer"], stored, ours)
-            state = {**state, "optimizer": stored}
+    for name in several.of("optimizer", parts):
+        if name not in state:
+            problems.append(f"it holds no {several.told(name)} state")
+            continue
+        names = f"parameters{name.removeprefix('optimizer')}"
+        ours, theirs = names_of(parts.get(names)), names_of(state.get(names))
+        stored, others = reordered(state[name], theirs, ours)
+        found = others or mismatch.optimizer_problems(parts[name], stored, ours)
+        problems += [f"{several.told(name)}: {problem}" for problem in found] if "." in name else found
+        state = {**state, name: stored}
     if problems:
         raise CheckpointMismatch(mismatch.sentence(where, problems))
     return state
@@ -119,14 +135,14 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
         parts["ddp"].load_state_dict(state.get("ddp") or {})
-    for name in ("model", "optimizer", "scheduler", "scaler", "data", "guard", "replicas"):
+    for name in (name for part in _ORDER for name in several.of(part, {**parts, **state})):
         ours, theirs = parts.get(name), state.get(name)
         # The state of a disabled GradScaler is an empty dict, and a fresh GradScaler refuses that.
         if ours is None or not theirs:
             if ours is not None and ours.state_dict():
-                missing.append(f"{where} has no {name} state: it starts afresh")
+                missing.append(f"{where} has no {several.told(name)} state: it starts afresh")
             elif theirs:
-                missing.append(f"{where} has {name} state that nothing here takes: it is left out")
+                missing.append(f"{where} has {several.told(name)} state that nothing here takes: it is left out")
         else:
             _load(ours, theirs, name, where)
     return missing
@@ -137,4 +153,4 @@ def _load(part: Stateful, stored: Any, name: str, where: str) -> None:
         part.load_state_dict(stored)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split()) or repr(error)
-        raise CheckpointMismatch(f"{where} does not fit this {name}: {text}") from error
+        raise CheckpointMismatch(f"{where} does not fit this {several.told(name)}: {text}") from error
