@@ -9,13 +9,21 @@ from trainer.checkpoint.disk.restore import load
 from trainer.rundir.layout import step_name
 
 GAN = """
-import copy, os
+import copy, dataclasses, os
 import torch, torch.distributed as dist
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel as DDP
-from trainer.checkpoint import Checkpointer
+from trainer.checkpoint import Checkpointer, PerRank
 
 STEPS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rank: PerRank
+    names: tuple = ("g", "d")
+
+
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 attempt = int(os.environ["SUPERVISE_ATTEMPT"])
@@ -36,9 +44,11 @@ def train(first_attempt, saved):
     if saved:
         ckpt = Checkpointer(
             model=models, optimizer=optimizers, scheduler=schedulers, ema=ema,
+            extra={"config": Config(PerRank(rank))},
             every=None if first_attempt else 2, snapshot_every=1 if attempt < 2 else None,
         )
         start = ckpt.restore()
+        assert not start or ckpt.extra["config"] == Config(rank)
     for step in range(start, STEPS):
         real, noise = torch.randn(6, 4), torch.randn(6, 4)
         optimizers["d"].zero_grad()

@@ -38,7 +38,7 @@ from .memory.tier import Tier, Wish
 from .notices import Notices
 from .options import Every, One, checked_every, checked_keep, checked_on_resize, checked_resume
 from .preemption import StopFlag
-from .put_back import draw_on, put_back
+from .put_back import draw_on, known, put_back
 from .replicas import Replicas
 from .source import Extra, Source
 from .state import buckets, several
@@ -160,7 +160,7 @@ class Checkpointer:
         """The newest good state, the same on every rank. No part has it yet."""
         progress().phase(Phase.RESTORE)
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
-        return restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad)
+        return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed) -> None:
         """The parts have the state `loaded`, but for generators. `fresh` was captured before."""

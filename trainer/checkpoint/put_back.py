@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..rank.progress import progress
 from .disk.assembly import Loaded
+from .errors import CheckpointMismatch
 from .group import Ranks
 from .state import rng
 from .state.marks import PerRank
 from .state.per_rank import OnResize, Resize
 from .state.state import Stateful, apply
+from .state.values.records import lost
+
+
+def known(loaded: Loaded | None, directory: Path) -> Loaded | None:
+    """`loaded`. CheckpointMismatch if it holds a dataclass that cannot be made here."""
+    if loaded is not None:
+        for path, one in lost([loaded.shared, loaded.own, loaded.everyone]):
+            where, at = loaded.where(directory), path.partition("/")[2]
+            raise CheckpointMismatch(f"{where} holds a dataclass {one.name} ({at}), and {one.why}")
+    return loaded
 
 
 def put_back(

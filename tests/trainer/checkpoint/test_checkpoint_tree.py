@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
 import enum
+import fractions
 import json
 import math
 from pathlib import Path, PurePosixPath
@@ -15,10 +17,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.support.jobs import same
 from trainer.checkpoint.errors import StateError
+from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.tree import decode, encode
+from trainer.checkpoint.state.values.records import lost
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["$tuple", "$float"])
 KEYS = st.text() | st.integers() | st.none() | st.sampled_from(["$dict", "$tensor", "$int"]) | st.tuples(st.integers())
@@ -87,12 +92,101 @@ def test_negative_zero_keeps_its_sign() -> None:
 @dataclasses.dataclass
 class _Config:
     width: int
-    names: tuple[str, ...]
+    names: Any
 
 
-def test_dataclasses_become_dicts() -> None:
-    """A config comes back as the dict of its fields."""
-    assert decode(encode({"config": _Config(3, ("a",))})) == {"config": {"width": 3, "names": ("a",)}}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frozen:
+    inner: Any
+    later: int = 7
+
+
+@dataclasses.dataclass
+class _More:
+    width: int
+
+    def __post_init__(self) -> None:
+        self.cache = [self.width]
+
+
+class _Tagged(torch.Tensor):
+    pass
+
+
+_Twice = dataclasses.make_dataclass("_Twice", [("at", int)])
+TENSORS = st.builds(
+    lambda kind, grad: nn.Parameter(torch.ones(2), grad) if kind else torch.arange(3), st.booleans(), st.booleans()
+)
+ACCEPTED = st.recursive(
+    LEAVES | RARE | TENSORS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(KEYS, inner, max_size=3)
+        | st.dictionaries(PARTS, inner, max_size=3).map(collections.OrderedDict)
+        | st.lists(inner, max_size=3).map(collections.deque)
+        | st.builds(_Config, st.integers(), inner)
+        | st.builds(_Frozen, inner)
+    ),
+    max_leaves=8,
+)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are equal and of the same types, all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return same(a.detach(), b.detach()) and a.requires_grad == b.requires_grad
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if dataclasses.is_dataclass(a):
+        return all(_alike(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return _alike(list(a.keys()), list(b.keys())) and _alike(list(a.values()), list(b.values()))
+    if isinstance(a, list | tuple | collections.deque):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, set | frozenset):
+        return a == b and sorted(map(repr, a)) == sorted(map(repr, b))
+    return repr(a) == repr(b)
+
+
+@given(ACCEPTED)
+def test_what_is_accepted_comes_back_the_same(value: Any) -> None:
+    """Whatever a checkpoint takes: equal, and of the same type, also inside of other values."""
+    packed = pack({"extra": value})
+    text = json.dumps(packed.tree, allow_nan=False)
+    back = decode(json.loads(text), lambda name: packed.tensors[name].clone())["extra"]
+
+    assert _alike(back, value)
+
+
+def test_a_dataclass_comes_back_without_its_methods() -> None:
+    """A field that it has got since has its default. What its class cannot be made of is told, and never a dict."""
+    old = json.loads(json.dumps(encode({"it": _Frozen(_Config(3, ("a",)))})))
+    name, fields = old["it"]["$record"]
+    assert decode(old) == {"it": _Frozen(_Config(3, ("a",)))}
+    assert decode({"$record": [name, {"inner": 1}]}) == _Frozen(1, 7)
+    for other, stored, why in (
+        (name, {**fields, "gone": 1}, "no gone any more"),
+        (name, {"later": 1}, "inner now, which has no default"),
+        (name.replace("_Frozen", "_Colour"), fields, "not loaded here"),
+        ("os:system", {}, "not loaded here"),
+        ("pathlib:Path", {}, "not loaded here"),
+        ("nowhere.at_all:Thing", {}, "not loaded here"),
+    ):
+        ((path, found),) = lost(decode({"a": [{"$record": [other, stored]}]}))
+        assert (path, found.name) == ("a/0", other)
+        assert why in found.why
+
+
+def test_a_state_dict_keeps_the_versions_of_its_layers() -> None:
+    """load_state_dict() looks at them."""
+    state = nn.BatchNorm1d(2).state_dict()
+    packed = pack({"extra": state})
+    back = decode(packed.tree, packed.tensors.__getitem__)["extra"]
+    assert type(back) is collections.OrderedDict
+    assert (list(back), back._metadata) == (list(state), state._metadata)  # type: ignore[attr-defined]
 
 
 class _Color(enum.Enum):
@@ -112,6 +206,8 @@ _REFUSED = [
     *(_Color.RED, object(), _Config, lambda: 0, _Level.LOW, _Word("x"), _Pair(1, 2), collections.defaultdict(list)),
     *(np.array(["text"]), np.array([1], dtype=">i4"), np.zeros(1 << 18), np.array([object()]), np.str_("x")),
     *(np.datetime64("2020-01-01"), torch.Generator(), range(3), bytearray(b"x")),
+    *(torch.float32, torch.device("cpu"), datetime.datetime(2020, 1, 1), fractions.Fraction(1, 3), _More(1), _Twice(1)),
+    *(torch.ones(2).as_subclass(_Tagged), nn.Buffer(torch.ones(1)).as_subclass(_Tagged)),
 ]
 
 
@@ -119,7 +215,7 @@ _REFUSED = [
 def test_what_cannot_come_back_is_refused_by_path(value: Any) -> None:
     """The error names where in the state it is."""
     with pytest.raises(StateError, match="extra/list/1/deep"):
-        encode({"list": [0, {"deep": value}]}, "extra")
+        pack({"list": [0, {"deep": value}]}, "extra")
 
 
 def test_what_contains_itself_is_refused() -> None:

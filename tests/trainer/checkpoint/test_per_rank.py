@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +25,9 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.state.packing import pack
-from trainer.checkpoint.state.per_rank import buffers_of
+from trainer.checkpoint.state.per_rank import Resize, buffers_of
 from trainer.checkpoint.state.state import capture_rank
+from trainer.checkpoint.state.tree import decode
 from trainer.rundir.files.durable import DISK
 
 
@@ -192,6 +196,25 @@ def test_snapshots_and_what_is_flushed_of_them(tmp_path: Path, spare: bool) -> N
             assert loaded.own["per_rank"] == {"extra/own": [rank, 3]}
             assert float(loaded.shared["model"]["1.running_mean"][0]) == 0.0
             assert not rank or float(loaded.own["buffers"]["1.running_mean"][0]) == 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    value: Any
+
+
+def test_marks_inside_of_anything() -> None:
+    """A rank's values come back into any container, and into a dataclass."""
+
+    def holding(value: Any) -> Any:
+        return {"extra": [OrderedDict(a=deque([value], 3)), _Holder((value, {frozenset([value])})), {1: value}]}
+
+    packed = pack(holding(PerRank(5)))
+    own = {"per_rank": {path: mark.value for path, mark in packed.marked.items()}}
+    saved = SimpleNamespace(shared=decode(packed.tree), own=own, everyone=None)
+
+    assert len(packed.marked) == 4
+    assert Resize(0, 2, 2, "refuse", "it").settle(saved, None, {}).state == holding(5)
 
 
 def test_a_mark_where_no_rank_has_its_own(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import CheckpointMismatch
 from ..format.plan import Spec
 from .marks import PerRank, Reference
+from .values.records import inside, replaced
 
 OnResize = Literal["refuse", "reset"]
 
@@ -65,16 +66,14 @@ def buffers_of(model: Any, specs: Mapping[str, Spec], differing: frozenset[str])
 def _references(value: Any) -> Iterator[Reference]:
     if isinstance(value, Reference):
         yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+    for _, inner in inside(value):
         yield from _references(inner)
 
 
 def _put_back(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, Reference):
         return values.get(value.path)
-    if type(value) is dict:
-        return {key: _put_back(inner, values) for key, inner in value.items()}
-    return type(value)(_put_back(inner, values) for inner in value) if type(value) in (list, tuple) else value
+    return replaced(value, lambda inner: _put_back(inner, values))
 
 
 @dataclass(frozen=True, slots=True)

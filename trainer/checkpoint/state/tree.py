@@ -12,10 +12,13 @@
     set, frozenset            {"$set": [...]}, {"$frozenset": [...]}
     deque                     {"$deque": [[...], maxlen]}
     OrderedDict, Counter      {"$ordered": [[key, value], ...]}, {"$counter": [[key, value], ...]}
+    a module's state_dict()   {"$state_dict": [[[key, value], ...], metadata]}: an OrderedDict with versions of layers
     torch.Size                {"$size": [...]}
     numpy scalar, array       {"$numpy": [type, shape, base64]}; shape is null for a scalar
+    Parameter                 {"$parameter": [name, requires_grad]}; in a model's state a tensor, since only its values
+                              go into the model
     PerRank                   {"$per_rank": path}; comes back as a Reference. The value is in its rank's own file
-    dataclass                 the dict of its fields; comes back as that dict
+    dataclass                 {"$record": [class, fields]} (see records)
 
 Anything else, and any other class that is derived from one of these, is a StateError that names its path: a value that
 cannot come back exactly is not stored.
@@ -23,18 +26,19 @@ cannot come back exactly is not stored.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import StateError
-from . import rare
 from .marks import PerRank, Reference
+from .values import rare, records
 
 MAX_DEPTH = 100
+_OF_A_MODEL = re.compile(r"(model|rank\d+/buffers)/")
 
 Namer = Callable[[Any, str], "str | None"]
 """(value, path) -> the name under which a tensor is stored, or None if the value is not a tensor."""
@@ -66,17 +70,30 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
     if kind is dict:
         return _encode_dict(value, path, name_of, depth)
     if (name := name_of(value, path)) is not None:
-        return {"$per_rank" if isinstance(value, PerRank) else "$tensor": name}
+        return {"$per_rank": name} if isinstance(value, PerRank) else _encode_tensor(value, kind, path, name)
     if isinstance(value, PerRank):
         raise StateError(f"{path} is a PerRank value where there are no ranks: give the value itself")
     if (
         rarer := rare.encode(value, lambda inner, key: encode(inner, _child(path, key), name_of, depth + 1))
     ) is not None:
         return rarer
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return _encode_dict(fields, path, name_of, depth)
+    if records.is_record(value):
+        name = records.name_of(value, path or "the state")
+        return {"$record": [name, _encode_dict(records.fields_of(value), path, name_of, depth)]}
     raise StateError(f"{path or 'the state'} is a {kind.__module__}.{kind.__qualname__}, {_advice(value)}")
+
+
+def _encode_tensor(value: Any, kind: type, path: str, name: str) -> Any:
+    # Of a model's tensors only the values come back. One of which a rank has a part (DTensor) is made for its place.
+    which = f"{kind.__module__}.{kind.__qualname__}"
+    if which == "torch.Tensor" or _OF_A_MODEL.match(path) or hasattr(value, "_local_tensor"):
+        return {"$tensor": name}
+    if which == "torch.nn.parameter.Parameter":
+        return {"$parameter": [name, value.requires_grad]}
+    raise StateError(
+        f"{path} is a {which}, a tensor of which a checkpoint cannot hold the class: give .as_subclass(torch.Tensor) "
+        "of it"
+    )
 
 
 def _advice(value: Any) -> str:
@@ -132,6 +149,10 @@ def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
             return int(text, 16)
         case {"$tensor": str(name)}:
             return tensor(name)
+        case {"$parameter": [str(name), bool(requires_grad)]}:
+            return rare.module("torch").nn.Parameter(tensor(name), requires_grad)
+        case {"$record": [str(name), dict(fields)]}:
+            return records.made(name, {key: decode(v, tensor) for key, v in fields.items()})
         case {"$per_rank": str(path)}:
             return Reference(path)
         case dict() if len(value) == 1 and (tag := next(iter(value))) in rare.TAGS:
@@ -154,4 +175,6 @@ def plain(value: Any, path: str = "") -> Any:
         found[at] = leaf
         return at
 
-    return decode(encode(value, path, name_of), found.__getitem__)
+    # torch.load(weights_only=True) would refuse a dataclass or a Parameter in such a file.
+    encoded = encode(records.as_dicts(value), path, name_of)
+    return decode(encoded, found.__getitem__)

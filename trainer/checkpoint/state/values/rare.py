@@ -11,11 +11,23 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import StateError
+from ...errors import StateError
 
 TAGS = frozenset(
     f"${name}"
-    for name in ("complex", "bytes", "path", "set", "frozenset", "deque", "ordered", "counter", "size", "numpy")
+    for name in (
+        "complex",
+        "bytes",
+        "path",
+        "set",
+        "frozenset",
+        "deque",
+        "ordered",
+        "counter",
+        "state_dict",
+        "size",
+        "numpy",
+    )
 )
 
 _NUMPY_KINDS = "biufc"
@@ -42,6 +54,10 @@ def encode(value: Any, inner: Callable[[Any, Any], Any]) -> Any:
         return {"$deque": [[inner(item, number) for number, item in enumerate(value)], value.maxlen]}
     if kind is OrderedDict or kind is Counter:
         pairs = [[inner(key, "key"), inner(one, key)] for key, one in value.items()]
+        if more := dict(vars(value)):
+            return (
+                {"$state_dict": [pairs, inner(more["_metadata"], "_metadata")]} if list(more) == ["_metadata"] else None
+            )
         return {"$ordered" if kind is OrderedDict else "$counter": pairs}
     if kind.__module__ == "torch" and kind.__qualname__ == "Size":
         return {"$size": [int(size) for size in value]}
@@ -80,10 +96,14 @@ def decode(tag: str, given: Any, inner: Callable[[Any], Any]) -> Any:
             return deque((inner(item) for item in items), maxlen)
         case "$ordered", list():
             return OrderedDict((inner(key), inner(one)) for key, one in given)
+        case "$state_dict", [list(pairs), metadata]:
+            state = OrderedDict((inner(key), inner(one)) for key, one in pairs)
+            state._metadata = inner(metadata)  # type: ignore[attr-defined]
+            return state
         case "$counter", list():
             return Counter({inner(key): inner(one) for key, one in given})
         case "$size", list():
-            return _module("torch").Size(inner(size) for size in given)
+            return module("torch").Size(inner(size) for size in given)
         case "$numpy", [str(name), list() | None as shape, str(text)]:
             return _from_numpy(name, shape, base64.b64decode(text, validate=True))
     raise ValueError(f"{tag} with {given!r:.80}")
@@ -92,7 +112,7 @@ def decode(tag: str, given: Any, inner: Callable[[Any], Any]) -> Any:
 def _from_numpy(name: str, shape: list[int] | None, raw: bytes) -> Any:
     if not _NUMPY_TYPE.fullmatch(name):
         raise ValueError(f"{name!r} is no type of numbers")
-    numpy = _module("numpy")
+    numpy = module("numpy")
     array = numpy.frombuffer(raw, numpy.dtype(name))
     if shape is None:
         array = array.reshape(())
@@ -101,7 +121,8 @@ def _from_numpy(name: str, shape: list[int] | None, raw: bytes) -> Any:
     return array[()] if shape is None else array.reshape(shape).copy()
 
 
-def _module(name: str) -> Any:
+def module(name: str) -> Any:
+    """The module of that name; StateError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
