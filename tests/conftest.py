@@ -32,9 +32,21 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
 
-# What fixtures of a module leave in the folders of a user is nobody's to find.
-_STATE = tempfile.TemporaryDirectory(prefix="supervise-tests-")
-os.environ["XDG_STATE_HOME"] = _STATE.name
+# What tests leave in the folders of a user is nobody's to find.
+_HOME = tempfile.TemporaryDirectory(prefix="supervise-tests-")
+os.environ["XDG_STATE_HOME"] = os.path.join(_HOME.name, "state")  # noqa: PTH118
+os.environ["XDG_CACHE_HOME"] = os.path.join(_HOME.name, "cache")  # noqa: PTH118
+
+
+@pytest.fixture(autouse=True)
+def variables() -> Iterator[None]:
+    """What a library sets while a test imports it is no other test's: torch's compiler sets one that a launch would
+    have to begin cold for."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.frameworks import needs
+from tests.support.frameworks import IMPORTED, needs
 from tests.support.supervised import Run
 
 HEAD = """
@@ -163,6 +163,7 @@ def test_kills_and_a_stop(run: Run, again: Run, monkeypatch: pytest.MonkeyPatch,
     """Kills cost the step in flight, before the Trainer's first save and after it. A stop saves a step that all ranks
     agree on, and exit code 75 means that. The end has the bits of an undisturbed run's."""
     needs(needed)
+    run.modules = again.modules = IMPORTED[needed]
     launch(again, text)
     assert again.wait() == 0, again.warnings()
     launch(run, text, "--inject", "kill:rank=1@step=7", "--inject", "kill:rank=0@step=29", stops_at=34)
@@ -183,6 +184,7 @@ def test_kills_and_a_stop(run: Run, again: Run, monkeypatch: pytest.MonkeyPatch,
 def test_a_loss_that_is_not_finite(run: Run, needed: str, text: str) -> None:
     """The run goes back to before it, passes the data over, and goes on; no rank has seen the bad sample again."""
     needs(needed)
+    run.modules = IMPORTED[needed]
     launch(run, text, bad=77)
     assert run.wait() == 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.frameworks import IMPORTED, needs
 from tests.support.supervised import Run
 from trainer.rundir.records.journal import BESIDE, TORN
 
@@ -115,9 +116,13 @@ def test_killed_inside_a_save(run: Run, options: tuple[str, ...], kills: list[tu
     helper."""
     kills = list(kills)
     more = []
-    if not options and importlib.util.find_spec("lightning") is not None:
-        kills += [("lightning", moment) for moment in MOMENTS]
-        more = ["lightning"]
+    if not options:
+        # Its imports came first, as in a standby that knows the script: what they bound are the wrappers.
+        run.modules = ("safetensors.torch", "torch.distributed.checkpoint")
+        if importlib.util.find_spec("lightning") is not None:
+            run.modules += ("lightning.fabric.plugins.io",)
+            kills += [("lightning", moment) for moment in MOMENTS]
+            more = ["lightning"]
     budget = ("--max-restarts", "99", "--no-progress-limit", "99")
     assert run.launch(*options, *budget, run.script(KILLED), json.dumps(kills), *more) == 0
 
@@ -197,8 +202,8 @@ def froms(run: Run) -> list[str]:
 def test_half_a_folder_of_the_trainer(run: Run) -> None:
     """One that rank 0, or rank 1 alone, had not ended is no checkpoint for get_last_checkpoint; a command gives it
     back."""
-    pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    needs("transformers", "accelerate")
+    run.modules = IMPORTED["transformers"]
     assert run.launch("--nproc", "2", run.script(TRAINER)) == 0
 
     assert froms(run) == ["None", "out/checkpoint-5", "out/checkpoint-10"]
@@ -219,7 +224,8 @@ def test_half_a_folder_of_the_trainer(run: Run) -> None:
 
 def test_half_a_folder_of_accelerate(run: Run) -> None:
     """It takes all that is in checkpoints/ for its own: what is half made goes elsewhere."""
-    pytest.importorskip("accelerate")
+    needs("accelerate")
+    run.modules = IMPORTED["accelerate"]
     assert run.launch("--nproc", "1", run.script(ACCELERATED)) == 0
 
     assert froms(run) == ["['checkpoint_0', 'checkpoint_1']"]

@@ -1,11 +1,12 @@
 """Programs of the frameworks that people train with, unchanged: killed before their first save, between two, and inside
-one, they go on from what they had saved, with nothing typed, and end as the framework itself would.
+one, they go on at once from what they had saved, with nothing typed, and end as the framework itself would.
 
 The frameworks are those of the extra; without one its test is skipped.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,27 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.frameworks import needs
-from tests.support.supervised import Run, environment
+from tests.support.frameworks import IMPORTED, needs
+from tests.support.supervised import Run, environment, until
 
 pytestmark = pytest.mark.cold
 """Frameworks import much, and look at what is there: the ranks find what a user's find."""
 
 HEAD = """
-import os, signal, torch
+import json, os, signal, sys
+attempt, rank = os.environ["SUPERVISE_ATTEMPT"], os.environ.get("RANK", "0")
+threads = len(os.listdir("/proc/self/task"))
+json.dump({"modules": sorted(sys.modules), "threads": threads}, open(f"began.{attempt}.{rank}.json", "w"))
+import time, torch
+if "WAITS" in os.environ and attempt == "0":
+    # Its fifth step waits for what the test wants to see first.
+    made = []
+    def waits(*_):
+        made.append(None)
+        while len(made) == 4 and not os.path.exists("go"):
+            time.sleep(0.02)
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+    register_optimizer_step_post_hook(waits)
 DYING = os.environ.get("SUPERVISE_ATTEMPT") == "2" and os.environ.get("RANK", "0") == "0"
 if DYING:
     # The kill inside a save, in the third attempt: the file of these words is there, and holds nothing yet.
@@ -45,12 +59,13 @@ class Net(torch.nn.Module):
         return {"loss": self.layers(x).pow(2).mean()}
 """
 TRAINER = """
-import transformers
+import datasets, pandas, transformers
+data = datasets.Dataset.from_pandas(pandas.DataFrame({"x": [Data()[i]["x"].tolist() for i in range(64)]}))
 transformers.set_seed(0)
 trainer = transformers.Trainer(Net(), transformers.TrainingArguments(
     "out", max_steps=40, per_device_train_batch_size=4, save_steps=10, use_cpu=True, report_to="none",
-    disable_tqdm=True,
-), train_dataset=Data())
+    disable_tqdm=True, dataloader_num_workers=1,
+), train_dataset=data)
 trainer.train()
 if trainer.args.process_index == 0:
     torch.save(trainer.model.state_dict(), "end.pt")
@@ -148,10 +163,17 @@ def main(config):
 main()
 """
 PROGRAMS = [
-    pytest.param("transformers", TRAINER, 10, 20, "checkpoint-30 optimizer", id="Hugging Face Trainer"),
-    pytest.param("lightning", LIGHTNING, 8, 16, "step=24", id="Lightning"),
-    pytest.param("accelerate", ACCELERATE, 10, 20, "step_30 optimizer", id="accelerate"),
-    pytest.param("hydra", HYDRA, 10, 10, "last.pt", id="hydra"),
+    pytest.param(
+        ("transformers", "accelerate", "datasets", "pandas"),
+        TRAINER,
+        10,
+        20,
+        "checkpoint-30 optimizer",
+        id="Hugging Face Trainer",
+    ),
+    pytest.param(("lightning",), LIGHTNING, 8, 16, "step=24", id="Lightning"),
+    pytest.param(("accelerate",), ACCELERATE, 10, 20, "step_30 optimizer", id="accelerate"),
+    pytest.param(("hydra",), HYDRA, 10, 10, "last.pt", id="hydra"),
 ]
 
 
@@ -172,22 +194,44 @@ def same(one: Path, two: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def began(run: Run, attempt: int) -> dict[str, Any]:
+    """What rank 0 of that attempt found when its script began."""
+    found: dict[str, Any] = json.loads((run.folder / f"began.{attempt}.0.json").read_bytes())
+    return found
+
+
 @pytest.mark.parametrize(("needed", "text", "every", "whole", "torn"), PROGRAMS)
-def test_three_kills(run: Run, needed: str, text: str, every: int, whole: int, torn: str) -> None:
+def test_three_kills(
+    run: Run, tried: dict[str, str], needed: tuple[str, ...], text: str, every: int, whole: int, torn: str
+) -> None:
     """Killed before its first save it begins anew; between two, it goes on from the first of them; inside one, from the
     one before that, which the kill has left whole; and it ends with the bits of a run that nobody touched. Lightning's
-    data begins anew at each resume, so that its bits are those of the test below."""
-    needs(needed)
+    data begins anew at each resume, so that its bits are those of the test below.
+
+    Each time it goes on in the group that stood by, with its frameworks imported and one thread."""
+    needs(*needed)
     kills = "--inject", "kill:rank=1@step=5", "--inject", f"kill:rank=1@step={every + 5}"
-    script = run.script(HEAD + text)
-    assert run.launch("--nproc", "2", *kills, script, TORN=torn) == 0, run.warnings()
-    assert [event["from_step"] for event in run.events("first_step")] == [0, 0, every, whole]
+    run.start("--nproc", "2", *kills, run.script(HEAD + text), TORN=torn, WAITS="")
+    standby = until(lambda: [e for e in run.events("standby_ready") if "serving_pid" in e], 150)[0]
+    (run.folder / "go").touch()
+    assert run.wait() == 0, run.warnings()
+
+    first = run.events("first_step")
+    assert [event["from_step"] for event in first] == [0, 0, every, whole]
     told = [event["path"] for event in run.events("adapter") if event["path"]]
     assert [Path(path).is_relative_to(run.folder) for path in told] == [True, True]
-    if needed != "lightning":
+    started = run.events("attempt_started")
+    assert {event["kind"] for event in started} == {"fork"} and not run.events("standby_lost")
+    assert started[1]["launcher_pid"] == standby["launcher_pid"]
+    assert not {*needed} & {*began(run, 0)["modules"]}
+    for attempt in 1, 2, 3:
+        assert {*needed} <= {*began(run, attempt)["modules"]} and began(run, attempt)["threads"] == 1
+    tried[f"kill to first step, {needed[0]}"] = f"{first[1]['at_mono'] - run.events('verdict')[0]['failed_mono']:.2f} s"
+
+    if needed != ("lightning",):
         undisturbed = again(run)
-        undisturbed.script(HEAD + text)
-        assert undisturbed.launch("--nproc", "2", script) == 0
+        undisturbed.modules = IMPORTED[needed[0]]
+        assert undisturbed.launch("--nproc", "2", undisturbed.script(HEAD + text)) == 0
         assert same(run.folder, undisturbed.folder)
 
 

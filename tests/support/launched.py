@@ -1,5 +1,5 @@
 """Commands of `supervise` as forks of a process that has its modules, and torch, imported (warm.py): one for all tests
-of this one."""
+of this one, and one for each framework that they want, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import IO
 from tests.support import warm
 
 _READ_BY_IMPORTS = (
-    *("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "TORCH", "PYTORCH", "CUDA", "NCCL", "GLOO", "MALLOC"),
+    *("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "TORCH_", "TORCHD", "TORCHI", "PYTORCH", "CUDA", "MALLOC"),
     *("HOME", "PATH", "LANG", "LC_", "TMP", "TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CI"),
 )
 """The beginnings of variables that Python, torch or a module of ours may read while it is imported."""
@@ -64,12 +64,13 @@ class Launched:
 class Warm:
     """One process with all imports done; it goes with this one."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], modules: Sequence[str]) -> None:
+        """The forks of its fork server have `modules` imported, beside torch."""
         self._env = _read_by_imports(env)
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", warm.__file__, *["room for command lines"] * 100],
+                [sys.executable, "-u", warm.__file__, json.dumps(modules), *["room for command lines"] * 100],
                 env={**env, warm.ROOM: "x" * (1 << 16)},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
@@ -101,14 +102,13 @@ def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in read if (name, value) != _OF_TWO_RANKS}
 
 
-@functools.cache
-def _one() -> Warm:
-    return Warm(environment())
+_started = functools.cache(lambda modules: Warm(environment(), modules))
 
 
-def warm_for(env: Mapping[str, str]) -> Warm | None:
-    """The one of this process, if it is as good for `env` as what would be imported."""
-    return _one() if _one().fits(env) else None
+def warm_for(env: Mapping[str, str], modules: tuple[str, ...] = ()) -> Warm | None:
+    """The one of this process with `modules`, if it is as good for `env` as what would be imported."""
+    started: Warm = _started(modules)
+    return started if started.fits(env) else None
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -38,11 +38,12 @@ def until(what: Callable[[], T], seconds: float = 60.0) -> T:
 
 
 def start(
-    command: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str]
+    command: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str], modules: tuple[str, ...] = ()
 ) -> subprocess.Popen[str] | Launched:
-    """The process of `command`. If that is ours and may start warm, it is a fork of one that has done its imports."""
+    """The process of `command`. If that is ours and may start warm, it is a fork of one that has done its imports, and
+    those of `modules`."""
     ours = command[command[0] == sys.executable :]
-    forks = warm_for(env) if Run.warm and ours[0] in (SUPERVISE, "-c", DYING) else None
+    forks = warm_for(env, modules) if (Run.warm or modules) and ours[0] in (SUPERVISE, "-c", DYING) else None
     if forks is not None:
         return forks.start(ours, cwd, env, out, err)
     return subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True)
@@ -59,6 +60,8 @@ class Run:
         self.dir = RunDir(folder / "run")
         self.process: subprocess.Popen[str] | Launched | None = None
         self.program = [SUPERVISE]
+        self.modules: tuple[str, ...] = ()
+        """What its ranks find imported, beside torch, as those of a script that has run before."""
 
     def script(self, text: str, name: str = "script.py") -> str:
         (self.folder / name).write_text(text)
@@ -84,7 +87,7 @@ class Run:
             *arguments,
         ]
         with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
-            self.process = start(command, cwd or self.folder, environment(**env), out, err)
+            self.process = start(command, cwd or self.folder, environment(**env), out, err, self.modules)
         return self.process
 
     def wait(self, seconds: float = 120.0) -> int:
@@ -108,7 +111,7 @@ class Run:
         """Another command of supervise, in the run's folder, that ended with `check`."""
         command = [SUPERVISE, *arguments]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = start(command, self.folder, environment(), out, err).wait(120)
+            code = start(command, self.folder, environment(), out, err, self.modules).wait(120)
             texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
         assert code == check, (code, *texts)
         return subprocess.CompletedProcess(command, code, *texts)

@@ -78,13 +78,14 @@ def _load_supervisor() -> None:
             importlib.import_module(module.name)
 
 
-def _load_fork_server() -> None:
-    """As `start.py` starts it, and as it imports torch."""
+def _load_fork_server(more: list[str]) -> None:
+    """As `start.py` starts it, and as it imports torch and the modules that a script is known to import."""
     _load("_supervise", ROOT / "trainer")
     server: Any = importlib.import_module(f"_supervise.{_FORK_SERVER}")
     server.saves.install()
     server.fork_environment.enter()
     server.inherited.imported(server._load_torch)
+    server.inherited.imported(lambda: [importlib.import_module(name) for name in more])
     server.fork_environment.leave()
 
 
@@ -236,7 +237,7 @@ def main() -> None:
     _load_supervisor()
     cold = Interpreter()
     bare.restore()
-    _load_fork_server()
+    _load_fork_server(json.loads(sys.argv[1]))
     warm = Interpreter()
     requests = socket.socket(fileno=os.dup(0))
     running: dict[int, tuple[int, int]] = {}
