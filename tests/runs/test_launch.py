@@ -131,8 +131,7 @@ def test_budget_is_100(run: Run) -> None:
 def test_internal_error_is_1(run: Run) -> None:
     """A bug of the supervisor ends it, not the training: the ranks go on, it says what to do, and `resume` adopts
     them."""
-    run.script(BUG, "bug.py")
-    program = [sys.executable, str(run.folder / "bug.py")]
+    program = [sys.executable, "-c", BUG]
     process = run.start("--nproc", "2", run.script(STEPPING), "300", "0.03", program=program)
 
     assert process.wait(60) == 1
@@ -151,14 +150,8 @@ def test_internal_error_is_1(run: Run) -> None:
 
 def test_internal_error_before_any_rank(run: Run) -> None:
     """Also where the mistake is an error of the system: 1, one line, and no word of ranks that train."""
-    run.script(
-        BUG.replace("_look", "_take_up")
-        .replace("(self, ended)", "(self, pace)")
-        .replace("self._state.step >= 5", "True")
-        .replace("ValueError", "OSError"),
-        "bug.py",
-    )
-    program = [sys.executable, str(run.folder / "bug.py")]
+    bug = BUG.replace("_look", "_take_up").replace("(self, ended)", "(self, pace)").replace("ValueError", "OSError")
+    program = [sys.executable, "-c", bug.replace("self._state.step >= 5", "True")]
     run.start(run.script("pass"), program=program)
     assert run.wait(60) == 1
     last = (run.folder / "stderr").read_text().splitlines()[-1]

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.scripts import STEPPING
-from tests.support.supervised import Run, environment, until
+from tests.support.supervised import Run, until
 
 ENDLESS = ("100000", "0.05")
 """Steps and seconds of each: the test ends it, however slow the machine is."""
@@ -138,15 +137,14 @@ def test_module_that_starts_a_thread(run: Run) -> None:
 
 def test_without_a_fork_server_groups_wait_cold(run: Run) -> None:
     """Where no fork server can be had, the standby is a group of fresh interpreters that have imported and wait."""
-    run.script(STEPPING)
     code = (
         "import sys, _supervisor.group.standby as standby\n"
         "def refuse(*_): raise OSError('no fork server here')\n"
         "standby.ForkServer = refuse\nstandby._PAUSE = 0.01\n"
         "from _supervisor.commands.cli import run\n"
-        f"sys.exit(run(['launch', '--nproc', '2', '--run-dir', 'run', 'script.py', *{ENDLESS}]))"
+        "sys.exit(run(sys.argv[1:]))"
     )
-    run.process = subprocess.Popen([sys.executable, "-c", code], cwd=run.folder, env=environment(), text=True)
+    run.start("--nproc", "2", run.script(STEPPING), *ENDLESS, program=[sys.executable, "-c", code])
     standby = run.until_event("standby_ready")
     run.cli("inject", "run", "kill:rank=1")
     run.until_event("first_step", 2)
