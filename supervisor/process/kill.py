@@ -17,8 +17,8 @@ import psutil
 from supervisor.process.proctree import Process, held, is_alive, members
 from supervisor.process.reaper import Reaper
 
-_TICK = 0.01
-_PATIENT = 0.2
+_TICK, _PATIENT = 0.01, 1.0
+"""Seconds between two looks at what has to go: at first, and at most."""
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
 _CARE = 4.0
 """Seconds that a caretaker gets after its processes are killed. torch_shm_manager waits 2 s for another client; then it
@@ -64,8 +64,8 @@ def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> t
     while processes and time.monotonic() < began + time_limit:
         kill(processes, began=began)
         reaper.reap()
-        # Whatever is still there after a second waits for a disk or a driver.
-        time.sleep(_TICK if time.monotonic() < began + 1.0 else _PATIENT)
+        # Whatever is still there after a second waits for a disk or a driver. Each look reads all of /proc.
+        time.sleep(min(_PATIENT, max(_TICK, (time.monotonic() - began) / 10)))
         processes = members(mark, spared)
     return tuple(process.pid for process in processes)
 

@@ -63,7 +63,7 @@ def freezer(tmp_path: Path, run: Run) -> Iterator[Freezer]:
 def test_what_cannot_be_killed_is_106(run: Run, freezer: Freezer) -> None:
     """One rank dies, the other cannot be killed: the run ends with 106 and names it, a resume is refused as long as it
     is there, and once it is gone the run goes on."""
-    run.start("--nproc", "2", "--no-standby", run.script(STEPPING), "150", "0.03")
+    run.start("--nproc", "2", run.script(STEPPING), "150", "0.03")
     dying, frozen = run.until_event("group_ready")["pids"]
     run.until_event("first_step")
     freezer.freeze(frozen)

@@ -172,7 +172,9 @@ def test_packages_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "endless.py").write_text("import time\ntime.sleep(99)")
     assert [*files.tried(["noisy"]).causes] == ["noisy"]
     assert "deadly ends the process (exit code 3)" in files.tried(["deadly"]).unknown
-    assert "endless was being imported" in files.tried(["endless"], 8.0).unknown
+    # Long enough for torch, which is imported first, on this machine today.
+    found = (files.tried(["endless"], 4.0 * 2**i).unknown for i in range(5))
+    assert "endless was being imported" in next(unknown for unknown in found if not unknown.startswith("torch"))
 
 
 @pytest.mark.parametrize("kind", ["syntax", "folder", "nothing", "fifo", "huge", "null", "coding", "cut off"])
