@@ -43,7 +43,7 @@ def train(first_attempt, saved):
     ckpt, start = None, 0
     if saved:
         ckpt = Checkpointer(
-            model=models, optimizer=optimizers, scheduler=schedulers, ema=ema,
+            model=models, optimizer=optimizers, scheduler=schedulers, ema=ema, grads=True,
             extra={"config": Config(PerRank(rank))},
             every=None if first_attempt else 2, snapshot_every=1 if attempt < 2 else None,
         )
@@ -51,14 +51,19 @@ def train(first_attempt, saved):
         assert not start or ckpt.extra["config"] == Config(rank)
     for step in range(start, STEPS):
         real, noise = torch.randn(6, 4), torch.randn(6, 4)
-        optimizers["d"].zero_grad()
         fake = models["g"](noise)
         loss = models["d"](torch.cat([real, fake.detach()])).square().mean() + rank * d[0].weight.abs().mean()
-        loss.backward()
-        optimizers["d"].step()
+        # Steps of three micro-batches: most kills are between them.
+        with models["d"].no_sync():
+            loss.backward()
+        if step % 3 == 2:
+            models["d"](real).mean().backward()
+            optimizers["d"].step()
+            optimizers["d"].zero_grad()
         if step % 2:
             optimizers["g"].zero_grad()
-            (-models["d"](fake).mean()).backward()
+            with models["d"].no_sync():
+                (-models["d"](fake).mean()).backward()
             optimizers["g"].step()
         for one in schedulers.values():
             one.step()
@@ -88,8 +93,8 @@ with open(f"differ.{rank}", "w") as file:
 
 
 def test_a_gan_with_two_optimizers(tmp_path: Path) -> None:
-    """Two models and their average, two optimizers and schedulers, on two ranks: each rank's end is that of a run
-    without a kill. The first resume is from memory, the second from disk."""
+    """Two models and their average, two optimizers and schedulers, gradients that wait, a dataclass in extra, on two
+    ranks: each rank's end is that of a run without a kill. The first resume is from memory, the second from disk."""
     run = Run(tmp_path)
     run.script(GAN)
     kills = ("--inject", "kill:rank=1@step=5", "--inject", "kill:rank=0@step=9")

@@ -31,12 +31,22 @@ from .disk.restore import Tiers, restore
 from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
-from .guard import Guard, Window
+from .guard import Guard
 from .interval import Interval, Pace, Stalls, flush_cost, stalled
+from .losses import Losses
 from .memory.memory import Place, opened
 from .memory.tier import Tier, Wish
 from .notices import Notices
-from .options import Every, One, checked_every, checked_keep, checked_on_resize, checked_resume
+from .options import (
+    Compared,
+    Every,
+    One,
+    checked_every,
+    checked_keep,
+    checked_on_resize,
+    checked_replicas,
+    checked_resume,
+)
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
 from .replicas import Replicas
@@ -52,7 +62,7 @@ _REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
 
 
-class Checkpointer:
+class Checkpointer(Losses):
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
     `model`, `optimizer`, `scheduler` and `scaler` are one object each, or a mapping of names to several (a GAN has
@@ -69,6 +79,9 @@ class Checkpointer:
     with on_resize="reset": then they keep the state that they have. `seed` sets the generators of a rank that the
     checkpoint does not have, because it is of fewer ranks. `seal` is called on rank 0 before each commit of this
     process.
+
+    With `grads`, gradients that wait for an optimizer's step (between micro-batches) are saved, too, for each rank.
+    replicas="trust": the ranks' states are not compared (see Replicas).
 
     Under a supervisor there is a memory tier (see Memory). `snapshot_every` is a number of steps, "auto" (see Pace), or
     None for no snapshots.
@@ -104,12 +117,14 @@ class Checkpointer:
         seal: Callable[[], None] = lambda: None,
         spike: float | None = None,
         on_resize: OnResize = "refuse",
+        grads: bool = False,
+        replicas: Compared = "check",
     ) -> None:
         here = supervised()
         self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
-        self._replicas = Replicas(self._ranks, self._of_rank_0)
+        self._replicas = Replicas(self._ranks, self._of_rank_0, checked_replicas(replicas) == "trust")
         model = several.with_ema(model, ema)
-        self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data)
+        self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data, grads=grads)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
         self._every = checked_every(every, "every")
@@ -174,24 +189,13 @@ class Checkpointer:
         """The run goes on from `loaded`, which the parts have, or else from the parts as they are, at step `start`."""
         self._done = start if loaded is None else loaded.manifest.step
         self._saved = self._done if loaded is not None and loaded.source == "disk" else -1
-        self._pass_over(loaded)
+        self._pass_over(loaded, self._notices)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
         self._open_tier()
         self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
         progress().phase(Phase.FIRST_STEP)
         return self._done
-
-    @property
-    def skip(self) -> tuple[Window, ...]:
-        """The windows of data steps that this run skips, half open, oldest first; known after restore()."""
-        return self._guard.skip
-
-    def data_step(self, step: int) -> int:
-        """The index of the data for `step`: `step` itself, unless data before it is skipped."""
-        index = self._guard.data_step(step)
-        progress().data_step = index
-        return index
 
     def wish(self) -> Wish:
         """The wish of this rank alone. A loop that has its own collective in each step can send the wishes with it. It
@@ -202,11 +206,6 @@ class Checkpointer:
         if self._tier is None:
             return Wish(self._stop.is_set, due, spiked=spiked, compare=compare)
         return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked, compare=compare)
-
-    def check(self, done: int, loss: float, agreed: Wish) -> None:
-        """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
-        LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""
-        self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
 
     def step(self, done: int, agreed: Wish | None = None, loss: float | None = None) -> None:
         """`done` steps are finished, and saved if a save was due. Under a supervisor the save is a snapshot, and
@@ -277,14 +276,6 @@ class Checkpointer:
     @property
     def _notices(self) -> Notices:
         return Notices(self._ranks.rank)
-
-    def _pass_over(self, loaded: Loaded | None) -> None:
-        """The data that a rollback names is skipped from now on, and a note says so."""
-        if self._rollback is None or self.resume == "never":
-            return
-        window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
-        if window:
-            self._notices.skipped(self._done, window)
 
     def _open_tier(self) -> None:
         """The memory tier is open if every rank can have it."""

@@ -11,6 +11,7 @@ from .state.per_rank import OnResize
 _Part = TypeVar("_Part")
 
 Every = int | Literal["auto"] | None
+Compared = Literal["check", "trust"]
 One: TypeAlias = _Part | Mapping[str, _Part] | None
 """One, or several by a name each, or none."""
 
@@ -37,3 +38,9 @@ def checked_resume(resume: str) -> str:
     if resume in MODES:
         return resume
     raise ValueError(f"resume={resume!r}: give one of {', '.join(MODES)}")
+
+
+def checked_replicas(replicas: Compared) -> Compared:
+    if replicas in ("check", "trust"):
+        return replicas
+    raise ValueError(f"replicas={replicas!r}: give 'check' or 'trust'")

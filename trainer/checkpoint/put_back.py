@@ -37,7 +37,7 @@ def put_back(
     """Every part goes on from `loaded`. Returns the stored extra, and what is to be told. CheckpointMismatch if the
     state does not fit; then nothing was changed."""
     resize = Resize(ranks.rank, ranks.world_size, loaded.manifest.world_size, on_resize, where)
-    settled = resize.settle(loaded, parts.get("data"), marked)
+    settled = resize.settle(loaded, parts, marked)
     taking = {name: part for name, part in parts.items() if name not in settled.afresh}
     sentences = [*settled.notices, *apply(taking, settled.state, where)]
     return settled.state.get("extra") or {}, sentences

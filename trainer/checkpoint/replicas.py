@@ -101,8 +101,9 @@ def _listed(ranks: list[int]) -> str:
 class Replicas:
     """The comparisons of one Checkpointer. With one rank there are none. Also a part of a checkpoint."""
 
-    def __init__(self, ranks: Ranks, of_rank_0: frozenset[str] = frozenset()) -> None:
-        """`of_rank_0`: parts that are rank 0's by design."""
+    def __init__(self, ranks: Ranks, of_rank_0: frozenset[str] = frozenset(), trusted: bool = False) -> None:
+        """`of_rank_0`: parts that are rank 0's by design. `trusted`: nothing is compared."""
+        self._trusted = trusted
         self._ranks, self._left_out = ranks, of_rank_0 | _NOT_COMPARED
         self.equal_at: int | None = None
         """The newest step after which all ranks had the same state; None if that is not known."""
@@ -120,6 +121,10 @@ class Replicas:
     def several(self) -> bool:
         return self._ranks.world_size > 1
 
+    @property
+    def compares(self) -> bool:
+        return self.several and not self._trusted
+
     def restored(self, step: int, shared: Packed) -> None:
         """All ranks have read the same state of `step`. It is as large as `shared`."""
         self.equal_at, self._since = step, time.monotonic()
@@ -127,13 +132,13 @@ class Replicas:
 
     def due(self, now: float) -> bool:
         """Whether a comparison now would cost no more than its share of the time. `now`: time.monotonic()."""
-        return self.several and now - self._since >= _SHARE * self._cost_s
+        return self.compares and now - self._since >= _SHARE * self._cost_s
 
     def compare(self, shared: Packed, step: int, buffers: frozenset[str]) -> bool:
         """The ranks have the same state after `step` steps, but for `buffers` of the model that are large; returns
         whether such buffers differ and were not known to. StateError or ReplicasDiffer on every rank if anything else
         differs. All ranks call it at the same step."""
-        if not self.several or self.equal_at == step:
+        if not self.compares or self.equal_at == step:
             return False
         began = time.monotonic()
         tree = {part: value for part, value in shared.tree.items() if part not in self._left_out}

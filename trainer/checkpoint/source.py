@@ -38,12 +38,12 @@ class Source:
     def whole(self, step: int, rank: int) -> tuple[Packed, Packed]:
         """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it."""
         shared = self.shared(step)
-        return shared, capture_rank(rank, own=capture_own(rank, shared, self._parts.get("data")))
+        return shared, capture_rank(rank, own=capture_own(rank, shared, self._parts))
 
     def compare(self, step: int) -> bool:
         """All ranks have the same state after `step` steps, or StateError or ReplicasDiffer is raised. Returns whether
         the tensors that each rank has its own of have become more. All ranks call it at the same step."""
-        if not self.replicas.several or self.replicas.equal_at == step:
+        if not self.replicas.compares or self.replicas.equal_at == step:
             return False
         shared = self.shared(step)
         buffers = buffers_of(self._parts.get("model"), shared.specs, frozenset(shared.specs))

@@ -147,6 +147,32 @@ def test_another_number_of_ranks(tmp_path: Path, here: threading.local, world_si
     assert any("data begins afresh" in fields["text"] for kind, fields in notes.kept if kind == "warning")
 
 
+def test_gradients_that_wait(tmp_path: Path, here: threading.local, notes: Notes) -> None:
+    """Each rank's own. On another number of ranks refused, or begun afresh where that was asked for."""
+
+    def restored(ranks: Ranks, start: int = 1, grad: float | None = None, **options: Any) -> Any:
+        here.ranks, model = ranks, nn.Linear(2, 2)
+        nn.init.constant_(model.weight, 1.0)
+        nn.init.constant_(model.bias, 1.0)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, grads=True, every=1, **options)
+        assert ckpt.restore() == start
+        if grad is not None:
+            model.bias.grad = torch.full((2,), grad)
+            ckpt.step(start + 1)
+        return model.weight.grad, model.bias.grad
+
+    def refused(ranks: Ranks) -> None:
+        with pytest.raises(CheckpointMismatch, match=r"gradients is each rank's own; go on with as many ranks"):
+            restored(ranks)
+
+    assert not [e for e in on_ranks(2, lambda r: restored(r, 0, float(r.rank))) if isinstance(e, BaseException)]
+    assert same(on_ranks(2, restored), [(None, torch.full((2,), float(rank))) for rank in range(2)])
+    assert on_ranks(1, refused) == [None]
+    assert on_ranks(1, lambda ranks: restored(ranks, on_resize="reset")) == [(None, None)]
+    assert sum("gradients begins afresh" in text for text in notes.warnings()) == 1
+
+
 def test_what_was_saved_before_there_was_any(tmp_path: Path, here: threading.local) -> None:
     """A checkpoint with the state of `data` among the shared: every rank has that, on any number of ranks."""
 

@@ -77,6 +77,21 @@ def test_what_nobody_declared_is_refused(tmp_path: Path, here: threading.local, 
     assert committed_steps(tmp_path) == []
 
 
+def test_ranks_that_are_trusted(tmp_path: Path, here: threading.local) -> None:
+    """Weights that differ between two averages of them, as local SGD has them: saved where they are the same."""
+
+    def body(ranks: Ranks) -> None:
+        here.ranks, model = ranks, _model()
+        ckpt = Checkpointer(model=model, directory=tmp_path, every=2, replicas="trust")
+        for step in range(ckpt.restore(), 2):
+            nn.init.constant_(model.weight, float(ranks.rank if step == 0 else 7))  # type: ignore[arg-type]
+            ckpt.step(step + 1)
+
+    assert on_ranks(2, body) == [None, None]
+    weight = load(tmp_path / "step-00000002", 0).shared["model"]["weight"]
+    assert torch.equal(weight, torch.full((3, 3), 7.0))
+
+
 def test_replicas_that_drift_apart(tmp_path: Path, here: threading.local) -> None:
     """One bit of one weight, later: the step is not saved, and the error has the last step that was the same."""
 

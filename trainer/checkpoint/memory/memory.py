@@ -162,7 +162,7 @@ class Memory:
             self._image = image
             self._copier = copier_for(shared.tensors.values(), self.spare)
         image.stage(shared)
-        own = capture_own(self._place.rank, shared, self._parts.get("data"))
+        own = capture_own(self._place.rank, shared, self._parts)
         own = replace(own, tensors={name: tensor.clone() for name, tensor in own.tensors.items()})
         later = self._packer.steady if self._copier is not None and self._copier.overlaps else ()
         tensors = (shared.tensors[name] for name in later)

@@ -1,15 +1,53 @@
-"""Gradients that wait for an optimizer's step. A checkpoint does not hold them, so a save in between loses them."""
+"""Gradients that wait for an optimizer's step: each rank's own. A checkpoint holds them only if it is asked to, so a
+save in between loses them otherwise."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import several
+
+
+class Waiting:
+    """A part of a checkpoint: the gradients of all parameters of the model and the optimizers, as they are now."""
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._parts = parts
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: param.grad for name, param in self._params() if param.grad is not None}
+
+    def check(self, state: Mapping[str, torch.Tensor]) -> list[str]:
+        """What in `state` is no gradient of a parameter here."""
+        params = dict(self._params())
+        return [
+            f"it has a gradient of {name}, {list(grad.shape)}, which no parameter here has"
+            for name, grad in state.items()
+            if name not in params or params[name].shape != grad.shape
+        ]
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, param in self._params():
+            grad = state.get(name)
+            param.grad = None if grad is None else grad.to(param.device)
+
+    def _params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        model, known = self._parts.get("model"), set[int]()
+        for name, param in model.named_parameters() if isinstance(model, nn.Module) else ():
+            known.add(id(param))
+            yield name, param
+        for part in several.of("optimizer", self._parts):
+            groups = getattr(self._parts[part], "param_groups", ())
+            params = (param for group in groups for param in group["params"])
+            for number, param in enumerate(params):
+                if id(param) not in known:
+                    yield f"{part}/{number}", param
 
 
 class Gradients:
@@ -21,7 +59,7 @@ class Gradients:
         scalers = several.values("scaler", parts)
         self._scalers = [one for one in scalers if getattr(one, "is_enabled", bool)()]
         self._scales: list[float] = []
-        self._stepped = self._told = False
+        self._stepped, self._told = False, "gradients" in parts
         if not self._optimizers:
             return
         itself = weakref.ref(self)
@@ -46,7 +84,8 @@ class Gradients:
         self._told = True
         return (
             "gradients are pending at this save, and a checkpoint does not hold them, so a resume would lose them; "
-            "call step() and save() of the Checkpointer only after optimizer.step(), not after each micro-batch"
+            "call step() and save() of the Checkpointer only after optimizer.step(), not after each micro-batch, or "
+            "give it grads=True"
         )
 
     def _was_left_out(self) -> bool:

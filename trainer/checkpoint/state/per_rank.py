@@ -21,6 +21,19 @@ from ..format.plan import Spec
 from .marks import PerRank, Reference
 from .values.records import inside, replaced
 
+OWN = ("data", "gradients")
+"""The parts that are each rank's own."""
+_HOLDS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "data": lambda own: "data" in own,
+    "gradients": lambda own: bool(own.get("gradients")),
+}
+"""Whether there is a state of that part that would have to move to other ranks."""
+_HOW = {
+    "data": "give the object a method reshard(states, rank, world_size) that returns the state of a rank",
+    "gradients": "go on with as many ranks, or from a checkpoint that was saved after optimizer.step() and zero_grad()",
+    "a marked value": "mark it as PerRank(value, reshard=function), where function(values, rank, world_size) returns a "
+    "value",
+}
 OnResize = Literal["refuse", "reset"]
 
 _SMALL_BUFFER = 256 << 10
@@ -41,11 +54,11 @@ class Saved(Protocol):
     def everyone(self) -> Sequence[dict[str, Any]] | None: ...
 
 
-def own_state(data: Any, marked: Mapping[str, PerRank], buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def own_state(
+    parts: Mapping[str, Any], marked: Mapping[str, PerRank], buffers: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """The state of this rank alone, without its generators."""
-    state: dict[str, Any] = {}
-    if data is not None:
-        state["data"] = data.state_dict()
+    state: dict[str, Any] = {name: parts[name].state_dict() for name in OWN if name in parts}
     if marked:
         state["per_rank"] = {path: mark.value for path, mark in marked.items()}
     if buffers:
@@ -93,25 +106,23 @@ class Resize:
         self._rank, self._world_size, self._was = rank, world_size, was
         self._on_resize, self._where = on_resize, where
 
-    def settle(self, saved: Saved, data: Any, marked: Mapping[str, PerRank]) -> Settlement:
-        """The state that this rank resumes from. `data` and `marked` are the live ones; they are not changed.
+    def settle(self, saved: Saved, parts: Mapping[str, Any], marked: Mapping[str, PerRank]) -> Settlement:
+        """The state that this rank resumes from. `parts` and `marked` are the live ones; they are not changed.
         CheckpointMismatch if a value may not move to another number of ranks."""
         own, state = saved.own or {}, dict(saved.shared)
         state.update(self._with_buffers(state, own))
         if self._was == self._world_size:
-            if "data" in own:
-                state["data"] = own["data"]
+            state.update({name: own[name] for name in OWN if name in own})
             values = own.get("per_rank") or {}
             return Settlement({key: _put_back(value, values) for key, value in state.items()})
         everyone = list(saved.everyone or ())
         notices: list[str] = []
         afresh: set[str] = set()
-        if data is not None and any("data" in each for each in everyone):
-            moved = self._moved(
-                "data", [each.get("data") for each in everyone], getattr(data, "reshard", None), notices
-            )
-            state["data"] = moved[0] if moved else None
-            afresh |= set() if moved else {"data"}
+        for name in (name for name in OWN if name in parts and any(map(_HOLDS[name], everyone))):
+            states = [each.get(name) for each in everyone]
+            moved = self._moved(name, states, getattr(parts[name], "reshard", None), notices)
+            state[name] = moved[0] if moved else None
+            afresh |= set() if moved else {name}
         values = {}
         for path in sorted({ref.path for value in state.values() for ref in _references(value)}):
             mark = marked.get(path)
@@ -139,9 +150,5 @@ class Resize:
         if self._on_resize == "reset":
             notices.append(f"{change}: {what} begins afresh on each rank")
             return None
-        how = (
-            "give the object a method reshard(states, rank, world_size) that returns the state of a rank"
-            if what == "data"
-            else "mark it as PerRank(value, reshard=function), where function(values, rank, world_size) returns a value"
-        )
+        how = _HOW.get(what, _HOW["a marked value"])
         raise CheckpointMismatch(f"{change}: {what} is each rank's own; {how}, {_ADVICE}")

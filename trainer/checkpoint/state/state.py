@@ -19,11 +19,12 @@ from torch import nn
 
 from ..errors import CheckpointMismatch, StateError
 from . import mismatch, rng, several
+from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
 from .parameters import Parameters, names_of, reordered
-from .per_rank import own_state
+from .per_rank import OWN, own_state
 
-_ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "guard", "replicas")
+_ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "gradients", "guard", "replicas")
 
 
 class Stateful(Protocol):
@@ -45,12 +46,15 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
-def present(*, model: Any = None, **parts: Any) -> dict[str, Stateful]:
-    """The parts that there are, by name. Models are bare. A part may be a mapping (see several)."""
+def present(*, model: Any = None, grads: bool = False, **parts: Any) -> dict[str, Stateful]:
+    """The parts that there are, by name. Models are bare. A part may be a mapping (see several). `grads`: the
+    gradients are a part, too."""
     everything: dict[str, Any] = {"model": several.as_one(_bare(model))}
     for name, part in parts.items():
         everything.update(several.named(name, part) if name in several.NAMED else {name: part})
     there = {name: part for name, part in everything.items() if part is not None}
+    if grads:
+        there["gradients"] = Waiting(dict(there))
     for name in list(several.of("optimizer", there)):
         there[f"parameters{name.removeprefix('optimizer')}"] = Parameters(there.get("model"), there[name])
     return there
@@ -64,7 +68,7 @@ def _bare(model: Any) -> Any:
 
 def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
     """The shared state of `parts` after `step` steps, and the marked values in it."""
-    found = {name: part.state_dict() for name, part in parts.items() if name != "data"}
+    found = {name: part.state_dict() for name, part in parts.items() if name not in OWN}
     # A module's is an OrderedDict, and takes any dict.
     state = {name: dict(value) if type(value) is OrderedDict else value for name, value in found.items()}
     return pack({**state, "step": step, "extra": extra})
@@ -88,11 +92,11 @@ def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
     return is_steady
 
 
-def capture_own(rank: int, shared: Packed, data: Stateful | None) -> Packed:
-    """The state of this rank alone, without its generators. `shared` was captured at the same step."""
+def capture_own(rank: int, shared: Packed, parts: Mapping[str, Stateful]) -> Packed:
+    """The state of this rank alone, without its generators. `shared` was captured from `parts` at the same step."""
     names = sorted(shared.led) if rank else []
     buffers = {name.removeprefix("model/").replace("%40", "@"): shared.tensors[name] for name in names}
-    own = pack(own_state(data, shared.marked, buffers), f"rank{rank}")
+    own = pack(own_state(parts, shared.marked, buffers), f"rank{rank}")
     if own.marked:
         raise StateError(f"{next(iter(own.marked))} is a PerRank value in a state that is each rank's own already")
     return own
@@ -122,6 +126,8 @@ def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
         found = others or mismatch.optimizer_problems(parts[name], stored, ours)
         problems += [f"{several.told(name)}: {problem}" for problem in found] if "." in name else found
         state = {**state, name: stored}
+    if isinstance(waiting := parts.get("gradients"), Waiting):
+        problems += waiting.check(state.get("gradients") or {})
     if problems:
         raise CheckpointMismatch(mismatch.sentence(where, problems))
     return state

@@ -1,0 +1,43 @@
+"""The losses that a loop gives to its Checkpointer: whether training may go on, and which data is skipped."""
+
+from __future__ import annotations
+
+from ..rank.progress import progress
+from ..rundir.records.rollback import Rollback
+from .disk.assembly import Loaded
+from .guard import Guard, Window
+from .memory.tier import Wish
+from .notices import Notices
+
+
+class Losses:
+    """The part of a Checkpointer that looks at losses."""
+
+    _guard: Guard
+    _rollback: Rollback | None
+    _done: int
+    resume: str
+
+    @property
+    def skip(self) -> tuple[Window, ...]:
+        """The windows of data steps that this run skips, half open, oldest first; known after restore()."""
+        return self._guard.skip
+
+    def data_step(self, step: int) -> int:
+        """The index of the data for `step`: `step` itself, unless data before it is skipped."""
+        index = self._guard.data_step(step)
+        progress().data_step = index
+        return index
+
+    def check(self, done: int, loss: float, agreed: Wish) -> None:
+        """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
+        LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""
+        self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
+
+    def _pass_over(self, loaded: Loaded | None, notices: Notices) -> None:
+        """The data that a rollback names is skipped from now on, and a note says so."""
+        if self._rollback is None or self.resume == "never":
+            return
+        window = self._guard.take(self._rollback, self._done, loaded.manifest.attempt if loaded else None)
+        if window:
+            notices.skipped(self._done, window)
