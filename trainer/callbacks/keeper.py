@@ -17,6 +17,7 @@ from typing import Any
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.disk.assembly import Loaded
+from ..checkpoint.errors import StateError
 from ..checkpoint.group import ranks
 from ..checkpoint.guard import Guard
 from ..checkpoint.memory.tier import Wish
@@ -83,6 +84,11 @@ class Keeper(Checkpointer):
         off, the framework has given it to them), or else `start`. StateError if the parts cannot be saved."""
         self._have(**parts, data=self._place)
         fresh = self._capture()[0]
+        for name in fresh.placed:
+            raise StateError(
+                f"{name} is sharded over ranks (FSDP2, DTensor), which the callbacks do not restore yet: use the "
+                "Checkpointer in a loop of your own"
+            )
         loaded = self._loaded
         if loaded is not None and put_back:
             self._put_back(loaded, fresh)

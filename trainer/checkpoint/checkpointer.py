@@ -50,6 +50,7 @@ from .options import (
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
 from .replicas import Replicas
+from .sharded.places import Places
 from .source import Extra, Source
 from .state import buckets, several
 from .state.gradients import Gradients
@@ -77,8 +78,7 @@ class Checkpointer(Losses):
     `data` and marked values are each rank's own, and come back on the rank of the same number. Another number of ranks
     is a CheckpointMismatch, unless the object has `reshard(states, rank, world_size)`, which returns a rank's state, or
     with on_resize="reset": then they keep the state that they have. `seed` sets the generators of a rank that the
-    checkpoint does not have, because it is of fewer ranks. `seal` is called on rank 0 before each commit of this
-    process.
+    checkpoint does not have. `seal` is called on rank 0 before each commit of this process.
 
     With `grads`, gradients that wait for an optimizer's step (between micro-batches) are saved, too, for each rank.
     replicas="trust": the ranks' states are not compared (see Replicas).
@@ -92,7 +92,8 @@ class Checkpointer(Losses):
     on the same rule for a loss that jumps (see guard.is_spike).
 
     The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of
-    the state (see Buckets). Make DDP before restore(). StateError if DDP is of a kind that cannot be restored.
+    the state (see Buckets). Make DDP before restore(). StateError if it cannot be restored. A DTensor (FSDP2) comes
+    back as what each rank has of it now, on any number of ranks.
     """
 
     _of_rank_0: frozenset[str] = frozenset()  # parts that are rank 0's by design, and not compared
@@ -129,10 +130,9 @@ class Checkpointer(Losses):
         self.extra: dict[str, Any] = {}
         self._every = checked_every(every, "every")
         self._snapshot_every = checked_every(snapshot_every, "snapshot_every")
-        self._keep = checked_keep(keep)
+        self._keep, self._seal = checked_keep(keep), seal
         self.resume = checked_resume(resume or (here.resume if here else "auto"))
         self._seed, self._on_resize = seed, checked_on_resize(on_resize)
-        self._seal = seal
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
         self._rollback = here.rollback if here else None
@@ -157,7 +157,7 @@ class Checkpointer(Losses):
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
         fresh = self._capture()[0]
-        if (loaded := self._find()) is not None:
+        if (loaded := self._find(Places(self._parts, fresh))) is not None:
             self._put_back(loaded, fresh)
             self._apply_own(loaded)
         return self._go_on(loaded)
@@ -171,10 +171,10 @@ class Checkpointer(Losses):
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas)
 
-    def _find(self) -> Loaded | None:
-        """The newest good state, the same on every rank. No part has it yet."""
+    def _find(self, places: Places | None = None) -> Loaded | None:
+        """The newest good state, the same on every rank (of sharded tensors: `places`). No part has it yet."""
         progress().phase(Phase.RESTORE)
-        tiers = Tiers(self.directory, self._segment, self._run, self._rollback)
+        tiers = Tiers(self.directory, self._segment, self._run, self._rollback, places)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed) -> None:
@@ -203,9 +203,8 @@ class Checkpointer(Losses):
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
         compare = self._ranks.rank == 0 and self._replicas.due(time.monotonic())
-        if self._tier is None:
-            return Wish(self._stop.is_set, due, spiked=spiked, compare=compare)
-        return Wish(self._stop.is_set, *self._tier.wish(due), spiked=spiked, compare=compare)
+        tier = self._tier.wish(due) if self._tier else (due, False, False)
+        return Wish(self._stop.is_set, *tier, spiked, compare=compare, layout=bool(self._tier and self._tier.unplanned))
 
     def step(self, done: int, agreed: Wish | None = None, loss: float | None = None) -> None:
         """`done` steps are finished, and saved if a save was due. Under a supervisor the save is a snapshot, and
@@ -226,7 +225,7 @@ class Checkpointer(Losses):
         due = isinstance(self._every, int) and done % self._every == 0
         if sentence := self._gradients.pending(stop or save or due or self._tier is not None):
             self._notices.say(sentence)
-        self._look(agreed.compare, (save or due) and self._tier is not None)
+        self._look(agreed, (save or due) and self._tier is not None)
         if stop:
             self._save_or_raise("when asked to stop")
             self._notices.log(f"asked to stop: step {done} is saved in {self.directory}")
@@ -251,7 +250,8 @@ class Checkpointer(Losses):
             disk = progress().disk
             self._compare()
             shared, own = self._capture()
-            order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal)
+            layout = self._source.layouts.agree(shared, self._ranks)
+            order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal, layout)
             outcome = save(order, self._ranks, disk)
             led = outcome.error is None and self._ranks.rank == 0
             if led and (problem := tidy(self.directory, self._done, self._keep, disk)):
@@ -282,7 +282,7 @@ class Checkpointer(Losses):
         if self._segment is None or self._snapshot_every is None:
             return
         place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
-        memory, problem = opened(place, self._parts, self._source.led)
+        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts)
         problems = list(filter(None, self._ranks.exchange(problem)))
         if memory is not None and not problems:
             if self._flush_s is not None:
@@ -313,14 +313,14 @@ class Checkpointer(Losses):
             rest = f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
             raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {rest}")
 
-    def _look(self, asked: bool, snapshot: bool) -> None:
+    def _look(self, agreed: Wish, snapshot: bool) -> None:
         """Called at every step: the state can be saved, and is the same on all ranks, as far as that is looked at."""
         first, self._stepped = not self._stepped, True
-        if asked or snapshot or (first and self._replicas.equal_at is None):
+        if agreed.compare or snapshot or (first and self._replicas.equal_at is None):
             self._compare()
-        if first:
+        if first or agreed.layout:
             # Optimizers make their states in their first step. If they cannot be saved, it is known now.
-            self._capture()
+            self._source.layouts.agree(self._capture()[0], self._ranks)
 
     def _compare(self) -> None:
         """All ranks have the same state, or an error is raised and no snapshot of another state is left."""

@@ -21,6 +21,7 @@ from ..rundir.files.codec import encode
 from .errors import ReplicasDiffer, StateError
 from .format.plan import total
 from .group import Ranks
+from .sharded.layouts import Layouts
 from .state.packing import Packed
 from .state.tensors import bytes_of
 
@@ -54,7 +55,11 @@ def folded(tensor: torch.Tensor) -> torch.Tensor:
 
 def digests(shared: Packed, left_out: Set[str] = frozenset()) -> dict[str, str]:
     """The type, shape and digest of each tensor that every rank should have alike, but for parts `left_out`."""
-    names = [name for name in shared.specs if name not in shared.led and name.split("/")[0] not in left_out]
+    names = [name for name in shared.replicated if name not in shared.led and name.split("/")[0] not in left_out]
+    return _digested(shared, names)
+
+
+def _digested(shared: Packed, names: list[str]) -> dict[str, str]:
     far = [name for name in names if not shared.tensors[name].is_cpu]
     numbers = torch.stack([folded(shared.tensors[name]) for name in far]).tolist() if far else []
     found = {name: f"{number & 0xFFFFFFFFFFFFFFFF:016x}" for name, number in zip(far, numbers, strict=True)}
@@ -63,6 +68,15 @@ def digests(shared: Packed, left_out: Set[str] = frozenset()) -> dict[str, str]:
             _alive, view = bytes_of(shared.tensors[name])
             found[name] = xxhash.xxh3_64_hexdigest(view)
     return {name: f"{list(shared.specs[name].shape)} {shared.specs[name].dtype} {found[name]}" for name in names}
+
+
+def _by_sharers(shared: Packed, sharers: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, str]]:
+    """The digests of the sharded tensors of which other ranks hold the same box as this one; by those ranks."""
+    names = [name for name in shared.placed if len(sharers.get(name, ())) > 1]
+    found: dict[str, dict[str, str]] = {}
+    for name, text in _digested(shared, names).items():
+        found.setdefault("ranks " + ", ".join(map(str, sharers[name])), {})[name] = text
+    return found
 
 
 def _leaves(value: Any, path: str, found: dict[str, str]) -> dict[str, str]:
@@ -82,11 +96,12 @@ def _leaves(value: Any, path: str, found: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _groups(values: list[str | None]) -> str:
-    """Which ranks agree, for people."""
+def _groups(values: list[str | None], absent: bool) -> str:
+    """Which ranks agree, for people. `absent`: whether a rank may have no value."""
     ranks: dict[str | None, list[int]] = {}
     for rank, value in enumerate(values):
-        ranks.setdefault(value, []).append(rank)
+        if value is not None or not absent:
+            ranks.setdefault(value, []).append(rank)
     if None in ranks:
         there = [rank for value, group in ranks.items() if value is not None for rank in group]
         return f"only on {_listed(sorted(there))}"
@@ -134,38 +149,51 @@ class Replicas:
         """Whether a comparison now would cost no more than its share of the time. `now`: time.monotonic()."""
         return self.compares and now - self._since >= _SHARE * self._cost_s
 
-    def compare(self, shared: Packed, step: int, buffers: frozenset[str]) -> bool:
+    def compare(self, shared: Packed, step: int, buffers: frozenset[str], layouts: Layouts | None = None) -> bool:
         """The ranks have the same state after `step` steps, but for `buffers` of the model that are large; returns
-        whether such buffers differ and were not known to. StateError or ReplicasDiffer on every rank if anything else
-        differs. All ranks call it at the same step."""
+        whether such buffers differ and were not known to. Of sharded tensors, those ranks have the same that hold the
+        same box, which they agree on. StateError or ReplicasDiffer on every rank if anything else differs. All ranks
+        call it at the same step."""
         if not self.compares or self.equal_at == step:
             return False
         began = time.monotonic()
         tree = {part: value for part, value in shared.tree.items() if part not in self._left_out}
         tensors, rest = digests(shared, self._left_out), encode(tree)
         mine = xxhash.xxh3_128_hexdigest(encode(tensors) + rest)
+        layouts = layouts or Layouts()
+        layouts.agree(shared, self._ranks)
+        boxes = _by_sharers(shared, layouts.sharers)
+        told = self._ranks.exchange([mine, {who: xxhash.xxh3_128_hexdigest(encode(b)) for who, b in boxes.items()}])
         new = frozenset[str]()
-        if len(set(self._ranks.exchange(mine))) > 1:
+        if len({text for text, _ in told}) > 1:
             tables = self._ranks.exchange({**_leaves(tree, "", {}), **tensors})
             new = self._judge(tables, step, buffers)
             self.differing |= new
+        if any(len({of.get(who) for _, of in told} - {None}) > 1 for who in {who for _, of in told for who in of}):
+            # Only who holds a box has a line for it.
+            self._judge(self._ranks.exchange({f"{n} of {w}": d for w, b in boxes.items() for n, d in b.items()}), step)
         self.equal_at = step
         self._since = time.monotonic()
         self._cost_s = max(_LEAST_S, self._since - began)
         return bool(new)
 
-    def _judge(self, tables: list[Mapping[str, str]], step: int, buffers: frozenset[str]) -> frozenset[str]:
+    def _judge(
+        self, tables: list[Mapping[str, str]], step: int, buffers: frozenset[str] | None = None
+    ) -> frozenset[str]:
+        """`buffers`: those that may differ. None: the tables are of boxes, and each rank has only its own."""
         paths = dict.fromkeys(path for table in tables for path in table)
+        absent = set() if buffers is not None else {None}
         differ = [
             path
             for path in paths
-            if len({table.get(path) for table in tables}) > 1 and not _WRITTEN_FIRST.fullmatch(path)
+            if len({table.get(path) for table in tables} - absent) > 1 and not _WRITTEN_FIRST.fullmatch(path)
         ]
+        buffers = buffers or frozenset()
         wrong = [path for path in differ if path not in buffers]
         if not wrong:
             return frozenset(differ)
         first = wrong[0]
-        what = f"{first} is not the same on all ranks ({_groups([table.get(first) for table in tables])})"
+        what = f"{first} is not the same on all ranks ({_groups([table.get(first) for table in tables], bool(absent))})"
         if len(wrong) > 1:
             more = ", ".join(wrong[1 : 1 + _TOLD]) + (", ..." if len(wrong) > 1 + _TOLD else "")
             what += f", and {len(wrong) - 1} more ({more})"

@@ -8,6 +8,7 @@ from typing import Any
 
 from .format.plan import Spec
 from .replicas import Replicas
+from .sharded.layouts import Layouts
 from .state.packing import Packed
 from .state.per_rank import buffers_of
 from .state.state import Stateful, capture, capture_own, capture_rank
@@ -19,21 +20,21 @@ class Source:
     """The state of `parts` and `extra` on this rank."""
 
     def __init__(self, parts: Mapping[str, Stateful], extra: Extra, replicas: Replicas) -> None:
-        self._parts, self._extra, self.replicas = parts, extra, replicas
+        self._parts, self._extra, self.replicas, self.layouts = parts, extra, replicas, Layouts()
 
     def extra(self) -> dict[str, Any]:
         """What `extra` gives now."""
         return (self._extra() if callable(self._extra) else self._extra) or {}
 
     def led(self, specs: Mapping[str, Spec]) -> frozenset[str]:
-        """The tensors that each rank has its own of."""
+        """Those of the replicated tensors of `specs` that each rank has its own of."""
         if not self.replicas.several:
             return frozenset()
         return buffers_of(self._parts.get("model"), specs, self.replicas.differing)
 
     def shared(self, step: int) -> Packed:
         shared = capture(self._parts, step, self.extra())
-        return replace(shared, led=self.led(shared.specs))
+        return replace(shared, led=self.led(shared.replicated))
 
     def whole(self, step: int, rank: int) -> tuple[Packed, Packed]:
         """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it."""
@@ -46,5 +47,5 @@ class Source:
         if not self.replicas.compares or self.replicas.equal_at == step:
             return False
         shared = self.shared(step)
-        buffers = buffers_of(self._parts.get("model"), shared.specs, frozenset(shared.specs))
-        return self.replicas.compare(shared, step, buffers)
+        buffers = buffers_of(self._parts.get("model"), shared.replicated, frozenset(shared.specs))
+        return self.replicas.compare(shared, step, buffers, self.layouts)

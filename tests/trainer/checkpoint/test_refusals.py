@@ -24,6 +24,7 @@ from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.refusals import refuse
 from trainer.checkpoint.state.state import apply, capture_rank, present
+from trainer.checkpoint.state.tree import plain
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.durable import DISK
 
@@ -145,7 +146,8 @@ def test_a_loader_that_draws_from_everybodys_generator(tmp_path: Path, notes: No
 
 
 def test_shards_of_torch() -> None:
-    """FSDP1 anywhere in the model, and ZeRO: when the Checkpointer is made. FSDP2: its parameters are DTensors."""
+    """FSDP1 anywhere in the model, and ZeRO: when the Checkpointer is made. A DTensor (FSDP2) where it is one rank's
+    alone, or where one file is written."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -155,13 +157,17 @@ def test_shards_of_torch() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             flat = nn.Sequential(FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")))
-        with pytest.raises(StateError, match=r"FSDP1.*use DistributedDataParallel"):
+        with pytest.raises(StateError, match=r"FSDP1.*use fully_shard"):
             refuse({"model": flat})
         zero = ZeroRedundancyOptimizer(nn.Linear(2, 2).parameters(), torch.optim.SGD, lr=0.1)
         with pytest.raises(StateError, match="use the optimizer that it wraps"):
             refuse({"optimizer": zero})
-        with pytest.raises(StateError, match=r"model/weight is sharded over ranks \(FSDP2"):
-            pack({"model": fully_shard(nn.Linear(2, 2)).state_dict()})
+        state = {"model": fully_shard(nn.Linear(2, 2)).state_dict()}
+        assert set(pack(state).placed) == {"model/weight", "model/bias"}
+        with pytest.raises(StateError, match=r"model/weight is sharded over ranks .*full_tensor"):
+            pack(state, "rank0")
+        with pytest.raises(StateError, match=r"model/weight is sharded over ranks .*use Checkpointer"):
+            plain(state)
     finally:
         dist.destroy_process_group()
 

@@ -52,7 +52,7 @@ class Tiers:
     segment: Path | None = None
     run: str | None = None
     rollback: Rollback | None = None
-    places: Places = NO_PLACES
+    places: Places | None = None
     """What each rank has of a tensor that is sharded here."""
 
 
@@ -95,7 +95,7 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
 
 
 def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict[str, Any]]:
-    here = ranks.rank, ranks.world_size, tiers.places
+    here = ranks.rank, ranks.world_size, tiers.places or NO_PLACES
     try:
         if name.startswith(_SNAPSHOT) and tiers.segment:
             loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, *here)

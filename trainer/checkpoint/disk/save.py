@@ -23,7 +23,7 @@ from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
 from ..errors import CheckpointError
 from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_of
-from ..format.plan import Layout, Share, plan
+from ..format.plan import Layout, Share, plan, total
 from ..format.shard import Digest, Entry, entry_of, header
 from ..group import Ranks
 from ..state.packing import Packed
@@ -46,6 +46,8 @@ class Order:
     run: str | None = None
     attempt: int | None = None
     seal: Callable[[], None] = lambda: None
+    layout: Layout | None = None
+    """What the ranks have agreed on; None: each rank holds all tensors whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,8 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     """`order` is committed on every rank, or has failed on every rank with the reason. If it failed, nothing of it is
     left, and older checkpoints are unchanged. All ranks call it at the same step."""
     began = time.monotonic()
-    layout = plan(order.shared.specs, ranks.world_size, order.shared.led)
-    size = sum(spec.bytes for spec in order.shared.specs.values())
+    layout = order.layout or plan(order.shared.specs, ranks.world_size, order.shared.led)
+    size = total(layout.specs)
     temporary = None
     try:
         temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk))

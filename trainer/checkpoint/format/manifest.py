@@ -58,6 +58,8 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    placements: tuple[str, ...] = ()
+    """How it lay on its mesh, if it was a DTensor: for people."""
     flat: bool = False
     """Whether the boxes are those of the flattened tensor, as in format 1."""
 
@@ -108,6 +110,8 @@ def table(layout: Layout) -> dict[str, Any]:
     for rank, own in enumerate(layout.shares):
         for share in own:
             found[share.name]["boxes"].append({"file": rank, "at": share.box.at, "size": share.box.size})
+    for name, placements in layout.placements.items():
+        found[name]["placements"] = placements
     return found
 
 
@@ -121,6 +125,7 @@ def tensors_of(table: Mapping[str, Any]) -> dict[str, StoredTensor]:
                 Piece(shard_name(_count(box["file"])), str(name), Box(_counts(box["at"]), _counts(box["size"])))
                 for box in t["boxes"]
             ),
+            tuple(map(str, t.get("placements", ()))),
         )
         for name, t in table.items()
     }
@@ -133,6 +138,7 @@ def encode(manifest: Manifest) -> bytes:
             "dtype": stored.dtype,
             "shape": stored.shape,
             "boxes": [{"file": rank_of(p.file), "at": p.box.at, "size": p.box.size} for p in stored.pieces],
+            **({"placements": stored.placements} if stored.placements else {}),
         }
         for name, stored in manifest.tensors.items()
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .boxes import Box, cut, rows_of, whole
 
@@ -67,6 +67,8 @@ class Layout:
 
     specs: Mapping[str, Spec]
     shares: Shares
+    placements: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """How those that are DTensors lie on their mesh: a hint for people, and for a state without a live tensor."""
 
 
 def plan(tensors: Mapping[str, Spec], world_size: int, led: Set[str] = frozenset()) -> Layout:

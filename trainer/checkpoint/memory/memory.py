@@ -28,7 +28,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ...rundir.files.codec import encode
 from ..errors import StateError
 from ..format.manifest import table
-from ..format.plan import plan
+from ..format.plan import Layout, plan
+from ..sharded.layouts import Layouts
 from ..state import rng
 from ..state.packing import Led, Packed, Packer, Steadiness
 from ..state.state import Stateful, capture, capture_own, capture_rank, steadiness
@@ -80,9 +81,12 @@ class Memory:
         parts: Mapping[str, Stateful],
         spare: bool | None = None,
         led: Led = lambda specs: frozenset(),
+        layouts: Layouts | None = None,
     ) -> None:
         """`spare`: whether a core is spare for copying; None: found out here. `led` chooses the tensors that each rank
-        has its own of."""
+        has its own of. `layouts`: what the ranks agree on; None: each rank holds all tensors whole."""
+        self.unplanned = False
+        """Whether the newest snapshot that was due was left out because the ranks have not agreed on its layout."""
         self.problem: str | None = None
         self.removed = False
         """Whether the problem is that somebody else has removed the snapshots. Then there is room for new ones."""
@@ -96,6 +100,7 @@ class Memory:
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
         self._packer = Packer(self._steadiness, led)
+        self._layouts = layouts
         self._unsteady: frozenset[int] = frozenset()
         """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""
         self._job: _Job | None = None
@@ -142,6 +147,10 @@ class Memory:
         except Exception as error:
             self.problem = f"no snapshots: {error!r}"
             return
+        if job is None:
+            self.left_out = step
+            self.segment.skip(step)
+            return
         assert self._copier is not None
         self._job = job
         if self._copier.overlaps:
@@ -153,11 +162,13 @@ class Memory:
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
         self.stall_s += self._spent_s
 
-    def _planned(self, step: int, extra: Any, pin: bool, owed: bool) -> _Job:
+    def _planned(self, step: int, extra: Any, pin: bool, owed: bool) -> _Job | None:
         shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
-        image = self._image
-        if image is None or image.specs is not shared.specs:
-            layout = plan(shared.specs, self._place.world_size, shared.led)
+        layout, image = self._layout(shared), self._image
+        self.unplanned = layout is None
+        if layout is None:
+            return None
+        if image is None or image.specs is not shared.specs or image.layout is not layout:
             image = Image(shared, layout, self._place.rank, self._packer.steady)
             self._image = image
             self._copier = copier_for(shared.tensors.values(), self.spare)
@@ -168,6 +179,14 @@ class Memory:
         tensors = (shared.tensors[name] for name in later)
         watched = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
         return _Job(step, pin, owed, image, shared.tree, generators, own, watched)
+
+    def _layout(self, shared: Packed) -> Layout | None:
+        if self._layouts is not None:
+            return self._layouts.known(shared, self._place.rank, self._place.world_size)
+        image = self._image
+        if image is not None and image.specs is shared.specs:
+            return image.layout
+        return plan(shared.specs, self._place.world_size, shared.led)
 
     def _steadiness(self) -> Steadiness:
         steady = steadiness(self._parts)
@@ -264,10 +283,10 @@ class Memory:
         return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
 
-def opened(place: Place, parts: Mapping[str, Stateful], led: Led) -> tuple[Memory | None, str | None]:
+def opened(place: Place, parts: Mapping[str, Stateful], led: Led, layouts: Layouts) -> tuple[Memory | None, str | None]:
     """The memory tier of this rank, or why it cannot have one."""
     try:
-        return Memory(place, parts, led=led), None
+        return Memory(place, parts, led=led, layouts=layouts), None
     except (OSError, ValueError) as error:
         return None, str(error)
 

@@ -39,6 +39,8 @@ class Wish(NamedTuple):
     """This rank's loss is not finite."""
     compare: bool = False
     """Rank 0 wishes to compare the states of all ranks."""
+    layout: bool = False
+    """This rank has tensors on whose layout the ranks have not agreed."""
 
 
 class Tier:
@@ -126,6 +128,11 @@ class Tier:
     def stall_s(self) -> float:
         """Seconds for which all snapshots so far have stopped training."""
         return self._memory.stall_s
+
+    @property
+    def unplanned(self) -> bool:
+        """Whether the ranks must agree on the layout of their state before the next snapshot."""
+        return self._memory.unplanned
 
     def untold(self) -> float:
         """Seconds for which snapshots, and waits for a flush, have stopped training since the last call."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..format.plan import Spec
+from ..sharded.held import Held, held, is_sharded, local_of, placement_of
 from . import tensors, tree
 from .marks import PerRank
 
@@ -27,15 +28,24 @@ class Packed:
     """The values that are this rank's alone, by path. They are not in `tree`."""
     led: frozenset[str] = frozenset()
     """The tensors that each rank has its own of. Those of rank 0 are saved as the shared ones."""
+    placed: Mapping[str, Held] = field(default_factory=dict)
+    """Those of which this rank has a box: `tensors` and `specs` have the box."""
+
+    @property
+    def replicated(self) -> dict[str, Spec]:
+        """Those that every rank has whole."""
+        return {name: spec for name, spec in self.specs.items() if name not in self.placed}
 
 
 def pack(state: Any, prefix: str = "") -> Packed:
-    """`state`, split. StateError names the path of a value that a checkpoint cannot hold."""
+    """`state`, split. StateError names the path of a value that a checkpoint cannot hold. With a `prefix` it is this
+    rank's alone, and has no sharded tensors."""
     found: dict[str, torch.Tensor] = {}
     specs: dict[str, Spec] = {}
     names: dict[tuple[Any, ...], str] = {}
     visited: list[str] = []
     marked: dict[str, PerRank] = {}
+    placed: dict[str, Held] = {}
 
     def name_of(value: Any, path: str) -> str | None:
         if isinstance(value, PerRank):
@@ -43,6 +53,8 @@ def pack(state: Any, prefix: str = "") -> Packed:
             return path
         if not isinstance(value, torch.Tensor):
             return None
+        holding = held(value, path) if not prefix and is_sharded(value) else None
+        value = value if holding is None else local_of(value)
         spec = tensors.spec_of(value, path)
         # Tied weights are one tensor with two names. `found` keeps tensors alive, so an address means one tensor only.
         identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
@@ -53,10 +65,12 @@ def pack(state: Any, prefix: str = "") -> Packed:
         while name in found:
             name = f"{base}%{len(found)}"
         names[identity], found[name], specs[name] = name, value.detach(), spec
+        if holding is not None:
+            placed[name] = holding
         visited.append(name)
         return name
 
-    return Packed(tree.encode(state, prefix, name_of), found, specs, visited, marked)
+    return Packed(tree.encode(state, prefix, name_of), found, specs, visited, marked, placed=placed)
 
 
 Steadiness = Callable[[str, torch.Tensor], bool]
@@ -76,14 +90,18 @@ class _Visit:
     dtype: torch.dtype
     shape: torch.Size
     address: tuple[Any, ...] | None
+    placement: tuple[Any, ...] | None
 
 
 def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.stride(), tensor.is_conj()
 
 
-def _identities(values: list[torch.Tensor]) -> list[tuple[Any, ...]]:
-    return [(t.data_ptr(), t.stride(), t.is_conj(), t.dtype, t.shape) for t in values]
+def _identities(values: list[torch.Tensor], local: list[torch.Tensor]) -> list[tuple[Any, ...]]:
+    found = [(t.data_ptr(), t.stride(), t.is_conj(), t.dtype, t.shape) for t in local]
+    if local is values:
+        return found
+    return [(*one, placement_of(value)) for one, value in zip(found, values, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,11 @@ def _without(state: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[s
     return {**state, head: _without(state[head], tuple(rest), value) if rest else value}
 
 
+def _locals(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What this rank has of each of `values`. The list itself if none is sharded."""
+    return [local_of(value) for value in values] if any(map(is_sharded, values)) else values
+
+
 class Packer:
     """pack() with a memory: `specs` and `steady` of the result stay the same objects as long as no tensor has moved.
 
@@ -164,8 +187,9 @@ class Packer:
             if not isinstance(value, torch.Tensor):
                 return None
             name = next(named)
-            address = _address(value) if is_steady(path, value) else None
-            self._visits.append(_Visit(path, name, value.dtype, value.shape, address))
+            local = local_of(value)
+            address = _address(local) if is_steady(path, local) else None
+            self._visits.append(_Visit(path, name, local.dtype, local.shape, address, placement_of(value)))
             return name
 
         named = iter(packed.visited)
@@ -174,7 +198,7 @@ class Packer:
         self._blocks = {}
         for path in _block_paths(state):
             self._set_apart(path, state, packed.tree)
-        packed = replace(packed, led=self._led(packed.specs))
+        packed = replace(packed, led=self._led(packed.replicated))
         # Kept alive, so that an address still means one tensor only.
         self._last = packed
         return packed
@@ -192,7 +216,8 @@ class Packer:
             return
         met = {id(v) for v in inside}
         self._visits = [v for v in self._visits if id(v) not in met]
-        self._blocks[path] = _Block(found[0], [v.name for v in inside], _identities(found[1]), encoded)
+        identities = _identities(found[1], _locals(found[1]))
+        self._blocks[path] = _Block(found[0], [v.name for v in inside], identities, encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}
@@ -206,7 +231,10 @@ class Packer:
             if not isinstance(value, torch.Tensor):
                 return None
             seen = next(visits, None)
-            if seen is None or seen.path != path or value.dtype != seen.dtype or value.shape != seen.shape:
+            if seen is None or seen.placement != placement_of(value):
+                raise _Moved
+            value = local_of(value)
+            if seen.path != path or value.dtype != seen.dtype or value.shape != seen.shape:
                 raise _Moved
             if seen.address is not None and _address(value) != seen.address:
                 raise _Moved
@@ -217,13 +245,14 @@ class Packer:
 
         for path, block in self._blocks.items():
             now = _block_at(state, path)
-            if now is None or now[0] != block.keys or _identities(now[1]) != block.identities:
+            local = [] if now is None else _locals(now[1])
+            if now is None or now[0] != block.keys or _identities(now[1], local) != block.identities:
                 raise _Moved
-            found.update(zip(block.names, now[1], strict=True))
+            found.update(zip(block.names, local, strict=True))
             state = _without(state, path, None)
         encoded = tree.encode(state, "", name_of)
         if next(visits, None) is not None:
             raise _Moved
         for path, block in self._blocks.items():
             encoded = _without(encoded, path, block.encoded)
-        return Packed(encoded, found, last.specs, last.visited, marked, last.led)
+        return Packed(encoded, found, last.specs, last.visited, marked, last.led, last.placed)

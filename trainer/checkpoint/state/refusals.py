@@ -40,7 +40,7 @@ def _refuse_one(part: str, where: str, one: Any) -> None:
         if _is_a(inside, "torch.distributed.fsdp", "FullyShardedDataParallel"):
             raise StateError(
                 f"{where} has FullyShardedDataParallel (FSDP1) in it, whose flat shards cannot be told apart in a "
-                "checkpoint: use DistributedDataParallel"
+                "checkpoint: use fully_shard (FSDP2) or DistributedDataParallel"
             )
     if _is_a(one, "torch.distributed.optim", "ZeroRedundancyOptimizer"):
         raise StateError(

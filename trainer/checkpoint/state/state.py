@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointMismatch, StateError
+from ..sharded.held import local_of
 from . import mismatch, rng, several
 from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
@@ -81,7 +82,7 @@ def steadiness(parts: Mapping[str, Stateful]) -> Steadiness:
     if not optimizers or not all(isinstance(one, torch.optim.Optimizer) for one in optimizers):
         return lambda path, tensor: False
 
-    weights = {p.data_ptr() for p in model.parameters()} if isinstance(model, nn.Module) else set()
+    weights = {local_of(p).data_ptr() for p in model.parameters()} if isinstance(model, nn.Module) else set()
 
     def is_steady(path: str, tensor: torch.Tensor) -> bool:
         part, _, rest = path.partition("/")

@@ -36,10 +36,7 @@ def spec_of(tensor: torch.Tensor, path: str) -> Spec:
 def _unstorable(tensor: torch.Tensor) -> str | None:
     """Why a checkpoint cannot hold `tensor`, or None."""
     if hasattr(tensor, "_local_tensor"):
-        return (
-            "is sharded over ranks (FSDP2, DTensor), which is not supported yet: only replicated state "
-            "(DistributedDataParallel) or that of a single process can be saved"
-        )
+        return "is sharded over ranks (a DTensor) where each rank saves its own: give .full_tensor() of it"
     kind = type(tensor)
     if tensor.is_nested or (tensor.layout != torch.strided and not hasattr(kind, "__tensor_flatten__")):
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")

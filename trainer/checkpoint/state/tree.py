@@ -172,6 +172,10 @@ def plain(value: Any, path: str = "") -> Any:
                 # In such a file torch.load(weights_only=True) would refuse it.
                 raise StateError(f"{at} is a {type(leaf).__name__}: give lists, dicts, numbers, text or tensors")
             return None
+        if hasattr(leaf, "full_tensor"):
+            raise StateError(
+                f"{at} is sharded over ranks (a DTensor), and one file has one rank's part: use Checkpointer"
+            )
         found[at] = leaf
         return at
 
