@@ -16,6 +16,7 @@ from .state.marks import PerRank
 
 if TYPE_CHECKING:
     from .checkpointer import Checkpointer
+    from .partly import load
     from .plain import load_checkpoint, save_checkpoint
 
 __all__ = [
@@ -27,17 +28,22 @@ __all__ = [
     "PerRank",
     "StateError",
     "Unreadable",
+    "load",
     "load_checkpoint",
     "save_checkpoint",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # The supervisor imports this package and must not pay for torch. A caller of these three has loaded it already.
+    # The supervisor imports this package and must not pay for torch. A caller of these has loaded it already.
     if name == "Checkpointer":
         from .checkpointer import Checkpointer
 
         return Checkpointer
+    if name == "load":
+        from .partly import load
+
+        return load
     if name in ("save_checkpoint", "load_checkpoint"):
         from . import plain
 

@@ -27,6 +27,7 @@ from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import segment_here
 from .disk.assembly import Loaded
 from .disk.commit import tidy
+from .disk.peek import Peek, peek
 from .disk.restore import Tiers, restore
 from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
@@ -47,6 +48,7 @@ from .options import (
     checked_replicas,
     checked_resume,
 )
+from .partly import load
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
 from .replicas import Replicas
@@ -149,16 +151,22 @@ class Checkpointer(Losses):
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
-    def restore(self) -> int:
+    load = staticmethod(load)
+
+    def peek(self) -> Peek | None:
+        """What restore() would go on from; None if there is nothing. Nothing is changed. Each rank looks by itself."""
+        return peek(Tiers(self.directory, self._segment, self._run, self._rollback), self.resume, self._ranks.rank)
+
+    def restore(self, partial: bool = False) -> int:
         """The number of steps that are done. Every part now has the state of the newest good checkpoint; without one it
         is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
-        changed."""
+        changed. `partial`: what fits by name and shape is restored, and a warning tells of the rest."""
         refuse_unready(self._parts.get("model"))
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
         fresh = self._capture()[0]
         if (loaded := self._find(Places(self._parts, fresh))) is not None:
-            self._put_back(loaded, fresh)
+            self._put_back(loaded, fresh, partial)
             self._apply_own(loaded)
         return self._go_on(loaded)
 
@@ -177,13 +185,14 @@ class Checkpointer(Losses):
         tiers = Tiers(self.directory, self._segment, self._run, self._rollback, places)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
-    def _put_back(self, loaded: Loaded, fresh: Packed) -> None:
+    def _put_back(self, loaded: Loaded, fresh: Packed, partial: bool = False) -> None:
         """The parts have the state `loaded`, but for generators. `fresh` was captured before."""
         where = loaded.where(self.directory)
-        self.extra, told = put_back(loaded, self._parts, fresh.marked, self._ranks, self._on_resize, where)
+        self.extra, told = put_back(loaded, self._parts, fresh.marked, self._ranks, self._on_resize, where, partial)
         for sentence in told:
             self._notices.say(sentence)
-        self._replicas.restored(loaded.manifest.step, fresh)
+        if not partial:  # else each rank may have kept other values
+            self._replicas.restored(loaded.manifest.step, fresh)
 
     def _go_on(self, loaded: Loaded | None, start: int = 0) -> int:
         """The run goes on from `loaded`, which the parts have, or else from the parts as they are, at step `start`."""

@@ -33,13 +33,14 @@ def put_back(
     ranks: Ranks,
     on_resize: OnResize,
     where: str,
+    in_part: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Every part goes on from `loaded`. Returns the stored extra, and what is to be told. CheckpointMismatch if the
-    state does not fit; then nothing was changed."""
+    state does not fit; then nothing was changed. `in_part`: what fits goes on from it, and the rest is told."""
     resize = Resize(ranks.rank, ranks.world_size, loaded.manifest.world_size, on_resize, where)
     settled = resize.settle(loaded, parts, marked)
     taking = {name: part for name, part in parts.items() if name not in settled.afresh}
-    sentences = [*settled.notices, *apply(taking, settled.state, where)]
+    sentences = [*settled.notices, *apply(taking, settled.state, where, in_part)]
     return settled.state.get("extra") or {}, sentences
 
 

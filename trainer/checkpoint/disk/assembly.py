@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -63,19 +63,39 @@ class Loaded:
         return self.name if self.source == "memory" else f"checkpoint {directory / self.name}"
 
 
+Wanted = Callable[[str], bool] | None
+"""Whether a part of the state is wanted, by its name; None: all are."""
+
+
 def assemble(
-    name: str, manifest: Manifest, rank: int, read: Read, world_size: int | None = None, places: Places = NO_PLACES
+    name: str,
+    manifest: Manifest,
+    rank: int,
+    read: Read,
+    world_size: int | None = None,
+    places: Places = NO_PLACES,
+    wanted: Wanted = None,
 ) -> Loaded:
-    """The checkpoint of `manifest`, put together from the files that `read` reads. Damaged, Unreadable or Misfit."""
-    assembly = _Assembly(manifest, rank, world_size, places(manifest))
+    """The checkpoint of `manifest`, put together from the files that `read` reads: the parts that are `wanted`. A rank
+    below 0 has nothing of its own. Damaged, Unreadable or Misfit."""
     try:
-        return assembly.put_together(name, read)
+        assembly = _Assembly(_narrowed(manifest, wanted), rank, world_size, places(manifest))
+        return replace(assembly.put_together(name, read), manifest=manifest)
     except StateError as error:
         raise Unreadable(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"its state cannot be decoded: {error!r}") from None
     except (MemoryError, RuntimeError) as error:
         raise Unreadable(f"there is no memory for it: {error}") from None
+
+
+def _narrowed(manifest: Manifest, wanted: Wanted) -> Manifest:
+    if wanted is None:
+        return manifest
+    state = {part: value for part, value in manifest.state.items() if wanted(part)}
+    names: set[str] = set()
+    tree.decode(state, names.add)
+    return replace(manifest, state=state, tensors={name: manifest.tensors[name] for name in names})
 
 
 @dataclass(slots=True)

@@ -25,11 +25,11 @@ from ..format.shard import Sink, entries_in
 from ..group import Ranks
 from ..memory import snapshots
 from . import retention, store
-from .assembly import NO_PLACES, Loaded, Places, Read, assemble
+from .assembly import NO_PLACES, Loaded, Places, Read, Wanted, assemble
 from .description import describe, payload
 
 MODES = ("auto", "never", "must")
-_SNAPSHOT = "snapshot of step "
+SNAPSHOT = "snapshot of step "
 _WENT_BACK = "the run went back to before it, because of what came after it"
 
 
@@ -56,16 +56,24 @@ class Tiers:
     """What each rank has of a tensor that is sharded here."""
 
 
-def load(path: Path, rank: int, world_size: int | None = None, places: Places = NO_PLACES) -> Loaded:
+def load(
+    path: Path, rank: int, world_size: int | None = None, places: Places = NO_PLACES, wanted: Wanted = None
+) -> Loaded:
     """The checkpoint `path` as `rank` needs it. Damaged, Unreadable or Misfit; then no part of it may be used."""
     # Sizes are compared before memory is taken for what a manifest promises.
     manifest = store.check(path)
     read = functools.partial(store.read_file, path, manifest)
-    return assemble(path.name, manifest, rank, read, world_size, places)
+    return assemble(path.name, manifest, rank, read, world_size, places, wanted)
 
 
 def recall(
-    segment: Path, step: int, run: str | None, rank: int, world_size: int | None = None, places: Places = NO_PLACES
+    segment: Path,
+    step: int,
+    run: str | None,
+    rank: int,
+    world_size: int | None = None,
+    places: Places = NO_PLACES,
+    wanted: Wanted = None,
 ) -> Loaded:
     """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
     snapshot = snapshots.find(segment, step)
@@ -77,7 +85,7 @@ def recall(
     files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
     read: Read = lambda file, sink: _taken(files[file], sink)  # noqa: E731
     try:
-        loaded = assemble(f"{_SNAPSHOT}{step}", manifest, rank, read, world_size, places)
+        loaded = assemble(f"{SNAPSHOT}{step}", manifest, rank, read, world_size, places, wanted)
     except Misfit as error:
         raise Damaged(str(error)) from None  # there is no digest that could tell
     if not snapshots.unchanged(snapshot):
@@ -97,8 +105,8 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
 def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict[str, Any]]:
     here = ranks.rank, ranks.world_size, tiers.places or NO_PLACES
     try:
-        if name.startswith(_SNAPSHOT) and tiers.segment:
-            loaded = recall(tiers.segment, int(name.removeprefix(_SNAPSHOT)), tiers.run, *here)
+        if name.startswith(SNAPSHOT) and tiers.segment:
+            loaded = recall(tiers.segment, int(name.removeprefix(SNAPSHOT)), tiers.run, *here)
         else:
             loaded = load(tiers.folder / name, *here)
     except Damaged as error:
@@ -147,16 +155,16 @@ def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]
     return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk))) for name in covered]
 
 
-def _next(tiers: Tiers, tried: list[str]) -> str | None:
+def newest(tiers: Tiers, tried: list[str]) -> str | None:
     """The newest state that was not tried. If both tiers have its step: the checkpoint, since it can be verified."""
     names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
     if tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
-        names.append((step, 0, f"{_SNAPSHOT}{step}"))
+        names.append((step, 0, f"{SNAPSHOT}{step}"))
     return max(((at, tier, name) for at, tier, name in names if name not in tried), default=(0, 0, None))[2]
 
 
 def _set_aside(tiers: Tiers, name: str, reason: str, damaged: bool, disk: Disk) -> str | None:
-    if not damaged or name.startswith(_SNAPSHOT):
+    if not damaged or name.startswith(SNAPSHOT):
         return None
     try:
         return str(retention.quarantine(tiers.folder, name, reason, disk))
@@ -197,7 +205,7 @@ def restore(
 def _newest_whole(
     tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None], tried: list[str]
 ) -> Loaded | None:
-    while (name := ranks.lead(lambda: _next(tiers, tried))) is not None:
+    while (name := ranks.lead(lambda: newest(tiers, tried))) is not None:
         tried.append(name)
         loaded, report = _attempt(tiers, name, ranks)
         reports = ranks.exchange(report)
@@ -206,10 +214,10 @@ def _newest_whole(
             return loaded
         loaded = None
         reason, damaged = problem
-        if any(report.get("misfit") for report in reports) and not (damaged or name.startswith(_SNAPSHOT)):
+        if any(report.get("misfit") for report in reports) and not (damaged or name.startswith(SNAPSHOT)):
             raise CheckpointMismatch(f"{tiers.folder / name} cannot be used, and it is not damaged: {reason}")
         moved = ranks.lead(lambda n=name, r=reason, d=damaged: _set_aside(tiers, n, r, d, disk))  # type: ignore[misc]
-        path = None if name.startswith(_SNAPSHOT) else tiers.folder / name
+        path = None if name.startswith(SNAPSHOT) else tiers.folder / name
         told = reason if path else f"the {name} cannot be used: {reason}; an older state is looked for"
         on_bad(Bad(path, told, Path(moved) if moved else None))
     return None

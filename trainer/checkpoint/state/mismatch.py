@@ -68,10 +68,28 @@ def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | No
     except (KeyError, TypeError):
         return []  # not a torch optimizer; its load_state_dict decides
     if ours != theirs:
-        return [f"its optimizer's groups have {theirs} parameters, this optimizer's have {ours}"]
+        how = "; add a group before restore(), which peek() helps with, or restore(partial=True)"
+        added = how if len(ours) != len(theirs) else ""
+        return [f"its optimizer's groups have {theirs} parameters, this optimizer's have {ours}{added}"]
     if not isinstance(optimizer, torch.optim.Optimizer):
         return []
     return [*_of_another_class(optimizer, stored), *_misshapen(optimizer, stored, names or [])]
+
+
+def another_class(optimizer: torch.optim.Optimizer, stored: Any) -> str | None:
+    """A sentence, if `stored` is not the state of an optimizer of this class."""
+    try:
+        return next(_of_another_class(optimizer, stored), None)
+    except (KeyError, TypeError):
+        return "its optimizer's state is not of an optimizer of torch"
+
+
+def misshapen(param: torch.Tensor, states: Any) -> bool:
+    """Whether `states`, an optimizer's of one parameter, are of a parameter of another shape than `param`."""
+    return any(
+        isinstance(value, torch.Tensor) and key in _LIKE_THE_PARAMETER and value.shape != param.shape
+        for key, value in (states.items() if isinstance(states, dict) else ())
+    )
 
 
 def _of_another_class(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> Iterator[str]:

@@ -83,10 +83,11 @@ def _references(value: Any) -> Iterator[Reference]:
         yield from _references(inner)
 
 
-def _put_back(value: Any, values: Mapping[str, Any]) -> Any:
+def with_values(value: Any, values: Mapping[str, Any]) -> Any:
+    """`value` with this rank's `values`, by path, in their places; None for one that is not there."""
     if isinstance(value, Reference):
         return values.get(value.path)
-    return replaced(value, lambda inner: _put_back(inner, values))
+    return replaced(value, lambda inner: with_values(inner, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Resize:
         if self._was == self._world_size:
             state.update({name: own[name] for name in OWN if name in own})
             values = own.get("per_rank") or {}
-            return Settlement({key: _put_back(value, values) for key, value in state.items()})
+            return Settlement({key: with_values(value, values) for key, value in state.items()})
         everyone = list(saved.everyone or ())
         notices: list[str] = []
         afresh: set[str] = set()
@@ -130,7 +131,7 @@ class Resize:
             found = self._moved(path, states, mark.reshard if mark else None, notices)
             values[path] = found[0] if found else mark.value if mark else None
         return Settlement(
-            {key: _put_back(value, values) for key, value in state.items()}, frozenset(afresh), tuple(notices)
+            {key: with_values(value, values) for key, value in state.items()}, frozenset(afresh), tuple(notices)
         )
 
     def _with_buffers(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import CheckpointMismatch, StateError
 from ..sharded.held import local_of
-from . import mismatch, rng, several
+from . import mismatch, partial, rng, several
 from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
 from .parameters import Parameters, names_of, reordered
@@ -134,11 +134,30 @@ def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
     return state
 
 
-def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> list[str]:
+def fitted(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], list[str]]:
+    """`state`, as far as it fits `parts`, and what they have else; and sentences about the differences."""
+    found, told = dict(state), list[str]()
+    if "model" in parts and state.get("model"):
+        found["model"], told = partial.model(parts["model"].state_dict(), state["model"])
+    for name in (name for name in several.of("optimizer", parts) if name in state):
+        names = f"parameters{name.removeprefix('optimizer')}"
+        theirs, ours = names_of(state.get(names)), names_of(parts.get(names))
+        found[name], more = partial.optimizer(parts[name], state[name], theirs, ours)
+        told += [f"{several.told(name)}: {text}" for text in more] if "." in name else more
+    if parts.get("gradients") is not None and state.get("gradients"):
+        found["gradients"] = partial.gradients(parts["gradients"], state["gradients"])
+    return found, [f"{where}: {text}" for text in told]
+
+
+def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str, in_part: bool = False) -> list[str]:
     """Every part goes on from `state`. Returns a sentence for each part that was not restored because only one side has
-    it. CheckpointMismatch if the state is of another model or optimizer; then nothing was changed."""
-    state = check(parts, state, where)
-    missing = []
+    it. CheckpointMismatch if the state is of another model or optimizer; then nothing was changed. `in_part`: what fits
+    is restored, and sentences tell of the rest."""
+    missing: list[str] = []
+    if in_part:
+        state, missing = fitted(parts, state, where)
+    else:
+        state = check(parts, state, where)
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
         parts["ddp"].load_state_dict(state.get("ddp") or {})
