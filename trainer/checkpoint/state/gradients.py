@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..errors import StateError
+from ..sharded.held import is_sharded
 from . import several
 
 
@@ -21,7 +23,17 @@ class Waiting:
         self._parts = parts
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: param.grad for name, param in self._params() if param.grad is not None}
+        found = {}
+        for name, param in self._params():
+            if is_sharded(param):
+                # FSDP2 keeps gradients that are not reduced yet where nobody sees them.
+                raise StateError(
+                    f"{name} is sharded over ranks (DTensor): its gradients cannot be saved; leave grads=True out and "
+                    "call step() of the Checkpointer only after optimizer.step()"
+                )
+            if param.grad is not None:
+                found[name] = param.grad
+        return found
 
     def check(self, state: Mapping[str, torch.Tensor]) -> list[str]:
         """What in `state` is no gradient of a parameter here."""
