@@ -21,6 +21,8 @@ fi
 case "${1-}" in
   test)
     shift
+    # Its many processes share what the first of them has compiled.
+    unset PYTHONDONTWRITEBYTECODE
     # Three a core: tests wait for processes part of their time.
     exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 3)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
     ;;

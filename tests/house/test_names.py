@@ -66,7 +66,7 @@ def test_one_package_under_every_name(run: Run) -> None:
     assert (run.folder / "ours").exists()
 
 
-@pytest.mark.parametrize("package", [True, False], ids=["package", "module"])
+@pytest.mark.parametrize("package", [True, pytest.param(False, marks=pytest.mark.long)], ids=["package", "module"])
 @pytest.mark.parametrize("standby", ["--standby", pytest.param("--no-standby", marks=pytest.mark.long)])
 def test_users_modules_beside_the_script(run: Run, package: bool, standby: str) -> None:
     """They are found before ours, in forked and in fresh ranks, and by the children that these spawn."""
@@ -75,7 +75,7 @@ def test_users_modules_beside_the_script(run: Run, package: bool, standby: str) 
     assert {"done0", "done1", "child"} <= {path.name for path in run.folder.iterdir()}
 
 
-@pytest.mark.parametrize("package", [True, False], ids=["package", "module"])
+@pytest.mark.parametrize("package", [pytest.param(True, marks=pytest.mark.long), False], ids=["package", "module"])
 def test_users_modules_on_pythonpath(run: Run, package: bool) -> None:
     """With PYTHONPATH=src and a trainer in src/, the command line works and the script gets its own."""
     theirs(run.folder / "src", package)

@@ -144,9 +144,9 @@ def test_without_a_fork_server_groups_wait_cold(run: Run) -> None:
         "from _supervisor.commands.cli import run\n"
         "sys.exit(run(sys.argv[1:]))"
     )
-    run.start("--nproc", "2", run.script(STEPPING), *ENDLESS, program=[sys.executable, "-c", code])
+    run.start("--nproc", "1", run.script(STEPPING), *ENDLESS, program=[sys.executable, "-c", code])
     standby = run.until_event("standby_ready")
-    run.cli("inject", "run", "kill:rank=1")
+    run.cli("inject", "run", "kill")
     run.until_event("first_step", 2)
     stop(run)
 
