@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .checkpointer import Checkpointer
     from .partly import load
     from .plain import load_checkpoint, save_checkpoint
+    from .sharded.slices import Shard
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "Damaged",
     "NoUsableCheckpoint",
     "PerRank",
+    "Shard",
     "StateError",
     "Unreadable",
     "load",
@@ -44,6 +46,10 @@ def __getattr__(name: str) -> Any:
         from .partly import load
 
         return load
+    if name == "Shard":
+        from .sharded.slices import Shard
+
+        return Shard
     if name in ("save_checkpoint", "load_checkpoint"):
         from . import plain
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
 from .replicas import Replicas
 from .sharded.places import Places
+from .sharded.slices import Shard, Slices
 from .source import Extra, Source
 from .state import buckets, several
 from .state.gradients import Gradients
@@ -95,7 +96,7 @@ class Checkpointer(Losses):
 
     The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of
     the state (see Buckets). Make DDP before restore(). StateError if it cannot be restored. A DTensor (FSDP2) comes
-    back as what each rank has of it now, on any number of ranks.
+    back as what each rank has of it now, on any number of ranks. `shard_spec` declares slices made by hand (see Shard).
     """
 
     _of_rank_0: frozenset[str] = frozenset()  # parts that are rank 0's by design, and not compared
@@ -122,10 +123,12 @@ class Checkpointer(Losses):
         on_resize: OnResize = "refuse",
         grads: bool = False,
         replicas: Compared = "check",
+        shard_spec: Mapping[str, Shard] | None = None,
     ) -> None:
         here = supervised()
         self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
         self._replicas = Replicas(self._ranks, self._of_rank_0, checked_replicas(replicas) == "trust")
+        self._slices = Slices(shard_spec)
         model = several.with_ema(model, ema)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data, grads=grads)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
@@ -164,8 +167,9 @@ class Checkpointer(Losses):
         refuse_unready(self._parts.get("model"))
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
+        self._slices.learn(self._parts, self._ranks)
         fresh = self._capture()[0]
-        if (loaded := self._find(Places(self._parts, fresh))) is not None:
+        if (loaded := self._find(Places(self._parts, fresh, self._slices))) is not None:
             self._put_back(loaded, fresh, partial)
             self._apply_own(loaded)
         return self._go_on(loaded)
@@ -177,7 +181,7 @@ class Checkpointer(Losses):
         self._parts = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
         self._gradients = Gradients(self._parts)
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
-        self._source = Source(self._parts, self._extra, self._replicas)
+        self._source = Source(self._parts, self._extra, self._replicas, self._slices)
 
     def _find(self, places: Places | None = None) -> Loaded | None:
         """The newest good state, the same on every rank (of sharded tensors: `places`). No part has it yet."""

@@ -9,7 +9,8 @@ from typing import Any
 from .format.plan import Spec
 from .replicas import Replicas
 from .sharded.layouts import Layouts
-from .state.packing import Packed
+from .sharded.slices import Slices
+from .state.packing import Packed, pack
 from .state.per_rank import buffers_of
 from .state.state import Stateful, capture, capture_own, capture_rank
 
@@ -19,8 +20,11 @@ Extra = dict[str, Any] | Callable[[], dict[str, Any]] | None
 class Source:
     """The state of `parts` and `extra` on this rank."""
 
-    def __init__(self, parts: Mapping[str, Stateful], extra: Extra, replicas: Replicas) -> None:
-        self._parts, self._extra, self.replicas, self.layouts = parts, extra, replicas, Layouts()
+    def __init__(self, parts: Mapping[str, Stateful], extra: Extra, replicas: Replicas, slices: Slices) -> None:
+        self._parts, self._extra, self.replicas, self.layouts = parts, extra, replicas, Layouts(slices)
+
+    def _pack(self, state: Any) -> Packed:
+        return pack(state, slices=self.layouts.slices.held)
 
     def extra(self) -> dict[str, Any]:
         """What `extra` gives now."""
@@ -33,7 +37,7 @@ class Source:
         return buffers_of(self._parts.get("model"), specs, self.replicas.differing)
 
     def shared(self, step: int) -> Packed:
-        shared = capture(self._parts, step, self.extra())
+        shared = capture(self._parts, step, self.extra(), self._pack)
         return replace(shared, led=self.led(shared.replicated))
 
     def whole(self, step: int, rank: int) -> tuple[Packed, Packed]:

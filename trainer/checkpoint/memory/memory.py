@@ -99,7 +99,7 @@ class Memory:
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
-        self._packer = Packer(self._steadiness, led)
+        self._packer = Packer(self._steadiness, led, (layouts or Layouts()).slices.held)
         self._layouts = layouts
         self._unsteady: frozenset[int] = frozenset()
         """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""

@@ -19,6 +19,7 @@ from ..format.boxes import Box, check_cover, whole
 from ..format.plan import Layout, Spec, plan, shared_out
 from ..group import Ranks
 from ..state.packing import Packed
+from .slices import Slices
 
 
 def held_by(shared: Packed) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def held_by(shared: Packed) -> dict[str, Any]:
 class Layouts:
     """The layout of one run, as its ranks have agreed on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, slices: Slices | None = None) -> None:
+        self.slices = slices or Slices()
         self._digests: list[str] = []
         self._layout: Layout | None = None
         """The layout of a sharded state; None for one that all ranks hold whole."""

@@ -8,7 +8,7 @@ anything else       the whole tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..state import several, tree
 from ..state.packing import Packed
 from ..state.parameters import names_of
 from .held import Held, held, is_sharded
+from .slices import Slices
 
 
 class _Name(str):
@@ -28,8 +29,8 @@ class _Name(str):
 class Places:
     """The boxes that this rank needs, with the parts `parts`, whose state is `fresh`."""
 
-    def __init__(self, parts: Mapping[str, Any], fresh: Packed) -> None:
-        self._fresh, self._parts = fresh, parts
+    def __init__(self, parts: Mapping[str, Any], fresh: Packed, slices: Slices) -> None:
+        self._fresh, self._parts, self._slices = fresh, parts, slices
 
     def __call__(self, manifest: Manifest) -> dict[str, Held]:
         """By name, the boxes of those tensors of `manifest` that are sharded here."""
@@ -43,7 +44,7 @@ class Places:
         return {name: _typed(place, manifest.tensors[name]) for name, place in found.items()}
 
     def _of_optimizer(self, part: str, manifest: Manifest) -> list[tuple[str, Held]]:
-        params = _held_params(self._parts[part])
+        params = _held_params(self._parts[part], self._slices.of_params(part))
         if not any(params):
             return []
         names = f"parameters{part.removeprefix('optimizer')}"
@@ -67,12 +68,14 @@ class Places:
         return found
 
 
-def _held_params(optimizer: Any) -> list[Held | None]:
-    """The parameters of `optimizer`, in its order; None for one that every rank has whole."""
+def _held_params(optimizer: Any, slices: Sequence[Held | None]) -> list[Held | None]:
+    """The parameters of `optimizer`, in its order, of which some are `slices`; None for one that every rank has
+    whole."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return []
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    return [held(param, "a parameter") if is_sharded(param) else None for param in params]
+    declared = slices or [None] * len(params)
+    return [held(p, "a parameter") if is_sharded(p) else slice for p, slice in zip(params, declared, strict=True)]
 
 
 def _of_param(param: Held, name: str, stored: StoredTensor) -> list[tuple[str, Held]]:

@@ -37,9 +37,17 @@ class Packed:
         return {name: spec for name, spec in self.specs.items() if name not in self.placed}
 
 
-def pack(state: Any, prefix: str = "") -> Packed:
+Declared = Callable[[str, torch.Tensor], "Held | None"]
+"""(path, tensor) -> what this rank holds of a global tensor, if the plain tensor is a slice of one."""
+
+
+def _none_declared(path: str, tensor: torch.Tensor) -> Held | None:
+    return None
+
+
+def pack(state: Any, prefix: str = "", slices: Declared = _none_declared) -> Packed:
     """`state`, split. StateError names the path of a value that a checkpoint cannot hold. With a `prefix` it is this
-    rank's alone, and has no sharded tensors."""
+    rank's alone, and has no sharded tensors. `slices` tells which plain tensors are slices of global ones."""
     found: dict[str, torch.Tensor] = {}
     specs: dict[str, Spec] = {}
     names: dict[tuple[Any, ...], str] = {}
@@ -53,8 +61,10 @@ def pack(state: Any, prefix: str = "") -> Packed:
             return path
         if not isinstance(value, torch.Tensor):
             return None
-        holding = held(value, path) if not prefix and is_sharded(value) else None
-        value = value if holding is None else local_of(value)
+        holding = None
+        if not prefix:
+            holding = held(value, path) if is_sharded(value) else slices(path, value)
+            value = local_of(value)
         spec = tensors.spec_of(value, path)
         # Tied weights are one tensor with two names. `found` keeps tensors alive, so an address means one tensor only.
         identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
@@ -160,8 +170,9 @@ class Packer:
         self,
         steadiness: Callable[[], Steadiness],
         led: Led = lambda specs: frozenset(),
+        slices: Declared = _none_declared,
     ) -> None:
-        self._steadiness, self._led = steadiness, led
+        self._steadiness, self._led, self._slices = steadiness, led, slices
         self._visits: list[_Visit] = []
         self._blocks: dict[tuple[str, ...], _Block] = {}
         self._last: Packed | None = None
@@ -177,7 +188,7 @@ class Packer:
         return self._afresh(state)
 
     def _afresh(self, state: Any) -> Packed:
-        packed = pack(state)
+        packed = pack(state, slices=self._slices)
         is_steady = self._steadiness()
         self._visits = []
 
