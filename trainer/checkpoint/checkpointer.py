@@ -25,6 +25,7 @@ from ..rundir.codes import ExitCode, Phase
 from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import segment_here
+from . import options
 from .disk.assembly import Loaded
 from .disk.commit import tidy
 from .disk.peek import Peek, peek
@@ -38,16 +39,6 @@ from .losses import Losses
 from .memory.memory import Place, opened
 from .memory.tier import Tier, Wish
 from .notices import Notices
-from .options import (
-    Compared,
-    Every,
-    One,
-    checked_every,
-    checked_keep,
-    checked_on_resize,
-    checked_replicas,
-    checked_resume,
-)
 from .partly import load
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
@@ -105,16 +96,16 @@ class Checkpointer(Losses):
     def __init__(
         self,
         *,
-        model: One[nn.Module | Stateful] = None,
-        optimizer: One[Stateful] = None,
-        scaler: One[Stateful] = None,
-        scheduler: One[Stateful] = None,
+        model: options.One[nn.Module | Stateful] = None,
+        optimizer: options.One[Stateful] = None,
+        scaler: options.One[Stateful] = None,
+        scheduler: options.One[Stateful] = None,
         ema: nn.Module | Stateful | None = None,
         data: Stateful | None = None,
         extra: Extra = None,
         directory: str | Path | None = None,
-        every: Every = "auto",
-        snapshot_every: Every = "auto",
+        every: options.Every = "auto",
+        snapshot_every: options.Every = "auto",
         keep: int = 3,
         resume: str | None = None,
         seed: int = 0,
@@ -122,22 +113,22 @@ class Checkpointer(Losses):
         spike: float | None = None,
         on_resize: OnResize = "refuse",
         grads: bool = False,
-        replicas: Compared = "check",
+        replicas: options.Compared = "check",
         shard_spec: Mapping[str, Shard] | None = None,
     ) -> None:
         here = supervised()
         self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
-        self._replicas = Replicas(self._ranks, self._of_rank_0, checked_replicas(replicas) == "trust")
+        self._replicas = Replicas(self._ranks, self._of_rank_0, options.checked_replicas(replicas) == "trust")
         self._slices = Slices(shard_spec)
         model = several.with_ema(model, ema)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data, grads=grads)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
         self.extra: dict[str, Any] = {}
-        self._every = checked_every(every, "every")
-        self._snapshot_every = checked_every(snapshot_every, "snapshot_every")
-        self._keep, self._seal = checked_keep(keep), seal
-        self.resume = checked_resume(resume or (here.resume if here else "auto"))
-        self._seed, self._on_resize = seed, checked_on_resize(on_resize)
+        self._every = options.checked_every(every, "every")
+        self._snapshot_every = options.checked_every(snapshot_every, "snapshot_every")
+        self._keep, self._seal = options.checked_keep(keep), seal
+        self.resume = options.checked_resume(resume or (here.resume if here else "auto"))
+        self._seed, self._on_resize = seed, options.checked_on_resize(on_resize)
         self._run = here.run.path.name if here else None
         self._attempt = here.attempt_number if here else None
         self._rollback = here.rollback if here else None

@@ -29,8 +29,8 @@ class _Name(str):
 class Places:
     """The boxes that this rank needs, with the parts `parts`, whose state is `fresh`."""
 
-    def __init__(self, parts: Mapping[str, Any], fresh: Packed, slices: Slices) -> None:
-        self._fresh, self._parts, self._slices = fresh, parts, slices
+    def __init__(self, parts: Mapping[str, Any], fresh: Packed, slices: Slices | None = None) -> None:
+        self._fresh, self._parts, self._slices = fresh, parts, slices or Slices()
 
     def __call__(self, manifest: Manifest) -> dict[str, Held]:
         """By name, the boxes of those tensors of `manifest` that are sharded here."""
