@@ -43,6 +43,35 @@ only once it was seen to differ."""
 _ADVICE = 'or make the Checkpointer with on_resize="reset", which begins it afresh'
 
 
+class Loader:
+    """A StatefulDataLoader of torchdata, as the part `data`. By itself it makes its iterator after the restore. That
+    draws from a generator, and without workers it leaves the loader's own one in another state than it had."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        # The first call may make the iterator, which draws: the generator comes after it.
+        state, generator = self._loader.state_dict(), self._loader.generator
+        return {"loader": state, "drawn": None if generator is None else generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state.keys() != {"loader", "drawn"}:  # as it was stored at first
+            self._loader.load_state_dict(state)
+            return
+        self._loader.load_state_dict(state["loader"])
+        self._loader.state_dict()  # the iterator is made now; the generators of this process are put back after it
+        if state["drawn"] is not None and self._loader.generator is not None:
+            self._loader.generator.set_state(state["drawn"])
+
+
+def as_loader(data: Any) -> Any:
+    """`data`, or a Loader around it."""
+    kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(data).__mro__)
+    known = ("torchdata", "StatefulDataLoader") in kinds
+    return Loader(data) if known and not hasattr(data, "reshard") else data
+
+
 class Saved(Protocol):
     """The fields of a loaded checkpoint that are needed here."""
 

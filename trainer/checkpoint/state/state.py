@@ -23,7 +23,7 @@ from . import mismatch, partial, rng, several
 from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
 from .parameters import Parameters, names_of, reordered
-from .per_rank import OWN, own_state
+from .per_rank import OWN, as_loader, own_state
 
 _ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "gradients", "guard", "replicas")
 
@@ -54,6 +54,8 @@ def present(*, model: Any = None, grads: bool = False, **parts: Any) -> dict[str
     for name, part in parts.items():
         everything.update(several.named(name, part) if name in several.NAMED else {name: part})
     there = {name: part for name, part in everything.items() if part is not None}
+    if "data" in there:
+        there["data"] = as_loader(there["data"])
     if grads:
         there["gradients"] = Waiting(dict(there))
     for name in list(several.of("optimizer", there)):

@@ -1,0 +1,69 @@
+"""A StatefulDataLoader as `data=`: each batch after a restore is the one that was due."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.frameworks import needs
+from tests.support.jobs import ROOT, environment
+
+SCRIPT = """
+import json, sys, torch
+from torch import nn
+from torchdata.stateful_dataloader import StatefulDataLoader
+from trainer.checkpoint import Checkpointer
+
+class Numbers(torch.utils.data.Dataset):
+    def __init__(self, noise):
+        self.noise = noise
+    def __len__(self):
+        return 23
+    def __getitem__(self, index):
+        return float(index) + (torch.randn(4) if self.noise else torch.zeros(4))
+
+def run(folder, steps, workers, own):
+    # 23 samples are six batches: 14 steps are more than two epochs.
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    generator = torch.Generator().manual_seed(5) if own else None
+    options = {"batch_size": 4, "shuffle": True, "num_workers": workers, "generator": generator}
+    loader = StatefulDataLoader(Numbers(not workers), **options)
+    ckpt = Checkpointer(model=model, optimizer=optimizer, data=loader, directory=folder, every=1)
+    step, seen = ckpt.restore(), []
+    while step < steps:
+        for batch in loader:
+            seen.append(batch[:, 0].tolist())
+            model(batch).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            ckpt.step(step)
+            if step >= steps:
+                break
+    ckpt._stop.close()
+    return seen, [value.tolist() for value in model.state_dict().values()], torch.get_rng_state().tolist()
+
+for case in ((0, True), (0, False), (2, True), (2, False)):
+    whole = run(f"whole{case}", 14, *case)
+    for kill in (2, 6, 7):
+        before = run(f"{case}-{kill}", kill, *case)
+        after = run(f"{case}-{kill}", 14, *case)
+        print(json.dumps([*case, kill, before[0] + after[0] == whole[0], after[1:] == whole[1:]]))
+"""
+
+
+def test_a_stateful_loader(tmp_path: Path) -> None:
+    """With workers and without (then its samples draw, too), with its own generator or without, stopped inside an
+    epoch and at its end: batches, weights and generators are those of a run that was not stopped."""
+    needs("torchdata")
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    cases = [(workers, own, kill) for workers in (0, 2) for own in (True, False) for kill in (2, 6, 7)]
+    assert found == [[*case, True, True] for case in cases]
