@@ -11,26 +11,31 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from tests.support.jobs import ROOT, environment, on_ranks
-from tests.support.mangled import FAST
+from tests.support.jobs import ROOT, environment, on_ranks, same
+from tests.support.mangled import FAST, SLOW
+from tests.trainer.checkpoint.test_boxes import boxes_of, partitions
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
+from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import StateError
-from trainer.checkpoint.format.boxes import Box
+from trainer.checkpoint.format.boxes import Box, whole
 from trainer.checkpoint.format.plan import Spec
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.sharded.held import Held, box_of
 from trainer.checkpoint.sharded.layouts import Layouts
+from trainer.checkpoint.state import tensors
 from trainer.checkpoint.state.packing import Packed, pack
+from trainer.checkpoint.state.state import capture_rank
+from trainer.rundir.files.durable import DISK
 
 
 def _run(place: Path, tier: str, layouts: Sequence[str]) -> list[dict[str, Any]]:
@@ -55,14 +60,14 @@ def _plain(layout: str) -> str:
     return f"{kind.partition('+')[0]}:{world}"
 
 
-MEMORY = ["2d:4", "fsdp+grows:2"]
-DISK = ["fsdp+rows:4", "fsdp+rows:2", "tp:2"]
+IN_MEMORY = ["2d:4", "fsdp+grows:2"]
+ON_DISK = ["fsdp+rows:4", "fsdp+rows:2", "tp:2"]
 
 
 @pytest.mark.parametrize(
     "layouts",
     [
-        MEMORY,
+        IN_MEMORY,
         pytest.param(
             ["fsdp:2", "fsdp:2", "fsdp:4", "fsdp:1", "tp:2", "tp:4", "2d:4", "2d:2", "hsdp:4", "hsdp:2", "kept:3"],
             marks=pytest.mark.long,
@@ -82,7 +87,7 @@ def test_from_memory(layouts: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "layouts",
     [
-        DISK,
+        ON_DISK,
         pytest.param(
             [
                 "hsdp:4",
@@ -238,3 +243,66 @@ def test_a_layout_is_agreed_anew_only_when_a_part_is_another() -> None:
         assert layouts.agree(pack({"w": torch.zeros(4)}), ranks).shares[0][0].count == 2
 
     assert on_ranks(2, body) == [None, None]
+
+
+_DTYPES = sorted(tensors.DTYPES)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[int, dict[str, tuple[str, tuple[int, ...], list[list[Box]], list[Box]]]]:
+    """A number of ranks, and tensors: type, shape, for each rank the box that it holds, and boxes that are read. Some
+    ranks hold the same box, some hold nothing."""
+    world = draw(st.integers(1, 4))
+    found = {}
+    for name in draw(st.sets(st.sampled_from(["model/a", "model/b", "extra/c", "x"]), min_size=1)):
+        shape, parts = draw(partitions())
+        order = draw(st.permutations(range(world)))
+        copies = draw(st.integers(1, max(1, world // max(1, len(parts)))))
+        if len(parts) * copies > world:
+            parts, copies = [whole(shape)], world
+        held = [[parts[place // copies]] if place < len(parts) * copies else [] for place in order]
+        wanted = [draw(boxes_of(shape)) for _ in range(world)]
+        found[name] = (draw(st.sampled_from(_DTYPES)), shape, held, wanted)
+    return world, found
+
+
+@settings(parent=SLOW, max_examples=40)
+@given(states(), st.integers(0, 2**32))
+def test_any_boxes_are_read_as_any_others(
+    tmp_path_factory: pytest.TempPathFactory, state: tuple[int, dict[str, Any]], seed: int
+) -> None:
+    """Saved by ranks that hold some boxes, read by ranks that need others: the elements are those of the whole, of any
+    type."""
+    world, held = state
+    folder = tmp_path_factory.mktemp("boxes")
+    numbers = torch.Generator().manual_seed(seed)
+    wholes = {
+        name: torch.randint(
+            2 if dtype == "BOOL" else 256, (Spec(dtype, shape).bytes,), dtype=torch.uint8, generator=numbers
+        )
+        .view(tensors.DTYPES[dtype])
+        .reshape(shape)
+        for name, (dtype, shape, *_) in held.items()
+    }
+
+    def body(ranks: Ranks) -> Any:
+        parts, placed = {}, {}
+        for name, (dtype, shape, boxes, _) in held.items():
+            mine = (boxes[ranks.rank] or [Box((0,) * len(shape), (0,) * len(shape))])[0]
+            parts[name] = wholes[name][mine.slices].clone()
+            placed[name] = Held(Spec(dtype, shape), mine if wholes[name].numel() else whole(shape))
+        packed = Packed(
+            {name: {"$tensor": name} for name in parts},
+            parts,
+            {name: Spec(held[name][0], tuple(part.shape)) for name, part in parts.items()},
+            placed=placed,
+        )
+        layout = Layouts().agree(packed, ranks)
+        order = Order(folder, 1, packed, capture_rank(ranks.rank), layout=layout)
+        assert save(order, ranks, DISK).error is None
+        wanted = {name: Held(Spec(dtype, shape), boxes[ranks.rank]) for name, (dtype, shape, _, boxes) in held.items()}
+        read = load(folder / "step-00000001", ranks.rank, world, lambda manifest: wanted).shared
+        return all(same(read[name], wholes[name][place.box.slices]) for name, place in wanted.items())
+
+    assert on_ranks(world, body) == [True] * world
+    assert same(load(folder / "step-00000001", 0).shared, wholes)

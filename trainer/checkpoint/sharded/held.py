@@ -44,6 +44,16 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return local
 
 
+def locals_of(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What this rank has of each of `values`. The list itself if there can be no DTensor among them."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return values
+    kind: Any = module.DTensor
+    with torch.no_grad():
+        return [value.to_local() if isinstance(value, kind) else value for value in values]
+
+
 def placement_of(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What says which box of a DTensor this rank has; None for any other tensor."""
     if not is_sharded(tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..format.plan import Spec
-from ..sharded.held import Held, held, is_sharded, local_of, placement_of
+from ..sharded.held import Held, held, is_sharded, local_of, locals_of, placement_of
 from . import tensors, tree
 from .marks import PerRank
 
@@ -155,11 +155,6 @@ def _without(state: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[s
     return {**state, head: _without(state[head], tuple(rest), value) if rest else value}
 
 
-def _locals(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What this rank has of each of `values`. The list itself if none is sharded."""
-    return [local_of(value) for value in values] if any(map(is_sharded, values)) else values
-
-
 class Packer:
     """pack() with a memory: `specs` and `steady` of the result stay the same objects as long as no tensor has moved.
 
@@ -227,7 +222,7 @@ class Packer:
             return
         met = {id(v) for v in inside}
         self._visits = [v for v in self._visits if id(v) not in met]
-        identities = _identities(found[1], _locals(found[1]))
+        identities = _identities(found[1], locals_of(found[1]))
         self._blocks[path] = _Block(found[0], [v.name for v in inside], identities, encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
@@ -256,7 +251,7 @@ class Packer:
 
         for path, block in self._blocks.items():
             now = _block_at(state, path)
-            local = [] if now is None else _locals(now[1])
+            local = [] if now is None else locals_of(now[1])
             if now is None or now[0] != block.keys or _identities(now[1], local) != block.identities:
                 raise _Moved
             found.update(zip(block.names, local, strict=True))
