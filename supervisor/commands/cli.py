@@ -33,7 +33,23 @@ COMMANDS = {
     "doctor": "Check this machine for what would harm a run.",
     "gc": "Find and remove the leftovers of dead runs.",
 }
-ALIASES = {"inject-failure": "inject"}
+ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
+_WORDS = {
+    "train": "launch",
+    "start": "launch",
+    "continue": "resume",
+    "top": "status",
+    "show": "status",
+    "describe": "status",
+    "attach": "tail",
+    "watch": "tail",
+    "kill": "stop --now",
+    "cancel": "stop",
+    "down": "stop",
+    "rm": "gc",
+    "clean": "gc",
+}
+"""What other tools call a command, and ours that does it."""
 
 EPILOG = """\b
 Start here:
@@ -49,6 +65,14 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`help` and `version` are words for the options."""
+        if args and args[0] == "help":
+            args = [*args[1:2], "--help"]
+        elif args and args[0] == "version":
+            args = ["--version"]
+        return super().parse_args(ctx, args)
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         name = ALIASES.get(name, name)
         if name not in COMMANDS:
@@ -63,13 +87,21 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
-            hint = did_you_mean(args[0], COMMANDS, "see: supervise --help")
-            raise click.UsageError(f"no command {args[0]!r}; {hint}")
+            if args[0].endswith(".py") and Path(args[0]).is_file():
+                return super().resolve_command(ctx, ["launch", *args])
+            raise click.UsageError(f"no command {args[0]!r}{_hint(args[0])}")
         return super().resolve_command(ctx, args)
 
 
+def _hint(word: str) -> str:
+    if word in _WORDS:
+        return f"; did you mean '{_WORDS[word]}'?"
+    close = did_you_mean(word, [*COMMANDS, *ALIASES], " ")
+    return f"; {close}" if close.strip() else ""
+
+
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="supervise", prog_name="supervise")
+@click.version_option(None, "-V", "--version", package_name="supervise", prog_name="supervise")
 def supervise() -> None:
     """Launch PyTorch training, go home, find it finished.
 
@@ -83,6 +115,10 @@ def run(arguments: Sequence[str]) -> int:
         result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
     except (Refusal, InternalError) as ended:
         return _say(str(ended), ended.exit_code)
+    except click.exceptions.NoArgsIsHelpError as asked:
+        # A command that needs another word after it: its help says which.
+        asked.show(sys.stdout)
+        return 0
     except click.UsageError as error:
         return _say(_usage(error), ExitCode.USAGE)
     except click.ClickException as error:

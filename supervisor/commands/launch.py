@@ -16,7 +16,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import console
+from supervisor.commands import console, torchrun
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
 from supervisor.commands.options import (
@@ -44,6 +44,7 @@ from supervisor.run.status import story_of
 from trainer.adapters.choice import NAMES
 from trainer.rundir import variables
 from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.records.faults import parse_fault
 
 BUILT_IN = next(iter(console.BUILT_IN))
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -53,7 +54,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """The values of supervise.toml become click's default_map. So the environment is stronger, and the defaults are
     weaker."""
-    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config"]
+    options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config" and not p.hidden]
     names = {_key(p.opts): str(p.name) for p in options}
     settings = {names[key]: setting for key, setting in read_config(value, names).items()}
     for option in options:
@@ -82,7 +83,24 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return option
 
 
-@click.command(context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+class Launch(click.Command):
+    """Takes the command of torchrun or python that somebody has for a script, in place of the script."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        script = found["command_line"]
+        return super().parse_args(ctx, (isinstance(script, tuple) and torchrun.unwrapped(args, script)) or args)
+
+
+@click.command(
+    cls=Launch,
+    context_settings={
+        "allow_interspersed_args": False,
+        "help_option_names": ["-h", "--help"],
+        # torchrun takes both spellings.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -140,6 +158,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     help="A fault to fire once, as kill:rank=1@step=40. Repeatable.",
 )
 @session_flags
+@torchrun.spellings
 @click.option("-m", "--module", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
 @click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -150,6 +169,10 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     run. If only its supervisor has died, it continues with the living ranks.
     """
     _warn_unknown_environment(ctx)
+    torchrun.on_one_node(given.pop("nnodes"))
+    given["nproc"] = torchrun.ranks(
+        given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")
+    )
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
         return _launched(run, spec, detached, as_json, quiet)
@@ -208,6 +231,11 @@ def _sound(options: Mapping[str, Any]) -> None:
     if options["spawns"] and options["nproc"] > 1:
         often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
+    for fault in map(parse_fault, options["inject"]):
+        # A script that is started once may start ranks itself.
+        if (fault.rank or 0) >= options["nproc"] > 1:
+            last = options["nproc"] - 1
+            raise Refusal(f"--inject {fault.text}: there is no rank {fault.rank}; the ranks are 0 to {last}")
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])
     adapter = options["adapter"]

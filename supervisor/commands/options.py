@@ -87,16 +87,20 @@ class Words(click.ParamType[Any]):
 
 
 class Nproc(click.ParamType[Any]):
-    """Ranks to start: a number, or `auto` for one per GPU (without a GPU, one per core)."""
+    """Ranks to start: a number, or `auto` for one per GPU (without a GPU, one per core). torchrun's `gpu` is for a
+    machine that has some, its `cpu` is one per core."""
 
     name = "n|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         cores = os.cpu_count() or 1
-        if value == "auto":
-            return count_gpus() or cores
+        if value in ("auto", "gpu", "cpu"):
+            gpus = 0 if value == "cpu" else count_gpus()
+            if value == "gpu" and not gpus:
+                self.fail("'gpu' is one rank per GPU, and nvidia-smi lists none", param, ctx)
+            return gpus or cores
         if not re.fullmatch(r"-?\d+", str(value)):
-            self.fail(f"{value!r} is neither a number nor 'auto'", param, ctx)
+            self.fail(f"{value!r} is neither a number nor 'auto', 'gpu' or 'cpu'", param, ctx)
         count = int(value)
         most = max(32, 16 * cores, 2 * count_gpus() if count > 32 else 0)
         if count < 1:

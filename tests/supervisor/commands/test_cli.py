@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from supervisor.commands import torchrun
 from supervisor.commands.cli import ALIASES, COMMANDS
 from supervisor.commands.launch import command as launch
+from supervisor.errors import Refusal
 from tests.support.supervised import SUPERVISE, Run, until
 from trainer.rundir.layout import RunDir
 
@@ -23,19 +26,26 @@ LAUNCH_OPTIONS = (
     "--nproc --plain-saves --policy --quiet --resume --resume-args --run-dir --spawns --standby "
     "--startup-timeout --window"
 )
+TORCHRUN_OPTIONS = (
+    "--local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port --monitor-interval "
+    "--nnodes --no-python --node-rank --nproc-per-node --rdzv-backend --rdzv-conf --rdzv-endpoint --rdzv-id "
+    "--redirects --role --standalone --start-method --tee"
+)
+"""Taken, and not shown."""
 
 
 def test_commands_are_those_of_the_contract() -> None:
     """No command comes or goes unnoticed."""
     assert list(COMMANDS) == COMMAND_NAMES.split()
-    assert ALIASES == {"inject-failure": "inject"}
+    assert ALIASES == {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
 
 
 def test_launch_options_are_those_of_the_contract() -> None:
     """No option comes or goes unnoticed."""
-    names = [n for p in launch.params for n in (*p.opts, *p.secondary_opts) if n.startswith("--")]
-
-    assert sorted(names) == LAUNCH_OPTIONS.split()
+    for hidden, told in (False, LAUNCH_OPTIONS), (True, TORCHRUN_OPTIONS):
+        options = [p for p in launch.params if getattr(p, "hidden", False) is hidden]
+        names = [n for p in options for n in (*p.opts, *p.secondary_opts) if n.startswith("--")]
+        assert sorted(names) == told.split()
 
 
 @pytest.mark.parametrize("command", COMMAND_NAMES.split())
@@ -62,6 +72,18 @@ def test_help_loads_little() -> None:
     ("arguments", "code", "says"),
     [
         (["lunch"], 2, "did you mean 'launch'"),
+        (["train"], 2, "did you mean 'launch'"),
+        (["top"], 2, "did you mean 'status'"),
+        (["kill"], 2, "did you mean 'stop --now'"),
+        (["nowhere.py"], 2, "no command 'nowhere.py'; see: supervise --help"),
+        (["launch", "--nproc", "2", "torchrun", "--nproc_per_node", "4", "script.py"], 2, "give it once"),
+        (["launch", "--nnodes", "2", "script.py"], 2, "several nodes"),
+        (["launch", "torchrun", "--nnodes=1:4", "script.py"], 2, "several nodes"),
+        (["launch", "--no-python", "script.py"], 2, "give the script that"),
+        (["launch", "-n", "gpus", "script.py"], 2, "neither a number"),
+        (["launch", "python", "-O", "script.py"], 2, "leave out python"),
+        (["launch", "python3"], 2, "no script after it"),
+        (["launch", "--nproc", "2", "--inject", "kill:rank=2", "script.py"], 2, "the ranks are 0 to 1"),
         (["launch", "--nprc", "2", "script.py"], 2, "--nproc"),
         (["launch", "--nproc", "0", "script.py"], 2, "at least 1"),
         (["launch", "--nproc", "100000", "script.py"], 2, "too many"),
@@ -112,6 +134,48 @@ def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: 
     assert done.stdout == ""
     assert not list(run.folder.rglob("attempts"))
     assert (run.folder / "foreign" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("given", "said"), [((), 0), (("version",), 0), (("help", "ckpt"), 0), (("ckpt",), 0)])
+def test_help_is_text(run: Run, given: tuple[str, ...], said: int) -> None:
+    """On stdout, with its lines."""
+    done = run.cli(*given, check=said)
+    assert done.stderr == "" and "\\x0a" not in done.stdout
+    assert done.stdout.startswith("supervise, version" if "version" in given else "Usage: supervise")
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "options", "refused"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "2", [], True),
+        ("SLURM_JOB_NUM_NODES", "2", ["--nnodes", "1"], False),
+        ("SLURM_STEP_NUM_TASKS", "1", [], False),
+        ("PET_NNODES", "1:4", [], True),
+        ("OMPI_COMM_WORLD_SIZE", "4", [], True),
+        ("NNODES", "several", [], False),
+    ],
+)
+def test_several_nodes_are_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, count: str, options: list[str], refused: bool
+) -> None:
+    """`srun -N2 supervise launch` would be two trainings that both say they had finished."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "PET_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, count)
+    if refused:
+        with pytest.raises(Refusal, match=variable):
+            torchrun.on_one_node(options[1] if options else None)
+    else:
+        torchrun.on_one_node(options[1] if options else None)
+
+
+def test_torchruns_own_command(run: Run) -> None:
+    """The command that somebody has is taken as it is; what means nothing here is named."""
+    script = run.script("import os, sys\nopen('seen' + os.environ['RANK'], 'w').write(' '.join(sys.argv[1:]))")
+    words = "torchrun --standalone --nproc_per_node=2 --rdzv-backend c10d --max_restarts 0"
+    assert run.launch(*words.split(), script, "--lr", "1") == 0
+    assert [(run.folder / f"seen{rank}").read_text() for rank in range(2)] == ["--lr 1"] * 2
+    assert "--rdzv-backend is ignored" in (run.folder / "stderr").read_text()
 
 
 def test_config_file(run: Run) -> None:
