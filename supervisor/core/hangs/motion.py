@@ -24,6 +24,7 @@ from supervisor.core.words import Word
 
 ENOUGH = 3
 """Samples that are needed for a judgement."""
+_UNANSWERED = (Wait.LOCK, Wait.OTHER, Wait.UNKNOWN)
 _DEBUGGERS = ("/pdb.py", "/bdb.py", "/debugpy/", "/pydevd", "/ipdb/", "/pudb/", "/code.py", "IPython/terminal/")
 _HELD = 0.8
 """If a thread holds the GIL in this share of its samples, it counts as always holding it."""
@@ -52,6 +53,8 @@ class Running:
     held: int = 0
     """Samples in which the thread held the GIL."""
     ran: int = 0
+    answered: int = 0
+    """Samples in which it stood in a wait that something outside may end."""
     lines: frozenset[int] = frozenset()
     counts: bool = False
     """The variables of its innermost function have changed."""
@@ -109,8 +112,8 @@ class Motion:
 
     def _of(self, thread: Thread, own: Running) -> Kind:
         if 2 * own.ran < self.samples:
-            waits = thread.waits_for
-            return Kind.LOCKED if waits in (Wait.LOCK, Wait.OTHER, Wait.UNKNOWN, Wait.NONE) else Kind.ANSWERED
+            # All samples count: a loop that sleeps and looks may run in the last one.
+            return Kind.ANSWERED if 2 * own.answered >= self.samples - own.ran else Kind.LOCKED
         if own.held < _HELD * own.ran:
             return Kind.NATIVE
         if len(own.lines) > 1 or own.counts or thread.plain:
@@ -140,6 +143,7 @@ def _run(own: Running, before: Thread | None, thread: Thread) -> Running:
     return Running(
         held=own.held + (runs and thread.gil),
         ran=own.ran + runs,
+        answered=own.answered + (not runs and thread.waits_for not in _UNANSWERED),
         lines=own.lines | frozenset(frame.line for frame in thread.frames[:1]),
         counts=own.counts or (before is not None and before.inner != thread.inner),
     )

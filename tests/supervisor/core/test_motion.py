@@ -130,6 +130,18 @@ def test_a_function_that_goes_round() -> None:
         assert sampled(*samples).kind is kind
 
 
+def test_a_loop_that_sleeps_and_looks() -> None:
+    """It may run at any moment, the last one too, and is no lock: in the rank, or in the program that it waits for."""
+    looks = [thread(wait=Wait.TIMED)] * 4 + [spin()]
+    for last in range(5):
+        own = [Sample(0, each) for each in (looks * 3)[: 10 + last]]
+        child = [Sample(0, thread(wait=Wait.CHILD), children=(Child(7, 1, each.main),)) for each in own]
+        assert sampled(*own).kind is sampled(*child).kind is Kind.ANSWERED
+    # What is locked stays so, whatever a single sample shows.
+    assert sampled(*[Sample(0, lock())] * 9, Sample(0, spin())).kind is Kind.LOCKED
+    assert sampled(*[Sample(0, lock())] * 9, Sample(0, thread(wait=Wait.TIMED))).kind is Kind.LOCKED
+
+
 THREADS = st.builds(
     Thread,
     st.sampled_from([WORK, COLLECTIVE, JOIN, FETCH, IDLE_WORKER, STUCK_WORKER, WANDB, ()]),
