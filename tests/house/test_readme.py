@@ -71,7 +71,7 @@ def test_tables_are_complete() -> None:
 
 def test_options_are_as_declared() -> None:
     """The reference has a line for each option of launch, as its declaration has it."""
-    options = [p for p in launch.command.params if isinstance(p, click.Option)]
+    options = [p for p in launch.command.params if isinstance(p, click.Option) and not p.hidden]
     records = [option.get_help_record(click.Context(launch.command)) or ("", "") for option in options]
     rows = [f"| `{flag}` | {text} |" for flag, text in (map(_in_a_table, record) for record in records)]
     assert [line for line in REFERENCE.partition("\n## Exit codes")[0].splitlines() if line.startswith("| `")] == rows
