@@ -38,17 +38,18 @@ Times = dict[str, list[tuple[float, float]]]
 """By way: (wall, CPU) seconds of this rank, by round."""
 
 
-def _made(mb: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model and its optimizer, `mb` MB together, after one step."""
+def _made(mb: int, stepped: bool = True) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model and its optimizer, `mb` MB together, after one step; without that the optimizer has no states yet."""
     net = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(round(mb * 1e6 / WIDTH**2 / 12))])
     for layer in net:
         fully_shard(layer)
     fully_shard(net)
     optimizer = torch.optim.AdamW(net.parameters())
-    for param in net.parameters():
+    for param in net.parameters() if stepped else ():
         param.grad = torch.ones_like(param)
-    optimizer.step()
-    optimizer.zero_grad()
+    if stepped:
+        optimizer.step()
+        optimizer.zero_grad()
     return net, optimizer
 
 
@@ -63,18 +64,22 @@ def _checkpointer(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
     return Checkpointer(model=net, optimizer=optimizer, directory=folder, every=None)
 
 
-def _load(times: Times, way: str, net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def _load(times: Times, way: str, mb: int, folder: Path) -> None:
+    """As after a restart: the optimizer has no states yet."""
+    net, optimizer = _made(mb, stepped=False)
     ckpt = _checkpointer(net, optimizer, folder / "ours")
 
     def ours() -> None:
         assert ckpt.restore() > 0
+
+    _timed(times, f"{way}: ours, proved", ours)
+    net, optimizer = _made(mb, stepped=False)
 
     def theirs() -> None:
         model, state = get_state_dict(net, optimizer)
         dcp.load({"model": model, "optimizer": state}, checkpoint_id=folder / "dcp")
         set_state_dict(net, optimizer, model_state_dict=model, optim_state_dict=state)
 
-    _timed(times, f"{way}: ours, proved", ours)
     _timed(times, f"{way}: DCP", theirs)
 
 
@@ -108,7 +113,7 @@ def _save(times: Times, given: Any, folder: Path, rank: int) -> None:
         ckpt._saved, ckpt._done = -1, step
         _timed(mine, "save: ours, with digests", ckpt.save)
         _dcp(mine, net, optimizer, folder)
-        _load(mine, "load, as many ranks", net, optimizer, folder)
+        _load(mine, "load, as many ranks", given.mb, folder)
     assert memory.problem is None and memory.left_out is None
     memory.close()
 
@@ -122,9 +127,8 @@ def _rank(rank: int, world: int, folder: Path, given: Any) -> None:
     if world == given.ranks:
         _save(times, given, folder, rank)
     else:
-        net, optimizer = _made(given.mb)
-        for _ in range(given.rounds):
-            _load(times, f"load, {given.ranks} -> {world} ranks", net, optimizer, folder)
+        for number in range(-WARM, given.rounds):
+            _load(times if number >= 0 else {}, f"load, {given.ranks} -> {world} ranks", given.mb, folder)
     (folder / f"times-{world}-{rank}.json").write_text(json.dumps(times))
     dist.barrier()
 

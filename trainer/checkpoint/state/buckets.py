@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...rank import torch_patches
 from ..errors import StateError
+from ..sharded.held import is_sharded
 from . import several
 
 _ENOUGH = 3
@@ -101,6 +102,8 @@ class Buckets:
     def _look_around(self) -> None:
         if self._model is None or "" in self._ddps or self._world_size < _ENOUGH:
             return
+        if (params := list(self._model.parameters())) and all(map(is_sharded, params)):
+            return  # FSDP2 sums their gradients, and no DDP can be around them
         found = _around({id(module): name for name, module in self._model.named_modules()})
         self._ddps = {**found, **self._ddps}
         self._refuse()
