@@ -16,7 +16,7 @@ from supervisor.run.runs import find
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.store import Listed
 from trainer.checkpoint.errors import CheckpointError
-from trainer.rundir.layout import RunDir, committed_steps, step_name
+from trainer.rundir.layout import RunDir, committed_steps, step_name, step_of
 from trainer.rundir.programs import program
 
 KEEP_ALL = 1 << 30
@@ -36,6 +36,18 @@ def folder_of(name: str | None) -> tuple[RunDir | None, Path]:
         return None, Path(name)
     run = find(name).run
     return run, run.checkpoints
+
+
+def one_of(name: str, run: str | None) -> tuple[Path, Path]:
+    """The checkpoint `name`, a path or a step of `run`, and the metrics of its run. Refusal if there is none."""
+    path = Path(name)
+    if not name.isdecimal():
+        if step_of(path.absolute().name) is None or not path.is_dir():
+            raise Refusal(f"{name} is no checkpoint: give a step, or the path of a folder step-...")
+        return path.absolute(), RunDir(path.absolute().parent.parent).metrics
+    here, folder = folder_of(run)
+    step = steps_of(folder, int(name))[0]
+    return (folder / step_name(step)).absolute(), (here or RunDir(folder.parent)).metrics
 
 
 def steps_of(folder: Path, step: int | None) -> list[int]:

@@ -18,8 +18,6 @@ from tests.support.protocols import Marks, Protocol
 from tests.support.snapshots import snapshot_of
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.commit import tidy
-from trainer.checkpoint.disk.export import export_safetensors
-from trainer.checkpoint.disk.export_torch import export_torch
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import Tiers, restore
 from trainer.checkpoint.disk.save import Order, save
@@ -27,6 +25,8 @@ from trainer.checkpoint.errors import CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
+from trainer.checkpoint.transfer.safetensors_files import export_safetensors
+from trainer.checkpoint.transfer.torch_files import export_torch
 from trainer.gpt.metrics import Metrics
 from trainer.rundir.files.durable import DISK
 

@@ -47,10 +47,12 @@ def put_back(
 def draw_on(loaded: Loaded, rank: int, seed: int, where: str) -> str | None:
     """The generators go on as `rank` had left them. If it did not exist they are seeded, and a note says so. Returns a
     sentence if one of them cannot go on."""
-    if loaded.own is not None:
+    if loaded.own is not None and "rng" in loaded.own:
         lost = rng.apply(loaded.own["rng"])
         return None if lost is None else f"{where}: {lost}"
     rng.seed(seed, rank, loaded.manifest.step)
-    text = f"{where} is of {loaded.manifest.world_size} ranks: rank {rank} has freshly seeded generators"
+    world = loaded.manifest.world_size
+    why = f"is of {world} ranks" if rank >= world else "has no generators (it was imported)"
+    text = f"{where} {why}: rank {rank} has freshly seeded generators"
     progress().note("warning", text=text)
     return None

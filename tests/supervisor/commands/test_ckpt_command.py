@@ -23,6 +23,7 @@ from trainer.checkpoint.disk.save import Order, _write, save
 from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.state import capture, capture_rank
+from trainer.checkpoint.transfer.safetensors_files import export_safetensors
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import step_name
 
@@ -184,6 +185,52 @@ def test_export_never_overwrites(writer: Writer, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="exists"):
         call("export", writer, "-o", str(tmp_path / "a"))
     assert (tmp_path / "a").read_text() == "precious"
+
+
+def _invoke(*args: str) -> Result:
+    return CliRunner().invoke(ckpt.command, list(args), catch_exceptions=False)
+
+
+def test_show_and_diff(writer: Writer, model: nn.Module, tmp_path: Path) -> None:
+    """By a step or a path: what is in one, with its loss, and where two differ."""
+    writer.run.metrics.write_text('{"step": 30, "loss": 2.5}\n{"step": 40, "loss": 1.25}\n')
+    at = ("--run", str(writer.run.path))
+    found = json.loads(_invoke("show", "40", *at, "--json").stdout)
+    kinds = {one["name"]: (one["dtype"], one["shape"], one["kind"], one["bytes"]) for one in found["tensors"]}
+    assert (found["step"], found["world_size"], found["loss"]) == (40, 2, 1.25)
+    assert kinds["model/scale"] == ("BF16", [7], "replicated", 14)
+    assert kinds["rank1/rng/torch"][2] == "rank 1"
+    shown = _invoke("show", str(writer.run.checkpoints / step_name(30)))
+    assert ["model/scale", "BF16", "[7]", "14", "B", "replicated"] in [
+        line.split() for line in shown.stdout.splitlines()
+    ]
+
+    with torch.no_grad():
+        model.get_parameter("scale")[2] += 1
+    checkpoint(writer.run.checkpoints, 50, model)
+    told = json.loads(_invoke("diff", "40", "50", *at, "--json").stdout)
+    scale = next(one for one in told["differences"] if one["name"] == "model/scale")
+    assert (scale["elements"], scale["of"], told["same"]) == (1, 7, False)
+    for name, says in (("41", "there are: 10 20 30 40 50"), (str(tmp_path), "is no checkpoint: give a step")):
+        with pytest.raises(Refusal, match=says):
+            _invoke("show", name, *at)
+
+
+def test_import(model: nn.Module, tmp_path: Path) -> None:
+    """A file of torch.save is a checkpoint then; what is there stays, and a refusal leaves nothing."""
+    torch.save({"model": model.state_dict(), "step": 9}, tmp_path / "a.pt")
+    folder = tmp_path / "run" / "checkpoints"
+    found = json.loads(_invoke("import", str(tmp_path / "a.pt"), "-o", str(folder), "--json").stdout)
+    assert (found["checkpoint"], found["parts"]) == (str(folder / step_name(9)), ["model"])
+    export_safetensors(folder / step_name(9), tmp_path / "b")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in load_file(tmp_path / "b").items())
+    with pytest.raises(Refusal, match="has a checkpoint of step 9 already"):
+        _invoke("import", str(tmp_path / "a.pt"), "-o", str(folder))
+    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] in (
+        [step_name(9)],
+        ["latest", step_name(9)],
+        [step_name(9), "latest"],
+    )
 
 
 def test_a_folder_of_checkpoints_needs_no_run(writer: Writer) -> None:

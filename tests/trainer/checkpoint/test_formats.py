@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 
 from tests.support.jobs import holds, on_ranks, same, state_of
 from trainer.checkpoint.disk import store
-from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import CheckpointError, Damaged, Misfit
@@ -26,6 +25,7 @@ from trainer.checkpoint.format.manifest import BLOCK, Manifest
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
+from trainer.checkpoint.transfer.safetensors_files import export_safetensors
 from trainer.rundir.files.durable import DISK
 
 RECORDED = Path(__file__).parent / "format_1"

@@ -26,7 +26,6 @@ from tests.support.mangled import VALUES, as_json, bounded, files, is_one_line, 
 from tests.support.snapshots import snapshot_of
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.checkpoint.disk import store
-from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import Tiers, load, recall, restore
 from trainer.checkpoint.errors import CheckpointError, CheckpointMismatch, Damaged, Misfit, Unreadable
@@ -37,6 +36,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import board as boards
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import Board, Record
+from trainer.checkpoint.transfer.safetensors_files import export_safetensors
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.machine.shm import board_path, buffer_path
 

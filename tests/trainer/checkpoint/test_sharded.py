@@ -22,7 +22,6 @@ from tests.support.jobs import ROOT, environment, on_ranks, same
 from tests.support.mangled import FAST, SLOW
 from tests.trainer.checkpoint.test_boxes import boxes_of, partitions
 from trainer.checkpoint.disk import store
-from trainer.checkpoint.disk.export import export_safetensors
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.disk.save import Order, save
@@ -35,6 +34,7 @@ from trainer.checkpoint.sharded.layouts import Layouts
 from trainer.checkpoint.state import tensors
 from trainer.checkpoint.state.packing import Packed, pack
 from trainer.checkpoint.state.state import capture_rank
+from trainer.checkpoint.transfer.safetensors_files import export_safetensors
 from trainer.rundir.files.durable import DISK
 
 
