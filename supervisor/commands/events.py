@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from supervisor.commands.flags import run_argument
+from supervisor.commands.meant import to_read
 from supervisor.commands.stream import colours, stream
 from supervisor.commands.tail import known_event
 from supervisor.reading.choice import LEVELS, Choice
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_raw
 from supervisor.run.folder.lock import is_held
-from supervisor.run.runs import find
 
 
 @click.command("events")
@@ -22,7 +22,7 @@ from supervisor.run.runs import find
 @click.option("--level", type=click.Choice(LEVELS), default="info", help="Only at this level or above.")
 def command(run: str | None, as_json: bool, follow: bool, names: frozenset[str], level: str) -> None:
     """Show what happened in RUN (default: the newest), when (UTC), and why."""
-    known = find(run)
+    known = to_read(run)
     choice = Choice(names=names, level=level, logs=False)
     follower = RunFollower(known.run, lambda: is_held(known.run), choice)
     renderer: Renderer = render_raw if as_json else TextRenderer(follower.restarts, colours())

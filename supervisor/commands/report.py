@@ -9,12 +9,13 @@ import click
 
 from supervisor.commands.console import attempt_lines
 from supervisor.commands.flags import json_flag, run_argument
+from supervisor.commands.meant import to_read
 from supervisor.core.telling import ledger
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.run.runs import SCHEMA, find
+from supervisor.run.runs import SCHEMA
 from supervisor.run.status import story_of
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
@@ -25,7 +26,7 @@ from trainer.rundir.layout import RunDir
 @json_flag
 def command(run: str | None, as_json: bool) -> None:
     """Show the failures, the recoveries and the ledger of RUN, from its events alone."""
-    known = find(run)
+    known = to_read(run)
     story = story_of(known.run)
     now = story.last if story.state == RunState.LOST else time.monotonic() + story.offset
     body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now)}

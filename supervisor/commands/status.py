@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag, run_argument
+from supervisor.commands.meant import to_read
 from supervisor.core.size import human_seconds
 from supervisor.core.words import RunState
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
-from supervisor.run.runs import find
 from supervisor.run.status import status
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
@@ -23,7 +23,7 @@ from trainer.rundir.files.codec import encode
 @click.option("--exit-code", is_flag=True, help="Exit with the run's own code; 101 while it runs.")
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """Show the state of RUN (an id, a unique prefix, a path; the newest if omitted)."""
-    now = status(find(run))
+    now = status(to_read(run))
     click.echo(encode(now) if as_json else _text(now), nl=as_json)
     if not exit_code:
         return 0

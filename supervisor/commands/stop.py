@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from supervisor.commands.flags import run_argument
+from supervisor.commands.meant import to_act_on
 from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
 from supervisor.process.place import elsewhere, here
 from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import RunLock, holder, is_held
 from supervisor.run.folder.ownership import vet
-from supervisor.run.runs import Known, find
+from supervisor.run.runs import Known
 from supervisor.run.spec import restore
 from supervisor.run.status import story_of
 from trainer.rundir.codes import ExitCode
@@ -34,12 +35,12 @@ _READ = 5.0
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
 def command(run: str | None, now: bool, no_wait: bool) -> int:
-    """Ask RUN's supervisor to stop the run, and wait until no process of it is alive.
+    """Ask the supervisor of RUN (default: the only run that runs) to stop, and wait until no process of it is alive.
 
     If the supervisor is dead, this command ends the processes itself, in the same way. Then the exit code is that of
     the run: 103.
     """
-    known = find(run)
+    known = to_act_on(run)
     vet(known.run)
     if not is_held(known.run):
         return _end(known, now)

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import run_argument
+from supervisor.commands.meant import to_read
 from supervisor.commands.stream import colours, stream
 from supervisor.core.words import EventName
 from supervisor.reading.choice import LEVELS, Choice, parse_since
 from supervisor.reading.follow import RunFollower
 from supervisor.reading.render import Renderer, TextRenderer, render_json, render_raw
 from supervisor.run.folder.lock import is_held
-from supervisor.run.runs import find
 from trainer.rundir.nearest import did_you_mean
 
 
@@ -99,7 +99,7 @@ def command(
     A progress bar is shown as its last state. Control characters are removed or written out. `-o raw` gives the bytes
     of the logs as they are, and events only with --event. Ctrl-C ends the reading, not the run.
     """
-    known = find(run)
+    known = to_read(run)
     choice = Choice(
         attempt=attempt,
         rank=None if rank < 0 else rank,

@@ -1,0 +1,38 @@
+"""The run that a command is about if no RUN was given: the newest for a reader, the one that runs for a command that
+acts on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from supervisor.errors import Refusal
+from supervisor.reading.plain import plain
+from supervisor.run.folder.lock import is_held
+from supervisor.run.runs import Known, all_runs, find, load
+
+
+def to_read(name: str | None) -> Known:
+    """The run of that name, or the newest. If that one is over while another one runs, stderr says so."""
+    known = find(name)
+    if name is None and not is_held(known.run) and (others := _running()):
+        ids = " ".join(other.id for other in others)
+        click.echo(plain(f"supervise: this is {known.id}, the newest run, which is over; running now: {ids}"), err=True)
+    return known
+
+
+def to_act_on(name: str | None) -> Known:
+    """The run of that name, or the only one that runs. If none runs: the newest. Refusal if several run."""
+    if name is not None or load(Path()) is not None:
+        return find(name)
+    running = _running()
+    if len(running) > 1:
+        raise Refusal(f"{len(running)} runs are running; say which: {' '.join(each.id for each in running)}")
+    return running[0] if running else find(None)
+
+
+def _running() -> list[Known]:
+    if load(Path()) is not None:
+        return []
+    return [known for known in all_runs() if is_held(known.run)]
