@@ -32,7 +32,9 @@ def command(as_json: bool) -> None:
         click.echo("no runs here; start one with: supervise launch", err=True)
         return
     heads = ("run", "state", "attempt", "restarts", "step", "checkpoint", "created", "cause")
-    click.echo(table(heads, [[row[head] for head in heads] for row in rows]), nl=False)
+    # To the minute: a line then fits a terminal of 80 columns.
+    shown = [{**row, "created": row["created"].replace("T", " ")[:16]} for row in rows]
+    click.echo(table(heads, [[row[head] for head in heads] for row in shown]), nl=False)
 
 
 def _row(known: Known) -> dict[str, Any]:
