@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,12 @@ def import_(source: Path, output: Path, step: int | None, trust_pickle: bool, as
     output.mkdir(parents=True, exist_ok=True)
     own(output)
     number, trust = "" if step is None else str(step), "trust" if trust_pickle else ""
-    text = _torch_child("checkpoint.transfer.inward", str(source.absolute()), str(output.absolute()), number, trust)
-    found = json.loads(text)
+    given = str(source.absolute()), str(output.absolute()), number, trust
+    run = RunDir(output.absolute().parent)
+    with claimed(run) if run.run_json.exists() else nullcontext(True) as ours:
+        if not ours:
+            raise HeldByAnother("a supervisor holds this run; stop it first, or give another folder")
+        found = json.loads(_torch_child("checkpoint.transfer.inward", *given))
     path = output / step_name(found["step"])
     if found["left_out"]:
         click.echo(f"left out: {plain(' '.join(found['left_out']))}", err=True)
@@ -247,7 +252,7 @@ def _torch_child(module: str, *arguments: str) -> str:
     child = [sys.executable, *program(module), *arguments]
     done = subprocess.run(child, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Refusal((done.stderr.strip().splitlines() or ["torch failed"])[-1])
+        raise Refusal(plain((done.stderr.strip().splitlines() or ["torch failed"])[-1]))
     return done.stdout
 
 

@@ -27,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "find_unused_parameters": {"find_unused_parameters": True},
     "accumulated": {},
     "a part of the model": {},
+    "one of several": {},
 }
 STEPS = 3
 """DDP fills its buckets anew after its first backward: the second step is the first with those."""
@@ -54,7 +55,8 @@ def _train(way: str, rank: int, steps: int, directory: Path) -> Iterator[tuple[i
     ddp = DistributedDataParallel(Net(), bucket_cap_mb=0.01, **WAYS[way])  # type: ignore[arg-type]
     optimizer = optim.AdamW(ddp.parameters(), lr=1e-2)
     model = nn.ModuleDict({"net": ddp.module}) if way == "a part of the model" else ddp
-    ckpt = Checkpointer(model=model, optimizer=optimizer, directory=directory, every=None)
+    given: Any = {"net": ddp} if way == "one of several" else model
+    ckpt = Checkpointer(model=given, optimizer=optimizer, directory=directory, every=None)
     for step in range(ckpt.restore(), steps):
         optimizer.zero_grad()
         halves = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1000 * step + rank))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ def test_round_trip(tmp_path: Path) -> None:
     """Model, optimizer, scaler, step and extra, a dataclass config in it as a dict, come back exactly."""
     model, optimizer, scaler = _parts()
     path = tmp_path / "ckpt.pt"
-    save_checkpoint(path, model, optimizer, 7, scaler, {"config": Config(), "best": float("inf"), "t": torch.ones(2)})
+    extra = {"config": Config(), "best": float("inf"), "t": torch.ones(2), "o": OrderedDict(a=[Config()])}
+    save_checkpoint(path, model, optimizer, 7, scaler, extra)
     others = _parts()
     step, extra = load_checkpoint(path, *others)
 
     assert step == 7
-    assert same(extra, {"config": {"width": 3, "betas": (0.9, 0.95)}, "best": float("inf"), "t": torch.ones(2)})
+    config = {"width": 3, "betas": (0.9, 0.95)}
+    assert same(extra, {"config": config, "best": float("inf"), "t": torch.ones(2), "o": OrderedDict(a=[config])})
     for a, b in zip((model, optimizer, scaler), others, strict=True):
         assert same(dict(a.state_dict()), dict(b.state_dict()))
 

@@ -113,6 +113,11 @@ class _Tagged(torch.Tensor):
     pass
 
 
+@dataclasses.dataclass
+class _Unset:
+    later: int = dataclasses.field(init=False)
+
+
 _Twice = dataclasses.make_dataclass("_Twice", [("at", int)])
 TENSORS = st.builds(
     lambda kind, grad: nn.Parameter(torch.ones(2), grad) if kind else torch.arange(3), st.booleans(), st.booleans()
@@ -206,7 +211,15 @@ _REFUSED = [
     *(_Color.RED, object(), _Config, lambda: 0, _Level.LOW, _Word("x"), _Pair(1, 2), collections.defaultdict(list)),
     *(np.array(["text"]), np.array([1], dtype=">i4"), np.zeros(1 << 18), np.array([object()]), np.str_("x")),
     *(np.datetime64("2020-01-01"), torch.Generator(), range(3), bytearray(b"x")),
-    *(torch.float32, torch.device("cpu"), datetime.datetime(2020, 1, 1), fractions.Fraction(1, 3), _More(1), _Twice(1)),
+    *(
+        torch.float32,
+        torch.device("cpu"),
+        datetime.datetime(2020, 1, 1),
+        fractions.Fraction(1, 3),
+        _More(1),
+        _Twice(1),
+        _Unset(),
+    ),
     *(torch.ones(2).as_subclass(_Tagged), nn.Buffer(torch.ones(1)).as_subclass(_Tagged)),
 ]
 

@@ -128,6 +128,7 @@ def test_no_strangers_pickle_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(_Evil(tmp_path / "ran")))
     (tmp_path / "text.pt").write_text("no file of torch")
     (tmp_path / "empty").mkdir()
+    torch.save({"w": torch.ones(1)}, tmp_path / "empty" / "pytorch_model.bin")
     (tmp_path / "hf").mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "hf" / "x.safetensors")
     index = {"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}
@@ -137,7 +138,7 @@ def test_no_strangers_pickle_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
         "evil.pt": "weights_only=True",
         "dcp": "--trust-pickle",
         "text.pt": "text.pt",
-        "empty": "has no safetensors files",
+        "empty": "give the file pytorch_model.bin itself",
         "hf": "has b, which is in no file",
         "none.pt": "no model under",
     }

@@ -24,6 +24,8 @@ from ..state.packing import Packed, pack
 
 _MODELS = ("model", "state_dict", "model_state_dict", "module")
 _OPTIMIZERS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_states")
+_TORCH = (".pt", ".pth", ".bin")
+"""The names of files of torch.save end so."""
 _STEPS = ("step", "global_step", "iteration", "iter_num")
 
 
@@ -44,7 +46,8 @@ def state_of(source: Path, trusted: bool) -> tuple[dict[str, Any], list[str]]:
             )
         return _parts(_from_dcp(source), source)
     if source.is_dir() or source.suffix == ".safetensors":
-        return {"model": _from_safetensors(source)}, []
+        more = [file.name for file in source.iterdir() if file.suffix in _TORCH] if source.is_dir() else []
+        return {"model": _from_safetensors(source)}, sorted(more)
     return _parts(_from_torch(source), source)
 
 
@@ -60,7 +63,9 @@ def _from_safetensors(source: Path) -> dict[str, torch.Tensor]:
             raise _Refused(f"{index} names files in other folders")
         files = [source / name for name in sorted(set(places.values()))]
     if not files:
-        raise _Refused(f"{source} has no safetensors files, and is no folder of torch.distributed.checkpoint")
+        one = next((file for file in sorted(source.glob("*")) if file.suffix in _TORCH), None)
+        how = f"; give the file {one.name} itself" if one else ""
+        raise _Refused(f"{source} has no safetensors files, and is no folder of torch.distributed.checkpoint{how}")
     found: dict[str, torch.Tensor] = {}
     for file in files:
         tensors = load_file(file)

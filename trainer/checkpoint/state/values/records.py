@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,8 @@ def name_of(value: Any, path: str) -> str:
         )
     # With slots there is no __dict__, and nothing but fields.
     more = set(getattr(value, "__dict__", {})) - {field.name for field in dataclasses.fields(value)}
+    if unset := [field.name for field in dataclasses.fields(value) if not hasattr(value, field.name)]:
+        raise StateError(f"{path} is a {name} whose field {unset[0]} has no value: {how}")
     if more or isinstance(value, dict | list | tuple | str | int | float | set | frozenset | BaseException):
         has = f"has {', '.join(sorted(more))}" if more else "has more in it"
         raise StateError(f"{path} is a {name} that {has} besides its fields: {how}")
@@ -45,7 +47,7 @@ def name_of(value: Any, path: str) -> str:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, by name."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if hasattr(value, field.name)}
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def made(name: str, given: Mapping[str, Any]) -> Any:
@@ -117,6 +119,10 @@ def as_dicts(value: Any, depth: int = 0) -> Any:
         return value
     if is_record(value):
         value = fields_of(value)
+    if type(value) is OrderedDict:
+        found = OrderedDict((key, as_dicts(inner, depth + 1)) for key, inner in value.items())
+        vars(found).update(vars(value))  # the versions of layers, in a module's state_dict()
+        return found
     if type(value) is dict:
         return {key: as_dicts(inner, depth + 1) for key, inner in value.items()}
     return type(value)(as_dicts(inner, depth + 1) for inner in value) if type(value) in (list, tuple) else value
