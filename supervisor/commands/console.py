@@ -13,6 +13,7 @@ import time
 from types import TracebackType
 
 from supervisor.core.actions import End
+from supervisor.core.size import counted
 from supervisor.core.telling.ledger import lost_steps, recoveries
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
@@ -136,7 +137,7 @@ def attempt_lines(story: Story) -> list[str]:
             cause += f" ({signal_name(attempt.signal)})"
         if attempt.rank is not None:
             cause += f" rank {attempt.rank}"
-        cost = [f"lost {lost} steps"] if lost is not None else []
+        cost = [f"lost {counted(lost, 'step')}"] if lost is not None else []
         following = story.attempts[story.attempts.index(attempt) + 1 :]
         if lost is not None and following:
             cost = [f"went on from step {following[0].from_step}", *cost]

@@ -10,6 +10,7 @@ import click
 from supervisor.commands.console import attempt_lines
 from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.meant import to_read
+from supervisor.core.size import counted
 from supervisor.core.telling import ledger
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
@@ -66,4 +67,4 @@ def _ledger(body: dict[str, Any]) -> str:
     recover = body["recover_s"]
     if recover["p50"] is not None:
         text += f"recover p50 {recover['p50']:.2f} s, p95 {recover['p95']:.2f} s, max {recover['max']:.2f} s\n"
-    return text + f"goodput {100 * body['goodput']:.1f} %, {body['lost_steps']} steps lost\n"
+    return text + f"goodput {100 * body['goodput']:.1f} %, {counted(body['lost_steps'], 'step')} lost\n"

@@ -35,14 +35,16 @@ def command(run: str | None, as_json: bool, exit_code: bool) -> int:
 def _text(now: dict[str, Any]) -> str:
     budget, checkpoint, failure = now["budget"], now["checkpoint"], now["last_failure"]
     step = now["step"] if now["step"] is not None else "not known"
-    lines = [f"{now['run']}  {now['state'].upper()}  attempt {now['attempt']}  step {step}"]
+    attempt = "none yet" if now["attempt"] is None else now["attempt"]
+    lines = [f"{now['run']}  {now['state'].upper()}  attempt {attempt}  step {step}"]
     if now["reason"]:
         lines.append(f"  reason      {now['reason']}")
     if checkpoint:
         where = f"step {checkpoint['step']}" if checkpoint["step"] is not None else "a step that is not known"
-        lines.append(f"  checkpoint  {where}, {checkpoint['age_s']:.0f} s ago, {checkpoint['path']}")
+        lines.append(f"  checkpoint  {where}, {human_seconds(checkpoint['age_s'])} ago, {checkpoint['path']}")
+    window = human_seconds(budget["window_s"])
     lines.append(
-        f"  budget      {budget['used']} of {budget['max_restarts']} restarts used in {budget['window_s']:.0f} s, "
+        f"  budget      {budget['used']} of {budget['max_restarts']} restarts used in {window}, "
         f"{budget['no_progress']} of {budget['no_progress_limit']} attempts without a new checkpoint"
     )
     if failure:
@@ -58,9 +60,15 @@ def _text(now: dict[str, Any]) -> str:
         lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
     text = plain_lines("\n".join(lines)) + "\n"
     if now["workers"]:
-        heads = ("rank", "pid", "step", "phase", "beat_age_s")
-        text += table(heads, [[worker[head] for head in heads] for worker in now["workers"]])
+        fields = ("rank", "pid", "step", "phase")
+        heads = (*fields, "beat age")
+        rows = [[*(worker[field] for field in fields), _age(worker["beat_age_s"])] for worker in now["workers"]]
+        text += table(heads, rows)
     return text
+
+
+def _age(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds:.1f} s"
 
 
 def _pause(pause: dict[str, Any]) -> str:

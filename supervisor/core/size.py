@@ -13,5 +13,15 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`40 s`, `3 min`."""
-    return f"{seconds:.0f} s" if seconds < 100.0 else f"{seconds / 60:.0f} min"
+    """`40 s`, `3 min`, `1 h`, `1.5 h`, `2 d`."""
+    if seconds < 100.0:
+        return f"{seconds:.0f} s"
+    if seconds < 3570.0:
+        return f"{seconds / 60:.0f} min"
+    count, unit = (seconds / 3600, "h") if seconds < 48 * 3600 else (seconds / 86400, "d")
+    return f"{count:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def counted(number: float, word: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number:g} {word}" if number == 1 else f"{number:g} {word}s"
