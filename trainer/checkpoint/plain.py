@@ -20,7 +20,7 @@ from torch import nn
 
 from ..rank.journal.saves import loading, saving
 from ..rundir.files.durable import DISK, replace_file
-from .errors import Damaged
+from .errors import CheckpointError, CheckpointMismatch, Damaged
 from .state.parameters import Parameters
 from .state.state import Stateful, apply, bare
 from .state.tree import plain
@@ -67,8 +67,13 @@ def load_checkpoint(
     map_location: Any = None,
 ) -> tuple[int, Any]:
     """(step, extra). The given parts now have the state in `path`. FileNotFoundError; Damaged if a byte of the file has
-    changed; CheckpointMismatch if it is of another model, and then nothing was changed."""
+    changed; CheckpointMismatch if it is of another model, and then nothing was changed.
+
+    `path` may also be of another program: a file of torch.save (it has no digest to compare), a safetensors file, or a
+    folder of those as Hugging Face has it. Then extra is None."""
     with loading(path):
+        if _is_foreign(Path(path)):
+            return _load_foreign(Path(path), {"model": bare(model), "optimizer": optimizer, "scaler": scaler})
         return _load(os.fspath(path), {"model": bare(model), "optimizer": optimizer, "scaler": scaler}, map_location)
 
 
@@ -90,6 +95,32 @@ def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> t
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None
     apply(wanted, states, where)
     return step, extra
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether another program wrote `path`: an archive that ends without a comment, which no cut of ours does."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END_RECORD_BYTES))
+        end = file.read()
+    return end[:4] == b"PK\x05\x06" and end[-2:] == b"\0\0"
+
+
+def _load_foreign(path: Path, parts: dict[str, Stateful | None]) -> tuple[int, Any]:
+    from .transfer.inward import state_of
+
+    try:
+        state = state_of(path, trusted=False)[0]
+    except CheckpointError as error:
+        raise (error if path.is_dir() else Damaged(str(error))) from None
+    wanted = {key: part for key, part in parts.items() if part is not None}
+    if lost := [key for key in wanted if key not in state]:
+        raise CheckpointMismatch(f"{path} holds no state for {lost[0]}")
+    if optimizer := wanted.get("optimizer"):
+        wanted["parameters"] = Parameters(wanted["model"], optimizer)
+    apply(wanted, {key: state[key] for key in wanted if key in state}, str(path))
+    return int(state.get("step", 0)), None
 
 
 def _check(where: str, data: bytes) -> None:

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support.jobs import same
-from trainer.checkpoint import Checkpointer, CheckpointError, Damaged, load, save_checkpoint
+from trainer.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    CheckpointMismatch,
+    Damaged,
+    load,
+    load_checkpoint,
+    save_checkpoint,
+)
 from trainer.checkpoint.transfer import inward
 from trainer.checkpoint.transfer.contents import shown
 from trainer.checkpoint.transfer.difference import differences
@@ -111,6 +119,30 @@ def test_a_training_state_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert same(_state(other), _state(model))
         assert same(list(resumed.state.values()), list(optimizer.state.values()))
         assert resumed.param_groups[0]["lr"] == 0.1
+
+
+def test_the_plain_function_reads_them_too(tmp_path: Path) -> None:
+    """load_checkpoint() of a file of torch.save and of Hugging Face's folder; what is not in it is a mismatch."""
+    model, optimizer = _trained(tmp_path / "ours")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 5}, tmp_path / "a.pt")
+    export_hf(tmp_path / "ours" / step_name(2), tmp_path / "hf")
+    other = Tied()
+    resumed = torch.optim.AdamW(other.parameters(), 0.5)
+    assert load_checkpoint(tmp_path / "a.pt", other, resumed) == (5, None)
+    assert same(_state(other), _state(model))
+    assert same(list(resumed.state.values()), list(optimizer.state.values()))
+    other = Tied()
+    assert load_checkpoint(tmp_path / "hf", other) == (0, None)
+    assert same(_state(other), _state(model))
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(CheckpointMismatch, match="holds no state for optimizer"):
+        load_checkpoint(tmp_path / "hf", other, resumed)
+    with pytest.raises(CheckpointMismatch, match="does not fit"):
+        load_checkpoint(tmp_path / "hf", nn.Linear(2, 2))
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-30])
+    with pytest.raises(Damaged):
+        load_checkpoint(tmp_path / "a.pt", other)
+    assert same(before, _state(other))
 
 
 class _Evil:
