@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..rank.progress import progress
 from ..rundir.codes import ExitCode, Phase
@@ -35,7 +35,7 @@ from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard
 from .interval import Interval, Pace, Stalls, flush_cost, stalled
-from .losses import Losses
+from .losses import Losses, number
 from .memory.memory import Place, opened
 from .memory.tier import Tier, Wish
 from .notices import Notices
@@ -210,17 +210,17 @@ class Checkpointer(Losses):
         tier = self._tier.wish(due) if self._tier else (due, False, False)
         return Wish(self._stop.is_set, *tier, spiked, compare=compare, layout=bool(self._tier and self._tier.unplanned))
 
-    def step(self, done: int, agreed: Wish | None = None, loss: float | None = None) -> None:
+    def step(self, done: int, agreed: Wish | None = None, loss: float | Tensor | None = None) -> None:
         """`done` steps are finished, and saved if a save was due. Under a supervisor the save is a snapshot, and
         another process makes a checkpoint of it. If any rank was asked to stop, all ranks have saved this step and
         SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
         must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
         saved."""
         if agreed is None:
-            broken = loss is not None and not math.isfinite(loss)
+            broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         if loss is not None:
-            self.check(done, float(loss), agreed)
+            self.check(done, number(loss), agreed)
         self._done = done
         if sentence := self._buckets.learn():
             self._notices.say(sentence)

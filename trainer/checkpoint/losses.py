@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..rank.progress import progress
 from ..rundir.records.rollback import Rollback
 from .disk.assembly import Loaded
 from .guard import Guard, Window
 from .memory.tier import Wish
 from .notices import Notices
+
+
+def number(loss: float | Tensor) -> float:
+    """The value of a loss, also of one that still has its graph: torch warns of a conversion of it."""
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 class Losses:

@@ -60,7 +60,7 @@ def _loop(folder: Path, steps: int, die_at: int = -1) -> dict[str, Any]:
         seen.append(loss.item())
         if step + 1 == die_at:
             raise Cut
-        ckpt.step(step + 1)
+        ckpt.step(step + 1, loss=loss)
     ckpt.close()
     return {
         "model": dict(model.state_dict()),
