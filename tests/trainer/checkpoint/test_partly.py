@@ -112,6 +112,16 @@ def test_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "it has other shapes or types of 2.weight ([2, 4] float32), 2.bias" in told
 
 
+def test_nothing_that_fits(tmp_path: Path) -> None:
+    """Names with another prefix: a mismatch in part, too, and no training from the start with a warning."""
+    _trained(tmp_path)
+    model = _net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointMismatch, match=r"nothing of its model fits this one; it has no model\.0\.weight"):
+        Checkpointer(model=model, ema=_net(), directory=tmp_path).restore(partial=True)
+    assert same(before, dict(model.state_dict()))
+
+
 def test_a_group_that_was_added(tmp_path: Path, notes: Notes) -> None:
     """Refused with a sentence that says what to call; with partial, states go by name, and the group is as it is
     here."""

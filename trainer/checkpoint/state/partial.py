@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import CheckpointMismatch
 from . import mismatch
 from .parameters import Names
 
@@ -19,12 +20,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_TOLD]) + more
 
 
-def model(live: Mapping[str, Any], stored: Any) -> tuple[dict[str, Any], list[str]]:
-    """`live`, the model's state_dict(), with what of `stored` fits it; and sentences about the rest."""
+def model(live: Mapping[str, Any], stored: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+    """`live`, the model's state_dict(), with what of `stored` fits it; and sentences about the rest.
+    CheckpointMismatch if nothing fits."""
     stored = stored if isinstance(stored, dict) else {}
     fits = {name for name, value in live.items() if name in stored and not mismatch.model_problems(
         {name: value}, {name: stored[name]}
     )}  # fmt: skip
+    if live and not fits:
+        problems = mismatch.model_problems(live, stored)
+        raise CheckpointMismatch(mismatch.sentence(where, ["nothing of its model fits this one", *problems]))
     told = []
     if missing := [name for name in live if name not in stored]:
         told.append(f"it has no {_listed(missing)}: kept as in the model")

@@ -140,7 +140,7 @@ def fitted(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) 
     """`state`, as far as it fits `parts`, and what they have else; and sentences about the differences."""
     found, told = dict(state), list[str]()
     if "model" in parts and state.get("model"):
-        found["model"], told = partial.model(parts["model"].state_dict(), state["model"])
+        found["model"], told = partial.model(parts["model"].state_dict(), state["model"], where)
     for name in (name for name in several.of("optimizer", parts) if name in state):
         names = f"parameters{name.removeprefix('optimizer')}"
         theirs, ours = names_of(state.get(names)), names_of(parts.get(names))
