@@ -114,6 +114,8 @@ class Watched:
     """Steps done in this attempt."""
     motion: Motion | None = None
     """The result of the samples of this silence."""
+    seen_after: float = 0.0
+    """Time from its last beat to the look that saw it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
         if view.phase is old.phase is Phase.TRAIN and view.step > old.step:
             # Many steps may lie between two looks. The silence at the last look was within one step. Watched time is
             # used: a pause of the machine between two beats is not the script's.
-            took = min(view.beat_at - old.beat_at, old.silent + passed)
+            took = min(view.beat_at - old.beat_at, old.seen_after + old.silent + passed)
             each = max(took, 0.0) / (view.step - old.step)
             slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
         elif view.phase is not old.phase is not Phase.TRAIN:
@@ -236,6 +238,7 @@ def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_g
         step=view.step,
         phase=view.phase,
         beat_at=view.beat_at,
+        seen_after=min(now - view.beat_at, passed) if lives else old.seen_after,
         silent=0.0 if lives else old.silent + passed - waited,
         quiet=0.0 if lives else old.quiet + passed,
         idle=old.idle + passed - asleep if quiet else 0.0,

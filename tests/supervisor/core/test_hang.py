@@ -113,6 +113,13 @@ def test_busy_silence(announces: bool, rule: tuple[float, float, float]) -> None
     assert rule[1] - TICK <= after <= rule[2] + 4 * TICK
 
 
+@pytest.mark.parametrize("seconds", [0.21, 0.29, 0.296875, 0.39])
+def test_a_step_is_as_long_as_its_beats_say(seconds: float) -> None:
+    """Not as long as the time since a look, which may be shorter by the time between two looks."""
+    recent = trained(seconds, announces=True).hang.pace.recent
+    assert len(recent) >= 8 and recent == pytest.approx([seconds] * len(recent))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     usual=st.floats(0.02, 3.0),
