@@ -271,7 +271,8 @@ def test_two_at_once(run: Run) -> None:
     ]
     adopted(run)
     assert living(run) == before
-    until(lambda: any(process.poll() is not None for process in both))
+    # Only then: one that comes to a run that was stopped goes on with it.
+    until(lambda: 108 in [process.poll() for process in both])
     run.cli("stop", "run", "--now")
     ends = [process.wait(30) for process in both]
     assert ends in ([103, 108], [108, 0])
