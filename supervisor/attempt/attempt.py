@@ -48,6 +48,8 @@ class Attempt:
         self._group: WorkerGroup | None = None
         self._adopted = False
         self._killed_since: float | None = None
+        self._told: set[int] | None = None
+        """The pids that were told to stop, since the ranks were asked to. A rank that shows up later is told, too."""
         self.stacks: Stacks | None = None
 
     def adopt(self, group: WorkerGroup) -> None:
@@ -122,6 +124,8 @@ class Attempt:
         if watch is None:
             return seen, News()
         watch.look(now, ended)
+        if self._told is not None:
+            self._tell(list(watch.ranks.values()), self._told)
         watch.read_journals(now, final=stopping and not alive)
         seen = replace(
             seen,
@@ -186,10 +190,17 @@ class Attempt:
             return sent
         # A starting rank cannot handle the signal. Its launcher can, and dies of it at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
-        targets = [*self.watch.ranks.values(), *launcher]
-        sent = sum(process.send(signal.SIGTERM) for process in targets)
-        for process in targets:
+        self._told = set()
+        return self._tell([*self.watch.ranks.values(), *launcher], self._told)
+
+    @staticmethod
+    def _tell(processes: list[proctree.Process], told: set[int]) -> int:
+        """Each that was not `told` gets its one TERM. Returns their number."""
+        new = [process for process in processes if process.pid not in told]
+        sent = sum(process.send(signal.SIGTERM) for process in new)
+        for process in new:
             process.send(signal.SIGCONT)
+        told |= {process.pid for process in new}
         return sent
 
     def dump(self) -> Stacks | None:
