@@ -101,8 +101,10 @@ class Watch:
     def look(self, now: float, ended: set[int]) -> None:
         """All values are as of `now`. `ended` are the pidfds that were readable."""
         self.beats = self._reader.read()
+        # The number of a pidfd that was closed in this turn may be that of a new one.
+        own = ended.intersection(self.fds())
         self._register(now)
-        self._collect_exits(now, ended)
+        self._collect_exits(now, own)
         self._read_ends()
         if ended or now >= self._files_at + _FILES_EVERY:
             self._files_at = now

@@ -66,8 +66,9 @@ def _began_after(pid: int, at: float) -> bool:
     """Whether the process with this pid surely began after `at`. Then it got the pid later."""
     found = stat(pid)
     # The kernel counts from boot, and includes sleep. After a sleep of the machine a process looks older, never
-    # younger.
-    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    # younger. Nor if we have to wait for a CPU between the two clocks: they are read in this order.
+    now = time.monotonic()
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - now
     return found is not None and found.started * _TICK - asleep > at + _TICK
 
 
