@@ -34,6 +34,7 @@ from supervisor.commands.session import arm_faults, detach, drive
 from supervisor.core.model import Policy
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
+from supervisor.notify.settings import notify_of
 from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.briefing import ADAPTERS
@@ -47,6 +48,8 @@ from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.records.faults import parse_fault
 
 BUILT_IN = next(iter(console.BUILT_IN))
+NOTIFY = "notify"
+"""A table of supervise.toml, and the name of the path to it in a Spec."""
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
 
@@ -56,7 +59,12 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
     weaker."""
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config" and not p.hidden]
     names = {_key(p.opts): str(p.name) for p in options}
-    settings = {names[key]: setting for key, setting in read_config(value, names).items()}
+    read = read_config(value, [*names, NOTIFY])
+    if (table := read.pop(NOTIFY, None)) is not None:
+        source = (value or Path("supervise.toml")).absolute()
+        notify_of(table, source)
+        ctx.meta[NOTIFY] = str(source)
+    settings = {names[key]: setting for key, setting in read.items()}
     for option in options:
         if isinstance(settings.get(str(option.name)), list) and not option.multiple:
             raise Refusal(f"{value or 'supervise.toml'}: {option.name} is a list; it takes one value")
@@ -215,6 +223,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
             values["resume"] = "auto" if old.resume == "never" else old.resume
             values |= {key: value for key, value in options.items() if ctx.get_parameter_source(key) in _GIVEN}
         values["inject"] = tuple(given["inject"])
+        values |= _notify(ctx)
         values["actions"] = resolved(({} if arguments else {**old.policy.actions}) | options["actions"])
         _sound(values)
         spec = specs.made(values)
@@ -223,7 +232,14 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
     run = RunDir((folder or RUNS / run_id).resolve())
     made.make(run)
     options["actions"] = resolved(options["actions"])
-    return specs.made({"run": run_id, "mark": secrets.token_hex(8), **options, **_command(arguments, module)}), run
+    return specs.made(
+        {"run": run_id, "mark": secrets.token_hex(8), **options, **_command(arguments, module), **_notify(ctx)}
+    ), run
+
+
+def _notify(ctx: click.Context) -> dict[str, str]:
+    """The file that says who is told what, if this launch read one."""
+    return {NOTIFY: ctx.meta[NOTIFY]} if NOTIFY in ctx.meta else {}
 
 
 def _sound(options: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ def count_gpus() -> int:
 
 def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
     """The settings of `path` (or of ./supervise.toml if it exists), by option name. Its table [policy] comes as pairs
-    of cause and action.
+    of cause and action, [notify] as it is.
 
     A value that a flag refuses is refused here too: values are as they would be written on the command line. Refusal if
     the file cannot be read, or if a key is not in `known`. The text names the nearest known key.
@@ -193,6 +193,9 @@ def read_config(path: Path | None, known: Iterable[str]) -> dict[str, Any]:
         plain = key.replace("-", "_")
         if plain not in names:
             raise Refusal(f"{chosen}: unknown key {key!r}{nearest(plain, names)}")
+        if plain == "notify":
+            settings[plain] = value
+            continue
         if plain == "policy":
             if not isinstance(value, dict):
                 raise Refusal(f'{chosen}: policy is a table; write [policy] and below it, say, host_oom = "stop"')

@@ -20,6 +20,7 @@ from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.loop.driver import Driver
+from supervisor.notify.notifier import Notifier
 from supervisor.process import loopback
 from supervisor.process.descriptors import enough
 from supervisor.process.place import here
@@ -70,6 +71,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
     for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
         log.emit("warning", "warning", text=text)
+    notifier = Notifier(spec.notify, spec.run, log)
     driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
@@ -85,21 +87,27 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
         why = f"its folder was moved to {moved.path} while it ran"
         return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
     except Refusal:
-        log.close()
+        _close(log, notifier)
         raise
     except Exception as error:
         # An error of ours is like a SIGKILL of the supervisor: the ranks train on, and another supervisor can adopt
         # them.
         log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
-        log.close()
+        _close(log, notifier)
         raise _internal(run, spec, error, driver.living()) from error
-    log.close()
+    _close(log, notifier)
     if log.unwritten:
         console.say(f"  {log.unwritten}")
     console.say(closing_words(run, end))
     if as_json:
         print_status(run)
     return end.exit_code
+
+
+def _close(log: EventLog, notifier: Notifier) -> None:
+    """Every message is sent, and every event is on the disk, or what is left out is told."""
+    notifier.close()
+    log.close()
 
 
 def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> InternalError:

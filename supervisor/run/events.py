@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class EventLog:
 
     def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
+        self.heard: Callable[[bytes], None] | None = None
+        """Is called with each line, before it is in the file. It must not wait."""
         self._redactor = Redactor(environ)
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
@@ -84,7 +86,10 @@ class EventLog:
         return {**head, "attempt": self.attempt, **fields}
 
     def _render(self, _: Any, __: str, fields: Any) -> bytes:
-        return self._redactor.json(encode(fields))
+        line = self._redactor.json(encode(fields))
+        if self.heard is not None:
+            self.heard(line)
+        return line
 
 
 class _File:

@@ -53,6 +53,8 @@ class Spec:
     local_addr: Name | None = None
     """The address of this machine at which the ranks meet. None: the loopback interface."""
     inject: tuple[str, ...] = ()
+    notify: str = ""
+    """The supervise.toml with the [notify] of this run. Empty: nobody wants messages."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
 

@@ -37,7 +37,8 @@ LAW = {
     "supervisor.loop": "supervisor.attempt",
     "supervisor.checkup": "supervisor.attempt",
     "supervisor.chaos": "supervisor.run",
-    "supervisor.commands": "supervisor.loop supervisor.checkup supervisor.chaos",
+    "supervisor.notify": "supervisor.run",
+    "supervisor.commands": "supervisor.loop supervisor.notify supervisor.checkup supervisor.chaos",
 }
 """What a folder may import of ours: itself, those in its line, and what they may. Read from the bottom, it is the way
 that a launch takes; no line looks down."""

@@ -1,0 +1,1 @@
+"""Messages to people, where they asked for them."""

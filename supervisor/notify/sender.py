@@ -1,0 +1,57 @@
+"""A program: sends one message and ends, at the latest when its alarm rings. Each line of its output is a part that
+failed.
+
+It is run by path, with [urls, command, title, body, event] as JSON on stdin: what is on a command line, everybody on
+the machine can read. No line holds a URL.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+
+ALARM_S = 30
+_COMMAND_S = 15
+
+
+def by_url(urls: list[str], title: str, body: str) -> list[str]:
+    """One text for each URL that did not take the message. apprise has its own time limits."""
+    import apprise
+
+    logging.disable(logging.CRITICAL)
+    failed = []
+    for number, url in enumerate(urls, 1):
+        sender = apprise.Apprise()
+        if not sender.add(url) or not sender.notify(title=title, body=body):
+            failed.append(f"number {number} of urls ({url.partition('://')[0][:20]}) did not take it")
+    return failed
+
+
+def by_command(command: str, title: str, body: str, event: str) -> list[str]:
+    """A text if the command failed or took too long. Then timeout(1) has ended it, with what it started."""
+    limited = ["timeout", "--kill-after=1", str(_COMMAND_S), "/bin/sh", "-c", command, "sh", title, body]
+    ended = subprocess.run(
+        limited, input=event, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if ended.returncode in (124, 137):
+        return [f"command took longer than {_COMMAND_S} s"]
+    last = (ended.stderr.strip().splitlines() or [""])[-1][:200]
+    return [f"command ended with {ended.returncode}" + (f": {last}" if last else "")] if ended.returncode else []
+
+
+def main() -> None:
+    urls, command, title, body, event = json.load(sys.stdin.buffer)
+    signal.alarm(ALARM_S)
+    failed = []
+    if command:
+        failed += by_command(command, title, body, event)
+    if urls:
+        failed += by_url(urls, title, body)
+    print("\n".join(failed), end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Messages arrive where the person said, hold nothing up, and no secret of theirs is written down."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from supervisor.errors import Refusal
+from supervisor.notify.notifier import Notifier
+from supervisor.notify.settings import read_notify
+from supervisor.reading.events_file import read_events
+from supervisor.run.events import EventLog
+from trainer.rundir.layout import RunDir
+
+FAILED = {"state": "failed", "exit_code": 104, "reason": "rank 1 raised 'no $HOME \"here\"'"}
+
+
+def said(folder: Path, table: str) -> list[str]:
+    """The warnings of a run that fails with these settings."""
+    settings = folder / "supervise.toml"
+    settings.write_text(table)
+    log = EventLog(RunDir(folder), "a-1")
+    notifier = Notifier(str(settings), "a-1", log)
+    log.emit("verdict", "error", cause="killed")
+    log.emit("run_ended", "error", **FAILED)
+    notifier.close()
+    log.close()
+    return [event["text"] for event in read_events(RunDir(folder).events)[0] if event["msg"] == "warning"]
+
+
+def test_a_command_gets_title_text_and_event(tmp_path: Path) -> None:
+    """Whatever they hold; and a command that fails is a warning."""
+    command = f"""printf '%s\\n%s' "$1" "$2" > {tmp_path}/said; cat > {tmp_path}/event"""
+    assert said(tmp_path, f"[notify]\ncommand = '''{command}'''") == []
+    title, reason, look = (tmp_path / "said").read_text().splitlines()
+    assert (title, reason, look) == ("a-1 failed", FAILED["reason"], "supervise status a-1")
+    assert json.loads((tmp_path / "event").read_text())["reason"] == FAILED["reason"]
+
+    (warning,) = said(tmp_path, "[notify]\ncommand = 'echo no mail here >&2; exit 3'")
+    assert warning == "the message 'failed' was not sent: command ended with 3: no mail here"
+
+
+def test_what_nobody_wants_is_not_sent(tmp_path: Path) -> None:
+    assert said(tmp_path, f"[notify]\non = ['finished']\ncommand = 'touch {tmp_path}/said'") == []
+    assert not (tmp_path / "said").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*imghdr.*:DeprecationWarning")
+def test_a_url_gets_it_and_stays_secret(tmp_path: Path) -> None:
+    """apprise posts it; of a URL that refuses, the number is told."""
+    pytest.importorskip("apprise")
+    got = list[str]()
+
+    class Service(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200 if "good" in self.path else 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"json://me:s3cret@127.0.0.1:{server.server_port}"
+        warnings = said(tmp_path, f"[notify]\nurls = ['{where}/good', '{where}/bad']")
+        server.shutdown()
+    assert [json.loads(body)["title"] for body in got] == ["a-1 failed"] * 2
+    assert warnings == ["the message 'failed' was not sent: number 2 of urls (json) did not take it"]
+    assert "s3cret" not in RunDir(tmp_path).events.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*imghdr.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("on = ['failing']\ncommand = 'true'", "Invalid enum value"),
+        ("url = ['json://x']", "unknown field `url`"),
+        ("on = 'failed'", "nowhere to send to"),
+        ("urls = ['s3cret']", "apprise"),
+    ],
+)
+def test_settings_that_say_nothing_useful_are_refused(tmp_path: Path, table: str, why: str) -> None:
+    (tmp_path / "supervise.toml").write_text(f"[notify]\n{table}")
+    with pytest.raises(Refusal, match=why) as refused:
+        read_notify(tmp_path / "supervise.toml")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_settings_that_are_gone_cost_the_messages_alone(tmp_path: Path) -> None:
+    log = EventLog(RunDir(tmp_path), "a-1")
+    Notifier(str(tmp_path / "gone.toml"), "a-1", log).close()
+    log.close()
+    (warning,) = [event["text"] for event in read_events(RunDir(tmp_path).events)[0]]
+    assert "gone.toml cannot be read" in warning
