@@ -19,12 +19,13 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from supervisor.attempt.kernel_log import KernelLog
-from supervisor.core.evidence import Evidence, Memory
+from supervisor.core.diagnosis.gpu import holders, xids
+from supervisor.core.evidence import Evidence, Memory, Xid
 from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.process.room import disks, is_full
 from trainer.rundir.files.codec import encode
@@ -32,6 +33,7 @@ from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
+from trainer.rundir.machine.proc import lives
 from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1
@@ -39,6 +41,9 @@ TIME_LIMIT = 0.05
 """Seconds to wait for the log line of an OOM kill after the kill."""
 _TAIL = 16_384
 _LINES = 30
+_JUDGED, _JUDGED_TAIL = 400, 131_072
+"""The last lines, and bytes, of a log that count for the verdict: C++ prints two traces, and Python a stack for each
+thread, after the words that tell why."""
 _LONGEST = 500
 _SHM = Path("/dev/shm")
 
@@ -101,6 +106,8 @@ class Witness:
         self._begin = self._count()
         self._end: Counters | None = None
         self._facts: tuple[int, int] = (0, 0)
+        self._lines = 0
+        """The number of lines of the kernel's log that `evidence` knows."""
         self._seen: tuple[Sequence[Exit], Sequence[Raised]] = ((), ())
         self._pids: Mapping[int | None, int] = {}
         self._steps: Mapping[int, int] = {}
@@ -113,19 +120,35 @@ class Witness:
         self._kernel.follow(time.monotonic())
         failed = [e for e in exits if e.status != 0]
         if (facts := (len(failed), len(raised))) == self._facts:
+            # A lost device may show as a hang alone.
+            if len(self._kernel.lines) != self._lines:
+                self.evidence = replace(self.evidence, xids=self._xids())
             return self.evidence
         self._facts, self._end = facts, self._count()
         self._kernel.read()
         known = {r.rank for r in raised}
         speechless = [e.rank for e in failed if e.rank not in known and e.status not in (None, -9, -15)]
+        # What failed on the device is printed, not raised.
+        speechless += [r.rank for r in raised if "device-side assert" in r.message]
         self.evidence = Evidence(
             memory=self._memory(self._end, {pids[e.rank] for e in failed if e.status == -9 and e.rank in pids}),
             pids=dict(pids),
-            lines={rank: tuple(last_lines(self._log(rank))) for rank in speechless},
+            lines={rank: tuple(last_lines(self._log(rank), _JUDGED)) for rank in speechless},
+            xids=self._xids(),
+            gone=frozenset(pid for r in raised for pid in holders(r.message) if self._is_dead(pid)),
             full=tuple(disk["path"] for disk in disks(self._places) if is_full(disk)),
             shm=next((disk["total"] for disk in disks([_SHM])), None),
         )
         return self.evidence
+
+    def _xids(self) -> tuple[Xid, ...]:
+        self._lines = len(self._kernel.lines)
+        return tuple(xids(self._kernel.lines))
+
+    def _is_dead(self, pid: int) -> bool:
+        """Whether no process has that pid, as the driver tells it. In a container with its own pids, the driver's pids
+        say nothing."""
+        return self._kernel.names_ours and not lives(pid)
 
     def write(self) -> None:
         """evidence.json exists, unless the disk refused it. No memory group of the attempt is left."""
@@ -202,12 +225,12 @@ class Witness:
         return self._folder.launcher_log if rank is None else self._folder.rank_log(rank)
 
 
-def last_lines(log: Path) -> list[str]:
+def last_lines(log: Path, most: int = _LINES) -> list[str]:
     """The last lines of a log, each cut to a readable length. None if there is no log."""
-    text = tail(log, _TAIL).decode(errors="replace")
+    text = tail(log, _TAIL if most == _LINES else _JUDGED_TAIL).decode(errors="replace")
     # To a terminal, a progress bar is one line. Only its last state is kept.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return [line[:_LONGEST] for line in lines if line.strip()][-_LINES:]
+    return [line[:_LONGEST] for line in lines if line.strip()][-most:]
 
 
 def _exit(exit_: Exit, pids: Mapping[int | None, int]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class KernelLog:
         """The lines since then that may matter."""
         self._fd: int | None = None
         self._followed_at = 0.0
-        self._names_ours = _pids_are_ours()
+        self.names_ours = _pids_are_ours()
+        """Whether its pids are our pids."""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._fd, 0, os.SEEK_END)
@@ -82,14 +83,14 @@ class KernelLog:
         """The new lines are in `lines`. If they tell of no kill of `pids`, it waits for one until `until`: the kernel
         sends the signal before it writes the line."""
         self.read()
-        tells = self._fd is not None and self._names_ours
+        tells = self._fd is not None and self.names_ours
         while tells and not pids & {v.pid for v in oom_kills(self.lines)} and time.monotonic() < until:
             time.sleep(0.002)
             self.read()
 
     def victims(self) -> tuple[OomKill, ...] | None:
         """The OOM kills in `lines`. None if some may be missing, or if the pids are not ours."""
-        return tuple(oom_kills(self.lines)) if self.unreadable is None and self._names_ours else None
+        return tuple(oom_kills(self.lines)) if self.unreadable is None and self.names_ours else None
 
 
 def oom_kills(lines: list[str]) -> list[OomKill]:

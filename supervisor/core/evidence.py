@@ -61,6 +61,21 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Xid:
+    """An error of an NVIDIA device, in the kernel's log or from the driver (NVML)."""
+
+    bus: str
+    """The device's PCI address, such as `0000:3b:00`."""
+    number: int
+    """NVIDIA's number of the error: 79 is a device that has fallen off the bus."""
+    pid: int | None = None
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"Xid {self.number} of the device at {self.bus}" + (f": {self.text.rstrip('.')}" if self.text else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """The things that were looked at after a failure, and only then."""
 
@@ -71,5 +86,9 @@ class Evidence:
     """The last log lines of the ranks that failed without a recorded exception."""
     full: tuple[str, ...] = ()
     """Folders whose disk is full."""
+    xids: tuple[Xid, ...] = ()
+    """The errors of GPUs since the attempt began."""
+    gone: frozenset[int] = frozenset()
+    """The processes that hold memory of a GPU, by torch's words, and are dead."""
     shm: int | None = None
     """The size of /dev/shm in bytes; None if it does not exist."""

@@ -29,6 +29,11 @@ class Cause(Word):
     ABORT = "abort"
     HOST_OOM = "host_oom"
     CUDA_OOM = "cuda_oom"
+    GPU_ASSERT = "gpu_assert"
+    GPU_FAULT = "gpu_fault"
+    GPU_LOST = "gpu_lost"
+    GPU_BUSY = "gpu_busy"
+    NCCL_ERROR = "nccl_error"
     NCCL_OR_GLOO_TIMEOUT = "nccl_or_gloo_timeout"
     HANG = "hang"
     STOPPED = "stopped"
@@ -42,6 +47,10 @@ class Cause(Word):
     LAUNCHER_DIED = "launcher_died"
     NODE_LOST = "node_lost"
     STARTED_OVER = "started_over"
+
+
+_ASYNCHRONOUS = frozenset({Cause.GPU_ASSERT, Cause.GPU_FAULT})
+"""Failures of a kernel. The frame, the exit code and the signal are those of a later call."""
 
 
 class Do(Word):
@@ -234,6 +243,8 @@ class Verdict:
     @property
     def signature(self) -> tuple[str, ...]:
         """Two failures with the same signature are taken for the same bug."""
+        if self.cause in _ASYNCHRONOUS:
+            return (self.cause.value, str(self.step))
         parts = (self.cause.value, self.frame, self.step, self.exit_code, self.signal)
         return tuple(str(part) for part in parts)
 

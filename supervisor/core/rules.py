@@ -27,12 +27,12 @@ MARGIN = 2
 
 FROM_OUTSIDE = frozenset(
     {Cause.KILLED, Cause.LAUNCHER_DIED, Cause.STOPPED, Cause.PREEMPTED, Cause.HANG, Cause.HOST_OOM, Cause.NODE_LOST}
-    | {Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.NCCL_OR_GLOO_TIMEOUT}
+    | {Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.NCCL_OR_GLOO_TIMEOUT, Cause.GPU_LOST, Cause.GPU_BUSY}
 )
 """Causes that prove nothing about the script. The same one twice at one step does not show a bug."""
 OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
 """Causes in the state from which the attempt began, not in the script's start."""
-CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST})
+CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST, Cause.GPU_BUSY})
 """Causes after which even the first restart waits."""
 
 DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
@@ -44,6 +44,11 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.ABORT: (Do.RESTART, "as a segfault"),
     Cause.HOST_OOM: (Do.RESTART, "a neighbour's memory, or a leak that a fresh process is rid of; after a wait"),
     Cause.CUDA_OOM: (Do.RESTART, "fragments and leftovers go with the process; twice at one step is a bug (above)"),
+    Cause.GPU_ASSERT: (Do.RESTART, "an index out of range, as a rule; twice at one step is a bug (above)"),
+    Cause.GPU_FAULT: (Do.RESTART, "the context is lost with the process; twice at one step is a bug (above)"),
+    Cause.GPU_LOST: (Do.STOP, "the device needs a reset (nvidia-smi --gpu-reset) or is gone"),
+    Cause.GPU_BUSY: (Do.UNCOUNTED, "a dead process still holds the device; after a wait"),
+    Cause.NCCL_ERROR: (Do.RESTART, "a network, or a peer on another machine; twice before the first step is evidence"),
     Cause.NCCL_OR_GLOO_TIMEOUT: (Do.RESTART, "a victim's word: it says nothing about who was late"),
     Cause.HANG: (Do.RESTART, "the stacks are kept; a fresh rendezvous cures most"),
     Cause.STOPPED: (Do.RESTART, "a signal from outside"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from supervisor.core.diagnosis import gpu
 from supervisor.core.diagnosis.left import Leaver, leavers, left_verdict
 from supervisor.core.diagnosis.presence import all_left_with_0
 from supervisor.core.diagnosis.symptoms import (
@@ -15,10 +16,12 @@ from supervisor.core.diagnosis.symptoms import (
     blame_of,
     blame_of_abort,
     cause_of,
+    chain,
     cut_short,
     dead_workers,
     short_of_shm,
     spoken,
+    thrown,
     waited,
 )
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
@@ -64,7 +67,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
     if others:
         followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
         verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
-    return verdict
+    return gpu.judged(verdict, seen.evidence.xids)
 
 
 def unlaunched(seen: Observation) -> Verdict:
@@ -91,10 +94,15 @@ def _failures(seen: Observation) -> list[Exit]:
 
 
 def _said(seen: Observation, exit_: Exit) -> Raised | None:
-    """The exception that ended the rank. It is on record, or the rank printed it last before it exited by itself."""
+    """The exception that ended the rank. It is on record, or the rank printed it last before it exited by itself, or
+    before C++ aborted it."""
     record = next((r for r in seen.raised if r.rank == exit_.rank), None)
-    if record is None and exit_.rank is not None and (exit_.status or 0) > 0:
-        record = spoken(exit_.rank, seen.evidence.lines.get(exit_.rank, ()), exit_.at)
+    if record is None and exit_.rank is not None:
+        lines = seen.evidence.lines.get(exit_.rank, ())
+        if (exit_.status or 0) > 0:
+            record = spoken(exit_.rank, lines, exit_.at)
+        elif exit_.status == -6:
+            record = thrown(exit_.rank, lines, exit_.at)
     return record
 
 
@@ -106,9 +114,11 @@ def _when(seen: Observation, exit_: Exit) -> float:
 def _blame(seen: Observation, exit_: Exit) -> Blame:
     if exit_.status == -15:
         return Blame.VICTIM
-    if raised := _said(seen, exit_):
-        return blame_of(raised)
-    return blame_of_abort(seen.evidence.lines.get(exit_.rank, ())) if exit_.status == -6 else Blame.OWN
+    raised = _said(seen, exit_)
+    blame = blame_of(raised) if raised else Blame.OWN
+    if exit_.status == -6 and blame is Blame.OWN and (raised is None or cause_of(raised) is None):
+        return blame_of_abort(seen.evidence.lines.get(exit_.rank, ()))
+    return blame
 
 
 def _deserted(seen: Observation, first: Exit, leaver: Leaver, stepped: bool) -> Verdict:
@@ -144,7 +154,9 @@ def _in_vain(seen: Observation, first: Exit, failed: list[Exit], step: int) -> V
 def _of_rank(seen: Observation, first: Exit, stepped: bool, step: int) -> Verdict:
     rank, status, raised = first.rank, first.status or 0, _said(seen, first)
     at = where(step, stepped)
-    if status < 0:
+    # After an exception, threads of torch that still run often crash the process. That is not the first failure.
+    told = raised is not None and -status in _CRASHES and (rank in {r.rank for r in seen.raised} or cause_of(raised))
+    if status < 0 and not told:
         pid = seen.evidence.pids.get(rank)
         cause, reason = _signalled(seen, _who(rank), at, -status, pid)
     elif status == ExitCode.PREEMPTED:
@@ -203,7 +215,10 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         why = f": {raised.message}" if raised.message else ""
         return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help{why}"
     in_frame = f", in {raised.frame}" if raised.frame else ""
-    what = f"{_who(rank)} raised {raised.type}: {raised.message or '(no message)'} {where}{in_frame}"
+    what = f"{_who(rank)} raised {raised.type}: {gpu.gist(raised.message) or '(no message)'} {where}{in_frame}"
+    if proven is not None:
+        proven, more = _of_gpu(seen, raised, proven)
+        what += more
     if short_of_shm(raised):
         what += _more_shm(seen)
     elif proven is Cause.NO_SPACE and seen.evidence.full:
@@ -224,6 +239,17 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     if raised.type in USER_ERRORS and not stepped:
         return Cause.USER_ERROR, what
     return Cause.EXCEPTION if stepped else Cause.STARTUP_ERROR, what
+
+
+def _of_gpu(seen: Observation, raised: Raised, cause: Cause) -> tuple[Cause, str]:
+    """The cause, more exactly, and what a kernel of the GPU has said, or who holds the memory."""
+    if cause is Cause.GPU_ASSERT and (said := gpu.failed_assert(seen.evidence.lines.get(raised.rank, ()))):
+        return cause, f"; its kernel asserted `{said}`"
+    if cause is Cause.CUDA_OOM:
+        dead = [pid for each in chain(raised) for pid in gpu.holders(each.message) if pid in seen.evidence.gone]
+        names = ", ".join(map(str, dead))
+        return (Cause.GPU_BUSY, f"; process {names} is dead and still holds memory there") if dead else (cause, "")
+    return cause, ""
 
 
 def _more_shm(seen: Observation) -> str:

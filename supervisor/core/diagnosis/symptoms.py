@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from supervisor.core.diagnosis import gpu
 from supervisor.core.model import Cause, Raised
 
 _ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
@@ -30,7 +31,8 @@ class Symptom:
             return False
         if not self.errnos and not self.text:
             return True
-        return raised.errno in self.errnos or bool(self.text and re.search(self.text, raised.message, re.IGNORECASE))
+        said = self.text and re.search(self.text, raised.message, re.IGNORECASE | re.MULTILINE)
+        return raised.errno in self.errnos or bool(said)
 
 
 _LOSS = ("NotFinite", "LossSpike")
@@ -39,6 +41,7 @@ _DISTRIBUTED = ("torch.distributed.", "torch._C._distributed_c10d.")
 # If only the last line of a traceback is known, the base classes of the error are unknown.
 _TORCH = frozenset(
     {"RuntimeError", "torch.AcceleratorError", *(f"torch.distributed.Dist{n}Error" for n in ("", "Backend"))}
+    | {"torch.cuda.CudaError", "torch.cuda.DeferredCudaCallError"}
 )
 _NETWORK = frozenset(
     {"OSError", "RuntimeError", "torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"}
@@ -66,9 +69,14 @@ SYMPTOMS = (
     ),
     Symptom(Cause.REPLICAS_DIFFER, frozenset({"ReplicasDiffer", "trainer.checkpoint.errors.ReplicasDiffer"})),
     Symptom(Cause.CUDA_OOM, frozenset({"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError", "OutOfMemoryError"})),
-    Symptom(Cause.CUDA_OOM, _TORCH, text=r"(cuda|hip) (error: |failure ')?out of memory"),
+    Symptom(Cause.CUDA_OOM, _TORCH, text=gpu.MEMORY),
+    Symptom(Cause.GPU_ASSERT, _TORCH, text=gpu.ASSERT),
+    Symptom(Cause.GPU_LOST, _TORCH, text=gpu.LOST),
+    Symptom(Cause.GPU_BUSY, _TORCH, text=gpu.BUSY),
+    Symptom(Cause.GPU_FAULT, _TORCH, text=gpu.FAULT),
     Symptom(Cause.NO_SPACE, _FILES, frozenset({_ENOSPC, _EDQUOT}), r"no space left on device|disk quota exceeded"),
     Symptom(Cause.PORT_IN_USE, _NETWORK, frozenset({_EADDRINUSE}), r"EADDRINUSE|address already in use"),
+    Symptom(Cause.NCCL_ERROR, _TORCH, text=gpu.NCCL),
 )
 """The causes that an exception proves by itself."""
 
@@ -81,7 +89,8 @@ _TIMED_OUT = re.compile(
 )
 # The words of a rank that has lost a peer. This is always a consequence.
 _LOST_PEER = re.compile(
-    r"connection closed by peer|connection reset by peer|connection refused|broken pipe|connection was closed"
+    r"connection closed by (remote )?peer|connection reset by peer|connection refused|broken pipe|connection was closed"
+    r"|ncclRemoteError|proxy call to rank \d+ failed"
     r"|remote process exited or there was a network error|failed to recv, got 0 bytes|connectFullMesh failed"
     r"|(nccl )?communicator was aborted|another rank (has )?(failed|terminated)",
     re.IGNORECASE,
@@ -91,7 +100,10 @@ _CUT_SHORT = re.compile(
     r"inline_container\.cc.*(unexpected pos|failed writing)|iostream error|\d+ requested and \d+ written"
 )
 # The words of torch about shared memory that it could not get: a worker's SIGBUS, or a refusal.
-_SHM = re.compile(r"(allocate|open|map|resize|unlink) shared memory|out of shared memory|killed by signal: Bus error")
+_SHM = re.compile(
+    r"(allocate|open|map|resize|unlink) shared memory|out of shared memory|killed by signal: Bus error"
+    r"|shared memory segment \S*/dev/shm/nccl"
+)
 _FOLLOWS = frozenset(
     {"KeyboardInterrupt", "subprocess.CalledProcessError", "torch.multiprocessing.spawn.ProcessException"}
 )
@@ -103,6 +115,8 @@ _WORKER = re.compile(
 _SIGNALS = {"Killed": 9, "Segmentation fault": 11, "Bus error": 7, "Aborted": 6, "Terminated": 15}
 _PREFIX = re.compile(r"^\[rank\d+\]:\s?")
 _PLACE = re.compile(r'^\s+File "(.+)", line (\d+), in (.+)$')
+_THROWN = re.compile(r"terminate called after throwing an instance of 'c10::(\w+)'")
+_THROWN_KINDS = {"DistBackendError": "torch.distributed.DistBackendError", "AcceleratorError": "torch.AcceleratorError"}
 _LAST_LINE = re.compile(r"^(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 
 
@@ -158,7 +172,9 @@ def blame_of(raised: Raised) -> Blame:
     kind = kinds_of(raised)[0]
     if _FOLLOWS & set(kinds_of(raised)):
         return Blame.VICTIM
-    if cause_of(raised) is not None or (kind != "RuntimeError" and not kind.startswith(_DISTRIBUTED)):
+    if cause_of(raised) not in (None, Cause.NCCL_ERROR) or (
+        kind != "RuntimeError" and not kind.startswith(_DISTRIBUTED)
+    ):
         return Blame.OWN
     return _blame(raised.message)
 
@@ -192,6 +208,17 @@ def dead_workers(raised: Raised) -> Workers | None:
     return Workers(tuple(sorted(pids)), signals[0] if signals else None)
 
 
+def thrown(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
+    """The C++ exception that ended a process with an abort. torch's own threads end it so: NCCL's watchdog, autograd's,
+    and those that free a tensor."""
+    for i, line in enumerate(lines):
+        if match := _THROWN.search(line):
+            text = "\n".join(lines[i + 1 :]).partition("what():")[2].strip()
+            kind = _THROWN_KINDS.get(match[1], "RuntimeError")
+            return Raised(rank, kind.rpartition(".")[2], gpu.gist(text), "", at, kinds=(kind,)) if text else None
+    return None
+
+
 def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
     """The exception whose traceback comes last in a log. Some scripts print the traceback and exit by themselves."""
     lines = tuple(_PREFIX.sub("", line) for line in lines)
@@ -202,10 +229,15 @@ def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
         return None
     for i, line in enumerate(lines[start + 1 :], start + 1):
         if match := _LAST_LINE.match(line):
+            last, after = i, [(n, more) for n, more in enumerate(lines[i + 1 :], i + 1) if more.strip()]
+            for n, more in after:
+                if not gpu.continues(more, lines[last]):
+                    break
+                last = n
             # If the script said much more after the traceback, it had survived the exception.
-            if len([more for more in lines[i + 1 :] if more.strip()]) > 3:
+            if sum(n > last for n, _ in after) > 3:
                 return None
-            kind, message = match["kind"], match["message"] or ""
+            kind, message = match["kind"], "\n".join([match["message"] or "", *lines[i + 1 : last + 1]])
             number = re.match(r"\[Errno (\d+)\]", message)
             places = [place for line in lines[start:i] if (place := _PLACE.match(line))]
             frame = "{0[1]}:{0[2]} {0[3]}".format(places[-1]) if places else ""

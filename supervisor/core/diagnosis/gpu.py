@@ -1,0 +1,112 @@
+"""The words of CUDA, cuBLAS, cuDNN, Triton and NCCL about a GPU, and those of the kernel's log (Xid).
+
+Every line of a message is judged. The first one is often only NCCL's "unhandled cuda error", and what follows tells
+which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from supervisor.core.evidence import Xid
+from supervisor.core.model import Cause, Verdict
+
+_SAYS = r"((CUDA|HIP)( driver)? error( \([^)\n]*\))?: |(Cuda|HIP) failure (\d+ )?'|Triton Error \[(CUDA|HIP)\]: )"
+
+ASSERT = _SAYS + "device-side assert triggered"
+LOST = (
+    _SAYS + r"(uncorrectable ECC error encountered|uncorrectable NVLink error|.*fallen off the bus|GPU is lost)"
+    r"|GPU has fallen off the bus|^GPU is lost"
+)
+BUSY = _SAYS + r"((all )?CUDA-capable device(s|\(s\)) (are|is|is/are) busy or unavailable|exclusive-thread device)"
+FAULT = (
+    _SAYS + r"(an illegal memory access|an illegal instruction|misaligned address|invalid program counter|"
+    r"unspecified launch failure|hardware stack error|operation not supported on (global/shared|shared or local)|"
+    r"invalid address space|the launch timed out and was terminated|unknown error|"
+    r"CU(BLAS|SPARSE|SOLVER)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR))"
+    r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
+)
+MEMORY = (
+    r"(cuda|hip) (error: |failure (\d+ )?')?out of memory"
+    r"|CU(BLAS|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+)
+NCCL = (
+    r"nccl(System|Internal|Remote)Error|nccl(InvalidUsage|InvalidArgument|UnhandledCudaError)|Duplicate GPU detected"
+    r"|\bNCCL (error|failure)\b"
+)
+
+# The lines that torch adds to each error, and C++'s own trace.
+_NOISE = re.compile(
+    r"Search for `(cuda|hip)\w*' in |(CUDA|HIP) kernel errors might be asynchronously|For debugging consider passing "
+    r"|Compile with `TORCH_USE_\w+_DSA`|Device-side assertion tracking|Exception raised from .* \(most recent call"
+    r"|frame #\d+: |C\+\+ CapturedTraceback|This may indicate a possible application crash"
+)
+_NCCL_MORE = re.compile(r"nccl[A-Z]\w+: |Last error:")
+_FAILED_ASSERT = re.compile(r"Assertion [`'\"](.+?)[`'\"] failed")
+_HOLDER = re.compile(r"Process (\d+) has [\d.]+ [KMGT]iB memory in use")
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+)(?:, (?P<text>.*))?")
+_OFF_THE_BUS = re.compile(r"NVRM: (?:The NVIDIA )?GPU(?: at PCI:| )(?P<bus>[0-9a-fA-F:.]{7,}).*fallen off the bus")
+_PID = re.compile(r"\bpid='?(\d+)")
+
+_LOST_XIDS = frozenset({48, 62, 64, 79, 95, 119, 120, 136, 140, 143, 151, 155, 156, 158})
+"""Errors after which the device needs a reset, or is gone (NVIDIA's catalog of Xid errors)."""
+_OF_A_DEVICE = frozenset({Cause.GPU_FAULT, Cause.GPU_LOST, Cause.GPU_BUSY, Cause.NCCL_ERROR})
+_BY_A_DEVICE = _OF_A_DEVICE | {Cause.HANG, Cause.SEGFAULT, Cause.ABORT, Cause.NCCL_OR_GLOO_TIMEOUT}
+"""Failures that a lost device may have caused, though nothing in the rank says so."""
+_CONTAINED = 94
+"""An ECC error that ends only the programs that used that page. The driver puts the page out of use."""
+
+
+def gist(message: str) -> str:
+    """`message` without the lines that torch adds to every such error, and in one line if NCCL speaks."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    told = [line for line in lines if not _NOISE.match(line)]
+    if len(told) == len(lines) and not any(map(_NCCL_MORE.match, lines)):
+        return message
+    return " ".join(told)
+
+
+def continues(line: str, before: str) -> bool:
+    """Whether `line` of a log belongs to the message that has the line `before`."""
+    return bool(_NOISE.match(line) or _NCCL_MORE.match(line) or before.startswith("Last error:"))
+
+
+def failed_assert(lines: Iterable[str]) -> str:
+    """The assertion that a kernel has printed as failed: ``srcIndex < srcSelectDimSize``. Empty if there is none."""
+    return next((match[1] for line in lines if (match := _FAILED_ASSERT.search(line))), "")
+
+
+def holders(message: str) -> tuple[int, ...]:
+    """The pids of other processes that hold memory of the device, as torch's "out of memory" names them."""
+    return tuple(int(pid) for pid in _HOLDER.findall(message))
+
+
+def xids(lines: Iterable[str]) -> Iterator[Xid]:
+    """The errors of devices in lines of a kernel's log."""
+    for line in lines:
+        if match := _XID.search(line):
+            text = match["text"] or ""
+            pid = _PID.search(text)
+            yield Xid(match["bus"].lower(), int(match["number"]), int(pid[1]) if pid else None, text)
+        elif match := _OFF_THE_BUS.search(line):
+            yield Xid(match["bus"].lower().rstrip(".:"), 79, None, "GPU has fallen off the bus.")
+
+
+def lost(seen: Iterable[Xid]) -> Xid | None:
+    """The first error after which a device is lost."""
+    return next((xid for xid in seen if xid.number in _LOST_XIDS), None)
+
+
+def judged(verdict: Verdict, seen: tuple[Xid, ...]) -> Verdict:
+    """The verdict, corrected by what the kernel says about the devices."""
+    if not seen or verdict.cause not in _BY_A_DEVICE:
+        return verdict
+    cause, xid = verdict.cause, lost(seen)
+    if xid is not None:
+        cause = Cause.GPU_LOST
+    elif cause in _OF_A_DEVICE:
+        xid = seen[-1]
+        cause = Cause.GPU_FAULT if cause is Cause.GPU_LOST and xid.number == _CONTAINED else cause
+    return verdict if xid is None else replace(verdict, cause=cause, reason=f"{verdict.reason}; the kernel says: {xid}")
