@@ -17,7 +17,7 @@ _TIMES = {
     "waited_detect": "detect, where --hang-timeout or --startup-timeout had to pass",
     "waited_recover": "recover, after these and after a dead supervisor",
 }
-HEADS = ("round", "fault", "step", "detected as", "detect", "recover", "lost", "left", "verdict")
+HEADS = ("#", "fault", "step", "seen as", "detect", "recover", "lost", "left", "verdict")
 
 
 def verdicts(results: Sequence[RoundResult]) -> str:
@@ -53,19 +53,19 @@ def seconds(value: float | None) -> str | None:
 
 
 def _by_kind(rows: Sequence[Row]) -> str:
+    """A row for each kind: medians and maxima of the times, the most lost steps, all leftovers."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row.spec.partition("@")[0].partition(":")[0], []).append(row)
     heads = (
         "fault",
-        "struck",
         "passed",
-        "detected as",
-        "detect p50",
+        "seen as",
+        "detect",
         "max",
-        "recover p50",
+        "recover",
         "max",
-        "lost, most",
+        "lost",
         "left",
     )
     return table(heads, [_kind_cells(kind, of) for kind, of in sorted(kinds.items())])
@@ -76,8 +76,7 @@ def _kind_cells(kind: str, rows: Sequence[Row]) -> tuple[object, ...]:
     recover = spread([row.recover_s for row in rows])
     return (
         kind,
-        sum(row.at is not None for row in rows),
-        sum(row.ok for row in rows),
+        f"{sum(row.ok for row in rows)} of {len(rows)}",
         ", ".join(sorted({row.detected or "nothing" for row in rows})),
         seconds(detect["p50"]),
         seconds(detect["max"]),

@@ -81,10 +81,24 @@ def ls(run: str | None, as_json: bool) -> None:
     if as_json:
         _dump(folder, [{**described(one), "latest": one.step == latest} for one in found])
         return
+    if not found:
+        _none_in(folder)
+        return
     rows = [(one.step, size_of(one), age_of(one), ranks_of(one), state_of(one, latest)) for one in found]
     click.echo(table(("step", "size", "age", "ranks", "state"), rows), nl=False)
     if any(one.problem for one in found):
         click.echo("a bad one is never resumed from: the next attempt moves it to quarantine/", err=True)
+
+
+def _none_in(folder: Path) -> None:
+    """Tells it, and what is not looked for here. stdout stays empty."""
+    click.echo(
+        plain(
+            f"no checkpoints in {folder}: what a script saves by itself is not listed (see: supervise status), and "
+            "docs/checkpoints.md says how it gets checkpoints in five lines"
+        ),
+        err=True,
+    )
 
 
 @command.command("verify")
@@ -103,6 +117,8 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
             click.echo(plain(f"{step_name(one.step)}  {verdict}"))
     if as_json:
         _dump(folder, list(map(described, found)))
+    elif not found:
+        _none_in(folder)
     if any(one.problem for one in found):
         click.get_current_context().exit(ExitCode.DAMAGED)
 

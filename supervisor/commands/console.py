@@ -12,16 +12,14 @@ import threading
 import time
 from types import TracebackType
 
+from supervisor.commands.attempt_words import attempt_lines
 from supervisor.core.actions import End
-from supervisor.core.size import counted
-from supervisor.core.telling.ledger import lost_steps, recoveries
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
 from supervisor.reading.choice import Choice
 from supervisor.reading.follow import Record, RunFollower, pump
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import TextRenderer
-from supervisor.reading.wording import signal_name
 from supervisor.run.runs import RUNS
 from supervisor.run.spec import Spec, shown
 from supervisor.run.status import story_of
@@ -122,32 +120,6 @@ def closing_words(run: RunDir, end: End) -> str:
     if end.exit_code not in (0, 2):
         lines.append(f"  go on    supervise resume {name}")
     return "\n".join(lines)
-
-
-def attempt_lines(story: Story) -> list[str]:
-    """One line for each attempt: its steps, the reason for its end, and the cost."""
-    lines = []
-    for attempt, recovered, lost in zip(story.attempts, recoveries(story), lost_steps(story), strict=True):
-        first = attempt.from_step if attempt.from_step is not None else 0
-        steps = f"{first}→{attempt.to_step}" if attempt.to_step >= 0 else "no step"
-        if attempt.unplaced:
-            steps = "?→?"
-        cause = attempt.cause or "running"
-        if attempt.signal:
-            cause += f" ({signal_name(attempt.signal)})"
-        if attempt.rank is not None:
-            cause += f" rank {attempt.rank}"
-        cost = [f"lost {counted(lost, 'step')}"] if lost is not None else []
-        following = story.attempts[story.attempts.index(attempt) + 1 :]
-        if lost is not None and following:
-            cost = [f"went on from step {following[0].from_step}", *cost]
-            cost += ["what it had saved was not loaded"] if following[0].over else []
-        elif following and following[0].unplaced:
-            cost = ["went on from a step that is not known"]
-        cost += [f"detected in {attempt.detect_s:.3f} s"] if attempt.detect_s and recovered is not None else []
-        cost += [f"back in {recovered:.2f} s"] if recovered is not None else []
-        lines.append(f"#{attempt.number} {steps:<10} {cause:<28} {', '.join(cost)}".rstrip())
-    return lines
 
 
 def loss_lines(run: RunDir, story: Story) -> list[str]:

@@ -3,6 +3,8 @@ acts on it."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 import click
@@ -10,7 +12,7 @@ import click
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import is_held
-from supervisor.run.runs import Known, all_runs, find, load
+from supervisor.run.runs import RUNS, Known, all_runs, find, load
 
 
 def to_read(name: str | None) -> Known:
@@ -36,3 +38,9 @@ def _running() -> list[Known]:
     if load(Path()) is not None:
         return []
     return [known for known in all_runs() if is_held(known.run)]
+
+
+def name_here(known: Known) -> str:
+    """The run, as a command typed here names it: also if it is a copy, or its folder has another name."""
+    path = known.run.path.resolve()
+    return path.name if path.parent == RUNS.resolve() else shlex.quote(os.path.relpath(path))

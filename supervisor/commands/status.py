@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
+from supervisor.commands.console import BUILT_IN
 from supervisor.commands.flags import json_flag, run_argument
-from supervisor.commands.meant import to_read
-from supervisor.core.size import human_seconds
+from supervisor.commands.meant import name_here, to_read
+from supervisor.core.size import human_bytes, human_seconds
+from supervisor.core.telling import advice
 from supervisor.core.words import RunState
-from supervisor.reading.plain import plain, plain_lines
-from supervisor.reading.table import table
+from supervisor.reading.local_time import local
+from supervisor.reading.plain import plain
+from supervisor.reading.table import folded, table
+from supervisor.run import origin
 from supervisor.run.status import status
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
+
+_HEAD = 12
+"""Columns of a line's name."""
+_GOES_ON = (RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.BACKOFF)
 
 
 @click.command()
@@ -23,8 +32,9 @@ from trainer.rundir.files.codec import encode
 @click.option("--exit-code", is_flag=True, help="Exit with the run's own code; 101 while it runs.")
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """Show the state of RUN (an id, a unique prefix, a path; the newest if omitted)."""
-    now = status(to_read(run))
-    click.echo(encode(now) if as_json else _text(now), nl=as_json)
+    known = to_read(run)
+    now = status(known)
+    click.echo(encode(now) if as_json else _text(now, name_here(known)), nl=as_json)
     if not exit_code:
         return 0
     if now["exit_code"] is not None:
@@ -32,39 +42,98 @@ def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     return ExitCode.FAILED if now["state"] == RunState.LOST else ExitCode.RUNNING
 
 
-def _text(now: dict[str, Any]) -> str:
-    budget, checkpoint, failure = now["budget"], now["checkpoint"], now["last_failure"]
-    step = now["step"] if now["step"] is not None else "not known"
-    attempt = "none yet" if now["attempt"] is None else now["attempt"]
-    lines = [f"{now['run']}  {now['state'].upper()}  attempt {attempt}  step {step}"]
-    if now["reason"]:
-        lines.append(f"  reason      {now['reason']}")
-    if checkpoint:
-        where = f"step {checkpoint['step']}" if checkpoint["step"] is not None else "a step that is not known"
-        lines.append(f"  checkpoint  {where}, {human_seconds(checkpoint['age_s'])} ago, {checkpoint['path']}")
-    window = human_seconds(budget["window_s"])
-    lines.append(
-        f"  budget      {budget['used']} of {budget['max_restarts']} restarts used in {window}, "
-        f"{budget['no_progress']} of {budget['no_progress_limit']} attempts without a new checkpoint"
-    )
-    if failure:
-        lines.append(f"  last fault  attempt {failure['attempt']}: {failure['reason']}")
-    if now["started_over"]:
-        lines.append(f"  not loaded  {plain(str(now['started_over']['text']))}")
-    if now["standby"]:
-        lines.append(f"  standby     {_standby(now['standby'])}")
-    lines += [f"  straggler   {plain(slow['text'])}" for slow in now["stragglers"]]
-    lines += [f"  pause       {_pause(pause)}" for pause in now["pauses"]]
-    lines.append(f"  folder      {now['run_dir']}")
-    if now["state"] == RunState.LOST:
-        lines.append(f"  its supervisor is gone; go on with: supervise resume {now['run']}")
-    text = plain_lines("\n".join(lines)) + "\n"
+def _text(now: dict[str, Any], name: str) -> str:
+    where = "no attempt yet" if now["attempt"] is None else f"attempt {now['attempt']}, {_step(now)}"
+    text = plain(f"{now['run']}  {now['state'].upper()}  {where}") + "\n"
+    text += "".join(_line(head, said) for head, said in _lines(now, name) if said)
     if now["workers"]:
         fields = ("rank", "pid", "step", "phase")
         heads = (*fields, "beat age")
         rows = [[*(worker[field] for field in fields), _age(worker["beat_age_s"])] for worker in now["workers"]]
         text += table(heads, rows)
     return text
+
+
+def _line(head: str, text: str) -> str:
+    return folded(f"  {head:<{_HEAD}}{plain(text)}", _HEAD + 2) + "\n"
+
+
+def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    """(name, text) of each line. Lines without a text have nothing to say."""
+    failure = now["last_failure"]
+    return [
+        ("reason", now["reason"]),
+        ("command", command_of(now)),
+        ("code", origin.told(now)),
+        ("started", times(now)),
+        ("checkpoint", _checkpoint(now)),
+        ("budget", advice.budget(now["budget"])),
+        ("last fault", f"attempt {failure['attempt']}: {failure['reason']}" if failure else ""),
+        ("not loaded", str(now["started_over"]["text"]) if now["started_over"] else ""),
+        ("standby", _standby(now["standby"]) if now["standby"] else ""),
+        *(("straggler", slow["text"]) for slow in now["stragglers"]),
+        *(("pause", _pause(pause)) for pause in now["pauses"]),
+        ("log", os.path.relpath(now["log"]) if now["log"] else ""),
+        ("folder", now["run_dir"]),
+        *(("no saves" if i == 0 else "", said) for i, said in enumerate(saves_nothing(now))),
+        ("next", _next(now, name)),
+    ]
+
+
+def saves_nothing(now: dict[str, Any]) -> tuple[str, ...]:
+    return advice.NOTHING_SAVED if now["saves_nothing"] else ()
+
+
+def command_of(now: dict[str, Any]) -> str:
+    target, *arguments = now["command"]
+    return " ".join([f"{now['nproc']} x", *(["-m"] if now["module"] else []), BUILT_IN.get(target, target), *arguments])
+
+
+def times(now: dict[str, Any]) -> str:
+    """When it began, for how long it has gone on, and when it ended."""
+    if not now["started"]:
+        return ""
+    ran = human_seconds(now["wall_s"] - now["stopped_s"])
+    stopped = f", and was stopped for {human_seconds(now['stopped_s'])}" if now["stopped_s"] >= 1.0 else ""
+    over = f", ended {local(now['ended'])}" if now["ended"] else ""
+    return f"{local(now['started'])}{over}; it {'ran' if over else 'has run'} for {ran}{stopped}"
+
+
+def _step(now: dict[str, Any]) -> str:
+    step, attempt_step = now["step"], now["attempt_step"]
+    if step is None:
+        return "no step yet" if attempt_step is None else "step not known"
+    if attempt_step is not None and attempt_step < step:
+        return f"step {attempt_step} (again: an earlier attempt had reached {step})"
+    return f"step {step}"
+
+
+def _checkpoint(now: dict[str, Any]) -> str:
+    checkpoint = now["checkpoint"]
+    if not checkpoint:
+        return ""
+    where = f"step {checkpoint['step']}" if checkpoint["step"] is not None else "a step that is not known"
+    return f"{where}, {human_seconds(checkpoint['age_s'])} ago, {checkpoint['path']}"
+
+
+def _next(now: dict[str, Any], name: str) -> str:
+    """What a person would do now."""
+    look = f"supervise report {name}"
+    match now["state"]:
+        case RunState.BACKOFF if now["next_try_s"] is not None:
+            return f"the next attempt starts in {human_seconds(now['next_try_s'])}; supervise stop {name}"
+        case state if state in _GOES_ON:
+            return f"supervise tail {name} · supervise stop {name}"
+        case RunState.STOPPING:
+            return f"supervise tail {name} · supervise stop --now {name}"
+        case RunState.LOST:
+            return f"its supervisor is gone; go on with: supervise resume {name}"
+        case RunState.FINISHED:
+            return look
+        case RunState.STUCK:
+            return f"{look} · when these processes are gone: supervise resume {name}"
+        case _:
+            return f"{look} · to go on: supervise resume {name}"
 
 
 def _age(seconds: float | None) -> str | None:
@@ -74,18 +143,18 @@ def _age(seconds: float | None) -> str | None:
 def _pause(pause: dict[str, Any]) -> str:
     seconds, limit = pause["for_s"], pause["limit_s"]
     text = f"{pause['text']}; for {human_seconds(seconds)} so far" if seconds is not None else str(pause["text"])
-    return plain(text + (f" (limit {human_seconds(limit)} in the same place)" if limit is not None else ""))
+    return text + (f" (limit {human_seconds(limit)} in the same place)" if limit is not None else "")
 
 
 def _standby(now: dict[str, Any]) -> str:
     """The waiting group, its cost, and the reason why there is no better one."""
     if now["kind"] == "none":
         cold = f"; a restart imports again: attempt 0 took {now['cold_s']} s to its first step" if now["cold_s"] else ""
-        return plain(f"none: {now['why']}{cold}")
-    text = f"waits ({now['kind']}), {now['pss_bytes'] / 1e6:.0f} MB"
+        return f"none: {now['why']}{cold}"
+    text = f"waits ({now['kind']}); it costs {human_bytes(now['pss_bytes'])} of memory"
     if now["why"]:
         text += f"; not forked: {now['why']}"
     if now["left_out"]:
         which = ", ".join(f"{name} ({why})" for name, why in sorted(now["left_out"].items()))
         text += f"; imported again at each restart, {now['left_out_s']} s: {which}"
-    return plain(text)
+    return text

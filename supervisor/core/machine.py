@@ -235,7 +235,8 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     assert verdict is not None
     kept = max(seen.checkpoint_step, seen.own_step)
     after = learn(state.history, verdict, state.stepped, kept, seen.own_unplaced)
-    gone = Emit("group_gone", fields={"stop_s": round(seen.now - verdict.at, 4), "step": state.step}, once="group_gone")
+    told = {"stop_s": round(seen.now - verdict.at, 4), "step": state.step, "barren": after.barren}
+    gone = Emit("group_gone", fields=told, once="group_gone")
     if seen.stop is not None and verdict.cause is not Cause.FINISHED:
         # Nobody wants the run to go on, whatever ended the attempt. And the run has gone further since the request.
         verdict = _asked(state, seen, seen.stop)

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,23 @@ from supervisor.reading.plain import plain
 
 _WHOLE = 24
 """Cells up to this many characters are never broken: names, numbers and times are there to be copied."""
+
+
+def folded(line: str, indent: int = 4) -> str:
+    """The line, over several lines between its words where the terminal is narrower. The others are indented."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns, 2 * indent)
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +16,7 @@ import msgspec
 from supervisor.core import rules
 from supervisor.core.model import Cause, Do, Policy
 from supervisor.errors import Refusal
+from supervisor.run.origin import origin
 from supervisor.run.runs import INODE, SCHEMA, inode
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import replace_file
@@ -114,7 +114,7 @@ def save(run: RunDir, spec: Spec) -> None:
         "schema": SCHEMA,
         INODE: inode(run),
         **flat(shown(spec)),
-        "versions": {"python": platform.python_version(), "executable": sys.executable},
+        **origin(None if spec.module else Path(spec.cwd, spec.command[0]), Path(spec.cwd)),
     }
     if spec.policy.hang_timeout == float("inf"):
         # JSON has no infinity that every reader accepts.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from supervisor.core.rules import spent
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.ledger import missed
+from supervisor.core.telling.ledger import ledger, missed
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
-from supervisor.run.spec import Spec, restore
+from supervisor.run.spec import Spec, restore, shown
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
 from trainer.rundir.machine.shm import segment_of
@@ -37,6 +38,8 @@ def status(known: Known) -> dict[str, Any]:
     story = story_of(run)
     alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
+    workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
+    snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), _checkpoint(run)
     return {
         "schema": SCHEMA,
         "run": known.id,
@@ -48,17 +51,62 @@ def status(known: Known) -> dict[str, Any]:
         "restarts": story.restarts,
         "supervisor_pid": holder(run).get("pid") if alive else None,
         "launcher_pid": story.launcher_pid if alive else None,
-        "workers": _workers(run, attempt.number) if alive and attempt else [],
+        "workers": workers,
         "stragglers": _stragglers(attempt) if alive and attempt else [],
         "pauses": _pauses(story, attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
-        "snapshot": {"step": newest_snapshot(segment_of(spec.mark))},
-        "checkpoint": _checkpoint(run),
+        "snapshot": {"step": snapshot},
+        "checkpoint": checkpoint,
+        "saves_nothing": _saves_nothing(story, snapshot, checkpoint),
         "step": _step(run, story),
+        "attempt_step": max((worker["step"] for worker in workers if worker["step"] is not None), default=None),
         "started_over": missed(attempt) if attempt else None,
         "last_failure": _last_failure(story),
         "budget": _budget(story, spec),
+        **_past(run, story, now_of(story)),
+        **_origin(known, spec),
     }
+
+
+def now_of(story: Story) -> float:
+    """The present on the run's time line. Of a run that is over, or lost: its last known moment."""
+    if story.ended is not None:
+        return story.ended
+    return story.last if story.state == RunState.LOST else time.monotonic() + story.offset
+
+
+def _past(run: RunDir, story: Story, now: float) -> dict[str, Any]:
+    """When it began and ended, for how long it ran and how long nobody ran it, when it is tried again, and its log."""
+    book = ledger(story, now)
+    waits = story.state == RunState.BACKOFF and story.next_at is not None
+    return {
+        "started": story.started_wall or None,
+        "ended": story.ended_wall or None if story.over else None,
+        "wall_s": round(book.wall, 3),
+        "stopped_s": round(book.seconds["stopped"], 3),
+        "next_try_s": round(max(0.0, (story.next_at or 0.0) - now), 1) if waits else None,
+        "log": _log(run, story),
+    }
+
+
+def _origin(known: Known, spec: Spec) -> dict[str, Any]:
+    about = {"nproc": spec.nproc, "command": list(shown(spec).command), "module": spec.module}
+    return about | {key: known.spec.get(key) for key in ("git", "host", "versions")}
+
+
+def _log(run: RunDir, story: Story) -> str | None:
+    """The log to look at first: of the rank that failed, else of rank 0, in the newest attempt."""
+    if story.attempt is None:
+        return None
+    log = run.attempt(story.attempt.number).rank_log(story.attempt.rank or 0)
+    return str(log.resolve()) if log.exists() else None
+
+
+def _saves_nothing(story: Story, snapshot: int | None, checkpoint: Mapping[str, Any] | None) -> bool:
+    """Whether it has trained, and a failure costs or has cost everything, because nothing was saved."""
+    kept = checkpoint is not None or (snapshot is not None and snapshot >= 0) or story.checkpoint_step >= 0
+    trained = any(attempt.first_step is not None for attempt in story.attempts)
+    return trained and not kept and not story.saved and (story.over or bool(story.failures()))
 
 
 def _standby(story: Story) -> dict[str, Any] | None:
@@ -102,7 +150,7 @@ def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
 def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
     """The ranks that are silent for longer than usual, with their activity, the beginning of the silence, and the
     limit."""
-    now = time.monotonic() + story.offset
+    now = now_of(story)
     found = []
     for rank, event in sorted(attempt.pauses.items()):
         if event.get("over"):
@@ -183,12 +231,12 @@ def _last_failure(story: Story) -> dict[str, Any] | None:
 
 def _budget(story: Story, spec: Spec) -> dict[str, Any]:
     policy = spec.policy
-    used = spent(story.history, policy, time.monotonic() + story.offset)
+    used = spent(story.history, policy, now_of(story))
     return {
         "max_restarts": policy.max_restarts,
         "used": used,
         "left": max(0, policy.max_restarts - used),
         "window_s": policy.window,
-        "no_progress": story.history.barren,
+        "no_progress": story.barren,
         "no_progress_limit": policy.no_progress_limit,
     }

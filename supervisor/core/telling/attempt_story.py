@@ -13,6 +13,10 @@ class AttemptStory:
 
     number: int
     started: float
+    began: float | None = None
+    """`started` by the wall clock, in seconds since the epoch."""
+    offset: float = 0.0
+    """Seconds to add to a CLOCK_MONOTONIC of the attempt's own files."""
     ready: float | None = None
     resumed: float | None = None
     first_step: float | None = None
@@ -23,6 +27,8 @@ class AttemptStory:
     """The earliest known time of its failure."""
     verdict: float | None = None
     gone: float | None = None
+    last: bool = False
+    """Whether the run ended after it. If there is a next attempt, somebody has taken the run up again."""
     from_step: int | None = None
     """The step that it went on from. None until that is known, and if nothing tells it."""
     over: Mapping[str, Any] | None = None

@@ -6,7 +6,8 @@ An attempt's time line, and the bucket of each stretch:
     failed ─detect─ verdict ─stop─ gone ─backoff─ next attempt started
 
 The time of saves is taken out of the training stretches, as stall. Work that was lost and done again is productive the
-first time and redone the second time. So it is counted once as what the failure cost.
+first time and redone the second time. So it is counted once as what the failure cost. The time between the end of a run
+and its next supervisor, or without a supervisor, is stopped, if no attempt lived in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,21 @@ from supervisor.core.model import Cause
 from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.story import Story
 
-BUCKETS = ("productive", "redone", "detect", "stop", "launch", "restore", "first_step", "stall", "backoff", "other")
+MEANING = {
+    "productive": "steps that were done for the first time",
+    "redone": "steps that were done again, because a failure had lost them",
+    "detect": "from a failure until it was noticed",
+    "stop": "until nothing of the ended attempt was alive",
+    "launch": "until all ranks were there: imports, rendezvous",
+    "restore": "from there until the state was loaded",
+    "first_step": "from there until the first step was done: data, compilation",
+    "stall": "training waited for a save",
+    "backoff": "the wait before a restart",
+    "stopped": "the run was stopped, or nobody ran it",
+    "other": "the supervisor's own start and end; steps whose number nothing tells",
+}
+"""The buckets, and what each second in them was spent on."""
+BUCKETS = tuple(MEANING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +50,82 @@ class Ledger:
         return self.seconds["productive"] / self.wall if self.wall > 0 else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of the time line, in seconds of the run's clock. `attempt` is None between two attempts."""
+
+    bucket: str
+    begin: float
+    end: float
+    attempt: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
 def ledger(story: Story, now: float) -> Ledger:
     """The ledger of `story` up to its end, or up to `now` if it goes on."""
     seconds = dict.fromkeys(BUCKETS, 0.0)
-    start = story.started
-    if start is None:
+    if story.started is None:
         return Ledger(0.0, seconds)
-    end = max(story.ended if story.ended is not None else now, start)
-    mark = start
+    trained = dict.fromkeys((attempt.number for attempt in story.attempts), 0.0)
+    for stretch in stretches(story, now):
+        seconds[stretch.bucket] += stretch.seconds
+        if stretch.bucket == "productive" and stretch.attempt is not None:
+            trained[stretch.attempt] += stretch.seconds
+    for attempt in story.attempts:
+        stall = min(attempt.stall_s, trained[attempt.number])
+        # A garbled file may have two attempts of one number.
+        trained[attempt.number] -= stall
+        seconds["stall"] += stall
+        seconds["productive"] -= stall
+    return Ledger(_end(story, now) - story.started, seconds)
+
+
+def _end(story: Story, now: float) -> float:
+    return max(story.ended if story.ended is not None else now, story.started or 0.0)
+
+
+def stretches(story: Story, now: float) -> list[Stretch]:
+    """The time line from the run's start to its end, or to `now`: in order, without holes. The seconds of saves are in
+    the training stretches."""
+    if story.started is None:
+        return []
+    found: list[Stretch] = []
+    end, mark = _end(story, now), story.started
     for index, attempt in enumerate(story.attempts):
         # A file may be garbled. The time line must still be in order, with one end.
         started = min(max(mark, attempt.started), end)
         following = min(story.attempts[index + 1].started if index + 1 < len(story.attempts) else end, end)
-        seconds["other" if index == 0 else "backoff"] += started - mark
-        mark = started
-        mark = _attempt(attempt, seconds, mark, following, index == 0)
-    seconds["other"] += max(0.0, end - mark)
-    return Ledger(end - start, seconds)
+        found += _between(story, mark, started, "other" if index == 0 else "backoff")
+        own = _of_attempt(attempt, started, following, index == 0)
+        found += own
+        mark = own[-1].end if own else started
+    return [stretch for stretch in [*found, *_between(story, mark, end, "other")] if stretch.end > stretch.begin]
 
 
-def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, following: float, first: bool) -> float:
-    """Adds the stretches of one attempt from `mark` on. Returns their end, at most `following`."""
+def _between(story: Story, mark: float, until: float, bucket: str) -> list[Stretch]:
+    """The time without an attempt. What lies beside a time in which nobody ran the run is that supervisor's end, or
+    the next one's start."""
+    found: list[Stretch] = []
+    for begin, end in story.unmanned:
+        begin, end = max(begin, mark), min(end, until)
+        if end > begin:
+            bucket = "other"
+            found += [Stretch(bucket, mark, begin), Stretch("stopped", begin, end)]
+            mark = end
+    return [*found, Stretch(bucket, mark, max(mark, until))]
+
+
+def _of_attempt(attempt: AttemptStory, mark: float, following: float, first: bool) -> list[Stretch]:
+    """The stretches of one attempt from `mark` on. The last one ends at most at `following`."""
     over = attempt.failed if attempt.failed is not None else following
     finished = attempt.cause == Cause.FINISHED
     caught_up = attempt.first_step if first else (attempt.caught_up if attempt.caught_up is not None else over)
     # If nothing tells which steps these are, nobody knows whether they are new.
     trained_in = "other" if attempt.unplaced else "productive"
-    stretches = [
+    marks = [
         ("launch", attempt.ready),
         ("restore", attempt.resumed),
         ("first_step", attempt.first_step),
@@ -70,21 +134,13 @@ def _attempt(attempt: AttemptStory, seconds: dict[str, float], mark: float, foll
         ("detect", attempt.verdict if not finished else over),
         ("stop", attempt.gone if not finished else over),
     ]
-    trained = {"redone": 0.0, "productive": 0.0}
-    for bucket, until in stretches:
-        if until is None:
-            continue
-        length = max(0.0, min(until, following) - mark)
-        mark += length
-        if bucket in trained:
-            trained[bucket] += length
-        else:
-            seconds[bucket] += length
-    stall = min(attempt.stall_s, trained["productive"])
-    seconds["stall"] += stall
-    seconds["productive"] += trained["productive"] - stall
-    seconds["redone"] += trained["redone"]
-    return mark
+    found = []
+    for bucket, until in marks:
+        if until is not None:
+            end = max(mark, min(until, following))
+            found.append(Stretch(bucket, mark, end, attempt.number))
+            mark = end
+    return found
 
 
 def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
@@ -95,10 +151,11 @@ def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
 
 def recoveries(story: Story) -> list[float | None]:
     """For each attempt: seconds from its failure to the first new step of the next one. None if there was no such
-    step."""
+    step, or if the run was over between them."""
     found: list[float | None] = []
     for attempt, following in _with_next(story):
         known = following is not None and following.first_step is not None and attempt.failed is not None
+        known = known and not attempt.last
         found.append(following.first_step - attempt.failed if known else None)  # type: ignore[union-attr,operator]
     return found
 

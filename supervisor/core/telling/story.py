@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.time_line import one_line
+from supervisor.core.telling.time_line import one_line, wall
 from supervisor.core.words import EventName, RunState
 
 Event = Mapping[str, Any]
@@ -29,14 +29,25 @@ class Story:
     started: float | None = None
     started_wall: str = ""
     ended: float | None = None
+    ended_wall: str = ""
     last: float = 0.0
     """The time of the last event."""
     checkpoint_step: int = -1
+    saved: bool = False
+    """Whether the script has saved by itself."""
     high_step: int = -1
     since: int = 0
     """The first attempt after the last launch with --resume never. The saves of earlier attempts are not used."""
     history: History = field(default_factory=History)
+    barren: int = 0
+    """Attempts in a row without a new checkpoint, with the last one. `history` does not have the last one if no restart
+    followed it."""
     restarts: int = 0
+    next_at: float | None = None
+    """The time of the next attempt, while the run waits for it."""
+    unmanned: list[tuple[float, float]] = field(default_factory=list)
+    """The times between the end or the last word of a supervisor, and the next supervisor. An attempt may have lived
+    through such a time."""
     launcher_pid: int | None = None
     standby: Event | None = None
     """The newest event about the standby: that it waits, or why there is none. None while nothing is known."""
@@ -99,9 +110,12 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
     if story.started is None:
         story.started = mono
         story.started_wall = str(event.get("ts", ""))
+    else:
+        story.unmanned.append((story.ended if story.ended is not None else story.last, mono))
     if story.attempt is not None and story.attempt.gone is None and story.abandoned is None:
         story.abandoned = story.last
     story.state, story.exit_code, story.ended, story.standby = RunState.STARTING, None, None, None
+    story.reason, story.next_at = "", None
     if event.get("resume") == "never":
         # The state that a rollback avoids is moved aside too, with everything else.
         story.history = replace(story.history, rollback=None)
@@ -109,6 +123,7 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
     if event.get("fresh_budget"):
         # The script's own saves may have been removed for a new beginning.
         story.history = History(best_step=story.checkpoint_step)
+        story.barren = 0
 
 
 def _bury(story: Story) -> None:
@@ -148,8 +163,10 @@ def _adopted(story: Story, event: Event, mono: float) -> None:
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
     _bury(story)
     number = _whole(event, "attempt", len(story.attempts))
-    story.attempts.append(AttemptStory(number, _number(event, "wanted_mono", mono)))
-    story.launcher_pid, story.standby = _optional(event, "launcher_pid"), None
+    started, told = _number(event, "wanted_mono", mono), wall(event)
+    began = told - (mono - started) if told is not None else None
+    story.attempts.append(AttemptStory(number, started, began, story.offset))
+    story.launcher_pid, story.standby, story.next_at = _optional(event, "launcher_pid"), None, None
     story.state = RunState.RECOVERING if number > 0 else RunState.STARTING
 
 
@@ -189,6 +206,10 @@ def _saved(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, step)
         story.attempt.stall_s += _number(event, "seconds", 0.0) + _number(event, "stall_s", 0.0)
+
+
+def _script_saved(story: Story, event: Event, mono: float) -> None:
+    story.saved = True
 
 
 def _quarantined(story: Story, event: Event, mono: float) -> None:
@@ -254,6 +275,7 @@ def _group_gone(story: Story, event: Event, mono: float) -> None:
         story.attempt.gone = mono
         story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
         story.high_step = max(story.high_step, story.attempt.to_step)
+    story.barren = _whole(event, "barren", story.barren)
 
 
 def _relaunch(story: Story, event: Event, mono: float) -> None:
@@ -272,6 +294,8 @@ def _relaunch(story: Story, event: Event, mono: float) -> None:
         bad_step=_whole(event, "bad_step"),
     )
     story.restarts += 1
+    story.barren = story.history.barren
+    story.next_at = mono + _number(event, "delay_s", 0.0)
     story.state = RunState.BACKOFF if _number(event, "delay_s", 0.0) > 0 else RunState.RECOVERING
 
 
@@ -284,13 +308,14 @@ def _rollback(told: object) -> Rollback | None:
 
 def _run_ended(story: Story, event: Event, mono: float) -> None:
     _bury(story)
-    story.ended = mono
+    story.ended, story.ended_wall = mono, str(event.get("ts", ""))
     story.state = str(event.get("state"))
     story.exit_code = _optional(event, "exit_code")
     story.reason = str(event.get("reason", ""))
     story.high_step = max(story.high_step, _whole(event, "step"))
-    if story.attempt and story.attempt.gone is None:
-        story.attempt.gone = mono
+    if story.attempt:
+        story.attempt.last = True
+        story.attempt.gone = mono if story.attempt.gone is None else story.attempt.gone
 
 
 _TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
@@ -306,6 +331,7 @@ _TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
     EventName.CHECKPOINT_COMMITTED: _saved,
     EventName.CHECKPOINT_FAILED: _saved,
     EventName.CHECKPOINT_QUARANTINED: _quarantined,
+    EventName.SCRIPT_SAVED: _script_saved,
     EventName.FAULT_INJECTED: _fault,
     EventName.STANDBY_READY: _standby,
     EventName.STANDBY_LOST: _standby,

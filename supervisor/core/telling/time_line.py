@@ -26,7 +26,7 @@ def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
         rebooted = boot is not None and event.get("boot") not in (None, boot)
         boot = event.get("boot") or boot
         if before is not None and (mono < before[1] or rebooted):
-            offset += before[1] - mono + max(0.0, _wall(event) - _wall(before[0]))
+            offset += before[1] - mono + max(0.0, (wall(event) or 0.0) - (wall(before[0]) or 0.0))
         before = event, mono
         moved = dict(event)
         for key in ("mono", "at_mono", "failed_mono", "fired_mono", "noted_mono", "wanted_mono"):
@@ -40,8 +40,9 @@ def _time(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and abs(value) < _LONGEST else None
 
 
-def _wall(event: Event) -> float:
+def wall(event: Event) -> float | None:
+    """The time of the event in seconds since the epoch; None if its `ts` is no time."""
     try:
         return datetime.fromisoformat(str(event.get("ts")).replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError, OSError):
-        return 0.0
+        return None

@@ -82,8 +82,31 @@ def test_every_stretch_has_its_bucket() -> None:
         "first_step": 0.5 + 0.2,
         "stall": 0.25,
         "backoff": 1.0,
+        "stopped": 0.0,
         "other": 0.5 + 0.1,
     }
+
+
+def test_time_without_anybody_is_stopped() -> None:
+    """It is nobody's failure: between a stop and the resume, and after the death of the machine. What the supervisors
+    needed to end and to begin is not."""
+    stopped = [
+        *RECOVERED[:6],
+        event(110.0, "stop_requested", by="user", step=50),
+        event(110.5, "group_gone", step=50),
+        event(110.6, "run_ended", exit_code=103, state="stopped"),
+        event(170.6, "run_started", fresh_budget=True),
+        event(171.0, "attempt_started", attempt=1),
+        event(173.0, "first_step", step=51, from_step=50, at_mono=173.0),
+        event(180.0, "checkpoint_committed", step=60),
+    ]
+    story = tell([*stopped, event(300.0, "run_started"), event(300.2, "takeover", step=60)])
+    seconds = ledger(story, now=301.0).seconds
+
+    assert seconds["stopped"] == pytest.approx(60.0 + 120.0)
+    assert seconds["other"] == pytest.approx(0.5 + 0.1 + 0.4 + 1.0)
+    assert seconds["backoff"] == 0.0
+    assert story.reason == "" and story.attempts[1].cause == "lost"
 
 
 def test_report_of_a_recovery() -> None:
