@@ -201,6 +201,7 @@ WALL_CLOCK = {
     "status.py": "the age of a checkpoint",
     "console.py": "which lines of a log are new",
     "tail.py": "--since",
+    "ls.py": "--since, and the year",
     "follow.py": "when a line was seen",
     "checks.py": "whether the clock is set at all",
     "faults.py": "when a fault was asked for",
