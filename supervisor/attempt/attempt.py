@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from supervisor.attempt import stacks, steps
@@ -91,7 +93,8 @@ class Attempt:
             self._witness = Witness(folder, self.number, self._spec.mark, disks)
 
     def _take(self, standby: Standby, now: float) -> bool:
-        group = standby.take(now)
+        body = functools.cache(lambda: release(self._spec, self._run, self._order, ""))
+        group = standby.take(now, body)
         if group is None:
             return False
         folder = self._run.attempt(self.number)
@@ -100,7 +103,7 @@ class Attempt:
             self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
             folder.path.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
-        group.release(release(self._spec, self._run, self._order, group.kind), folder)
+        group.release(msgspec.structs.replace(body(), kind=group.kind), folder)
         self._group, self.kind = group, group.kind
         return True
 

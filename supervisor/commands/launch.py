@@ -40,7 +40,7 @@ from supervisor.run import spec as specs
 from supervisor.run.briefing import ADAPTERS
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
-from supervisor.run.spec import DEFAULTS, Resume, Spec, resolved
+from supervisor.run.spec import DEFAULTS, Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
 from trainer.adapters.choice import NAMES
 from trainer.rundir import variables
@@ -145,6 +145,11 @@ class Launch(click.Command):
 @_option("--startup-timeout", type=Duration(), help="Longest time to the first step.")
 @_option("--spawns/--no-spawns", help="SCRIPT starts its ranks itself. It is started as by: python SCRIPT.")
 @_option("--standby/--no-standby", help="Keep the next worker group warm.")
+@_option(
+    "--park",
+    type=click.Choice(get_args(Park)),
+    help="Where it waits: SCRIPT's first line, or Checkpointer.restore(); auto: there if SCRIPT asks for it.",
+)
 @_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
 @_option(
     "--local-addr", metavar="ADDR", help="The address at which the ranks meet (MASTER_ADDR).  [default: 127.0.0.1]"

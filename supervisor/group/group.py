@@ -13,14 +13,17 @@ from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.proc import stat
 from trainer.rundir.records.gate import Gate, Launcher, Release
+from trainer.rundir.records.parking import Parked
 
 
 class WorkerGroup:
     """A launcher and its ranks. `born`: the launcher has a pid. `parked`: all ranks wait at the gate."""
 
-    def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None) -> None:
+    def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None, expected: Release | None = None) -> None:
         """`kind` is fork or exec. `fd` keeps the gate shut; None if the gate is open."""
         self.gate = gate
+        self.expected = expected
+        """The release that its ranks expect: they wait in restore(). None: they wait at the script's first line."""
         self.kind = kind
         self.nproc = nproc
         self.launcher: Process | None = None
@@ -34,12 +37,15 @@ class WorkerGroup:
         self._fd = fd
 
     @classmethod
-    def ordered(cls, folder: Path, nproc: int, kind: str) -> WorkerGroup:
+    def ordered(cls, folder: Path, nproc: int, kind: str, expected: Release | None = None) -> WorkerGroup:
         """A new group with a shut gate. OSError if the gate cannot be made."""
         gate = Gate(folder)
-        fd = gate.close()
+        fd = gate.close(expected)
         gate.launcher_log.touch(0o600)
-        return cls(gate, nproc, kind, fd)
+        if expected is not None:
+            for rank in range(nproc):
+                gate.rank_log(rank).touch(0o600)
+        return cls(gate, nproc, kind, fd, expected)
 
     @classmethod
     def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
@@ -62,8 +68,17 @@ class WorkerGroup:
 
     @property
     def parked(self) -> bool:
-        """Whether every rank waits at the gate."""
-        return self.launcher is not None and all(self.gate.ready(rank).exists() for rank in range(self.nproc))
+        """Whether every rank waits where it should."""
+        place = self.gate.ready if self.expected is None else self.gate.parked
+        return self.launcher is not None and all(place(rank).exists() for rank in range(self.nproc))
+
+    def parked_ranks(self) -> list[Parked]:
+        """What the ranks tell that wait in restore()."""
+        found = []
+        for rank in range(self.nproc):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(read(self.gate.parked(rank), Parked))
+        return found
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
         """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there."""
@@ -71,6 +86,9 @@ class WorkerGroup:
         with contextlib.suppress(OSError):
             # The launcher goes on writing into the same file. The new name does not matter to it.
             os.link(self.gate.launcher_log, attempt.launcher_log)
+        for rank in range(self.nproc) if self.expected is not None else ():
+            with contextlib.suppress(OSError):
+                os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
         fd, self._fd = self._fd, None
         self.gate.open(fd, body)
 

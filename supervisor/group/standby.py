@@ -4,6 +4,8 @@
           │ unfit or dead                       │ dies: replaced, after a pause
           └─ three times: no fork server any more; groups are started cold (exec), import the same, and wait
 
+It waits at the script's first line, or in Checkpointer.restore() (see parking).
+
 Without --standby every group is started cold and released at once.
 """
 
@@ -11,21 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from supervisor.core.parking import Place
 from supervisor.group.fork_server import ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
 from supervisor.group.learned import Learned
+from supervisor.group.parking import Parking
 from supervisor.process.kill import kill
 from supervisor.process.proctree import carries
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
 from trainer.rundir.variables import PRELOAD
 
 SETTLED = 0.5
@@ -66,18 +71,23 @@ class Standby:
         """Whether the fork server is importing the modules that this run has imported."""
         self._knows = 0
         """The number of times that the fork server has learned more."""
+        self._parking = Parking(spec, run)
+        self._warned = set[str]()
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
-    def take(self, now: float) -> WorkerGroup | None:
-        """The warmest group that exists, for the attempt that starts now. None while it is better to wait for the fork
-        server.
+    def take(self, now: float, body: Callable[[], Release]) -> WorkerGroup | None:
+        """The warmest group that exists, for the attempt of `body`, which starts now. None while it is better to wait
+        for the fork server.
 
         OSError if not even a cold group can be started.
         """
         if self._group is not None:
             group, self._group = self._group, None
-            return group
+            if not (why := self._parking.refused(group, body)):
+                return group
+            self._disband(group)
+            self._log.emit("standby_lost", reason=f"the standby is not used: {why}")
         if self._spec.standby and self._fork_server is None and self._failures < _TRIES:
             self._start_fork_server(now)
         if self._fork_server is not None and not self._fork_server.unfit:
@@ -92,9 +102,9 @@ class Standby:
         """Whether a restart would import nothing."""
         return self._group is not None or (self._fork_server is not None and self._fork_server.ready)
 
-    def tick(self, now: float, ended: set[int], trains: bool) -> None:
-        """Starts all work that is due. `ended` are the fds that were readable. `trains`: the attempt has made its first
-        step and goes on."""
+    def tick(self, now: float, ended: set[int], trains: bool, attempt: int) -> None:
+        """Starts all work that is due. `ended` are the fds that were readable. `trains`: the newest attempt, `attempt`,
+        has made its first step and goes on."""
         self._listen(now)
         self._check_group(now, ended)
         self._trains_since = (self._trains_since or now) if trains else None
@@ -115,7 +125,7 @@ class Standby:
             self._disband(self._group)
             self._group = None
         if self._group is None:
-            self._order(now)
+            self._order(now, attempt)
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is news for tick()."""
@@ -193,30 +203,30 @@ class Standby:
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _order(self, now: float) -> None:
+    def _order(self, now: float, attempt: int) -> None:
         fork_server = self._fork_server
         try:
             if fork_server is not None and fork_server.ready:
-                self._group = self._fork(fork_server)
+                self._group = self._fork(fork_server, None if fork_server.loading else self._parking.expected(attempt))
             elif fork_server is None and self._failures >= _TRIES:
-                self._group = self._cold(park=True)
+                self._group = self._cold(park=True, expected=self._parking.expected(attempt))
         except OSError as error:
             self._lost(now, f"no group can be started: {error}")
         self._said_parked = False
 
-    def _new(self, kind: str) -> WorkerGroup:
+    def _new(self, kind: str, expected: Release | None) -> WorkerGroup:
         self._count += 1
-        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", self._spec.nproc, kind)
+        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", self._spec.nproc, kind, expected)
 
-    def _fork(self, fork_server: ForkServer) -> WorkerGroup:
-        group = self._new("fork")
+    def _fork(self, fork_server: ForkServer, expected: Release | None = None) -> WorkerGroup:
+        group = self._new("fork", expected)
         group.knows, group.server = self._knows, fork_server.serving
         self._unborn[str(group.gate.path)] = group
         fork_server.fork(group.gate)
         return group
 
-    def _cold(self, park: bool) -> WorkerGroup:
-        group = self._new("exec")
+    def _cold(self, park: bool, expected: Release | None = None) -> WorkerGroup:
+        group = self._new("exec", expected)
         env = {**self._env, PRELOAD: str(self._run.modules)} if park else self._env
         group.born(start_cold(self._spec, group.gate, env))
         return group
@@ -235,18 +245,28 @@ class Standby:
             return
         if group.stillborn or (group.launcher is not None and group.launcher.fd in ended):
             self._group = None
+            why = self._parking.lost(group) if group.expected is not None and not group.parked else ""
             self._disband(group)
-            self._lost(now, "the waiting worker group has died")
+            if why:
+                # It is the program's own doing, and not that of the fork server.
+                self._not_before = now + _PAUSE
+                self._log.emit("standby_lost", "warning", reason=why)
+            else:
+                self._lost(now, "the waiting worker group has died")
         elif not self._said_parked and group.parked:
             self._said_parked = True
             assert group.launcher is not None
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
+            self._warn(group)
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:
         """The fields of standby_ready for `group`: its processes, the modules left out, or the reason why it was not
         forked."""
         server = self._fork_server
         fields: dict[str, Any] = {"pids": group.rank_pids(), "forkserver_pid": server.pid if server else None}
+        fields["at"] = Place.START.value if group.expected is None else Place.RESTORE.value
+        if group.expected is None and self._parking.why:
+            fields["why_start"] = self._parking.why
         if group.kind != "fork":
             return {**fields, "why": self._why}
         if server is not None and group.server not in (server.pid, None):
@@ -258,10 +278,18 @@ class Standby:
             }
         return fields
 
+    def _warn(self, group: WorkerGroup) -> None:
+        """Warns, once, of what the program does before restore() and a standby should not do."""
+        for what in {what for parked in group.parked_ranks() for what in parked.told} - self._warned:
+            self._warned.add(what)
+            text = f"the standby {what} before Checkpointer.restore(), while the training runs: do that after it"
+            self._log.emit("warning", "warning", text=text)
+
     def _disband(self, group: WorkerGroup) -> None:
         """`group` is ended. None of its processes waits any more."""
         pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
-        kill(process for pid in pids if (process := _process(pid, self._spec.mark)))
+        found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
+        kill([*found, *(child for process in found for child in _children(process))])
         self._unborn.pop(str(group.gate.path), None)
         group.dissolve()
 
@@ -270,6 +298,12 @@ class Standby:
         self._why = reason
         self._not_before = now + _PAUSE * self._failures
         self._log.emit("standby_lost", "warning", reason=reason)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
 
 
 def _process(pid: int, mark: str) -> psutil.Process | None:

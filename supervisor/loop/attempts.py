@@ -27,6 +27,11 @@ class Attempts:
         self._left: list[Attempt] = []
         """Attempts that are over and whose evidence is not on disk yet."""
 
+    @property
+    def number(self) -> int:
+        """The number of the newest attempt, or -1."""
+        return -1 if self.newest is None else self.newest.number
+
     def adopt(self, attempt: Attempt) -> None:
         """Takes an attempt that a dead supervisor launched as the newest."""
         self.newest, self.first = attempt, False

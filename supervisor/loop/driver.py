@@ -140,7 +140,7 @@ class Driver:
         self._reaper.reap()
         self.stops.read(self.run.stop)
         trains = mode is Mode.RUNNING and self._state.stepped
-        self._standby.tick(now, ended, trains)
+        self._standby.tick(now, ended, trains, self._attempts.number)
         if mode is Mode.RUNNING:
             self._raise_up(now)
         self._tracker.flushed(self._flusher.tick(ended, trains), now)

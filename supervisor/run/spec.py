@@ -27,6 +27,7 @@ from trainer.rundir.secrets import Redactor
 HANG_OFF = "off"
 MOST_RANKS = 4096
 Resume = Literal["auto", "never", "must"]
+Park = Literal["auto", "restore", "start"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
@@ -46,6 +47,8 @@ class Spec:
     """The adapter that tells the program how to resume: auto, off, or an adapter's name."""
     policy: Policy = field(default_factory=Policy)
     standby: bool = True
+    park: Park = "auto"
+    """Where the standby waits: at the script's first line, or in Checkpointer.restore()."""
     spawns: bool = False
     """Whether the script starts its ranks itself. Then it is started as its user would start it."""
     plain_saves: bool = False

@@ -34,7 +34,7 @@ from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard
-from .interval import Interval, Pace, Stalls, flush_cost, stalled
+from .interval import Interval, Stalls, flush_cost, stalled
 from .losses import Losses, number
 from .memory.memory import Place, opened
 from .memory.tier import Tier, Wish
@@ -46,6 +46,7 @@ from .replicas import Replicas
 from .sharded.places import Places
 from .sharded.slices import Shard, Slices
 from .source import Extra, Source
+from .standby.here import Here
 from .state import buckets, several
 from .state.gradients import Gradients
 from .state.packing import Packed
@@ -57,7 +58,7 @@ _REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
 
 
-class Checkpointer(Losses):
+class Checkpointer(Here, Losses):
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
     `model`, `optimizer`, `scheduler` and `scaler` are one object each, or a mapping of names to several (a GAN has
@@ -84,6 +85,9 @@ class Checkpointer(Losses):
     rank. A supervisor then goes back to an older checkpoint, and the data in between is skipped. For this, a loop uses
     data_step(step) as the index of its data. A loop with an iterator finds the skipped windows in `skip`. `spike` turns
     on the same rule for a loss that jumps (see guard.is_spike).
+
+    park=True: a standby may run the program up to restore() and wait there. It first calls `warm_up`, which makes a
+    step; what that changes is put back, but not the place in the data.
 
     The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of
     the state (see Buckets). Make DDP before restore(). StateError if it cannot be restored. A DTensor (FSDP2) comes
@@ -115,6 +119,8 @@ class Checkpointer(Losses):
         grads: bool = False,
         replicas: options.Compared = "check",
         shard_spec: Mapping[str, Shard] | None = None,
+        park: bool = False,
+        warm_up: Callable[[], object] | None = None,
     ) -> None:
         here = supervised()
         self._ranks, self._guard, self._extra = this_group(), Guard(spike), extra
@@ -127,20 +133,15 @@ class Checkpointer(Losses):
         self._every = options.checked_every(every, "every")
         self._snapshot_every = options.checked_every(snapshot_every, "snapshot_every")
         self._keep, self._seal = options.checked_keep(keep), seal
-        self.resume = options.checked_resume(resume or (here.resume if here else "auto"))
         self._seed, self._on_resize = seed, options.checked_on_resize(on_resize)
-        self._run = here.run.path.name if here else None
-        self._attempt = here.attempt_number if here else None
-        self._rollback = here.rollback if here else None
+        self._waits(resume, park, warm_up)
         # Only a supervisor turns snapshots into checkpoints, and removes the snapshots at the end.
         at_home = here is not None and self.directory == here.run.checkpoints
         self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
         self._interval = Interval()
-        asked = {"checkpoints": self._every, "snapshots": self._snapshot_every}
-        self._stalls = {what: Stalls(what, n) for what, n in asked.items() if isinstance(n, int)}
-        self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
-        self._flush_s = here.flush_s if here else None
+        asked = (("checkpoints", self._every), ("snapshots", self._snapshot_every))
+        self._stalls = {what: Stalls(what, n) for what, n in asked if isinstance(n, int)}
         self._done, self._saved, self._stepped, self._removals = 0, -1, False, 0
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
@@ -156,14 +157,15 @@ class Checkpointer(Losses):
         is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
         changed. `partial`: what fits by name and shape is restored, and a warning tells of the rest."""
         refuse_unready(self._parts.get("model"))
+        self._slices.learn(self._parts, self._ranks)
+        self._wait()
+        fresh = self._capture()[0]
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
-        self._slices.learn(self._parts, self._ranks)
-        fresh = self._capture()[0]
         if (loaded := self._find(Places(self._parts, fresh, self._slices))) is not None:
             self._put_back(loaded, fresh, partial)
             self._apply_own(loaded)
-        return self._go_on(loaded)
+        return self._reached(self._go_on(loaded))
 
     def _have(self, **parts: Any) -> None:
         """From now on these are its parts. StateError for one that cannot be saved."""

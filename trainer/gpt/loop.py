@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.memory.tier import Wish
@@ -78,22 +79,60 @@ def _of_rank_0(values: list[str], rank: int, world_size: int) -> str:
     return values[0] if rank == 0 else ""
 
 
-def _checkpointer(config: TrainConfig, parts: Parts, root: Path, metrics: Metrics | None) -> Checkpointer:
+def _checkpointer(config: TrainConfig, place: Place, parts: Parts, root: Path, metrics: list[Metrics]) -> Checkpointer:
+    """`metrics` is empty until the restore, and on other ranks than 0."""
+
+    def pending() -> str:
+        return "".join(each.pending for each in metrics)
+
+    def seal() -> None:
+        for each in metrics:
+            each.sync()
+
     return Checkpointer(
         model=parts.forward,
         optimizer=parts.optimizer,
         scaler=parts.scaler,
         data=parts.batches,
-        extra=lambda: {"config": asdict(config), "metrics": PerRank(metrics.pending if metrics else "", _of_rank_0)},
+        extra=lambda: {"config": asdict(config), "metrics": PerRank(pending(), _of_rank_0)},
         directory=config.checkpoint_dir or root / "checkpoints",
         every=config.checkpoint_every,
         snapshot_every=config.snapshot_every,
         keep=config.keep,
         resume=config.resume,
         seed=config.seed,
-        seal=metrics.sync if metrics else lambda: None,
+        seal=seal,
         spike=config.spike,
+        park=True,
+        warm_up=lambda: _step(config, place, parts, 0, 0, Wish),
     )
+
+
+def _step(
+    config: TrainConfig, place: Place, parts: Parts, number: int, data_step: int, wish: Callable[[], Iterable[bool]]
+) -> tuple[float, float, Tensor, list[bool]]:
+    """One step of training, after which the optimizer has stepped. Returns the mean loss, the learning rate, the norm
+    of the gradient, and for each flag that `wish` gives whether any rank has it."""
+    optimizer, scaler = parts.optimizer, parts.scaler
+    tokens, targets = (part.to(parts.device, non_blocking=True) for part in parts.batches(data_step))
+    lr = learning_rate(number, config)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+    with parts.autocast:
+        loss = parts.forward(tokens, targets)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parts.model.parameters(), config.grad_clip or float("inf"))
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+    # The ranks' wishes travel with the loss, so they need no collective of their own. So does the news of a gradient
+    # that is not finite, unless the scaler has left that step out.
+    told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
+    mean, *flags = agree(told, *wish(), world_size=place.world_size)
+    return mean, lr, norm, flags
 
 
 def train(config: TrainConfig, place: Place) -> None:
@@ -102,47 +141,32 @@ def train(config: TrainConfig, place: Place) -> None:
     here = supervised()
     root = here.run.path if here else Path(config.out)
     parts = build(config, place)
-    optimizer, scaler, device = parts.optimizer, parts.scaler, parts.device
-    metrics = _metrics(root) if place.rank == 0 else None
-    ckpt = _checkpointer(config, parts, root, metrics)
+    metrics: list[Metrics] = []
+    ckpt = _checkpointer(config, place, parts, root, metrics)
     start = ckpt.restore()
-    if metrics and ckpt.resume == "never":
-        metrics.start_over()
-    elif metrics:
-        metrics.resume_at(start, str(ckpt.extra.get("metrics", "")))
+    if place.rank == 0:
+        metrics.append(_metrics(root))
+    for each in metrics:
+        if ckpt.resume == "never":
+            each.start_over()
+        else:
+            each.resume_at(start, str(ckpt.extra.get("metrics", "")))
     log = Log(config, start, quiet=place.rank != 0)
-    log.say(f"step {start} of {config.steps}, on {place.world_size} x {device}")
+    log.say(f"step {start} of {config.steps}, on {place.world_size} x {parts.device}")
     if parts.batches.changed:
         log.say("the data or the seed is not what the checkpoint was trained on: the run goes on with the new")
 
-    for step in range(start, config.steps):
-        tokens, targets = (part.to(device, non_blocking=True) for part in parts.batches(ckpt.data_step(step)))
-        lr = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-
-        with parts.autocast:
-            loss = parts.forward(tokens, targets)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parts.model.parameters(), config.grad_clip or float("inf"))
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-
-        # The ranks' wishes travel with the loss, so they need no collective of their own. So does the news of a
-        # gradient that is not finite, unless the scaler has left that step out.
-        told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
-        mean, *flags = agree(told, *ckpt.wish(), world_size=place.world_size)
-        done, agreed = step + 1, Wish(*flags)
+    for number in range(start, config.steps):
+        mean, lr, norm, flags = _step(config, place, parts, number, ckpt.data_step(number), ckpt.wish)
+        done, agreed = number + 1, Wish(*flags)
         ckpt.check(done, mean, agreed)
-        if metrics:
+        for each in metrics:
             tokens_seen = done * config.batch_size * config.block_size
-            metrics.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
+            each.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
         log.step(done, mean, lr)
         ckpt.step(done, agreed if done < config.steps else agreed._replace(stop=False))
 
     progress().phase(Phase.TEARDOWN)
     ckpt.close()
-    if metrics:
-        metrics.close()
+    for each in metrics:
+        each.close()

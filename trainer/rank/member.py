@@ -19,7 +19,7 @@ from ..rundir.codes import Phase
 from ..rundir.environment import Supervised, supervised
 from ..rundir.layout import SCRIPT
 from ..rundir.records.beats import Role, claim
-from . import output
+from . import output, parking
 from . import progress as _progress
 from .hooks import adapters, processes
 from .hooks.steps import watch_torch
@@ -34,15 +34,35 @@ _MOST_LOADED = 100
 class Member:
     """Passes the news of the hooks to this process's Reporter, as soon as there is one."""
 
-    def __init__(self, place: Supervised, reporter: Reporter | None = None) -> None:
-        self._place, self._reporter = place, reporter
+    def __init__(self, place: Supervised, parked: bool = False) -> None:
+        """`parked`: it is a rank of a standby, until begin()."""
+        self._place = place
+        self._reporter: Reporter | None = None
+        self._parked = parked
+        self._grouped = False
         self._barred = False
         """Another living process has its number. It may be a helper of that process, with its own group."""
         self._loaded: list[tuple[str, BaseException | None]] = []
         """Loads from the time before it was a rank."""
 
+    def begin(self, place: Supervised, reporter: Reporter) -> None:
+        """It is a rank of the attempt at `place` from now on."""
+        self._place, self._reporter, self._parked = place, reporter, False
+        saves.wake(self, place.saving)
+        if self._grouped:
+            reporter.grouped()
+        for path, error in self._loaded:
+            reporter.loaded(path, error)
+        self._loaded.clear()
+
+    def _not_yet(self, what: str) -> None:
+        """A rank of a standby must not do that."""
+        if self._parked and (waiting := parking.current()) is not None:
+            waiting.end(f"the program {what} before Checkpointer.restore()")
+
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None:
         """An optimizer has stepped in this process."""
+        self._not_yet("steps an optimizer")
         reporter = self._reporter
         if reporter is None or reporter.displaced:
             rank = _rank_in_group()
@@ -52,15 +72,17 @@ class Member:
 
     def grouped(self, rank: int) -> None:
         """This process is about to join a group, in which it is `rank`."""
+        self._grouped = True
         reporter = self._reporter
-        if reporter is None or reporter.displaced:
+        if (reporter is None or reporter.displaced) and not self._parked:
             reporter = self._join(rank, Role.SPAWNED | Role.GROUPED)
         if reporter is not None:
             reporter.grouped()
 
     def save_begun(self, path: str | None, by: str, about: Mapping[str, Any]) -> Begun | None:
-        reporter = self._reporter
+        self._not_yet(f"saves {path or 'something'}")
         # If its ranks have its number, the script does not know their step.
+        reporter = self._reporter
         return None if reporter is None or reporter.displaced else reporter.save_begun(path, by, about)
 
     def beside(self, folder: str) -> None:
@@ -84,16 +106,21 @@ class Member:
             self._reporter.loaded(path, error)
         elif len(self._loaded) < _MOST_LOADED:
             self._loaded.append((path, error))
+            if self._parked and (waiting := parking.current()) is not None:
+                waiting.loaded(path)
 
     def hooked_backward(self, entered: bool) -> None:
         if self._reporter is not None:
             self._reporter.hooked_backward(entered)
 
     def failed(self, error: BaseException, exit_code: int) -> None:
+        if self._parked:
+            self._not_yet(f"ends with {type(error).__name__} ({' '.join(str(error).split())[:200]})")
         if self._reporter is not None:
             self._reporter.failed(error, exit_code)
 
     def phase(self, phase: Phase) -> None:
+        self._not_yet("ends")
         if self._reporter is not None:
             self._reporter.phase(phase)
 
@@ -118,7 +145,7 @@ class Member:
 
     def forked(self) -> None:
         """In a fork: it is not the rank that its parent is."""
-        self._reporter, self._barred = None, False
+        self._reporter, self._barred, self._parked = None, False, False
         self._loaded.clear()
         _progress.install(_progress.Progress())
         if self._place.children:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..rundir.records.notes import NoteWriter
+from .progress import progress
 
 
 def redirect(log: Path) -> None:
@@ -18,6 +18,18 @@ def redirect(log: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+
+
+def move(head: Path, log: Path) -> None:
+    """Output of this process that went to `head` now goes to `log`, which begins with it: as a rule, both are names of
+    one file."""
+    with contextlib.suppress(OSError):
+        if log.exists() and os.path.samestat(head.stat(), log.stat()):
+            return
+        said = head.read_bytes()
+        part(head, log)
+        with log.open("ab") as file:
+            file.write(said)
 
 
 def part(shared: Path, log: Path) -> None:
@@ -41,10 +53,9 @@ def part(shared: Path, log: Path) -> None:
 class _Lenient(io.FileIO):
     """On a full disk the log loses the printed text. A print then does not end the training."""
 
-    def __init__(self, fd: int, name: str, note: NoteWriter) -> None:
+    def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, "w", closefd=False)
         self.name = name
-        self._note = note
         self._lost = 0
         """Bytes that the disk has refused since its last accepted write."""
 
@@ -54,20 +65,20 @@ class _Lenient(io.FileIO):
         except OSError as error:
             if not self._lost:
                 said = "printed text is lost until it can be written"
-                self._note("warning", text=f"the log cannot be written ({error.strerror}): {said}")
+                progress().note("warning", text=f"the log cannot be written ({error.strerror}): {said}")
             self._lost += memoryview(data).nbytes
             return memoryview(data).nbytes
         if self._lost:
             lost, self._lost = self._lost, 0
-            self._note("warning", text=f"the log can be written again: {lost} printed bytes are lost")
+            progress().note("warning", text=f"the log can be written again: {lost} printed bytes are lost")
         return written
 
 
-def outlive_full_disk(note: NoteWriter) -> None:
+def outlive_full_disk() -> None:
     """stdout and stderr work as before. If the disk refuses their output, that is noted and raises no error."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
-        raw = _Lenient(fd, f"<{name}>", note)
+        raw = _Lenient(fd, f"<{name}>")
         unbuffered = isinstance(old.buffer, io.FileIO)
         new = io.TextIOWrapper(
             raw if unbuffered else io.BufferedWriter(raw),

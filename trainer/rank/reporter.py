@@ -26,7 +26,7 @@ from ..rundir.records.errors import ErrorRecord
 from ..rundir.records.notes import NoteWriter
 from ..rundir.records.told import told
 from ..rundir.secrets import Redactor
-from . import program
+from . import parking, program
 from .exceptions import causes, described, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
@@ -150,8 +150,10 @@ class Reporter(Progress):
             self.on_first_step()
             if self.rank == 0:
                 program.leave(self.place.attempt.program)
-        if self._steps_here in _LEARNED_BY and self.rank == 0:
-            remember(self.place.run.modules)
+        if self._steps_here in _LEARNED_BY:
+            parking.learn()
+            if self.rank == 0:
+                remember(self.place.run.modules)
         self._fire(None, optimizer)
 
     def hooked_backward(self, entered: bool) -> None:

@@ -310,13 +310,27 @@ def fill_buckets(ddp: Any, order: list[int]) -> bool:
             return False
     except AttributeError:
         return False
+    permuted = {place: names[index] for place, index in enumerate(order)} if names else names
+    _new_reducer(ddp, [parameters[i] for i in order], [sparse[i] for i in order], permuted)
+    ddp.reducer._push_all_rebuilt_params()
+    return bool(ddp.reducer._rebuild_buckets())
+
+
+def first_buckets(ddp: Any) -> None:
+    """`ddp` has the buckets that it had before its first backward pass (the same parts as fill_buckets()).
+
+    Without it: after a warm-up, a run on three or more ranks that begins at step 0 differs in its last bits.
+    """
+    if ddp.mixed_precision is None and hasattr(ddp, "_ddp_init_helper"):
+        parameters, sparse = ddp._build_params_for_reducer()
+        _new_reducer(ddp, parameters, sparse, ddp._build_debug_param_to_name_mapping(parameters))
+
+
+def _new_reducer(ddp: Any, parameters: list[Any], sparse: list[bool], names: dict[int, str]) -> None:
     # The old reducer goes first, and its hooks on the parameters with it; the logger holds it too.
     del ddp.reducer, ddp.logger
-    permuted = {place: names[index] for place, index in enumerate(order)} if names else names
-    ddp._ddp_init_helper([parameters[i] for i in order], [sparse[i] for i in order], permuted, ddp.static_graph)
+    ddp._ddp_init_helper(parameters, sparse, names, ddp.static_graph)
     from torch.distributed import _register_comm_hook  # type: ignore[attr-defined]
 
     for hook, state in ddp._comm_hooks:
         _register_comm_hook(ddp.reducer, state, hook)
-    ddp.reducer._push_all_rebuilt_params()
-    return bool(ddp.reducer._rebuild_buckets())

@@ -21,12 +21,12 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NoReturn
 
-from ..rundir.environment import supervised
+from ..rundir.environment import Supervised, supervised
 from ..rundir.files.codec import decode
-from ..rundir.records.gate import Gate
+from ..rundir.records.gate import Gate, Release
 from ..rundir.records.learned import remembered
 from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRELOAD, RANKS
-from . import ending, output, torch_patches
+from . import ending, output, parking, torch_patches
 from . import progress as _progress
 from .hooks import adapters
 from .journal import saves
@@ -80,14 +80,56 @@ def _run_file(path: Path, main: types.ModuleType) -> None:
 
 
 def serve() -> None:
-    """Waits for the release and runs its script. If the supervisor has died, it runs nothing."""
+    """Waits for the release and runs its script; in a standby, runs it up to Checkpointer.restore() and waits there. If
+    the supervisor has died, it runs nothing."""
     rank = int(os.environ["RANK"])
     saves.install()
     if preload := os.environ.pop(PRELOAD, None):
         modules.load([*modules.ALWAYS, *remembered(Path(preload))], Throttle().rest)
-    body = Gate(Path(os.environ.pop(GROUP))).wait(rank)
-    if body is None:
-        return
+    parking.started(rank)
+    gate = Gate(Path(os.environ.pop(GROUP)))
+    if not gate.release.exists() and (expected := gate.expected()) is not None:
+        gate.come(rank)
+        _run_ahead(gate, rank, expected)
+    elif (body := gate.wait(rank)) is not None:
+        arguments = _settle(body)
+        place = _place()
+        output.redirect(place.attempt.rank_log(rank))
+        output.outlive_full_disk()
+        member = Member(place)
+        hook(member, place)
+        _begin(rank, member)
+        with record_exception(member):
+            run(arguments)
+
+
+def _run_ahead(gate: Gate, rank: int, expected: Release) -> None:
+    """Runs the script of a standby, which waits in Checkpointer.restore()."""
+    arguments = _settle(expected)
+    output.redirect(gate.rank_log(rank))
+    output.outlive_full_disk()
+    place = _place()
+    member = Member(place, parked=True)
+
+    def begin(body: Release) -> None:
+        _settle_environment(body.env)
+        output.move(gate.rank_log(rank), _place().attempt.rank_log(rank))
+        _begin(rank, member)
+
+    parking.ahead(parking.Parking(gate, rank, begin))
+    hook(member, place)
+    with record_exception(member):
+        run(arguments)
+
+
+def _place() -> Supervised:
+    place = supervised()
+    assert place is not None
+    return place
+
+
+def _settle(body: Release) -> list[str]:
+    """This process has the environment and the command line of `body`. Returns the script and its arguments."""
     _settle_environment(body.env)
     shown = list(body.arguments)
     arguments = list(shown)
@@ -99,14 +141,15 @@ def serve() -> None:
             each[index : index + count] = words
     command_line.take(shown, arguments)
     _settle_malloc()
-    place = supervised()
-    assert place is not None
-    output.redirect(place.attempt.rank_log(rank))
+    return arguments
+
+
+def _begin(rank: int, member: Member) -> None:
+    """This process is the rank `member` of an attempt, and reports."""
+    place = _place()
     reporter = Reporter(place, rank)
-    output.outlive_full_disk(reporter.note)
     _progress.install(reporter)
-    member = Member(place, reporter)
-    hook(member, place)
+    member.begin(place, reporter)
     if (recorder := adapters.follow(place, rank, lambda text: reporter.note("warning", text=text))) is not None:
         reporter.on_first_step = recorder.first_step
     trackers.follow(place)
@@ -115,8 +158,6 @@ def serve() -> None:
         reporter.note(
             "warning", text=f"this torch has no {what}: the run goes on, but the parts that need it work less well"
         )
-    with record_exception(member):
-        run(arguments)
 
 
 def _settle_environment(release: dict[str, str]) -> None:

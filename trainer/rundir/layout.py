@@ -70,6 +70,10 @@ class AttemptDir:
     def notes(self, rank: int) -> Path:
         return self.path / f"notes.rank{rank}.jsonl"
 
+    def reached(self, rank: int) -> Path:
+        """Is there once `rank` has called Checkpointer.restore(); trainer/rundir/records/parking.py explains it."""
+        return self.path / f"restore.rank{rank}.json"
+
     @property
     def durable(self) -> Path:
         """The list of the script's own saves that are synced."""

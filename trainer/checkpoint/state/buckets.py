@@ -79,6 +79,14 @@ class Buckets:
             if torch_patches.fill_buckets(ddp, order):
                 self._orders[name] = self._wanted.pop(name)
 
+    def begin_anew(self) -> None:
+        """Each DDP has its first buckets, as before its first backward pass. Where the order does not matter, nothing
+        is done."""
+        if self._world_size >= _ENOUGH:
+            self._look_around()
+            for ddp in self._ddps.values():
+                torch_patches.first_buckets(ddp)
+
     def learn(self) -> str | None:
         """Every rank calls it after a step: an order is known if its DDP knows it. Returns a sentence, once, if a
         restored order came too late to be used."""

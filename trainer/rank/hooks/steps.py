@@ -5,8 +5,10 @@ The hooks do not import torch: a finder notices when the script imports it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -15,6 +17,20 @@ from ..imports import after_import
 
 MOST_ACCUMULATED = 256
 """After this many backward passes, a torch optimizer that has never stepped is not the one that trains."""
+
+
+_unseen = False
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Steps and backward passes in the block are none: what they change is put back."""
+    global _unseen
+    _unseen = True
+    try:
+        yield
+    finally:
+        _unseen = False
 
 
 class Listener(Protocol):
@@ -56,6 +72,8 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         nonlocal count, restored
+        if _unseen:
+            return
         optimizers.stepped = True
         if not counted:
             counted.append(optimizer)
@@ -96,6 +114,8 @@ def _hook_backward(module: ModuleType, listener: Listener, optimizers: _Optimize
     def around(*args: Any, **kwargs: Any) -> Any:
         # A pass may have others within: checkpointed activations.
         nonlocal within, count, unseen
+        if _unseen:
+            return backward(*args, **kwargs)
         within += 1
         listener.hooked_backward(True)
         try:

@@ -3,7 +3,11 @@
 A group is a folder `standby/0007/` of the run:
 
     gate           a FIFO; the group waits as long as the supervisor holds its write end open
-    rank0.ready    rank 0 waits at the gate; holds its pid
+    ahead.json     the Release that is expected: the ranks run their script with it, up to Checkpointer.restore()
+    rank0.ready    rank 0 has come to the gate; holds its pid
+    rank0.parked   rank 0 waits in restore(), see parking.Parked
+    rank0.unfit    why rank 0 cannot wait there
+    rank0.log      what rank 0 has printed before its release: the head of the attempt's log
     launcher       the launcher's pid and start time, so that no other process is ever taken for it
     release.json   the Release, written before the gate is opened
     launcher.json  how the launcher ended, unless it was killed
@@ -83,6 +87,10 @@ class Gate:
         return self.path / "release.json"
 
     @property
+    def ahead(self) -> Path:
+        return self.path / "ahead.json"
+
+    @property
     def launcher_log(self) -> Path:
         return self.path / "launcher.log"
 
@@ -97,31 +105,44 @@ class Gate:
     def ready(self, rank: int) -> Path:
         return self.path / f"rank{rank}.ready"
 
-    def close(self) -> int:
-        """Makes the gate, shut. Returns the fd that keeps it shut. OSError where FIFOs cannot be made."""
+    def parked(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.parked"
+
+    def unfit(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.unfit"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.log"
+
+    def close(self, ahead: Release | None = None) -> int:
+        """Makes the gate, shut. Returns the fd that keeps it shut. With `ahead`, the ranks wait in restore(). OSError
+        where FIFOs cannot be made."""
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
         self.path.mkdir(mode=0o700)
+        if ahead is not None:
+            self.put(self.ahead, ahead)
         os.mkfifo(self.fifo, 0o600)
         # Read and write: a write-only open would wait for a reader.
         return os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)
 
     def open(self, fd: int, body: Release) -> None:
         """Releases all processes that wait, and those that come later, with `body`."""
-        self._put(self.release, body)
+        self.put(self.release, body)
         os.close(fd)
 
     def enter(self) -> None:
         """Records for all readers that this process is the launcher of the group."""
         with contextlib.suppress(OSError):
             me = stat(os.getpid())
-            self._put(self.launcher, Launcher(os.getpid(), me and me.started))
+            self.put(self.launcher, Launcher(os.getpid(), me and me.started))
 
     def report(self, exit_code: int, failures: list[Failure]) -> None:
         """Records how the launcher ends, whatever its parent is."""
         with contextlib.suppress(OSError):
-            self._put(self.launcher_report, Report(exit_code, failures, time.monotonic()))
+            self.put(self.launcher_report, Report(exit_code, failures, time.monotonic()))
 
-    def _put(self, path: Path, body: msgspec.Struct) -> None:
+    def put(self, path: Path, body: msgspec.Struct) -> None:
+        """Readers of `path`, a file of the group, find `body` or what was there before."""
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_bytes(encode(body))
         temporary.rename(path)
@@ -129,16 +150,26 @@ class Gate:
     def wait(self, rank: int) -> Release | None:
         """The Release of this rank by the supervisor. None if the supervisor died instead."""
         # Opened before we report ready, and not blocking: with no writer left, there is nothing to wait for.
-        fd = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._come(rank)
+        fd = self._entered()
+        self.come(rank)
+        return self._passed(fd)
+
+    def wait_again(self) -> Release | None:
+        """Like wait(), for a rank that has come before."""
+        return self._passed(self._entered())
+
+    def _entered(self) -> int:
+        return os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _passed(self, fd: int) -> Release | None:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         while os.read(fd, 64):
             pass
         os.close(fd)
         return self.released()
 
-    def _come(self, rank: int) -> None:
-        """Records for all readers that this rank waits at the gate. On a full disk nobody sees its pid."""
+    def come(self, rank: int) -> None:
+        """Records for all readers that this rank has come to the gate. On a full disk nobody sees its pid."""
         try:
             self.ready(rank).write_text(str(os.getpid()))
         except OSError as error:
@@ -147,9 +178,16 @@ class Gate:
 
     def released(self) -> Release | None:
         """The content of release.json. None if there is no such file, ValueError if it is not a release."""
+        return self._read(self.release)
+
+    def expected(self) -> Release | None:
+        """The content of ahead.json, as released()."""
+        return self._read(self.ahead)
+
+    def _read(self, path: Path) -> Release | None:
         try:
-            return read(self.release, Release, unique=True)
+            return read(path, Release, unique=True)
         except FileNotFoundError:
             return None
         except ValueError as damage:
-            raise ValueError(f"{self.release} is not a release: {damage}") from None
+            raise ValueError(f"{path} is not a release: {damage}") from None

@@ -1,0 +1,99 @@
+"""Where the next standby waits: at its script's first line, or in Checkpointer.restore()."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from supervisor.core.parking import Facts, Place, where
+from supervisor.group.group import WorkerGroup
+from supervisor.group.launch import Order, release
+from supervisor.run.spec import Spec
+from trainer.rundir import variables as names
+from trainer.rundir.files.codec import read
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
+from trainer.rundir.records.parking import File, Reached, Unfit
+
+_AT_RELEASE = {
+    names.MARK,
+    names.RESUME_STEP,
+    names.RESUME_FROM,
+    names.ROLLBACK,
+    names.TOLD,
+    names.FLUSH_SECONDS,
+    names.MTBF_SECONDS,
+}
+"""Variables that nobody knows before the release."""
+
+
+class Parking:
+    """Chooses the place of each standby of one run, and says whether a group may be released."""
+
+    def __init__(self, spec: Spec, run: RunDir) -> None:
+        self._spec, self._run = spec, run
+        self._failures: list[str] = []
+        self.why = ""
+        """Why the newest standby waits at the first line. Empty if it does not, or if nobody asks for more."""
+
+    def expected(self, attempt: int) -> Release | None:
+        """The release that is expected for the group that waits while `attempt` runs. None: it waits at the first
+        line."""
+        place, self.why = where(self._spec.park, self._facts(attempt))
+        if place is Place.START:
+            return None
+        body = release(self._spec, self._run, Order(attempt + 1), "")
+        return Release(
+            body.attempt,
+            {k: v for k, v in body.env.items() if k not in _AT_RELEASE},
+            body.arguments,
+            body.nproc,
+            body.cwd,
+        )
+
+    def _facts(self, attempt: int) -> Facts:
+        folder = self._run.attempt(attempt)
+        told = []
+        for rank in range(self._spec.nproc):
+            with contextlib.suppress(OSError, ValueError):
+                told.append(read(folder.reached(rank), Reached))
+        return Facts(
+            spawns=self._spec.spawns,
+            reached=len(told) == self._spec.nproc,
+            asks=any(body.park for body in told),
+            steps=max((body.steps for body in told), default=0),
+            failures=tuple(self._failures),
+        )
+
+    def lost(self, group: WorkerGroup) -> str:
+        """Why `group`, which was to wait in restore(), has ended."""
+        why = "its launcher has ended"
+        for rank in range(group.nproc):
+            with contextlib.suppress(OSError, ValueError):
+                why = f"rank {rank}: {read(group.gate.unfit(rank), Unfit).why}"
+                break
+        self._failures.append(why)
+        return f"the standby cannot wait in restore(): {why}"
+
+    def refused(self, group: WorkerGroup, release_of: Callable[[], Release]) -> str:
+        """Why `group` cannot have the release that `release_of` makes; empty if it can."""
+        expected = group.expected
+        if expected is None:
+            return ""
+        body = release_of()
+        if (expected.attempt, expected.arguments, expected.edits) != (body.attempt, body.arguments, body.edits):
+            return "the attempt has other arguments than it was started with"
+        for parked in group.parked_ranks():
+            if changed := next(filter(_has_changed, parked.files), None):
+                return f"{changed[0]} has changed since it was read"
+        return ""
+
+
+def _has_changed(file: File) -> bool:
+    path, *about = file
+    try:
+        now = Path(path).stat()
+    except OSError:
+        return True
+    return [now.st_size, now.st_mtime_ns, now.st_ino] != about

@@ -1,0 +1,50 @@
+"""What a Checkpointer knows of its attempt. In a rank of a standby it learns that in restore()."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ...rank import parking
+from ...rundir.environment import supervised
+from ...rundir.records.rollback import Rollback
+from .. import options
+from ..interval import Pace
+from ..state.buckets import Buckets
+from ..state.state import Stateful
+from .warm_up import warm
+
+
+class Here:
+    """The part of a Checkpointer that knows its attempt."""
+
+    _parts: Mapping[str, Stateful]
+    _buckets: Buckets
+
+    def _waits(self, resume: str | None, park: bool, warm_up: Callable[[], object] | None) -> None:
+        """The program's own choices: the mode of resume, whether a standby waits in restore(), and its warm-up."""
+        self._chosen, self._park, self._warm_up = resume, park, warm_up
+        self._know()
+
+    def _know(self) -> None:
+        """It knows what its attempt is told, as far as the attempt has begun."""
+        here = supervised()
+        self.resume = options.checked_resume(self._chosen or (here.resume if here else "auto"))
+        self._run = here.run.path.name if here else None
+        self._attempt: int | None = here.attempt_number if here else None
+        self._rollback: Rollback | None = here.rollback if here else None
+        self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
+        self._flush_s = here.flush_s if here else None
+
+    def _wait(self) -> None:
+        """In a rank of a standby: it has warmed up, of which nothing is left in its parts and generators, and returns
+        when its attempt begins."""
+        if (waiting := parking.current()) is not None:
+            if self._warm_up is not None:
+                warm(self._warm_up, self._parts, self._buckets)
+            waiting.wait()
+            self._know()
+
+    def _reached(self, start: int) -> int:
+        """`start`, the step from which restore() goes on. The supervisor knows that a standby can wait there."""
+        parking.reached(self._park)
+        return start

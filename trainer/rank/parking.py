@@ -1,0 +1,211 @@
+"""A rank of a standby that runs its program ahead, up to Checkpointer.restore(), and waits there for its release.
+
+    first line ──> model, optimizer, process group ──> restore(): a warm-up, then the wait ──release──> the attempt
+        │ it steps an optimizer, saves, fails or ends                  └ the supervisor has died: it ends
+        └─> it cannot wait there: the reason is told, and it ends. If it was released by then, the attempt begins there
+
+Before the release nothing of it counts. It has no Reporter: no beats, notes or journal. It takes the part of the cores
+that the training beside it leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ..rundir.environment import supervised
+from ..rundir.files.codec import encode
+from ..rundir.files.durable import replace_soon
+from ..rundir.records.gate import Gate, Release
+from ..rundir.records.parking import File, Parked, Reached, Unfit
+from ..rundir.variables import RUN_DIR
+from . import program
+from .preload.throttle import Throttle
+from .progress import progress
+
+_SLICE = 0.01
+"""Seconds of CPU between two rests."""
+_CHANGED = -1
+"""The size of a file that may have changed since it was read: no file has it."""
+_COMPUTE_MODE, _EXCLUSIVE = 20, (2, 3)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_MODE; prohibited, and one process at a time."""
+
+
+class Parking:
+    """The wait of this rank."""
+
+    def __init__(self, gate: Gate, rank: int, begin: Callable[[Release], object]) -> None:
+        """`begin` makes this process a rank of the attempt."""
+        self._gate, self._rank, self._begin = gate, rank, begin
+        self._loaded: list[str] = []
+        self._throttle = Throttle()
+        signal.signal(signal.SIGPROF, self._rest)
+        signal.siginterrupt(signal.SIGPROF, False)
+        signal.setitimer(signal.ITIMER_PROF, _SLICE, _SLICE)
+
+    def wait(self) -> None:
+        """This process is a rank of an attempt that begins now. If the supervisor has died, it ends here."""
+        self._hurry()
+        about = Parked(os.getpid(), self._files(), _holds_gpu(), [*_written(self._gate), *_listening()])
+        self._gate.put(self._gate.parked(self._rank), about)
+        if (body := self._gate.wait_again()) is None:
+            _leave(0)
+        self._over(body)
+
+    def end(self, why: str) -> None:
+        """It cannot wait in restore(), because of `why`. So it ends; but if it was released already, it is a rank of
+        the attempt from now on."""
+        if (body := self._gate.released()) is not None:
+            self._over(body)
+            return
+        with contextlib.suppress(OSError):
+            self._gate.put(self._gate.unfit(self._rank), Unfit(why))
+        _leave(1)
+
+    def loaded(self, path: str) -> None:
+        """The program has loaded that file by itself. It must be the same when the attempt begins."""
+        self._loaded.append(path)
+
+    def _over(self, body: Release) -> None:
+        global _current
+        self._hurry()
+        _current = None
+        self._begin(body)
+
+    def _rest(self, number: int, frame: FrameType | None) -> None:
+        if self._gate.release.exists():
+            self._hurry()
+        else:
+            self._throttle.rest()
+
+    def _hurry(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        # A signal that is on its way is dropped by the first of these.
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+    def _files(self) -> list[File]:
+        """The files of the program as they were when it read them. A file that has changed since this rank began may
+        have been read before or after."""
+        began = self._gate.ahead.stat().st_mtime_ns
+        found = []
+        for path in dict.fromkeys([*(path for path, *_ in program.loaded()), *self._loaded]):
+            with contextlib.suppress(OSError, ValueError):
+                known = Path(path).stat()
+                size = known.st_size if known.st_mtime_ns < began else _CHANGED
+                found.append((os.path.abspath(path), size, known.st_mtime_ns, known.st_ino))  # noqa: PTH100
+        return found
+
+
+_current: Parking | None = None
+_rank: int | None = None
+"""The rank that this process was started as. None in the processes that it starts."""
+_reached: Reached | None = None
+
+
+def current() -> Parking | None:
+    """The wait of this process, if it is a rank of a standby."""
+    return _current
+
+
+def started(rank: int) -> None:
+    """This process was started as that rank."""
+    global _rank
+    _rank = rank
+
+
+def ahead(parking: Parking) -> None:
+    """This process runs its program ahead, until `parking` is over."""
+    global _current
+    _current = parking
+
+
+def _forget() -> None:
+    global _current, _rank
+    _current = _rank = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def reached(park: bool) -> None:
+    """This rank has called restore(): a standby can wait there. `park`: its program asks for that."""
+    global _reached
+    at = progress().position()
+    _reached = Reached(park, 0 if at is None else at.here)
+    _tell(_reached)
+
+
+def learn() -> None:
+    """If this rank has called restore() and uses a GPU, the supervisor knows how much of it."""
+    if _reached is not None and _holds_gpu():
+        _tell(_reached)
+
+
+def _tell(body: Reached) -> None:
+    place = supervised()
+    if place is None or _rank is None:
+        return
+    if _holds_gpu():
+        cuda = sys.modules["torch"].cuda
+        body.reserved, body.free = cuda.max_memory_reserved(), cuda.mem_get_info()[0]
+        body.exclusive = _is_exclusive(cuda.current_device())
+    with contextlib.suppress(OSError):
+        replace_soon(place.attempt.reached(_rank), encode(body))
+
+
+def _holds_gpu() -> bool:
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def _is_exclusive(device: int) -> bool:
+    """Whether no other process may use the GPU. False if the driver does not tell."""
+    try:
+        cuda, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        told = cuda.cuDeviceGetAttribute(ctypes.byref(mode), _COMPUTE_MODE, device)
+    except (OSError, AttributeError):
+        return False
+    return told == 0 and mode.value in _EXCLUSIVE
+
+
+def _written(gate: Gate) -> list[str]:
+    """A sentence for each file of the run that this process has open for writing, beside its own log."""
+    run, own = os.environ.get(RUN_DIR, ""), str(gate.path)
+    found = []
+    for fd in sorted(path.name for path in Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            path = str(Path(f"/proc/self/fd/{fd}").readlink())
+            if run and path.startswith(run + os.sep) and not path.startswith(own + os.sep):
+                lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+                flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+                if flags & os.O_ACCMODE != os.O_RDONLY:
+                    found.append(f"opens {path} for writing")
+    return found
+
+
+def _listening() -> list[str]:
+    """A sentence for each port on which a socket of the program's Python listens. Those of torch are its own."""
+    found = []
+    for thing in [thing for thing in gc.get_objects() if issubclass(type(thing), socket.socket)]:
+        with contextlib.suppress(OSError):
+            if thing.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.append(f"listens at {thing.getsockname()}")
+    return found
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process. Nothing of the program runs any more: it would not know that it is a standby."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)

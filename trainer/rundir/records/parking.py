@@ -1,0 +1,42 @@
+"""What ranks tell about a standby that waits in Checkpointer.restore(): whether theirs can, and what one of them has
+read by the time it waits there."""
+
+from __future__ import annotations
+
+import msgspec
+
+File = tuple[str, int, int, int]
+"""(path, bytes, ns of its last change, inode)."""
+
+
+class Reached(msgspec.Struct):
+    """attempts/0003/restore.rank0.json: a rank of an attempt has called restore()."""
+
+    park: bool
+    """Whether its program asks that a standby waits there."""
+    steps: int
+    """Optimizer steps that it had made before. A standby must not make them."""
+    reserved: int = 0
+    """Bytes of its GPU that it has reserved at most; 0 without a GPU."""
+    free: int = 0
+    """Bytes of its GPU that are free."""
+    exclusive: bool = False
+    """Whether its GPU takes one process only."""
+
+
+class Parked(msgspec.Struct):
+    """rank0.parked of a group: a rank of a standby waits in restore()."""
+
+    pid: int
+    files: list[File] = []
+    """The files of the program that it has loaded, and those that the program has loaded by itself."""
+    cuda: bool = False
+    """Whether it holds memory of a GPU."""
+    told: list[str] = []
+    """Effects of its program that are seen outside, and that a standby should not have."""
+
+
+class Unfit(msgspec.Struct):
+    """rank0.unfit of a group: why a rank of a standby cannot wait in restore()."""
+
+    why: str
