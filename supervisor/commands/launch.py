@@ -148,7 +148,7 @@ class Launch(click.Command):
 @_option(
     "--park",
     type=click.Choice(get_args(Park)),
-    help="Where it waits: SCRIPT's first line, or Checkpointer.restore(); auto: there if SCRIPT asks for it.",
+    help="Where the standby waits: SCRIPT's first line, or Checkpointer.restore(); auto: there if SCRIPT asks for it.",
 )
 @_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
 @_option(

@@ -154,6 +154,10 @@ def _standby(now: dict[str, Any]) -> str:
     text = f"waits ({now['kind']}); it costs {human_bytes(now['pss_bytes'])} of memory"
     if now["why"]:
         text += f"; not forked: {now['why']}"
+    if now["at"] == "restore":
+        text += ", in restore()"
+    elif now["why_start"]:
+        text += f", at the first line: {now['why_start']}"
     if now["left_out"]:
         which = ", ".join(f"{name} ({why})" for name, why in sorted(now["left_out"].items()))
         text += f"; imported again at each restart, {now['left_out_s']} s: {which}"

@@ -129,6 +129,8 @@ def _standby(story: Story) -> dict[str, Any] | None:
         **known,
         "pss_bytes": sum(map(_pss, pids)),
         "why": str(event.get("reason" if lost else "why", "")),
+        "at": None if lost else event.get("at"),
+        "why_start": str(event.get("why_start", "")),
         "left_out": left_out if isinstance(left_out, dict) else {},
         "left_out_s": event.get("left_out_s", 0.0),
         "cold_s": _cold(story),
