@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.core.parking import Facts, Place, where
+from supervisor.core.standby.parking import Facts, Place, where
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
 from supervisor.run.spec import Spec

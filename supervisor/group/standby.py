@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from supervisor.core.parking import Place
+from supervisor.core.standby.parking import Place
 from supervisor.group.fork_server import ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
