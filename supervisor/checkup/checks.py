@@ -34,6 +34,10 @@ class Check:
     next: str = ""
 
 
+_FIRST_USER = 1000
+"""The first uid of a person (SYS_UID_MAX of login.defs(5), plus one)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """The places where the checks look."""
@@ -45,6 +49,7 @@ class Host:
     shm: Path = Path("/dev/shm")
     systemd: Path = Path("/run/systemd/system")
     linger: Path = Path("/var/lib/systemd/linger")
+    logind: tuple[Path, ...] = tuple(Path(root) / "systemd" for root in ("/etc", "/run", "/usr/local/lib", "/usr/lib"))
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     now: float = field(default_factory=time.time)
 
@@ -144,10 +149,31 @@ def _passwd_home() -> str:
 
 
 def linger(host: Host) -> Check:
+    """What the end of a user's last login does to a detached run (logind.conf(5)). System users are exempt from it."""
     user = host.environ.get("USER") or host.environ.get("LOGNAME") or str(os.getuid())
-    if not host.systemd.is_dir() or os.getuid() == 0:
+    if not host.systemd.is_dir() or os.getuid() < _FIRST_USER:
         return Check("linger", Verdict.OK, "no logout ends a detached run")
     if (host.linger / user).exists():
         return Check("linger", Verdict.OK, f"{user}'s processes outlive a logout")
-    text = "where logind has KillUserProcesses=yes, a logout ends runs launched with -d"
-    return Check("linger", Verdict.WARN, text, "loginctl enable-linger")
+    harm = []
+    if _logind(host, "RemoveIPC", "yes"):
+        harm.append("deletes its snapshots in /dev/shm (RemoveIPC)")
+    if _logind(host, "KillUserProcesses", "no"):
+        harm.append("ends it (KillUserProcesses)")
+    if not harm:
+        return Check("linger", Verdict.OK, "no logout harms a detached run")
+    text = f"the last logout of {user} {' and '.join(harm)} while a run goes on detached"
+    return Check("linger", Verdict.WARN, text, f"loginctl enable-linger {user}")
+
+
+def _logind(host: Host, key: str, default: str) -> bool:
+    """Whether `key` is on. Later files, and later lines, are stronger; folders as in systemd's own order."""
+    value, files = default, dict[str, Path]()
+    for folder in reversed(host.logind):
+        files |= {path.name: path for path in sorted((folder / "logind.conf.d").glob("*.conf"))}
+    main = next((path for folder in host.logind if (path := folder / "logind.conf").is_file()), None)
+    for path in [*([main] if main else []), *(files[name] for name in sorted(files))]:
+        for line in read(path).splitlines():
+            name, _, given = line.strip().partition("=")
+            value = given.strip() if name.strip() == key else value
+    return value.lower() in ("yes", "true", "on", "1")

@@ -31,6 +31,7 @@ COMMANDS = {
     "policy": "Show what is done after each cause of failure.",
     "ckpt": "List, verify, prune or export a run's checkpoints.",
     "doctor": "Check this machine for what would harm a run.",
+    "service": "Let systemd go on with a run after a reboot.",
     "gc": "Find and remove the leftovers of dead runs.",
 }
 ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}

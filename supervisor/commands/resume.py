@@ -12,7 +12,7 @@ from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
-from supervisor.run.runs import find
+from supervisor.run.runs import Known, find
 from supervisor.run.status import story_of
 
 
@@ -24,7 +24,11 @@ def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
 
     If the processes of a dead supervisor cannot be continued, they are ended first. Two groups never train at once.
     """
-    known = find(run)
+    return go_on(find(run), detached, as_json, quiet)
+
+
+def go_on(known: Known, detached: bool = False, as_json: bool = False, quiet: bool = False) -> int:
+    """The run has gone on to its end, or goes on `detached`. Returns the exit code of `launch`."""
     path = dataclasses.replace(known.run, path=known.run.path.resolve())
     with RunLock(path):
         if story_of(path).state == RunState.FINISHED:

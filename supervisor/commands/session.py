@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from supervisor.checkup import installed, space
+from supervisor.checkup import checks, installed, space
 from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
@@ -157,6 +157,9 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
     child.returncode = 0
     if not quiet:
         print(plain_lines(opening_words(run, spec)), file=sys.stderr)
+        logout = checks.linger(checks.Host(run.path))
+        if logout.verdict is not checks.Verdict.OK:
+            print(plain_lines(f"  {logout.text}; to prevent it: {logout.next}"), file=sys.stderr)
     if as_json:
         print_status(run, supervisor_pid=child.pid)
     return 0

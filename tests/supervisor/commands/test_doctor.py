@@ -160,14 +160,27 @@ def test_a_clock_that_is_behind(host: Host) -> None:
 
 
 def test_logout(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under systemd a user without linger is told what keeps detached runs."""
+    """Under systemd a user without linger is told what a logout does to a detached run, as logind is set up."""
     monkeypatch.setattr(checks.os, "getuid", lambda: 1000)
-    user = changed(host, environ={"USER": "ann"})
+    etc, run = tmp_path / "etc", tmp_path / "run"
+    user = changed(host, environ={"USER": "ann"}, logind=(etc, run))
     (tmp_path / "systemd").mkdir()
-    without = checks.linger(user).next
+    assert "RemoveIPC" in checks.linger(user).text and "enable-linger ann" in checks.linger(user).next
+    for folder, file, line in [
+        (run, "logind.conf.d/a.conf", "RemoveIPC=no\nKillUserProcesses=yes"),
+        (etc, "logind.conf.d/b.conf", "  KillUserProcesses = no\n#RemoveIPC=yes"),
+    ]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(f"[Login]\n{line}\n")
+        assert "RemoveIPC" not in checks.linger(user).text
+        assert ("KillUserProcesses" in checks.linger(user).text) == (folder == run)
+    (etc / "logind.conf").write_text("[Login]\nRemoveIPC=yes\n")
+    assert checks.linger(user).verdict is Verdict.OK, "a drop-in is stronger than the main file, wherever it lies"
+    (etc / "logind.conf.d/a.conf").touch()
+    assert "RemoveIPC" in checks.linger(user).text, "a drop-in of the same name is in place of the other"
     (tmp_path / "linger").mkdir()
     (tmp_path / "linger/ann").touch()
-    assert (without, checks.linger(user).next) == ("loginctl enable-linger", "")
+    assert checks.linger(user).verdict is Verdict.OK
 
 
 TORCH = {"version": "2.13.0+cpu", "seconds": 1.0, "distributed": True, "cuda": None, "devices": 0}
