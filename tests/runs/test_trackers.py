@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.frameworks import needs
 from tests.support.supervised import Run
+from tests.support.wandb_server import QUIET, serving
+from trainer.rank.trackers.wandb_log import rows
 
 BOARD = """
 import os, torch
@@ -133,6 +138,69 @@ def test_mlflow(run: Run) -> None:
     assert steps("by epoch") == [*range(12)]
     assert [float(line.split()[1]) for line in (kept / "last save").read_text().splitlines()] == [20, 40, 60]
     assert {path.name for path in (folder / "params").iterdir()} == {"lr", "pid"}
+
+
+WANDB = """
+import os, torch, wandb
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+start = torch.load("last.pt")["step"] if os.path.exists("last.pt") else 0
+given = os.environ["WANDB_MODE"] == "offline"
+run = wandb.init(project="p", settings={"x_disable_stats": True, "x_disable_meta": True})
+for step in range(start, 60):
+    loss = model(torch.ones(1, 2)).pow(2).mean()
+    loss.backward()
+    optimizer.step()
+    if step % 20 == 19:
+        torch.save({"step": step + 1}, "last.pt")
+    if given:
+        run.log({"train": {"at": step}}, step=10 * step)
+    else:
+        run.log({"train": {"at": step}, "loss": loss.item()})
+        if step % 5 == 4:
+            run.log({"of": step}, commit=False)
+            run.log({"evaluated": step})
+run.finish()
+with wandb.init(project="p", settings={"x_disable_stats": True, "x_disable_meta": True}) as second:
+    second.log({"test": 1.0})
+"""
+
+
+def test_wandb(run: Run) -> None:
+    """Killed at 34 and gone on from 20: one run at the server, with each row once, though the server had not got all
+    rows, and W&B's own steps are not the program's. A second run of the process is one of its own."""
+    needs("wandb")
+    with serving() as server:
+        asked = "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(WANDB)
+        assert run.launch(*asked, WANDB_MODE="online", **server.variables) == 0, run.warnings()
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
+    first = run.events("run_started")[0]["run"]
+    assert set(server.runs) == {first, f"{first}-2"}
+    rows = server.runs[first].rows()
+    assert [row["_step"] for row in rows] == [*range(72)]
+    assert [row["train"]["at"] for row in rows if "train" in row] == [*range(60)]
+    assert [(row["of"], row["evaluated"]) for row in rows if "of" in row] == [(at, at) for at in range(4, 60, 5)]
+    assert [row["test"] for row in server.runs[f"{first}-2"].rows()] == [1.0]
+
+
+def test_wandb_offline(run: Run) -> None:
+    """Each attempt has a file of its own: together they have each step once, though the service writes only whole
+    blocks and is killed with the attempt. `wandb sync` makes one curve of them."""
+    needs("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    asked = "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(WANDB)
+    assert run.launch(*asked, WANDB_MODE="offline", **QUIET) == 0, run.warnings()
+    assert [event["from_step"] for event in run.events("first_step")] == [0, 20]
+    first = run.events("run_started")[0]["run"]
+    files = sorted((run.folder / "wandb").glob(f"offline-run-*-{first}/*.wandb"))
+    assert len(files) == 2
+    parts = [rows(str(file), Record) for file in files]
+    assert sorted([*parts[0], *parts[1]]) == [*range(0, 600, 10)]
+    with serving() as server:
+        sync = [sys.executable, "-m", "wandb", "sync", *[str(file.parent) for file in files]]
+        subprocess.run(sync, cwd=run.folder, env={**os.environ, **server.variables}, check=True, timeout=100)
+    assert [(row["_step"], row["train"]["at"]) for row in server.runs[first].rows()] == [(10 * n, n) for n in range(60)]
 
 
 LIGHTNING = """

@@ -8,7 +8,7 @@ import os
 from ...rundir.environment import Supervised
 from ...rundir.records.told import Trackers, told
 from ..imports import after_import
-from . import lightning, mlflow, tensorboard
+from . import lightning, mlflow, tensorboard, wandb
 from .going_on import GoingOn
 
 
@@ -18,5 +18,5 @@ def follow(place: Supervised) -> None:
     if what == Trackers.OFF:
         return
     going_on = GoingOn(place.run, what == Trackers.LATER)
-    hooks = {**tensorboard.HOOKS, **lightning.HOOKS, **mlflow.HOOKS}
+    hooks = {**tensorboard.HOOKS, **lightning.HOOKS, **mlflow.HOOKS, **wandb.HOOKS}
     after_import({module: functools.partial(hook, going_on=going_on) for module, hook in hooks.items()})

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -44,7 +45,7 @@ class GoingOn:
         it is the result of `choose`, which is kept for later attempts."""
         self._asked[key] += 1
         key = f"{key} {self._asked[key]}"
-        path = self._run.trackers / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".json")
+        path = self.file(key, ".json")
         if self.later:
             with contextlib.suppress(OSError, ValueError):
                 chosen = read(path, _Chosen)
@@ -55,6 +56,10 @@ class GoingOn:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             replace_soon(path, encode(_Chosen(key, value)))
         return value
+
+    def file(self, key: str, suffix: str) -> Path:
+        """The place of a file about `key` that all attempts share."""
+        return self._run.trackers / (hashlib.sha256(key.encode()).hexdigest()[:16] + suffix)
 
     def position(self) -> Position | None:
         """The program's position. None while it is not known: before the program has loaded something or made a
