@@ -11,7 +11,7 @@ from supervisor.commands.console import BUILT_IN
 from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.meant import name_here, to_read
 from supervisor.core.size import human_bytes, human_seconds
-from supervisor.core.telling import advice
+from supervisor.core.telling import advice, figures
 from supervisor.core.words import RunState
 from supervisor.reading.local_time import local
 from supervisor.reading.plain import plain
@@ -66,6 +66,8 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("command", command_of(now)),
         ("code", origin.told(now)),
         ("started", times(now)),
+        ("progress", progress(now)),
+        ("now", now["doing"] or ""),
         ("checkpoint", _checkpoint(now)),
         ("budget", advice.budget(now["budget"])),
         ("last fault", f"attempt {failure['attempt']}: {failure['reason']}" if failure else ""),
@@ -97,6 +99,23 @@ def times(now: dict[str, Any]) -> str:
     stopped = f", and was stopped for {human_seconds(now['stopped_s'])}" if now["stopped_s"] >= 1.0 else ""
     over = f", ended {local(now['ended'])}" if now["ended"] else ""
     return f"{local(now['started'])}{over}; it {'ran' if over else 'has run'} for {ran}{stopped}"
+
+
+def progress(now: dict[str, Any]) -> str:
+    """How far, how fast, how long yet, the loss and the learning rate, as far as they are known."""
+    step = now["step"] if now["attempt_step"] is None else now["attempt_step"]
+    total, parts = now["total"], []
+    if total is not None and step is not None:
+        parts.append(f"step {step} of {total} ({figures.share(step, total)})")
+    if now["step_ms"] is not None:
+        parts.append(figures.per_step(now["step_ms"]))
+    if now["eta_s"] is not None:
+        parts.append(f"{human_seconds(now['eta_s'])} to go")
+    if now["loss"] is not None:
+        parts.append(f"loss {figures.loss(now['loss'])}")
+    if now["lr"] is not None:
+        parts.append(f"learning rate {figures.rate(now['lr'])}")
+    return ", ".join(parts)
 
 
 def _step(now: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from supervisor.core.hangs.timings import WINDOW, Pace
 from trainer.rundir.files.codec import Seconds, encode, read
 from trainer.rundir.layout import RunDir
 
-_EVERY = 30.0
+_EVERY = 5.0
+"""Seconds. `status` shows the time of a step from there."""
 _LARGEST = 1 << 16
 
 

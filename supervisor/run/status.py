@@ -15,6 +15,8 @@ from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
+from supervisor.run.hang_limits import Paces
+from supervisor.run.numbers import numbers
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore, shown
@@ -40,6 +42,8 @@ def status(known: Known) -> dict[str, Any]:
     attempt = story.attempt
     workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
     snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), _checkpoint(run)
+    beats = last_beats(run.attempt(attempt.number).beats) if attempt else []
+    now = numbers(story, beats, Paces(run).last())
     return {
         "schema": SCHEMA,
         "run": known.id,
@@ -60,6 +64,12 @@ def status(known: Known) -> dict[str, Any]:
         "saves_nothing": _saves_nothing(story, snapshot, checkpoint),
         "step": _step(run, story),
         "attempt_step": max((worker["step"] for worker in workers if worker["step"] is not None), default=None),
+        "total": now.total,
+        "step_ms": now.step_ms,
+        "eta_s": now.eta_s,
+        "loss": now.loss,
+        "lr": now.lr,
+        "doing": now.doing,
         "started_over": missed(attempt) if attempt else None,
         "last_failure": _last_failure(story),
         "budget": _budget(story, spec),

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from supervisor.run.runs import load
+from supervisor.run.status import status
 from tests.support.jobs import TINY, final_state, same
 from tests.support.supervised import Run, until
 from tests.support.undisturbed import undisturbed
@@ -52,6 +54,12 @@ def test_killed_ranks_and_launcher(run: Run, reference: tuple[str, Any]) -> None
 
     assert len(run.events("fault_injected")) >= 4
     assert_same(run, expected)
+    # What the ranks have told people: the last line of the metrics, and how many steps there are to be.
+    known = load(run.dir.path)
+    assert known is not None
+    last, shown = json.loads(run.dir.metrics.read_text().splitlines()[-1]), status(known)
+    assert (shown["step"], shown["total"], shown["loss"], shown["lr"]) == (STEPS, STEPS, last["loss"], last["lr"])
+    assert shown["step_ms"] > 0.0 and shown["eta_s"] is shown["doing"] is None
 
 
 def test_killed_supervisor_and_stop(run: Run, reference: tuple[str, Any]) -> None:

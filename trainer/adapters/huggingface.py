@@ -6,12 +6,14 @@ serves scripts without an option to resume, and scripts that never use theirs (T
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os.path
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from ..rundir.codes import Doing
 from .protocol import Handed, Orders
 
 NAME = "huggingface"
@@ -30,6 +32,39 @@ def _hook(module: ModuleType, orders: Orders) -> None:
         return original(self, resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = train
+    _tell(module, orders)
+
+
+def _tell(module: ModuleType, orders: Orders) -> None:
+    """The Trainer's own state tells people how many steps there are, and its log tells them the loss."""
+    handler, trainer = getattr(module, "CallbackHandler", None), module.Trainer
+    began, logged, evaluate = (
+        getattr(*each, None) for each in ((handler, "on_train_begin"), (handler, "on_log"), (trainer, "evaluate"))
+    )
+    if handler is None or began is None or logged is None or evaluate is None:
+        return
+
+    @functools.wraps(began)
+    def on_train_begin(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> Any:
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            orders.total(int(state.max_steps))
+        return began(self, args, state, *rest, **more)
+
+    @functools.wraps(logged)
+    def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, *rest: Any, **more: Any) -> Any:
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            orders.loss(float(logs["loss"]))
+        return logged(self, args, state, control, logs, *rest, **more)
+
+    @functools.wraps(evaluate)
+    def evaluated(*args: Any, **more: Any) -> Any:
+        orders.doing(Doing.EVALUATING)
+        try:
+            return evaluate(*args, **more)
+        finally:
+            orders.doing(Doing.NONE)
+
+    handler.on_train_begin, handler.on_log, trainer.evaluate = on_train_begin, on_log, evaluated
 
 
 def offered(trainer: Any, offers: Sequence[str]) -> str | None:

@@ -7,13 +7,20 @@ warning.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import sys
+import time
 from types import ModuleType
 from typing import Any
 
+from ..rundir.codes import Doing
 from .protocol import Handed, Orders
 
 NAME = "lightning"
+_LOSS_EVERY = 0.5
+"""Seconds."""
 
 
 def _hook_trainer(module: ModuleType, orders: Orders) -> None:
@@ -42,8 +49,70 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
     trainer.fit = fit
 
 
+def _hook_calls(module: ModuleType, orders: Orders) -> None:
+    """Wraps `_call_callback_hooks`, as read in lightning 2.6: each moment of a training comes through it. Without it
+    people see no total and no loss."""
+    original = getattr(module, "_call_callback_hooks", None)
+    if original is None:
+        return
+    losses = _Losses(orders)
+
+    @functools.wraps(original)
+    def call(trainer: Any, hook: str, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(Exception):  # for people only: whatever it is, the training goes on
+            if hook == "on_train_batch_end":
+                losses.see(args[0])
+            elif hook == "on_train_start" and (total := _total(trainer)) is not None:
+                orders.total(total)
+            elif hook in ("on_validation_start", "on_validation_end"):
+                orders.doing(Doing.EVALUATING if hook == "on_validation_start" else Doing.NONE)
+        return original(trainer, hook, *args, **kwargs)
+
+    module._call_callback_hooks = call  # type: ignore[attr-defined]
+
+
+def _total(trainer: Any) -> int | None:
+    """The optimizer steps of the whole training. None if nothing bounds it."""
+    bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is not None and epochs > 0 and math.isfinite(batches):
+        bounds.append(math.ceil(batches / trainer.accumulate_grad_batches) * epochs)
+    return min(bounds, default=None)
+
+
+class _Losses:
+    """Tells the loss of a batch, twice a second at most. A loss on a GPU is told once its copy has arrived: nobody
+    waits for it."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._due = 0.0
+        self._coming: tuple[Any, Any] | None = None
+
+    def see(self, output: Any) -> None:
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + _LOSS_EVERY
+        loss = output["loss"].detach()
+        if loss.device.type == "cpu":
+            self._orders.loss(float(loss))
+        elif loss.device.type == "cuda":
+            if self._coming is not None and self._coming[1].query():
+                self._orders.loss(float(self._coming[0]))
+                self._coming = None
+            if self._coming is None:
+                arrived = sys.modules["torch"].cuda.Event()
+                self._coming = loss.to("cpu", non_blocking=True), arrived
+                arrived.record()
+
+
 LIGHTNING = Handed(
     NAME,
     "Trainer.fit(ckpt_path=",
-    {"lightning.pytorch.trainer.trainer": _hook_trainer, "pytorch_lightning.trainer.trainer": _hook_trainer},
+    {
+        f"{package}.trainer.{module}": hook
+        for package in ("lightning.pytorch", "pytorch_lightning")
+        for module, hook in (("trainer", _hook_trainer), ("call", _hook_calls))
+    },
 )

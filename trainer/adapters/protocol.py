@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
+from ..rundir.codes import Doing
 from .program import Program
 
 
@@ -103,6 +104,12 @@ class Orders:
     """Reports that the program uses the framework of that name."""
     fact: Callable[[str, str], None] = lambda name, value: None
     """Keeps a fact for plan(), as `program.facts`."""
+    total: Callable[[int], None] = lambda steps: None
+    """Tells people the number of steps that the program will have done at its end."""
+    loss: Callable[[float], None] = lambda loss: None
+    """Tells people the loss of the last step."""
+    doing: Callable[[Doing], None] = lambda doing: None
+    """Tells people what takes long now. Doing.NONE: it is over."""
 
 
 Hook = Callable[[ModuleType, Orders], None]

@@ -39,6 +39,7 @@ class Losses:
     def check(self, done: int, loss: float, agreed: Wish) -> None:
         """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
         LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""
+        progress().told(loss=loss, step=done)
         self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
 
     def _pass_over(self, loaded: Loaded | None, notices: Notices) -> None:

@@ -156,6 +156,7 @@ def train(config: TrainConfig, place: Place) -> None:
     if parts.batches.changed:
         log.say("the data or the seed is not what the checkpoint was trained on: the run goes on with the new")
 
+    progress().told(total=config.steps)
     for number in range(start, config.steps):
         mean, lr, norm, flags = _step(config, place, parts, number, ckpt.data_step(number), ckpt.wish)
         done, agreed = number + 1, Wish(*flags)

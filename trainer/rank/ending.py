@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from .reporter import is_ours
+from .exceptions import is_ours
 
 _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 

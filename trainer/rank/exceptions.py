@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
+from ..rundir.codes import Phase
 from ..rundir.records.errors import Described, Unread
 from .journal.torn import file_of
 
 _MOST = 5
 """The most causes that are recorded."""
+_RANK = str(Path(__file__).parent) + os.sep
 
 
 def described(error: BaseException) -> Described:
@@ -46,3 +52,42 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             return
         error = error.__cause__
         yield error
+
+
+class Failing(Protocol):
+    def failed(self, error: BaseException, exit_code: int) -> None: ...
+    def phase(self, phase: Phase) -> None: ...
+
+
+@contextlib.contextmanager
+def record_exception(reporter: Failing) -> Iterator[None]:
+    """Records an exception that leaves the block, with its time, before the process begins to exit.
+
+    Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        # A bare status needs no record.
+        if isinstance(error.code, str):
+            reporter.failed(error, 1)
+        reporter.phase(Phase.TEARDOWN)
+        raise
+    except KeyboardInterrupt as error:
+        # The interpreter ends in the same way: by the signal.
+        reporter.failed(error, -signal.SIGINT)
+        raise
+    except BaseException as error:
+        # An error of ours (no usable checkpoint, another model's) has the status that keeps a supervisor from retrying.
+        code = getattr(error, "exit_code", 1)
+        reporter.failed(error, code if isinstance(code, int) else 1)
+        if code in (1, None) or not isinstance(code, int):
+            raise
+        traceback.print_exc()
+        raise SystemExit(code) from error
+    else:
+        reporter.phase(Phase.TEARDOWN)
+
+
+def is_ours(filename: str) -> bool:
+    return filename.startswith(("<frozen", _RANK)) or Path(filename).name in ("start.py", "runpy.py")

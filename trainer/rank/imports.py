@@ -13,21 +13,21 @@ from typing import Any
 Callback = Callable[[ModuleType], None]
 
 
-def after_import(callbacks: Mapping[str, Callback]) -> None:
+def after_import(callbacks: Mapping[str, Callback], began: Callable[[str], object] = lambda name: None) -> None:
     """Each callback is called with its module: now if it is loaded, else right after its import, before the importer
-    goes on."""
+    goes on. `began` is called with the name of each module whose import begins."""
     after = dict(callbacks)
     for name in [n for n in after if n in sys.modules]:
         after.pop(name)(sys.modules[name])
     if after:
-        sys.meta_path.insert(0, _AfterImport(after))
+        sys.meta_path.insert(0, _AfterImport(after, began))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Finds no module itself. Calls back when a module that another finder found has been executed."""
 
-    def __init__(self, after: dict[str, Callback]) -> None:
-        self._after = after
+    def __init__(self, after: dict[str, Callback], began: Callable[[str], object]) -> None:
+        self._after, self._began = after, began
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -39,6 +39,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
+            self._began(fullname)
             spec.loader = _Loader(spec.loader, callback)
         return spec
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..rundir.codes import Phase
+from ..rundir.codes import Doing, Phase
 from ..rundir.environment import Supervised, supervised
 from ..rundir.layout import SCRIPT
 from ..rundir.records.beats import Role, claim
@@ -112,6 +112,10 @@ class Member:
     def hooked_backward(self, entered: bool) -> None:
         if self._reporter is not None:
             self._reporter.hooked_backward(entered)
+
+    def now(self, doing: Doing) -> None:
+        if self._reporter is not None:
+            self._reporter.now(doing)
 
     def failed(self, error: BaseException, exit_code: int) -> None:
         if self._parked:

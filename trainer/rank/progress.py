@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..rundir.codes import Phase
+from ..rundir.codes import Doing, Phase
 from ..rundir.files.durable import DISK, Disk
 from ..rundir.records.beats import BeatWriter, Source
 from ..rundir.records.notes import NoteWriter
@@ -44,6 +44,13 @@ class Progress:
     def counted(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the run are finished. Nobody reports what the loop does between two steps (an evaluation, an
         upload), so its silence is judged as that of a loop that reports nothing."""
+
+    def told(self, total: int | None = None, loss: float | None = None, step: int | None = None) -> None:
+        """The program tells people how many steps it will have done at its end, and the loss after `step` steps (None:
+        after the last one). Cheap enough for every step: it writes to memory only."""
+
+    def now(self, doing: Doing) -> None:
+        """People see that this rank does that. NONE: what it did is over."""
 
     def phase(self, phase: Phase) -> None:
         """This rank is in `phase` until it reports another phase, or finishes a step."""

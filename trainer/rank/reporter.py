@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from ..errors import NotFinite
-from ..rundir.codes import Phase
+from ..rundir.codes import Doing, Phase
 from ..rundir.environment import STACKS_SIGNAL, Supervised
 from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_file
@@ -27,7 +26,7 @@ from ..rundir.records.notes import NoteWriter
 from ..rundir.records.told import told
 from ..rundir.secrets import Redactor
 from . import parking, program
-from .exceptions import causes, described, unread
+from .exceptions import causes, described, is_ours, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
 from .journal.kept import keep
@@ -38,7 +37,6 @@ from .progress import Position, Progress
 
 _PR_SET_PTRACER = 0x59616D61
 _FRAMES = 5
-_RANK = str(Path(__file__).parent) + os.sep
 _ROOM = 4096
 """Bytes of disk that are reserved for the record of an exception."""
 _LEARNED_BY = (1, 10)
@@ -77,6 +75,8 @@ class Reporter(Progress):
         self.on_first_step: Callable[[], object] = lambda: None
         self._asked = -1
         self._steps_here = 0
+        self._stepping = False
+        """Whether its first step has begun and has not ended."""
         self._left_backward = 0
         self._pending: list[faults.Fault] = []
         self._redactor = Redactor(os.environ)
@@ -120,6 +120,15 @@ class Reporter(Progress):
         self._guessed = optimizer is None
         self._stepped(count + self._ahead, Source.HOOK, optimizer)
 
+    def told(self, total: int | None = None, loss: float | None = None, step: int | None = None) -> None:
+        if total is not None and total > 0:
+            self._beats.total(total)
+        if loss is not None:
+            self._beats.loss(loss, self._done if step is None else step)
+
+    def now(self, doing: Doing) -> None:
+        self._beats.doing(Doing.STEPPING if doing is Doing.NONE and self._stepping else doing)
+
     def _place_here(self, restored: int | None, settled: bool = False) -> None:
         """Tells all ranks from which step this rank resumes, as far as it is known by now. The note is written only
         once that is `settled`."""
@@ -143,10 +152,13 @@ class Reporter(Progress):
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done
         self._beats.step(done, source)
+        if optimizer is not None and type(lr := _rate(optimizer)) is float:
+            self._beats.rate(lr)
         self._steps_here += 1
         self.note.retry()
         self.journal.retry()
         if self._steps_here == 1:
+            self._stepping = False
             self.on_first_step()
             if self.rank == 0:
                 program.leave(self.place.attempt.program)
@@ -159,6 +171,9 @@ class Reporter(Progress):
     def hooked_backward(self, entered: bool) -> None:
         """A backward pass has begun, or has ended. Between two of them a rank works alone."""
         now = time.monotonic_ns()
+        if entered and not self._steps_here and not self._stepping:
+            self._stepping = True
+            self._beats.doing(Doing.STEPPING)
         if not entered:
             self._left_backward = now
         elif self._left_backward:
@@ -171,6 +186,7 @@ class Reporter(Progress):
             self._missed.guard(path, bool(self._steps_here), self._beats.others(), self.failed)
         for each in self.before_saves:
             each()
+        self.now(Doing.SAVING)
         return self.journal.begin(path, by, about)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
@@ -181,6 +197,7 @@ class Reporter(Progress):
 
     def save_ended(self, begun: Begun, error: BaseException | None) -> None:
         self.journal.end(begun, error)
+        self.now(Doing.NONE)
         if error is None:
             self._beats.saved()
 
@@ -287,6 +304,14 @@ class Reporter(Progress):
         return not faults.has_fired(self.place.run.faults, fault, None if fault.by_supervisor else self.rank)
 
 
+def _rate(optimizer: Any) -> object:
+    """Its learning rate. A tensor, which may be on a GPU, is left alone."""
+    try:
+        return optimizer.param_groups[0]["lr"]
+    except (AttributeError, LookupError, TypeError):
+        return None
+
+
 def _keep_room(path: Path) -> None:
     """Reserves _ROOM bytes, so that `path` can be written even on a disk that has filled up since."""
     with contextlib.suppress(OSError):
@@ -307,42 +332,3 @@ def _allow_stacks(place: Supervised, rank: int) -> None:
         # Kept open for the life of the process: a signal handler cannot open a file.
         file = (place.attempt.stacks / f"rank{rank}.faulthandler.txt").open("w")
         faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
-
-
-class Failing(Protocol):
-    def failed(self, error: BaseException, exit_code: int) -> None: ...
-    def phase(self, phase: Phase) -> None: ...
-
-
-@contextlib.contextmanager
-def record_exception(reporter: Failing) -> Iterator[None]:
-    """Records an exception that leaves the block, with its time, before the process begins to exit.
-
-    Interpreter and CUDA teardown can take seconds, and by then every other rank has failed too.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        # A bare status needs no record.
-        if isinstance(error.code, str):
-            reporter.failed(error, 1)
-        reporter.phase(Phase.TEARDOWN)
-        raise
-    except KeyboardInterrupt as error:
-        # The interpreter ends in the same way: by the signal.
-        reporter.failed(error, -signal.SIGINT)
-        raise
-    except BaseException as error:
-        # An error of ours (no usable checkpoint, another model's) has the status that keeps a supervisor from retrying.
-        code = getattr(error, "exit_code", 1)
-        reporter.failed(error, code if isinstance(code, int) else 1)
-        if code in (1, None) or not isinstance(code, int):
-            raise
-        traceback.print_exc()
-        raise SystemExit(code) from error
-    else:
-        reporter.phase(Phase.TEARDOWN)
-
-
-def is_ours(filename: str) -> bool:
-    return filename.startswith(("<frozen", _RANK)) or Path(filename).name in ("start.py", "runpy.py")

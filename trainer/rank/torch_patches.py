@@ -15,6 +15,7 @@ from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
+from ..rundir.codes import Doing
 from ..rundir.variables import STORE
 from .loopback import is_loopback, listen
 
@@ -268,6 +269,20 @@ def record_spawned(spawn: ModuleType, recorded: Callable[[Any], Any]) -> None:
     # It is pickled by its name. The child finds ours under that name, if it has our hooks.
     wrapped.__module__, wrapped.__qualname__, wrapped.__name__ = wrap.__module__, wrap.__qualname__, wrap.__name__
     spawn._wrap = wrapped  # type: ignore[attr-defined]
+
+
+def follow_compilations(callback: ModuleType, told: Callable[[Doing], object]) -> None:
+    """`told(COMPILING)` is called when torch.compile begins to compile, `told(NONE)` when it has ended
+    (`torch._dynamo.callback.callback_handler`).
+
+    Without it: people see that a first step is long, and not why.
+    """
+    handler = getattr(callback, "callback_handler", None)
+    try:
+        handler.register_start_callback(lambda *_: told(Doing.COMPILING))  # type: ignore[union-attr]
+        handler.register_end_callback(lambda *_: told(Doing.NONE))  # type: ignore[union-attr]
+    except AttributeError:
+        missing.append("torch._dynamo.callback.callback_handler")
 
 
 def bucket_order(ddp: Any) -> list[int]:

@@ -28,13 +28,14 @@ from ..rundir.records.learned import remembered
 from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRELOAD, RANKS
 from . import ending, output, parking, torch_patches
 from . import progress as _progress
+from .exceptions import record_exception
 from .hooks import adapters
 from .journal import saves
 from .member import Member, hook
 from .preload import modules
 from .preload.throttle import Throttle
 from .process import command_line, inherited
-from .reporter import Reporter, record_exception
+from .reporter import Reporter
 from .trackers import follow as trackers
 
 _MOST_FROM_HEAP = 32 << 20

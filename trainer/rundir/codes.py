@@ -58,3 +58,17 @@ class Phase(enum.IntEnum):
     def word(self) -> str:
         """The phase's name in files and for people."""
         return self.name.lower()
+
+
+class Doing(enum.IntEnum):
+    """An activity that a rank's hooks see, within its phase. It is for people: no limit depends on it."""
+
+    NONE = 0
+    IMPORTING = 1
+    """torch is being imported."""
+    STEPPING = 2
+    """The first backward pass of this process has begun."""
+    COMPILING = 3
+    EVALUATING = 4
+    SAVING = 5
+    """The script saves by itself."""

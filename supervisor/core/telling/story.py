@@ -28,6 +28,8 @@ class Story:
     attempts: list[AttemptStory] = field(default_factory=list)
     started: float | None = None
     started_wall: str = ""
+    launched: float = 0.0
+    """The time when its newest supervisor took it up."""
     ended: float | None = None
     ended_wall: str = ""
     last: float = 0.0
@@ -116,6 +118,7 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
         story.abandoned = story.last
     story.state, story.exit_code, story.ended, story.standby = RunState.STARTING, None, None, None
     story.reason, story.next_at = "", None
+    story.launched = mono
     if event.get("resume") == "never":
         # The state that a rollback avoids is moved aside too, with everything else.
         story.history = replace(story.history, rollback=None)

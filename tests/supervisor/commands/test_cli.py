@@ -256,6 +256,7 @@ def test_running_run_in_status(run: Run) -> None:
     assert status["state"] == "running" and status["supervisor_pid"] == process.pid
     assert [w["rank"] for w in status["workers"]] == [0, 1]
     assert all(w["step"] >= 1 and w["pid"] > 0 and w["beat_age_s"] < 60 for w in status["workers"])
+    assert (status["lr"], status["loss"], status["total"], status["eta_s"]) == (0.1, None, None, None)
     assert run.wait() == 103
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from trainer.checkpoint import CheckpointMismatch
 from trainer.rank import reporter as module
-from trainer.rank.reporter import Reporter, record_exception
+from trainer.rank.exceptions import record_exception
+from trainer.rank.reporter import Reporter
 from trainer.rundir.codes import Phase
 from trainer.rundir.environment import Supervised
 from trainer.rundir.layout import RunDir

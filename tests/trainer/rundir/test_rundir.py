@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rundir.codes import Phase
+from trainer.rundir.codes import Doing, Phase
 from trainer.rundir.duration import parse_duration
 from trainer.rundir.environment import supervised
 from trainer.rundir.layout import RunDir, committed_steps, step_name, step_of
@@ -69,6 +69,21 @@ def test_beats_are_read_as_written(tmp_path: Path) -> None:
     assert beat.at >= first[0].at
     reader.ask_faults()
     assert writer.faults_asked() == 1
+
+    assert (beat.total, beat.loss, beat.loss_step, beat.lr, beat.doing) == (None, None, None, None, Doing.NONE)
+    writer.total(1000)
+    writer.loss(-0.25, 41)
+    writer.rate(3e-4)
+    writer.doing(Doing.COMPILING)
+    (told,) = reader.read()
+    assert (told.total, told.loss, told.loss_step, told.lr, told.doing) == (1000, -0.25, 41, 3e-4, Doing.COMPILING)
+    assert told.at == beat.at <= told.since
+    # Another process takes the number over: nothing of the old one is left, and nothing of it comes any more.
+    BeatWriter(path, 1, os.getpid() + 1).close()
+    writer.loss(1.0, 42)
+    writer.total(7)
+    (other,) = reader.read()
+    assert (other.step, other.total, other.loss, other.lr, other.doing) == (0, None, None, None, Doing.NONE)
     writer.close()
     reader.close()
 

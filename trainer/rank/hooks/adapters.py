@@ -7,12 +7,14 @@ import importlib
 import operator
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ...adapters.choice import BUILT_IN
 from ...adapters.protocol import Adapter, Hook, Orders
 from ...rundir.environment import Supervised
 from ...rundir.records.told import Told, told
 from ..imports import after_import
+from ..progress import progress
 from .options import Recorder
 
 
@@ -52,4 +54,11 @@ def _all(hooks: list[Hook], module: object) -> None:
 
 def _orders(body: Told, name: str, recorder: Recorder | None) -> Orders:
     offers = body.offers if body.adapter == name else ()
-    return Orders(offers) if recorder is None else Orders(offers, recorder.uses, recorder.fact)
+    # A process may become a rank later.
+    orders = Orders(
+        offers,
+        total=lambda steps: progress().told(total=steps),
+        loss=lambda loss: progress().told(loss=loss),
+        doing=lambda doing: progress().now(doing),
+    )
+    return orders if recorder is None else replace(orders, uses=recorder.uses, fact=recorder.fact)

@@ -18,8 +18,8 @@ from ...rundir.environment import Supervised
 from ...rundir.records.beats import holders
 from ...rundir.records.notes import NoteWriter
 from .. import torch_patches
+from ..exceptions import Failing, record_exception
 from ..imports import after_import
-from ..reporter import Failing, record_exception
 
 
 def follow(member: Failing, place: Supervised) -> None:

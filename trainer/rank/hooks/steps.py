@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
+from ...rundir.codes import Doing
 from .. import torch_patches
 from ..imports import after_import
 
@@ -37,6 +39,7 @@ class Listener(Protocol):
     def grouped(self, rank: int) -> None: ...
     def hooked(self, count: int, restored: int | None, optimizer: Any) -> None: ...
     def hooked_backward(self, entered: bool) -> None: ...
+    def now(self, doing: Doing) -> None: ...
 
 
 class _Optimizers:
@@ -50,15 +53,23 @@ class _Optimizers:
 
 def watch_torch(listener: Listener) -> None:
     """Once the script has imported torch, `listener` is told of the steps of its first optimizer, and of backward
-    passes. The stores where ranks meet are private."""
+    passes, and of what takes long: importing torch, compiling. The stores where ranks meet are private."""
     optimizers = _Optimizers()
+    if "torch" not in sys.modules:
+        over = functools.partial(_now, listener, Doing.NONE)
+        after_import({"torch": over}, lambda name: listener.now(Doing.IMPORTING))
     after_import(
         {
+            "torch._dynamo.callback": functools.partial(torch_patches.follow_compilations, told=listener.now),
             "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener, optimizers=optimizers),
             "torch.autograd": functools.partial(_hook_backward, listener=listener, optimizers=optimizers),
             "torch.distributed.rendezvous": functools.partial(_hook_rendezvous, listener=listener),
         }
     )
+
+
+def _now(listener: Listener, doing: Doing, module: ModuleType) -> None:
+    listener.now(doing)
 
 
 def _hook_rendezvous(module: ModuleType, listener: Listener) -> None:

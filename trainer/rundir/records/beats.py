@@ -3,20 +3,24 @@
 Each attempt has one mmapped file: a header record, then one 128-byte record per rank. A record is sixteen int64 words.
 Every word is written whole (aligned, 8 bytes), so a reader sees an old or a new value, never half of one. Words are not
 consistent with each other, and nothing depends on that. A beat costs no system call, lock, thread or socket.
+
+The words from the total on are for people, and no verdict depends on them. The loss and the learning rate are doubles.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import mmap
 import os
+import struct
 import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..codes import Phase
+from ..codes import Doing, Phase
 from ..files.flock import locked
 from ..files.untrusted_files import open_file, read_file
 from ..machine.proc import lives
@@ -24,7 +28,7 @@ from ..machine.proc import lives
 _WORDS = 16
 _RECORD = _WORDS * 8
 _MAGIC = 0x5355504552563033  # "SUPERV03": the last two characters are the version of the layout
-_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE = range(9)
+_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE, _TOTAL, _LOSS, _LR, _TOLD, _DOING, _SINCE = range(15)
 _H_MAGIC, _H_WORLD, _H_FAULTS = range(3)
 UNPLACED = -2
 """The step from which a rank resumed, if nothing tells it. Such a rank counts its steps from its own start."""
@@ -52,7 +56,7 @@ class Role(enum.IntFlag):
     """The process has joined a process group."""
 
 
-_PHASES, _SOURCES = frozenset(Phase), frozenset(Source)
+_PHASES, _SOURCES, _DOINGS = frozenset(Phase), frozenset(Source), frozenset(Doing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,18 @@ class Beat:
     own: float
     """Seconds from the end of a backward pass to the start of the next, summed up: time without waiting."""
     role: Role = Role.LAUNCHED
+    total: int | None = None
+    """The steps that the program will have done at its end, as it counts them. None if it does not tell."""
+    loss: float | None = None
+    """The last loss that it has told."""
+    loss_step: int | None = None
+    """The step, counted like `step`, after which it told that loss."""
+    lr: float | None = None
+    """The learning rate of the last step."""
+    doing: Doing = Doing.NONE
+    """Its present activity, if it tells one that may take long."""
+    since: float = 0.0
+    """The time when that began."""
 
     @property
     def placed(self) -> bool:
@@ -107,6 +123,8 @@ def _beats(words: Sequence[int]) -> list[Beat]:
     for rank in range(words[_H_WORLD]):
         if words[(rank + 1) * _WORDS + _PID] > 0:
             record = list(words[(rank + 1) * _WORDS : (rank + 2) * _WORDS])
+            told = record[_TOLD]
+            lr = _double(record[_LR])
             found.append(
                 Beat(
                     rank=rank,
@@ -119,9 +137,20 @@ def _beats(words: Sequence[int]) -> list[Beat]:
                     first_step=record[_LOWEST],
                     own=record[_OWN] / 1e9,
                     role=Role(record[_ROLE] & (Role.SPAWNED | Role.GROUPED)),
+                    total=record[_TOTAL] if record[_TOTAL] > 0 else None,
+                    loss=_double(record[_LOSS]) if told > 0 else None,
+                    loss_step=told - 1 if told > 0 else None,
+                    lr=lr if 0.0 < lr < math.inf else None,
+                    doing=Doing(record[_DOING]) if record[_DOING] in _DOINGS else Doing.NONE,
+                    since=record[_SINCE] / 1e9,
                 )
             )
     return found
+
+
+def _double(word: int) -> float:
+    value: float = struct.unpack("d", struct.pack("q", word))[0]
+    return value
 
 
 def last_beats(path: Path) -> list[Beat]:
@@ -145,6 +174,7 @@ class _Mapped:
         if len(self._memory) % _RECORD:
             raise ValueError(f"{path} is not a beats file")
         self._words = memoryview(self._memory).cast("q")
+        self._doubles = memoryview(self._memory).cast("d")
         try:
             _check(self._words, path)
         except ValueError:
@@ -153,6 +183,7 @@ class _Mapped:
 
     def close(self) -> None:
         self._words.release()
+        self._doubles.release()
         self._memory.close()
 
 
@@ -165,7 +196,7 @@ class BeatWriter(_Mapped):
         self._base, self._pid = (rank + 1) * _WORDS, pid
         values = {_PHASE: Phase.STARTUP, _NS: time.monotonic_ns(), _LOWEST: -1, _ROLE: role, _PID: pid}
         # The old record of another process must belong to nobody before it is overwritten.
-        for word in (_PID, _STEP, _PHASE, _NS, _SOURCE, _SAVES, _LOWEST, _OWN, _ROLE):
+        for word in range(_PID, _SINCE + 1):
             self._words[self._base + word] = values.get(word, 0) if word != _PID else 0
         self._words[self._base + _PID] = pid
 
@@ -213,6 +244,27 @@ class BeatWriter(_Mapped):
         """The steps from which the other ranks resumed, as far as they know by now."""
         records = range(_WORDS, _WORDS * (self._words[_H_WORLD] + 1), _WORDS)
         return [self._words[base + _LOWEST] for base in records if base != self._base and self._words[base + _PID] > 0]
+
+    def total(self, steps: int) -> None:
+        """Tells people that the program will have done `steps` steps at its end."""
+        self._put(_TOTAL, steps)
+
+    def loss(self, loss: float, step: int) -> None:
+        """Tells people the loss after `step` steps, counted as in step()."""
+        words, base = self._words, self._base
+        if words[base + _PID] == self._pid:
+            self._doubles[base + _LOSS] = loss
+            words[base + _TOLD] = step + 1
+
+    def rate(self, lr: float) -> None:
+        """Tells people the learning rate."""
+        if self._words[self._base + _PID] == self._pid:
+            self._doubles[self._base + _LR] = lr
+
+    def doing(self, doing: Doing) -> None:
+        """Tells people what takes long now. NONE: it is over."""
+        self._put(_DOING, doing)
+        self._put(_SINCE, time.monotonic_ns())
 
     def saved(self) -> None:
         """Counts a save by the script that has returned."""
