@@ -13,10 +13,10 @@ from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.ledger import ledger, missed
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
+from supervisor.live.numbers import numbers
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.hang_limits import Paces
-from supervisor.run.numbers import numbers
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore, shown

@@ -1,0 +1,1 @@
+"""What a run does just now, for people who look at it while it trains."""
