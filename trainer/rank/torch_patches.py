@@ -277,10 +277,9 @@ def follow_compilations(callback: ModuleType, told: Callable[[Doing], object]) -
 
     Without it: people see that a first step is long, and not why.
     """
-    handler = getattr(callback, "callback_handler", None)
     try:
-        handler.register_start_callback(lambda *_: told(Doing.COMPILING))  # type: ignore[union-attr]
-        handler.register_end_callback(lambda *_: told(Doing.NONE))  # type: ignore[union-attr]
+        callback.callback_handler.register_start_callback(lambda *_: told(Doing.COMPILING))
+        callback.callback_handler.register_end_callback(lambda *_: told(Doing.NONE))
     except AttributeError:
         missing.append("torch._dynamo.callback.callback_handler")
 
