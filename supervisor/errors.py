@@ -3,6 +3,7 @@
 Refusal                2    a bad request (usage, config, preflight); nothing was started
   NoSuchRun          102
   HeldByAnother      108
+  Pointless          104
 InternalError          1    an error of ours during a run; the text says which processes live on
 """
 
@@ -23,6 +24,12 @@ class NoSuchRun(Refusal):
 
 class HeldByAnother(Refusal):
     exit_code = ExitCode.HELD
+
+
+class Pointless(Refusal):
+    """The script itself makes every attempt fail in the same way."""
+
+    exit_code = ExitCode.POINTLESS
 
 
 class InternalError(Exception):

@@ -7,6 +7,7 @@ does not answer, py-spy is asked, if it is installed: the rank may be stopped, o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from trainer.rundir.environment import STACKS_SIGNAL
 
 TIME_LIMIT = 2.0
 """Seconds for all ranks together: evidence must not delay the recovery for long."""
+OBSERVED = 10.0
+"""Seconds for all ranks together, where a person has asked and nothing waits for it."""
 _CHILDREN = 8
 """The most children of a rank that are asked: DataLoader workers."""
 _FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
@@ -39,7 +42,7 @@ def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
     texts = _by_signal({rank: process.pid for rank, process in ranks.items()}, folder, until)
     rest = {rank: process for rank, process in ranks.items() if rank not in texts}
     found = {rank: _main_of_faulthandler(text) for rank, text in texts.items()}
-    for rank, text in _by_pyspy(rest, until).items():
+    for rank, text in _by_pyspy({rank: process.pid for rank, process in rest.items()}, until).items():
         texts[rank], found[rank] = text, _main_of_pyspy(text)
     for rank, text in texts.items():
         (folder / f"rank{rank}.txt").write_text(text)
@@ -48,6 +51,27 @@ def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
     result = Stacks(time.monotonic(), tuple(stacks))
     (folder / "groups.txt").write_text(_told(result))
     return result
+
+
+def observed(ranks: dict[int, Process]) -> Stacks:
+    """The stacks of the ranks and of their children, from outside: nothing is sent to them, and nothing is written. The
+    stack of a process that cannot be read is empty."""
+    known = {process.pid for process in ranks.values()}
+    pids: list[tuple[int, int, int | None]] = [(rank, process.pid, None) for rank, process in sorted(ranks.items())]
+    for rank, process in sorted(ranks.items()):
+        pids += [(rank, child, child) for child in kernel.descendants(process.pid, known)[:_CHILDREN]]
+    texts = _by_pyspy({number: pid for number, (_, pid, _) in enumerate(pids)}, time.monotonic() + OBSERVED)
+    found = [
+        Stack(rank, _without_ours(_main_of_pyspy(texts.get(number, ""))), kernel.wait_text(pid), child)
+        for number, (rank, pid, child) in enumerate(pids)
+    ]
+    return Stacks(time.monotonic(), tuple(stack for stack in found if stack.frames or stack.child is None))
+
+
+def _without_ours(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """The frames of the script, without those that have started it."""
+    inner = [*itertools.takewhile(lambda frame: not frame.file.endswith("/rank/worker.py"), frames)]
+    return tuple(inner) or frames
 
 
 def _told(found: Stacks) -> str:
@@ -78,14 +102,14 @@ def pyspy() -> str | None:
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
-def _by_pyspy(ranks: dict[int, Process], until: float) -> dict[int, str]:
+def _by_pyspy(pids: dict[int, int], until: float) -> dict[int, str]:
     program = pyspy()
-    if program is None or not ranks:
+    if program is None or not pids:
         return {}
     started = {}
-    for rank, process in ranks.items():
+    for rank, pid in pids.items():
         # With --nonblocking it does not wait for a stopped process to stop. The process stands still anyway.
-        command = [program, "dump", "--nonblocking", "--full-filenames", "--pid", str(process.pid)]
+        command = [program, "dump", "--nonblocking", "--full-filenames", "--pid", str(pid)]
         with contextlib.suppress(OSError):
             started[rank] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -4,14 +4,16 @@ called."""
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from supervisor.commands.help import sectioned, with_examples
+from supervisor.commands.stdout import let_the_reader_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
 from trainer.rundir.codes import ExitCode
@@ -25,6 +27,8 @@ COMMANDS = {
     "report": "Show how a run used its time: failures, recoveries, the ledger.",
     "events": "Show what happened in a run, event by event.",
     "tail": "Follow a run's events and all its ranks' logs, over restarts.",
+    "attach": "Follow a live run as if it had been launched here.",
+    "stacks": "Show where every rank of a live run stands, or spends its time.",
     "stop": "Stop a run, after a last checkpoint.",
     "inject": "Make a fault happen in a live run.",
     "chaos": "Train under a seeded schedule of faults, and prove that the end is the same.",
@@ -33,6 +37,9 @@ COMMANDS = {
     "doctor": "Check this machine for what would harm a run.",
     "service": "Let systemd go on with a run after a reboot.",
     "gc": "Find and remove the leftovers of dead runs.",
+    "rm": "Remove the folders of runs that are over.",
+    "completion": "Print the completion of commands and runs for a shell.",
+    "man": "Print the manual page.",
 }
 ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
 _WORDS = {
@@ -42,22 +49,18 @@ _WORDS = {
     "top": "status",
     "show": "status",
     "describe": "status",
-    "attach": "tail",
     "watch": "tail",
     "kill": "stop --now",
     "cancel": "stop",
     "down": "stop",
-    "rm": "gc",
+    "delete": "rm",
     "clean": "gc",
+    "retry": "resume",
+    "dump": "stacks",
+    "profile": "stacks --top 5s",
+    "manual": "man",
 }
 """What other tools call a command, and ours that does it."""
-
-EPILOG = """\b
-Start here:
-  supervise launch --nproc 2                      train the built-in GPT on this machine's Python sources
-  supervise launch --nproc 2 train.py --lr 1e-4   your own script, unchanged
-  supervise tail                                  follow the newest run
-  supervise launch --nproc 2 --inject kill:rank=1@step=40 -- --steps 80"""
 
 
 class Group(click.Group):
@@ -79,12 +82,20 @@ class Group(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"supervisor.commands.{name}").command
-        return command
+        return with_examples(command, name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import every command. And a script may stand in place of a command.
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return names + options or [CompletionItem(incomplete, type="file")]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command to get its first line.
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        rows = {name: (name, text) for name, text in COMMANDS.items()}
+        for title, found in sectioned("", rows, "Commands").items():
+            with formatter.section(title):
+                formatter.write_dl(list(found.values()))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
@@ -101,7 +112,7 @@ def _hint(word: str) -> str:
     return f"; {close}" if close.strip() else ""
 
 
-@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="supervise", prog_name="supervise")
 def supervise() -> None:
     """Launch PyTorch training, go home, find it finished.
@@ -110,8 +121,12 @@ def supervise() -> None:
     """
 
 
+with_examples(supervise, "")
+
+
 def run(arguments: Sequence[str]) -> int:
     """The exit code of the command. A user's mistake is one line on stderr, never a traceback."""
+    let_the_reader_go()
     try:
         result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
     except (Refusal, InternalError) as ended:
@@ -128,10 +143,6 @@ def run(arguments: Sequence[str]) -> int:
         return done.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader is gone (`| head`). The interpreter would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         # We can rarely explain an error of the system. But it is never worth a traceback.
         if not error.filename and not _is_here():

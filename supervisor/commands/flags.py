@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-run_argument = click.argument("run", required=False)
+from supervisor.commands.completion import known_runs, running_runs
+
+run_argument = click.argument("run", required=False, shell_complete=known_runs)
+running_argument = click.argument("run", required=False, shell_complete=running_runs)
 json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 

@@ -6,11 +6,12 @@ import textwrap
 
 import click
 
+from supervisor.commands.completion import running_runs
+from supervisor.commands.meant import to_act_on
 from supervisor.commands.options import FaultSpec
 from supervisor.errors import Refusal
 from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.ownership import vet
-from supervisor.run.runs import find
 from trainer.rundir.records import faults
 from trainer.rundir.records.fault_kinds import KINDS
 
@@ -18,10 +19,10 @@ _KINDS = textwrap.fill(" ".join(KINDS), 72, subsequent_indent=" " * 7, break_on_
 
 
 @click.command(epilog=f"\b\nKinds: {_KINDS};\n       exit takes code=N, slow takes seconds=2s")
-@click.argument("run")
-@click.argument("spec", type=FaultSpec())
-def command(run: str, spec: str) -> None:
-    """Make the fault SPEC happen in RUN, once.
+@click.argument("words", metavar="[RUN] SPEC", nargs=-1, required=True, shell_complete=running_runs)
+@click.pass_context
+def command(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Make the fault SPEC happen in RUN (default: the only run that runs), once.
 
     \b
     kill:rank=1                    at once (rank 0 if omitted, all for every rank)
@@ -32,7 +33,10 @@ def command(run: str, spec: str) -> None:
     kill@phase=restore,step=40     also with phase or standby: not before step 40
     corrupt:checkpoint=latest      or checkpoint=STEP; torn takes the same
     """
-    known = find(run)
+    if len(words) > 2:
+        raise click.UsageError(f"a RUN and a SPEC are wanted, not {len(words)} words", ctx)
+    spec = FaultSpec().convert(words[-1], None, ctx)
+    known = to_act_on(words[0] if len(words) == 2 else None)
     if not is_held(known.run):
         raise Refusal(f"{known.id} is not running; faults go into live runs, or into launch --inject")
     vet(known.run)

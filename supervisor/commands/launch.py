@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import console, torchrun
+from supervisor.commands import target, torchrun
+from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
+from supervisor.commands.help import Paged
 from supervisor.commands.options import (
     PREFIX,
     CauseAction,
@@ -30,7 +29,7 @@ from supervisor.commands.options import (
     nearest,
     read_config,
 )
-from supervisor.commands.session import arm_faults, detach, drive
+from supervisor.commands.session import arm_faults, begin
 from supervisor.core.model import Policy
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -38,7 +37,6 @@ from supervisor.notify.settings import notify_of
 from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.briefing import ADAPTERS
-from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import DEFAULTS, Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
@@ -47,7 +45,6 @@ from trainer.rundir import variables
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.records.faults import parse_fault
 
-BUILT_IN = next(iter(console.BUILT_IN))
 NOTIFY = "notify"
 """A table of supervise.toml, and the name of the path to it in a Spec."""
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -91,16 +88,19 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     return option
 
 
-class Launch(click.Command):
+class Launch(Paged):
     """Takes the command of torchrun or python that somebody has for a script, in place of the script."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
         found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         script = found["command_line"]
         return super().parse_args(ctx, (isinstance(script, tuple) and torchrun.unwrapped(args, script)) or args)
 
 
 @click.command(
+    "launch",
     cls=Launch,
     context_settings={
         "allow_interspersed_args": False,
@@ -173,7 +173,7 @@ class Launch(click.Command):
 @session_flags
 @torchrun.spellings
 @click.option("-m", "--module", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
-@click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command_line", metavar="[SCRIPT] [ARGS]...", nargs=-1, type=click.UNPROCESSED, shell_complete=a_file)
 @click.pass_context
 def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Train SCRIPT under supervision. Without SCRIPT: train the built-in byte-level GPT.
@@ -192,19 +192,17 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
 
 
 def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: bool) -> int:
-    with RunLock(run):
+    def wanted() -> Spec | None:
         known = load(run.path)
         if known and _already_finished(known, spec):
             click.echo(f"supervise: {known.id} has finished already; nothing to do", err=True)
-            return 0
+            return None
         if spec.resume == "must" and not committed_steps(run.checkpoints):
             raise Refusal(f"--resume must, but there is no checkpoint in {run.checkpoints}; use --resume auto")
-        run.stop.unlink(missing_ok=True)
-        specs.save(run, spec)
         arm_faults(run, spec)
-        if not detached:
-            return drive(run, spec, as_json=as_json, quiet=quiet)
-    return detach(run, spec, as_json=as_json, quiet=quiet)
+        return spec
+
+    return begin(run, wanted, detached, as_json, quiet)
 
 
 def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[Spec, RunDir]:
@@ -221,7 +219,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         old = specs.restore(known.spec)
         values = specs.flat(old)
         if arguments:
-            values |= options | _command(arguments, module)
+            values |= options | target.command(arguments, module)
         else:
             # Only the folder was given. So the run goes on as it was launched, with the options that are given anew. An
             # old `never` was about the checkpoints of that time.
@@ -233,12 +231,12 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         _sound(values)
         spec = specs.made(values)
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
-    run_id = f"{name or _stem(arguments)}-{secrets.token_hex(2)}"
+    run_id = f"{name or target.stem(arguments)}-{secrets.token_hex(2)}"
     run = RunDir((folder or RUNS / run_id).resolve())
     made.make(run)
     options["actions"] = resolved(options["actions"])
     return specs.made(
-        {"run": run_id, "mark": secrets.token_hex(8), **options, **_command(arguments, module), **_notify(ctx)}
+        {"run": run_id, "mark": secrets.token_hex(8), **options, **target.command(arguments, module), **_notify(ctx)}
     ), run
 
 
@@ -269,32 +267,6 @@ def as_configured(ctx: click.Context, config: Path | None) -> Policy:
     arguments = ["--config", str(config)] if config else []
     given = command.make_context("launch", arguments, parent=ctx.parent).params
     return specs.policy_of({**given, "actions": resolved(given["actions"])})
-
-
-def _stem(arguments: list[str]) -> str:
-    if not arguments or arguments[0].startswith("-"):
-        return "gpt"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(arguments[0]).stem) or "run"
-
-
-def _command(arguments: list[str], module: bool) -> dict[str, Any]:
-    """The script or module to run, and its arguments. Refusal if there is no such thing."""
-    cwd = Path.cwd()
-    if not arguments or (arguments[0].startswith("-") and not module):
-        return {"command": (BUILT_IN, *arguments), "module": True, "cwd": str(cwd)}
-    target = arguments[0]
-    if module:
-        top = target.partition(".")[0]
-        # Only find_spec knows the finders of editable installs. Neither of the two looks in the current folder by
-        # itself.
-        if not target or not (PathFinder.find_spec(top, [str(cwd), *sys.path]) or find_spec(top)):
-            raise Refusal(f"no module named {top!r} here or on the Python path")
-    elif Path(target).is_dir():
-        raise Refusal(f"{target} is a folder, not a script")
-    elif not Path(target).is_file():
-        hint = f"; for a module write: -m {target}" if "/" not in target and not target.endswith(".py") else ""
-        raise Refusal(f"no script {target!r} in {cwd}{hint}")
-    return {"command": tuple(arguments), "module": module, "cwd": str(cwd)}
 
 
 def _already_finished(known: Known, spec: Spec) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import click
 
 from supervisor.checkup import checks, installed, space
-from supervisor.commands.console import Console, closing_words, opening_words
+from supervisor.commands import background
+from supervisor.commands.console import Console, closing_words, name_of, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.loop.driver import Driver
+from supervisor.loop.stop_requests import HandedOver
 from supervisor.notify.notifier import Notifier
 from supervisor.process import loopback
 from supervisor.process.descriptors import enough
@@ -29,11 +32,12 @@ from supervisor.run import spec as specs
 from supervisor.run import status as statuses
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Moved
-from supervisor.run.folder.lock import describe, holder
+from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
 from supervisor.run.previous import previous_of
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
@@ -56,7 +60,8 @@ class Stopping:
 
 
 def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
-    """The run is over. Returns the exit code of `launch`. The caller holds the lock."""
+    """The run is over. Returns the exit code of `launch`. The caller holds the lock. HandedOver: its ranks go on, and
+    somebody must take them over at once."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     register(run)
@@ -80,13 +85,13 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
-        with console:
+        with console, background.on_ctrl_z(driver.stops, console.say, name_of(run, spec)):
             end = driver.drive()
     except Moved as moved:
         log.close()
         why = f"its folder was moved to {moved.path} while it ran"
         return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
-    except Refusal:
+    except (Refusal, HandedOver):
         _close(log, notifier)
         raise
     except Exception as error:
@@ -128,6 +133,29 @@ def print_status(run: RunDir, **more: Any) -> None:
     known = load(run.path)
     assert known is not None
     click.echo(encode({**statuses.status(known), **more}))
+
+
+def begin(
+    run: RunDir,
+    wanted: Callable[[], Spec | None],
+    detached: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """The exit code of a launch. `wanted` is asked under the run's lock. None: there is nothing to do. A run that is
+    driven here may be left to the background."""
+    with RunLock(run):
+        spec = wanted()
+        if spec is None:
+            return ExitCode.FINISHED
+        run.stop.unlink(missing_ok=True)
+        specs.save(run, spec)
+        if not detached:
+            with contextlib.suppress(HandedOver):
+                return drive(run, spec, as_json=as_json, quiet=quiet)
+            background.say_left(name_of(run, spec))
+            quiet, as_json = True, False
+    return detach(run, spec, as_json=as_json, quiet=quiet)
 
 
 def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:

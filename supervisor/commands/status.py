@@ -140,7 +140,9 @@ def _next(now: dict[str, Any], name: str) -> str:
     look = f"supervise report {name}"
     match now["state"]:
         case RunState.BACKOFF if now["next_try_s"] is not None:
-            return f"the next attempt starts in {human_seconds(now['next_try_s'])}; supervise stop {name}"
+            return (
+                f"the next attempt starts in {human_seconds(now['next_try_s'])}; supervise resume {name} starts it now"
+            )
         case state if state in _GOES_ON:
             return f"supervise tail {name} · supervise stop {name}"
         case RunState.STOPPING:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import time
-from pathlib import Path
 
 import click
 
-from supervisor.commands.flags import run_argument
+from supervisor.commands.flags import running_argument
 from supervisor.commands.meant import to_act_on
 from supervisor.commands.session import Stopping, drive
 from supervisor.errors import Refusal
@@ -17,21 +15,18 @@ from supervisor.process.place import elsewhere, here
 from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import RunLock, holder, is_held
 from supervisor.run.folder.ownership import vet
+from supervisor.run.folder.requests import ask_to_stop
 from supervisor.run.runs import Known
 from supervisor.run.spec import restore
 from supervisor.run.status import story_of
 from trainer.rundir.codes import ExitCode
-from trainer.rundir.files.durable import replace_file
 
 _SLACK = 60.0
 """Seconds that we wait longer than the run's grace."""
 
-_READ = 5.0
-"""Seconds in which a supervisor reads its stop file."""
-
 
 @click.command()
-@run_argument
+@running_argument
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @click.option("--no-wait", is_flag=True, help="Ask, and return at once.")
 def command(run: str | None, now: bool, no_wait: bool) -> int:
@@ -44,8 +39,7 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
     vet(known.run)
     if not is_held(known.run):
         return _end(known, now)
-    # A file in the run's own folder, not a signal. Writing it needs the owner's rights, and it cannot hit a wrong pid.
-    _ask(known.run.stop, now)
+    ask_to_stop(known.run, now)
     if no_wait:
         return 0
     until = time.monotonic() + (0.0 if now else restore(known.spec).policy.grace) + _SLACK
@@ -80,17 +74,3 @@ def _end(known: Known, now: bool) -> int:
     story = story_of(run)
     click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
     return code
-
-
-def _ask(path: Path, now: bool) -> None:
-    """Writes the request into the stop file. On a full disk, an empty file asks, and a second one means now."""
-    try:
-        replace_file(path, b"now" if now else b"ask")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"{path} cannot be written: {error.strerror or error}") from None
-        for _ in range(2 if now else 1):
-            path.touch(0o600)
-            until = time.monotonic() + _READ
-            while path.exists() and time.monotonic() < until:
-                time.sleep(0.02)

@@ -64,14 +64,14 @@ def spellings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ignored(name: str, why: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
     def say(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value is not None:
+        if value is not None and not ctx.resilient_parsing:
             click.echo(f"supervise: {name} is ignored: {why}", err=True)
 
     return say
 
 
 def _no_python(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not ctx.resilient_parsing:
         raise Refusal("--no-python: supervise starts Python scripts; give the script that your program runs")
 
 
@@ -84,9 +84,9 @@ def unwrapped(arguments: Sequence[str], script: Sequence[str]) -> list[str] | No
     if not script or Path(script[0]).is_file():
         return None
     ours, program, rest = list(arguments[: len(arguments) - len(script)]), Path(script[0]).name, list(script[1:])
-    if program == "torchrun":
+    if program == "torchrun" and rest:
         return ours + rest
-    if not program.startswith("python") or program.strip("python0123456789."):
+    if program != "torchrun" and (not program.startswith("python") or program.strip("python0123456789.")):
         return None
     while rest and rest[0] == "-u":
         rest = rest[1:]

@@ -115,9 +115,9 @@ def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, li
         verdict = _asked(state, seen, seen.stop)
         decision, _ = decide(policy, verdict, state.history, state.history, Ground(), seen.now, 0.0)
         return _end(state, decision)
-    if seen.now < state.next_at:
-        return state, []
     attempt = state.attempt + 1
+    if seen.now < state.next_at and seen.retry != attempt:
+        return state, []
     started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
     return started, [Launch(attempt, state.history.rollback)]
 

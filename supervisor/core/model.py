@@ -217,6 +217,8 @@ class Observation:
     stop: StopKind | None = None
     stop_now: bool = False
     """The stop was requested twice, or with --now."""
+    retry: int | None = None
+    """The attempt that somebody does not want to wait for."""
 
 
 @dataclass(frozen=True, slots=True)

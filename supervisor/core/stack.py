@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_INSTALLED = ("site-packages/", "dist-packages/", "/lib/python3", "<frozen")
+_INSTALLED = ("site-packages/", "dist-packages/", "/lib/python3", "<frozen", "/trainer/rank/hooks/")
 _EXCHANGES = ("torch/distributed/", "torch/nn/parallel/distributed.py")
 _WRITES = "torch/distributed/checkpoint/"
 """Its work between its collectives is its own."""

@@ -27,7 +27,7 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
 from supervisor.loop.sleep import sleep
-from supervisor.loop.stop_requests import Stops, signals
+from supervisor.loop.stop_requests import HandedOver, Stops, retried, signals
 from supervisor.loop.tracker import Tracker
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
@@ -81,6 +81,9 @@ class Driver:
             while self._ended is None:
                 if not anchor.holds():
                     self._quit(anchor)
+                if self.stops.leave and self._can_be_left():
+                    paces.write(self._state.hang.pace)
+                    raise HandedOver
                 ended = self._tick(ended, wakeup, paces)
             paces.write(self._state.hang.pace)
             self._ended = self._clear_up(self._ended)
@@ -111,6 +114,11 @@ class Driver:
         text = f"the supervisor cannot look after the run ({error}), and tries again; training goes on"
         self._narrator.warn(text, once=f"blind {type(error)}")
         time.sleep(CALM)
+
+    def _can_be_left(self) -> bool:
+        """Whether the next supervisor finds all ranks, or none."""
+        running = self._state.mode is Mode.RUNNING and self.living() >= self.spec.nproc
+        return self.stops.kind is None and (running or self._state.mode is Mode.BACKOFF)
 
     def living(self) -> int:
         """The number of the attempt's ranks that are alive, as far as is known."""
@@ -169,6 +177,7 @@ class Driver:
             standby=self._standby.warm,
             stop=self.stops.kind,
             stop_now=self.stops.now,
+            retry=retried(self.run.retry) if self._state.mode is Mode.BACKOFF else None,
         )
 
     def _hear(self, attempt: Attempt, news: News, now: float, over: bool) -> None:

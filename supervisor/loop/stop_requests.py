@@ -14,12 +14,18 @@ from supervisor.core.model import StopKind
 from trainer.rundir.files.untrusted_files import open_file
 
 
+class HandedOver(Exception):
+    """The run is not over. Its ranks go on, and the next supervisor takes them over."""
+
+
 @dataclass
 class Stops:
     """The requests by signals and the stop file. A second request means now."""
 
     kind: StopKind | None = None
     now: bool = False
+    leave: bool = False
+    """The run is to go on under another supervisor, as soon as that can take over the ranks."""
 
     def ask(self, kind: StopKind, now: bool = False) -> None:
         self.now = self.now or now or self.kind is not None
@@ -27,14 +33,27 @@ class Stops:
 
     def read(self, path: Path) -> None:
         """Takes the request from the stop file at `path`, and removes the file."""
-        with contextlib.suppress(OSError):
-            fd = open_file(path)
-            with os.fdopen(fd, "rb") as file:
-                asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
-            path.unlink()
-            # The folder is private. Even if its owner opens it to others, they may not steer the run.
-            if owner == os.geteuid():
-                self.ask(StopKind.USER, now=asked == b"now")
+        if (asked := _taken(path)) is not None:
+            self.ask(StopKind.USER, now=asked == b"now")
+
+
+def retried(path: Path) -> int | None:
+    """The attempt that somebody wants to begin now, by the file at `path`, which is removed."""
+    asked = _taken(path) or b""
+    return int(asked) if asked.isdigit() else None
+
+
+def _taken(path: Path) -> bytes | None:
+    """The request in the file at `path`, which is removed. None if there is none, or if it is not from the run's
+    owner."""
+    with contextlib.suppress(OSError):
+        fd = open_file(path)
+        with os.fdopen(fd, "rb") as file:
+            asked, owner = file.read(16).strip(), os.fstat(fd).st_uid
+        path.unlink()
+        # The folder is private. Even if its owner opens it to others, they may not steer the run.
+        return asked if owner == os.geteuid() else None
+    return None
 
 
 @contextlib.contextmanager

@@ -129,9 +129,9 @@ def _files(known: Known) -> Iterator[Leftover]:
                 if path.is_symlink():
                     continue
                 if folder == run.checkpoints and _FOLDER.match(path.name) and path.is_dir():
-                    yield Leftover(known.id, Kind.FOLDER, str(path), _size(path))
+                    yield Leftover(known.id, Kind.FOLDER, str(path), size_of(path))
                 elif _FILE.match(path.name) and path.is_file():
-                    yield Leftover(known.id, Kind.FILE, str(path), _size(path))
+                    yield Leftover(known.id, Kind.FILE, str(path), size_of(path))
 
 
 def _memory(known: Known) -> Iterator[Leftover]:
@@ -141,7 +141,7 @@ def _memory(known: Known) -> Iterator[Leftover]:
     with contextlib.suppress(OSError):
         for path in sorted(SHM.iterdir()):
             if name.match(path.name) and not path.is_symlink() and path.lstat().st_uid == os.getuid():
-                yield Leftover(known.id, Kind.MEMORY, str(path), _size(path))
+                yield Leftover(known.id, Kind.MEMORY, str(path), size_of(path))
 
 
 def _groups(known: Known) -> Iterator[Leftover]:
@@ -151,7 +151,7 @@ def _groups(known: Known) -> Iterator[Leftover]:
         yield Leftover(known.id, Kind.GROUP, str(group.path), 0)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     total = 0
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
         with contextlib.suppress(OSError):

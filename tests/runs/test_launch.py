@@ -90,8 +90,9 @@ def test_finished_is_0(run: Run) -> None:
 
 
 def test_syntax_error_is_104_at_once(run: Run) -> None:
-    """A script that cannot be compiled is not tried twice, and the verdict quotes the error."""
-    assert run.launch(run.script("def broken(:")) == 104
+    """A module that cannot be compiled is not tried twice, and the verdict quotes the error."""
+    run.script("def broken(:", "model.py")
+    assert run.launch(run.script("import model")) == 104
 
     assert run.dir.attempts() == [0]
     assert run.verdicts() == [("user_error", 0)]

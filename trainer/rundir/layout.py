@@ -1,6 +1,6 @@
 """All path names inside a run directory, each in one place.
 
-run.json  events.jsonl  lock  lock.json  stop  metrics.jsonl  supervisor.log  pace.json  options.json
+run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  supervisor.log  pace.json  options.json
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
@@ -133,6 +133,11 @@ class RunDir:
     def stop(self) -> Path:
         """Asks the supervisor to stop: it contains `ask` or `now`, and is removed when it was read."""
         return self.path / "stop"
+
+    @property
+    def retry(self) -> Path:
+        """Asks a supervisor that waits before an attempt to begin it now. It contains the attempt's number."""
+        return self.path / "retry"
 
     @property
     def standby(self) -> Path:

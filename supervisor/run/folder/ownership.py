@@ -44,7 +44,8 @@ def vet(run: RunDir) -> None:
             f"{run.path} can be written by other users, who may have changed what would be run; "
             f"look at it, then: chmod go-w {run.path}"
         )
-    files = (run.run_json, run.events, run.lock, run.holder, run.stop, run.metrics, run.supervisor_log, run.modules)
+    asked = (run.stop, run.retry)
+    files = (run.run_json, run.events, run.lock, run.holder, *asked, run.metrics, run.supervisor_log, run.modules)
     folders = (run.attempts_folder, run.checkpoints, run.standby, run.faults)
     for path, is_kind, kind in (
         *((path, stat.S_ISREG, "file") for path in files),

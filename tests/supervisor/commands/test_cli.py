@@ -9,21 +9,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.shell_completion import BashComplete
 
-from supervisor.commands import torchrun
-from supervisor.commands.cli import ALIASES, COMMANDS
+from supervisor.commands import completion, help, man, torchrun
+from supervisor.commands.cli import ALIASES, COMMANDS, supervise
 from supervisor.commands.launch import command as launch
 from supervisor.errors import Refusal
+from supervisor.run.folder.lock import RunLock
+from tests.support.runs_on_disk import Writer
 from tests.support.supervised import SUPERVISE, Run, until
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir
 
 # Frozen: tests outside the project and people's scripts use these names.
-COMMAND_NAMES = "launch resume ls status report events tail stop inject chaos policy ckpt doctor gc"
+COMMAND_NAMES = (
+    "launch resume ls status report events tail attach stacks stop inject chaos policy ckpt doctor "
+    "service gc rm completion man"
+)
 LAUNCH_OPTIONS = (
     "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr "
     "--max-restarts --module --name --no-plain-saves --no-progress-limit --no-spawns --no-standby "
-    "--nproc --plain-saves --policy --quiet --resume --resume-args --run-dir --spawns --standby "
+    "--nproc --park --plain-saves --policy --quiet --resume --resume-args --run-dir --spawns --standby "
     "--startup-timeout --window"
 )
 TORCHRUN_OPTIONS = (
@@ -74,6 +82,20 @@ def test_help_loads_little() -> None:
         (["lunch"], 2, "did you mean 'launch'"),
         (["train"], 2, "did you mean 'launch'"),
         (["top"], 2, "did you mean 'status'"),
+        (["delete"], 2, "did you mean 'rm'"),
+        (["launch", "broken.py"], 104, "broken.py:1: SyntaxError"),
+        (["launch", "train.sh"], 104, "a script of /bin/bash"),
+        (["launch", "-m", "package"], 104, "__main__.py:2: SyntaxError"),
+        (["launch", "bash", "train.sh"], 2, "not a Python script"),
+        (["launch", "torchrun"], 2, "no script after it"),
+        (["inject", "kil"], 2, "did you mean 'kill'"),
+        (["inject", "a", "b", "kill"], 2, "not 3 words"),
+        (["inject", "kill"], 102, "no run"),
+        (["attach"], 102, "no run"),
+        (["stacks", "nothing"], 102, "no run"),
+        (["rm"], 2, "Missing argument"),
+        (["rm", "nothing"], 102, "no run"),
+        (["completion", "csh"], 2, "'bash', 'zsh', 'fish'"),
         (["kill"], 2, "did you mean 'stop --now'"),
         (["nowhere.py"], 2, "no command 'nowhere.py'; see: supervise --help"),
         (["launch", "--nproc", "2", "torchrun", "--nproc_per_node", "4", "script.py"], 2, "give it once"),
@@ -123,6 +145,10 @@ def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: 
     """What, why, what to do next, on one line of stderr, with the right exit code; nothing on stdout, nothing
     started."""
     run.script("print('never')")
+    run.script("def broken(:", "broken.py")
+    run.script("#!/bin/bash\nexec python script.py $1", "train.sh")
+    (run.folder / "package").mkdir()
+    run.script("import sys\nsys.exit(", "package/__main__.py")
     for name, body in [("foreign", None), ("newer", '{"schema": 99, "run": "x"}'), ("garbled", '{"sch')]:
         (run.folder / name).mkdir()
         (run.folder / name / ("run.json" if body else "thesis.tex")).write_text(body or "mine")
@@ -132,8 +158,47 @@ def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: 
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     assert done.stdout == ""
-    assert not list(run.folder.rglob("attempts"))
+    assert not list(run.folder.rglob("attempts")) and not (run.folder / "runs").exists()
     assert (run.folder / "foreign" / "thesis.tex").read_text() == "mine"
+
+
+def test_completion_offers_runs_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands, options, every run or only those that run, and else files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt-0001", "old-0002"):
+        Writer(tmp_path / "runs" / name, name)
+    shell = BashComplete(supervise, {}, "supervise", completion.VARIABLE)
+
+    def offered(*words: str) -> list[tuple[str, str]]:
+        return [(item.type, item.value) for item in shell.get_completions([*words[:-1]], words[-1])]
+
+    assert offered("sta") == [("plain", "status"), ("plain", "stacks")]
+    assert offered("status", "g") == [("plain", "gpt-0001")]
+    with RunLock(RunDir(tmp_path / "runs" / "old-0002")):
+        assert offered("stop", "") == [("plain", "old-0002")]
+    assert offered("stop", "x") == [("dir", "x")]
+    assert offered("launch", "--max") == [("plain", "--max-restarts")]
+    # What torchrun's spellings say, and refuse, is not for a command that is being typed.
+    assert offered("launch", "--no-python", "--tee", "3", "tr") == [("file", "tr")]
+
+
+def test_manual_page_has_every_option() -> None:
+    """The page is made of the commands as they are: each command and each option of each is in it."""
+    text = "\n".join(man.page(supervise)).replace("\\", "")
+    assert {name for name in COMMANDS if f".SS supervise {name}" not in text} == set()
+    names = [n for p in launch.params if isinstance(p, click.Option) and not p.hidden for n in p.opts]
+    assert [name for name in names if name not in text] == []
+    told = {int(code) for code in ExitCode} - {ExitCode.NEVER_RESTART}
+    assert {code for code in told if f"fB{code}fR" not in text} == set()
+
+
+def test_help_has_sections_and_examples() -> None:
+    """Every command has an example, every option of launch a section, and no example is wider than a terminal."""
+    assert [name for name in COMMANDS if not supervise.get_command(click.Context(supervise), name).epilog] == []
+    sections = help.SECTIONS["launch"].values()
+    options = [str(p.name) for p in launch.params if isinstance(p, click.Option) and not p.hidden]
+    assert [name for name in options if not any(name in section for section in sections)] == []
+    assert [line for text in help.EXAMPLES.values() for line in text.splitlines() if len(line.strip()) > 76] == []
 
 
 @pytest.mark.parametrize(("given", "said"), [((), 0), (("version",), 0), (("help", "ckpt"), 0), (("ckpt",), 0)])

@@ -1,0 +1,105 @@
+"""`supervise attach`: a live run in this terminal, as if it had been launched here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from supervisor.commands.console import Console, closing_words, name_of
+from supervisor.commands.flags import running_argument
+from supervisor.commands.meant import to_act_on
+from supervisor.core.actions import End
+from supervisor.core.words import RunState
+from supervisor.errors import Refusal
+from supervisor.run.folder.lock import is_held
+from supervisor.run.folder.ownership import vet
+from supervisor.run.folder.requests import ask_to_stop
+from supervisor.run.runs import Known
+from supervisor.run.spec import restore
+from supervisor.run.status import story_of
+from trainer.rundir.codes import ExitCode
+
+_LOOK_EVERY = 0.1
+
+
+class Left(Exception):
+    """Somebody wants the terminal for something else."""
+
+
+@click.command()
+@running_argument
+def command(run: str | None) -> int:
+    """Follow RUN (default: the only run that runs), with its end and its exit code.
+
+    Ctrl-C asks the run for a checkpoint and its end; a second one ends it now. Ctrl-Z, or closing the terminal, leaves
+    it alone.
+    """
+    known = to_act_on(run)
+    vet(known.run)
+    if not is_held(known.run):
+        raise Refusal(f"{known.id} is not running; see: supervise status {known.id}")
+    name = name_of(known.run, restore(known.spec))
+    console = Console(known.run, quiet=False)
+    try:
+        with console, _keys(_Stop(known, console)):
+            console.say(f"attached to {known.id}; Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone")
+            while is_held(known.run):
+                time.sleep(_LOOK_EVERY)
+    except Left:
+        console.say(f"\n{known.id} goes on; again: supervise attach {name}; to stop it: supervise stop {name}")
+        return ExitCode.FINISHED
+    return _end(known, console, name)
+
+
+def _end(known: Known, console: Console, name: str) -> int:
+    story = story_of(known.run)
+    if not story.over or story.exit_code is None:
+        console.say(f"{known.id} has lost its supervisor; go on with: supervise resume {name}")
+        return ExitCode.FAILED
+    try:
+        end = End(ExitCode(story.exit_code), RunState(story.state), story.reason)
+    except ValueError:
+        # It ended under a newer version, with words that this one does not know.
+        console.say(f"{known.id} is {story.state}: {story.reason}")
+    else:
+        console.say(closing_words(known.run, end))
+    return story.exit_code
+
+
+class _Stop:
+    """Ctrl-C: a request, and at the second time an urgent one."""
+
+    def __init__(self, known: Known, console: Console) -> None:
+        self._known, self._console, self._asked = known, console, False
+
+    def __call__(self) -> None:
+        ask_to_stop(self._known.run, now=self._asked)
+        what = "stopping now" if self._asked else "a checkpoint, then stopping; Ctrl-C again stops now"
+        self._console.say(f"\n{self._known.id}: {what}")
+        self._asked = True
+
+
+@contextmanager
+def _keys(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C stops the run. Ctrl-Z, a hang-up and a TERM are about this command alone."""
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    def left(number: int, frame: FrameType | None) -> None:
+        raise Left
+
+    wanted: dict[signal.Signals, Any] = {signal.SIGINT: asked, signal.SIGTSTP: left}
+    wanted |= {signal.SIGTERM: left, signal.SIGHUP: left}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""Ctrl-Z at a run in the foreground: it does not pause the supervisor, which would leave the ranks unwatched. It says
+how to leave the run to the background, and the second one does it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from supervisor.loop.stop_requests import Stops
+from supervisor.reading.plain import plain_lines
+
+
+@contextlib.contextmanager
+def on_ctrl_z(stops: Stops, say: Callable[[str], None], name: str) -> Iterator[None]:
+    """Inside, Ctrl-Z does what this module says. A program without job control ignores Ctrl-Z, and goes on doing so."""
+    told = False
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        stops.leave, told = told, True
+        if stops.leave:
+            say("\nleaving the run to the background …")
+        else:
+            again = f"Ctrl-Z again: it goes on in the background (back with: supervise attach {name})"
+            say(f"\nthe run is not paused. {again}\nCtrl-C: a checkpoint, then stop")
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTSTP, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def say_left(name: str) -> None:
+    """How to look after the run from now on."""
+    text = f"it goes on in the background: supervise attach {name} · supervise status {name} · supervise stop {name}"
+    with contextlib.suppress(OSError, ValueError):
+        print(plain_lines(text), file=sys.stderr)
