@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from supervisor.core.hangs.calls import call_limit, learned
 from supervisor.core.hangs.limits import (
     MARGIN,
     MOVING_LIMIT,
@@ -198,6 +199,7 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
         old = hang.ranks.get(view.rank)
         if old is None or passed > LONGEST_GAP:
             continue
+        pace = learned(pace, sampled(old), view.beat_at != old.beat_at, view, old.quiet + passed)
         if view.phase is old.phase is Phase.TRAIN and view.step > old.step:
             # Many steps may lie between two looks. The silence at the last look was within one step. Watched time is
             # used: a pause of the machine between two beats is not the script's.
@@ -279,7 +281,7 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
         return silence("held", known.silent, allowed)
     normal, motion, met = usual(hang.pace, hang.doubt), sampled(known), meets(hang, view.rank)
     if motion is not None:
-        kind, allowed = _frozen(known, motion, normal, met, mistake if view.announces else None)
+        kind, allowed = _frozen(hang.pace, known, motion, normal, met, mistake if view.announces else None)
         if kind is not None:
             return silence(kind.value, known.quiet, allowed)
     late = SAMPLES_LATE if view.sampled and motion is None else 0.0
@@ -293,10 +295,12 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
     return None
 
 
-def _frozen(known: Watched, motion: Motion, normal: float, met: bool, cost: float | None) -> tuple[Kind | None, float]:
+def _frozen(
+    pace: Pace, known: Watched, motion: Motion, normal: float, met: bool, cost: float | None
+) -> tuple[Kind | None, float]:
     """The kind of standstill, if it has lasted too long, and the limit."""
     kind = motion.kind
-    allowed = frozen_limit(kind, motion.busy, met and not motion.last.gpu, cost)
+    allowed = call_limit(pace, motion, frozen_limit(kind, motion.busy, met and not motion.last.gpu, cost))
     # A function that loops does so even if it seldom gets a CPU. The work of a library takes longer with less CPU.
     silent = known.quiet if kind is Kind.PYTHON else known.silent
     if silent >= normal and min(motion.frozen_for, silent) >= allowed:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from supervisor.core.actions import Emit
+from supervisor.core.hangs.calls import call_limit
 from supervisor.core.hangs.hang import Hang, meets, sampled
 from supervisor.core.hangs.limits import MOVING_LIMIT, frozen_limit
 from supervisor.core.hangs.motion import Kind
@@ -53,6 +54,7 @@ def tell(known: Mapping[int, Told], hang: Hang, seen: Observation) -> tuple[dict
             continue
         told[view.rank] = Told(kind, seen.now)
         limit = frozen_limit(kind, motion.busy, meets(hang, view.rank) and not motion.last.gpu)
+        limit = call_limit(hang.pace, motion, limit)
         limit = min(limit, MOVING_LIMIT) if kind is not Kind.WATCHED else limit
         place = Stack(view.rank, motion.last.main.frames).place
         others = [rank for rank in waiting if rank != view.rank]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 WINDOW = 31
 """The number of steps whose median is the typical step."""
+MOST_CALLS = 32
 FADE = 0.999
 """Each step multiplies the slowest time by this: half of it is gone after 700 steps."""
 
@@ -21,6 +22,8 @@ class Pace:
     """The slowest step seen; it fades."""
     phases: Mapping[str, float] = field(default_factory=dict)
     """The longest stay in each phase but train."""
+    calls: Mapping[str, float] = field(default_factory=dict)
+    """The longest time of each long call of a library that was seen to end, by its place. The newest are kept."""
     restart: float | None = None
     """The time from the birth of the ranks to their first step, in the newest attempt."""
 
@@ -33,6 +36,11 @@ class Pace:
         """The pace with `steps` more steps, of `seconds` each."""
         slowest = max(seconds, self.slowest * FADE**steps)
         return replace(self, recent=(*self.recent, seconds)[-WINDOW:], slowest=slowest)
+
+    def called(self, call: str, seconds: float) -> Pace:
+        """The pace with a `call` that has ended after less than `seconds`."""
+        others = [each for each in self.calls.items() if each[0] != call][-MOST_CALLS + 1 :]
+        return replace(self, calls={**dict(others), call: max(seconds, self.calls.get(call, 0.0))})
 
     def stayed(self, phase: str, seconds: float) -> Pace:
         """The pace with a stay in `phase` that is over."""

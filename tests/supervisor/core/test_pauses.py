@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supervisor.core.hangs.calls import TIMES
 from supervisor.core.hangs.limits import (
     FROZEN,
     IDLE_UNTOLD,
@@ -24,6 +27,7 @@ from tests.support.silence import (
     NATIVE,
     TICK,
     UPLOAD,
+    WORK,
     trained,
 )
 
@@ -53,6 +57,29 @@ def test_samples_tell_a_pause_from_a_hang(
 
     assert silence is not None and (silence.rank, silence.kind) == (0, kind)
     assert at_least <= after <= at_most
+
+
+def test_a_call_that_was_seen_to_end() -> None:
+    """The next time it may take ten times as long, and a minute at least, not ten minutes. Another call of the same
+    function may, and so may this one in a run that has not seen it end."""
+    life = trained(announces=False, ranks=2)
+    life.tick = 0.5
+    for first in (20.0, 8.0):
+        assert life.pass_time(first, frozenset({0}), {0: NATIVE, 1: MET})[1] is None
+        assert life.train(30, 0.1) is None
+    other = replace(NATIVE, main=replace(NATIVE.main, frames=(replace(WORK[0], line=41),)))
+    assert life.pass_time(400.0, frozenset({0}), {0: other, 1: MET})[1] is None
+    # It leaves that call: now it is known, too.
+    assert life.pass_time(3.0, frozenset({0}), {0: MOVING, 1: MET})[1] is None
+    assert life.train(30, 0.1) is None
+    life.hang = replace(life.hang, pace=replace(life.hang.pace, slowest=0.1))
+    assert len(life.hang.pace.calls) == 2
+
+    after, silence = life.pass_time(4000.0, frozenset({0}), {0: NATIVE, 1: MET})
+
+    assert silence is not None and silence.kind == Kind.NATIVE
+    assert silence.limit == pytest.approx(TIMES * 20.0, abs=TIMES)
+    assert silence.limit <= after <= silence.limit + 10
 
 
 @settings(max_examples=20, deadline=None)
