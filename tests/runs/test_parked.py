@@ -1,0 +1,123 @@
+"""A standby that waits in Checkpointer.restore(): the bits, the log, the environment, changed code, and what cannot wait
+there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from tests.support.supervised import Run, until
+
+SCRIPT = """
+import hashlib, os, sys, time, torch, torch.distributed as dist
+from pathlib import Path
+from supervise import Checkpointer
+import part
+
+attempt, rank = int(os.environ["SUPERVISE_ATTEMPT"]), int(os.environ["RANK"])
+print("built", attempt, part.VERSION, flush=True)
+if attempt == 3:
+    raise ValueError("in my own words")
+dist.init_process_group("gloo")
+torch.manual_seed(1)
+nn = torch.nn
+inner = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.3), nn.Linear(32, 1))
+model = torch.nn.parallel.DistributedDataParallel(inner)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+torch.manual_seed(rank)
+
+def train(x):
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+    scheduler.step()
+
+def warm_up():
+    Path(f"warmed{attempt}.{rank}").touch()
+    train(torch.rand(4, 8))
+
+ckpt = Checkpointer(
+    model=model, optimizer=optimizer, scheduler=scheduler, park=True, warm_up=warm_up, every=None,
+    snapshot_every=1 if attempt else None,
+)
+start = ckpt.restore()
+told = [os.environ[f"SUPERVISE_{name}"] for name in ("RESUME_STEP", "MARK")]
+print("restored", attempt, start, told[0], told[1][-2:], flush=True)
+for step in range(start, 60):
+    train(torch.rand(4, 8))
+    state = [*inner.state_dict().values(), *(v for s in optimizer.state.values() for v in s.values())]
+    state += [torch.get_rng_state(), torch.tensor(scheduler.last_epoch)]
+    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state)).hexdigest()
+    with open(f"trace{attempt}.{rank}", "a") as file:
+        file.write(f"{step + 1} {digest}\\n")
+    ckpt.step(step + 1)
+    while step + 1 == 20 * attempt + 20:
+        time.sleep(0.02)
+"""
+"""Attempt N waits for its end after step 20 * (N + 1)."""
+
+
+def trace(run: Run, attempt: int, rank: int) -> dict[int, str]:
+    """The digest of the state after each step that the rank has made in that attempt."""
+    path = run.folder / f"trace{attempt}.{rank}"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {int(step): digest for step, digest in map(str.split, lines)}
+
+
+def kill_when_parked(run: Run, attempt: int) -> dict[str, Any]:
+    """A rank of the attempt is killed when it has come to where it waits, and so has the standby; standby_ready."""
+    last = 20 * (attempt + 1)
+    until(lambda: all(last in trace(run, attempt, rank) for rank in range(2)))
+
+    def parked() -> dict[str, Any] | None:
+        seen = [e for e in run.events("standby_ready", "standby_lost") if e["attempt"] == attempt]
+        return seen[-1] if seen and seen[-1].get("at") == "restore" else None
+
+    standby: dict[str, Any] = until(parked)
+    if attempt == 1:
+        (run.folder / "part.py").write_text("VERSION = 'new'")
+    ready = [e for e in run.events("group_ready") if e["attempt"] == attempt][-1]
+    os.kill(ready["pids"][1], signal.SIGKILL)
+    return standby
+
+
+def log(run: Run, attempt: int) -> list[str]:
+    path = run.dir.attempt(attempt).rank_log(0)
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_parked_at_the_restore(run: Run) -> None:
+    """A standby of a program that asks for it waits in restore(). After a warm-up, a restore that finds nothing gives
+    the first bits, and one that finds a snapshot the bits of that step. What it printed is the head of the attempt's
+    log. Changed code is run anew. A program that fails on the way waits at its first line, after the second time."""
+    run.script("VERSION = 'old'", "part.py")
+    run.start("--nproc", "2", "--hang-timeout", "off", run.script(SCRIPT))
+    first = kill_when_parked(run, 0)
+    kill_when_parked(run, 1)
+
+    started = until(lambda: run.events("attempt_started")[2:])
+    assert run.events("attempt_started")[1]["launcher_pid"] == first["launcher_pid"]
+    assert started[0]["launcher_pid"] not in [e["launcher_pid"] for e in run.events("standby_ready")]
+    assert until(lambda: log(run, 2)[1:])[0].split()[:2] == ["restored", "2"]
+
+    at = until(lambda: [e for e in run.events("standby_ready") if e["attempt"] == 2 and e["at"] == "start"])[-1]
+    assert "ValueError (in my own words)" in at["why_start"]
+    assert [e["attempt"] for e in run.events("standby_lost") if "in my own words" in e["reason"]] == [2, 2]
+    assert json.loads(run.cli("status", "run", "--json").stdout)["standby"]["at"] == "start"
+    until(lambda: all(60 in trace(run, 2, rank) for rank in range(2)))
+    run.cli("stop", "run", "--now")
+    run.wait()
+
+    assert log(run, 1) == ["built 1 old", "restored 1 0 -1 .1"]
+    assert log(run, 2)[0] == "built 2 new"
+    assert (run.folder / "warmed1.0").exists() and not (run.folder / "warmed0.0").exists()
+    for rank in range(2):
+        traces = [trace(run, attempt, rank) for attempt in range(3)]
+        assert min(traces[1]) == 1 and min(traces[2]) > 1
+        assert traces[1].items() >= traces[0].items()
+        assert all(digest == traces[1].get(step, digest) for step, digest in traces[2].items())
+        assert 40 in traces[1]
+    assert {cause for cause, _ in run.verdicts()} <= {"killed", "stopped"}
