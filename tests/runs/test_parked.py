@@ -1,4 +1,4 @@
-"""A standby that waits in Checkpointer.restore(): the bits, the log, the environment, changed code, and what cannot wait
+"""A standby that waits in Checkpointer.restore(): bits, log, environment, changed code, and a program that cannot wait
 there."""
 
 from __future__ import annotations
