@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -81,9 +82,9 @@ def same(one: Any, two: Any) -> bool:
 
 
 def wheel(file: Path, checkout: Path) -> None:
-    """Our packages are in it in full, under names of their own, and of other names two facades of one file."""
+    """Our packages are in it in full, under names of their own, and of other names facades: a file each."""
     names = {name for name in zipfile.ZipFile(file).namelist() if ".dist-info/" not in name}
-    expected = {"trainer/__init__.py", "supervise/__init__.py"}
+    expected = {"trainer/__init__.py", "supervise/__init__.py", "supervisor.py"}
     for real, folder in (("_supervise", "trainer"), ("_supervisor", "supervisor")):
         paths = [*(checkout / folder).rglob("*.py"), checkout / folder / "py.typed"]
         expected |= {f"{real}/{path.relative_to(checkout / folder)}" for path in paths}
@@ -103,9 +104,19 @@ def imports() -> None:
             assert {first} is {second} and {second}.Checkpointer is Checkpointer
         """)
     python("""
-        import importlib.util
-        assert importlib.util.find_spec("supervisor") is None, "that name is not ours"
+        from supervisor import Run, launch
+        import supervise, supervisor.errors, sys
+        assert supervise.launch is launch and supervise.Run is Run and "torch" not in sys.modules
     """)
+    # Two distributions of that name: supervisord's is a folder, and stays what it was.
+    theirs = Path(sysconfig.get_path("purelib"), "supervisor")
+    theirs.mkdir()
+    (theirs / "__init__.py").write_text("whose = 'theirs'")
+    python("""
+        import supervise, supervisor
+        assert supervisor.whose == "theirs" and supervise.launch
+    """)
+    shutil.rmtree(theirs)
     for name in ("trainer", "supervise"):
         alone = ["-m", name, "--steps", "2", "--out", name + ".out", *SMALL]
         subprocess.run([sys.executable, *alone], check=True, timeout=120)
@@ -155,6 +166,27 @@ def unmodified() -> None:
     assert [event["cause"] for event in verdicts if event["msg"] == "verdict"] == ["killed", "finished"]
 
 
+def from_python() -> None:
+    """A run that Python launches and waits for."""
+    folder = Path("python")
+    folder.mkdir()
+    (folder / "train.py").write_text("print('trained')")
+    (folder / "trainer.py").write_text(TRAINER)
+    python(
+        """
+        import signal, sys
+        from supervisor import SuperviseError, launch
+        run = launch("train.py", nproc=2, standby=False)
+        assert run.wait(200) == 0 and run.status()["state"] == "finished"
+        assert [event["msg"] for event in run.events()][-1] == "run_ended"
+        assert "torch" not in sys.modules and "click" not in sys.modules
+        import trainer
+        assert trainer.loss
+    """,
+        folder,
+    )
+
+
 def doctor() -> None:
     """torch and Python are found and of use."""
     done = subprocess.run([SUPERVISE, "doctor", "--json"], capture_output=True, text=True, timeout=120)
@@ -179,7 +211,7 @@ def main() -> None:
     elif what == "gone":
         gone()
     else:
-        for step in (imports, doctor, built_in, unmodified):
+        for step in (imports, doctor, from_python, built_in, unmodified):
             began = time.monotonic()
             step()
             print(f"wheel: {step.__name__} {time.monotonic() - began:.1f} s", flush=True)

@@ -20,6 +20,9 @@ def __getattr__(name: str) -> Any:
         from . import checkpoint
 
         return getattr(checkpoint, name)
+    if name in ("launch", "Run", "SuperviseError"):
+        # `supervisor` may be supervisord's. Then these are found here alone.
+        return getattr(importlib.import_module(f"{_REAL}.names").load("_supervisor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
