@@ -87,6 +87,7 @@ def wheel(file: Path, checkout: Path) -> None:
     expected = {"trainer/__init__.py", "supervise/__init__.py", "supervisor.py"}
     for real, folder in (("_supervise", "trainer"), ("_supervisor", "supervisor")):
         paths = [*(checkout / folder).rglob("*.py"), checkout / folder / "py.typed"]
+        paths += [path for room in ("templates", "uplot") for path in (checkout / folder / "pages" / room).glob("*")]
         expected |= {f"{real}/{path.relative_to(checkout / folder)}" for path in paths}
     assert names == expected, names ^ expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,10 +11,11 @@ from supervisor.commands.attempt_words import attempt_words
 from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.meant import to_read
 from supervisor.commands.status import command_of, saves_nothing, times
-from supervisor.core.size import counted, human_seconds
+from supervisor.core.size import counted, human_bytes, human_seconds
 from supervisor.core.telling import ledger
 from supervisor.core.telling.ledger import MEANING
 from supervisor.core.telling.story import Story
+from supervisor.errors import Refusal
 from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import plain
 from supervisor.reading.table import folded, table
@@ -21,15 +23,25 @@ from supervisor.run import origin
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.status import now_of, status, story_of
 from trainer.rundir.files.codec import encode
+from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
 
 
 @click.command()
 @run_argument
 @json_flag
-def command(run: str | None, as_json: bool) -> None:
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write one page with curves, time lines, failures and checkpoints. It needs no network.",
+)
+def command(run: str | None, as_json: bool, page: Path | None) -> None:
     """Show the failures, the recoveries and the ledger of RUN, from its events alone."""
     known = to_read(run)
+    if page is not None:
+        _write_page(known, page)
+        return
     story = story_of(known.run)
     body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now_of(story))}
     if as_json:
@@ -39,6 +51,18 @@ def command(run: str | None, as_json: bool) -> None:
     for line in [*_made(known), *_attempts(story), *_stacks(story, known.run)]:
         click.echo(folded(plain(line)))
     click.echo("\n" + _ledger(body), nl=False)
+
+
+def _write_page(known: Known, page: Path) -> None:
+    # jinja2 is loaded for a page alone.
+    from supervisor.pages.run_page import run_page
+
+    text = run_page(known, command_of(status(known)))
+    try:
+        replace_file(page, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise Refusal(f"--html {page}: {error.strerror or error}") from None
+    click.echo(plain(f"the page of {known.id} is {page} ({human_bytes(len(text))})"), err=True)
 
 
 def _made(known: Known) -> list[str]:

@@ -32,6 +32,7 @@ from supervisor.loop.tracker import Tracker
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
+from supervisor.run.curve import Curve
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
@@ -67,6 +68,7 @@ class Driver:
         self._attempts = Attempts(self.run, self.spec, self._reaper)
         self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
         self._flusher = Flusher(self.run, self.spec.mark)
+        self._curve = Curve(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
@@ -183,6 +185,7 @@ class Driver:
     def _hear(self, attempt: Attempt, news: News, now: float, over: bool) -> None:
         """Passes the news to all parts that need it."""
         self._tracker.see(news, attempt.number, self.spec.nproc)
+        self._curve.see(attempt.number, news.trained)
         self._narrator.saves(news.saves, now, final=over)
         self._flusher.hear(news.notes)
         self._own_saves.tick(attempt.number, news.saves)
@@ -278,6 +281,7 @@ class Driver:
         if self.why and end.exit_code == ExitCode.STOPPED:
             end = replace(end, reason=f"{end.reason}: {self.why}")
         self._attempts.close()
+        self._curve.close()
         progress = self._tracker.progress
         fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
         fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}

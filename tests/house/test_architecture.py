@@ -37,7 +37,8 @@ LAW = {
     "supervisor.attempt": "supervisor.group",
     "supervisor.loop": "supervisor.attempt",
     "supervisor.checkup": "supervisor.attempt",
-    "supervisor.chaos": "supervisor.run",
+    "supervisor.pages": "supervisor.run",
+    "supervisor.chaos": "supervisor.pages",
     "supervisor.notify": "supervisor.run",
     "supervisor.commands": "supervisor.loop supervisor.notify supervisor.checkup supervisor.chaos",
 }
@@ -203,6 +204,7 @@ WALL_CLOCK = {
     "console.py": "which lines of a log are new",
     "tail.py": "--since",
     "ls.py": "--since, and the year",
+    "run_page.py": "when a page was made",
     "follow.py": "when a line was seen",
     "checks.py": "whether the clock is set at all",
     "faults.py": "when a fault was asked for",

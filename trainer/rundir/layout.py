@@ -1,6 +1,6 @@
 """All path names inside a run directory, each in one place.
 
-run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  supervisor.log  pace.json  options.json
+run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  curve  supervisor.log  pace.json  options.json
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
@@ -119,6 +119,11 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def curve(self) -> Path:
+        """The steps, times and losses that the supervisor has seen (supervisor/run/curve.py)."""
+        return self.path / "curve"
 
     @property
     def trackers(self) -> Path:

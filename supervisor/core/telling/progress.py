@@ -19,6 +19,10 @@ class Trained:
     """The step that the attempt went on from. None if nothing tells which of the run's steps it has reached."""
     at: float
     """The time of the oldest beat that tells of that step."""
+    loss: float | None = None
+    """The last loss that the program has told, of the lowest rank that tells one; with its step. For people."""
+    loss_step: int | None = None
+    lr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
