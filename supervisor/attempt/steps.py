@@ -29,7 +29,17 @@ def trained(beats: Sequence[Beat]) -> Trained | None:
     """The highest finished step. None before any rank has finished a step."""
     steps = done(beats)
     at = [beat.at for beat in beats if beat.rank in steps]
-    return Trained(max(steps.values()), start(beats), min(at)) if at else None
+    if not at:
+        return None
+    teller = next((beat for beat in beats if beat.loss is not None), None)
+    return Trained(
+        max(steps.values()),
+        start(beats),
+        min(at),
+        loss=teller.loss if teller else None,
+        loss_step=teller.loss_step if teller else None,
+        lr=next((beat.lr for beat in beats if beat.lr is not None), None),
+    )
 
 
 def last(folder: AttemptDir) -> int:

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -39,13 +39,16 @@ class Series:
     unit: str
     points: list[Point]
     lost: list[Point] = field(default_factory=list)
+    breaks: list[int] = field(default_factory=list)
+    """The last lost step of each attempt: the curve of the lost steps does not go on over it."""
 
     def shown(self) -> dict[str, Any]:
         """For the page: one axis of steps, with null where a curve has no point."""
         kept, lost = dict(thinned(self.points)), dict(thinned(self.lost))
         steps = sorted({*kept, *lost})
         columns = [[_short(of.get(step)) for step in steps] for of in (kept, lost)]
-        return {"name": self.name, "unit": self.unit, "x": steps, "y": columns[0], "lost": columns[1] if lost else None}
+        drawn = {"x": steps, "y": columns[0], "lost": columns[1] if lost else None, "breaks": self.breaks}
+        return {"name": self.name, "unit": self.unit, **drawn}
 
 
 def curves(run: RunDir, story: Story, samples: Sequence[Sample]) -> list[Series]:
@@ -63,7 +66,7 @@ def curves(run: RunDir, story: Story, samples: Sequence[Sample]) -> list[Series]
         if points:
             at = next(n for n, series in enumerate(found) if series.name == name)
             # Its writer has cut off the steps that were done again. We may have seen them.
-            found[at] = Series(name, "", points, found[at].lost)
+            found[at] = replace(found[at], points=points)
     return [series for series in found if len(series.points) > 1]
 
 
@@ -91,12 +94,20 @@ def _gone(story: Story) -> Callable[[int, int], bool]:
     return lambda attempt, step: step > began.get(attempt, math.inf)
 
 
-def _split(told: Iterable[tuple[int, int, float]], gone: Callable[[int, int], bool]) -> tuple[list[Point], list[Point]]:
+def _split(
+    told: Iterable[tuple[int, int, float]], gone: Callable[[int, int], bool]
+) -> tuple[list[Point], list[Point], list[int]]:
+    """The points that stay, those that are lost, and the last lost step of each attempt."""
     kept: dict[int, float] = {}
     lost: dict[int, float] = {}
+    last: dict[int, int] = {}
     for attempt, step, value in told:
-        (lost if gone(attempt, step) else kept)[step] = value
-    return sorted(kept.items()), sorted(lost.items())
+        if gone(attempt, step):
+            lost[step] = value
+            last[attempt] = max(step, last.get(attempt, step))
+        else:
+            kept[step] = value
+    return sorted(kept.items()), sorted(lost.items()), sorted({*last.values()})[-_MANY:]
 
 
 def _paces(samples: Sequence[Sample]) -> list[tuple[int, int, float]]:

@@ -108,7 +108,7 @@ def test_the_default_schedule(tmp_path: Path) -> None:
     ).end(0)
 
     heads, *lines = out.splitlines()
-    assert heads.split()[:3] == ["ROUND", "FAULT", "STEP"] and "the same bits" in out
+    assert heads.split()[:3] == ["#", "FAULT", "STEP"] and "the same bits" in out
     assert sum(line.endswith("pass") for line in lines) >= 3
     page = (tmp_path / "page.html").read_text()
     HTMLParser().feed(page)

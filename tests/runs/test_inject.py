@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from tests.support.pages import Page
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
 
@@ -90,3 +91,8 @@ def test_live_injection(run: Run) -> None:
 
     assert run.wait() == 0
     assert run.verdicts() == [("killed", 1), ("killed", 0), ("finished", None)]
+    # What the supervisor has seen of a script that tells nothing makes a page with a curve.
+    run.cli("report", "run", "--html", "page.html")
+    page = Page((run.folder / "page.html").read_text())
+    assert [curve["x"][-1] for curve in page.data["curves"] if curve["name"] == "time of a step"] == [60]
+    assert [restart["cause"] for restart in page.data["restarts"]] == ["killed", "killed"]

@@ -27,7 +27,8 @@
     ctx.restore();
   }]}});
 
-  const axis = size => ({
+  const axis = (size, values) => ({
+    values,
     stroke: colour("quiet"), font: "12px system-ui, sans-serif", size,
     grid: {stroke: colour("line"), width: 1}, ticks: {stroke: colour("line"), width: 1},
   });
@@ -36,7 +37,20 @@
     const place = document.getElementById(curve.id);
     const width = Math.max(280, place.clientWidth || 280);
     const show = value => value == null ? "–" : +value.toPrecision(5) + (curve.unit ? " " + curve.unit : "");
-    const line = {stroke: colour("curve"), width: 1.5, spanGaps: true, points: {show: curve.x.length < 60}};
+    // A curve goes on over steps without a value, but not from one attempt's lost steps to another's.
+    const gaps = (u, index, first, last) => {
+      const [xs, ys] = [u.data[0], u.data[index]], found = [];
+      let before = -1;
+      for (let at = first; at <= last; at++) {
+        if (ys[at] == null) continue;
+        if (index > 1 && before >= 0 && curve.breaks.some(step => xs[before] <= step && step < xs[at]))
+          found.push([u.valToPos(xs[before], "x", true), u.valToPos(xs[at], "x", true)]);
+        before = at;
+      }
+      return found;
+    };
+    const points = {show: curve.x.length < 60, size: 4, fill: colour("paper")};
+    const line = {stroke: colour("curve"), width: 1.5, gaps, points};
     const series = [{label: "step"}, {...line, label: curve.name, value: (u, value) => show(value)}];
     const data = [curve.x, curve.y];
     if (curve.lost) {
@@ -45,7 +59,8 @@
     }
     const options = {
       width, height: width < 500 ? 200 : 240, series, plugins: [restarts()],
-      scales: {x: {time: false}}, axes: [axis(34), axis(64)],
+      scales: {x: {time: false}}, 
+      axes: [axis(34), axis(64, (u, splits) => splits.map(value => value == null ? "" : +value.toPrecision(4)))],
       cursor: {points: {size: 6}, sync: {key: "steps"}},
     };
     drawn.push(new uPlot(options, data, place));
