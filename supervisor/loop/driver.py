@@ -19,6 +19,7 @@ from supervisor.core.model import History, Observation, Rollback
 from supervisor.core.poll_interval import CALM, poll_interval
 from supervisor.core.telling.news import News
 from supervisor.group.standby import Standby
+from supervisor.live.curve import Curve
 from supervisor.loop.adopt import Takeover
 from supervisor.loop.attempts import Attempts
 from supervisor.loop.briefer import Briefer
@@ -32,7 +33,6 @@ from supervisor.loop.tracker import Tracker
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
-from supervisor.run.curve import Curve
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces

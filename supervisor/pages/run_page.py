@@ -12,6 +12,7 @@ from supervisor.core.telling import advice
 from supervisor.core.telling.ledger import BUCKETS, MEANING, report
 from supervisor.core.telling.story import Story
 from supervisor.core.telling.time_line import one_line
+from supervisor.live.curve import samples
 from supervisor.pages.document import document
 from supervisor.pages.failures import SHOWN, failures
 from supervisor.pages.series import Series, curves, restarts
@@ -19,7 +20,6 @@ from supervisor.pages.timeline import drawing, of_ranks
 from supervisor.reading.events_file import read_events
 from supervisor.reading.local_time import local
 from supervisor.run import origin
-from supervisor.run.curve import samples
 from supervisor.run.runs import Known
 from supervisor.run.status import now_of, status, story_of
 from trainer.rundir.layout import committed_steps

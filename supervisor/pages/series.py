@@ -1,6 +1,6 @@
 """The curves of a run over its steps: loss, learning rate, the time of a step.
 
-The samples of the supervisor (supervisor/run/curve.py) are of any script. If the run has a metrics.jsonl, as the
+The samples of the supervisor (supervisor/live/curve.py) are of any script. If the run has a metrics.jsonl, as the
 built-in trainer writes it, its losses are taken instead: they are of each step. Of a large file only as many lines are
 read as a drawing has room for, spread over the whole of it.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from supervisor.core.telling.story import Story
-from supervisor.run.curve import Sample
+from supervisor.live.curve import Sample
 from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 

@@ -122,7 +122,7 @@ class RunDir:
 
     @property
     def curve(self) -> Path:
-        """The steps, times and losses that the supervisor has seen (supervisor/run/curve.py)."""
+        """The steps, times and losses that the supervisor has seen (supervisor/live/curve.py)."""
         return self.path / "curve"
 
     @property

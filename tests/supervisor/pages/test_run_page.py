@@ -14,12 +14,12 @@ import pytest
 from supervisor.commands import cli
 from supervisor.core.telling.progress import Trained
 from supervisor.core.telling.story import tell
+from supervisor.live.curve import MOST, Curve, samples
 from supervisor.pages import document
 from supervisor.pages.series import POINTS, curves, restarts, thinned
 from supervisor.pages.timeline import drawing, of_ranks
 from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
-from supervisor.run.curve import MOST, Curve, samples
 from supervisor.run.spec import Spec
 from tests.support.pages import Page
 from tests.support.runs_on_disk import Writer
