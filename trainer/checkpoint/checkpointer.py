@@ -47,6 +47,7 @@ from .sharded.places import Places
 from .sharded.slices import Shard, Slices
 from .source import Extra, Source
 from .standby.here import Here
+from .standby.lending import Lending
 from .state import buckets, several
 from .state.gradients import Gradients
 from .state.packing import Packed
@@ -162,7 +163,8 @@ class Checkpointer(Here, Losses):
         fresh = self._capture()[0]
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
-        if (loaded := self._find(Places(self._parts, fresh, self._slices))) is not None:
+        places = Places(self._parts, fresh, self._slices)
+        if (loaded := self._find(places, None if partial else self._lending(fresh))) is not None:
             self._put_back(loaded, fresh, partial)
             self._apply_own(loaded)
         return self._reached(self._go_on(loaded))
@@ -176,10 +178,10 @@ class Checkpointer(Here, Losses):
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas, self._slices)
 
-    def _find(self, places: Places | None = None) -> Loaded | None:
+    def _find(self, places: Places | None = None, lending: Lending | None = None) -> Loaded | None:
         """The newest good state, the same on every rank (of sharded tensors: `places`). No part has it yet."""
         progress().phase(Phase.RESTORE)
-        tiers = Tiers(self.directory, self._segment, self._run, self._rollback, places)
+        tiers = Tiers(self.directory, self._segment, self._run, self._rollback, places, lending)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed, partial: bool = False) -> None:

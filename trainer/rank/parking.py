@@ -52,12 +52,13 @@ class Parking:
         signal.siginterrupt(signal.SIGPROF, False)
         signal.setitimer(signal.ITIMER_PROF, _SLICE, _SLICE)
 
-    def wait(self) -> None:
-        """This process is a rank of an attempt that begins now. If the supervisor has died, it ends here."""
+    def wait(self, idle: Callable[[], object] | None = None) -> None:
+        """This process is a rank of an attempt that begins now. If the supervisor has died, it ends here. `idle` is
+        called from time to time."""
         self._hurry()
         about = Parked(os.getpid(), self._files(), _holds_gpu(), [*_written(self._gate), *_listening()])
         self._gate.put(self._gate.parked(self._rank), about)
-        if (body := self._gate.wait_again()) is None:
+        if (body := self._gate.wait_again(idle)) is None:
             _leave(0)
         self._over(body)
 

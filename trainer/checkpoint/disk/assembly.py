@@ -63,6 +63,8 @@ class Loaded:
         return self.name if self.source == "memory" else f"checkpoint {directory / self.name}"
 
 
+Lent = Callable[[str, StoredTensor], torch.Tensor | None]
+"""The tensor of that name as it lies in a file, if whoever takes it will copy it; else None."""
 Wanted = Callable[[str], bool] | None
 """Whether a part of the state is wanted, by its name; None: all are."""
 
@@ -75,11 +77,12 @@ def assemble(
     world_size: int | None = None,
     places: Places = NO_PLACES,
     wanted: Wanted = None,
+    lent: Lent = lambda name, stored: None,
 ) -> Loaded:
     """The checkpoint of `manifest`, put together from the files that `read` reads: the parts that are `wanted`. A rank
     below 0 has nothing of its own. Damaged, Unreadable or Misfit."""
     try:
-        assembly = _Assembly(_narrowed(manifest, wanted), rank, world_size, places(manifest))
+        assembly = _Assembly(_narrowed(manifest, wanted), rank, world_size, places(manifest), lent)
         return replace(assembly.put_together(name, read), manifest=manifest)
     except StateError as error:
         raise Unreadable(str(error)) from None
@@ -132,6 +135,7 @@ class _Assembly:
     rank: int
     world_size: int | None
     places: Mapping[str, Place]
+    lent: Lent
     wanted: dict[tuple[str, str], _Wanted] = field(default_factory=dict)
     """By file and key."""
     asides: list[_Aside] = field(default_factory=list)
@@ -187,6 +191,8 @@ class _Assembly:
 
     def _room_for(self, key: str, stored: StoredTensor) -> torch.Tensor:
         """A tensor for what this rank needs of `stored`. It has its values when all of `wanted` is read."""
+        if key not in self.places and (lent := self.lent(key, stored)) is not None:
+            return lent
         box = self.places[key].box if key in self.places else boxes.whole(stored.shape)
         local = tensors.empty(Spec(stored.dtype, box.size))
         target = local

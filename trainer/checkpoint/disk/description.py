@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ...rundir.files.codec import decode
 from ..errors import Damaged
 from ..format.manifest import Manifest, StoredFile, check, shard_name, tensors_of
 from ..memory.snapshots import Snapshot
 from .commit import now
+
+
+class Mapped(Protocol):
+    """Files that are mapped already."""
+
+    def file(self, path: Path, size: int) -> memoryview | None: ...
 
 
 def describe(snapshot: Snapshot) -> Manifest:
@@ -41,8 +48,13 @@ def describe(snapshot: Snapshot) -> Manifest:
         raise Damaged(f"its description cannot be read: {error!r}") from None
 
 
-def payload(snapshot: Snapshot, rank: int) -> memoryview:
-    """The bytes of the file of `rank`, mapped. Damaged if some are missing, OSError if they cannot be read."""
+def payload(snapshot: Snapshot, rank: int, mapped: Mapped | None = None) -> memoryview:
+    """The bytes of the file of `rank`, mapped here or before, as `mapped`. Damaged if some are missing, OSError if they
+    cannot be read."""
+    if mapped is not None:
+        known = mapped.file(snapshot.path(rank), snapshot.record(rank).payload)
+        if known is not None:
+            return known
     fd = os.open(snapshot.path(rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         memory = mmap.mmap(fd, snapshot.record(rank).payload, prot=mmap.PROT_READ)

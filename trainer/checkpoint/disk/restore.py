@@ -14,19 +14,23 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from ...rundir.files.durable import Disk
 from ...rundir.layout import committed_steps, step_name, step_of
 from ...rundir.records.rollback import Rollback
 from ..errors import CheckpointMismatch, Damaged, Misfit, NoUsableCheckpoint, Unreadable
-from ..format.manifest import shard_name
-from ..format.shard import Sink, entries_in
+from ..format import boxes
+from ..format.manifest import StoredTensor, shard_name
+from ..format.plan import Spec
+from ..format.shard import Sink, entries_in, misfit
 from ..group import Ranks
 from ..memory import snapshots
 from . import retention, store
-from .assembly import NO_PLACES, Loaded, Places, Read, Wanted, assemble
-from .description import describe, payload
+from .assembly import NO_PLACES, Lent, Loaded, Places, Read, Wanted, assemble
+from .description import Mapped, describe, payload
 
 MODES = ("auto", "never", "must")
 SNAPSHOT = "snapshot of step "
@@ -43,6 +47,15 @@ class Bad:
     moved_to: Path | None
 
 
+class Lending(Protocol):
+    """Tensors of snapshots that whoever takes them copies from shared memory."""
+
+    @property
+    def mapped(self) -> Mapped | None: ...
+
+    def lent(self, name: str, spec: Spec, content: memoryview) -> torch.Tensor | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tiers:
     """Where to look: the folder of checkpoints and, if there is one, the segment with the snapshots of `run`. States
@@ -54,6 +67,8 @@ class Tiers:
     rollback: Rollback | None = None
     places: Places | None = None
     """What each rank has of a tensor that is sharded here."""
+    lending: Lending | None = None
+    """What may be lent as it lies in shared memory."""
 
 
 def load(
@@ -74,6 +89,7 @@ def recall(
     world_size: int | None = None,
     places: Places = NO_PLACES,
     wanted: Wanted = None,
+    lending: Lending | None = None,
 ) -> Loaded:
     """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
     snapshot = snapshots.find(segment, step)
@@ -82,16 +98,32 @@ def recall(
     manifest = describe(snapshot)
     if manifest.run != run:
         raise Damaged(f"it belongs to another run, {manifest.run}")
-    files = {shard_name(r): payload(snapshot, r) for r in range(snapshot.world_size)}
+    mapped = lending.mapped if lending else None
+    files = {shard_name(r): payload(snapshot, r, mapped) for r in range(snapshot.world_size)}
     read: Read = lambda file, sink: _taken(files[file], sink)  # noqa: E731
+    lent = _lender(lending, files) if lending else lambda name, stored: None
     try:
-        loaded = assemble(f"{SNAPSHOT}{step}", manifest, rank, read, world_size, places, wanted)
+        loaded = assemble(f"{SNAPSHOT}{step}", manifest, rank, read, world_size, places, wanted, lent)
     except Misfit as error:
         raise Damaged(str(error)) from None  # there is no digest that could tell
     if not snapshots.unchanged(snapshot):
         raise Damaged("it was written over while it was read")
     identity = "-".join(str(record.serial) for _, record in snapshot.places)
     return replace(loaded, manifest=replace(manifest, digest=identity), source="memory")
+
+
+def _lender(lending: Lending, files: Mapping[str, memoryview]) -> Lent:
+    entries = {(name, entry.key): (entry, content) for name in files for entry, content in entries_in(files[name])[0]}
+
+    def lent(name: str, stored: StoredTensor) -> torch.Tensor | None:
+        if len(stored.pieces) != 1 or stored.pieces[0].box != boxes.whole(stored.shape):
+            return None
+        (piece,) = stored.pieces
+        entry, content = entries.get((piece.file, piece.key), (None, memoryview(b"")))
+        # What does not fit is found when it is read.
+        return None if misfit(piece, stored, entry) else lending.lent(name, stored.spec, content)
+
+    return lent
 
 
 def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
@@ -106,7 +138,8 @@ def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict
     here = ranks.rank, ranks.world_size, tiers.places or NO_PLACES
     try:
         if name.startswith(SNAPSHOT) and tiers.segment:
-            loaded = recall(tiers.segment, int(name.removeprefix(SNAPSHOT)), tiers.run, *here)
+            step = int(name.removeprefix(SNAPSHOT))
+            loaded = recall(tiers.segment, step, tiers.run, *here, lending=tiers.lending)
         else:
             loaded = load(tiers.folder / name, *here)
     except Damaged as error:

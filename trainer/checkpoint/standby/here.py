@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ...rank import parking
 from ...rundir.environment import supervised
@@ -10,7 +11,9 @@ from ...rundir.records.rollback import Rollback
 from .. import options
 from ..interval import Pace
 from ..state.buckets import Buckets
+from ..state.packing import Packed
 from ..state.state import Stateful
+from .lending import Lending, Mapped, on_gpu
 from .warm_up import warm
 
 
@@ -19,6 +22,8 @@ class Here:
 
     _parts: Mapping[str, Stateful]
     _buckets: Buckets
+    _segment: Path | None
+    _mapped: Mapped | None = None
 
     def _waits(self, resume: str | None, park: bool, warm_up: Callable[[], object] | None) -> None:
         """The program's own choices: the mode of resume, whether a standby waits in restore(), and its warm-up."""
@@ -41,10 +46,21 @@ class Here:
         if (waiting := parking.current()) is not None:
             if self._warm_up is not None:
                 warm(self._warm_up, self._parts, self._buckets)
-            waiting.wait()
+            if on_gpu() and self._segment is not None:
+                self._mapped = Mapped(self._segment)
+            waiting.wait(None if self._mapped is None else self._mapped.refresh)
             self._know()
+
+    def _lending(self, fresh: Packed) -> Lending | None:
+        """What may be lent to a restore of its parts, of which `fresh` was captured. Nothing without a GPU."""
+        if not any(tensor.is_cuda for tensor in fresh.tensors.values()):
+            return None
+        return Lending(self._parts, fresh, self._mapped)
 
     def _reached(self, start: int) -> int:
         """`start`, the step from which restore() goes on. The supervisor knows that a standby can wait there."""
         parking.reached(self._park)
+        if self._mapped is not None:
+            self._mapped.close_later()
+            self._mapped = None
         return start

@@ -18,6 +18,7 @@ from ..sharded.held import local_of
 from ..state import rng, several
 from ..state.buckets import Buckets
 from ..state.state import Stateful
+from .lending import on_gpu
 
 _Undo = Callable[[], object]
 
@@ -25,12 +26,10 @@ _Undo = Callable[[], object]
 def warm(warm_up: Callable[[], object], parts: Mapping[str, Stateful], buckets: Buckets) -> None:
     """`warm_up` has run, and the state of `parts` is what it was. The place in the data is not put back. Its exceptions
     pass through."""
-    if torch.cuda.is_available():
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # else its generator is not among those that are put back
     generators, undos = rng.capture(), [undo for name, part in parts.items() for undo in _undos(name, part)]
     with unseen():
         warm_up()
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
     with torch.no_grad():
         for undo in undos:

@@ -24,7 +24,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,9 @@ import msgspec
 
 from ..files.codec import encode, read
 from ..machine.proc import stat
+
+_IDLE = (1.0, 60.0)
+"""Seconds between two calls of a function that a waiting rank calls: at first, and at most."""
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -154,9 +159,16 @@ class Gate:
         self.come(rank)
         return self._passed(fd)
 
-    def wait_again(self) -> Release | None:
-        """Like wait(), for a rank that has come before."""
-        return self._passed(self._entered())
+    def wait_again(self, idle: Callable[[], object] | None = None) -> Release | None:
+        """Like wait(), for a rank that has come before. `idle` is called from time to time."""
+        fd, pause = self._entered(), _IDLE[0]
+        while idle is not None and _is_shut(fd):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(pause * 1000):
+                idle()
+                pause = min(2 * pause, _IDLE[1])
+        return self._passed(fd)
 
     def _entered(self) -> int:
         return os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -191,3 +203,12 @@ class Gate:
             return None
         except ValueError as damage:
             raise ValueError(f"{path} is not a release: {damage}") from None
+
+
+def _is_shut(fd: int) -> bool:
+    """Whether a supervisor holds the write end. poll() alone does not tell if there never was one since `fd` was
+    opened."""
+    try:
+        return bool(os.read(fd, 64))
+    except BlockingIOError:
+        return True

@@ -1,0 +1,130 @@
+"""What a standby has ready for a restore: tensors of a snapshot as they lie in shared memory, and a warm-up that leaves
+nothing."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.jobs import same, state_of
+from tests.support.snapshots import snapshot_of
+from trainer.checkpoint.disk.restore import recall
+from trainer.checkpoint.format.plan import Spec
+from trainer.checkpoint.standby import lending
+from trainer.checkpoint.standby.lending import Mapped
+from trainer.checkpoint.standby.warm_up import warm
+from trainer.checkpoint.state import rng
+from trainer.checkpoint.state.buckets import of
+from trainer.checkpoint.state.state import present
+from trainer.checkpoint.state.tensors import DTYPES
+from trainer.rundir.machine.shm import buffer_path
+
+
+class Runtime:
+    """In place of CUDA's: what is registered."""
+
+    def __init__(self) -> None:
+        self.registered: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.registered[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+
+class Everything:
+    """Lends every tensor."""
+
+    def __init__(self, mapped: Mapped) -> None:
+        self.mapped = mapped
+        self.lends: dict[str, int] = {}
+
+    def lent(self, name: str, spec: Spec, content: memoryview) -> torch.Tensor | None:
+        if not spec.bytes:
+            return None
+        tensor = torch.frombuffer(content, dtype=DTYPES[spec.dtype]).view(spec.shape)
+        self.lends[name] = tensor.data_ptr()
+        return tensor
+
+
+def test_lent_from_mapped_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore from lent tensors has the bits of the snapshot, without a copy of them; a tensor that two ranks wrote
+    is copied. A buffer that was made anew is mapped anew."""
+    runtime = Runtime()
+    monkeypatch.setattr(lending, "_runtime", lambda: runtime)
+    segment = tmp_path / "segment"
+    snapshot_of(segment, 3)
+    mapped = Mapped(segment)
+    everything = Everything(mapped)
+
+    lent = recall(segment, 3, "run", 0, lending=everything)
+
+    assert same(lent.shared, recall(segment, 3, "run", 0).shared)
+    assert same(lent.shared["model"], state_of(3)["model"])
+    spans = list(runtime.registered.items())
+    assert len(spans) == 2 and everything.lends
+    assert all(any(a <= at < a + n for a, n in spans) for at in everything.lends.values())
+    assert len(everything.lends) < len(lent.manifest.tensors) == len(recall(segment, 3, "run", 0).manifest.tensors)
+
+    path = buffer_path(segment, 0, "a")
+    size, content = path.stat().st_size, path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert mapped.file(path, size) is None
+    mapped.refresh()
+    view = mapped.file(path, size)
+    assert view is not None and bytes(view) == content
+    mapped.close()
+    assert runtime.registered == {}
+
+
+def test_warm_up_leaves_nothing() -> None:
+    """After a step with dropout, BatchNorm, Adam, a scheduler and a scaler, every part and generator is as before, and
+    training from there gives the bits of training without a warm-up."""
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.StepLR, torch.amp.GradScaler]:
+        torch.manual_seed(3)
+        random.seed(3)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return (
+            model,
+            optimizer,
+            torch.optim.lr_scheduler.StepLR(optimizer, 1),
+            torch.amp.GradScaler("cpu", init_scale=4),
+        )
+
+    def step(
+        parts: tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.StepLR, torch.amp.GradScaler],
+    ) -> None:
+        model, optimizer, scheduler, scaler = parts
+        optimizer.zero_grad()
+        scaler.scale(model(torch.rand(5, 4) + random.random()).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+
+    plain, warmed = made(), made()
+    parts = present(model=warmed[0], optimizer=warmed[1], scheduler=warmed[2], scaler=warmed[3])
+    before, state = copy.deepcopy([part.state_dict() for part in warmed]), rng.capture()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warm(lambda: (warmed[0].eval(), warmed[0].train(), step(warmed)), parts, of(warmed[0], 1))
+
+    assert same([part.state_dict() for part in warmed], before) and same(rng.capture(), state)
+    assert all(parameter.grad is None for parameter in warmed[0].parameters())
+    for trained in (plain, warmed):
+        torch.manual_seed(5)
+        random.seed(5)
+        for _ in range(3):
+            step(trained)
+    assert same([part.state_dict() for part in plain], [part.state_dict() for part in warmed])

@@ -1,0 +1,139 @@
+"""Snapshots as they lie in shared memory, lent to a restore that copies them to a GPU: no copy is made in between.
+
+A standby maps the buffers before they are needed, and registers them with CUDA, so that copies from them are fast. A
+tensor is lent only where whoever takes it surely copies it: the parameters and buffers of modules, and the states of
+torch's own optimizers, if they lie on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...rundir.machine.shm import SLOTS, buffer_path, ranks_in
+from ..format.plan import Spec
+from ..state import several, tensors
+from ..state.packing import Packed
+from ..state.state import Stateful
+
+_LEAST = 64 << 10
+"""Bytes of the smallest tensor that is lent. The counters of optimizers, which stay on the CPU, are smaller."""
+_KEPT = 10.0
+"""Seconds for which buffers stay mapped after the restore. To unmap them takes time that the first steps need."""
+
+
+class Mapped:
+    """The buffers of a run's snapshots in the memory of this process, registered with CUDA."""
+
+    def __init__(self, segment: Path) -> None:
+        self._segment = segment
+        self._buffers: dict[Path, tuple[os.stat_result, mmap.mmap, int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """All buffers that there are now are mapped, and no other. A third buffer is there for moments only."""
+        paths = [buffer_path(self._segment, rank, slot) for rank in ranks_in(self._segment) for slot in SLOTS[:2]]
+        for path in [path for path in self._buffers if path not in paths or not self._is_current(path)]:
+            self._unmap(path)
+        for path in paths:
+            if path not in self._buffers:
+                with contextlib.suppress(OSError, ValueError):
+                    self._map(path)
+
+    def file(self, path: Path, size: int) -> memoryview | None:
+        """The first `size` bytes of the file at `path`; None if it is not mapped as it is now."""
+        known = self._buffers.get(path)
+        if known is None or not self._is_current(path) or len(known[1]) < size:
+            return None
+        return memoryview(known[1])[:size]
+
+    def close_later(self) -> None:
+        """It will be unmapped, once nobody is in a hurry any more."""
+        timer = threading.Timer(_KEPT, self.close)
+        timer.daemon = True
+        timer.start()
+
+    def close(self) -> None:
+        for path in list(self._buffers):
+            self._unmap(path)
+
+    def _is_current(self, path: Path) -> bool:
+        try:
+            now = path.lstat()
+        except OSError:
+            return False
+        then = self._buffers[path][0]
+        return (now.st_ino, now.st_dev, now.st_size) == (then.st_ino, then.st_dev, then.st_size)
+
+    def _map(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # Writable, though nobody writes here: CUDA registers no other memory.
+            found, memory = os.fstat(fd), mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+        address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+        registered = int(_runtime().cudaHostRegister(address, len(memory), 0)) == 0
+        self._buffers[path] = (found, memory, address if registered else 0)
+
+    def _unmap(self, path: Path) -> None:
+        _, _, address = self._buffers.pop(path)
+        if address:
+            _runtime().cudaHostUnregister(address)
+
+
+def on_gpu() -> bool:
+    """Whether this process uses a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+class Lending:
+    """What may be lent to the parts of a restore. `fresh` was captured from them."""
+
+    def __init__(self, parts: Mapping[str, Stateful], fresh: Packed, mapped: Mapped | None = None) -> None:
+        self.mapped = mapped
+        self._fresh = fresh
+        self._copies = {name for name, part in parts.items() if _copies(part)}
+
+    def lends(self, name: str) -> bool:
+        """Whether the tensor `name` of a state may be lent."""
+        part, _, rest = name.partition("/")
+        if part not in self._copies:
+            return False
+        if part == "model":
+            return name in self._fresh.tensors and self._fresh.tensors[name].is_cuda
+        return rest.startswith("state/")
+
+    def lent(self, name: str, spec: Spec, content: memoryview) -> torch.Tensor | None:
+        """The tensor `name`, whose bytes are `content`, without a copy; None if it must be copied. It must not be
+        changed."""
+        if spec.bytes < _LEAST or not self.lends(name):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it must not be changed is known
+            return torch.frombuffer(content, dtype=tensors.DTYPES[spec.dtype]).view(spec.shape)
+
+
+def _copies(part: Any) -> bool:
+    """Whether all tensors of `part` that are loaded are copied to a GPU."""
+    if isinstance(part, several.Models):
+        return all(map(_copies, part.by_name.values()))
+    if isinstance(part, nn.Module):
+        return True
+    if not isinstance(part, torch.optim.Optimizer):
+        return False
+    plain = type(part).load_state_dict is torch.optim.Optimizer.load_state_dict
+    return plain and all(p.is_cuda and p.is_floating_point() for group in part.param_groups for p in group["params"])
