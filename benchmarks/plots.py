@@ -1,14 +1,16 @@
-"""Draws docs/*.svg from the JSON of the benchmarks: goodput against the failure rate, and recovery by component.
+"""Draws docs/*.svg from the JSON of the benchmarks: goodput against the failure rate, recovery by component, growth.
 
 python benchmarks/plots.py [--results benchmarks/results] [--out docs]
 
-It reads recovery.json, script_recovery.json and goodput.json in the results' folder, and draws what is there.
+It reads recovery.json, script_recovery.json, goodput.json and growth.json in the results' folder, and draws what is
+there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,27 @@ def goodput(result: dict[str, Any], path: Path) -> None:
     svg.grouped(path, "Goodput against the failure rate", subtitle, axes, rows, "%")
 
 
+def growth(result: dict[str, Any], path: Path) -> None:
+    """Medians by component, a bar for each size of each kind."""
+    rows: list[tuple[str, list[tuple[str, float, str]]]] = []
+    for what in ("ranks", "state", "processes", "events"):
+        for one in result.get(what, {}).get("sizes", ()):
+            told = [sample["components"] for sample in one["samples"] if sample.get("components")]
+            parts = {part: statistics.median(each[part] for each in told) for part in COMPONENTS} if told else {}
+            scale = one["seconds"]["p50"] / sum(parts.values()) if parts else 0.0
+            bars = [(part, parts[part] * scale, svg.PALETTE[n]) for n, part in enumerate(COMPONENTS) if part in parts]
+            unit = " MB" if what == "state" else ""
+            rows.append((f"{what} {one['size']:,}{unit}", bars))
+    kills = result["options"]["kills"]
+    svg.stacked(
+        path,
+        "SIGKILL of a rank to the first new step, as a run grows",
+        f"Medians of {kills} kills of each run. {machine_line(result)}",
+        "seconds",
+        rows,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -81,6 +104,7 @@ def main() -> None:
         "recovery-components": ("recovery", components),
         "script-recovery": ("script_recovery", lambda result, path: recovery(result, path, "an unchanged script")),
         "goodput": ("goodput", goodput),
+        "growth": ("growth", growth),
     }
     for name, (benchmark, draw) in drawers.items():
         source, target = given.results / f"{benchmark}.json", given.out / f"{name}.svg"

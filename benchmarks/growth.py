@@ -1,0 +1,124 @@
+"""Growth: SIGKILL of a rank to the first new step of every rank, against what a run can have more of.
+
+    ranks       of a tiny model                       2 to 32
+    state       megabytes that every snapshot holds   1 to 1,024
+    processes   of others on this machine, asleep     100 to 5,000
+    events      of the run before the kill            1,000 to 1,000,000
+
+Each size is a run of its own under supervise, killed so many times. The slope is that of the medians in a log-log plot:
+0 where the size costs nothing, 1 where twice the size takes twice as long. It is fitted over the upper half of the
+sizes too, since a constant hides a line's beginning.
+
+python benchmarks/growth.py [--only ranks,…] [--kills 5] [--ranks 2,4,8] … [--json FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import kills
+import sides
+from scale import long_run
+
+STATEFUL = Path(__file__).resolve().parent / "scripts" / "stateful.py"
+SIZES = {
+    "ranks": "2,4,8,16,32",
+    "state": "1,16,128,1024",
+    "processes": "100,500,2000,5000",
+    "events": "1000,10000,100000,1000000",
+}
+
+
+_GAP = 4.0
+"""Seconds from a first step to the next kill, at least: the next group is parked by then."""
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line through the logarithms of `points` with the least squares; nan of fewer than two."""
+    logs = [(math.log(x), math.log(y)) for x, y in points if y > 0]
+    if len(logs) < 2:
+        return math.nan
+    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
+
+
+@contextlib.contextmanager
+def sleepers(count: int) -> Iterator[None]:
+    """So many processes of others sleep here meanwhile."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            started.append(subprocess.Popen(["sleep", "86400"], start_new_session=True))
+        yield
+    finally:
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
+
+
+def measured(what: str, size: int, count: int) -> list[dict[str, Any]]:
+    """The kills of one run of this size."""
+    plan, workload = sides.supervise(2, *sides.ENDLESS), [*("-m", "trainer", "--steps", "1000000"), *common.SMALL]
+    if what == "ranks":
+        return kills.recoveries(sides.supervise(size, *sides.ENDLESS), workload, size, count, _GAP)
+    if what == "state":
+        return kills.recoveries(plan, [str(STATEFUL), str(size)], 2, count, _GAP)
+    if what == "processes":
+        with sleepers(size):
+            return kills.recoveries(plan, workload, 2, count, _GAP)
+    with tempfile.TemporaryDirectory(prefix="bench-long-") as folder:
+        path = Path(folder, "run")
+        long_run(path, size)
+        longer = sides.supervise(2, *sides.ENDLESS, "--run-dir", str(path))
+        return kills.recoveries(longer, workload, 2, count, _GAP)
+
+
+def grown(what: str, sizes: Sequence[int], count: int) -> dict[str, Any]:
+    """The kills at each size, and how their medians grow."""
+    found: list[dict[str, Any]] = []
+    for size in sizes:
+        records = measured(what, size, count)
+        seconds = common.summary([record["seconds"] for record in records if record["seconds"] is not None])
+        found.append({"size": size, "seconds": seconds, "samples": records})
+        common.say(f"{what} {size:,}: p50 {seconds['p50']:.3f} s")
+    points = [(float(one["size"]), one["seconds"]["p50"]) for one in found if one["seconds"]["n"]]
+    upper = points[len(points) // 2 - 1 :] if len(points) > 2 else points
+    return {"sizes": found, "slope": slope(points), "slope_of_the_upper_half": slope(upper)}
+
+
+def main() -> None:
+    here = common.machine()
+    sizes: list[tuple[str, dict[str, Any]]] = [
+        (f"--{what}", {"default": default, "metavar": "N,…"}) for what, default in SIZES.items()
+    ]
+    given = common.options(
+        __doc__,
+        ("--only", {"default": ",".join(SIZES), "metavar": "WHAT,…"}),
+        ("--kills", {"type": int, "default": 5, "help": "of each run"}),
+        *sizes,
+    )
+    random.seed(given.seed)
+    body: dict[str, Any] = {}
+    for what in given.only.split(","):
+        body[what] = grown(what, [int(size) for size in getattr(given, what).split(",")], given.kills)
+        rows = [
+            (f"{one['size']:,}", one["seconds"]["n"], *(f"{one['seconds'][k]:.3f}" for k in ("min", "p50", "max")))
+            for one in body[what]["sizes"]
+        ]
+        steep = f"slope {body[what]['slope']:.2f}, of the upper half {body[what]['slope_of_the_upper_half']:.2f}"
+        common.show(f"Kill to first step against {what}, seconds ({steep})", (what, "kills", "min", "p50", "max"), rows)
+        # After each part: what was measured is not lost with the rest.
+        common.write(given.json, "growth", here, given, body)
+
+
+if __name__ == "__main__":
+    main()
