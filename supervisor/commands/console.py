@@ -10,19 +10,27 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from supervisor.commands.attempt_words import attempt_lines
 from supervisor.core.actions import End
+from supervisor.core.model import StopKind
+from supervisor.core.size import human_seconds
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
+from supervisor.live.line import line
+from supervisor.live.terminal import Bottom, Lines, columns, fold
+from supervisor.live.view import Saved, View
 from supervisor.reading.choice import Choice
 from supervisor.reading.follow import Record, RunFollower, pump
+from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import plain, plain_lines
-from supervisor.reading.render import TextRenderer
+from supervisor.reading.render import Renderer, TextRenderer
 from supervisor.run.runs import RUNS
 from supervisor.run.spec import Spec, shown
-from supervisor.run.status import story_of
+from supervisor.run.status import newest_saved, story_of
 from trainer.rundir.files.codec import read
 from trainer.rundir.files.json_lines import Follower
 from trainer.rundir.layout import RunDir
@@ -30,25 +38,43 @@ from trainer.rundir.records.errors import ErrorRecord
 
 _TRACEBACK = 20
 """Lines of a traceback to show at the end."""
+_INDENT = 11
+"""Columns of the names of lines, in the first and the last words."""
 _DRAIN = 2.0
 """Seconds for the last lines to reach a slow terminal."""
+
+
+_FIRST, _SLOWER, _SELDOM = 60.0, 10.0, 900.0
+"""Off a terminal, the first line about the progress comes after so many seconds. The next one comes when a tenth of the
+run so far has passed, between a minute and a quarter of an hour."""
 
 
 class Console:
     """Prints while the block runs. If the terminal is gone (ssh lost), it just becomes silent."""
 
-    def __init__(self, run: RunDir, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self, run: RunDir, quiet: bool, grace: float) -> None:
+        self._quiet, self._grace = quiet, grace
         self._closing = False
+        self._began = time.monotonic()
+        self._due = self._began + _FIRST
         choice = Choice(rank=0, every_event=True, since=time.time() - 0.5)
         self._follower = RunFollower(run, lambda: True, choice, back=None)
-        colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._renderer = TextRenderer(self._follower.restarts, colour)
+        self._view = View(run, lambda: True, lambda: saved(run))
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        colour = terminal and not os.environ.get("NO_COLOR")
+        self._bottom = Bottom(colour) if terminal else None
+        restarts = self._follower.restarts
+        self._renderer: Renderer = (
+            Lines(restarts, colour, self._width, self._asked) if terminal else TextRenderer(restarts, colour)
+        )
         self._thread = threading.Thread(target=self._pump, name="console", daemon=True)
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            self._write(plain_lines(text).encode("utf-8", "backslashreplace") + b"\n")
+            lines = plain_lines(text).split("\n")
+            if self._bottom is not None:
+                lines = [fold(each, self._width(), _INDENT) for each in lines]
+            self._print_data("\n".join([*lines, ""]).encode("utf-8", "backslashreplace"))
 
     def __enter__(self) -> Console:
         if not self._quiet:
@@ -59,6 +85,8 @@ class Console:
         self._closing = True
         if self._thread.is_alive():
             self._thread.join(_DRAIN)
+        if not self._quiet:
+            self._print_data(b"")
 
     def _pump(self) -> None:
         pump(self._follower, self._print, self._wait)
@@ -66,12 +94,45 @@ class Console:
     def _wait(self, seconds: float) -> None:
         if self._closing and not self._follower.behind:
             self._follower.over = True
+        elif not self._closing:
+            self._look()
         time.sleep(seconds)
 
+    def _look(self) -> None:
+        """The line about the progress is true: at the bottom of a terminal, else from time to time."""
+        if self._bottom is not None:
+            self._write(self._bottom.show(line(self._view.look(), self._width())))
+        elif (now := time.monotonic()) >= self._due:
+            self._due = now + min(max(_FIRST, (now - self._began) / _SLOWER), _SELDOM)
+            told = f"{local_epoch(time.time())} {line(self._view.look())}\n"
+            self._write(plain_lines(told).encode("utf-8", "backslashreplace"))
+
+    def _asked(self, fields: Mapping[str, Any]) -> str:
+        """What a request to stop does now, and what another one would do."""
+        if fields.get("now"):
+            return "stopping now"
+        story = self._view.look().story
+        again = "; Ctrl-C again stops now" if fields.get("by") == StopKind.USER else ""
+        if not story.keeps:
+            return f"asking the script to stop; it has {human_seconds(self._grace)} for a last save{again}"
+        step = fields.get("step")
+        after = f" after step {step}" if isinstance(step, int) and step >= 0 else ""
+        return f"saving a checkpoint{after}, then stopping{again}"
+
+    @staticmethod
+    def _width() -> int:
+        return columns(sys.stderr.fileno())
+
     def _print(self, record: Record) -> None:
-        self._write(self._renderer(record))
+        self._print_data(self._renderer(record))
+
+    def _print_data(self, data: bytes) -> None:
+        """Writes `data` in place of the line at the bottom."""
+        self._write(data if self._bottom is None else self._bottom.under(data))
 
     def _write(self, data: bytes) -> None:
+        if not data:
+            return
         try:
             sys.stderr.buffer.write(data)
             sys.stderr.buffer.flush()
@@ -89,8 +150,15 @@ def name_of(run: RunDir, spec: Spec) -> str:
     return spec.run if here else os.path.relpath(run.path)
 
 
-def opening_words(run: RunDir, spec: Spec) -> str:
+def saved(run: RunDir) -> Saved | None:
+    """The newest state that a restart could go on from."""
+    found = newest_saved(run)
+    return Saved(found["step"], time.time() - found["age_s"]) if found else None
+
+
+def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     """The run's name and the next commands."""
+    stops = "the terminal may close: it runs in the background" if detached else "or Ctrl-C here: save, then stop"
     name = name_of(run, spec)
     target, *arguments = shown(spec).command
     what = " ".join([*(["-m"] if spec.module else []), BUILT_IN.get(target, target), *arguments])
@@ -99,7 +167,7 @@ def opening_words(run: RunDir, spec: Spec) -> str:
         f"  folder   {os.path.relpath(run.path)}\n"
         f"  follow   supervise tail {name}\n"
         f"  look     supervise status {name}\n"
-        f"  stop     supervise stop {name}      (Ctrl-C here: checkpoint, then stop; twice: now)"
+        f"  stop     supervise stop {name}      ({stops})"
     )
 
 

@@ -81,7 +81,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
         driver.why = stopping.why
-    console = Console(run, quiet)
+    console = Console(run, quiet, spec.policy.grace)
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
@@ -184,7 +184,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) 
         raise Refusal(f"the supervisor did not start; see {run.supervisor_log}")
     child.returncode = 0
     if not quiet:
-        print(plain_lines(opening_words(run, spec)), file=sys.stderr)
+        print(plain_lines(opening_words(run, spec, detached=True)), file=sys.stderr)
         logout = checks.linger(checks.Host(run.path))
         if logout.verdict is not checks.Verdict.OK:
             print(plain_lines(f"  {logout.text}; to prevent it: {logout.next}"), file=sys.stderr)

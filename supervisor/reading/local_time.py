@@ -28,6 +28,11 @@ def local_epoch(seconds: float | None) -> str:
         return "?"
 
 
+def clock(iso: str) -> str:
+    """`02:03:12`."""
+    return at.strftime("%H:%M:%S") if (at := moment(iso)) else "--:--:--"
+
+
 def short(iso: str, now: datetime) -> str:
     """`11-27 02:03`; with the year if that is another than now. "?" if it is no time."""
     at = moment(iso)

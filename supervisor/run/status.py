@@ -41,7 +41,7 @@ def status(known: Known) -> dict[str, Any]:
     alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
     workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
-    snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), _checkpoint(run)
+    snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), newest_saved(run)
     beats = last_beats(run.attempt(attempt.number).beats) if attempt else []
     now = numbers(story, beats, Paces(run).last())
     return {
@@ -196,7 +196,7 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
     ]
 
 
-def _checkpoint(run: RunDir) -> dict[str, Any] | None:
+def newest_saved(run: RunDir) -> dict[str, Any] | None:
     """The newest checkpoint that a restart could go on from: one of ours, or a save of the script's own."""
     step = newest_checkpoint(run.checkpoints)
     path = run.checkpoints / step_name(max(step, 0))

@@ -202,6 +202,7 @@ WALL_CLOCK = {
     "registry.py": "when an entry that leads nowhere is dropped",
     "status.py": "the age of a checkpoint",
     "console.py": "which lines of a log are new",
+    "line.py": "the age of the last save",
     "tail.py": "--since",
     "ls.py": "--since, and the year",
     "run_page.py": "when a page was made",

@@ -9,7 +9,8 @@ from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.time_line import one_line, wall
+from supervisor.core.telling.fields import known, number, optional, whole
+from supervisor.core.telling.time_line import TimeLine, wall
 from supervisor.core.words import EventName, RunState
 
 Event = Mapping[str, Any]
@@ -35,6 +36,8 @@ class Story:
     last: float = 0.0
     """The time of the last event."""
     checkpoint_step: int = -1
+    keeps: bool = False
+    """Whether a Checkpointer of ours keeps its state."""
     saved: bool = False
     """Whether the script has saved by itself."""
     high_step: int = -1
@@ -80,32 +83,29 @@ class Story:
 
 def tell(events: Iterable[Event]) -> Story:
     """The story that `events` tell, in their order. Unknown events and fields are ignored."""
-    story = Story()
-    for event, story.offset in one_line(events):
-        teller = _TELLERS.get(str(event.get("msg")))
+    telling = Telling()
+    for event in events:
+        telling.hear(event)
+    return telling.story
+
+
+class Telling:
+    """A story that grows with each event."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self._line = TimeLine()
+
+    def hear(self, event: Event) -> None:
+        """The story has the event, if that has a time."""
+        story, moved = self.story, self._line.place(event)
+        if moved is None:
+            return
+        story.offset = self._line.offset
+        teller = _TELLERS.get(str(moved.get("msg")))
         if teller is not None:
-            teller(story, event, event["mono"])
-        story.last = event["mono"]
-    return story
-
-
-def _whole(event: Event, key: str, default: int = -1) -> int:
-    value = event.get(key)
-    return value if isinstance(value, int) else default
-
-
-def _number(event: Event, key: str, default: float) -> float:
-    value = event.get(key)
-    return float(value) if isinstance(value, int | float) else default
-
-
-def _optional(event: Event, key: str) -> int | None:
-    value = event.get(key)
-    return value if isinstance(value, int) else None
-
-
-def _known(step: int) -> int | None:
-    return step if step >= 0 else None
+            teller(story, moved, moved["mono"])
+        story.last = moved["mono"]
 
 
 def _run_started(story: Story, event: Event, mono: float) -> None:
@@ -145,7 +145,7 @@ def _bury(story: Story) -> None:
 def _takeover(story: Story, event: Event, mono: float) -> None:
     _bury(story)
     if story.attempt:
-        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+        story.attempt.to_step = max(story.attempt.to_step, whole(event, "step"))
         story.high_step = max(story.high_step, story.attempt.to_step)
 
 
@@ -153,7 +153,7 @@ def _adopted(story: Story, event: Event, mono: float) -> None:
     story.abandoned = None
     if (attempt := story.attempt) is None:
         return
-    attempt.to_step = max(attempt.to_step, _whole(event, "step"))
+    attempt.to_step = max(attempt.to_step, whole(event, "step"))
     if event.get("verdict"):
         story.state = RunState.RECOVERING
         return
@@ -165,12 +165,12 @@ def _adopted(story: Story, event: Event, mono: float) -> None:
 
 def _attempt_started(story: Story, event: Event, mono: float) -> None:
     _bury(story)
-    number = _whole(event, "attempt", len(story.attempts))
-    started, told = _number(event, "wanted_mono", mono), wall(event)
+    which = whole(event, "attempt", len(story.attempts))
+    started, told = number(event, "wanted_mono", mono), wall(event)
     began = told - (mono - started) if told is not None else None
-    story.attempts.append(AttemptStory(number, started, began, story.offset))
-    story.launcher_pid, story.standby, story.next_at = _optional(event, "launcher_pid"), None, None
-    story.state = RunState.RECOVERING if number > 0 else RunState.STARTING
+    story.attempts.append(AttemptStory(which, started, began, story.offset))
+    story.launcher_pid, story.standby, story.next_at = optional(event, "launcher_pid"), None, None
+    story.state = RunState.RECOVERING if which > 0 else RunState.STARTING
 
 
 def _group_ready(story: Story, event: Event, mono: float) -> None:
@@ -184,17 +184,18 @@ def _started_over(story: Story, event: Event, mono: float) -> None:
 
 
 def _resumed(story: Story, event: Event, mono: float) -> None:
+    story.keeps = story.keeps or event.get("source") not in ("script", None)
     if story.attempt:
         # The load of the script's own save is told at its first step. The note has the time of the load.
-        story.attempt.resumed = _number(event, "noted_mono", mono)
-        story.attempt.from_step = _known(_whole(event, "step", 0))
+        story.attempt.resumed = number(event, "noted_mono", mono)
+        story.attempt.from_step = known(whole(event, "step", 0))
 
 
 def _first_step(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
-        story.attempt.first_step = _number(event, "at_mono", mono)
-        story.attempt.to_step = _whole(event, "step")
-        story.attempt.from_step = _known(_whole(event, "from_step", story.attempt.from_step or 0))
+        story.attempt.first_step = number(event, "at_mono", mono)
+        story.attempt.to_step = whole(event, "step")
+        story.attempt.from_step = known(whole(event, "from_step", story.attempt.from_step or 0))
     story.state = RunState.RUNNING
 
 
@@ -204,11 +205,11 @@ def _caught_up(story: Story, event: Event, mono: float) -> None:
 
 
 def _saved(story: Story, event: Event, mono: float) -> None:
-    step = _whole(event, "step") if event.get("msg") == EventName.CHECKPOINT_COMMITTED else -1
+    step = whole(event, "step") if event.get("msg") == EventName.CHECKPOINT_COMMITTED else -1
     story.checkpoint_step = max(story.checkpoint_step, step)
     if story.attempt:
         story.attempt.to_step = max(story.attempt.to_step, step)
-        story.attempt.stall_s += _number(event, "seconds", 0.0) + _number(event, "stall_s", 0.0)
+        story.attempt.stall_s += number(event, "seconds", 0.0) + number(event, "stall_s", 0.0)
 
 
 def _script_saved(story: Story, event: Event, mono: float) -> None:
@@ -216,13 +217,13 @@ def _script_saved(story: Story, event: Event, mono: float) -> None:
 
 
 def _quarantined(story: Story, event: Event, mono: float) -> None:
-    story.checkpoint_step = min(story.checkpoint_step, _whole(event, "newest_good", story.checkpoint_step))
+    story.checkpoint_step = min(story.checkpoint_step, whole(event, "newest_good", story.checkpoint_step))
 
 
 def _fault(story: Story, event: Event, mono: float) -> None:
     kind = str(event.get("spec")).partition(":")[0].partition("@")[0]
     if kind in _FATAL and story.attempt:
-        story.attempt.injured = _number(event, "fired_mono", mono)
+        story.attempt.injured = number(event, "fired_mono", mono)
 
 
 def _standby(story: Story, event: Event, mono: float) -> None:
@@ -234,23 +235,23 @@ def _stop_requested(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         cause = Cause.STOPPED_BY_USER if event.get("by") == StopKind.USER else Cause.PREEMPTED
         story.attempt.cause, story.attempt.verdict, story.attempt.failed = cause, mono, mono
-        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+        story.attempt.to_step = max(story.attempt.to_step, whole(event, "step"))
 
 
 def _verdict(story: Story, event: Event, mono: float) -> None:
     if attempt := story.attempt:
         attempt.verdict = mono
-        attempt.failed = _number(event, "failed_mono", mono)
+        attempt.failed = number(event, "failed_mono", mono)
         if attempt.injured is not None and attempt.started <= attempt.injured < attempt.failed:
             # The fault itself knows best when it struck.
             attempt.failed = attempt.injured
         attempt.detect_s = round(mono - attempt.failed, 6)
         attempt.cause = str(event.get("cause"))
-        attempt.rank = _optional(event, "rank")
-        attempt.signal = _optional(event, "signal")
-        attempt.exit_code = _optional(event, "exit_code")
+        attempt.rank = optional(event, "rank")
+        attempt.signal = optional(event, "signal")
+        attempt.exit_code = optional(event, "exit_code")
         attempt.reason = str(event.get("reason", ""))
-        attempt.to_step = max(attempt.to_step, _whole(event, "step"))
+        attempt.to_step = max(attempt.to_step, whole(event, "step"))
         story.high_step = max(story.high_step, attempt.to_step)
     story.state = RunState.RUNNING if event.get("cause") == Cause.FINISHED else RunState.RECOVERING
 
@@ -276,36 +277,36 @@ def _pause(story: Story, event: Event, mono: float) -> None:
 def _group_gone(story: Story, event: Event, mono: float) -> None:
     if story.attempt:
         story.attempt.gone = mono
-        story.attempt.to_step = max(story.attempt.to_step, _whole(event, "step"))
+        story.attempt.to_step = max(story.attempt.to_step, whole(event, "step"))
         story.high_step = max(story.high_step, story.attempt.to_step)
-    story.barren = _whole(event, "barren", story.barren)
+    story.barren = whole(event, "barren", story.barren)
 
 
 def _relaunch(story: Story, event: Event, mono: float) -> None:
     before = story.history
-    best = max(before.best_step, _whole(event, "best_step"))
+    best = max(before.best_step, whole(event, "best_step"))
     restarts = () if best > before.best_step else before.restarts
     signature = event.get("signature")
     story.history = History(
         restarts=(*restarts, mono) if event.get("counted") else restarts,
-        barren=_whole(event, "barren", 0),
-        startup_failures=_whole(event, "startup_failures", 0),
+        barren=whole(event, "barren", 0),
+        startup_failures=whole(event, "startup_failures", 0),
         best_step=best,
         signature=tuple(str(part) for part in signature) if isinstance(signature, list) else None,
         rollback=_rollback(event.get("rollback")) or before.rollback,
-        rollbacks=_whole(event, "rollbacks", 0),
-        bad_step=_whole(event, "bad_step"),
+        rollbacks=whole(event, "rollbacks", 0),
+        bad_step=whole(event, "bad_step"),
     )
     story.restarts += 1
     story.barren = story.history.barren
-    story.next_at = mono + _number(event, "delay_s", 0.0)
-    story.state = RunState.BACKOFF if _number(event, "delay_s", 0.0) > 0 else RunState.RECOVERING
+    story.next_at = mono + number(event, "delay_s", 0.0)
+    story.state = RunState.BACKOFF if number(event, "delay_s", 0.0) > 0 else RunState.RECOVERING
 
 
 def _rollback(told: object) -> Rollback | None:
     if not isinstance(told, Mapping):
         return None
-    attempt, before, skip_to = (_optional(told, key) for key in ("attempt", "before", "skip_to"))
+    attempt, before, skip_to = (optional(told, key) for key in ("attempt", "before", "skip_to"))
     return None if attempt is None or before is None or skip_to is None else Rollback(attempt, before, skip_to)
 
 
@@ -313,9 +314,9 @@ def _run_ended(story: Story, event: Event, mono: float) -> None:
     _bury(story)
     story.ended, story.ended_wall = mono, str(event.get("ts", ""))
     story.state = str(event.get("state"))
-    story.exit_code = _optional(event, "exit_code")
+    story.exit_code = optional(event, "exit_code")
     story.reason = str(event.get("reason", ""))
-    story.high_step = max(story.high_step, _whole(event, "step"))
+    story.high_step = max(story.high_step, whole(event, "step"))
     if story.attempt:
         story.attempt.last = True
         story.attempt.gone = mono if story.attempt.gone is None else story.attempt.gone

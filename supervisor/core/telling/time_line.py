@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,28 +11,32 @@ _LONGEST = 1e12
 """Seconds. No machine has been up for as long."""
 
 
-def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
-    """`events` with their times on one line. With each event: the seconds that are added to its clock. Events without a
-    time are left out."""
-    offset = 0.0
-    before: tuple[Event, float] | None = None
-    boot: object = None
-    for event in events:
-        mono = _time(event.get("mono"))
+class TimeLine:
+    """Puts the times of events on one line, event by event."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        """Seconds that are added to the clock of the newest event."""
+        self._before: tuple[Event, float] | None = None
+        self._boot: object = None
+
+    def place(self, event: Event) -> dict[str, Any] | None:
+        """The event with its times on the line. None if it has no time."""
+        mono, before = _time(event.get("mono")), self._before
         if mono is None:
-            continue
+            return None
         # The clock may be ahead of the last boot's, if this boot is the longer one. Then only the boot id shows a
         # reboot.
-        rebooted = boot is not None and event.get("boot") not in (None, boot)
-        boot = event.get("boot") or boot
+        rebooted = self._boot is not None and event.get("boot") not in (None, self._boot)
+        self._boot = event.get("boot") or self._boot
         if before is not None and (mono < before[1] or rebooted):
-            offset += before[1] - mono + max(0.0, (wall(event) or 0.0) - (wall(before[0]) or 0.0))
-        before = event, mono
+            self.offset += before[1] - mono + max(0.0, (wall(event) or 0.0) - (wall(before[0]) or 0.0))
+        self._before = event, mono
         moved = dict(event)
         for key in ("mono", "at_mono", "failed_mono", "fired_mono", "noted_mono", "wanted_mono"):
             if (at := _time(moved.get(key))) is not None:
-                moved[key] = at + offset
-        yield moved, offset
+                moved[key] = at + self.offset
+        return moved
 
 
 def _time(value: object) -> float | None:

@@ -1,0 +1,27 @@
+"""Fields of an event, whatever is in them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+def whole(event: Event, key: str, default: int = -1) -> int:
+    value = event.get(key)
+    return value if isinstance(value, int) else default
+
+
+def number(event: Event, key: str, default: float) -> float:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def optional(event: Event, key: str) -> int | None:
+    value = event.get(key)
+    return value if isinstance(value, int) else None
+
+
+def known(step: int) -> int | None:
+    return step if step >= 0 else None

@@ -1,0 +1,54 @@
+"""What somebody sees who launches a run in a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor.run.runs import load
+from supervisor.run.status import status
+from tests.support.jobs import TINY
+from tests.support.launched import environment
+from tests.support.screen import Terminal
+from tests.support.supervised import SUPERVISE, Run, start, until
+
+_STEPS = 100_000
+_BOTTOM = re.compile(rf"^running  (\d+)/{_STEPS} 0 %  .*\d ms/step  .* left  loss [\d.]+  1 restart", re.M)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal(80, 24)
+    yield terminal
+    terminal.close()
+
+
+def test_the_line_at_the_bottom(run: Run, terminal: Terminal) -> None:
+    """It is what the run's files say, over a restart, and is gone at the end. No line of ours is broken. Ctrl-C says
+    what happens."""
+    faults = ("--inject", "kill:rank=1@step=5", "--nproc", "2")
+    command = [SUPERVISE, "launch", "--run-dir", "run", *faults, "--", *TINY, "--steps", str(_STEPS)]
+    env = environment(**({"TERM": "xterm"} if os.environ.get("TERM") == "dumb" else {}))
+    with open(os.ttyname(terminal.file.fileno()), "w") as tty:  # noqa: PTH123
+        run.process = start(command, run.folder, env, tty, tty)
+    before = until(lambda: run.dir.run_json.exists() and (known := load(run.dir.path)) is not None and known)
+    terminal.until(lambda text: _BOTTOM.search(text))
+    low = status(before)["step"]
+    shown = terminal.until(lambda text: (found := _BOTTOM.search(text)) and int(found[1]) >= low and found)
+    now = status(before)
+    assert low <= int(shown[1]) <= now["step"] and now["total"] == _STEPS and now["restarts"] == 1
+    said = terminal.read()
+    assert "attempt 1 · restart after killed (rank 1, SIGKILL)" in said and "first step done" in said
+    # Lines of the training itself may be broken.
+    assert not [text for text in terminal.screen.broken if text.startswith(("run", "  ", "●", "──"))]
+
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 103
+    end = terminal.read()
+    assert "saving a checkpoint after step" in end and "Ctrl-C again stops now" in end
+    assert f"step {run.events('checkpoint_committed')[-1]['step']}" in end
+    assert not _BOTTOM.search(end) and end.rstrip().endswith("supervise resume run")
