@@ -44,8 +44,9 @@ def command(run: str | None) -> int:
     vet(known.run)
     if not is_held(known.run):
         raise Refusal(f"{known.id} is not running; see: supervise status {known.id}")
-    name = name_of(known.run, restore(known.spec))
-    console = Console(known.run, quiet=False)
+    spec = restore(known.spec)
+    name = name_of(known.run, spec)
+    console = Console(known.run, quiet=False, grace=spec.policy.grace)
     try:
         with console, _keys(_Stop(known, console)):
             console.say(f"attached to {known.id}; Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone")

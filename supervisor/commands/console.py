@@ -55,6 +55,8 @@ class Console:
     def __init__(self, run: RunDir, quiet: bool, grace: float) -> None:
         self._quiet, self._grace = quiet, grace
         self._closing = False
+        # A signal handler may speak while the thread writes, or while the main thread does.
+        self._writing = threading.RLock()
         self._began = time.monotonic()
         self._due = self._began + _FIRST
         choice = Choice(rank=0, every_event=True, since=time.time() - 0.5)
@@ -101,7 +103,9 @@ class Console:
     def _look(self) -> None:
         """The line about the progress is true: at the bottom of a terminal, else from time to time."""
         if self._bottom is not None:
-            self._write(self._bottom.show(line(self._view.look(), self._width())))
+            text = line(self._view.look(), self._width())
+            with self._writing:
+                self._write(self._bottom.show(text))
         elif (now := time.monotonic()) >= self._due:
             self._due = now + min(max(_FIRST, (now - self._began) / _SLOWER), _SELDOM)
             told = f"{local_epoch(time.time())} {line(self._view.look())}\n"
@@ -128,7 +132,8 @@ class Console:
 
     def _print_data(self, data: bytes) -> None:
         """Writes `data` in place of the line at the bottom."""
-        self._write(data if self._bottom is None else self._bottom.under(data))
+        with self._writing:
+            self._write(data if self._bottom is None else self._bottom.under(data))
 
     def _write(self, data: bytes) -> None:
         if not data:

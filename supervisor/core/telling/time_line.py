@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +37,15 @@ class TimeLine:
             if (at := _time(moved.get(key))) is not None:
                 moved[key] = at + self.offset
         return moved
+
+
+def one_line(events: Iterable[Event]) -> Iterator[tuple[dict[str, Any], float]]:
+    """`events` with their times on one line. With each event: the seconds that are added to its clock. Events without a
+    time are left out."""
+    line = TimeLine()
+    for event in events:
+        if (moved := line.place(event)) is not None:
+            yield moved, line.offset
 
 
 def _time(value: object) -> float | None:
