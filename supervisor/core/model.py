@@ -208,6 +208,8 @@ class Observation:
     """The newest step that a restart could go on from, on disk or in memory, or -1."""
     standby: bool = False
     """The next group waits, ready to be released."""
+    standby_on_gpu: bool = False
+    """It may hold memory of a GPU."""
     stacks: Stacks | None = None
     """The places of the ranks at the last request for stacks."""
     log_grew_at: float = 0.0

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.core.standby.parking import Facts, Place, where
+from supervisor.core.standby.parking import Facts, Gpu, Place, where
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
+from supervisor.process.memory import available, resident
 from supervisor.run.spec import Spec
 from trainer.rundir import variables as names
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.beats import last_beats
 from trainer.rundir.records.gate import Release
 from trainer.rundir.records.parking import File, Reached, Unfit
 
@@ -36,11 +38,17 @@ class Parking:
         self._failures: list[str] = []
         self.why = ""
         """Why the newest standby waits at the first line. Empty if it does not, or if nobody asks for more."""
+        self.on_gpu = False
+        """Whether the newest standby holds memory of a GPU."""
+        self.crowded = False
+        """Whether an attempt was out of memory on a GPU while a standby held some."""
 
     def expected(self, attempt: int) -> Release | None:
         """The release that is expected for the group that waits while `attempt` runs. None: it waits at the first
         line."""
-        place, self.why = where(self._spec.park, self._facts(attempt))
+        facts = self._facts(attempt)
+        place, self.why = where(self._spec.park, facts)
+        self.on_gpu = place is Place.RESTORE and bool(facts.gpus)
         if place is Place.START:
             return None
         body = release(self._spec, self._run, Order(attempt + 1), "")
@@ -64,6 +72,10 @@ class Parking:
             asks=any(body.park for body in told),
             steps=max((body.steps for body in told), default=0),
             failures=tuple(self._failures),
+            gpus=tuple(Gpu(body.device, body.reserved, body.free, body.exclusive) for body in told if body.device),
+            crowded=self.crowded,
+            used=sum(resident(beat.pid) for beat in last_beats(folder.beats)),
+            available=available(),
         )
 
     def lost(self, group: WorkerGroup) -> str:

@@ -39,6 +39,8 @@ _LOADING = 60.0
 """Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
 _PAUSE = 2.0
 _TRIES = 3
+_LOOK_EVERY = 5.0
+"""Seconds between two looks whether a group that waits at the first line could wait in restore()."""
 
 
 class Standby:
@@ -72,6 +74,7 @@ class Standby:
         self._knows = 0
         """The number of times that the fork server has learned more."""
         self._parking = Parking(spec, run)
+        self._look_at = 0.0
         self._warned = set[str]()
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
@@ -124,13 +127,29 @@ class Standby:
         ):
             self._disband(self._group)
             self._group = None
+        if self._group is not None and self._group.expected is None and self._parking.why and now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY
+            if (fork_server is None or not fork_server.loading) and self._parking.expected(attempt) is not None:
+                # What spoke against it is over: a dead attempt held memory of the GPU, say.
+                self._disband(self._group)
+                self._group = None
         if self._group is None:
             self._order(now, attempt)
+            self._look_at = now + _LOOK_EVERY
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is news for tick()."""
         group = [self._group.launcher.fd] if self._group and self._group.launcher else []
         return group + (self._fork_server.fds() if self._fork_server else [])
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the waiting group may hold memory of a GPU."""
+        return self._group is not None and self._group.expected is not None and self._parking.on_gpu
+
+    def out_of_gpu_memory(self) -> None:
+        """The attempt was out of memory on a GPU. If a standby held some, none will again."""
+        self._parking.crowded |= self.on_gpu
 
     def is_warming(self) -> bool:
         """Whether a group is being made."""

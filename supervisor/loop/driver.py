@@ -15,7 +15,7 @@ from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
-from supervisor.core.model import History, Observation, Rollback
+from supervisor.core.model import Cause, History, Observation, Rollback
 from supervisor.core.poll_interval import CALM, poll_interval
 from supervisor.core.telling.news import News
 from supervisor.group.standby import Standby
@@ -102,6 +102,8 @@ class Driver:
         self._state, actions = machine.step(self.spec.policy, self._state, seen, self.jitter())
         if self._attempts.newest is not None and self._state.verdict is not None:
             self._attempts.newest.verdict = self._state.verdict
+            if self._state.verdict.cause is Cause.GPU_BUSY:
+                self._standby.out_of_gpu_memory()
         self._act(actions)
         if self._ended is not None:
             return set()
@@ -177,6 +179,7 @@ class Driver:
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
             standby=self._standby.warm,
+            standby_on_gpu=self._standby.on_gpu,
             stop=self.stops.kind,
             stop_now=self.stops.now,
             retry=retried(self.run.retry) if self._state.mode is Mode.BACKOFF else None,

@@ -41,11 +41,17 @@ def kinds(*names: str, message: str = "bad", **fields: object) -> Raised:
     return Raised(0, names[0].rpartition(".")[2], message, "t.py:1 f", 99.0, kinds=names, **fields)  # type: ignore[arg-type]
 
 
-def of_one(raised: Raised, stepped: bool = True, **evidence: object) -> Verdict:
+def of_one(raised: Raised, stepped: bool = True, standby_on_gpu: bool = False, **evidence: object) -> Verdict:
     """The verdict on one rank that has raised and gone."""
     exits = (Exit(raised.rank, raised.exit_code, 99.5),)
     found = diagnose(
-        Observation(now=100.0, exits=exits, raised=(raised,), evidence=Evidence(**evidence)),  # type: ignore[arg-type]
+        Observation(
+            now=100.0,
+            exits=exits,
+            raised=(raised,),
+            evidence=Evidence(**evidence),  # type: ignore[arg-type]
+            standby_on_gpu=standby_on_gpu,
+        ),
         stepped,
         40,
     )

@@ -36,6 +36,8 @@ _SLICE = 0.01
 """Seconds of CPU between two rests."""
 _CHANGED = -1
 """The size of a file that may have changed since it was read: no file has it."""
+_TOLD_AT = (1, 10, 30, 100, 1000)
+"""Steps after which a rank tells how much of its GPU it uses. At first a dead attempt may still hold its part."""
 _COMPUTE_MODE, _EXCLUSIVE = 20, (2, 3)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_MODE; prohibited, and one process at a time."""
 
@@ -146,9 +148,10 @@ def reached(park: bool) -> None:
     _tell(_reached)
 
 
-def learn() -> None:
-    """If this rank has called restore() and uses a GPU, the supervisor knows how much of it."""
-    if _reached is not None and _holds_gpu():
+def learn(steps: int) -> None:
+    """This rank has made so many steps. If it has called restore() and uses a GPU, it tells now and then how much of it
+    it uses."""
+    if steps in _TOLD_AT and _reached is not None and _holds_gpu():
         _tell(_reached)
 
 
@@ -159,7 +162,10 @@ def _tell(body: Reached) -> None:
     if _holds_gpu():
         cuda = sys.modules["torch"].cuda
         body.reserved, body.free = cuda.max_memory_reserved(), cuda.mem_get_info()[0]
-        body.exclusive = _is_exclusive(cuda.current_device())
+        number = cuda.current_device()
+        body.exclusive = _is_exclusive(number)
+        # Each rank may see its own device as number 0. An older torch does not tell the UUID.
+        body.device = str(getattr(cuda.get_device_properties(number), "uuid", f"number {number}"))
     with contextlib.suppress(OSError):
         replace_soon(place.attempt.reached(_rank), encode(body))
 

@@ -162,10 +162,9 @@ class Reporter(Progress):
             self.on_first_step()
             if self.rank == 0:
                 program.leave(self.place.attempt.program)
-        if self._steps_here in _LEARNED_BY:
-            parking.learn()
-            if self.rank == 0:
-                remember(self.place.run.modules)
+        parking.learn(self._steps_here)
+        if self._steps_here in _LEARNED_BY and self.rank == 0:
+            remember(self.place.run.modules)
         self._fire(None, optimizer)
 
     def hooked_backward(self, entered: bool) -> None:

@@ -248,6 +248,8 @@ def _of_gpu(seen: Observation, raised: Raised, cause: Cause) -> tuple[Cause, str
     if cause is Cause.CUDA_OOM:
         dead = [pid for each in chain(raised) for pid in gpu.holders(each.message) if pid in seen.evidence.gone]
         names = ", ".join(map(str, dead))
+        if not dead and seen.standby_on_gpu:
+            return Cause.GPU_BUSY, "; the standby holds memory there, too: from now on none will"
         return (Cause.GPU_BUSY, f"; process {names} is dead and still holds memory there") if dead else (cause, "")
     return cause, ""
 

@@ -95,6 +95,8 @@ def test_memory_of_a_dead_process() -> None:
     assert of_one(raised).cause is Cause.CUDA_OOM
     verdict = of_one(raised, gone=frozenset({3228}))
     assert verdict.cause is Cause.GPU_BUSY and "process 3228 is dead" in verdict.reason
+    verdict = of_one(raised, standby_on_gpu=True)
+    assert verdict.cause is Cause.GPU_BUSY and "the standby holds memory there" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from supervisor.core.standby.parking import TRIES, Facts, Place, where
+from supervisor.core.standby.parking import TRIES, Facts, Gpu, Place, where
 
 ABLE = Facts(reached=True, asks=True)
+GB = 1 << 30
+
+
+def on(*gpus: Gpu, **more: Any) -> Facts:
+    return replace(ABLE, gpus=gpus, **more)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,15 @@ ABLE = Facts(reached=True, asks=True)
         ("restore", Facts(reached=True, asks=True, spawns=True), Place.START, "starts its ranks itself"),
         ("auto", Facts(reached=True, asks=True, failures=("a",) * (TRIES - 1)), Place.RESTORE, ""),
         ("auto", Facts(reached=True, asks=True, failures=("a", "b")), Place.START, "2 times: b"),
+        ("auto", on(Gpu("a", 10 * GB, 12 * GB)), Place.RESTORE, ""),
+        ("auto", on(Gpu("a", 10 * GB, 10 * GB)), Place.START, "11.8 GB of GPU memory, and 10.7 GB are free"),
+        ("restore", on(Gpu("a", 10 * GB, 10 * GB)), Place.RESTORE, ""),
+        ("auto", on(Gpu("a", 10 * GB, 12 * GB), Gpu("a", 10 * GB, 12 * GB)), Place.START, "of GPU memory"),
+        ("auto", on(Gpu("a", 10 * GB, 12 * GB), Gpu("b", 10 * GB, 12 * GB)), Place.RESTORE, ""),
+        ("restore", on(Gpu("a", 1, GB, exclusive=True)), Place.START, "one process at a time"),
+        ("restore", on(Gpu("a", 1, GB), crowded=True), Place.START, "ran out of GPU memory"),
+        ("auto", replace(ABLE, used=10 * GB, available=10 * GB), Place.START, "of memory, and 10.7 GB are available"),
+        ("auto", replace(ABLE, used=10 * GB, available=12 * GB), Place.RESTORE, ""),
     ],
 )
 def test_place(asked: str, facts: Facts, place: Place, why: str) -> None:

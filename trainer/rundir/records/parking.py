@@ -16,8 +16,10 @@ class Reached(msgspec.Struct):
     """Whether its program asks that a standby waits there."""
     steps: int
     """Optimizer steps that it had made before. A standby must not make them."""
+    device: str = ""
+    """Its GPU, by a name that no other one has. Empty without a GPU."""
     reserved: int = 0
-    """Bytes of its GPU that it has reserved at most; 0 without a GPU."""
+    """Bytes of its GPU that it has reserved at most."""
     free: int = 0
     """Bytes of its GPU that are free."""
     exclusive: bool = False

@@ -1,0 +1,23 @@
+"""Memory of this machine and of its processes, in bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resident(pid: int) -> int:
+    """The memory that the process has in use, shared memory included. 0 if it is gone."""
+    return _field(Path(f"/proc/{pid}/status"), "VmRSS:") or 0
+
+
+def available() -> int | None:
+    """The memory that programs may still take; None if the system does not tell."""
+    return _field(Path("/proc/meminfo"), "MemAvailable:")
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+    except (OSError, ValueError, IndexError):
+        return None
