@@ -53,16 +53,22 @@ def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
     return result
 
 
-def observed(ranks: dict[int, Process]) -> Stacks:
-    """The stacks of the ranks and of their children, from outside: nothing is sent to them, and nothing is written. The
-    stack of a process that cannot be read is empty."""
+def observed(ranks: dict[int, Process], folder: Path) -> Stacks:
+    """The stacks of the ranks and of their children, from outside. Only a rank that py-spy may not read is asked by the
+    signal; it answers in `folder`. The stack of a process that cannot be read is empty."""
     known = {process.pid for process in ranks.values()}
     pids: list[tuple[int, int, int | None]] = [(rank, process.pid, None) for rank, process in sorted(ranks.items())]
     for rank, process in sorted(ranks.items()):
         pids += [(rank, child, child) for child in kernel.descendants(process.pid, known)[:_CHILDREN]]
     texts = _by_pyspy({number: pid for number, (_, pid, _) in enumerate(pids)}, time.monotonic() + OBSERVED)
+    frames = {number: _main_of_pyspy(text) for number, text in texts.items()}
+    asked = {rank: pid for number, (rank, pid, child) in enumerate(pids) if child is None and not frames.get(number)}
+    told = _by_signal(asked, folder, time.monotonic() + TIME_LIMIT) if asked and folder.exists() else {}
+    for number, (rank, _, child) in enumerate(pids):
+        if child is None and rank in told:
+            frames[number] = _main_of_faulthandler(told[rank])
     found = [
-        Stack(rank, _without_ours(_main_of_pyspy(texts.get(number, ""))), kernel.wait_text(pid), child)
+        Stack(rank, _without_ours(frames.get(number, ())), kernel.wait_text(pid), child)
         for number, (rank, pid, child) in enumerate(pids)
     ]
     return Stacks(time.monotonic(), tuple(stack for stack in found if stack.frames or stack.child is None))

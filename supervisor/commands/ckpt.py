@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag, run_argument
+from supervisor.commands.meant import to_read
 from supervisor.core.size import human_bytes
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.reading.plain import plain
@@ -66,6 +67,14 @@ _FORMS: dict[str, Callable[[Path, Path], list[str]]] = {
 """How the model of a checkpoint is written. Each returns the keys that it left out."""
 
 
+def _folder_of(run: str | None) -> tuple[RunDir | None, Path]:
+    """The run, or the newest, and its folder of checkpoints. If that one is over while another one runs, stderr says
+    so."""
+    if run is None:
+        to_read(None)
+    return folder_of(run)
+
+
 @click.group("ckpt")
 def command() -> None:
     """Checkpoints of RUN: an id, a prefix of one, a path (of a run, or of any folder of checkpoints), or the newest."""
@@ -76,7 +85,7 @@ def command() -> None:
 @json_flag
 def ls(run: str | None, as_json: bool) -> None:
     """Every checkpoint, oldest first. Files are looked for and measured, not read."""
-    _, folder = folder_of(run)
+    _, folder = _folder_of(run)
     found, latest = store.listing(folder), store.read_latest(folder)
     if as_json:
         _dump(folder, [{**described(one), "latest": one.step == latest} for one in found])
@@ -108,7 +117,7 @@ def _none_in(folder: Path) -> None:
 def verify(run: str | None, step: int | None, as_json: bool) -> None:
     """Read every byte and compare it with what was written. Exit code 3 if a checkpoint is bad; the output names the
     file and the reason."""
-    _, folder = folder_of(run)
+    _, folder = _folder_of(run)
     found = []
     for one in verified(folder, steps_of(folder, step)):
         found.append(one)
@@ -129,7 +138,7 @@ def verify(run: str | None, step: int | None, as_json: bool) -> None:
 @json_flag
 def prune(run: str | None, keep: int, as_json: bool) -> None:
     """Remove all but the newest checkpoints. Those that stay are first read and found good."""
-    here, folder = folder_of(run)
+    here, folder = _folder_of(run)
     own(folder)
     if here:
         vet(here)
@@ -160,7 +169,7 @@ def prune(run: str | None, keep: int, as_json: bool) -> None:
 def export(run: str | None, form: str, output: Path, step: int | None, as_json: bool) -> None:
     """Write the model alone, verified, for other programs: to one file (safetensors, torch), to a folder as Hugging
     Face has it (hf), or to a folder of torch.distributed.checkpoint (dcp)."""
-    _, folder = folder_of(run)
+    _, folder = _folder_of(run)
     if output.exists():
         raise Refusal(f"{output} exists; give another -o, or remove it")
     path = to_export(folder, step)
@@ -276,7 +285,7 @@ def _torch_child(module: str, *arguments: str) -> str:
 @run_argument
 def restore_torn(run: str | None) -> None:
     """Give folders their old names back that were renamed because a save into them never ended."""
-    here, _ = folder_of(run)
+    here, _ = _folder_of(run)
     if here is None:
         raise Refusal("this is a folder of checkpoints; give the run")
     vet(here)

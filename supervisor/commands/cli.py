@@ -13,11 +13,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from supervisor.commands.help import sectioned, with_examples
+from supervisor.commands.hints import command_hint, option_hint
 from supervisor.commands.stdout import let_the_reader_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
 from trainer.rundir.codes import ExitCode
-from trainer.rundir.nearest import did_you_mean
 
 COMMANDS = {
     "launch": "Train a script (or the built-in GPT) and bring it back when it dies or hangs.",
@@ -42,25 +42,6 @@ COMMANDS = {
     "man": "Print the manual page.",
 }
 ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
-_WORDS = {
-    "train": "launch",
-    "start": "launch",
-    "continue": "resume",
-    "top": "status",
-    "show": "status",
-    "describe": "status",
-    "watch": "tail",
-    "kill": "stop --now",
-    "cancel": "stop",
-    "down": "stop",
-    "delete": "rm",
-    "clean": "gc",
-    "retry": "resume",
-    "dump": "stacks",
-    "profile": "stacks --top 5s",
-    "manual": "man",
-}
-"""What other tools call a command, and ours that does it."""
 
 
 class Group(click.Group):
@@ -101,15 +82,8 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
             if args[0].endswith(".py") and Path(args[0]).is_file():
                 return super().resolve_command(ctx, ["launch", *args])
-            raise click.UsageError(f"no command {args[0]!r}{_hint(args[0])}")
+            raise click.UsageError(f"no command {args[0]!r}{command_hint(args[0], [*COMMANDS, *ALIASES])}")
         return super().resolve_command(ctx, args)
-
-
-def _hint(word: str) -> str:
-    if word in _WORDS:
-        return f"; did you mean '{_WORDS[word]}'?"
-    close = did_you_mean(word, [*COMMANDS, *ALIASES], " ")
-    return f"; {close}" if close.strip() else ""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,6 +135,9 @@ def _is_here() -> bool:
 
 def _usage(error: click.UsageError) -> str:
     text = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        # click proposes options that have little in common with what was typed.
+        text = f"no option {error.option_name!r}{option_hint(error)}"
     where = error.ctx.command_path if error.ctx else "supervise"
     return f"{text}; see: {where} --help"
 

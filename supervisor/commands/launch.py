@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -94,7 +96,15 @@ class Launch(Paged):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:
             return super().parse_args(ctx, args)
-        found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        parser = self.make_parser(ctx)
+        numbers = [p for p in self.params if isinstance(p, click.Option) and isinstance(p.type, Nproc | click.IntRange)]
+        for name in (name for option in numbers for name in option.opts):
+            # Each value is kept, not only the last one.
+            (parser._long_opt if name.startswith("--") else parser._short_opt)[name].action = "append"
+        found, _, _ = parser.parse_args(args=list(args))
+        for option in numbers:
+            if len(values := dict.fromkeys(found.get(str(option.name)) or ())) > 1:
+                raise Refusal(f"{option.opts[0]} is given as {' and as '.join(values)}; give it once")
         script = found["command_line"]
         return super().parse_args(ctx, (isinstance(script, tuple) and torchrun.unwrapped(args, script)) or args)
 
@@ -182,6 +192,8 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     run. If only its supervisor has died, it continues with the living ranks.
     """
     _warn_unknown_environment(ctx)
+    if target.asks_for_help(given["command_line"], given["module"]):
+        return subprocess.run([sys.executable, "-m", target.BUILT_IN, "--help"], check=False).returncode
     torchrun.on_one_node(given.pop("nnodes"))
     given["nproc"] = torchrun.ranks(
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")

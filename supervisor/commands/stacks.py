@@ -40,7 +40,8 @@ _COLUMNS = 4
 def command(run: str | None, top: float | None, as_json: bool) -> None:
     """Show where every rank of RUN (default: the only run that runs) stands now. Ranks at the same place are together.
 
-    The ranks are looked at from outside, by py-spy, and are not disturbed. With --top, the main thread of each rank is
+    The ranks are looked at from outside, by py-spy, and are not disturbed; where that is not allowed, they are asked
+    by a signal. With --top, the main thread of each rank is
     sampled; waiting counts, too.
     """
     known = to_act_on(run)
@@ -51,7 +52,7 @@ def command(run: str | None, top: float | None, as_json: bool) -> None:
         if not ranks:
             raise Refusal(f"{known.id} has no rank at this moment; see: supervise status {known.id}")
         if top is None:
-            _stand(known, observed(ranks), as_json)
+            _stand(known, observed(ranks, known.run.attempt(known.run.attempts()[-1]).stacks), as_json)
         else:
             _spend(known, profiler.profile({r: p.pid for r, p in ranks.items()}, top), top, as_json)
 

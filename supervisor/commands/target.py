@@ -44,6 +44,11 @@ def command(arguments: Sequence[str], module: bool, folder: Path | None = None) 
     return {"command": tuple(arguments), "module": module, "cwd": str(cwd)}
 
 
+def asks_for_help(arguments: Sequence[str], module: bool) -> bool:
+    """Whether somebody wants to see the options of the built-in trainer, and no run."""
+    return not module and bool(arguments) and arguments[0] in ("-h", "--help")
+
+
 def stem(arguments: Sequence[str]) -> str:
     """The name of a run that was given none."""
     if not arguments or arguments[0].startswith("-"):
