@@ -104,14 +104,20 @@ def _checkpointer(config: TrainConfig, place: Place, parts: Parts, root: Path, m
         seal=seal,
         spike=config.spike,
         park=True,
-        warm_up=lambda: _step(config, place, parts, 0, 0, Wish),
+        warm_up=lambda: _warm_up(config, place, parts),
     )
 
 
-def _step(
+def _warm_up(config: TrainConfig, place: Place, parts: Parts) -> None:
+    _backward(config, place, parts, 0, 0, Wish)
+    _update(parts)
+    parts.optimizer.zero_grad(set_to_none=True)
+
+
+def _backward(
     config: TrainConfig, place: Place, parts: Parts, number: int, data_step: int, wish: Callable[[], Iterable[bool]]
 ) -> tuple[float, float, Tensor, list[bool]]:
-    """One step of training, after which the optimizer has stepped. Returns the mean loss, the learning rate, the norm
+    """One step of training, up to the optimizer's own. Returns the mean loss, the learning rate, the norm
     of the gradient, and for each flag that `wish` gives whether any rank has it."""
     optimizer, scaler = parts.optimizer, parts.scaler
     tokens, targets = (part.to(parts.device, non_blocking=True) for part in parts.batches(data_step))
@@ -124,15 +130,18 @@ def _step(
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parts.model.parameters(), config.grad_clip or float("inf"))
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
 
     # The ranks' wishes travel with the loss, so they need no collective of their own. So does the news of a gradient
-    # that is not finite, unless the scaler has left that step out.
+    # that is not finite, unless the scaler leaves that step out. It comes before the optimizer's step: a rank that dies
+    # between that and the commit of its snapshot loses a step.
     told = loss.detach() if scaler.is_enabled() else loss.detach() + 0 * norm
     mean, *flags = agree(told, *wish(), world_size=place.world_size)
     return mean, lr, norm, flags
+
+
+def _update(parts: Parts) -> None:
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
 
 
 def train(config: TrainConfig, place: Place) -> None:
@@ -158,14 +167,16 @@ def train(config: TrainConfig, place: Place) -> None:
 
     progress().told(total=config.steps)
     for number in range(start, config.steps):
-        mean, lr, norm, flags = _step(config, place, parts, number, ckpt.data_step(number), ckpt.wish)
+        mean, lr, norm, flags = _backward(config, place, parts, number, ckpt.data_step(number), ckpt.wish)
         done, agreed = number + 1, Wish(*flags)
         ckpt.check(done, mean, agreed)
         for each in metrics:
             tokens_seen = done * config.batch_size * config.block_size
             each.write(step=done, loss=mean, lr=lr, grad_norm=norm.item(), tokens=tokens_seen)
         log.step(done, mean, lr)
+        _update(parts)
         ckpt.step(done, agreed if done < config.steps else agreed._replace(stop=False))
+        parts.optimizer.zero_grad(set_to_none=True)
 
     progress().phase(Phase.TEARDOWN)
     ckpt.close()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...rundir.files.codec import encode
@@ -36,6 +37,7 @@ from ..state.state import Stateful, capture, capture_own, capture_rank, steadine
 from .copier import Copier, copier_for, spare_cores
 from .image import Image
 from .segment import Buffer, Removed, Segment
+from .walks import Walked
 
 _BANDWIDTH = 0.25
 _LATE_S = 1.0
@@ -99,7 +101,9 @@ class Memory:
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
         self._place, self._parts = place, parts
-        self._packer = Packer(self._steadiness, led, (layouts or Layouts()).slices.held)
+        self._walked = walked = Walked(model) if isinstance(model := parts.get("model"), nn.Module) else None
+        slices = (layouts or Layouts()).slices.held
+        self._packer = Packer(self._steadiness, led, slices, lambda: walked and walked.state)
         self._layouts = layouts
         self._unsteady: frozenset[int] = frozenset()
         """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""
@@ -163,7 +167,9 @@ class Memory:
         self.stall_s += self._spent_s
 
     def _planned(self, step: int, extra: Any, pin: bool, owed: bool) -> _Job | None:
-        shared, generators = capture(self._parts, step, extra, self._packer), rng.capture()
+        of_model = None if self._walked is None else self._walked.state_dict
+        shared = capture(self._parts, step, extra, self._packer, of_model)
+        generators = rng.capture()
         layout, image = self._layout(shared), self._image
         self.unplanned = layout is None
         if layout is None:

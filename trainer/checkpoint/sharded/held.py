@@ -45,11 +45,11 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def locals_of(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What this rank has of each of `values`. The list itself if there can be no DTensor among them."""
+    """What this rank has of each of `values`. The list itself if there is no DTensor among them."""
     module = sys.modules.get("torch.distributed.tensor")
-    if module is None:
+    kind: Any = module and module.DTensor
+    if module is None or not any(isinstance(value, kind) for value in values):
         return values
-    kind: Any = module.DTensor
     with torch.no_grad():
         return [value.to_local() if isinstance(value, kind) else value for value in values]
 

@@ -12,6 +12,7 @@ from ..format.plan import Spec
 from ..sharded.held import Held, held, is_sharded, local_of, locals_of, placement_of
 from . import tensors, tree
 from .marks import PerRank
+from .tensors import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +104,40 @@ class _Visit:
     placement: tuple[Any, ...] | None
 
 
-def _address(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.stride(), tensor.is_conj()
+@dataclass(slots=True)
+class _Block:
+    """A dict that holds only tensors, or dicts of them. Most of a state is like this; it is compared, not encoded
+    again. `state` is the dict, the newest that was found to be as it was."""
+
+    state: Any
+    keys: list[Any]
+    names: list[str]
+    steady: list[bool]
+    identities: list[tuple[Any, ...]]
+    tensors: dict[str, torch.Tensor]
+    encoded: Any
+
+    def take(self, state: Any, found: tuple[list[Any], list[torch.Tensor]] | None) -> None:
+        """`state`, in which `found` is, takes its place. _Moved if it has other tensors."""
+        if found is None or found[0] != self.keys:
+            raise _Moved
+        local = locals_of(found[1])
+        if _identities(found[1], local, self.steady) != self.identities:
+            raise _Moved
+        tensors = dict(zip(self.names, local, strict=True))
+        # Tied tensors have one name, so they must still be tied. Steady ones are where they were.
+        for name, tensor, steady in zip(self.names, local, self.steady, strict=True) if not all(self.steady) else ():
+            if not steady and tensors[name] is not tensor and place_of(tensors[name]) != place_of(tensor):
+                raise _Moved
+        self.state, self.tensors = state, tensors
 
 
-def _identities(values: list[torch.Tensor], local: list[torch.Tensor]) -> list[tuple[Any, ...]]:
-    found = [(t.data_ptr(), t.stride(), t.is_conj(), t.dtype, t.shape) for t in local]
+def _identities(values: list[torch.Tensor], local: list[torch.Tensor], steady: list[bool]) -> list[tuple[Any, ...]]:
+    """Of a steady tensor its place; of any other its type and shape."""
+    found = [place_of(t) if still else (t.dtype, t.shape) for t, still in zip(local, steady, strict=True)]
     if local is values:
         return found
     return [(*one, placement_of(value)) for one, value in zip(found, values, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A dict that holds only steady tensors, or dicts of them. Most of a state is like this; it is compared, not
-    encoded again."""
-
-    keys: list[Any]
-    names: list[str]
-    identities: list[tuple[Any, ...]]
-    encoded: Any
 
 
 def _block_paths(state: Any) -> list[tuple[str, ...]]:
@@ -132,15 +147,20 @@ def _block_paths(state: Any) -> list[tuple[str, ...]]:
     return [("model",), *((part, "state") for part in optimizers)]
 
 
-def _block_at(state: Any, path: tuple[str, ...]) -> tuple[list[Any], list[torch.Tensor]] | None:
-    """(keys, tensors) of the dict at `path`. None if it holds other things than tensors and dicts of them."""
+def _at(state: Any, path: tuple[str, ...]) -> Any:
+    """What is at `path`; None if nothing is."""
     for key in path:
-        if not isinstance(state, dict) or key not in state:
-            return None
-        state = state[key]
+        state = state.get(key) if isinstance(state, dict) else None
+    return state
+
+
+def _tensors_in(state: Any) -> tuple[list[Any], list[torch.Tensor]] | None:
+    """(keys, tensors) of a dict. None if it holds other things than tensors and dicts of them."""
+    if not isinstance(state, dict):
+        return None
     keys: list[Any] = []
     values: list[torch.Tensor] = []
-    for key, value in state.items() if isinstance(state, dict) else ():
+    for key, value in state.items():
         for name, leaf in value.items() if type(value) is dict else ((None, value),):
             if not isinstance(leaf, torch.Tensor):
                 return None
@@ -166,8 +186,10 @@ class Packer:
         steadiness: Callable[[], Steadiness],
         led: Led = lambda specs: frozenset(),
         slices: Declared = _none_declared,
+        known: Callable[[], Any] = lambda: None,
     ) -> None:
-        self._steadiness, self._led, self._slices = steadiness, led, slices
+        """`known` returns the part of the state that holds the same tensors as long as it is the same dict."""
+        self._steadiness, self._led, self._slices, self._known = steadiness, led, slices, known
         self._visits: list[_Visit] = []
         self._blocks: dict[tuple[str, ...], _Block] = {}
         self._last: Packed | None = None
@@ -194,7 +216,7 @@ class Packer:
                 return None
             name = next(named)
             local = local_of(value)
-            address = _address(local) if is_steady(path, local) else None
+            address = place_of(local) if is_steady(path, local) else None
             self._visits.append(_Visit(path, name, local.dtype, local.shape, address, placement_of(value)))
             return name
 
@@ -214,16 +236,17 @@ class Packer:
         self._last = None
 
     def _set_apart(self, path: tuple[str, ...], state: Any, encoded: Any) -> None:
-        found = _block_at(state, path)
-        for key in path:
-            encoded = encoded.get(key) if isinstance(encoded, dict) else None
+        state = _at(state, path)
+        found, encoded = _tensors_in(state), _at(encoded, path)
         inside = [v for v in self._visits if v.path.startswith("/".join(path) + "/")]
-        if found is None or encoded is None or len(inside) != len(found[1]) or any(v.address is None for v in inside):
+        if not found or encoded is None or len(inside) != len(found[1]):
             return
         met = {id(v) for v in inside}
         self._visits = [v for v in self._visits if id(v) not in met]
-        identities = _identities(found[1], locals_of(found[1]))
-        self._blocks[path] = _Block(found[0], [v.name for v in inside], identities, encoded)
+        steady, local = [v.address is not None for v in inside], locals_of(found[1])
+        names = [v.name for v in inside]
+        identities, tensors = _identities(found[1], local, steady), dict(zip(names, local, strict=True))
+        self._blocks[path] = _Block(state, found[0], names, steady, identities, tensors, encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}
@@ -242,7 +265,7 @@ class Packer:
             value = local_of(value)
             if seen.path != path or value.dtype != seen.dtype or value.shape != seen.shape:
                 raise _Moved
-            if seen.address is not None and _address(value) != seen.address:
+            if seen.address is not None and place_of(value) != seen.address:
                 raise _Moved
             # Tied tensors have one name, so they must still be tied.
             if found.setdefault(seen.name, value) is not value and found[seen.name].data_ptr() != value.data_ptr():
@@ -250,11 +273,10 @@ class Packer:
             return seen.name
 
         for path, block in self._blocks.items():
-            now = _block_at(state, path)
-            local = [] if now is None else locals_of(now[1])
-            if now is None or now[0] != block.keys or _identities(now[1], local) != block.identities:
-                raise _Moved
-            found.update(zip(block.names, local, strict=True))
+            inside = _at(state, path)
+            if not (block.state is inside is self._known()):
+                block.take(inside, _tensors_in(inside))
+            found.update(block.tensors)
             state = _without(state, path, None)
         encoded = tree.encode(state, "", name_of)
         if next(visits, None) is not None:

@@ -69,9 +69,20 @@ def _bare(model: Any) -> Any:
     return bare(model) if isinstance(model, nn.Module) else model
 
 
-def capture(parts: Mapping[str, Stateful], step: int, extra: Any, pack: Callable[[Any], Packed] = pack) -> Packed:
-    """The shared state of `parts` after `step` steps, and the marked values in it."""
-    found = {name: part.state_dict() for name, part in parts.items() if name not in OWN}
+def capture(
+    parts: Mapping[str, Stateful],
+    step: int,
+    extra: Any,
+    pack: Callable[[Any], Packed] = pack,
+    of_model: Callable[[], Any] | None = None,
+) -> Packed:
+    """The shared state of `parts` after `step` steps, and the marked values in it. `of_model` returns the state
+    of the model."""
+    found = {
+        name: of_model() if name == "model" and of_model is not None else part.state_dict()
+        for name, part in parts.items()
+        if name not in OWN
+    }
     # A module's is an OrderedDict, and takes any dict.
     state = {name: dict(value) if type(value) is OrderedDict else value for name, value in found.items()}
     return pack({**state, "step": step, "extra": extra})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 
@@ -54,6 +55,11 @@ def _unstorable(tensor: torch.Tensor) -> str | None:
         other = " as torch.view_as_real() of it" if tensor.is_complex() else " as another type"
         return f"has type {tensor.dtype}, which safetensors cannot hold: store it{other}"
     return None
+
+
+def place_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What says where the values of `tensor` lie, and how."""
+    return tensor.data_ptr(), tensor.stride(), tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape
 
 
 def view_of(tensor: torch.Tensor) -> memoryview:
