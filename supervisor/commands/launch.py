@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,6 +74,18 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
 def _merge(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """A flag for one cause does not change the file's setting for another cause."""
     return {**dict((ctx.default_map or {}).get("actions", ())), **dict(given)}
+
+
+def _metrics_file(ctx: click.Context, param: click.Parameter, given: str | None) -> str:
+    """The whole path of a file that can be written."""
+    path = Path(given or "").absolute()
+    if given and find_spec("prometheus_client") is None:
+        raise Refusal("--metrics-file needs prometheus_client: pip install 'supervise[metrics]'")
+    if given and (path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK)):
+        raise Refusal(
+            f"--metrics-file {given}: no file can be written there; give one in a folder that you can write to"
+        )
+    return str(path) if given else ""
 
 
 def _key(names: Iterable[str]) -> str:
@@ -163,6 +176,12 @@ class Launch(Paged):
 @_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
 @_option(
     "--local-addr", metavar="ADDR", help="The address at which the ranks meet (MASTER_ADDR).  [default: 127.0.0.1]"
+)
+@_option(
+    "--metrics-file",
+    metavar="FILE",
+    callback=_metrics_file,
+    help="Keep the run's numbers in FILE (….prom), for Prometheus' node_exporter.",
 )
 @_option(
     "--policy",

@@ -85,10 +85,10 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
-        with console, background.on_ctrl_z(driver.stops, console.say, name_of(run, spec)):
+        with console, _numbers(run, spec, log), background.on_ctrl_z(driver.stops, console.say, name_of(run, spec)):
             end = driver.drive()
     except Moved as moved:
-        log.close()
+        _close(log, notifier)
         why = f"its folder was moved to {moved.path} while it ran"
         return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
     except (Refusal, HandedOver):
@@ -107,6 +107,16 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     if as_json:
         print_status(run)
     return end.exit_code
+
+
+def _numbers(run: RunDir, spec: Spec, log: EventLog) -> contextlib.AbstractContextManager[object]:
+    """Keeps the file of --metrics-file, if there is to be one."""
+    if not spec.metrics_file:
+        return contextlib.nullcontext()
+    # prometheus_client is loaded for this alone.
+    from supervisor.pages.textfile import Textfile
+
+    return Textfile(Path(spec.metrics_file), run, log)
 
 
 def _close(log: EventLog, notifier: Notifier) -> None:

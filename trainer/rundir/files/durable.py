@@ -89,12 +89,12 @@ def replace_file(path: Path, data: Buffer, disk: Disk = DISK) -> None:
     disk.sync_dir(path.parent)
 
 
-def replace_soon(path: Path, data: Buffer) -> None:
+def replace_soon(path: Path, data: Buffer, mode: int = 0o600) -> None:
     """`path` holds `data`, or its old content; after a power cut it may be empty. It does not wait for the disk: for a
     file that is useful but not needed, and a writer that is in a hurry."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{next(_serial)}")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
             file.write(data)
         temporary.rename(path)
     except OSError:

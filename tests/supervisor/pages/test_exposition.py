@@ -1,0 +1,90 @@
+"""What Prometheus reads is what status and report say."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from supervisor.core.telling.ledger import report
+from supervisor.run import spec as specs
+from supervisor.run.events import EventLog
+from supervisor.run.runs import load
+from supervisor.run.spec import Spec
+from supervisor.run.status import now_of, status, story_of
+from tests.support.runs_on_disk import recovered_run
+from tests.support.supervised import ROOT
+from trainer.rundir.layout import RunDir
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from supervisor.pages.exposition import exposition
+from supervisor.pages.textfile import Textfile
+
+
+def made(path: Path) -> None:
+    """A run that failed once, and what run.json says of it."""
+    recovered_run(path)
+    specs.save(RunDir(path), Spec("gpt-7f3a", f"{0:016x}", ("train.py",), False, 2, str(path)))
+
+
+def read(text: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
+    """The values by name and by labels, but for the run's."""
+    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            found.setdefault(name, {})[frozenset(item for item in labels.items() if item[0] != "run")] = value
+    return found
+
+
+def test_the_file_says_what_status_and_report_say(tmp_path: Path) -> None:
+    """It is there when the block begins and as the run is when it ends; node_exporter, another user, can read it."""
+    made(tmp_path / "run")
+    run, file = RunDir(tmp_path / "run"), tmp_path / "a.prom"
+    with Textfile(file, run, EventLog(run, "gpt-7f3a")):
+        pass
+    known = load(run.path)
+    assert known is not None
+    now, told = status(known), report(story_of(run), now_of(story_of(run)))
+    values = read(file.read_text())
+
+    assert {key for key, on in values["supervise_run_state"].items() if on} == {frozenset({("state", now["state"])})}
+    plain = frozenset[tuple[str, str]]()
+    assert values["supervise_step"][plain] == now["step"]
+    assert values["supervise_restarts_total"][plain] == now["restarts"]
+    assert values["supervise_lost_steps_total"][plain] == told["lost_steps"]
+    assert sum(values["supervise_time_seconds_total"].values()) == pytest.approx(told["wall_s"], abs=0.01)
+    assert sum(values["supervise_failures_total"].values()) == 1
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
+
+
+def test_names_of_any_kind_are_whole(tmp_path: Path) -> None:
+    """Whatever a run, a script or a folder is called, the text is read back as it was."""
+    odd = 'a "b"\\n\n{é}'
+    made(tmp_path / "run")
+    known = load(tmp_path / "run")
+    assert known is not None
+    now = {**status(known), "run": odd, "command": [odd], "host": odd}
+    told = report(story_of(known.run), 1.0)
+    ((_, family),) = [
+        (f.name, f)
+        for f in text_string_to_metric_families(exposition([(now, told)]).decode())
+        if f.name == "supervise_run_info"
+    ]
+    assert {family.samples[0].labels[key] for key in ("run", "script", "host")} == {odd}
+
+
+def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
+    """Each name in docs/grafana.json is one of ours."""
+    made(tmp_path / "run")
+    known = load(tmp_path / "run")
+    assert known is not None
+    text = exposition([(status(known), report(story_of(known.run), 1.0))]).decode()
+    panels = json.loads((ROOT / "docs" / "grafana.json").read_text())["panels"]
+    asked = {target["expr"].split("{")[0].split("(")[-1] for panel in panels for target in panel["targets"]}
+    assert {name for name in asked if f"# TYPE {name} " not in text} == set()
