@@ -141,7 +141,7 @@ class Attempt:
             # The newest step that the script has kept by itself. A save shows it, or a start from that save.
             own_step=max(watch.saves.step, steps.start(watch.beats) or 0) or -1,
             own_unplaced=watch.saved_unplaced(),
-            log_grew_at=watch.log_grew_at,
+            log_grew_at=watch.logs.grew_at,
             evidence=self.hear() if mode is Mode.RUNNING else Evidence(),
         )
         return seen, watch.news(now)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from supervisor.attempt import steps
+from supervisor.attempt.logs import Logs
 from supervisor.attempt.records import Notes, exception_of
 from supervisor.attempt.sampler import Sampler
 from supervisor.core.members import Group, Member
@@ -73,8 +74,7 @@ class Watch:
         self.replaced: set[int] = set()
         """The ranks whose process has become another program."""
         self._kernel_at = self._files_at = self._journals_at = float("-inf")
-        self.log_grew_at = 0.0
-        self._log_bytes = 0
+        self.logs = Logs(folder)
 
     @property
     def pids(self) -> dict[int | None, int]:
@@ -96,6 +96,8 @@ class Watch:
             process.close()
         self.ranks, self.launcher, self.script = {}, None, None
         self.sampler.close()
+        self.logs.look(self.seen_ranks.keys() - {SCRIPT}, self._files_at)
+        self.logs.close()
         self._reader.close()
 
     def look(self, now: float, ended: set[int]) -> None:
@@ -109,7 +111,7 @@ class Watch:
         if ended or now >= self._files_at + _FILES_EVERY:
             self._files_at = now
             self._collect_raised()
-            self._measure_logs(now)
+            self.logs.look(self.seen_ranks.keys() - {SCRIPT}, now)
         starting = self.launcher is not None and len(self.seen_ranks) < self.nproc
         at_work = not starting and all(glance.state in "RS" for glance in self._kernel.values())
         if now >= self._kernel_at + (_KERNEL_CALM if at_work and not self.quiet(now) else _KERNEL_EVERY):
@@ -339,11 +341,3 @@ class Watch:
         for rank in {*range(self.nproc), *self.seen_ranks}:
             if rank not in known and (record := exception_of(self.folder.error(rank))):
                 self.raised.append(replace(record, spared=self._is_spared(rank, None)))
-
-    def _measure_logs(self, now: float) -> None:
-        size = 0
-        for rank in self.seen_ranks.keys() - {SCRIPT}:
-            with contextlib.suppress(OSError):
-                size += self.folder.rank_log(rank).stat().st_size
-        if size != self._log_bytes:
-            self._log_bytes, self.log_grew_at = size, now

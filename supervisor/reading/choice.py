@@ -28,21 +28,28 @@ class Choice:
     """Only these events. None means all."""
     grep: re.Pattern[str] | None = None
     since: float | None = None
-    """Seconds since the epoch."""
+    """Seconds since the epoch. Of logs, too, as far as their lines have times."""
+    until: float | None = None
     logs: bool = True
     events: bool = True
 
     def event(self, event: Event) -> bool:
         """Whether the event is wanted. An event whose `ts` is not a time is never too old."""
-        fields, time = event.fields, event.time if self.since is not None else None
+        fields = event.fields
         return (
             self.events
             and (not self.names or event.name in self.names)
             and _severity(fields.get("level")) >= _severity(self.level)
             and (self.rank is None or self.every_event or fields.get("rank") in (None, self.rank))
-            and (self.since is None or time is None or time >= self.since)
+            and self.during(event.time if self.since is not None or self.until is not None else None)
             and self.text(event_text(event) if self.grep else "")
         )
+
+    def during(self, time: float | None) -> bool:
+        """Whether something of that time is wanted. What has no time is never too old, nor too new."""
+        if time is None:
+            return True
+        return (self.since is None or time >= self.since) and (self.until is None or time <= self.until)
 
     def text(self, shown: str) -> bool:
         return self.grep is None or self.grep.search(shown) is not None

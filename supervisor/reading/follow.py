@@ -1,17 +1,19 @@
 """Follows a run, not a file: its events and the logs of all ranks, over all its attempts, until it is over.
 
-    poll ─┬─ first ──▶ the past: one attempt after another; a log's lines come at the time of its last write
-          └─ later ──▶ known logs ─▶ events ─▶ logs that are new ─▶ over? then everything to its end
+    poll ─┬─ first ──▶ the past: one attempt after another; in each, all lines and events by their times
+          └─ later ──▶ known logs, by time ─▶ events ─▶ logs that are new ─▶ over? then everything to its end
 
-Lines of one file keep their order. Logs have no times, so events and logs are merged in the order in which they are
-seen. The logs of an attempt, and of a standby, are shown after it has started. Nothing here blocks or sleeps.
+Lines of one file keep their order. The supervisor notes how far the logs have grown, and when (log_times.py). A line of
+the past whose time was never noted has that of the log's last write, a new line the time at which it is seen. The logs
+of an attempt, and of a standby, are shown after it has started. Nothing here blocks or sleeps.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from supervisor.errors import Refusal
@@ -19,7 +21,7 @@ from supervisor.reading.choice import EVERYTHING, Choice
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.reading.lines import Line, LineSplitter, RawSplitter, Splitter
 from supervisor.reading.logfile import LogFollower
-from supervisor.reading.past import LogFile, log_files, open_back
+from supervisor.reading.past import Clocks, LogFile, Opened, log_files, open_back
 from supervisor.reading.plain import decode
 from supervisor.reading.wording import Restarts
 from trainer.rundir.layout import RunDir
@@ -36,12 +38,13 @@ LOOK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A line of a log. `rank` None is the launcher. `seen` is in seconds since the epoch, or None for a past line."""
+    """A line of a log. `rank` None is the launcher. `at` is the time of the line in seconds since the epoch, or None if
+    it is not known."""
 
     attempt: int
     rank: int | None
     line: Line
-    seen: float | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class EventRecord:
 
 
 Record = LogRecord | EventRecord
+Timed = tuple[float, Record]
 
 
 class RunFollower:
@@ -81,6 +85,7 @@ class RunFollower:
         self._splitter: Callable[[], Splitter] = RawSplitter if raw else LineSplitter
         self._clock, self._wall = clock, wall
         self._reader = EventReader(run.events)
+        self._clocks = Clocks(run)
         self._files: dict[LogFile, LogFollower] = {}
         self._begun = self._ended = self._any_event = False
         self._attempt = 0
@@ -127,17 +132,27 @@ class RunFollower:
         newest = self._live_from if choice.attempt is None else choice.attempt
         files = [f for attempt in attempts for f in log_files(self._run, attempt, choice)]
         files.sort(key=lambda file: (file.attempt, file.written))
-        for one in open_back(files, self._back, newest, self._splitter, choice, self._wanted):
-            while waiting and _before(waiting[0], one.file):
-                yield waiting.popleft()
-            for line in one.lines:
-                yield LogRecord(one.file.attempt, one.file.rank, line)
-            self._files[one.file] = one.follower
-            if one.file.attempt < newest:
-                yield from self._retire(one.file, None)
-        yield from waiting
+        self._clocks.refresh({file.attempt for file in files})
+        opened = open_back(files, self._back, newest, self._splitter, choice, self._wanted, self._clocks)
+        for attempt in sorted({one.file.attempt for one in opened} | {event.attempt for event in waiting}):
+            logs = [one for one in opened if one.file.attempt == attempt]
+            told = _in_order((event.event.time, event) for event in waiting if event.attempt == attempt)
+            streams: list[Iterator[Timed]] = [told, *map(self._lines, logs)]
+            yield from (record for _, record in heapq.merge(*streams, key=lambda timed: timed[0]))
+            for one in logs:
+                self._files[one.file] = one.follower
+                if attempt < newest:
+                    yield from self._retire(one.file, None)
+
+    def _lines(self, one: Opened) -> Iterator[Timed]:
+        """The past lines of a log, with their times."""
+        written, file = one.file.written, one.file
+        timed = ((self._clocks.time(file, line), line) for line in one.lines)
+        records = ((at, LogRecord(file.attempt, file.rank, line, at)) for at, line in timed)
+        return _in_order((written if at is None else at, record) for at, record in records)
 
     def _poll(self, now: float, seen: float) -> Iterator[Record]:
+        self._clocks.refresh({file.attempt for file in self._files})
         yield from self._read(list(self._files), now, seen)
         yield from self._events()
         yield from self._read(self._discover(), now, seen)
@@ -184,21 +199,29 @@ class RunFollower:
         return fresh
 
     def _read(self, files: list[LogFile], now: float, seen: float) -> Iterator[Record]:
-        for file in files:
-            yield from self._records(file, self._files[file].poll(now), seen)
+        found = [record for file in files for record in self._records(file, self._files[file].poll(now), seen)]
+        yield from sorted(found, key=lambda record: record.at or seen)
 
     def _retire(self, file: LogFile, seen: float | None) -> Iterator[Record]:
         yield from self._records(file, self._files.pop(file).finish(), seen)
 
-    def _records(self, file: LogFile, lines: list[Line], seen: float | None) -> Iterator[Record]:
+    def _records(self, file: LogFile, lines: list[Line], seen: float | None) -> Iterator[LogRecord]:
         for line in lines:
-            if self._wanted(line):
-                yield LogRecord(file.attempt, file.rank, line, seen)
+            if self._wanted(file, line, seen):
+                at = self._clocks.time(file, line)
+                yield LogRecord(file.attempt, file.rank, line, seen if at is None else at)
 
-    def _wanted(self, line: Line) -> bool:
-        return self._choice.grep is None or self._choice.text(decode(line.data))
+    def _wanted(self, file: LogFile, line: Line, seen: float | None = None) -> bool:
+        choice = self._choice
+        if choice.since is not None or choice.until is not None:
+            at = self._clocks.time(file, line)
+            if not choice.during(seen if at is None else at):
+                return False
+        return choice.grep is None or choice.text(decode(line.data))
 
     def _is_over(self, now: float) -> bool:
+        if self._choice.until is not None and self._wall() > self._choice.until:
+            return True
         attempt = self._choice.attempt
         self.lost = not self._ended and self._is_free(now)
         return self._ended or self.lost or (attempt is not None and attempt < self._started)
@@ -216,10 +239,12 @@ class RunFollower:
         return gone
 
 
-def _before(record: EventRecord, log: LogFile) -> bool:
-    """Whether a past event comes before the lines of `log`. The time of these lines is the file's last write."""
-    time = record.event.time
-    return record.attempt < log.attempt or (record.attempt == log.attempt and time is not None and time <= log.written)
+def _in_order(records: Iterable[tuple[float | None, Record]]) -> Iterator[Timed]:
+    """`records` of one source, with times that never go back."""
+    last = 0.0
+    for at, record in records:
+        last = last if at is None else max(last, at)
+        yield last, record
 
 
 def _resolve(attempt: int | None, attempts: list[int]) -> int | None:

@@ -10,7 +10,7 @@ At most CAP bytes are pending. The same bytes give the same lines in any chunkin
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 CAP = 65536
@@ -30,10 +30,15 @@ class Line:
 
     data: bytes
     end: End = End.NEWLINE
+    at: int = field(default=0, compare=False)
+    """The place in the file after the line."""
 
 
 class Splitter(Protocol):
     """Makes lines of bytes."""
+
+    place: int
+    """The place in the file of the next byte that is fed."""
 
     @property
     def pending(self) -> bool:
@@ -58,6 +63,7 @@ class LineSplitter:
     terminal."""
 
     def __init__(self) -> None:
+        self.place = 0
         self._state = bytearray()
         self._before = b""
         self._given = False
@@ -71,11 +77,13 @@ class LineSplitter:
         lines: list[Line] = []
         *whole, rest = data.split(b"\n")
         for part in whole:
+            self.place += len(part) + 1
             if self._state or self._before or self._given or b"\r" in part or len(part) >= CAP:
                 self._extend(part, lines)
                 self._end(lines)
             else:
-                lines.append(Line(part))
+                lines.append(Line(part, End.NEWLINE, self.place))
+        self.place += len(rest)
         self._extend(rest, lines)
         return lines
 
@@ -86,7 +94,7 @@ class LineSplitter:
         if not data:
             return []
         self._given = True
-        return [Line(data, End.OPEN)]
+        return [Line(data, End.OPEN, self.place)]
 
     def end(self) -> list[Line]:
         lines = self.flush()
@@ -106,7 +114,7 @@ class LineSplitter:
     def _append(self, data: bytes, lines: list[Line]) -> None:
         self._state += data
         while len(self._state) >= CAP:
-            lines.append(Line(bytes(self._state[:CAP]), End.CUT))
+            lines.append(Line(bytes(self._state[:CAP]), End.CUT, self.place))
             del self._state[:CAP]
             self._before, self._given = b"", True
 
@@ -114,7 +122,7 @@ class LineSplitter:
         data = bytes(self._state) or self._before
         # A newline after a line that was already cut or flushed does not make another, empty line.
         if data or not self._given:
-            lines.append(Line(data))
+            lines.append(Line(data, End.NEWLINE, self.place))
         self._state.clear()
         self._before, self._given, self.bar = b"", False, False
 
@@ -123,6 +131,7 @@ class RawSplitter:
     """Lines with their ends and carriage returns. Joined, they are the bytes that came in."""
 
     def __init__(self) -> None:
+        self.place = 0
         self._state = bytearray()
 
     @property
@@ -137,17 +146,19 @@ class RawSplitter:
         lines: list[Line] = []
         *whole, rest = data.split(b"\n")
         for part in whole:
+            self.place += len(part) + 1
             self._append(part, lines)
             self._state += b"\n"
-            lines.append(Line(bytes(self._state)))
+            lines.append(Line(bytes(self._state), End.NEWLINE, self.place))
             self._state.clear()
+        self.place += len(rest)
         self._append(rest, lines)
         return lines
 
     def flush(self) -> list[Line]:
         data = bytes(self._state)
         self._state.clear()
-        return [Line(data, End.OPEN)] if data else []
+        return [Line(data, End.OPEN, self.place)] if data else []
 
     def end(self) -> list[Line]:
         return self.flush()
@@ -155,5 +166,5 @@ class RawSplitter:
     def _append(self, part: bytes, lines: list[Line]) -> None:
         self._state += part
         while len(self._state) >= CAP:
-            lines.append(Line(bytes(self._state[:CAP]), End.CUT))
+            lines.append(Line(bytes(self._state[:CAP]), End.CUT, self.place))
             del self._state[:CAP]

@@ -66,6 +66,20 @@ def _search_back(fd: int, size: int, count: int) -> tuple[int, int]:
     return end, found + 1
 
 
+def line_at(path: Path, offset: int) -> int:
+    """The begin of the line in which `offset` is. `offset` itself if that line is longer than REACH."""
+    try:
+        fd = open_file(path)
+    except OSError:
+        return 0
+    try:
+        start = max(0, offset - REACH)
+        found = os.pread(fd, offset - start, start).rfind(b"\n")
+        return start + found + 1 if found >= 0 else offset if start else 0
+    finally:
+        os.close(fd)
+
+
 class LogFollower:
     """Gives each line of the file once, from `offset` on."""
 
@@ -74,7 +88,7 @@ class LogFollower:
         self.behind = False
         """Whether there is more to read now than the last poll has read."""
         self._splitter = splitter
-        self._offset = offset
+        self._splitter.place = self._offset = offset
         self._fd: int | None = None
         self._replaced = False
         self._heard = self._given = 0.0
@@ -142,6 +156,7 @@ class LogFollower:
             return False
         self._offset, self._replaced = 0, False
         lines += self._splitter.end()
+        self._splitter.place = 0
         return True
 
     def _close(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.reading.choice import Choice
 from supervisor.reading.lines import Line, Splitter
-from supervisor.reading.logfile import LogFollower, drain, last_lines, last_matching
+from supervisor.reading.log_times import Times
+from supervisor.reading.logfile import LogFollower, drain, last_lines, last_matching, line_at
 from trainer.rundir.layout import RunDir
 
 _RANK_LOG = re.compile(r"^rank(\d+)\.log$")
@@ -47,6 +49,33 @@ def log_files(run: RunDir, attempt: int, choice: Choice) -> list[LogFile]:
     return files
 
 
+class Clocks:
+    """The times of the lines of a run's logs."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._times: dict[int, Times] = {}
+
+    def refresh(self, attempts: Collection[int]) -> None:
+        """Reads what the supervisor has noted about these attempts since the last call."""
+        for attempt in attempts:
+            self._of(attempt).refresh()
+
+    def time(self, file: LogFile, line: Line) -> float | None:
+        """Seconds since the epoch by which the line was written. None if that is not known yet, or was never noted."""
+        return self._of(file.attempt).time(file.rank, line.at)
+
+    def begin(self, file: LogFile, since: float | None) -> int:
+        """The place in the file from which lines may be newer than `since`."""
+        size = self._of(file.attempt).before(file.rank, since) if since is not None else 0
+        return line_at(file.path, size) if size else 0
+
+    def _of(self, attempt: int) -> Times:
+        if attempt not in self._times:
+            self._times[attempt] = Times(self._run.attempt(attempt).times)
+        return self._times[attempt]
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A log whose past lines will be shown, and the follower that continues after them."""
@@ -62,7 +91,8 @@ def open_back(
     newest: int,
     splitter: Callable[[], Splitter],
     choice: Choice,
-    accepts: Callable[[Line], bool],
+    accepts: Callable[[LogFile, Line], bool],
+    clocks: Clocks,
 ) -> list[Opened]:
     """The logs in the order of `files`, oldest first, opened so that the last `back` lines of each rank are shown
     (None: all).
@@ -77,7 +107,8 @@ def open_back(
             room = 0
         if room == 0 and file.attempt < newest:
             continue
-        found, one = _open(file, room, splitter, choice, accepts)
+        begin = clocks.begin(file, choice.since)
+        found, one = _open(file, room, splitter, choice, functools.partial(accepts, file), begin)
         opened.append(one)
         if room is not None:
             left[file.rank] = room - found
@@ -90,10 +121,11 @@ def _open(
     splitter: Callable[[], Splitter],
     choice: Choice,
     accepts: Callable[[Line], bool],
+    begin: int,
 ) -> tuple[int, Opened]:
-    if choice.grep is not None and room:
+    if (choice.grep is not None or choice.until is not None) and room:
         follower, kept = last_matching(file.path, room, splitter, accepts)
         return len(kept), Opened(file, follower, kept)
     offset, found = (0, 0) if room is None else last_lines(file.path, room)
-    follower = LogFollower(file.path, splitter(), offset)
+    follower = LogFollower(file.path, splitter(), max(offset, begin))
     return found, Opened(file, follower, (line for line in drain(follower) if accepts(line)))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from supervisor.reading.events_file import Event
 from supervisor.reading.follow import EventRecord, Record
 from supervisor.reading.lines import End
+from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import decode
 from supervisor.reading.wording import Restarts, event_text
 from trainer.rundir.files.codec import encode
@@ -27,8 +28,9 @@ class TextRenderer:
     """`a1 r0 │ text`: the attempt, then the rank. L is the launcher, ● an event. A separator comes before each
     restart."""
 
-    def __init__(self, restarts: Restarts, colour: bool = False, prefix: bool = True) -> None:
-        self._restarts, self._colour, self._prefix = restarts, colour, prefix
+    def __init__(self, restarts: Restarts, colour: bool = False, prefix: bool = True, timestamps: bool = False) -> None:
+        """`timestamps`: each log line has its local time before it."""
+        self._restarts, self._colour, self._prefix, self._timestamps = restarts, colour, prefix, timestamps
         self._attempt = 0
         self._width = len("a0 r0")
 
@@ -44,7 +46,8 @@ class TextRenderer:
             rank = record.rank
             tag, colour = ("L", _DIM) if rank is None else (f"r{rank}", _RANKS[rank % len(_RANKS)])
             mark = " …" if record.line.end is End.CUT else ""
-            text += f"{self._before(record.attempt, tag, colour)}{decode(record.line.data)}{mark}\n"
+            time = f"{self._paint(_DIM, f'{local_epoch(record.at):<19}')} " if self._timestamps else ""
+            text += f"{self._before(record.attempt, tag, colour)}{time}{decode(record.line.data)}{mark}\n"
         return text.encode("utf-8", "backslashreplace")
 
     def _before(self, attempt: int, tag: str, colour: str) -> str:
@@ -61,13 +64,13 @@ class TextRenderer:
 def render_json(record: Record) -> bytes:
     """One JSON object on each line: an event as it is in the file, with `stream`, or a log line.
 
-    A log line has `ts` (the time when it was seen, null for the past), `attempt`, `stream`, `rank`, `text` (safe for a
-    terminal). If no newline ended it, it has `end`: cut or open.
+    A log line has `ts` (the time by which it was written, null if that was not noted), `attempt`, `stream`, `rank`,
+    `text` (safe for a terminal). If no newline ended it, it has `end`: cut or open.
     """
     if isinstance(record, EventRecord):
         return encode({**record.event.fields, "stream": "event"}) + b"\n"
     line: dict[str, Any] = {
-        "ts": None if record.seen is None else _iso(record.seen),
+        "ts": None if record.at is None else _iso(record.at),
         "attempt": record.attempt,
         "stream": "launcher" if record.rank is None else "rank",
         "rank": record.rank,

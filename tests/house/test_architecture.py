@@ -207,6 +207,7 @@ WALL_CLOCK = {
     "ls.py": "--since, and the year",
     "run_page.py": "when a page was made",
     "follow.py": "when a line was seen",
+    "log_times.py": "when a log grew",
     "checks.py": "whether the clock is set at all",
     "faults.py": "when a fault was asked for",
     "page.py": "when a chaos report was made",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from supervisor.reading.follow import LogRecord, RunFollower
 from supervisor.run.runs import load
 from supervisor.run.status import status
 from tests.support.jobs import TINY
@@ -51,4 +52,8 @@ def test_the_line_at_the_bottom(run: Run, terminal: Terminal) -> None:
     end = terminal.read()
     assert "saving a checkpoint after step" in end and "Ctrl-C again stops now" in end
     assert f"step {run.events('checkpoint_committed')[-1]['step']}" in end
+    # The supervisor has noted when each line of the logs was written.
+    logged = [record for record in RunFollower(run.dir, lambda: False).poll() if isinstance(record, LogRecord)]
+    times = [(record.attempt, record.at) for record in logged if record.at is not None]
+    assert len(times) == len(logged) > 2 and times == sorted(times)
     assert not _BOTTOM.search(end) and end.rstrip().endswith("supervise resume run")

@@ -60,6 +60,11 @@ class AttemptDir:
         """How ranks that the script started have ended. The process that waited for them writes it."""
         return self.path / "ended.jsonl"
 
+    @property
+    def times(self) -> Path:
+        """When its logs grew; supervisor/reading/log_times.py explains it."""
+        return self.path / "times"
+
     def rank_log(self, rank: int) -> Path:
         """The log of `rank`. For SCRIPT: the log that it had before it was known that it is not a rank."""
         return self.path / f"rank{max(rank, 0)}.log"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from supervisor.reading.follow import EventRecord, LogRecord
 from supervisor.reading.lines import CAP, End, Line
 from supervisor.reading.render import TextRenderer, render_json
 from supervisor.reading.wording import Restarts
-from tests.support.runs_on_disk import Writer, recovered_run
+from tests.support.runs_on_disk import EPOCH, Writer, recovered_run
 
 TAIL = [sys.executable, "-c", "from _supervisor.commands.tail import command; command()"]
 
@@ -48,6 +50,17 @@ def test_text_has_a_prefix_and_no_colour(tmp_path: Path) -> None:
         "a0 r12 │ cold",
     ]
     assert run_tail(writer, "--no-prefix", "--rank", "12", "--level", "error").stdout == "cold\n"
+    with pytest.raises(Refusal, match="gpt-7f3a has no rank 9; it has ranks 0, 12"):
+        run_tail(writer, "--rank", "9")
+    assert re.fullmatch(r"a0 r0 │ \d{4}-\d\d-\d\d \d\d:00:00 red", _noted(writer, "-t").splitlines()[1])
+
+
+def _noted(writer: Writer, *args: str) -> str:
+    """What tail says once a supervisor has noted that the log of rank 0 is as long as it is."""
+    folder = writer.run.attempt(0)
+    size = folder.rank_log(0).stat().st_size
+    folder.times.write_bytes(struct.pack("<QQ", int(EPOCH * 1000) << 16 | 1, size))
+    return run_tail(writer, "--rank", "0", *args).stdout.replace("\\x07", "")
 
 
 def test_colours_are_only_painted_when_asked_for() -> None:
@@ -75,7 +88,7 @@ def test_json_is_one_object_a_line(tmp_path: Path) -> None:
 
 def test_a_cut_line_is_marked() -> None:
     """A piece of an endless line says that it goes on."""
-    record = LogRecord(0, 0, Line(b"x" * CAP, End.CUT), seen=0.0)
+    record = LogRecord(0, 0, Line(b"x" * CAP, End.CUT), at=0.0)
     assert json.loads(render_json(record))["end"] == "cut"
     assert TextRenderer(Restarts())(record).decode().endswith("x …\n")
 

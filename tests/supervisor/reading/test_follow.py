@@ -219,8 +219,8 @@ def test_since_takes_durations_and_times() -> None:
         parse_since("yesterday", 0.0)
 
 
-def test_log_records_say_when_they_were_seen(tmp_path: Path) -> None:
-    """A line of the past has no time; one that came while following has the time at which it was seen."""
+def test_lines_without_a_note_say_when_they_were_seen(tmp_path: Path) -> None:
+    """A line of the past has no time then; one that came while following has the time at which it was seen."""
     writer = Writer(tmp_path / "run")
     writer.event("attempt_started")
     writer.log(b"old\n")
@@ -228,4 +228,4 @@ def test_log_records_say_when_they_were_seen(tmp_path: Path) -> None:
     past = list(world.follower.poll())
     writer.log(b"new\n")
     live = list(world.follower.poll())
-    assert [r.seen for r in [*past, *live] if isinstance(r, LogRecord)] == [None, EPOCH]
+    assert [r.at for r in [*past, *live] if isinstance(r, LogRecord)] == [None, EPOCH]
