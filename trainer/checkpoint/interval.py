@@ -13,6 +13,8 @@ _FIRST_COST_S = 0.005
 _MOST_OVERHEAD = 0.02
 _SNAPSHOT_OVERHEAD = (0.005, 0.01)
 _MEMORY = 9
+_CLEAN = 64
+_FEW = 5
 _STALL = 0.05
 _STALL_TIMES = 3
 _STALL_S = 0.2
@@ -57,6 +59,9 @@ class Pace:
     That share is 0.5 %. In a run that fails often, repeated steps cost more; then the share is the cost of Young and
     Daly's interval, sqrt(cost / (2 x time between failures)), up to 1 %. Times are medians of the last nine, so that
     one slow step changes nothing. At the start a snapshot is due at every step.
+
+    What a snapshot costs on a GPU cannot be seen by the host. There, steps beside which one is copied are compared with
+    those of the same run that have none; so now and then a step is left without one.
     """
 
     mtbf_s: float = math.inf
@@ -64,6 +69,32 @@ class Pace:
     _costs: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
     _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
     _last: float | None = None
+    _clean: deque[float] = field(default_factory=lambda: deque(maxlen=_CLEAN))
+    """Seconds of steps on the device beside which nothing was copied."""
+    _beside: list[float] = field(default_factory=list)
+    """Those of the steps since the last such one."""
+    _taken: int = 0
+    """Snapshots since then."""
+    _extras: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
+    _timed: bool = False
+
+    def due(self, steps: int) -> bool:
+        """Whether a snapshot is due, `steps` after the last one."""
+        if self._timed and self._beside and (len(self._clean) < _FEW or self._taken >= _MEMORY):
+            return False  # a step without one is needed first
+        return steps >= self.every
+
+    def timed(self, seconds: float, busy: bool) -> None:
+        """A step took so long on the device; `busy`: a snapshot was copied beside it."""
+        self._timed = True
+        if busy:
+            self._beside.append(seconds)
+            return
+        self._clean.append(seconds)
+        if self._beside and self._taken and len(self._clean) >= 3:
+            extra = sum(self._beside) - len(self._beside) * statistics.median(self._clean)
+            self._extras.append(max(0.0, extra) / self._taken)
+        self._beside, self._taken = [], 0
 
     def stepped(self, now: float) -> None:
         """A step has ended at `now`, seconds of the caller's clock."""
@@ -74,8 +105,11 @@ class Pace:
     def spent(self, cost_s: float) -> None:
         """A snapshot has cost `cost_s` seconds."""
         self._costs.append(cost_s)
+        self._taken += 1
         if len(self._costs) >= 3 and self._steps:
             cost, step = statistics.median(self._costs), max(statistics.median(self._steps), 1e-6)
+            if self._extras:
+                cost = max(cost, statistics.median(self._extras))
             least, most = _SNAPSHOT_OVERHEAD
             overhead = min(max(math.sqrt(cost / (2 * max(self.mtbf_s, 1e-6))), least), most)
             self.every = max(1, math.ceil(cost / (overhead * step)))

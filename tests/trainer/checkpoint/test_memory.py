@@ -119,10 +119,10 @@ def test_the_plan_is_kept_while_nothing_moves(here: Here) -> None:
     """After the first steps no plan is made anew, though extra has other tensors and numbers each time."""
     with training() as made:
         made.run(25)
-        image = made.memory()._image
+        image = made.memory()._planner.image
         made.mean = made.mean.clone()
         made.run(30)
-        assert made.memory()._image is image
+        assert made.memory()._planner.image is image
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

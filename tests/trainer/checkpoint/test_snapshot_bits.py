@@ -127,8 +127,8 @@ class _Watched:
             put(board, slot, raw)
             look()
 
-        def copy_each(_self: Any, _buffer: Any, _memory: Any, pairs: list[image.Pair]) -> None:
-            for pair in pairs:
+        def copy_each(_self: Any, _buffer: Any, _memory: Any, pairs: list[image.Pair], own: list[image.Pair]) -> None:
+            for pair in pairs + own:
                 look()
                 image.copy_here([pair])
             look()

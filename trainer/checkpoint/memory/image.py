@@ -4,7 +4,8 @@
     '---------------------------- payload: the file, byte for byte --------------------'
 
 Steady tensors do not change between two optimizer steps; the thread that fills copies them. All other tensors are
-staged: the training thread copies them aside at once, and they are copied from there later.
+staged: the training thread copies them aside at once, and they are copied from there later. An image that is held
+stages all tensors; what lies on a GPU then is in one piece there.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ them."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """(destination, source), both as bytes."""
-Copy = Callable[[Buffer, torch.Tensor, list[Pair]], None]
-"""Called with a buffer, its memory, and the pairs whose destinations are in it."""
+Copy = Callable[[Buffer, torch.Tensor, list[Pair], list[Pair]], None]
+"""Called with a buffer, its memory, and the pairs whose destinations are in it; the last ones differ each time."""
 
 
 def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
@@ -37,42 +38,92 @@ def flat_bytes(tensor: torch.Tensor, share: Share) -> torch.Tensor:
     return tensor.detach().reshape(-1)[share.start : share.start + share.count].view(torch.uint8)
 
 
-class Image:
-    """Planned for one set of tensors: those of `shared`, as `layout` has them. `steady` names the steady ones."""
+def device_of(tensor: torch.Tensor) -> torch.device:
+    return tensor.device
 
-    def __init__(self, shared: Packed, layout: Layout, rank: int, steady: Set[str]) -> None:
-        self.specs, self.layout = shared.specs, layout
+
+def _piece(size: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def on_devices(shared: Packed, layout: Layout, rank: int) -> dict[torch.device, int]:
+    """By device, the bytes of this rank's shares that lie on it."""
+    found: dict[torch.device, int] = {}
+    for share in layout.shares[rank]:
+        tensor = shared.tensors[share.name]
+        device = device_of(tensor)
+        found[device] = found.get(device, 0) + share.count * tensor.element_size()
+    return found
+
+
+class Image:
+    """Planned for one set of tensors: those of `shared`, as `layout` has them. `steady` names the steady ones. With
+    `held` there are none, and stage() copies everything."""
+
+    def __init__(
+        self, shared: Packed, layout: Layout, rank: int, steady: Set[str], held: Set[torch.device] = frozenset()
+    ) -> None:
+        """`held`: the devices on which the shares are staged in one piece; none: the image is not held."""
+        self.specs, self.layout, self.held = shared.specs, layout, bool(held)
         self._rank = rank
         mine = layout.shares[rank]
         shares = [share for share in mine if share.count]
         self._entries = [entry_of(share, layout.specs[share.name]) for share in mine]
         self._index = b""
         self._own_specs: dict[str, Spec] | None = None
-        self._stage = {
-            share.name: torch.empty_like(shared.tensors[share.name], memory_format=torch.contiguous_format)
-            for share in shares
-            if share.name not in steady
-        }
-        tensors = {**shared.tensors, **self._stage}
+        self._stage: dict[str, torch.Tensor] = {}
+        """Whole tensors, copied aside."""
+        self._aside: list[tuple[Share, torch.Tensor]] = []
+        """Shares as bytes, copied aside: each a piece of the memory for its device."""
         self._plain: list[torch.Tensor] = []
         self._plain_at: list[int] = []
         self._awkward: list[tuple[int, torch.Tensor, Share]] = []
+        pieces = {
+            device: _piece(size, device) for device, size in on_devices(shared, layout, rank).items() if device in held
+        }
+        used = dict.fromkeys(pieces, 0)
+        last: tuple[int, torch.device] | None = None
         at = 0
         for share in shares:
-            tensor, size = tensors[share.name], share.count * tensors[share.name].element_size()
-            if is_plain(tensor):
-                self._plain.append(flat_bytes(tensor, share))
-                self._plain_at.append(at)
+            tensor = shared.tensors[share.name]
+            size, device = share.count * tensor.element_size(), device_of(tensor)
+            if device in pieces and is_plain(tensor):
+                start = used[device]
+                used[device] = start + size
+                self._aside.append((share, pieces[device][start : start + size]))
+                # Neighbours in the file are neighbours there: the more is copied at once.
+                if last == (at, device):
+                    start -= self._plain.pop().numel()
+                else:
+                    self._plain_at.append(at)
+                self._plain.append(pieces[device][start : used[device]])
+                last = at + size, device
             else:
-                self._awkward.append((at, tensor, share))
+                self._place(tensor, share, at, share.name in steady and not self.held)
             at += size
         self._shared_bytes = at
         self._pairs: dict[str, tuple[int, int, torch.Tensor, list[Pair]]] = {}
 
+    def _place(self, tensor: torch.Tensor, share: Share, at: int, steady: bool) -> None:
+        # Not plain and on a device: it is put in order there, by the stream that trains.
+        if not steady or not (tensor.is_cpu or is_plain(tensor)):
+            made = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            tensor = self._stage[share.name] = made
+        if is_plain(tensor):
+            self._plain.append(flat_bytes(tensor, share))
+            self._plain_at.append(at)
+        else:
+            self._awkward.append((at, tensor, share))
+
     def stage(self, shared: Packed) -> None:
         """The tensors that may change are copied aside, as they are now."""
-        if self._stage:
-            torch._foreach_copy_(list(self._stage.values()), [shared.tensors[name].detach() for name in self._stage])
+        by_device: dict[torch.device, list[Pair]] = {}
+        for name, made in self._stage.items():
+            by_device.setdefault(device_of(made), []).append((made, shared.tensors[name].detach()))
+        for share, piece in self._aside:
+            by_device.setdefault(device_of(piece), []).append((piece, flat_bytes(shared.tensors[share.name], share)))
+        for pairs in by_device.values():
+            torch._foreach_copy_([to for to, _ in pairs], [of for _, of in pairs])
 
     def header(self, own: Packed) -> bytes:
         if self._own_specs != own.specs:
@@ -93,13 +144,21 @@ class Image:
             part = flattened(tensor)[share.start : share.start + share.count]
             start = len(header) + at
             memory[start : start + part.numel() * part.element_size()].copy_(part.contiguous().view(torch.uint8))
-        copy(buffer, memory, pairs)
-        buffer.memory[: len(header)] = header
         at = len(header) + self._shared_bytes
+        far, near = list[Pair](), list[tuple[int, torch.Tensor]]()
         for name, spec in own.specs.items():
-            _alive, view = bytes_of(own.tensors[name])
-            buffer.memory[at : at + spec.bytes] = view
+            tensor = own.tensors[name]
+            if tensor.is_cpu:
+                near.append((at, tensor))
+            elif spec.bytes:
+                # A copy of the training stream's: only the copier knows when it is there.
+                far.append((memory[at : at + spec.bytes], tensor.reshape(-1).view(torch.uint8)))
             at += spec.bytes
+        copy(buffer, memory, pairs, far)
+        buffer.memory[: len(header)] = header
+        for start, tensor in near:
+            _alive, view = bytes_of(tensor)
+            buffer.memory[start : start + len(view)] = view
         buffer.memory[at : at + len(sidecar)] = sidecar
 
     def _placed(self, buffer: Buffer, head: int) -> tuple[torch.Tensor, list[Pair]]:

@@ -18,49 +18,27 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...rundir.files.codec import encode
 from ..errors import StateError
 from ..format.manifest import table
-from ..format.plan import Layout, plan
 from ..sharded.layouts import Layouts
-from ..state import rng
-from ..state.packing import Led, Packed, Packer, Steadiness
-from ..state.state import Stateful, capture, capture_own, capture_rank, steadiness
-from .copier import Copier, copier_for, spare_cores
-from .image import Image
+from ..state.packing import Led
+from ..state.state import Stateful, capture_rank
+from .copier import spare_cores
+from .cuda import is_captured
+from .planner import Job, Planner
 from .segment import Buffer, Removed, Segment
-from .walks import Walked
 
 _BANDWIDTH = 0.25
 _LATE_S = 1.0
 """Seconds that an owed snapshot waits for a buffer. The cause is a late rank or a flush."""
-
-
-@dataclass(slots=True)
-class _Job:
-    step: int
-    pin: bool
-    owed: bool
-    image: Image
-    tree: Any
-    generators: dict[str, Any]
-    own: Packed
-    watched: list[tuple[torch.Tensor, int]]
-    """The steady tensors that are copied later, with their versions at the capture."""
-    moved: frozenset[int] | None = None
-    """The addresses of those that had changed when the optimizer's next step began; None if that has not begun."""
-
-    def changed(self) -> frozenset[int]:
-        """The addresses of those that have changed by now."""
-        return frozenset(tensor.data_ptr() for tensor, version in self.watched if tensor._version != version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +65,6 @@ class Memory:
     ) -> None:
         """`spare`: whether a core is spare for copying; None: found out here. `led` chooses the tensors that each rank
         has its own of. `layouts`: what the ranks agree on; None: each rank holds all tensors whole."""
-        self.unplanned = False
-        """Whether the newest snapshot that was due was left out because the ranks have not agreed on its layout."""
         self.problem: str | None = None
         self.removed = False
         """Whether the problem is that somebody else has removed the snapshots. Then there is room for new ones."""
@@ -100,21 +76,16 @@ class Memory:
         """The cost of the newest snapshot for training, in seconds: the training thread's time, its waiting, and a
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
-        self._place, self._parts = place, parts
-        self._walked = walked = Walked(model) if isinstance(model := parts.get("model"), nn.Module) else None
-        slices = (layouts or Layouts()).slices.held
-        self._packer = Packer(self._steadiness, led, slices, lambda: walked and walked.state)
-        self._layouts = layouts
-        self._unsteady: frozenset[int] = frozenset()
-        """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""
-        self._job: _Job | None = None
-        self._image: Image | None = None
-        self._needed = 0
+        self.unready: int | None = None
+        """The newest step whose snapshot was left out because memory for it was being made."""
         self.spare = spare_cores(place.world_size) if spare is None else spare
+        self._place = place
+        self._planner = Planner(parts, place.rank, place.world_size, self.spare, led, layouts)
+        self._job: Job | None = None
+        self._needed = 0
         self._table: tuple[object, bytes] = (None, b"")
         """The newest layout, and its text in a sidecar."""
-        self._copier: Copier | None = None
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
         self._spent_s, self._waited_s, self._copied_s = 0.0, 0.0, 0.0
@@ -140,12 +111,16 @@ class Memory:
         StateError if no checkpoint can hold it.
         With `pin` it stays until a flush has read it. If it is `owed`, it waits a little for a buffer before it is left
         out."""
+        if self._is_making() and not pin:
+            self._leave_out(step)
+            return
         self.wait()
-        self.cost_s = self._spent_s + self._waited_s + self._copied_s * _BANDWIDTH
+        late_s = self._job.copier.late_s if self._job is not None else 0.0
+        self.cost_s = self._spent_s + self._waited_s + late_s + self._copied_s * _BANDWIDTH
         self.stall_s += self._waited_s
-        began = time.perf_counter()
+        began, unseen = time.perf_counter(), self._planner.unseen
         try:
-            job = self._planned(step, extra, pin, owed)
+            job = self._planner.job(step, extra, pin, owed)
         except StateError:
             raise  # no checkpoint can hold it: better now than after hours without one
         except Exception as error:
@@ -155,61 +130,49 @@ class Memory:
             self.left_out = step
             self.segment.skip(step)
             return
-        assert self._copier is not None
+        if self._planner.unseen and not unseen and self._job is not None and not self._job.is_gated:
+            # A CUDA graph may have changed it while it was copied.
+            self.segment.take_back(self._job.step)
         self._job = job
-        if self._copier.overlaps:
+        if job.copier.overlaps:
             self._idle.clear()
-            self._copier.mark()
+            job.copier.mark()
             self._jobs.put(job)
+            if job.at_once:
+                job.copier.gate()
         else:
             self.work(job)
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
         self.stall_s += self._spent_s
 
-    def _planned(self, step: int, extra: Any, pin: bool, owed: bool) -> _Job | None:
-        of_model = None if self._walked is None else self._walked.state_dict
-        shared = capture(self._parts, step, extra, self._packer, of_model)
-        generators = rng.capture()
-        layout, image = self._layout(shared), self._image
-        self.unplanned = layout is None
-        if layout is None:
-            return None
-        if image is None or image.specs is not shared.specs or image.layout is not layout:
-            image = Image(shared, layout, self._place.rank, self._packer.steady)
-            self._image = image
-            self._copier = copier_for(shared.tensors.values(), self.spare)
-        image.stage(shared)
-        own = capture_own(self._place.rank, shared, self._parts)
-        own = replace(own, tensors={name: tensor.clone() for name, tensor in own.tensors.items()})
-        later = self._packer.steady if self._copier is not None and self._copier.overlaps else ()
-        tensors = (shared.tensors[name] for name in later)
-        watched = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
-        return _Job(step, pin, owed, image, shared.tree, generators, own, watched)
+    def _is_making(self) -> bool:
+        if self._idle.is_set() or self._job is None:
+            return False
+        began = time.perf_counter()
+        making = self._job.copier.is_making()
+        self._waited_s += time.perf_counter() - began
+        return making
 
-    def _layout(self, shared: Packed) -> Layout | None:
-        if self._layouts is not None:
-            return self._layouts.known(shared, self._place.rank, self._place.world_size)
-        image = self._image
-        if image is not None and image.specs is shared.specs:
-            return image.layout
-        return plan(shared.specs, self._place.world_size, shared.led)
-
-    def _steadiness(self) -> Steadiness:
-        steady = steadiness(self._parts)
-        return lambda path, tensor: tensor.data_ptr() not in self._unsteady and steady(path, tensor)
-
-    def forget(self) -> None:
-        """The next snapshot is planned anew."""
-        self._packer.forget()
+    def _leave_out(self, step: int) -> None:
+        self.left_out = self.unready = step
+        self.segment.skip(step)
 
     def gate(self) -> None:
         """Waits until parameters and optimizer state may be changed."""
-        if self._copier is not None and not self._idle.is_set():
-            began = time.perf_counter()
-            if self._job is not None and self._job.moved is None:
-                self._job.moved = self._job.changed()  # the step that begins now changes all of them
-            self._copier.gate()
-            self._waited_s += time.perf_counter() - began
+        self._planner.stepped = True
+        job, copier = self._job, self._planner.copier
+        if is_captured():
+            # This runs once, and the graph often. Nothing outside of it can be waited for on the device.
+            self._planner.unseen = True
+            self._idle.wait()
+        elif copier is not None:
+            copier.stepping()
+            if job is not None and not job.image.held and not self._idle.is_set():
+                began = time.perf_counter()
+                if job.moved is None:
+                    job.moved = job.changed()  # the step that begins now changes all of them
+                copier.gate()
+                self._waited_s += time.perf_counter() - began
 
     def wait(self) -> None:
         """Waits until the last snapshot, if there was one, is committed."""
@@ -218,13 +181,36 @@ class Memory:
             self._idle.wait()
             self._waited_s += time.perf_counter() - began
 
+    @property
+    def unplanned(self) -> bool:
+        """Whether the newest snapshot that was due was left out because the ranks have not agreed on its layout."""
+        return self._planner.unplanned
+
+    def forget(self) -> None:
+        """The next snapshot is planned anew."""
+        self._planner.forget()
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether the cost of a snapshot is seen in the time of steps only."""
+        return self._planner.copier is not None and self._planner.copier.by_steps
+
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot is being copied."""
+        return not self._idle.is_set()
+
+    def tick(self) -> list[tuple[float, bool]]:
+        """Called once a step: (seconds on the device, whether a snapshot was copied) of steps that have ended."""
+        return self._planner.copier.tick(self.busy) if self._planner.copier is not None else []
+
     def close(self) -> None:
         """No snapshot is being copied, and none will be. Existing snapshots stay."""
         self._hook.remove()
         self._finish()
         self.segment.close()
 
-    def work(self, job: _Job) -> None:
+    def work(self, job: Job) -> None:
         """`job` is done; called by the copying thread, if there is one."""
         began = time.thread_time()
         try:
@@ -237,32 +223,38 @@ class Memory:
             # Any exception: if the copying thread died of it, training would wait for it for ever.
             self.problem = f"no snapshots: {error!r}"
         finally:
-            if self._copier is not None and self._copier.overlaps:
+            if job.copier.overlaps:
                 self._copied_s = time.thread_time() - began
-                self._copier.finish()
+                job.copier.finish()
                 self._idle.set()
 
-    def _write(self, job: _Job) -> None:
+    def _write(self, job: Job) -> None:
         own = capture_rank(self._place.rank, job.generators, job.own)
         header = job.image.header(own)
         sidecar = self._sidecar(job) if self._place.rank == 0 else b""
         payload = job.image.payload(header, own)
         self._needed = payload
-        buffer = self._begin(job, payload + len(sidecar))
-        if buffer is None or self._copier is None:
+        copier, size = job.copier, payload + len(sidecar)
+        if copier.registers and (job.image.held or not job.pin) and not self.segment.is_mapped(size):
+            copier.open()
+        buffer = self._begin(job, size)
+        if buffer is None:
             self.left_out = job.step
             self.segment.skip(job.step)
             return
-        job.image.fill(buffer, header, own, sidecar, self._copier.copy)
+        copier.register(buffer)
+        if copier.making and not job.image.held:
+            self._leave_out(job.step)
+            return
+        job.image.fill(buffer, header, own, sidecar, copier.copy)
         if changed := job.changed() if job.moved is None else job.moved:
             # It has values of after its step. From now on these are copied before training goes on.
-            self._unsteady |= changed
-            self._packer.forget()
+            self._planner.give_up(changed)
             self.segment.skip(job.step)
             return
         self.segment.commit(buffer, job.step, payload, len(sidecar))
 
-    def _begin(self, job: _Job, size: int) -> Buffer | None:
+    def _begin(self, job: Job, size: int) -> Buffer | None:
         """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain."""
         until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
         while (buffer := self.segment.begin(size, job.step if job.pin else None)) is None:
@@ -279,7 +271,7 @@ class Memory:
             f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"
         )
 
-    def _sidecar(self, job: _Job) -> bytes:
+    def _sidecar(self, job: Job) -> bytes:
         """The fields of a manifest that are not in the files."""
         known, text = self._table
         if known is not job.image.layout:
@@ -297,7 +289,7 @@ def opened(place: Place, parts: Mapping[str, Stateful], led: Led, layouts: Layou
         return None, str(error)
 
 
-def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) -> None:
+def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         if (itself := memory()) is not None:
             itself.work(job)
@@ -305,7 +297,7 @@ def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[_Job | None]) ->
         del job, itself
 
 
-def _finish(jobs: queue.SimpleQueue[_Job | None], thread: threading.Thread) -> None:
+def _finish(jobs: queue.SimpleQueue[Job | None], thread: threading.Thread) -> None:
     jobs.put(None)
     if thread is not threading.current_thread():
         thread.join()

@@ -106,6 +106,18 @@ class Segment:
             self.cramped = True
             return None
 
+    def is_mapped(self, size: int) -> bool:
+        """Whether begin() will give memory that is mapped already, or none."""
+        free = self._free(self.newest())
+        buffer = self._buffers.get(free[0]) if free else None
+        return not free or (buffer is not None and len(buffer.memory) >= size)
+
+    def take_back(self, step: int) -> None:
+        """This rank's snapshot of `step` does not count: its state may be of a later step."""
+        for slot, record in self._own.records().items():
+            if (record.attempt, record.step) == (self.attempt, step):
+                self._own.invalidate(slot)
+
     def _is_there(self) -> bool:
         """Whether other processes can open the memory that is mapped here. Removed files live on in this process
         alone."""

@@ -80,7 +80,9 @@ class Tier:
         lost = self._memory.problem is not None
         if self._ranks.rank != 0:
             return False, False, lost
-        snapshot = self._every is None and self._since + 1 >= self._pace.every
+        snapshot = self._every is None and self._pace.due(self._since + 1)
+        if self._memory.by_steps and self._memory.busy:
+            snapshot = False  # it would stop training until the last one is over
         return (due or self._owed) and self._is_free(), snapshot, lost
 
     def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
@@ -102,6 +104,8 @@ class Tier:
             self._interval.since = self._pinned_at
         elif snapshot:
             self._take(done, extra(), owed=self._every is not None)
+        for seconds, busy in self._memory.tick():
+            self._pace.timed(seconds, busy)
 
     def keep(self, done: int, extra: Any) -> None:
         """For a state that could not be saved: the state after `done` steps is in memory, if there is room. All ranks
@@ -165,9 +169,11 @@ class Tier:
         self._memory.take(done, extra, pin, owed)
         self._untold_s += self._memory.stall_s - before
         self._since = 0
-        self._pace.spent(self._memory.cost_s)
-        if self._every is not None and self._memory.left_out != self._left_out:
-            self._left_out = self._memory.left_out
+        if self._memory.unready != done:
+            self._pace.spent(self._memory.cost_s)
+        left_out = self._memory.left_out
+        if self._every is not None and left_out != self._left_out and left_out != self._memory.unready:
+            self._left_out = left_out
             text = f"there is no snapshot of step {self._left_out}: its buffers were not free in time"
             progress().note("warning", text=text)
         if self._memory.segment.cramped and not self._cramped:
