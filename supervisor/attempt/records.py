@@ -45,7 +45,7 @@ def _raised(record: ErrorRecord, error: Described) -> Raised:
     return Raised(
         rank=record.rank,
         type=error.type,
-        message=_gist(error.message),
+        message=error.message,
         frame=record.frame,
         at=record.mono,
         exit_code=record.exit_code,
@@ -56,11 +56,3 @@ def _raised(record: ErrorRecord, error: Described) -> Raised:
         frames=record.frames,
         unread=(record.file.path[:_LONGEST_PATH], record.file.bytes) if record.file else None,
     )
-
-
-def _gist(text: str) -> str:
-    """The main line of a message: the first, and also the last if the traceback of another process is between them."""
-    lines = text.strip().splitlines() or [""]
-    if any(line.lstrip().startswith(("Traceback (most", "Original Traceback (most")) for line in lines):
-        return f"{lines[0][:100]} {lines[-1].strip()}"[:300]
-    return lines[0][:300]

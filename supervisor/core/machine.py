@@ -173,7 +173,7 @@ def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, l
     if stacks is not None and not silence.stopped:
         verdict = waited_for(seen, state.stepped, stacks, silence.silent_for)
     verdict = verdict or hang_verdict(seen, silence, None if silence.stopped else stacks)
-    verdict = gpu.judged(verdict, seen.evidence.xids)
+    verdict = gpu.judged(verdict, seen.evidence)
     state, actions = _conclude(state, seen, verdict)
     # Stopped ranks are known without stacks. The others' stacks are kept all the same.
     return state, [actions[0], DumpStacks(), *actions[1:]] if silence.stopped else actions

@@ -1,4 +1,5 @@
-"""What torch, NCCL and the kernel say about GPUs, as recorded (public issues; torch 2.6 to 2.13)."""
+"""What torch, NCCL and the kernel say about GPUs, as recorded: on an H100 (torch 2.11), and in public issues (torch 2.6
+to 2.13)."""
 
 from __future__ import annotations
 
@@ -35,27 +36,27 @@ TAKEN = (
 )
 _NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, "
 DUPLICATE = (
-    f"{_NCCL}invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\n"
+    f"{_NCCL}invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.28.9\n"
     "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
     "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
 )
 REMOTE = (
-    f"{_NCCL}remote process exited or there was a network error, NCCL version 2.27.5\n"
+    f"{_NCCL}remote process exited or there was a network error, NCCL version 2.28.9\n"
     "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\n"
     "Last error:\nsocketProgress: Connection closed by remote peer node-2<47326>"
 )
 SYSTEM = (
-    f"{_NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+    f"{_NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\n"
     "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n"
     "Last error:\nsocketStartConnect: Connect to 10.0.0.2<45763> failed : Software caused connection abort"
 )
 SHM = (
-    f"{_NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+    f"{_NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\n"
     "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n"
     "Last error:\nError while creating shared memory segment /dev/shm/nccl-7aXkQ2 (size 33030528)"
 )
 NCCL_OOM = (
-    f"{_NCCL}unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+    f"{_NCCL}unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\n"
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
 )
 NCCL_ILLEGAL = NCCL_OOM.replace("2 'out of memory'", "700 'an illegal memory access was encountered'")
@@ -86,14 +87,19 @@ TIMEOUT = (
     "NumelOut=4096, Timeout(ms)=600000) ran for 600029 milliseconds before timing out."
 )
 
+PRINTED = (
+    "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1515: indexSelectSmallIndex: block: [0,0,0], thread: [3,0,0] "
+    "Assertion `srcIndex < srcSelectDimSize` failed."
+)
+
 XID_OFF_THE_BUS = (
     "NVRM: GPU at PCI:0000:b3:00: GPU-2b3c0d4e-8a11-4c62-b8b7-5b0f1c9e7a55",
     "NVRM: Xid (PCI:0000:b3:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
 )
 OFF_THE_BUS = ("NVRM: The NVIDIA GPU 0000:b3:00.0 (PCI ID: 10de:26b5) installed in this system has fallen off the bus",)
 XID_MMU = (
-    "NVRM: Xid (PCI:0000:87:00): 31, pid=4242, name=python, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS "
-    "GPCCLIENT_T1_0 faulted @ 0x7f2e_4a000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ",
+    "NVRM: Xid (PCI:0000:00:06): 31, pid=757, name=python, channel 0x0000005a, intr 00000000. MMU Fault: ENGINE "
+    "GRAPHICS GPC1 GPCCLIENT_T1_8 faulted @ 0x0_00000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_WRITE",
 )
 XID_CONTAINED = ("NVRM: Xid (PCI:0000:87:00): 94, pid=4242, name=python, Contained: SM (0x1). RST: No, D-RST: No",)
 XID_UNCONTAINED = ("NVRM: Xid (PCI:0000:87:00): 95, pid=4242, name=python, Uncontained: LTC TAG (0x2,0x0)",)

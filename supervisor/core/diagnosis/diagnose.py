@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from supervisor.core.diagnosis import gpu
+from supervisor.core.diagnosis.gist import gist
 from supervisor.core.diagnosis.left import Leaver, leavers, left_verdict
 from supervisor.core.diagnosis.presence import all_left_with_0
 from supervisor.core.diagnosis.symptoms import (
@@ -67,7 +68,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
     if others:
         followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
         verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
-    return gpu.judged(verdict, seen.evidence.xids)
+    return gpu.judged(verdict, seen.evidence)
 
 
 def unlaunched(seen: Observation) -> Verdict:
@@ -124,7 +125,7 @@ def _blame(seen: Observation, exit_: Exit) -> Blame:
 def _deserted(seen: Observation, first: Exit, leaver: Leaver, stepped: bool) -> Verdict:
     """No rank has failed by itself, but a rank has left that the others needed."""
     raised = _said(seen, first)
-    words = f": {raised.message}" if raised else ""
+    words = f": {gist(raised.message)}" if raised else ""
     then = f"rank {first.rank} needed it{words}"
     return left_verdict(seen, leaver, stepped, then, raised.frame if raised else "", _when(seen, first))
 
@@ -212,10 +213,10 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
     if proven is None and seen.evidence.full and cut_short(raised):
         proven = Cause.NO_SPACE
     if status == ExitCode.NEVER_RESTART and proven is None:
-        why = f": {raised.message}" if raised.message else ""
+        why = f": {gist(raised.message)}" if raised.message else ""
         return Cause.USER_ERROR, f"{_who(rank)} exited with 78: it says no restart can help{why}"
     in_frame = f", in {raised.frame}" if raised.frame else ""
-    what = f"{_who(rank)} raised {raised.type}: {gpu.gist(raised.message) or '(no message)'} {where}{in_frame}"
+    what = f"{_who(rank)} raised {raised.type}: {gist(raised.message) or '(no message)'} {where}{in_frame}"
     if proven is not None:
         proven, more = _of_gpu(seen, raised, proven)
         what += more
@@ -225,15 +226,15 @@ def _raised(seen: Observation, raised: Raised, where: str, status: int, stepped:
         what += f"; no room is left on the disk of {', '.join(seen.evidence.full)}"
     elif proven is Cause.NO_SPACE and raised.because:
         # The half-written file is gone by now, and the disk has room again.
-        what += f"; it came from {raised.because[0].message}"
+        what += f"; it came from {gist(raised.because[0].message)}"
     if raised.unread:
         path, size = raised.unread
         what += f"; it was reading {path} ({human_bytes(size)}), which may be torn: move it away to go on without it"
     if proven is Cause.NAN:
         # The exception itself names the bad step. That is not the last finished step.
-        return proven, f"{_who(rank)} raised {raised.type}: {raised.message}"
+        return proven, f"{_who(rank)} raised {raised.type}: {gist(raised.message)}"
     if proven is Cause.STARTED_OVER:
-        return proven, f"{_who(rank)} started over: {raised.message}"
+        return proven, f"{_who(rank)} started over: {gist(raised.message)}"
     if proven is not None:
         return proven, what
     if raised.type in USER_ERRORS and not stepped:
@@ -288,6 +289,6 @@ def _launcher_alone(seen: Observation, launcher: Exit, stepped: bool, step: int)
     where = "after the first step" if stepped else "before any rank had started"
     said = spoken(-1, seen.evidence.lines.get(None, ()), launcher.at)
     if said is not None and (proven := cause_of(said)):
-        return verdict(proven, f"the launcher raised {said.type}: {said.message} {where}", code=status)
+        return verdict(proven, f"the launcher raised {said.type}: {gist(said.message)} {where}", code=status)
     cause = Cause.LAUNCHER_DIED if stepped else Cause.STARTUP_ERROR
     return verdict(cause, f"the launcher exited with {status} {where}; see launcher.log", code=status)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from supervisor.core.evidence import Xid
+from supervisor.core.evidence import Evidence, Xid
 from supervisor.core.model import Cause, Verdict
 
 _SAYS = r"((CUDA|HIP)( driver)? error( \([^)\n]*\))?: |(Cuda|HIP) failure (\d+ )?'|Triton Error \[(CUDA|HIP)\]: )"
@@ -37,13 +37,6 @@ NCCL = (
     r"|\bNCCL (error|failure)\b"
 )
 
-# The lines that torch adds to each error, and C++'s own trace.
-_NOISE = re.compile(
-    r"Search for `(cuda|hip)\w*' in |(CUDA|HIP) kernel errors might be asynchronously|For debugging consider passing "
-    r"|Compile with `TORCH_USE_\w+_DSA`|Device-side assertion tracking|Exception raised from .* \(most recent call"
-    r"|frame #\d+: |C\+\+ CapturedTraceback|This may indicate a possible application crash"
-)
-_NCCL_MORE = re.compile(r"nccl[A-Z]\w+: |Last error:")
 _FAILED_ASSERT = re.compile(r"Assertion [`'\"](.+?)[`'\"] failed")
 _HOLDER = re.compile(r"Process (\d+) has [\d.]+ [KMGT]iB memory in use")
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+)(?:, (?P<text>.*))?")
@@ -57,20 +50,6 @@ _BY_A_DEVICE = _OF_A_DEVICE | {Cause.HANG, Cause.SEGFAULT, Cause.ABORT, Cause.NC
 """Failures that a lost device may have caused, though nothing in the rank says so."""
 _CONTAINED = 94
 """An ECC error that ends only the programs that used that page. The driver puts the page out of use."""
-
-
-def gist(message: str) -> str:
-    """`message` without the lines that torch adds to every such error, and in one line if NCCL speaks."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if not _NOISE.match(line)]
-    if len(told) == len(lines) and not any(map(_NCCL_MORE.match, lines)):
-        return message
-    return " ".join(told)
-
-
-def continues(line: str, before: str) -> bool:
-    """Whether `line` of a log belongs to the message that has the line `before`."""
-    return bool(_NOISE.match(line) or _NCCL_MORE.match(line) or before.startswith("Last error:"))
 
 
 def failed_assert(lines: Iterable[str]) -> str:
@@ -99,14 +78,17 @@ def lost(seen: Iterable[Xid]) -> Xid | None:
     return next((xid for xid in seen if xid.number in _LOST_XIDS), None)
 
 
-def judged(verdict: Verdict, seen: tuple[Xid, ...]) -> Verdict:
+def judged(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict, corrected by what the kernel says about the devices."""
-    if not seen or verdict.cause not in _BY_A_DEVICE:
+    if not evidence.xids or verdict.cause not in _BY_A_DEVICE:
         return verdict
-    cause, xid = verdict.cause, lost(seen)
+    cause, xid = verdict.cause, lost(evidence.xids)
     if xid is not None:
         cause = Cause.GPU_LOST
     elif cause in _OF_A_DEVICE:
-        xid = seen[-1]
-        cause = Cause.GPU_FAULT if cause is Cause.GPU_LOST and xid.number == _CONTAINED else cause
+        # A neighbour's errors on the same device are its own.
+        own = [each for each in evidence.xids if each.pid is None or each.pid in evidence.pids.values()]
+        xid = own[-1] if own else None
+        if cause is Cause.GPU_LOST and xid is not None and xid.number == _CONTAINED:
+            cause = Cause.GPU_FAULT
     return verdict if xid is None else replace(verdict, cause=cause, reason=f"{verdict.reason}; the kernel says: {xid}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from supervisor.core.diagnosis import gpu
+from supervisor.core.diagnosis.gist import continues
 from supervisor.core.model import Cause, Raised
 
 _ENOSPC, _EDQUOT, _EADDRINUSE = 28, 122, 98
@@ -215,7 +216,7 @@ def thrown(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
         if match := _THROWN.search(line):
             text = "\n".join(lines[i + 1 :]).partition("what():")[2].strip()
             kind = _THROWN_KINDS.get(match[1], "RuntimeError")
-            return Raised(rank, kind.rpartition(".")[2], gpu.gist(text), "", at, kinds=(kind,)) if text else None
+            return Raised(rank, kind.rpartition(".")[2], text, "", at, kinds=(kind,)) if text else None
     return None
 
 
@@ -231,7 +232,7 @@ def spoken(rank: int, lines: tuple[str, ...], at: float) -> Raised | None:
         if match := _LAST_LINE.match(line):
             last, after = i, [(n, more) for n, more in enumerate(lines[i + 1 :], i + 1) if more.strip()]
             for n, more in after:
-                if not gpu.continues(more, lines[last]):
+                if not continues(more, lines[last]):
                     break
                 last = n
             # If the script said much more after the traceback, it had survived the exception.

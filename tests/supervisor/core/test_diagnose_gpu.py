@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from supervisor.attempt.records import exception_of
 from supervisor.core.diagnosis.gpu import xids
 from supervisor.core.evidence import Xid
 from supervisor.core.model import Cause, Do, Exit, Ground, History, Policy, Raised, Verdict
@@ -11,6 +14,8 @@ from supervisor.core.policy import decide, learn
 from tests.support import gpu_messages as said
 from tests.support.failures import kinds, of_one, wait_in_vain
 from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import encode
+from trainer.rundir.records.errors import Described, ErrorRecord
 
 NEW, OLD = ("torch.AcceleratorError", "RuntimeError"), ("RuntimeError",)
 NCCL = ("torch.distributed.DistBackendError", "torch.distributed.DistError", "RuntimeError")
@@ -84,9 +89,8 @@ def test_a_remote_error_is_no_first_cause() -> None:
 
 
 def test_the_kernel_of_an_assert_is_quoted() -> None:
-    printed = "/pytorch/aten/Indexing.cu:1255: block: [7,0,0], thread: [3,0,0] Assertion `srcIndex < size` failed."
-    verdict = of_one(kinds(*NEW, message=said.ASSERT), lines={0: (printed, *said.NOTES)})
-    assert "`srcIndex < size`" in verdict.reason
+    verdict = of_one(kinds(*NEW, message=said.ASSERT), lines={0: (said.PRINTED, *said.NOTES)})
+    assert "`srcIndex < srcSelectDimSize`" in verdict.reason
 
 
 def test_memory_of_a_dead_process() -> None:
@@ -112,7 +116,7 @@ def test_memory_of_a_dead_process() -> None:
 )
 def test_the_kernel_has_the_last_word(lines: tuple[str, ...], message: str, cause: Cause) -> None:
     found = tuple(xids(lines))
-    verdict = of_one(kinds(*NEW, message=message), xids=found)
+    verdict = of_one(kinds(*NEW, message=message), xids=found, pids={0: 4242, 1: 757})
     assert verdict.cause is cause
     assert (str(found[0]) in verdict.reason) is (cause is not Cause.GPU_ASSERT)
 
@@ -123,7 +127,21 @@ def test_a_lost_device_explains_a_crash_and_nothing_else() -> None:
     assert wait_in_vain(Exit(0, -11, 99.0), xids=found).cause is Cause.GPU_LOST
     assert wait_in_vain(Exit(0, -9, 99.0), xids=found).cause is Cause.KILLED
     assert of_one(kinds("ValueError"), xids=found).cause is Cause.EXCEPTION
-    assert next(xids(said.XID_MMU)).pid == 4242
+    neighbour = of_one(kinds(*NEW, message=said.ILLEGAL), xids=tuple(xids(said.XID_MMU)), pids={0: 4242})
+    assert neighbour.cause is Cause.GPU_FAULT and "Xid" not in neighbour.reason
+
+
+def test_a_record_keeps_every_line(tmp_path: Path) -> None:
+    """Of the exception, and of those that it was raised from."""
+    cause = Described("DistBackendError", said.DUPLICATE, NCCL)
+    path = tmp_path / "error.rank1.json"
+    path.write_bytes(encode(ErrorRecord("Failed", said.ASSERT, rank=1, exit_code=1, mono=9.0, because=(cause,))))
+
+    raised = exception_of(path)
+
+    assert raised is not None
+    assert (raised.message, raised.because[0].message) == (said.ASSERT, said.DUPLICATE)
+    assert of_one(raised).cause is Cause.NCCL_ERROR
 
 
 def test_too_little_shared_memory_for_nccl() -> None:
