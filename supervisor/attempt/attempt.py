@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from supervisor.attempt import stacks, steps
+from supervisor.attempt.ending import Ending
 from supervisor.attempt.evidence import Witness
 from supervisor.attempt.watch import Watch
 from supervisor.core.actions import Reach
@@ -25,7 +25,6 @@ from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, release
 from supervisor.group.standby import Standby
 from supervisor.process import proctree
-from supervisor.process.kill import kill
 from supervisor.process.reaper import Reaper
 from supervisor.process.room import places
 from supervisor.run.spec import Spec
@@ -48,8 +47,7 @@ class Attempt:
         self.kind = ""
         self._run, self._spec, self._order, self._reaper = run, spec, order, reaper
         self._group: WorkerGroup | None = None
-        self._adopted = False
-        self._killed_since: float | None = None
+        self.ending = Ending(spec.mark, self.known, foreign=False)
         self._told: set[int] | None = None
         """The pids that were told to stop, since the ranks were asked to. A rank that shows up later is told, too."""
         self.stacks: Stacks | None = None
@@ -58,7 +56,8 @@ class Attempt:
         """The attempt takes `group`, which another supervisor released. OSError or ValueError if its beats cannot be
         read."""
         self._observe(group)
-        self._group, self.kind, self._adopted = group, group.kind, True
+        self._group, self.kind = group, group.kind
+        self.ending = Ending(self._spec.mark, self.known, foreign=True)
 
     def raise_up(self, standby: Standby, now: float) -> bool:
         """Takes a group and releases it, when there is one. Returns whether the attempt has just begun to be
@@ -121,7 +120,7 @@ class Attempt:
         readable, `spared` are processes of the run that do not belong to the attempt."""
         stopping = mode is Mode.STOPPING
         # This comes before any read. If no process is alive by now, all files are complete when they are read.
-        alive = tuple(p.pid for p in self.members(spared)) if stopping else ()
+        alive = self.ending.alive(spared) if stopping else ()
         seen = Observation(now, alive=alive, stacks=self.stacks, launch_error=self.error)
         watch = self.watch
         if watch is None:
@@ -163,30 +162,28 @@ class Attempt:
         """The descriptors that are readable when one of its processes has ended."""
         return self.watch.fds() if self.watch is not None else []
 
+    def ranks(self) -> tuple[proctree.Process, ...]:
+        """Its living ranks that have registered."""
+        return tuple(self.watch.ranks.values()) if self.watch is not None else ()
+
     def living(self) -> int:
         """The number of its ranks that are alive, as far as is known."""
-        ranks = self.watch.ranks.values() if self.watch is not None else ()
-        return sum(Path(f"/proc/{process.pid}/exe").exists() for process in ranks)
+        return sum(Path(f"/proc/{process.pid}/exe").exists() for process in self.ranks())
 
-    def members(self, spared: set[int]) -> list[psutil.Process]:
-        """All its living processes, with any parent."""
-        return proctree.members(self._spec.mark, spared, self.launcher_pid, self._roots())
-
-    def _roots(self) -> list[int]:
-        """In an adopted attempt: its living processes that are not our descendants, because another supervisor started
-        them."""
-        if not self._adopted or self.watch is None:
-            return []
-        launcher = [p.pid for p in (self.watch.launcher, self.watch.script) if p is not None]
-        return launcher + [process.pid for process in self.watch.ranks.values()]
+    def known(self) -> dict[int, proctree.Process]:
+        """Its processes that are held, by pid."""
+        if self.watch is None:
+            held = [self._group.launcher] if self._group is not None else []
+        else:
+            held = [self.watch.launcher, self.watch.script, *self.watch.ranks.values()]
+        return {process.pid: process for process in held if process is not None}
 
     def send(self, name: str, reach: Reach, spared: set[int], now: float) -> int:
         """Sends the signal. Returns the number of receivers."""
         if name == "KILL":
-            self._killed_since = now if self._killed_since is None else self._killed_since
-            return kill(self.members(spared), began=self._killed_since).sent
+            return self.ending.force(spared, now)
         if reach is Reach.ALL or self.watch is None:
-            processes = self.members(spared)
+            processes = proctree.living(self.ending.members(spared))
             sent = proctree.send_all(processes, signal.SIGTERM)
             # A stopped process takes its TERM only after a CONT.
             proctree.send_all(processes, signal.SIGCONT)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from supervisor.process.family import is_running
 from supervisor.process.kill import kill
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.folder.lock import claimed
@@ -26,7 +27,6 @@ from supervisor.run.runs import load
 from supervisor.run.status import story_of
 from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
-from trainer.rundir.machine.proc import lives
 
 _LOOK = 0.05
 _ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +114,7 @@ class Runner:
             case "group_ready":
                 pids |= set(event.fields["pids"])
             case "group_gone":
-                self.outcome.survivors[event.attempt] = sum(map(lives, pids))
+                self.outcome.survivors[event.attempt] = sum(map(is_running, pids))
             case _:
                 pass
 

@@ -27,6 +27,7 @@ from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
+from supervisor.loop.proof import Proof
 from supervisor.loop.sleep import sleep
 from supervisor.loop.stop_requests import HandedOver, Stops, retried, signals
 from supervisor.loop.tracker import Tracker
@@ -70,6 +71,7 @@ class Driver:
         self._flusher = Flusher(self.run, self.spec.mark)
         self._curve = Curve(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
+        self._proof = Proof(self.spec.mark, self.spec.policy.stuck_after)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
@@ -111,7 +113,8 @@ class Driver:
         paces.keep(self._state.hang.pace, seen.now)
         attempt = self._attempts.newest
         fds = [*self._standby.fds(), *self._flusher.fds(), *(attempt.fds() if attempt else [])]
-        return sleep(poll_interval(self._state, self.clock()), wakeup, fds)
+        ranks = attempt.ranks() if attempt else ()
+        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, ranks)
 
     def _blind(self, error: Exception) -> None:
         """Without descriptors or memory we cannot look or act. Training goes on. We try again soon."""
@@ -163,8 +166,10 @@ class Driver:
         over = mode is Mode.STOPPING and not seen.alive
         if attempt is not None:
             self._hear(attempt, news, now, over)
-        if trains:
+        if trains and attempt is not None:
             self._attempts.keep_evidence()
+            for text in self._proof.look(attempt, self._spared(), now):
+                self._narrator.warn(text)
         self._tracker.scan(now, final=over)
         return self._with_the_run(seen, news, over)
 
@@ -228,6 +233,8 @@ class Driver:
 
     def _launch(self, number: int, rollback: Rollback | None) -> None:
         self._own_saves.over(number - 1)
+        if self._attempts.newest is not None:
+            self._proof.over(self._attempts.newest, self.clock())
         self._attempts.leave()
         self._narrator.new_attempt(number)
         if not self._attempts.first and self._flusher.attempt_died():

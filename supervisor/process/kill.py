@@ -6,19 +6,24 @@ trainer/rank/process/children.py ends the ranks' own children. A process that en
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import psutil
 
+from supervisor.process.family import is_running
 from supervisor.process.proctree import Process, held, is_alive, members
 from supervisor.process.reaper import Reaper
+from trainer.rundir.machine.proc import stat
 
 _TICK, _PATIENT = 0.01, 1.0
 """Seconds between two looks at what has to go: at first, and at most."""
+_MOMENT = 0.0005
+"""Seconds between two looks at a family that was just killed. Every recovery waits for them."""
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
 _CARE = 4.0
 """Seconds that a caretaker gets after its processes are killed. torch_shm_manager waits 2 s for another client; then it
@@ -53,6 +58,37 @@ def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = N
         if not left or time.monotonic() >= until:
             return Killed(len(sent), tuple(target.pid for target in left))
         time.sleep(_TICK)
+
+
+def kill_family(find: Callable[[], list[int]], known: Mapping[int, Process], within: float, began: float) -> int:
+    """Kills whoever `find` finds, until it finds nobody new and none of them runs code any more, or for `within`
+    seconds. Returns the number of processes that got the signal. `known` are held already. Caretakers get the signal
+    late, as in kill(), and are not waited for."""
+    until, late = time.monotonic() + within, time.monotonic() >= began + _CARE
+    struck, passed = set[int](), set[int]()
+    while True:
+        found = find()
+        new = [pid for pid in found if pid not in struck | passed]
+        passed |= set() if late else {pid for pid in new if is_caretaker(pid)}
+        struck |= {pid for pid in new if pid not in passed and _strike_one(pid, known.get(pid), found)}
+        if (not new and not any(map(is_running, struck))) or time.monotonic() >= until:
+            return len(struck)
+        time.sleep(_MOMENT)
+
+
+def _strike_one(pid: int, known: Process | None, found: Iterable[int]) -> bool:
+    """Kills the process, unless its pid belongs to a process that is not in the family that was `found`."""
+    if known is not None:
+        return _send(known)
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        now = stat(pid)
+        return now is not None and now.parent in (os.getpid(), *found) and _send(process)
+    finally:
+        process.close()
 
 
 def end_all(mark: str, spared: set[int], reaper: Reaper, time_limit: float) -> tuple[int, ...]:

@@ -14,13 +14,15 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import psutil
 
-from trainer.rundir.machine.proc import stat
+from supervisor.process.family import is_running, walk
+from trainer.rundir.machine.proc import parse, stat
 from trainer.rundir.variables import MARK
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -32,6 +34,13 @@ def become_subreaper() -> bool:
     return refused == 0
 
 
+def is_subreaper() -> bool:
+    """Whether orphans among our descendants become our children."""
+    answer = ctypes.c_int(0)
+    refused: int = ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    return refused == 0 and bool(answer.value)
+
+
 class Process:
     """One process, held by pidfd. So a reused pid is never hit."""
 
@@ -39,6 +48,7 @@ class Process:
         """ProcessLookupError if the process is gone."""
         self.pid = pid
         self.fd = os.pidfd_open(pid)
+        self._stat: int | None = None
 
     @classmethod
     def as_of(cls, pid: int, at: float) -> Process:
@@ -51,6 +61,20 @@ class Process:
 
     def close(self) -> None:
         os.close(self.fd)
+        if self._stat is not None:
+            os.close(self._stat)
+            self._stat = None
+
+    def is_leaving(self) -> bool:
+        """Whether it runs no code any more, but is not gone yet. A process with much memory, or with memory of a GPU,
+        is so for a second, and only then its descriptor is readable. It is asked often, so it costs 4 us."""
+        try:
+            if self._stat is None:
+                self._stat = os.open(f"/proc/{self.pid}/task/{self.pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            main = parse(os.pread(self._stat, 1024, 0))
+        except (OSError, ValueError, IndexError):
+            return False
+        return (main.exiting or not main.lives) and not is_running(self.pid)
 
     def send(self, number: int) -> bool:
         """Sends a signal. False if the process was gone. To end a process, use kill()."""
@@ -79,10 +103,12 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+def living(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those of `pids` that are there, and no zombies."""
     found = []
-    for process in processes:
+    for pid in pids:
         with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
             if process.status() not in _ZOMBIE:
                 found.append(process)
     return found
@@ -91,59 +117,36 @@ def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 def carries(pid: int, mark: str) -> bool:
     """Whether the environment of that process has `mark` (of a run, or of one of its attempts)."""
     try:
-        value = psutil.Process(pid).environ().get(MARK, "")
-    except psutil.Error:
-        return False
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError as error:
         if error.errno in EXHAUSTED:
             raise  # This does not mean that it has no mark. We just cannot see.
         return False
-    return value == mark or value.startswith(mark + ".")
+    value = f"{MARK}={mark}".encode()
+    return any(each == value or each.startswith(value + b".") for each in environ.split(b"\0") if value in each)
 
 
 def marked(mark: str) -> list[psutil.Process]:
     """The living processes of this machine with `mark` in their environment (of a run, or of one of its attempts)."""
     me = os.getpid()
-    found = []
-    for process in psutil.process_iter():
-        if process.pid != me and carries(process.pid, mark):
-            found.append(process)
-    return _living(found)
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    return living(pid for pid in pids if pid != me and carries(pid, mark))
 
 
-def members(mark: str, spared: set[int], own: int | None = None, roots: Iterable[int] = ()) -> list[psutil.Process]:
-    """The living processes of the run: our descendants, and those of `roots`. If there are none, all processes with the
-    mark.
-
-    `spared` (the fork server, the standby's launcher) and their descendants are left out. The fork server may have
-    forked `own`, the launcher of the attempt; `own` and its descendants are included. `roots` are living processes of
-    an adopted attempt.
-    """
-    # The list of descendants is quick. All of /proc is read only to confirm that nothing is left.
-    found = {process.pid: process for process in psutil.Process().children(recursive=True)}
-    for root in roots:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(root)
-            found |= {process.pid: process} | {child.pid: child for child in process.children(recursive=True)}
-    return _without(_living(found.values()), spared, own) or _without(marked(mark), spared, own)
+def members(mark: str, spared: set[int]) -> list[psutil.Process]:
+    """The living processes of the run: our descendants. If there are none, all processes with the mark. `spared` and
+    their descendants are left out."""
+    # Our descendants are found quickly. All of /proc is read only to confirm that nothing is left.
+    return living(walk([os.getpid()], spared)) or strangers(mark, spared)
 
 
-def _without(processes: list[psutil.Process], spared: set[int], own: int | None) -> list[psutil.Process]:
-    parents: dict[int, int] = {}
-    return [process for process in processes if not _descends(process.pid, spared, own, parents)]
-
-
-def _descends(pid: int, spared: set[int], own: int | None, parents: dict[int, int]) -> bool:
-    """Whether, on the way up from `pid`, a process of `spared` comes before `own`. `parents` caches known parents, so
-    each is looked up once: every recovery waits for this."""
-    while pid > 0 and pid != own:
-        if pid in spared:
-            return True
-        if pid not in parents:
-            found = stat(pid)
-            parents[pid] = found.parent if found is not None else 0
-        pid = parents[pid]
-    return False
+def strangers(mark: str, spared: set[int]) -> list[psutil.Process]:
+    """The living processes with the mark, wherever they are, without `spared` and their descendants. It reads all of
+    /proc."""
+    found = marked(mark)
+    spared = {*walk(spared), *spared} if found else spared
+    return [process for process in found if process.pid not in spared]
 
 
 @contextlib.contextmanager

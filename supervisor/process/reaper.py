@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 
+from supervisor.process.family import is_running
 from supervisor.process.proctree import Process
 from trainer.rundir.machine.proc import stat
 
@@ -37,21 +38,21 @@ class Reaper:
         self._statuses.pop(pid, None)
 
     def exit_code(self, process: Process) -> int | None:
-        """The end of `process`, whose pidfd is readable: its exit code, or minus the signal. None if nobody can
+        """The end of `process`, which has ended or is about to: its exit code, or minus the signal. None if nobody can
         tell."""
         status = self._statuses.get(process.pid)
         # Until its parent reaps it, it is a zombie in /proc, with its status. Then the kernel keeps the status with the
         # pidfd. The parent may reap it between the two looks, so /proc comes first.
         if status is None:
-            status = _zombie_status(process.pid)
+            status = _told_status(process.pid)
         if status is None:
             status = _pidfd_status(process.fd)
         return None if status is None else os.waitstatus_to_exitcode(status)
 
 
-def _zombie_status(pid: int) -> int | None:
+def _told_status(pid: int) -> int | None:
     found = stat(pid)
-    return found.wait_status if found is not None and found.state == "Z" else None
+    return found.wait_status if found is not None and not is_running(pid) else None
 
 
 def _pidfd_status(fd: int) -> int | None:

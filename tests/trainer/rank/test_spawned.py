@@ -157,7 +157,7 @@ def test_torch_multiprocessing(started: Run, ends: bool) -> None:
     script = run.script(MP_SPAWN)
 
     # As on a kernel that tells how a process ended to nobody but its parent, where that is quick to ask.
-    old = "import _supervisor.process.reaper as p; p._zombie_status = p._pidfd_status = lambda _: None\n"
+    old = "import _supervisor.process.reaper as p; p._told_status = p._pidfd_status = lambda _: None\n"
     run.start(
         "--max-restarts",
         "9" if ends else "1",

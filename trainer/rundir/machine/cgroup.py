@@ -54,6 +54,16 @@ class MemoryGroup:
             "peak": self._maybe("memory.peak"),
         }
 
+    def headroom(self) -> int | None:
+        """The bytes that its processes can still get: what is free, and the pages of files that the kernel would drop
+        first. None without a limit."""
+        now = self.counters()
+        limit, used = now["limit"], now["used"]
+        if limit is None or used is None:
+            return None
+        dropped = self._maybe("memory.stat", "total_inactive_file" if self.version == 1 else "inactive_file")
+        return limit - used + (dropped or 0)
+
     def _narrowest(self) -> int | None:
         """The limit that applies: the smallest of this group and the groups above it that the mount shows."""
         limits = []

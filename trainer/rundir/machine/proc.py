@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
+_PF_EXITING = 0x4
 
 
 class Stat(NamedTuple):
@@ -21,7 +22,9 @@ class Stat(NamedTuple):
     arguments: tuple[int, int]
     """The addresses in its memory where its command line begins and ends; zeros if we may not know them."""
     wait_status: int
-    """How it ended. Only a zombie has it, and only readers with the right see it."""
+    """How it ended. It has one once none of its tasks runs, and only readers with the right see it."""
+    exiting: bool
+    """Whether the task (of a process: its main thread) is on its way out. It runs no code of its own any more."""
 
     @property
     def lives(self) -> bool:
@@ -32,13 +35,18 @@ def stat(process: int | str) -> Stat | None:
     """The stat of a process, by its pid, or of a thread, by `PID/task/TID`. None if it does not exist or cannot be
     read."""
     try:
-        # The name, in parentheses, may contain any characters.
-        fields = content(f"/proc/{process}/stat").rpartition(b")")[2].split()
-        cpu = (int(fields[11]) + int(fields[12])) * _TICK
-        arguments = int(fields[45]), int(fields[46])
-        return Stat(fields[0].decode(), int(fields[1]), cpu, int(fields[19]), arguments, int(fields[49]))
+        return parse(content(f"/proc/{process}/stat"))
     except (OSError, ValueError, IndexError):
         return None
+
+
+def parse(text: bytes) -> Stat:
+    """The content of /proc/PID/stat. ValueError or IndexError if it is none."""
+    # The name, in parentheses, may contain any characters.
+    fields = text.rpartition(b")")[2].split()
+    cpu = (int(fields[11]) + int(fields[12])) * _TICK
+    arguments, exiting = (int(fields[45]), int(fields[46])), bool(int(fields[6]) & _PF_EXITING)
+    return Stat(fields[0].decode(), int(fields[1]), cpu, int(fields[19]), arguments, int(fields[49]), exiting)
 
 
 def lives(pid: int) -> bool:

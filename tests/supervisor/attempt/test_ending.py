@@ -1,0 +1,103 @@
+"""An attempt is over when nothing of it runs code, whoever its parents are; memory and ports can hold it up."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from supervisor.attempt.ending import Ending
+from supervisor.process import family
+from supervisor.process.proctree import Process, is_subreaper
+from tests.support.supervised import until
+
+TREE = """
+import os, threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+for _ in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:  # the child of one that leaves: an orphan, with its own session
+            os.write(1, b"up\\n")
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def tree() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", TREE], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert [process.stdout.readline() for _ in range(2)] == [b"up\n"] * 2
+        yield process
+    for each in [*psutil.Process().children(recursive=True)]:
+        each.kill()
+    process.wait()
+
+
+def test_a_tree_is_killed_with_its_orphans(tree: subprocess.Popen[bytes]) -> None:
+    """And what is spared is not. (Where this process is no subreaper, the orphans are not its children.)"""
+    held = Process(tree.pid)
+    spared = subprocess.Popen(["sleep", "600"])
+    try:
+        ending = Ending("no-mark", lambda: {tree.pid: held}, foreign=False)
+        here = {spared.pid, *(child.pid for child in psutil.Process().children())} - {tree.pid}
+        orphans = set() if not is_subreaper() else {*here} - {spared.pid}
+        members = ending.members({*here} - orphans)
+        assert set(members) == {tree.pid, *orphans}
+
+        assert ending.force({*here} - orphans, time.monotonic()) == len(members)
+
+        until(lambda: not ending.alive({*here} - orphans))
+        assert not any(map(family.is_running, members))
+        assert spared.poll() is None
+    finally:
+        held.close()
+        spared.kill()
+        spared.wait()
+
+
+def test_what_still_runs_is_waited_for(tree: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has only its memory to free is not, unless that memory or its port is needed."""
+    held = Process(tree.pid)
+    ending = Ending("no-mark", lambda: {tree.pid: held}, foreign=False)
+    spared = {child.pid for child in psutil.Process().children()} - {tree.pid}
+    assert ending.alive(spared) == (tree.pid,) and not ending.leaving
+
+    monkeypatch.setattr(family, "is_running", lambda pid: False)
+
+    assert ending.alive(spared) == () and list(ending.leaving) == [tree.pid]
+    assert ending.still_leaving() == [tree.pid]
+    monkeypatch.setattr(family, "keeps_port", lambda pid: True)
+    assert ending.alive(spared) == (tree.pid,)
+    monkeypatch.setattr(family, "keeps_port", lambda pid: False)
+    ending._held = 1 << 62
+    assert ending.alive(spared) == (tree.pid,)
+    held.close()
+
+
+def test_a_chosen_port_is_seen() -> None:
+    assert not family.keeps_port(os.getpid())
+    with socket.socket() as drawn:
+        drawn.bind(("127.0.0.1", 0))
+        drawn.listen()
+        assert not family.keeps_port(os.getpid())
+    for port in range(15000, 15100):
+        with socket.socket() as chosen:
+            try:
+                chosen.bind(("127.0.0.1", port))
+                chosen.listen()
+            except OSError:
+                continue
+            assert family.keeps_port(os.getpid())
+            return
+    pytest.skip("a hundred ports are taken")
