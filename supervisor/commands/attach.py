@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -44,11 +45,12 @@ def command(run: str | None) -> int:
     vet(known.run)
     if not is_held(known.run):
         raise Refusal(f"{known.id} is not running; see: supervise status {known.id}")
+    known = replace(known, run=replace(known.run, path=known.run.path.resolve()))
     spec = restore(known.spec)
     name = name_of(known.run, spec)
     console = Console(known.run, quiet=False, grace=spec.policy.grace)
     try:
-        with console, _keys(_Stop(known, console)):
+        with console, _keys(_Stop(known)):
             console.say(f"attached to {known.id}; Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone")
             while is_held(known.run):
                 time.sleep(_LOOK_EVERY)
@@ -76,13 +78,12 @@ def _end(known: Known, console: Console, name: str) -> int:
 class _Stop:
     """Ctrl-C: a request, and at the second time an urgent one."""
 
-    def __init__(self, known: Known, console: Console) -> None:
-        self._known, self._console, self._asked = known, console, False
+    def __init__(self, known: Known) -> None:
+        self._known, self._asked = known, False
 
     def __call__(self) -> None:
+        # The console tells what the supervisor does about it.
         ask_to_stop(self._known.run, now=self._asked)
-        what = "stopping now" if self._asked else "a checkpoint, then stopping; Ctrl-C again stops now"
-        self._console.say(f"\n{self._known.id}: {what}")
         self._asked = True
 
 

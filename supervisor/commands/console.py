@@ -173,6 +173,7 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
         f"  follow   supervise tail {name}\n"
         f"  look     supervise status {name}\n"
         f"  stop     supervise stop {name}      ({stops})"
+        + ("" if detached else "\n  leave    Ctrl-Z twice, or begin with -d; closing this terminal stops the run")
     )
 
 

@@ -12,7 +12,7 @@ COMMANDS = {
     "start": "launch",
     "continue": "resume",
     "retry": "resume",
-    "top": "status",
+    "top": "watch|status",
     "show": "status",
     "describe": "status",
     "watch": "tail",
@@ -25,7 +25,7 @@ COMMANDS = {
     "profile": "stacks --top 5s",
     "manual": "man",
 }
-"""What other tools call a command, and ours that does it."""
+"""What other tools call a command, and ours that does it, the best one first."""
 OPTIONS = {
     "--gpus": "--nproc",
     "--num-gpus": "--nproc",
@@ -53,8 +53,9 @@ _CLOSE = 0.75
 def command_hint(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'launch'?`, or nothing."""
     names = sorted(known)
-    if (command := COMMANDS.get(word, "")).partition(" ")[0] in names:
-        return f"; did you mean '{command}'?"
+    for command in COMMANDS.get(word, "").split("|"):
+        if command.partition(" ")[0] in names:
+            return f"; did you mean '{command}'?"
     return _close(word, names)
 
 

@@ -277,3 +277,11 @@ def test_a_garbled_verdict_is_none(garbled: dict[str, Any]) -> None:
     told = retold({**whole, **garbled})
 
     assert told is None or all(isinstance(n, int | None) for n in (told.rank, told.signal, told.exit_code, told.step))
+
+
+def test_a_wait_that_somebody_ends() -> None:
+    """The attempt that is waited for begins at once; a request for another one is out of date."""
+    waiting = machine.State(Mode.BACKOFF, attempt=3, next_at=100.0)
+    for asked, begins in (None, False), (3, False), (5, False), (4, True):
+        state, actions = machine.step(Policy(), waiting, Observation(5.0, retry=asked))
+        assert (state.mode is Mode.RUNNING) == begins and actions == ([Launch(4, None)] if begins else [])
