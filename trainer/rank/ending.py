@@ -13,19 +13,14 @@ import sys
 import threading
 from typing import NoReturn
 
-from .exceptions import is_ours
+from .exceptions import without_our_frames
 
 _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
 def tell(error: BaseException) -> None:
-    """Prints the error as the interpreter does, by the script's own hook if there is one. It shows only the script's
-    frames."""
-    trace = error.__traceback__
-    while trace is not None and is_ours(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    if trace is not None:
-        error = error.with_traceback(trace)
+    """Prints the error as the interpreter does, by the script's own hook if there is one, without our frames."""
+    without_our_frames(error)
     sys.excepthook(type(error), error, error.__traceback__)
 
 

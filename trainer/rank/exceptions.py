@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,8 @@ from .journal.torn import file_of
 
 _MOST = 5
 """The most causes that are recorded."""
-_RANK = str(Path(__file__).parent) + os.sep
+_OURS = tuple(str(Path(__file__).parents[1] / name) + os.sep for name in ("rank", "adapters", "callbacks"))
+"""Folders of what stands between a script and what it calls. Their frames are nothing to the reader of a traceback."""
 
 
 def described(error: BaseException) -> Described:
@@ -83,11 +85,42 @@ def record_exception(reporter: Failing) -> Iterator[None]:
         reporter.failed(error, code if isinstance(code, int) else 1)
         if code in (1, None) or not isinstance(code, int):
             raise
-        traceback.print_exc()
+        traceback.print_exception(without_our_frames(error))
         raise SystemExit(code) from error
     else:
         reporter.phase(Phase.TEARDOWN)
 
 
 def is_ours(filename: str) -> bool:
-    return filename.startswith(("<frozen", _RANK)) or Path(filename).name in ("start.py", "runpy.py")
+    return filename.startswith(("<frozen", *_OURS)) or Path(filename).name in ("start.py", "runpy.py")
+
+
+def without_our_frames(error: BaseException) -> BaseException:
+    """The error. The tracebacks of it, and of all that it came from, are now as without us. One that has no other
+    frames is left as it is: that error is ours."""
+    for each in _family(error):
+        frames = []
+        trace = each.__traceback__
+        while trace is not None:
+            frames.append(trace)
+            trace = trace.tb_next
+        kept = [frame for frame in frames if not is_ours(frame.tb_frame.f_code.co_filename)]
+        if kept and len(kept) < len(frames):
+            below: types.TracebackType | None = None
+            for frame in reversed(kept):
+                below = types.TracebackType(below, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+            each.__traceback__ = below
+    return error
+
+
+def _family(error: BaseException) -> Iterator[BaseException]:
+    """The error, the errors that it came from, explicitly or not, and those that it is a group of."""
+    seen, left = set[int](), [error]
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            left += [one for one in (each.__cause__, each.__context__) if one is not None]
+            group = getattr(each, "exceptions", None)
+            left += [one for one in group if isinstance(one, BaseException)] if isinstance(group, tuple) else []

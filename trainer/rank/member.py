@@ -21,6 +21,7 @@ from ..rundir.layout import SCRIPT
 from ..rundir.records.beats import Role, claim
 from . import output, parking
 from . import progress as _progress
+from .exceptions import without_our_frames
 from .hooks import adapters, processes
 from .hooks.steps import watch_torch
 from .journal import saves
@@ -188,7 +189,8 @@ def arrive() -> None:
 
     def excepthook(kind: Any, error: Any, trace: Any) -> None:
         member.failed(error, 1)
-        told(kind, error, trace)
+        without_our_frames(error)
+        told(kind, error, error.__traceback__)
 
     sys.excepthook = excepthook
     atexit.register(member.phase, Phase.TEARDOWN)

@@ -215,9 +215,7 @@ class Reporter(Progress):
         trace = traceback.TracebackException.from_exception(error)
         if not self._steps_here and self.rank == 0:
             program.leave(self.place.attempt.program)
-        # Only the script's own frames: the frames that led to it are the same in every traceback.
-        frames = [frame for frame in trace.stack if not is_ours(frame.filename)]
-        trace.stack = traceback.StackSummary.from_list(frames)
+        frames = _without_our_frames(trace)
         places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         record = ErrorRecord(
             **msgspec.structs.asdict(described(error)),
@@ -301,6 +299,19 @@ class Reporter(Progress):
         if not fault.on(self.rank) or (fault.by_supervisor and fault.phase is None):
             return False
         return not faults.has_fired(self.place.run.faults, fault, None if fault.by_supervisor else self.rank)
+
+
+def _without_our_frames(trace: traceback.TracebackException) -> list[traceback.FrameSummary]:
+    """The frames of `trace` that are not ours. It, and what it came from, has no others now."""
+    left, seen = [trace], set[int]()
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            each.stack = traceback.StackSummary.from_list([f for f in each.stack if not is_ours(f.filename)])
+            left += [one for one in (each.__cause__, each.__context__) if one is not None]
+            left += getattr(each, "exceptions", None) or []
+    return list(trace.stack)
 
 
 def _rate(optimizer: Any) -> object:

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from trainer.checkpoint import CheckpointMismatch
 from trainer.rank import reporter as module
-from trainer.rank.exceptions import record_exception
+from trainer.rank.exceptions import record_exception, without_our_frames
 from trainer.rank.reporter import Reporter
 from trainer.rundir.codes import Phase
 from trainer.rundir.environment import Supervised
@@ -80,6 +82,41 @@ def test_the_record_of_an_exception(
     assert [cause["message"] for cause in record["because"]] == ["at first"]
     assert record["frame"].startswith(__file__) and record["frame"].endswith("_fail")
     assert all(str(Path(module.__file__).parent) not in frame for frame in record["frames"])
+
+
+def _through_us(call: Callable[[], object]) -> object:
+    """Calls it as a hook of ours does."""
+    ours = Path(module.__file__).parent / "hooks" / "some.py"
+    code = compile("def hook(call):\n    return call()\n", str(ours), "exec")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["hook"](call)
+
+
+def test_a_traceback_is_as_without_us(place: Place) -> None:
+    """On record, and in the log: no frame of a hook, neither of the error nor of what it came from. An error that is
+    all our own keeps its frames."""
+
+    def cause() -> None:
+        raise ValueError("at first")
+
+    def script() -> None:
+        try:
+            _through_us(cause)
+        except ValueError as error:
+            raise RuntimeError("bad config") from error
+
+    made = place.rank()
+    with pytest.raises(RuntimeError) as seen, record_exception(made):
+        _through_us(lambda: _through_us(script))
+    shown = "".join(traceback.format_exception(without_our_frames(seen.value)))
+    for text in (shown, place.record()["traceback"]):
+        assert "some.py" not in text
+        assert all(f"in {name}" in text for name in ("cause", "script")) and "direct cause" in text
+    with pytest.raises(TypeError) as ours:
+        _through_us(None)  # type: ignore[arg-type]
+    ours.value.__traceback__ = ours.value.__traceback__.tb_next.tb_next  # type: ignore[union-attr]
+    assert "some.py" in "".join(traceback.format_exception(without_our_frames(ours.value)))
 
 
 def test_ends_that_are_no_exception(place: Place) -> None:

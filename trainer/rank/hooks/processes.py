@@ -18,7 +18,7 @@ from ...rundir.environment import Supervised
 from ...rundir.records.beats import holders
 from ...rundir.records.notes import NoteWriter
 from .. import torch_patches
-from ..exceptions import Failing, record_exception
+from ..exceptions import Failing, record_exception, without_our_frames
 from ..imports import after_import
 
 
@@ -60,9 +60,9 @@ def _recorded(member: Failing, function: Callable[..., Any], printed: bool = Fal
         with record_exception(member):
             try:
                 return function(*args, **kwargs)
-            except Exception:
+            except Exception as error:
                 if printed:
-                    traceback.print_exc()
+                    traceback.print_exception(without_our_frames(error))
                 raise
 
     return recorded
