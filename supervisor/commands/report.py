@@ -48,7 +48,7 @@ def command(run: str | None, as_json: bool, page: Path | None) -> None:
         click.echo(encode(body))
         return
     click.echo(plain(f"{known.id}  {str(body['state']).upper()}  {body['reason']}".rstrip()))
-    for line in [*_made(known), *_attempts(story), *_stacks(story, known.run)]:
+    for line in [*_made(known, story), *_attempts(story), *_stacks(story, known.run)]:
         click.echo(folded(plain(line)))
     click.echo("\n" + _ledger(body), nl=False)
 
@@ -57,7 +57,7 @@ def _write_page(known: Known, page: Path) -> None:
     # jinja2 is loaded for a page alone.
     from supervisor.pages.run_page import run_page
 
-    text = run_page(known, command_of(status(known)))
+    text = run_page(known, command_of)
     try:
         replace_file(page, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
@@ -65,9 +65,9 @@ def _write_page(known: Known, page: Path) -> None:
     click.echo(plain(f"the page of {known.id} is {page} ({human_bytes(len(text))})"), err=True)
 
 
-def _made(known: Known) -> list[str]:
+def _made(known: Known, story: Story) -> list[str]:
     """What ran, from which code, when; and what to do if it saves nothing."""
-    now = status(known)
+    now = status(known, story)
     code, began = origin.told(now), times(now)
     lines = [f"  {command_of(now)}{f'  (git {code})' if code else ''}", *([f"  {began}"] if began else [])]
     return lines + [f"  {'  ' if i else ''}{said}" for i, said in enumerate(saves_nothing(now))]

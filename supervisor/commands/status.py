@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -86,7 +87,7 @@ def saves_nothing(now: dict[str, Any]) -> tuple[str, ...]:
     return advice.NOTHING_SAVED if now["saves_nothing"] else ()
 
 
-def command_of(now: dict[str, Any]) -> str:
+def command_of(now: Mapping[str, Any]) -> str:
     target, *arguments = now["command"]
     return " ".join([f"{now['nproc']} x", *(["-m"] if now["module"] else []), BUILT_IN.get(target, target), *arguments])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from supervisor.live.curve import samples
 from supervisor.pages.document import document
 from supervisor.pages.failures import SHOWN, failures
 from supervisor.pages.series import Series, curves, restarts
-from supervisor.pages.timeline import drawing, of_ranks
+from supervisor.pages.timeline import MARKED, drawing, of_ranks
 from supervisor.reading.events_file import read_events
 from supervisor.reading.local_time import local
 from supervisor.run import origin
@@ -24,16 +24,18 @@ from supervisor.run.runs import Known
 from supervisor.run.status import now_of, status, story_of
 from trainer.rundir.layout import committed_steps
 
+_SHOWN = {*MARKED, "checkpoint_committed", "script_saved", "run_started", "attempt_started"}
+"""The events that the page shows, and those that tell of a new clock."""
 _CHECKPOINTS = 100
 """The checkpoints on a page: the last ones."""
 
 
-def run_page(known: Known, command: str) -> str:
-    """The page. `command`: the run's command as people write it."""
-    now = status(known)
-    story = story_of(known.run)
-    at = now_of(story)
-    events = [event for event, _ in one_line(read_events(known.run.events)[0])]
+def run_page(known: Known, command: Callable[[Mapping[str, Any]], str]) -> str:
+    """The page. `command` gives the command of a status as people write it."""
+    told = read_events(known.run.events)[0]
+    story = story_of(known.run, told)
+    now, at = status(known, story), now_of(story)
+    events = [event for event, _ in one_line(event for event in told if event["msg"] in _SHOWN)]
     book = report(story, at)
     found, ends = failures(known.run, story)
     shown = curves(known.run, story, samples(known.run))
@@ -43,7 +45,7 @@ def run_page(known: Known, command: str) -> str:
         run=known.id,
         state=now["state"],
         reason=now["reason"],
-        facts=_facts(now, command),
+        facts=_facts(now, command(now)),
         figures=_figures(book, story, now),
         advice=advice.NOTHING_SAVED if now["saves_nothing"] else (),
         curves=[{**series.shown(), "said": _said(series), "id": f"curve{n}"} for n, series in enumerate(shown)],

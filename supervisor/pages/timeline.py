@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.size import human_seconds
-from supervisor.core.telling.ledger import MEANING, Stretch, stretches
+from supervisor.core.telling.ledger import Stretch, stretches
 from supervisor.core.telling.story import Story
 
 WIDE = 1000.0
@@ -17,7 +17,10 @@ _COLUMNS = 1000
 _ROWS = 40
 """Attempts with a row of their own: the last ones."""
 _RANKS = 64
-_MARKS = 400
+_MARKS, _APART = 200, 2.0
+"""The most marks of a row, and the least room between two of a kind."""
+_SAVES = ("checkpoint_committed", "checkpoint_failed", "checkpoint_quarantined")
+MARKED = ("verdict", "fault_injected", "pause", "straggler", *_SAVES)
 _ROW = 22.0
 
 
@@ -84,9 +87,12 @@ def drawing(story: Story, events: Sequence[Mapping[str, Any]], now: float) -> Dr
         own = [part for part in parts if part.attempt == attempt.number]
         rows.append(Row(f"{attempt.number}  {attempt.cause or 'running'}", _boxes(own, begin, length, x)))
     places = {attempt.number: row for attempt, row in zip(shown, rows[1:], strict=False)}
+    last: dict[tuple[int, str], float] = {}
     for number, mark in _marks(events, x):
-        if (row := places.get(number)) is not None and len(row.marks) < _MARKS:
+        near = mark.x - last.get((number, mark.kind), -WIDE) < _APART
+        if (row := places.get(number)) is not None and not near and len(row.marks) < _MARKS:
             row.marks.append(mark)
+            last[number, mark.kind] = mark.x
     count = f"{len(story.attempts)} attempt{'s' if len(story.attempts) != 1 else ''}"
     title = f"What each second was spent on: {count} in {human_seconds(length)}"
     return Drawing(title, rows, ticks(length), len(story.attempts) - len(shown))
@@ -123,7 +129,7 @@ def _boxes(parts: Sequence[Stretch], begin: float, length: float, x: Any) -> lis
     found = []
     for part in parts:
         of = "" if part.attempt is None else f"attempt {part.attempt}, "
-        title = f"{of}{part.bucket}: {part.seconds:.2f} s ({MEANING[part.bucket]})"
+        title = f"{of}{part.bucket}: {part.seconds:.2f} s"
         found.append(Box(x(part.begin), _width(x(part.end) - x(part.begin)), part.bucket, title))
     return found
 

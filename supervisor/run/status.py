@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,19 @@ from trainer.rundir.machine.shm import segment_of
 from trainer.rundir.records.beats import last_beats
 
 
-def story_of(run: RunDir) -> Story:
-    """The story of `run`. Its state is `lost` if it is not over and no supervisor holds it."""
-    story = tell(read_events(run.events)[0])
+def story_of(run: RunDir, events: Iterable[Mapping[str, Any]] | None = None) -> Story:
+    """The story of `run`, by its `events` if they were read already. Its state is `lost` if it is not over and no
+    supervisor holds it."""
+    story = tell(read_events(run.events)[0] if events is None else events)
     if not story.over and not is_held(run):
         story.state = RunState.LOST
     return story
 
 
-def status(known: Known) -> dict[str, Any]:
-    """The content of `status --json`."""
+def status(known: Known, story: Story | None = None) -> dict[str, Any]:
+    """The content of `status --json`. `story`: the run's, if it was told already."""
     run, spec = known.run, restore(known.spec)
-    story = story_of(run)
+    story = story_of(run) if story is None else story
     alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
     workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
