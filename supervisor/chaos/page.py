@@ -26,6 +26,7 @@ def page(results: Sequence[RoundResult], totals: dict[str, Any], seed: int, comm
     word = "every fault passed" if ok else "something failed"
     return document(
         "chaos.html",
+        live="",
         title=f"supervise chaos, seed {seed}: {word}",
         seed=seed,
         word=word,

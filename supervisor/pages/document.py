@@ -1,8 +1,8 @@
 """One page of HTML from a template, with its styles, scripts and data inside it.
 
 What a log, a script or a folder's name holds is text: jinja2 escapes all of it, and data for the scripts is JSON in
-which no `<` is left. If something slipped through all the same, the page's policy (CSP) would run no script but the
-two of ours, known by their digests, and load nothing from anywhere.
+which no `<` is left. If something slipped through all the same, the page's policy (CSP) would run no script but
+ours, known by their digests, and load nothing from anywhere.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ _HERE = Path(__file__).parent
 
 
 def document(template: str, **values: Any) -> str:
-    """The page. Every text in `values` is escaped, and freed of control characters."""
+    """The page. Every text in `values` is escaped, and freed of control characters. With `live` among them, it asks its
+    server for news."""
     style, curves = _inside("templates/style.css"), _inside("templates/curves.js")
-    uplot = _inside("uplot/uPlot.iife.min.js")
-    scripts = " ".join(_digest(text) for text in (uplot, curves))
+    uplot, follow = _inside("uplot/uPlot.iife.min.js"), _inside("templates/live.js")
+    scripts = " ".join(_digest(text) for text in ((uplot, curves, follow) if values["live"] else (uplot, curves)))
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {scripts}; base-uri 'none'; form-action 'none'"
     )
+    policy += "; connect-src 'self'" if values["live"] else ""
     page = _environment().get_template(template)
-    return page.render(policy=policy, style=style, uplot=uplot, script=curves, **values)
+    return page.render(policy=policy, style=style, uplot=uplot, script=curves, follow=follow, **values)
 
 
 @functools.cache

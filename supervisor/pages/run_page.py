@@ -30,8 +30,9 @@ _CHECKPOINTS = 100
 """The checkpoints on a page: the last ones."""
 
 
-def run_page(known: Known, command: Callable[[Mapping[str, Any]], str]) -> str:
-    """The page. `command` gives the command of a status as people write it."""
+def run_page(known: Known, command: Callable[[Mapping[str, Any]], str], live: str = "") -> str:
+    """The page. `command` gives the command of a status as people write it. `live`: the time from which a page that is
+    served asks for news."""
     told = read_events(known.run.events)[0]
     story = story_of(known.run, told)
     now, at = status(known, story), now_of(story)
@@ -58,6 +59,8 @@ def run_page(known: Known, command: Callable[[Mapping[str, Any]], str]) -> str:
         more_failures=max(0, len(story.failures()) - SHOWN),
         checkpoints=_checkpoints(events, set(committed_steps(known.run.checkpoints))),
         made=_made(),
+        live=live,
+        folder=known.run.path.name,
     )
 
 

@@ -39,8 +39,9 @@ LAW = {
     "supervisor.checkup": "supervisor.attempt",
     "supervisor.pages": "supervisor.run",
     "supervisor.chaos": "supervisor.pages",
+    "supervisor.web": "supervisor.pages",
     "supervisor.notify": "supervisor.run",
-    "supervisor.commands": "supervisor.loop supervisor.notify supervisor.checkup supervisor.chaos",
+    "supervisor.commands": "supervisor.loop supervisor.notify supervisor.checkup supervisor.chaos supervisor.web",
 }
 """What a folder may import of ours: itself, those in its line, and what they may. Read from the bottom, it is the way
 that a launch takes; no line looks down."""
@@ -206,6 +207,7 @@ WALL_CLOCK = {
     "tail.py": "--since",
     "ls.py": "--since, and the year",
     "run_page.py": "when a page was made",
+    "app.py": "from when a page asks for news",
     "follow.py": "when a line was seen",
     "log_times.py": "when a log grew",
     "checks.py": "whether the clock is set at all",

@@ -74,7 +74,8 @@ def _load_supervisor() -> None:
     package = _load("_supervisor", ROOT / "supervisor")
     importlib.import_module("_supervise.names").ours_alone()
     for module in pkgutil.walk_packages(package.__path__, "supervisor."):
-        if not module.name.endswith(".__main__"):
+        # The web server's packages are an extra, and no launch wants them.
+        if not module.name.endswith(".__main__") and not module.name.startswith("supervisor.web"):
             importlib.import_module(module.name)
 
 

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const told = JSON.parse(document.getElementById("data").textContent);
+  let told;
   const drawn = [];
 
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -67,6 +67,7 @@
   };
 
   const drawAll = () => {
+    told = JSON.parse(document.getElementById("data").textContent);
     while (drawn.length) drawn.pop().destroy();
     told.curves.forEach(draw);
   };
@@ -78,6 +79,7 @@
     waiting = setTimeout(drawAll, 150);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  addEventListener("supervise", drawAll);
   // Paper is white, whatever the screen is.
   matchMedia("print").addEventListener("change", drawAll);
 })();

@@ -1,0 +1,60 @@
+"use strict";
+(() => {
+  const about = JSON.parse(document.getElementById("since").textContent);
+  const status = document.getElementById("live");
+  const channel = new BroadcastChannel("supervise");
+  const seen = new Set();
+  let due = 0, loaded = Date.now(), again = 0;
+
+  const said = text => { if (status.textContent !== text) status.textContent = text; };
+
+  // The page as it is now, from the server, which has escaped all of it. Open details stay open.
+  const load = async () => {
+    due = 0;
+    loaded = Date.now();
+    try {
+      const answer = await fetch(location.href, {cache: "no-store"});
+      if (!answer.ok) return said(answer.status === 401 ? "not live: open the address of a new supervise web" : "not live: no answer");
+      const now = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const open = [...document.querySelectorAll("details")].map(one => one.open);
+      for (const part of ["header", "main"]) document.querySelector(part).replaceWith(now.querySelector(part));
+      document.querySelectorAll("details").forEach((one, n) => { one.open = open[n] || false; });
+      const data = document.getElementById("data");
+      if (data) {
+        data.textContent = now.getElementById("data").textContent;
+        dispatchEvent(new Event("supervise"));
+      }
+      const state = document.querySelector("h1 .state");
+      said("live" + (state ? ": " + state.textContent : ""));
+    } catch { said("not live: supervise web does not answer"); }
+  };
+  const soon = () => { if (!due) due = setTimeout(load, Math.max(300, 1500 - (Date.now() - loaded))); };
+
+  const heard = event => {
+    const key = event.folder + " " + event.seq;
+    if (seen.has(key)) return;
+    if (seen.size > 10000) seen.clear();
+    seen.add(key);
+    if (!about.folder || about.folder === event.folder) soon();
+  };
+  channel.onmessage = message => heard(message.data);
+
+  // One stream a browser: the page that holds the lock has it, and tells the others.
+  const follow = () => new Promise(() => {
+    const stream = new EventSource("/stream?since=" + encodeURIComponent(about.since));
+    stream.addEventListener("told", message => {
+      const event = JSON.parse(message.data);
+      channel.postMessage(event);
+      heard(event);
+    });
+    stream.onerror = () => said("not live: waiting for supervise web");
+    stream.onopen = () => { said("live"); soon(); };
+  });
+  if (navigator.locks) navigator.locks.request("supervise", follow);
+  else follow();
+  // Steps make no event.
+  setInterval(() => {
+    const state = document.querySelector(".state.running");
+    if (state && !document.hidden && Date.now() - loaded > 5000) soon();
+  }, 1000);
+})();

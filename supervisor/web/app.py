@@ -1,0 +1,95 @@
+"""The routes. Each only reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from supervisor.errors import Refusal
+from supervisor.live.prometheus import exposition
+from supervisor.pages.run_page import run_page
+from supervisor.pages.runs_page import runs_page
+from supervisor.web.runs import News, Runs
+from trainer.rundir.files.codec import encode
+
+EVERY = 0.5
+"""Seconds between two looks for new events."""
+_QUIET = 15.0
+"""Seconds of silence before a sign of life, so that a reader that is gone is noticed."""
+_STREAMS = 16
+"""Streams at a time. A browser needs one, whatever number of pages it shows."""
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+Command = Callable[[Mapping[str, Any]], str]
+
+
+def app(runs: Runs, command: Command) -> Starlette:
+    """The pages of `runs`. `command` gives the command of a status as people write it."""
+    streams: set[object] = set()
+
+    def index(request: Request) -> Response:
+        looks = [(look.name, look.status) for look in runs.look()]
+        return HTMLResponse(_bytes(runs_page(str(runs.root.resolve()), looks, command, _now())))
+
+    def page(request: Request) -> Response:
+        known = runs.find(request.path_params["name"])
+        if known is None:
+            return PlainTextResponse("there is no such run here\n", 404)
+        try:
+            return HTMLResponse(_bytes(run_page(known, command, live=_now())))
+        except Refusal as refusal:
+            return PlainTextResponse(f"{refusal}\n", 500)
+
+    def metrics(request: Request) -> Response:
+        text = exposition([(look.name, look.story, look.status) for look in runs.look()])
+        return Response(text, media_type=_TEXT)
+
+    async def stream(request: Request) -> Response:
+        if len(streams) >= _STREAMS:
+            return PlainTextResponse("too many streams\n", 503)
+        since = request.headers.get("last-event-id") or request.query_params.get("since") or _now()
+        return StreamingResponse(_told(News(runs, since), streams), media_type="text/event-stream")
+
+    routes = [Route("/", index), Route("/run/{name}", page), Route("/stream", stream), Route("/metrics", metrics)]
+    return Starlette(routes=routes)
+
+
+async def _told(news: News, streams: set[object]) -> AsyncIterator[bytes]:
+    """The new events, with their time as id: whoever comes back with the last one misses nothing. Events of that time
+    come again; `seq` tells them."""
+    me = object()
+    streams.add(me)
+    try:
+        quiet = 0.0
+        yield b"retry: 2000\n\n"
+        while True:
+            found = await run_in_threadpool(news.read)
+            for event in found:
+                named = {key: event.get(key) for key in ("folder", "seq", "ts", "msg", "level", "attempt", "rank")}
+                yield b"id: %s\nevent: told\ndata: %s\n\n" % (_one_line(event.get("ts")), encode(named))
+            quiet = 0.0 if found else quiet + EVERY
+            if quiet >= _QUIET:
+                quiet = 0.0
+                yield b":\n\n"
+            await asyncio.sleep(EVERY)
+    finally:
+        streams.discard(me)
+
+
+def _one_line(text: object) -> bytes:
+    return "".join(char for char in str(text) if char.isprintable()).encode("utf-8", "replace")
+
+
+def _bytes(page: str) -> bytes:
+    return page.encode("utf-8", "backslashreplace")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
