@@ -50,7 +50,7 @@ EXAMPLES: Mapping[str, str] = {
     "attach": "supervise attach gpt-7f3a",
     "tail": "supervise tail gpt-7f3a --rank 0 --grep loss",
     "events": "supervise events -f --level warning",
-    "report": "supervise report gpt-7f3a --json | jq .goodput",
+    "report": "supervise report gpt-7f3a --html run.html",
     "stacks": """
         supervise stacks gpt-7f3a             where each rank stands now
         supervise stacks gpt-7f3a --top 5s    where they spend their time""",

@@ -68,6 +68,8 @@ def _listening(port: int) -> socket.socket:
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind(("127.0.0.1", port))
+        # Whoever opens the printed address at once waits for the server instead of being refused.
+        server.listen(64)
     except OSError as error:
         server.close()
         raise Refusal(f"port {port} cannot be had: {error.strerror}; give another --port, or 0 for any") from None

@@ -13,10 +13,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from supervisor.core.telling.ledger import report
 from supervisor.errors import Refusal
-from supervisor.live.prometheus import exposition
+from supervisor.pages.exposition import exposition
 from supervisor.pages.run_page import run_page
 from supervisor.pages.runs_page import runs_page
+from supervisor.run.status import now_of
 from supervisor.web.runs import News, Runs
 from trainer.rundir.files.codec import encode
 
@@ -48,8 +50,8 @@ def app(runs: Runs, command: Command) -> Starlette:
             return PlainTextResponse(f"{refusal}\n", 500)
 
     def metrics(request: Request) -> Response:
-        text = exposition([(look.name, look.story, look.status) for look in runs.look()])
-        return Response(text, media_type=_TEXT)
+        told = [(look.status, report(look.story, now_of(look.story))) for look in runs.look()]
+        return Response(exposition(told), media_type=_TEXT)
 
     async def stream(request: Request) -> Response:
         if len(streams) >= _STREAMS:

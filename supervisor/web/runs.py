@@ -19,6 +19,8 @@ from supervisor.run.status import status
 
 MOST = 200
 """Runs on the list of runs: the newest."""
+_SKEW = 3600.0
+"""Seconds by which the clock of a file server may be behind."""
 
 
 class Reader:
@@ -91,7 +93,7 @@ class News:
         self._root, self._since = runs.root, since
         self._readers: dict[Path, EventReader] = {}
         began = moment(since)
-        self._before = began.timestamp() - 1.0 if began else 0.0
+        self._before = began.timestamp() - _SKEW if began else 0.0
 
     def read(self) -> list[Mapping[str, Any]]:
         """The new events, each with `folder`: the name of the run's folder."""
@@ -99,7 +101,7 @@ class News:
         for known in all_runs(self._root)[:MOST]:
             reader = self._readers.get(known.run.path)
             if reader is None:
-                # An event is in its file at the time that it has. A second for clocks that were set.
+                # An event is in its file at the time that it has.
                 if _changed(known.run.events) < self._before:
                     continue
                 reader = self._readers[known.run.path] = EventReader(known.run.events)

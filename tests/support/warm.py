@@ -74,9 +74,13 @@ def _load_supervisor() -> None:
     package = _load("_supervisor", ROOT / "supervisor")
     importlib.import_module("_supervise.names").ours_alone()
     for module in pkgutil.walk_packages(package.__path__, "supervisor."):
-        # The web server's packages are an extra, and no launch wants them.
-        if not module.name.endswith(".__main__") and not module.name.startswith("supervisor.web"):
-            importlib.import_module(module.name)
+        if not module.name.endswith(".__main__"):
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as missing:
+                # Packages of an extra may be missing here.
+                if str(missing.name).startswith(("supervisor", "trainer", "_super")):
+                    raise
 
 
 def _load_fork_server(more: list[str]) -> None:

@@ -25,7 +25,7 @@ from trainer.rundir.layout import RunDir
 
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = (
-    "launch resume ls status report events tail attach stacks stop inject chaos policy ckpt doctor "
+    "launch resume ls status report events tail web attach stacks stop inject chaos policy ckpt doctor "
     "service gc rm completion man"
 )
 LAUNCH_OPTIONS = (
