@@ -1,11 +1,11 @@
 """Everything that a GPU must show, on one of them: 10 minutes, or 4 with --quick. Needs no setting.
 
     environment   versions, the device, raw copy rates, registering and touching shared memory
-    copies        302 M parameters: what a snapshot costs, copied in one piece, in chunks, staged on the device first
-    faults        assert, illegal access, no memory, a kernel without end: cause, times, and what the rank said
-    correctness   the bits of snapshots, generators, GradScaler, FSDP2, channels_last, digests, CUDA graphs, streams
-    recovery      kill -> first step of the built-in GPT and of an unchanged script, against torchrun; bits at the end
     large         302 M parameters under supervise: steps without and with snapshots, kill -> first step
+    recovery      kill -> first step of the built-in GPT and of an unchanged script, against torchrun; bits at the end
+    correctness   the bits of snapshots, generators, GradScaler, FSDP2, channels_last, digests, CUDA graphs, streams
+    copies        302 M parameters: what a snapshot costs a step; without --quick, by all ways of copying
+    faults        assert, illegal access, no memory, a kernel without end: cause, times, and what the rank said
 
 python benchmarks/gpu.py [--quick] [--out FILE] [--only PART,…]
 
@@ -31,11 +31,11 @@ from typing import Any
 MARK = "BENCH_GPU"
 PARTS = {
     "environment": (30, 60),
-    "copies": (60, 110),
-    "faults": (60, 90),
-    "correctness": (70, 110),
-    "recovery": (120, 240),
     "large": (100, 150),
+    "recovery": (110, 220),
+    "correctness": (60, 110),
+    "copies": (50, 110),
+    "faults": (60, 90),
 }
 """Seconds that a part may take: with --quick, and without."""
 NO_GPU = 2

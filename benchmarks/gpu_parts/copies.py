@@ -16,14 +16,17 @@ import itertools
 import mmap
 import os
 import queue
+import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.gpt.model import GPT, GPTConfig
 from trainer.rundir.machine import shm
 
@@ -201,16 +204,15 @@ def _window(job: Job, steps: int, every: int, way: Way | None) -> list[float]:
     return times[4:]
 
 
-def _ways(quick: bool) -> list[tuple[str, int | None, bool, tuple[int, ...]]]:
+def _ways() -> list[tuple[str, int | None, bool, tuple[int, ...]]]:
     """(how, MB a chunk, staged, at every so many steps)."""
-    often = (1,) if quick else (1, 4)
     return [
         ("one piece", None, False, (1, 4)),
-        *(("paced", mb, False, often) for mb in (1, 4, 16, 64)),
-        *(("two streams", mb, False, often) for mb in (1, 4, 16, 64)),
-        ("one piece", None, True, (2,) if quick else (1, 2, 4)),
-        ("paced", 16, True, (2,) if quick else (1, 2, 4)),
-        *(("two streams", mb, True, (2,) if quick else (1, 2, 4)) for mb in ((16,) if quick else (4, 16))),
+        ("paced", 16, False, (4,)),
+        *(("two streams", mb, False, (4,)) for mb in (4, 16, 64)),
+        ("one piece", None, True, (2, 4)),
+        ("paced", 16, True, (2, 4)),
+        *(("two streams", mb, True, (2, 4)) for mb in (4, 16)),
     ]
 
 
@@ -225,8 +227,15 @@ def measure(part: Part) -> None:
     part.tell("step, no snapshots", f"{part.found['off'][0]['p50']} ms (mean {part.found['off'][0]['mean']})")
     with part.trying("the product"):
         _product(part, job, steps)
+    part.put("off", [*part.found["off"], spread(_window(job, steps, 1, None))])
+    if not part.quick:
+        _all_ways(part, job, state, size, steps)
+        part.put("off", [*part.found["off"], spread(_window(job, steps, 1, None))])
+
+
+def _all_ways(part: Part, job: Job, state: list[torch.Tensor], size: int, steps: int) -> None:
     host = Host(part, size)
-    for how, mb, staged, intervals in _ways(part.quick):
+    for how, mb, staged, intervals in _ways():
         name = f"{'staged, ' if staged else ''}{how}{f', {mb} MB' if mb else ''}"
         with part.trying(name):
             way = Way(part, state, host, how, mb and (mb << 20), staged)
@@ -234,11 +243,8 @@ def measure(part: Part) -> None:
                 found: dict[str, Any] = {"read": spread(_reads(part, way)), "copy": spread(way.seconds)}
                 for every in intervals:
                     way.taken = 0
-                    found[f"every {every}"] = {
-                        **spread(_window(job, steps, every, way)),
-                        "snapshots": way.taken,
-                        "steps": steps,
-                    }
+                    times = spread(_window(job, steps, every, way))
+                    found[f"every {every}"] = {**times, "snapshots": way.taken, "steps": steps}
             finally:
                 way.close()
             part.put("ways", {**part.found.get("ways", {}), name: found})
@@ -247,7 +253,6 @@ def measure(part: Part) -> None:
             del way
             part.cuda.empty_cache()
     host.close()
-    part.put("off", [*part.found["off"], spread(_window(job, steps, 1, None))])
 
 
 def _staging(part: Part, state: list[torch.Tensor]) -> float:
@@ -256,28 +261,59 @@ def _staging(part: Part, state: list[torch.Tensor]) -> float:
 
 
 def _product(part: Part, job: Job, steps: int) -> None:
-    """The memory tier as it is."""
+    """The memory tier as it is: from its first snapshot on, as `auto` asks for them; then at every so many steps."""
     segment = shm.segment_of("bench-gpu-copies")
-    memory = Memory(Place(segment, 0, 1, 0, None), {"model": job.model, "optimizer": job.optimizer})
+    memory = Memory(Place(segment, 0, 1, 0, None), {"model": job.model, "optimizer": job.optimizer}, spare=True)
+    found: dict[str, Any] = {}
     try:
-        found = {}
-        for every in (1, 4, 16):
-            times, costs, firsts = [], [], []
-            for number in range(steps + (4 if every == 1 else 0)):
-                took = job.step()
-                began = time.perf_counter()
-                if number % every == 0:
-                    memory.take(number + 1, {})
-                    costs.append(memory.cost_s)
-                took += time.perf_counter() - began
-                (firsts if every == 1 and number < 8 else times).append(took)
-            memory.wait()
-            found[f"every {every}"] = {**spread(times), "first": firsts, "cost_s": costs[2:], "problem": memory.problem}
+        first, numbers = list[Any](), itertools.count(1)
+        for _ in range(3 * steps):
+            took = job.step()
+            began = time.perf_counter()
+            number, free = next(numbers), not memory.busy
+            if free:
+                memory.take(number, {})
+            first.append([round(1000 * (took + time.perf_counter() - began), 1), free, newest_snapshot(segment)])
+        memory.wait()
+        found["from the start"] = first
+        found["held"] = bool(memory._planner.image and memory._planner.image.held)
+        for every in (1, 2, 4, 8):
+            found[f"every {every}"] = _asked(job, memory, numbers, 2 * steps, every)
+            told = found[f"every {every}"]
             part.tell(
-                f"product, every {every}",
-                f"step mean {found[f'every {every}']['mean']} ms, median {found[f'every {every}']['p50']}",
+                f"product, every {every}", f"step mean {told['mean']} ms, median {told['p50']}, cost {told['cost_s']}"
             )
-        part.put("product", found)
+        found["read"] = spread(_beside(part, memory, numbers))
+        part.tell("product, a read beside the copy", found["read"])
     finally:
+        found["problem"] = memory.problem
+        part.put("product", found)
         memory.close()
         shm.remove(segment)
+
+
+def _asked(job: Job, memory: Memory, numbers: Iterator[int], steps: int, every: int) -> dict[str, Any]:
+    times, costs, taken = [], [], 0
+    memory.wait()
+    for turn in range(steps):
+        took = job.step()
+        began = time.perf_counter()
+        number = next(numbers)
+        if turn % every == 0:
+            memory.take(number, {})
+            costs.append(round(1000 * memory.cost_s, 2))
+            taken += 1
+        times.append(took + time.perf_counter() - began)
+    memory.wait()
+    return {**spread(times[4:]), "taken": taken, "cost_s": statistics.median(costs)}
+
+
+def _beside(part: Part, memory: Memory, numbers: Iterator[int]) -> list[float]:
+    one, times = torch.ones(1, device=part.device), []
+    for _ in range(3):
+        memory.take(next(numbers), {})
+        while memory.busy and len(times) < 3000:
+            began = time.perf_counter()
+            (one + 1).item()
+            times.append(time.perf_counter() - began)
+    return times

@@ -20,6 +20,7 @@ from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.replicas import folded
 from trainer.rundir.machine import shm
 
+from . import runs
 from .part import Part
 
 SEGMENT = shm.segment_of("bench-gpu-bits")
@@ -124,11 +125,12 @@ class Torn:
 
 def bits(part: Part, name: str, turn: Callable[[nn.Module, Any, int], None], optimizer_options: dict[str, Any]) -> None:
     """Snapshots of each step, looked at when the next step is issued as well."""
-    model, optimizer = job(part, 4096 if part.real else 64, **optimizer_options)
+    model, optimizer = job(part, 3072 if part.real else 64, **optimizer_options)
     seen = Torn()
     with memory_of({"model": model, "optimizer": optimizer}) as memory:
-        for number in range(1, 13):
+        for number in range(1, 9):
             turn(model, optimizer, number)
+            memory.wait()
             if number % 2:
                 part.cuda.synchronize()
             state = both(model, optimizer)
@@ -140,7 +142,9 @@ def bits(part: Part, name: str, turn: Callable[[nn.Module, Any, int], None], opt
                 part.tell(name, f"refused: {memory.problem}")
                 return
             seen.look(number)
+            told = [bool(memory._planner.image and memory._planner.image.held), memory._planner.unseen]
     seen.report(part, name)
+    part.put(f"{name}: held, unseen", told)
 
 
 def plain_steps(part: Part) -> Callable[[nn.Module, Any, int], None]:
@@ -160,12 +164,18 @@ def side_stream(part: Part) -> Callable[[nn.Module, Any, int], None]:
     return turn
 
 
-def graph(part: Part) -> None:
-    """A graph that holds the optimizer's step: no hook sees it replayed."""
+def graph(part: Part, when: str) -> None:
+    """A graph that holds the optimizer's step: no hook sees it replayed. It is recorded `when`: before the snapshots
+    begin, or while one is being copied."""
     torch.manual_seed(2)
-    model = nn.Sequential(*(nn.Linear(4096, 4096, bias=False) for _ in range(4))).to(part.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
-    x = torch.randn(8, 4096, device=part.device)
+    model = nn.Sequential(*(nn.Linear(3072, 3072, bias=False) for _ in range(4))).to(part.device)
+    # With SGD nothing says beforehand that its steps will be recorded.
+    kind = {"before": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9)}.get(
+        when, lambda p: torch.optim.AdamW(p, lr=1e-3, capturable=True)
+    )
+    optimizer = kind(list(model.parameters()))
+    name = f"a CUDA graph with the optimizer's step, recorded {when}"
+    x = torch.randn(8, 3072, device=part.device)
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=False)
@@ -179,22 +189,33 @@ def graph(part: Part) -> None:
             once()
     torch.cuda.current_stream().wait_stream(side)
     captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        once()
+    if when == "before":
+        with torch.cuda.graph(captured):
+            once()
     seen = Torn()
     with memory_of({"model": model, "optimizer": optimizer}) as memory:
-        for number in range(1, 13):
+        if when != "before":
+            for number in range(101, 105):
+                once()
+                memory.take(number, {})
+            with torch.cuda.graph(captured):
+                once()
+            memory.wait()
+        for number in range(201, 209):
             captured.replay()
+            memory.wait()
             state = both(model, optimizer)
             seen.wanted = {number: copied([state["model"], state["optimizer"]["state"]])}
             memory.take(number, {})
             captured.replay()
             memory.wait()
             if memory.problem:
-                part.tell("a CUDA graph with the optimizer's step", f"refused: {memory.problem}")
+                part.tell(name, f"refused: {memory.problem}")
                 return
             seen.look(number)
-    seen.report(part, "a CUDA graph with the optimizer's step")
+        told = [bool(memory._planner.image and memory._planner.image.held), memory._planner.unseen]
+    seen.report(part, name)
+    part.put(f"{name}: held, unseen", told)
 
 
 def resumed(part: Part) -> None:
@@ -280,17 +301,18 @@ def measure(part: Part) -> None:
     os.chdir(tempfile.mkdtemp())
     with part.trying("bits"):
         bits(part, "snapshots of each step", plain_steps(part), {})
-    with part.trying("bits, fused"):
-        bits(part, "the same, a fused optimizer", plain_steps(part), {"fused": True})
+    if not part.quick:
+        with part.trying("bits, fused"):
+            bits(part, "the same, a fused optimizer", plain_steps(part), {"fused": True})
     with part.trying("side stream"):
         bits(part, "training on a side stream", side_stream(part), {})
     for check in (resumed, digested, fsdp):
         with part.trying(check.__name__):
             check(part)
     if part.real:
-        with part.trying("graph"):
-            graph(part)
-    with part.trying("two ranks"):
-        from .runs import two_ranks
-
-        two_ranks(part, Path.cwd())
+        for when in ("before", "beside a copy"):
+            with part.trying(f"graph, {when}"):
+                graph(part, when)
+    if not part.quick:
+        with part.trying("two ranks"):
+            runs.two_ranks(part, Path.cwd())

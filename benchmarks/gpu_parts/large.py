@@ -86,7 +86,7 @@ def _kills(part: Part, folder: Path, kills: int) -> None:
     records = []
     for _ in range(kills):
         runs.wait_for(part, lambda: len(runs.events(folder, "standby_ready")) > len(records) or None, 60, "no standby")
-        time.sleep(3.0)
+        time.sleep(4.0)
         last = _steps(folder)[-1]
         struck = time.monotonic()
         os.kill(last["pid"], signal.SIGKILL)

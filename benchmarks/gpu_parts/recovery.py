@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -29,14 +30,19 @@ def measure(part: Part) -> None:
     kills = 3 if part.quick else 5
     root = Path(tempfile.mkdtemp())
     device = ["--device", part.device.type]
-    with part.trying("built-in, bits"):
-        _bits(part, root, kills)
     script = [str(SCRIPTS / "gpu_ddp.py"), *device]
+    steps, whole = None, None
+    with part.trying("built-in"):
+        steps = _killed(part, root / "killed", kills)
+        # Beside the next side, to save time.
+        whole = runs.launch(root / "whole", "--no-standby", *GPT, *device, "--steps", str(steps))
     _side(part, "script, supervise", sides.supervise(1, *sides.ENDLESS), script, kills)
+    if whole is not None and steps is not None:
+        with part.trying("built-in, bits"):
+            _compare(part, root, steps, whole)
     _side(part, "script, torchrun --max-restarts", sides.torchrun(1), script, 2 if part.quick else 3)
-    one = 1 if part.quick else 2
-    _side(part, "built-in, --no-standby", sides.supervise(1, *sides.ENDLESS, "--no-standby"), [*GPT, *device], one)
     if not part.quick:
+        _side(part, "built-in, --no-standby", sides.supervise(1, *sides.ENDLESS, "--no-standby"), [*GPT, *device], 2)
         _side(part, "built-in, torchrun --max-restarts", sides.torchrun(1), [*GPT, *device], 2)
 
 
@@ -56,36 +62,38 @@ def _kill(part: Part, folder: Path, number: int, pause: float) -> None:
     os.kill(runs.events(folder, "group_ready")[-1]["pids"][0], signal.SIGKILL)
 
 
-def _bits(part: Part, root: Path, kills: int) -> None:
-    """The built-in GPT, killed and stopped; then an undisturbed run of as many steps."""
-    device, ends = ["--device", part.device.type], list[Any]()
-    killed, whole = root / "killed", root / "whole"
-    process = runs.launch(killed, *sides.ENDLESS, *GPT, *device, "--steps", "100000000")
+def _killed(part: Part, folder: Path, kills: int) -> int:
+    """The built-in GPT, killed and then stopped. Returns the step at which it was stopped."""
+    process = runs.launch(folder, *sides.ENDLESS, *GPT, "--device", part.device.type, "--steps", "100000000")
     try:
         for number in range(kills):
-            _kill(part, killed, number, 1.5)
-        runs.wait_for(part, lambda: len(runs.events(killed, "first_step")) > kills or None, 60, "no last first step")
+            _kill(part, folder, number, 1.5 if number else 3.0)
+        runs.wait_for(part, lambda: len(runs.events(folder, "first_step")) > kills or None, 60, "no last first step")
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
         process.wait(30 * part.slack)
     finally:
         if process.poll() is None:
             process.kill()
-    part.put(
-        "built-in", {"back_s": runs.back(killed), "report": runs.report(killed), "events": runs.events(killed)[:200]}
-    )
-    part.tell("built-in, standby, kill -> first step (events)", runs.back(killed))
-    steps = newest_checkpoint(killed / "run" / "checkpoints")
-    process = runs.launch(whole, "--no-standby", *GPT, *device, "--steps", str(steps))
+        part.put(
+            "built-in",
+            {"back_s": runs.back(folder), "report": runs.report(folder), "events": runs.events(folder)[:200]},
+        )
+    part.tell("built-in, standby, kill -> first step (events)", runs.back(folder))
+    return newest_checkpoint(folder / "run" / "checkpoints")
+
+
+def _compare(part: Part, root: Path, steps: int, whole: subprocess.Popen[bytes]) -> None:
     try:
-        if (code := process.wait(90 * part.slack)) != 0:
-            raise RuntimeError(f"ended with {code}: {runs.wrong(whole)}")
+        if (code := whole.wait(60 * part.slack)) != 0:
+            raise RuntimeError(f"ended with {code}: {runs.wrong(root / 'whole')}")
     finally:
-        if process.poll() is None:
-            process.kill()
-    for folder in (killed, whole):
+        if whole.poll() is None:
+            whole.kill()
+    ends = list[Any]()
+    for folder in (root / "killed", root / "whole"):
         loaded = load(folder / "run" / "checkpoints" / step_name(steps), 0)
         rng = (loaded.own or {}).get("rng", {})
         ends.append([loaded.shared["model"], loaded.shared["optimizer"]["state"], rng.get("cuda"), rng.get("torch")])
     assert same(*ends), f"other bits at step {steps}"
-    part.tell(f"built-in, {kills} kills, at step {steps}", "the same bits as undisturbed")
+    part.tell(f"built-in, killed, at step {steps}", "the same bits as undisturbed")

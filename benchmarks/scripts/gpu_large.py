@@ -34,11 +34,23 @@ def main() -> None:
         model = GPT(GPTConfig(block, layers, heads, width, 0.0))
     optimizer = torch.optim.AdamW(model.parameter_groups(0.1), lr=1e-4, fused=True)
     every = given.snapshot_every
+
+    def learn(step: int) -> torch.Tensor:
+        x = torch.randint(0, 256, (batch, block), device=device, generator=torch.Generator(device).manual_seed(step))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss: torch.Tensor = model(x, x)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
     ckpt = Checkpointer(
         model=model,
         optimizer=optimizer,
         every=None,
         snapshot_every="auto" if every == "auto" else None if every == "off" else int(every),
+        park=True,
+        warm_up=lambda: learn(0),
     )
     built = time.monotonic()
     start = ckpt.restore()
@@ -46,12 +58,7 @@ def main() -> None:
     head = {"pid": os.getpid(), "start": start, "built_s": built - began, "restore_s": time.monotonic() - built}
     os.write(log, json.dumps(head).encode() + b"\n")
     for step in range(start, given.steps):
-        x = torch.randint(0, 256, (batch, block), device=device, generator=torch.Generator(device).manual_seed(step))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = model(x, x)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = learn(step)
         asked = time.monotonic()
         value = loss.item()
         done = time.monotonic()
