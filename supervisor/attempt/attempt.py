@@ -126,6 +126,8 @@ class Attempt:
         if watch is None:
             return seen, News()
         watch.look(now, ended)
+        if mode is Mode.RUNNING and any(beat.step > 0 for beat in watch.beats):
+            self.ending.steps(process.pid for process in watch.ranks.values())
         if self._told is not None:
             self._tell(list(watch.ranks.values()), self._told)
         watch.read_journals(now, final=stopping and not alive)

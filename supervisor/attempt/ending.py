@@ -1,7 +1,8 @@
 """The end of an attempt: who of it is there, who is killed, and when the next attempt may begin.
 
 It may begin when no task of the old one can run its code any more. A process that only frees its memory (a second for
-some gigabytes) is not waited for, with two exceptions: the memory may be needed, or a port that the script has chosen.
+some gigabytes) is not waited for, unless the next attempt may need what it holds: memory where there is little, memory
+of a GPU, or a port that the script has chosen.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from supervisor.process import family, proctree
+from supervisor.process.kernel import has_gpu
 from supervisor.process.kill import kill_family
 from supervisor.process.proctree import Process
 from trainer.rundir.machine.cgroup import NoGroup, own_group
@@ -34,6 +36,10 @@ class Ending:
         self._killed_since: float | None = None
         self._held = 0
         """The bytes of memory that the processes had when they were killed first."""
+        self._gpu: bool | None = None
+        """Whether its ranks use a GPU. None: not looked at yet."""
+        self.next_has_memory = False
+        """Whether the next attempt's group holds the memory of a GPU that it needs."""
         self.leaving: dict[int, int] = {}
         """The processes that run no code any more and were still there at the last look: pid and start time."""
 
@@ -53,12 +59,24 @@ class Ending:
             return [process.pid for process in proctree.strangers(self._mark, spared)]
         return there
 
+    def steps(self, ranks: Iterable[int]) -> None:
+        """The `ranks` step. So they have opened their GPUs, if they use any."""
+        if self._gpu is None:
+            self._gpu = any(map(has_gpu, ranks))
+
+    @property
+    def on_gpu(self) -> dict[int, int]:
+        """Those of `leaving` that may still hold memory of a GPU."""
+        return dict(self.leaving) if self._gpu else {}
+
     def force(self, spared: set[int], now: float) -> int:
         """None of its processes runs code any more, unless one waits for a disk or a driver. Returns the number of
         processes that got the signal."""
         if self._killed_since is None:
             self._killed_since = now
-            self._held = sum(map(family.resident, self.members(spared)))
+            members = self.members(spared)
+            self.steps(members)
+            self._held = sum(map(family.resident, members))
         known = self._known()
         return kill_family(lambda: self.members(spared), known, _SETTLE, self._killed_since)
 
@@ -68,7 +86,8 @@ class Ending:
         running = [pid for pid in there if family.is_running(pid)]
         left = {pid: stat(pid) for pid in there if pid not in running}
         self.leaving = {pid: found.started for pid, found in left.items() if found is not None}
-        if self.leaving and not running and not self._has_room():
+        needed = self._gpu and not self.next_has_memory
+        if self.leaving and not running and (needed or not self._has_room()):
             return tuple(self.leaving)
         return (*running, *(pid for pid in self.leaving if family.keeps_port(pid)))
 

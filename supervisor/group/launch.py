@@ -79,6 +79,8 @@ class Order:
     """The mean time between the run's newest failures, in seconds."""
     briefing: Briefing = field(default_factory=Briefing)
     """Tells the program how to resume."""
+    leaving: Mapping[int, int] = field(default_factory=dict)
+    """Processes of the last attempt that still hold memory of a GPU: pid and start time."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
@@ -94,6 +96,7 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
         names.RESUME_FROM: path,
         names.ROLLBACK: rollback.encode() if rollback else "",
         names.TOLD: encoded(order.briefing.told),
+        names.LEAVING: " ".join(f"{pid}:{started}" for pid, started in order.leaving.items()),
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }

@@ -22,6 +22,7 @@ _AT_RELEASE = {
     names.MARK,
     names.RESUME_STEP,
     names.RESUME_FROM,
+    names.LEAVING,
     names.ROLLBACK,
     names.TOLD,
     names.FLUSH_SECONDS,

@@ -71,7 +71,8 @@ class Attempts:
         """Launches attempt `number`, which is the newest from `now` on. `relaunch`: it gets --resume-args. `flush_s`:
         the seconds of a flush."""
         self._failures.launched(now)
-        order = Order(number, self.resume, relaunch, rollback, flush_s, self._failures.mtbf(), briefing)
+        leaving = self.newest.ending.on_gpu if self.newest is not None else {}
+        order = Order(number, self.resume, relaunch, rollback, flush_s, self._failures.mtbf(), briefing, leaving)
         self.first = False
         self.newest = Attempt(self._run, self._spec, order, self._reaper, now)
 

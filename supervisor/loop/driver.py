@@ -162,6 +162,7 @@ class Driver:
         seen, news, attempt = Observation(now), News(), self._attempts.newest
         if attempt is not None:
             attempt.sample(self._state.unexplained, now)
+            attempt.ending.next_has_memory = self._standby.on_gpu
             seen, news = attempt.look(now, ended, mode, self._spared())
         over = mode is Mode.STOPPING and not seen.alive
         if attempt is not None:

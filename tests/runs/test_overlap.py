@@ -47,6 +47,6 @@ def test_the_last_instant_of_one_is_before_the_first_of_the_next(run: Run) -> No
         [struct.unpack("4q", (run.folder / f"clock.{attempt}.{rank}").read_bytes()[:32]) for rank in (0, 1)]
         for attempt in run.dir.attempts()
     ]
-    assert len(clocks) == 3
+    assert len(clocks) > 1  # both ranks may be killed in one attempt
     for old, new in pairwise(clocks):
         assert max(last for _, *instants, _ in old for last in instants) < min(began for began, *_ in new)

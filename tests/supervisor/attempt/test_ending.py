@@ -80,8 +80,25 @@ def test_what_still_runs_is_waited_for(tree: subprocess.Popen[bytes], monkeypatc
     monkeypatch.setattr(family, "keeps_port", lambda pid: True)
     assert ending.alive(spared) == (tree.pid,)
     monkeypatch.setattr(family, "keeps_port", lambda pid: False)
-    ending._held = 1 << 62
+    monkeypatch.setattr(family, "available", lambda: -1)
     assert ending.alive(spared) == (tree.pid,)
+    monkeypatch.undo()
+    held.close()
+
+
+def test_memory_of_a_gpu_is_waited_for_unless_the_next_one_has_it(
+    tree: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Process(tree.pid)
+    spared = {child.pid for child in psutil.Process().children()} - {tree.pid}
+    monkeypatch.setattr(family, "is_running", lambda pid: False)
+    for uses, has, waited in ((True, False, True), (True, True, False), (False, False, False)):
+        monkeypatch.setattr("supervisor.attempt.ending.has_gpu", lambda pid, uses=uses: uses)
+        ending = Ending("no-mark", lambda: {tree.pid: held}, foreign=False)
+        ending.steps([tree.pid])
+        ending.next_has_memory = has
+        assert ending.alive(spared) == ((tree.pid,) if waited else ())
+        assert list(ending.on_gpu) == ([tree.pid] if uses else [])
     held.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import RECORD_BYTES, Board
 from trainer.checkpoint.memory.segment import Segment
 from trainer.rundir.machine import shm
+from trainer.rundir.machine.proc import stat
+from trainer.rundir.variables import LEAVING
 
 SIZE = 64
 
@@ -250,3 +253,20 @@ def test_somebody_elses_folder_is_refused(folder: Path, tmp_path: Path) -> None:
         Segment(folder, 0, 1, 0)
     assert shm.segment_here({"SUPERVISE_MARK": "../x.0"}) is None
     assert shm.segment_here({"SUPERVISE_MARK": "ab-1.group"}) == shm.segment_of("ab-1")
+
+
+def test_no_buffer_while_a_dead_process_has_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU still copies for it would land there."""
+    process = subprocess.Popen(["sleep", "600"])
+    started = stat(process.pid)
+    assert started is not None
+    segment = Segment(folder, 0, 1, 1)
+    monkeypatch.setenv(LEAVING, f"{process.pid}:{started.started} {process.pid}:1")
+    try:
+        assert segment.begin(100) is None
+    finally:
+        process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert segment.begin(100) is not None  # a zombie has closed its files
+    process.wait()
+    segment.close()

@@ -8,6 +8,9 @@
     newest one that all ranks have; a snapshot that some rank has skipped. Never the newest one that all have, never a
     pinned one. So if another rank is late, no buffer is free, and there is no snapshot this time.
 
+    None is free while a process of the last attempt holds memory of a GPU: a copy of it may still land there. (Fresh
+    buffers would have to be taken and registered anew: 0.5 s for 2 GB, as long as such a process takes to be gone.)
+
 There are two buffers, and a third only while one is pinned.
 """
 
@@ -22,7 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...rundir.machine.proc import left_of
 from ...rundir.machine.shm import SLOTS, board_path, buffer_path, claim, ranks_in
+from ...rundir.variables import LEAVING
 from .board import Board, Record, owner_of
 from .snapshots import Snapshot, boards, common, pinned
 
@@ -60,6 +65,7 @@ class Segment:
         self._serial = itertools.count(time.monotonic_ns())
         self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
         self._swept = False
+        self._leaving: str | None = None
         self.cramped = False
         promised = pinned(folder)
         for slot, step in self._own.pins().items():
@@ -85,7 +91,7 @@ class Segment:
             raise Removed(f"another program has removed the snapshots from {self.folder.parent}")
         newest = self.newest()
         free = self._free(newest)
-        if not free:
+        if not free or self._may_change():
             return None
         slot, *spare = free
         self._own.invalidate(slot)
@@ -105,6 +111,15 @@ class Segment:
                 raise
             self.cramped = True
             return None
+
+    def _may_change(self) -> bool:
+        """Whether a GPU may still copy into these buffers for a process of the last attempt, which is about to end."""
+        if self._leaving is None:
+            # Only the release tells: a standby makes this before it.
+            self._leaving = os.environ.get(LEAVING, "")
+        if self._leaving:
+            self._leaving = left_of(self._leaving)
+        return bool(self._leaving)
 
     def is_mapped(self, size: int) -> bool:
         """Whether begin() will give memory that is mapped already, or none."""

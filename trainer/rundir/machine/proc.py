@@ -55,6 +55,17 @@ def lives(pid: int) -> bool:
     return found is not None and found.lives
 
 
+def left_of(told: str) -> str:
+    """Those of the processes `PID:START …` that are not gone yet, nor zombies."""
+
+    def is_there(each: str) -> bool:
+        pid, _, started = each.partition(":")
+        found = stat(pid)
+        return found is not None and found.lives and str(found.started) == started
+
+    return " ".join(filter(is_there, told.split()))
+
+
 def content(path: str) -> bytes:
     """The content of a small file in /proc. It is read all the time, so it does without the extra system calls of a
     Python file."""
