@@ -36,6 +36,7 @@ COMMANDS = {
     "policy": "Show what is done after each cause of failure.",
     "ckpt": "List, verify, prune or export a run's checkpoints.",
     "doctor": "Check this machine for what would harm a run.",
+    "submit": "Submit a run to Slurm.",
     "service": "Let systemd go on with a run after a reboot.",
     "gc": "Find and remove the leftovers of dead runs.",
     "rm": "Remove the folders of runs that are over.",

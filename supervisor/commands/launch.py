@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import target, torchrun
+from supervisor.commands import slurm, target, torchrun
 from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
@@ -45,6 +46,7 @@ from supervisor.run.spec import DEFAULTS, Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
 from trainer.adapters.choice import NAMES
 from trainer.rundir import variables
+from trainer.rundir.duration import spelled
 from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.records.faults import parse_fault
 
@@ -76,16 +78,18 @@ def _merge(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, s
     return {**dict((ctx.default_map or {}).get("actions", ())), **dict(given)}
 
 
-def _metrics_file(ctx: click.Context, param: click.Parameter, given: str | None) -> str:
+def _metrics_file(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
     """The whole path of a file that can be written."""
-    path = Path(given or "").absolute()
-    if given and find_spec("prometheus_client") is None:
+    if not given:
+        return None
+    if find_spec("prometheus_client") is None:
         raise Refusal("--metrics-file needs prometheus_client: pip install 'supervise[metrics]'")
-    if given and (path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK)):
+    path = Path(given).absolute()
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise Refusal(
             f"--metrics-file {given}: no file can be written there; give one in a folder that you can write to"
         )
-    return str(path) if given else ""
+    return str(path)
 
 
 def _key(names: Iterable[str]) -> str:
@@ -219,7 +223,17 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     )
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
-        return _launched(run, spec, detached, as_json, quiet)
+        return _launched(run, _in_a_job(spec), detached, as_json, quiet)
+
+
+def _in_a_job(spec: Spec) -> Spec:
+    """The spec with a --grace that a batch system leaves time for."""
+    most = slurm.grace(spec.policy.grace, os.environ)
+    if most is None:
+        return spec
+    cut = f"--grace {spelled(spec.policy.grace)} is cut to {spelled(most)}"
+    click.echo(f"supervise: {cut}: Slurm kills {spelled(most + slurm.MARGIN_S)} after it asks (KillWait)", err=True)
+    return dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, grace=most))
 
 
 def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: bool) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from supervisor.checkup import checks, installed, space
-from supervisor.commands import background
+from supervisor.commands import background, slurm
 from supervisor.commands.console import Console, closing_words, name_of, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
@@ -104,6 +104,8 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     if log.unwritten:
         console.say(f"  {log.unwritten}")
     console.say(closing_words(run, end))
+    if end.exit_code == ExitCode.PREEMPTED and driver.stops.warned and (said := slurm.requeue(os.environ)):
+        console.say(f"  {said}")
     if as_json:
         print_status(run)
     return end.exit_code

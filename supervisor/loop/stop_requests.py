@@ -24,6 +24,8 @@ class Stops:
 
     kind: StopKind | None = None
     now: bool = False
+    warned: bool = False
+    """The request came by SIGUSR1: the time of a batch job will soon be over."""
     leave: bool = False
     """The run is to go on under another supervisor, as soon as that can take over the ranks."""
 
@@ -56,18 +58,28 @@ def _taken(path: Path) -> bytes | None:
     return None
 
 
+def _heard(stops: Stops, kind: StopKind, number: int) -> None:
+    # A batch system may send its warning more than once; that is no wish for an end without a save.
+    if number == signal.SIGUSR1:
+        stops.warned = True
+        if stops.kind is not None:
+            return
+    stops.ask(kind)
+
+
 @contextlib.contextmanager
 def signals(stops: Stops) -> Iterator[int]:
-    """SIGINT asks for a user's stop. SIGTERM and SIGHUP ask for a preemption's. Yields a descriptor that is readable
-    after each signal."""
+    """SIGINT asks for a user's stop. SIGTERM, SIGHUP and SIGUSR1 ask for a preemption's. Yields a descriptor that is
+    readable after each signal."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     kinds = {signal.SIGINT: StopKind.USER, signal.SIGTERM: StopKind.PREEMPTION, signal.SIGHUP: StopKind.PREEMPTION}
+    kinds[signal.SIGUSR1] = StopKind.PREEMPTION
     handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number, kind in kinds.items():
         # A detached run ignores the hang-up of the terminal, and so does a run under nohup.
         if not (number == signal.SIGHUP and handlers[number] == signal.SIG_IGN):
-            signal.signal(number, lambda _signal, _frame, kind=kind: stops.ask(kind))  # type: ignore[misc]
+            signal.signal(number, lambda number, _frame, kind=kind: _heard(stops, kind, number))  # type: ignore[misc]
     try:
         yield read
     finally:

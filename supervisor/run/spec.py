@@ -56,8 +56,8 @@ class Spec:
     local_addr: Name | None = None
     """The address of this machine at which the ranks meet. None: the loopback interface."""
     inject: tuple[str, ...] = ()
-    metrics_file: str = ""
-    """A file that shall hold the numbers of the run for Prometheus, by its whole path. Empty: none."""
+    metrics_file: Name | None = None
+    """The whole path of a file that holds the numbers of the run, for Prometheus."""
     notify: str = ""
     """The supervise.toml with the [notify] of this run. Empty: nobody wants messages."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
