@@ -37,12 +37,13 @@ from .guard import Guard
 from .interval import Interval, Stalls, flush_cost, stalled
 from .losses import Losses, number
 from .memory.memory import Place, opened
-from .memory.tier import Tier, Wish
+from .memory.tier import REMOVALS, Tier, Wish
 from .notices import Notices
 from .partly import load
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
 from .replicas import Replicas
+from .sharded import stages
 from .sharded.places import Places
 from .sharded.slices import Shard, Slices
 from .source import Extra, Source
@@ -54,9 +55,6 @@ from .state.packing import Packed
 from .state.per_rank import OnResize
 from .state.refusals import draws_anew, refuse, refuse_unready
 from .state.state import Stateful, present
-
-_REMOVALS = 3
-"""The memory tier is given up when somebody else has removed the snapshots this often."""
 
 
 class Checkpointer(Here, Losses):
@@ -92,11 +90,13 @@ class Checkpointer(Here, Losses):
 
     The restored state is exact to the bit, and so is the next step: the order in which DDP sums up gradients is part of
     the state (see Buckets). Make DDP before restore(). StateError if it cannot be restored. A DTensor (FSDP2) comes
-    back as what each rank has of it now, on any number of ranks. `shard_spec` declares slices made by hand (see Shard).
+    back as what each rank has of it now, on any number of ranks. `shard_spec` declares slices made by hand (see Shard),
+    model=PerRank(model) stages of a pipeline; those whose tensors have other names on other ranks need no mark.
     """
 
     _of_rank_0: frozenset[str] = frozenset()  # parts that are rank 0's by design, and not compared
     _announces = True  # its loop reports what it does between two steps (see Progress)
+    load = staticmethod(load)
 
     def __init__(
         self,
@@ -147,8 +147,6 @@ class Checkpointer(Here, Losses):
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
-    load = staticmethod(load)
-
     def peek(self) -> Peek | None:
         """What restore() would go on from; None if there is nothing. Nothing is changed. Each rank looks by itself."""
         return peek(Tiers(self.directory, self._segment, self._run, self._rollback), self.resume, self._ranks.rank)
@@ -159,6 +157,7 @@ class Checkpointer(Here, Losses):
         changed. `partial`: what fits by name and shape is restored, and a warning tells of the rest."""
         refuse_unready(self._parts.get("model"))
         self._slices.learn(self._parts, self._ranks)
+        stages.learn(self._parts, self._ranks, self._notices.log)
         self._wait()
         fresh = self._capture()[0]
         if sentence := draws_anew(self._parts.get("data")):
@@ -171,9 +170,11 @@ class Checkpointer(Here, Losses):
 
     def _have(self, **parts: Any) -> None:
         """From now on these are its parts. StateError for one that cannot be saved."""
+        parts, marked = stages.unmarked(parts)
         refuse(parts)
         self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
-        self._parts = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
+        there = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
+        self._parts = stages.set_apart(there, marked)
         self._gradients = Gradients(self._parts)
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas, self._slices)
@@ -306,7 +307,7 @@ class Checkpointer(Here, Losses):
         why, removed = self._tier.give_up()
         self._tier = None
         self._removals += removed
-        if not removed or self._removals > _REMOVALS:
+        if not removed or self._removals > REMOVALS:
             self._notices.say(f"{why}; checkpoints go on, on disk")
             return
         self._notices.say(f"{why}; this step is saved to disk, and new snapshots are taken")

@@ -12,8 +12,8 @@ from .errors import CheckpointMismatch
 from .group import Ranks
 from .state import rng
 from .state.marks import PerRank
-from .state.per_rank import OnResize, Resize
-from .state.state import Stateful, apply
+from .state.per_rank import OWN, OnResize, Resize, own_names
+from .state.state import Stateful, apply, check
 from .state.values.records import lost
 
 
@@ -39,9 +39,23 @@ def put_back(
     state does not fit; then nothing was changed. `in_part`: what fits goes on from it, and the rest is told."""
     resize = Resize(ranks.rank, ranks.world_size, loaded.manifest.world_size, on_resize, where)
     settled = resize.settle(loaded, parts, marked)
+    if not in_part and set(own_names(parts)) - set(OWN):
+        _checked_by_all(parts, settled.state, where, ranks)
     taking = {name: part for name, part in parts.items() if name not in settled.afresh}
     sentences = [*settled.notices, *apply(taking, settled.state, where, in_part)]
     return settled.state.get("extra") or {}, sentences
+
+
+def _checked_by_all(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str, ranks: Ranks) -> None:
+    """CheckpointMismatch on every rank if the state of any does not fit: each has another model."""
+    problem = None
+    try:
+        check(parts, state, where)
+    except CheckpointMismatch as error:
+        problem = str(error)
+    for rank, text in enumerate(ranks.exchange(problem)):
+        if text is not None:
+            raise CheckpointMismatch(f"rank {rank}: {text}")
 
 
 def draw_on(loaded: Loaded, rank: int, seed: int, where: str) -> str | None:

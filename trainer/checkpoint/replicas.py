@@ -200,9 +200,9 @@ class Replicas:
         if self.equal_at is None:
             raise StateError(
                 f"{what}; a checkpoint holds it once for all ranks. What is each rank's own is marked in extra as "
-                "PerRank(value); a slice made by hand is declared: shard_spec={name: Shard(dim, rank, of)}; pipeline "
-                "stages are not supported yet; weights that should be the same need DistributedDataParallel, or the "
-                "same seed on each rank"
+                "PerRank(value); a slice made by hand is declared: shard_spec={name: Shard(dim, rank, of)}; stages of "
+                "a pipeline are given as model=PerRank(model); weights that should be the same need "
+                "DistributedDataParallel, or the same seed on each rank"
             )
         raise ReplicasDiffer(
             f"{what}: the ranks have drifted apart after step {self.equal_at}, where all were the same, and at the "

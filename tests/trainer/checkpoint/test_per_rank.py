@@ -240,7 +240,7 @@ def test_marks_inside_of_anything() -> None:
     saved = SimpleNamespace(shared=decode(packed.tree), own=own, everyone=None)
 
     assert len(packed.marked) == 4
-    assert Resize(0, 2, 2, "refuse", "it").settle(saved, None, {}).state == holding(5)
+    assert Resize(0, 2, 2, "refuse", "it").settle(saved, {}, {}).state == holding(5)
 
 
 def test_a_mark_where_no_rank_has_its_own(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from . import snapshots
 from .board import Board
 from .memory import Memory
 
+REMOVALS = 3
+"""The memory tier is given up when somebody else has removed the snapshots this often."""
+
 
 class Wish(NamedTuple):
     """The wish of a rank at a step. The wishes of all ranks, joined by "any", are the agreement."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from ...rank import parking
@@ -12,7 +12,7 @@ from .. import options
 from ..interval import Pace
 from ..state.buckets import Buckets
 from ..state.packing import Packed
-from ..state.state import Stateful
+from ..state.per_rank import Parts
 from .lending import Lending, Mapped, on_gpu
 from .warm_up import warm
 
@@ -20,7 +20,7 @@ from .warm_up import warm
 class Here:
     """The part of a Checkpointer that knows its attempt."""
 
-    _parts: Mapping[str, Stateful]
+    _parts: Parts
     _buckets: Buckets
     _segment: Path | None
     _mapped: Mapped | None = None

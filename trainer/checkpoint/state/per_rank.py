@@ -9,6 +9,7 @@ the shared state, for new ranks and for export. Each other rank writes its own b
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,6 +24,8 @@ from .values.records import inside, replaced
 
 OWN = ("data", "gradients")
 """The parts that are each rank's own."""
+_OF_STAGES = ("model", "optimizer", "scheduler", "scaler")
+"""The parts that may be each rank's own, in a pipeline (see stages)."""
 _HOLDS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "data": lambda own: "data" in own,
     "gradients": lambda own: bool(own.get("gradients")),
@@ -41,6 +44,17 @@ _SMALL_BUFFER = 256 << 10
 only once it was seen to differ."""
 
 _ADVICE = 'or make the Checkpointer with on_resize="reset", which begins it afresh'
+
+
+class Parts(dict[str, Any]):
+    """The parts of a checkpoint, by name. `own`: those that are each rank's own beside those in OWN."""
+
+    own: frozenset[str] = frozenset()
+
+
+def own_names(parts: Mapping[str, Any]) -> list[str]:
+    """The names of the parts that are each rank's own."""
+    return [name for name in parts if name in OWN or name in getattr(parts, "own", ())]
 
 
 class Loader:
@@ -87,7 +101,8 @@ def own_state(
     parts: Mapping[str, Any], marked: Mapping[str, PerRank], buffers: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
     """The state of this rank alone, without its generators."""
-    state: dict[str, Any] = {name: parts[name].state_dict() for name in OWN if name in parts}
+    found = {name: parts[name].state_dict() for name in own_names(parts)}
+    state: dict[str, Any] = {name: dict(v) if type(v) is OrderedDict else v for name, v in found.items()}
     if marked:
         state["per_rank"] = {path: mark.value for path, mark in marked.items()}
     if buffers:
@@ -141,8 +156,9 @@ class Resize:
         CheckpointMismatch if a value may not move to another number of ranks."""
         own, state = saved.own or {}, dict(saved.shared)
         state.update(self._with_buffers(state, own))
+        self._check_stages(saved, parts)
         if self._was == self._world_size:
-            state.update({name: own[name] for name in OWN if name in own})
+            state.update({name: own[name] for name in (*OWN, *own_names(parts)) if name in own})
             values = own.get("per_rank") or {}
             return Settlement({key: with_values(value, values) for key, value in state.items()})
         everyone = list(saved.everyone or ())
@@ -162,6 +178,22 @@ class Resize:
         return Settlement(
             {key: with_values(value, values) for key, value in state.items()}, frozenset(afresh), tuple(notices)
         )
+
+    def _check_stages(self, saved: Saved, parts: Mapping[str, Any]) -> None:
+        """CheckpointMismatch unless the stages of a pipeline, if it holds any, are of this many ranks, and of the same
+        parts."""
+        kept = saved.everyone if self._was != self._world_size else [saved.own or {}]
+        stored = {name for own in kept or () for name in own if name.partition(".")[0] in _OF_STAGES}
+        here = {name for name in own_names(parts) if name.partition(".")[0] in _OF_STAGES}
+        if self._was != self._world_size and (part := min(stored | here, default=None)):
+            raise CheckpointMismatch(
+                f"{self._where} is of {self._was} ranks, and there are {self._world_size} now: the {part} is each "
+                "rank's own (a pipeline's stage), and cannot move to another number of ranks; go on with as many"
+            )
+        for name in sorted(here - stored if stored or saved.shared.keys() & here else ()):
+            raise CheckpointMismatch(f"{self._where} has one {name} for all ranks, and here each rank has its own")
+        for name in sorted((stored - here) & parts.keys()):
+            raise CheckpointMismatch(f"{self._where} has a {name} of each rank, and here it is one for all ranks")
 
     def _with_buffers(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         model, mine = state.get("model"), own.get("buffers")

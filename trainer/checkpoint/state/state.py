@@ -23,7 +23,7 @@ from . import mismatch, partial, rng, several
 from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
 from .parameters import Parameters, names_of, reordered
-from .per_rank import OWN, as_loader, own_state
+from .per_rank import Parts, as_loader, own_names, own_state
 
 _ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "gradients", "guard", "replicas")
 
@@ -47,13 +47,13 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
-def present(*, model: Any = None, grads: bool = False, **parts: Any) -> dict[str, Stateful]:
+def present(*, model: Any = None, grads: bool = False, **parts: Any) -> Parts:
     """The parts that there are, by name. Models are bare. A part may be a mapping (see several). `grads`: the
     gradients are a part, too."""
     everything: dict[str, Any] = {"model": several.as_one(_bare(model))}
     for name, part in parts.items():
         everything.update(several.named(name, part) if name in several.NAMED else {name: part})
-    there = {name: part for name, part in everything.items() if part is not None}
+    there = Parts({name: part for name, part in everything.items() if part is not None})
     if "data" in there:
         there["data"] = as_loader(there["data"])
     if grads:
@@ -78,10 +78,11 @@ def capture(
 ) -> Packed:
     """The shared state of `parts` after `step` steps, and the marked values in it. `of_model` returns the state
     of the model."""
+    own = own_names(parts)
     found = {
         name: of_model() if name == "model" and of_model is not None else part.state_dict()
         for name, part in parts.items()
-        if name not in OWN
+        if name not in own
     }
     # A module's is an OrderedDict, and takes any dict.
     state = {name: dict(value) if type(value) is OrderedDict else value for name, value in found.items()}

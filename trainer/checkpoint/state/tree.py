@@ -38,7 +38,7 @@ from .marks import PerRank, Reference
 from .values import rare, records
 
 MAX_DEPTH = 100
-_OF_A_MODEL = re.compile(r"(model|rank\d+/buffers)/")
+_OF_A_MODEL = re.compile(r"(model|rank\d+/(buffers|model))/")
 
 Namer = Callable[[Any, str], "str | None"]
 """(value, path) -> the name under which a tensor is stored, or None if the value is not a tensor."""
