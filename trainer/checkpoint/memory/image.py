@@ -75,6 +75,8 @@ class Image:
         """Whole tensors, copied aside."""
         self._aside: list[tuple[Share, torch.Tensor]] = []
         """Shares as bytes, copied aside: each a piece of the memory for its device."""
+        self._fixed: list[Pair] = []
+        """Those of steady tensors, with what they are copied from."""
         self._plain: list[torch.Tensor] = []
         self._plain_at: list[int] = []
         self._awkward: list[tuple[int, torch.Tensor, Share]] = []
@@ -90,7 +92,11 @@ class Image:
             if device in pieces and is_plain(tensor):
                 start = used[device]
                 used[device] = start + size
-                self._aside.append((share, pieces[device][start : start + size]))
+                piece = pieces[device][start : start + size]
+                if share.name in steady:
+                    self._fixed.append((piece, flat_bytes(tensor, share)))
+                else:
+                    self._aside.append((share, piece))
                 # Neighbours in the file are neighbours there: the more is copied at once.
                 if last == (at, device):
                     start -= self._plain.pop().numel()
@@ -118,6 +124,8 @@ class Image:
     def stage(self, shared: Packed) -> None:
         """The tensors that may change are copied aside, as they are now."""
         by_device: dict[torch.device, list[Pair]] = {}
+        for pair in self._fixed:
+            by_device.setdefault(device_of(pair[0]), []).append(pair)
         for name, made in self._stage.items():
             by_device.setdefault(device_of(made), []).append((made, shared.tensors[name].detach()))
         for share, piece in self._aside:

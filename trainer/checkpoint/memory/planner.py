@@ -128,7 +128,8 @@ class Planner:
     def _planned(self, shared: Packed, layout: Layout, copier: Copier, held: bool) -> Image:
         if held:
             try:
-                return Image(shared, layout, self._rank, frozenset(), frozenset(devices_of(shared.tensors.values())))
+                devices = frozenset(devices_of(shared.tensors.values()))
+                return Image(shared, layout, self._rank, self._packer.steady, devices)
             except torch.OutOfMemoryError:
                 copier.cannot_hold()
         return Image(shared, layout, self._rank, self._packer.steady)

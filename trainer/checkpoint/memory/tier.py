@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ...rank.progress import progress
 from ...rundir.codes import Phase
+from ...rundir.machine.shm import SLOTS
 from ..group import Ranks
 from ..interval import Interval, Pace, flush_cost, time_limit
 from . import snapshots
@@ -114,9 +115,10 @@ class Tier:
         """For a state that could not be saved: the state after `done` steps is in memory, if there is room. All ranks
         call it."""
         self._memory.wait()
-        if self._since or self._memory.left_out == done:
-            self._take(done, extra, owed=True)
-            self._memory.wait()
+        for _ in SLOTS:  # on a GPU, one that had to be made leaves a snapshot out
+            if self._since or self._memory.left_out == done:
+                self._take(done, extra, owed=True)
+                self._memory.wait()
         # When the first rank leaves, the supervisor ends the others. So no rank leaves before all have the snapshot.
         self._ranks.exchange(None)
 
