@@ -64,6 +64,11 @@ class Parking:
             _leave(0)
         self._over(body)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether this rank was released already. Another rank of its group may see it later."""
+        return self._gate.release.exists()
+
     def end(self, why: str) -> None:
         """It cannot wait in restore(), because of `why`. So it ends; but if it was released already, it is a rank of
         the attempt from now on."""
@@ -85,7 +90,7 @@ class Parking:
         self._begin(body)
 
     def _rest(self, number: int, frame: FrameType | None) -> None:
-        if self._gate.release.exists():
+        if self.is_over:
             self._hurry()
         else:
             self._throttle.rest()

@@ -89,7 +89,8 @@ def serve() -> None:
         modules.load([*modules.ALWAYS, *remembered(Path(preload))], Throttle().rest)
     parking.started(rank)
     gate = Gate(Path(os.environ.pop(GROUP)))
-    if not gate.release.exists() and (expected := gate.expected()) is not None:
+    if (expected := gate.expected()) is not None:
+        # Also if it is released by now: all ranks of a group go the same way, and so through the same collectives.
         gate.come(rank)
         _run_ahead(gate, rank, expected)
     elif (body := gate.wait(rank)) is not None:

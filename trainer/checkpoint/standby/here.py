@@ -9,6 +9,7 @@ from ...rank import parking
 from ...rundir.environment import supervised
 from ...rundir.records.rollback import Rollback
 from .. import options
+from ..group import Ranks
 from ..interval import Pace
 from ..state.buckets import Buckets
 from ..state.packing import Packed
@@ -23,6 +24,7 @@ class Here:
     _parts: Parts
     _buckets: Buckets
     _segment: Path | None
+    _ranks: Ranks
     _mapped: Mapped | None = None
 
     def _waits(self, resume: str | None, park: bool, warm_up: Callable[[], object] | None) -> None:
@@ -44,7 +46,8 @@ class Here:
         """In a rank of a standby: it has warmed up, of which nothing is left in its parts and generators, and returns
         when its attempt begins."""
         if (waiting := parking.current()) is not None:
-            if self._warm_up is not None:
+            # In a hurry, nobody warms up: a step has collectives, and all ranks must agree on them.
+            if self._warm_up is not None and not any(self._ranks.any(waiting.is_over)):
                 warm(self._warm_up, self._parts, self._buckets)
             if on_gpu() and self._segment is not None:
                 self._mapped = Mapped(self._segment)
