@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     choice = choose(Case(program, spec.command, found, spec.nproc), spec.adapter, others)
     if choice is None:
         return Briefing(told=told)
-    return _told(spec, choice, told)
+    return _told(spec, choice, told, program.facts)
 
 
 def _trackers(spec: Spec, now: Situation) -> Trackers:
@@ -95,7 +95,7 @@ def _trackers(spec: Spec, now: Situation) -> Trackers:
     return Trackers.FIRST if now.attempt == 0 or now.fresh else Trackers.LATER
 
 
-def _told(spec: Spec, choice: Choice, told: Told) -> Briefing:
+def _told(spec: Spec, choice: Choice, told: Told, facts: Mapping[str, str]) -> Briefing:
     plan = choice.plan
     event = _event(choice.adapter, plan.say, plan.checkpoint)
     if plan.refused:
@@ -104,7 +104,7 @@ def _told(spec: Spec, choice: Choice, told: Told) -> Briefing:
     index, words = edited(spec.command, plan)
     edits: tuple[Edit, ...] = ((index + spec.module, 0, list(words)),) if words else ()
     checkpoint = plan.checkpoint
-    told = msgspec.structs.replace(told, adapter=choice.adapter, offers=plan.offers)
+    told = msgspec.structs.replace(told, adapter=choice.adapter, offers=plan.offers, facts=facts)
     if checkpoint is not None:
         told = msgspec.structs.replace(told, saved=checkpoint.path, step=checkpoint.step)
     return Briefing(edits, told, "warning" if plan.warn else "info", event)

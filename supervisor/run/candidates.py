@@ -26,6 +26,9 @@ _MOST = 50
 """The most checkpoints that are looked for on the disk."""
 _MOST_NAMES = 10_000
 _HF = re.compile(r"checkpoint-(\d+)")
+_DEEPSPEED = re.compile(r".*_(model|optim)_states\.pt")
+_RANK = re.compile(r"[_.-]?rank[_-]?\d+", re.IGNORECASE)
+"""In the name of a rank's part of a checkpoint: not its number."""
 _BESIDE = re.compile(r"best|ema|weights|(^|[_-])opt|optim|sched|scaler|rng|final", re.IGNORECASE)
 """In the name of a file that lies beside the checkpoint, but is not the one to resume from."""
 _OPTIMIZER = re.compile(r"(^|[_.])opt(im\w*|s|_\w+)?$|optimizer", re.IGNORECASE)
@@ -125,6 +128,8 @@ def _unit_of(path: str, line: Mapping[str, Any]) -> tuple[str, str]:
         return folder, "huggingface"
     if any(name.startswith("random_states_") for name in names):
         return folder, "accelerate"
+    if _DEEPSPEED.fullmatch(os.path.basename(path)) and not within:  # noqa: PTH119
+        return folder, "deepspeed"
     if os.path.isdir(path):  # noqa: PTH112
         inside = _names(path)
         if _HF.fullmatch(os.path.basename(path)):  # noqa: PTH119
@@ -145,7 +150,7 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
     """The unit as it is on the disk. None if it is not whole."""
     step = unit.newest()[0]
     name = os.path.basename(unit.path)  # noqa: PTH119
-    digits = re.findall(r"\d+", name.partition(".")[0])
+    digits = re.findall(r"\d+", _RANK.sub("", name.partition(".")[0]))
     number = int(digits[-1]) if digits and len(digits[-1]) < 16 else -1
     known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable)
     if unit.kind in ("file", "lightning"):
@@ -177,4 +182,16 @@ def _whole_dcp(path: str, names: tuple[str, ...], world: int) -> bool:
     return ".metadata" in names
 
 
-_WHOLE = {"huggingface": _whole_huggingface, "accelerate": _whole_accelerate, "dcp": _whole_dcp}
+def _whole_deepspeed(path: str, names: tuple[str, ...], world: int) -> bool:
+    """DeepSpeed writes that file last. It loads the checkpoint that the file names."""
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(os.path.dirname(path), "latest")) as file:  # noqa: PTH118, PTH120, PTH123
+        return file.read(1000).strip() == os.path.basename(path)  # noqa: PTH119
+    return False
+
+
+_WHOLE = {
+    "huggingface": _whole_huggingface,
+    "accelerate": _whole_accelerate,
+    "dcp": _whole_dcp,
+    "deepspeed": _whole_deepspeed,
+}

@@ -6,6 +6,9 @@ the script names, a folder, a file. If nothing shows it, the value is the path.
 
 from __future__ import annotations
 
+import posixpath
+import re
+
 from . import line, names
 from .program import Option, Parser, Program
 from .protocol import Case, Checkpoint, Plan, refusal
@@ -66,7 +69,11 @@ def _reset(case: Case) -> str | None:
 
 
 def _planned(case: Case, parser: Parser, option: Option) -> Plan | None:
-    newest = next((each for each in case.checkpoints if each.resumable is not False), None)
+    counts = option.type == "int" and not option.is_flag
+    if counts:
+        newest = _numbered(case) if "step" in option.plain or "epoch" in option.plain else None
+    else:
+        newest = next((each for each in case.checkpoints if each.resumable is not False), None)
     if newest is None:
         return None
     value: str | None
@@ -74,13 +81,10 @@ def _planned(case: Case, parser: Parser, option: Option) -> Plan | None:
         value = None
     elif option.type == "bool" or option.type in _BOOLS or (option.type in ("", "str") and _is_bool(option)):
         value = "True" if option.type == "bool" else "true"
-    elif option.type == "int":
-        newest = _numbered(case) if "step" in option.plain or "epoch" in option.plain else None
-        if newest is None:
-            return None
+    elif counts:
         value = str(newest.number)
     else:
-        value = _word(case.program, option) or newest.path
+        value = _word(case.program, option) or _place(newest)
         if option.choices and value not in option.choices:
             return None
     words = line.spelled(parser, option, value)
@@ -95,8 +99,28 @@ def _is_bool(option: Option) -> bool:
     }
 
 
+def _place(checkpoint: Checkpoint) -> str:
+    # DeepSpeed is given the folder above, in which the file `latest` names the checkpoint.
+    return posixpath.dirname(checkpoint.path) if checkpoint.kind == "deepspeed" else checkpoint.path
+
+
 def _numbered(case: Case) -> Checkpoint | None:
-    return next((each for each in case.checkpoints if each.number >= 0 and each.resumable is not False), None)
+    """The newest checkpoint with a number. It may be several files of one number: model, optimizer, one of each rank.
+    Then none of the files may be missing that another number has."""
+    groups: dict[tuple[str, int], dict[str, Checkpoint]] = {}
+    for each in case.checkpoints:
+        if each.number >= 0:
+            folder, name = posixpath.split(each.path)
+            part = re.sub(rf"0*{each.number}(?!\d)", "#", name, count=1)
+            groups.setdefault((folder, each.number), {})[part] = each
+    for (folder, _), parts in groups.items():
+        whole = {part for (other, _), others in groups.items() if other == folder for part in others}
+        one = next((each for each in parts.values() if each.resumable is not False), None)
+        if one is None and whole <= parts.keys():
+            one = next((each for part, each in parts.items() if names.OPTIMIZER.search(part)), None)
+        if one is not None:
+            return one
+    return None
 
 
 def _word(program: Program, option: Option) -> str | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os.path
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,13 +23,16 @@ NAME = "huggingface"
 def _hook(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     original = trainer.train
+    numbers = itertools.count(1)
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        number = next(numbers)
         orders.uses(NAME)
+        orders.fact(_fact(number), _folder(self))
         # Older versions say False for none.
         if not resume_from_checkpoint:
-            resume_from_checkpoint = offered(self, orders.offers) or resume_from_checkpoint
+            resume_from_checkpoint = offered(self, number, orders.offers, orders.facts) or resume_from_checkpoint
         return original(self, resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = train
@@ -67,13 +71,25 @@ def _tell(module: ModuleType, orders: Orders) -> None:
     handler.on_train_begin, handler.on_log, trainer.evaluate = on_train_begin, on_log, evaluated
 
 
-def offered(trainer: Any, offers: Sequence[str]) -> str | None:
-    """The offer that this very trainer has saved: a script may have several trainers, each with its own folder."""
+def offered(trainer: Any, number: int, offers: Sequence[str], facts: Mapping[str, str]) -> str | None:
+    """The offer that this very trainer has saved: a script may have several trainers, each with its own folder. The
+    name of a folder may have the time in it. So it may also be one of the trainer that was the script's `number`-th to
+    train before, and if there was only one trainer, any."""
+    within = {path: os.path.dirname(os.path.realpath(path)) for path in offers}  # noqa: PTH120
+    for place in (_folder(trainer), facts.get(_fact(number))):
+        if found := next((path for path in offers if within[path] == place), None):
+            return found
+    only = _fact(1) in facts and _fact(2) not in facts
+    return next(iter(offers), None) if only and number == 1 else None
+
+
+def _fact(number: int) -> str:
+    return f"{NAME}.{number}"
+
+
+def _folder(trainer: Any) -> str:
     folder = getattr(getattr(trainer, "args", None), "output_dir", None)
-    if not isinstance(folder, str):
-        return None
-    here = os.path.realpath(folder)
-    return next((path for path in offers if os.path.split(os.path.realpath(path))[0] == here), None)
+    return os.path.realpath(folder) if isinstance(folder, str) else ""
 
 
 HUGGING_FACE = Handed(NAME, "Trainer.train(resume_from_checkpoint=", {"transformers.trainer": _hook})

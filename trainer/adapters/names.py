@@ -29,6 +29,8 @@ RESETS = re.compile(
     r"|resume_model_weights_only|weights_only|load_weights_only|no_resume\w*|evaluate|eval|eval_only|test_only"
 )
 """With these options a checkpoint is not resumed, or they say that it must not be: refuse then."""
+OPTIMIZER = re.compile(r"(^|[^a-z])opt(im\w*)?([^a-z]|$)", re.IGNORECASE)
+"""In the name of a file with the state of an optimizer."""
 HORIZON = re.compile(
     r"(max_|total_|num_|train_|n_)*(epochs?|steps|iters?|iterations|updates|timesteps|samples|tokens)|num_train_epochs|max_steps"
     r"|target_tokens|(per_device_train_)?(train_)?batch_size|global_batch_size|gradient_accumulation_steps"

@@ -16,7 +16,7 @@ the first that fits to the framework. Then `plan` returns a Plan with `offers` i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
@@ -100,6 +100,8 @@ class Orders:
 
     offers: tuple[str, ...] = ()
     """Checkpoints that may be handed to the framework, the best first. None in a first attempt."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """The facts that hooks have kept in an earlier attempt."""
     uses: Callable[[str], None] = lambda name: None
     """Reports that the program uses the framework of that name."""
     fact: Callable[[str, str], None] = lambda name, value: None

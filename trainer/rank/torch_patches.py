@@ -21,6 +21,9 @@ from .loopback import is_loopback, listen
 
 S = TypeVar("S")
 
+FILLS = "_init_optim_state"
+"""In torch.distributed.checkpoint.state_dict: it fills an optimizer's state by a step, before a load. Without that name
+the program seems to have begun, and to load nothing."""
 missing: list[str] = []
 """The parts that this torch does not have under the known name."""
 
@@ -312,12 +315,8 @@ def fill_buckets(ddp: Any, order: list[int]) -> bool:
     """
     try:
         parameters, sparse = ddp._build_params_for_reducer()
-        if (
-            not order
-            or ddp.find_unused_parameters
-            or ddp.mixed_precision is not None
-            or sorted(order) != list(range(len(parameters)))
-        ):
+        whole = bool(order) and sorted(order) == list(range(len(parameters)))
+        if not whole or ddp.find_unused_parameters or ddp.mixed_precision is not None:
             return False
         names = ddp._build_debug_param_to_name_mapping(parameters)
         if not hasattr(ddp.reducer, "_push_all_rebuilt_params") or not hasattr(ddp, "_ddp_init_helper"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from trainer.adapters import kit
 from trainer.adapters.choice import choose, edited
 from trainer.adapters.generic import Generic
+from trainer.adapters.huggingface import offered
 from trainer.adapters.program import Option, Parser, Program
 from trainer.adapters.protocol import Case, Checkpoint
 from trainer.rank.hooks.options import _of_argparse
@@ -102,6 +104,7 @@ TOLD = [
     ("detectron2", DETECTRON, "net.py --x SOLVER.LR 1", FILE, "net.py --resume --x SOLVER.LR 1"),
     ("mmengine", option("--resume", nargs="?", type=str, const="auto", help="If not specified, try to auto resume"), "t.py", FILE, "t.py --resume=/out/checkpoint.pth"),
     ("yolov5", option("--resume", nargs="?", const=True, default=False, help="resume most recent training"), "t.py", FILE, "t.py --resume=/out/checkpoint.pth"),
+    ("deepspeed", option("--load_checkpoint_dir", help="The directory of an experiment to continue from."), "t.py", Checkpoint("/exp/bert/global_step30", 30, "deepspeed"), "t.py --load_checkpoint_dir=/exp/bert"),
     ("espnet", option("--resume", type=str2bool, default=False, help="Enable resuming if checkpoint is existing"), "t.py", FILE, "t.py --resume=true"),
     ("type=bool", option("--resume", type=bool, default=False), "t.py", FILE, "t.py --resume=True"),
     ("basicsr", option("--auto_resume", action="store_true"), "t.py", FILE, "t.py --auto_resume"),
@@ -129,6 +132,40 @@ def test_what_it_is_told(program: Program, line: str, checkpoint: Checkpoint, ex
     told = [word.replace("a b", "a_b") for word in (*command[:index], *words, *command[index:])]
     assert told == text.split()
     assert choice.plan.checkpoint == checkpoint
+
+
+PARTS = [
+    Checkpoint(f"/out/{part.format(number)}", number, number=number, resumable=False)
+    for number in (30, 20, 10)
+    for part in ("model_{:06d}.pt", "optim_{:06d}_rank0.pt", "optim_{:06d}_rank1.pt")
+]
+
+
+@pytest.mark.parametrize(("missing", "step"), [((), 30), ((0,), 20), ((2,), 20), ((1, 5), 10), ((0, 1, 2), 20)])
+def test_a_checkpoint_of_several_files(missing: tuple[int, ...], step: int) -> None:
+    """nanochat's: a kill between two of its files leaves the checkpoint before it."""
+    found = tuple(each for index, each in enumerate(PARTS) if index not in missing)
+    choice = choose(Case(option("--resume-from-step", type=int, default=-1), ("t.py",), found))
+    assert choice is not None and choice.plan.words == (f"--resume-from-step={step}",)
+
+
+def test_a_trainer_whose_folder_has_the_time_in_its_name() -> None:
+    """The only trainer of a script gets the newest offer, wherever it was; one of several the offers of the folder that
+    it had, and never another's."""
+
+    class Trainer:
+        def __init__(self, folder: str) -> None:
+            self.args = SimpleNamespace(output_dir=folder)
+
+    offers = ("/out/b/checkpoint-30", "/out/a/checkpoint-20")
+    one = {"huggingface.1": "/out/a"}
+    two = {**one, "huggingface.2": "/out/b"}
+    assert offered(Trainer("/out/a"), 1, offers, two) == offers[1]
+    assert offered(Trainer("/out/new"), 1, offers, one) == offers[1]
+    assert offered(Trainer("/out/new"), 1, offers[:1], one) == offers[0]
+    assert offered(Trainer("/out/new"), 1, offers[:1], two) is None
+    assert offered(Trainer("/out/new"), 2, offers, two) == offers[0]
+    assert offered(Trainer("/out/new"), 1, offers, {}) is None
 
 
 LEFT_ALONE = [

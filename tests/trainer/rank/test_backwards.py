@@ -23,6 +23,8 @@ class Listener:
         pass
     def grouped(self, rank):
         pass
+    def now(self, doing):
+        pass
 
 listener = Listener()
 watch_torch(listener)
@@ -52,6 +54,10 @@ passes(MOST_ACCUMULATED - 10)
 found["accumulated"] = heard()
 passes(20)
 found["never steps"] = [count for count, _ in heard()]
+from torch.distributed.checkpoint.state_dict import get_state_dict
+other = torch.nn.Linear(2, 2)
+get_state_dict(other, torch.optim.AdamW(other.parameters()))
+found["filled for a load"] = heard()
 optimizer.step()
 passes(2)
 optimizer.step()
@@ -71,5 +77,6 @@ def test_backward_passes_count_where_nothing_else_does() -> None:
         "failed": [],
         "accumulated": [],
         "never steps": list(range(5, 5 + 14)),
+        "filled for a load": [],
         "steps": [[1, True], [2, True]],
     }

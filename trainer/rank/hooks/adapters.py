@@ -57,6 +57,7 @@ def _orders(body: Told, name: str, recorder: Recorder | None) -> Orders:
     # A process may become a rank later.
     orders = Orders(
         offers,
+        body.facts,
         total=lambda steps: progress().told(total=steps),
         loss=lambda loss: progress().told(loss=loss),
         doing=lambda doing: progress().now(doing),

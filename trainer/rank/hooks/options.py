@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -164,7 +165,8 @@ class Recorder:
         def fire(component: Any = None, *args: Any, **kwargs: Any) -> Any:
             with contextlib.suppress(Exception):
                 found = inspect.signature(component).parameters.values()
-                self._parsed("fire", [_of_parameter(each) for each in found if each.kind is not each.VAR_KEYWORD])
+                text = inspect.getdoc(component) or ""
+                self._parsed("fire", [_of_parameter(each, text) for each in found if each.kind is not each.VAR_KEYWORD])
             return original(component, *args, **kwargs)
 
         where: Any
@@ -250,10 +252,14 @@ def _of_absl(name: str, flag: Any) -> Option:
     )
 
 
-def _of_parameter(parameter: Any) -> Option:
+def _of_parameter(parameter: Any, text: str) -> Option:
+    """`text`: the function's documentation. It has a line `name (type): help`, as a rule."""
+    told = re.search(rf"^\s*{re.escape(parameter.name)}\b[^:\n]*:(.*)$", text, re.MULTILINE)
     default = None if parameter.default is parameter.empty else _scalar(parameter.default)
     kind = "" if parameter.annotation is parameter.empty else _type(parameter.annotation)
-    return Option((f"--{parameter.name}",), parameter.name, type=kind or type(default).__name__, default=default)
+    kind = kind or type(default).__name__
+    text = told[1].strip()[:_LONGEST] if told is not None else ""
+    return Option((f"--{parameter.name}",), parameter.name, type=kind, default=default, help=text)
 
 
 def _of_config(prefix: str, config: Any) -> Iterable[Option]:

@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 from ...rundir.codes import Doing
@@ -83,7 +83,7 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         nonlocal count, restored
-        if _unseen:
+        if _unseen or (not counted and _only_fills()):
             return
         optimizers.stepped = True
         if not counted:
@@ -105,6 +105,14 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
     module.register_optimizer_step_post_hook(stepped)
     # In a fork, the optimizer that steps first counts.
     os.register_at_fork(after_in_child=counted.clear)
+
+
+def _only_fills() -> bool:
+    """Whether the step that is made now only fills an optimizer's state, before a load."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != torch_patches.FILLS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _steps_before(optimizer: Any) -> int | None:

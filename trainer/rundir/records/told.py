@@ -30,6 +30,8 @@ class Told(msgspec.Struct, frozen=True):
     """The adapter that decided what the program is told. Empty: none."""
     offers: tuple[str, ...] = ()
     """Checkpoints that this adapter's hook may hand to the framework, the best first."""
+    facts: Mapping[str, str] = {}
+    """The facts that hooks of adapters have kept in an earlier attempt."""
     hooks: tuple[str, ...] = ()
     """Third-party adapters that have hooks for its ranks, as `module:name`."""
     record: bool = False
