@@ -8,7 +8,6 @@ the token: so the token is in no history, referrer or picture of the screen. Ano
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -37,7 +36,9 @@ class Guard:
         self._app, self._token = app, token
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
         # Cookies do not know ports: two servers of one machine must not overwrite each other's.
-        self._cookie, self._session = f"supervise-{port}", secrets.token_urlsafe(32)
+        self._cookie = f"supervise-{port}"
+        # With a token that is kept, a browser stays in when the server begins anew. The token cannot be had from it.
+        self._session = hmac.new(token.encode(), self._cookie.encode(), "sha256").hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

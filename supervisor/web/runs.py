@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from supervisor.run.status import status
 
 MOST = 200
 """Runs on the list of runs: the newest."""
+_RUNS_EVERY = 3.0
+"""Seconds between two looks for new runs."""
 _SKEW = 3600.0
 """Seconds by which the clock of a file server may be behind."""
 
@@ -92,13 +95,18 @@ class News:
         """Events of `since` (ISO) and later are new."""
         self._root, self._since = runs.root, since
         self._readers: dict[Path, EventReader] = {}
+        self._runs: list[Known] = []
+        self._due = float("-inf")
         began = moment(since)
         self._before = began.timestamp() - _SKEW if began else 0.0
 
     def read(self) -> list[Mapping[str, Any]]:
         """The new events, each with `folder`: the name of the run's folder."""
         found: list[Mapping[str, Any]] = []
-        for known in all_runs(self._root)[:MOST]:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _RUNS_EVERY
+            self._runs = all_runs(self._root)[:MOST]
+        for known in self._runs:
             reader = self._readers.get(known.run.path)
             if reader is None:
                 # An event is in its file at the time that it has.

@@ -4,7 +4,7 @@
   const status = document.getElementById("live");
   const channel = new BroadcastChannel("supervise");
   const seen = new Set();
-  let due = 0, loaded = Date.now(), again = 0;
+  let due = 0, loaded = Date.now();
 
   const said = text => { if (status.textContent !== text) status.textContent = text; };
 
@@ -28,7 +28,13 @@
       said("live" + (state ? ": " + state.textContent : ""));
     } catch { said("not live: supervise web does not answer"); }
   };
-  const soon = () => { if (!due) due = setTimeout(load, Math.max(300, 1500 - (Date.now() - loaded))); };
+  // A page that nobody sees costs the machine nothing. It is read again when it is seen.
+  let missed = false;
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && missed) soon(); });
+  const soon = () => {
+    missed = document.hidden;
+    if (!due && !missed) due = setTimeout(load, Math.max(300, 1500 - (Date.now() - loaded)));
+  };
 
   const heard = event => {
     const key = event.folder + " " + event.seq;
@@ -55,6 +61,6 @@
   // Steps make no event.
   setInterval(() => {
     const state = document.querySelector(".state.running");
-    if (state && !document.hidden && Date.now() - loaded > 5000) soon();
+    if (state && Date.now() - loaded > 5000) soon();
   }, 1000);
 })();

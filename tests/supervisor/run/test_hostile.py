@@ -18,6 +18,7 @@ import xxhash
 
 from supervisor.commands import cli
 from tests.support.jobs import write
+from tests.support.pages import Page
 from tests.support.runs_on_disk import recovered_run
 from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.records.beats import create_beats
@@ -31,6 +32,7 @@ QUERIES = (
     ["status", "--json"],
     ["report"],
     ["report", "--json"],
+    ["report", "--html", "page.html"],
     ["events"],
     ["events", "--json"],
     ["tail", "--no-follow"],
@@ -263,5 +265,9 @@ def test_every_query_of_a_hostile_run(
         shown = err.decode() + ("" if "json" in "".join(query) else out.decode())
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), (query, shown)
         (tmp_path / "exported").unlink(missing_ok=True)
+        if (page := tmp_path / "page.html").exists():
+            text = page.read_text()
+            assert len(Page(text).inside["script"]) == 3 and not re.search("[\x00-\x08\x7f\u202e]", text)
+            page.unlink()
     assert victim.read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "victim"]
