@@ -29,5 +29,5 @@ def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
         writer = Segment(folder, rank, world_size, 0)
         buffer = writer.begin(image.payload(header, own) + len(sidecar))
         assert buffer is not None
-        image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs: copy_here(pairs))
+        image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs, own: copy_here(pairs + own))
         writer.commit(buffer, step, image.payload(header, own), len(sidecar))
