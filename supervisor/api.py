@@ -100,15 +100,20 @@ class Run:
         """The run is over. Returns the exit code that `launch` would have given. TimeoutError after `timeout` seconds;
         the run goes on then. SuperviseError if its supervisor was killed: nobody looks after it any more."""
         until = None if timeout is None else time.monotonic() + timeout
-        while self.running:
-            if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"{self.id} is running after {timeout} s")
-            time.sleep(_FOLLOW)
         last: dict[str, Any] = {}
-        for event in self.events():
-            if event["msg"] in ("run_started", "run_ended"):
-                last = event
-        if last.get("msg") != "run_ended":
+        # Twice: it may have been between two supervisors, for a moment (Ctrl-Z at a launch).
+        for _ in range(2):
+            while self.running:
+                if until is not None and time.monotonic() >= until:
+                    raise TimeoutError(f"{self.id} is running after {timeout} s")
+                time.sleep(_FOLLOW)
+            for event in self.events():
+                if event["msg"] in ("run_started", "run_ended"):
+                    last = event
+            if last.get("msg") == "run_ended":
+                break
+            time.sleep(_FOLLOW)
+        else:
             raise SuperviseError(f"{self.id} has lost its supervisor; go on with it: Run.resume()", _INTERNAL)
         return int(last["exit_code"])
 
@@ -173,6 +178,8 @@ def launch(
         "config": None if config is None else Path(config),
         **more,
     }
+    if isinstance(arguments, str | bytes):
+        raise TypeError("arguments is a list of words, as in ['--lr', '1e-4']")
     words = [word for option, value in given.items() for word in _words(option, value)]
     target = [] if script is None else [*(["-m"] if module else []), "--", os.fspath(script)]
     rest = [str(each) for each in arguments]

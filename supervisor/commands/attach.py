@@ -52,7 +52,10 @@ def command(run: str | None) -> int:
     try:
         with console, _keys(_Stop(known)):
             console.say(f"attached to {known.id}; Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone")
-            while is_held(known.run):
+            # Twice: it may be between two supervisors, for a moment (Ctrl-Z at its launch).
+            for _ in range(2):
+                while is_held(known.run):
+                    time.sleep(_LOOK_EVERY)
                 time.sleep(_LOOK_EVERY)
     except Left:
         console.say(f"\n{known.id} goes on; again: supervise attach {name}; to stop it: supervise stop {name}")

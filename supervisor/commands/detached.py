@@ -1,6 +1,7 @@
 """The supervisor of a detached run. `launch -d` and `resume -d` run this file: `python detached.py RUN_DIR`.
 
-The secrets of the command line are not in run.json. They come on stdin: [command, resume_args].
+The secrets of the command line are not in run.json. They come on stdin: [command, resume_args]. The second argument is
+a descriptor: there it says that it will now take the run's lock.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from trainer.rundir.files.codec import decode
 from trainer.rundir.layout import RunDir
 
 
-def main(path: Path) -> int:
+def main(path: Path, ready: int) -> int:
     run = RunDir(path)
+    os.write(ready, b"1")
+    os.close(ready)
     try:
-        with RunLock(run):
+        with RunLock(run, every=0.001):
             known = load(path)
             if known is None:
                 raise Refusal(f"no run in {path}")
@@ -48,4 +51,4 @@ def main(path: Path) -> int:
 if __name__ == "__main__":
     # The terminal of the launch may close.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

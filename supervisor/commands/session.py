@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import select
 import subprocess
 import sys
 import time
@@ -156,7 +157,7 @@ def begin(
 ) -> int:
     """The exit code of a launch. `wanted` is asked under the run's lock. None: there is nothing to do. A run that is
     driven here may be left to the background."""
-    with RunLock(run):
+    with RunLock(run) as lock:
         spec = wanted()
         if spec is None:
             return ExitCode.FINISHED
@@ -165,27 +166,47 @@ def begin(
         if not detached:
             with contextlib.suppress(HandedOver):
                 return drive(run, spec, as_json=as_json, quiet=quiet)
-            background.say_left(name_of(run, spec))
-            quiet, as_json = True, False
+            return _hand_over(run, spec, lock)
     return detach(run, spec, as_json=as_json, quiet=quiet)
 
 
-def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False) -> int:
-    """A supervisor of the run lives in its own session. It does not depend on this terminal."""
+def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:
+    """A supervisor in the background goes on with the ranks that live. InternalError if there is none."""
+    name = name_of(run, spec)
+    try:
+        detach(run, spec, quiet=True, lock=lock)
+    except (Refusal, OSError) as error:
+        raise InternalError(f"{error}; its ranks train on: supervise resume {name} goes on with them") from error
+    background.say_left(name)
+    return ExitCode.FINISHED
+
+
+def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, lock: RunLock | None = None) -> int:
+    """A supervisor of the run lives in its own session. It does not depend on this terminal. If we hold the `lock`, we
+    give it away when the other one can take it: so nobody sees a run without a supervisor."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
-    with run.supervisor_log.open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    # The pipe carries the secrets, which are not in run.json.
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(encode([spec.command, spec.resume_args]))
+    read, write = os.pipe()
+    with os.fdopen(read, "rb", 0) as ready, run.supervisor_log.open("ab") as log:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path), str(write)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[write],
+            )
+        finally:
+            os.close(write)
+        # The pipe carries the secrets, which are not in run.json.
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin:
+            child.stdin.write(encode([spec.command, spec.resume_args]))
+        # It says that it is ready, or it ends.
+        select.select([ready], [], [], 30.0)
+    if lock is not None:
+        lock.give_back()
     until = time.monotonic() + 30.0
     while time.monotonic() < until and child.poll() is None and holder(run).get("pid") != child.pid:
         time.sleep(0.02)

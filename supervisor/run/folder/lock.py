@@ -37,16 +37,17 @@ class Holder(TypedDict, total=False):
 class RunLock:
     """Held from enter to exit, or until the process dies in any way. Only the run's owner can hold it."""
 
-    def __init__(self, run: RunDir, unnamed: bool = False) -> None:
-        """`unnamed`: the lock is taken even if a full disk refuses the note that names the holder."""
-        self._run = run
+    def __init__(self, run: RunDir, unnamed: bool = False, every: float = 0.02) -> None:
+        """`unnamed`: the lock is taken even if a full disk refuses the note that names the holder. A lock that is held
+        is tried again `every` so many seconds."""
+        self._run, self._every = run, every
         self._unnamed = unnamed
         self._lock = FileLock(run.lock, timeout=_TIME_LIMIT, mode=0o600)
 
     def __enter__(self) -> RunLock:
         vet(self._run)
         try:
-            self._lock.acquire(poll_interval=0.02)
+            self._lock.acquire(poll_interval=self._every)
         except Timeout:
             raise HeldByAnother(f"{self._run.path} is {describe(self._run)}") from None
         except OSError as error:
@@ -62,6 +63,10 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """It is free, also before the end of the block."""
         self._lock.release()
 
 
