@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "Show how a run used its time: failures, recoveries, the ledger.",
     "events": "Show what happened in a run, event by event.",
     "tail": "Follow a run's events and all its ranks' logs, over restarts.",
+    "watch": "Show a run on the full screen, live.",
     "web": "Serve the pages of the runs here to this machine's browsers, live.",
     "attach": "Follow a live run as if it had been launched here.",
     "stacks": "Show where every rank of a live run stands, or spends its time.",

@@ -15,7 +15,6 @@ COMMANDS = {
     "top": "watch|status",
     "show": "status",
     "describe": "status",
-    "watch": "tail",
     "kill": "stop --now",
     "cancel": "stop",
     "down": "stop",

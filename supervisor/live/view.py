@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from supervisor.core.hangs.timings import Pace
@@ -37,6 +37,8 @@ class Now:
     numbers: Numbers
     speeds: dict[int, float]
     """Seconds of a step, by rank: the median of the last looks."""
+    own: dict[int, float]
+    """The same for a rank's own work, without waiting for the others."""
     saved: Saved | None
     next_s: float | None
     """Seconds until the next attempt, while the run waits for it."""
@@ -73,7 +75,8 @@ class View:
             state=state,
             beats=tuple(beats),
             numbers=numbers(told, beats, self._speed.pace()),
-            speeds=self._speed.ranks(),
+            speeds=_typical(self._speed.paces),
+            own=_typical(self._speed.own),
             saved=self._saved,
             next_s=max(0.0, wait) if wait is not None and state == RunState.BACKOFF else None,
         )
@@ -84,28 +87,36 @@ class Speed:
 
     def __init__(self) -> None:
         self._attempt = -1
-        self._last: dict[int, tuple[int, float]] = {}
-        self._paces: dict[int, Pace] = {}
+        self._last: dict[int, tuple[int, float, float]] = {}
+        self.paces: dict[int, Pace] = {}
+        """By rank."""
+        self.own: dict[int, Pace] = {}
+        """By rank: the time of its own work."""
         self._slowest = Pace()
 
     def see(self, attempt: int, beats: list[Beat]) -> None:
         """Takes one look. The median outlives an attempt until the next one has a step."""
         if attempt != self._attempt:
-            self._attempt, self._last, self._paces = attempt, {}, {}
+            self._attempt, self._last, self.paces, self.own = attempt, {}, {}, {}
         taken = []
         for beat in beats:
-            step, at = self._last.get(beat.rank, (beat.step, beat.at))
+            step, at, own = self._last.get(beat.rank, (beat.step, beat.at, beat.own))
             if beat.step > step and beat.at > at and step > 0:
                 seconds = (beat.at - at) / (beat.step - step)
                 taken.append(seconds)
-                self._paces[beat.rank] = self._paces.get(beat.rank, Pace()).stepped(seconds)
+                self.paces[beat.rank] = self.paces.get(beat.rank, Pace()).stepped(seconds)
+                if beat.own > own:
+                    worked = (beat.own - own) / (beat.step - step)
+                    self.own[beat.rank] = self.own.get(beat.rank, Pace()).stepped(worked)
             if beat.step != step or beat.rank not in self._last:
-                self._last[beat.rank] = beat.step, beat.at
+                self._last[beat.rank] = beat.step, beat.at, beat.own
         if taken:
             self._slowest = self._slowest.stepped(max(taken))
 
     def pace(self) -> Pace:
+        """That of the slowest rank in each look."""
         return self._slowest
 
-    def ranks(self) -> dict[int, float]:
-        return {rank: pace.typical for rank, pace in self._paces.items()}
+
+def _typical(paces: Mapping[int, Pace]) -> dict[int, float]:
+    return {rank: pace.typical for rank, pace in paces.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,45 @@ from tests.support.supervised import SUPERVISE, Run, start, until
 
 _STEPS = 100_000
 _BOTTOM = re.compile(rf"^running  (\d+)/{_STEPS} 0 %  .*\d ms/step  .* left  loss [\d.]+  1 restart", re.M)
+
+
+_RANKS = re.compile(r"^ +([01]) +(\d+) +[\d.]+ +[\d.]+ +0 s +train", re.M)
+
+
+def rows(terminal: Terminal, attempt: int, low: int) -> list[int]:
+    """The steps of both ranks on the full screen, once it shows that attempt, and none below `low`."""
+
+    def trains(text: str) -> list[int]:
+        steps = [int(step) for _, step in _RANKS.findall(text)]
+        return steps if f"attempt {attempt} " in text and len(steps) == 2 and min(steps) >= low else []
+
+    return terminal.until(trains)
+
+
+def watch(run: Run) -> None:
+    """The full screen is what the run's files say, over a restart. q leaves the run alone."""
+    known = load(run.dir.path)
+    assert known is not None
+    terminal = Terminal(80, 24)
+    tty, env = terminal.file, {**os.environ, "TERM": "xterm"}
+    shown = subprocess.Popen([SUPERVISE, "watch", "run"], cwd=run.folder, env=env, stdin=tty, stdout=tty, stderr=tty)
+    try:
+        for attempt in (1, 2):
+            rows(terminal, attempt, 0)
+            low = min(worker["step"] for worker in status(known)["workers"])
+            steps, now = rows(terminal, attempt, low), status(known)
+            assert max(steps) <= now["step"] and now["attempt"] == attempt and terminal.screen.alternate
+            text = terminal.read()
+            assert all(part in text for part in ("loss ", "goodput ", "ledger ", "── events", "── log", "r0 │"))
+            if attempt == 1:
+                os.kill(now["workers"][1]["pid"], signal.SIGKILL)
+        terminal.type("q")
+        assert shown.wait(30) == 0
+        assert not terminal.screen.broken and "goes on" in terminal.read() and not terminal.screen.alternate
+    finally:
+        shown.kill()
+        shown.wait()
+        terminal.close()
 
 
 @pytest.fixture
@@ -46,6 +86,8 @@ def test_the_line_at_the_bottom(run: Run, terminal: Terminal) -> None:
     assert "attempt 1 · restart after killed (rank 1, SIGKILL)" in said and "first step done" in said
     # Lines of the training itself may be broken.
     assert not [text for text in terminal.screen.broken if text.startswith(("run", "  ", "●", "──"))]
+
+    watch(run)
 
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 103

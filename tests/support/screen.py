@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -100,6 +101,7 @@ class Terminal:
 
     def __init__(self, columns: int, rows: int) -> None:
         self.screen = Screen(columns, rows)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._fd, slave = pty.openpty()
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.file = os.fdopen(slave, "w")
@@ -132,5 +134,5 @@ class Terminal:
         """Whether something came."""
         if not select.select([self._fd], [], [], 0.05)[0]:
             return False
-        self.screen.feed(os.read(self._fd, 65536).decode("utf-8", "replace"))
+        self.screen.feed(self._decoder.decode(os.read(self._fd, 65536)))
         return True

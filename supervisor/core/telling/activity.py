@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from supervisor.core.model import Cause
 from supervisor.core.size import human_seconds
 from supervisor.core.stack import named
 from supervisor.core.telling.attempt_story import AttemptStory
@@ -16,6 +17,8 @@ NOTABLE = 1.0
 """Seconds. A shorter save is not worth a word."""
 SILENT, STEPS = 3.0, 5.0
 """A rank that trains is silent after this many seconds, and this many of its usual steps."""
+_LAST = (Cause.FINISHED, Cause.STOPPED_BY_USER, Cause.PREEMPTED)
+"""No attempt follows after these."""
 _PHASES = {
     Phase.NONE: "starting",
     Phase.STARTUP: "setting up",
@@ -50,6 +53,9 @@ def activity(story: Story, ranks: Sequence[Seen], now: float, typical: float) ->
     """For example `first step: compiling for 30 s`, `rank 0 evaluating for 3 min`. None if the run makes its steps, is
     over, or waits for its next attempt. `typical`: the seconds of a usual step, 0 if unknown."""
     attempt = story.attempt
+    if attempt is not None and attempt.verdict is not None and attempt.cause in _LAST and not story.over:
+        what = "stopping" if attempt.gone is None and attempt.cause != Cause.FINISHED else "ending the run"
+        return _said(what, attempt.verdict if attempt.gone is None else attempt.gone, now)
     if story.over or story.state in (RunState.LOST, RunState.BACKOFF):
         return None
     if attempt is None or attempt.gone is not None:
@@ -57,7 +63,7 @@ def activity(story: Story, ranks: Sequence[Seen], now: float, typical: float) ->
             return _said("importing torch", story.launched, now)
         return _said("starting the next attempt", (attempt.gone if attempt else None) or now, now)
     if attempt.verdict is not None:
-        return _said("stopping" if story.state == RunState.STOPPING else "ending the attempt", attempt.verdict, now)
+        return _said("ending the attempt", attempt.verdict, now)
     if not ranks:
         return _said("starting the ranks", attempt.started, now)
     return _of_ranks(attempt, ranks, now, typical)

@@ -25,7 +25,7 @@ from trainer.rundir.layout import RunDir
 
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = (
-    "launch resume ls status report events tail web attach stacks stop inject chaos policy ckpt doctor "
+    "launch resume ls status report events tail watch web attach stacks stop inject chaos policy ckpt doctor "
     "service gc rm completion man"
 )
 LAUNCH_OPTIONS = (
@@ -81,7 +81,7 @@ def test_help_loads_little() -> None:
     [
         (["lunch"], 2, "did you mean 'launch'"),
         (["train"], 2, "did you mean 'launch'"),
-        (["top"], 2, "did you mean 'status'"),
+        (["top"], 2, "did you mean 'watch'"),
         (["launch", "--gpus", "2", "script.py"], 2, "no option '--gpus'; did you mean '--nproc'?; see"),
         (["launch", "--verbose", "script.py"], 2, "no option '--verbose'; see"),
         (["launch", "--steps", "8"], 2, "the built-in trainer's after --"),
@@ -100,6 +100,7 @@ def test_help_loads_little() -> None:
         (["rm"], 2, "Missing argument"),
         (["rm", "nothing"], 102, "no run"),
         (["completion", "csh"], 2, "'bash', 'zsh', 'fish'"),
+        (["watch", "nothing"], 2, "needs a terminal"),
         (["kill"], 2, "did you mean 'stop --now'"),
         (["nowhere.py"], 2, "no command 'nowhere.py'; see: supervise --help"),
         (["launch", "--nproc", "2", "torchrun", "--nproc_per_node", "4", "script.py"], 2, "give it once"),

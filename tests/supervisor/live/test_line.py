@@ -24,7 +24,7 @@ from trainer.rundir.records.beats import Beat, Source
 
 def now(state: str = "running", next_s: float | None = None, **numbers: Any) -> Now:
     events = [{"msg": "standby_ready", "mono": 1.0}, *[{"msg": "relaunch_scheduled", "mono": 2.0}] * 2]
-    return Now(tell(events), state, (), Numbers(**numbers), {}, Saved(120, time.time() - 30.0), next_s)
+    return Now(tell(events), state, (), Numbers(**numbers), {}, {}, Saved(120, time.time() - 30.0), next_s)
 
 
 FULL = {"step": 140, "total": 1000, "step_ms": 120.4, "eta_s": 103.2, "loss": 2.31449}
@@ -89,9 +89,9 @@ def test_the_speed_is_the_median_of_looks() -> None:
     for look in range(10):
         speed.see(0, [beat(0, 1 + 2 * look, 1.0 * look), beat(1, 1 + 2 * look, 1.1 * look)])
     speed.see(0, [beat(0, 20, 500.0), beat(1, 20, 500.0)])
-    assert speed.pace().typical == pytest.approx(0.55) and speed.ranks()[0] == pytest.approx(0.5)
+    assert speed.pace().typical == pytest.approx(0.55) and speed.paces[0].typical == pytest.approx(0.5)
     speed.see(1, [beat(0, 3, 900.0)])
-    assert speed.pace().typical == pytest.approx(0.55) and speed.ranks() == {}
+    assert speed.pace().typical == pytest.approx(0.55) and speed.paces == {}
 
 
 def test_off_a_terminal_the_line_comes_from_time_to_time(
