@@ -26,7 +26,6 @@ from supervisor.live.view import Now, View
 from supervisor.reading.brief import brief
 from supervisor.reading.choice import Choice
 from supervisor.reading.follow import EventRecord, RunFollower
-from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import decode, plain
 from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import Known
@@ -143,7 +142,7 @@ class Watched:
             title=self._said(now),
             now=now,
             at=moment,
-            clock=local_epoch(time.time())[-8:],
+            clock=time.strftime("%H:%M:%S"),
             losses=self._losses,
             goodputs=goodputs(line, 60),
             book=ledger(now.story, now_of(now.story)),
