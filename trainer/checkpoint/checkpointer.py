@@ -166,7 +166,7 @@ class Checkpointer(Here, Losses):
         if (loaded := self._find(places, None if partial else self._lending(fresh))) is not None:
             self._put_back(loaded, fresh, partial)
             self._apply_own(loaded)
-        return self._reached(self._go_on(loaded))
+        return self._reached(self._go_on(loaded), loaded)
 
     def _have(self, **parts: Any) -> None:
         """From now on these are its parts. StateError for one that cannot be saved."""

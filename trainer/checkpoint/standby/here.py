@@ -9,12 +9,13 @@ from ...rank import parking
 from ...rundir.environment import supervised
 from ...rundir.records.rollback import Rollback
 from .. import options
+from ..disk.assembly import Loaded
 from ..group import Ranks
 from ..interval import Pace
 from ..state.buckets import Buckets
 from ..state.packing import Packed
 from ..state.per_rank import Parts
-from .lending import Lending, Mapped, on_gpu
+from .lending import Lending, Mapped, give_back_later, on_gpu
 from .warm_up import warm
 
 
@@ -60,10 +61,11 @@ class Here:
             return None
         return Lending(self._parts, fresh, self._mapped)
 
-    def _reached(self, start: int) -> int:
-        """`start`, the step from which restore() goes on. The supervisor knows that a standby can wait there."""
+    def _reached(self, start: int, loaded: Loaded | None) -> int:
+        """`start`, the step from which restore() goes on, by `loaded`. The supervisor knows that a standby can wait
+        there."""
         parking.reached(self._park)
-        if self._mapped is not None:
-            self._mapped.close_later()
+        if on_gpu():
+            give_back_later(self._mapped, loaded if loaded is not None and loaded.source == "memory" else None)
             self._mapped = None
         return start

@@ -40,8 +40,9 @@ class Mapped:
         self.refresh()
 
     def refresh(self) -> None:
-        """All buffers that there are now are mapped, and no other. A third buffer is there for moments only."""
-        paths = [buffer_path(self._segment, rank, slot) for rank in ranks_in(self._segment) for slot in SLOTS[:2]]
+        """All buffers that there are now are mapped, and no other: a removed one must not keep its memory."""
+        places = (buffer_path(self._segment, rank, slot) for rank in ranks_in(self._segment) for slot in SLOTS)
+        paths = [path for path in places if path.exists()]
         for path in [path for path in self._buffers if path not in paths or not self._is_current(path)]:
             self._unmap(path)
         for path in paths:
@@ -55,12 +56,6 @@ class Mapped:
         if known is None or not self._is_current(path) or len(known[1]) < size:
             return None
         return memoryview(known[1])[:size]
-
-    def close_later(self) -> None:
-        """It will be unmapped, once nobody is in a hurry any more."""
-        timer = threading.Timer(_KEPT, self.close)
-        timer.daemon = True
-        timer.start()
 
     def close(self) -> None:
         for path in list(self._buffers):
@@ -89,6 +84,20 @@ class Mapped:
         _, _, address = self._buffers.pop(path)
         if address:
             _runtime().cudaHostUnregister(address)
+
+
+def give_back_later(mapped: Mapped | None, lent: object) -> None:
+    """What is mapped, and what was `lent` of it, is given back once nobody is in a hurry any more."""
+    kept = [lent]
+
+    def give_back() -> None:
+        kept.clear()
+        if mapped is not None:
+            mapped.close()
+
+    timer = threading.Timer(_KEPT, give_back)
+    timer.daemon = True
+    timer.start()
 
 
 def on_gpu() -> bool:

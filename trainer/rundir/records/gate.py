@@ -35,7 +35,7 @@ import msgspec
 from ..files.codec import encode, read
 from ..machine.proc import stat
 
-_IDLE = (1.0, 60.0)
+_IDLE = (1.0, 5.0)
 """Seconds between two calls of a function that a waiting rank calls: at first, and at most."""
 
 
