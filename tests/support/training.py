@@ -29,10 +29,14 @@ class Notes(progress.Progress):
         super().__init__()
         self.kept: list[tuple[str, dict[str, Any]]] = []
         self.steps: list[int] = []
+        self.numbers: list[tuple[int | None, float | None, int | None]] = []
         self.note = lambda kind, **fields: self.kept.append((kind, fields))  # type: ignore[assignment]
 
     def step(self, done: int, optimizer: Any = None) -> None:
         self.steps.append(done)
+
+    def told(self, total: int | None = None, loss: float | None = None, step: int | None = None) -> None:
+        self.numbers.append((total, loss, step))
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.kept]

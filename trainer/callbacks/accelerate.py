@@ -24,6 +24,7 @@ from ..checkpoint.notices import Notices
 from ..checkpoint.options import Every
 from ..checkpoint.state.state import bare
 from ..errors import UsageError
+from ..rank.progress import progress
 from ..rundir.environment import supervised
 from .data import Watched, watch
 from .keeper import Keeper
@@ -80,6 +81,7 @@ class SuperviseLoop:
         """The numbers of the `count` epochs, from the one to go on in; no more than are needed for `steps` optimizer
         steps, after which the batches end, too. When they are over, the last step is saved."""
         keeper, self._steps = self._keeper, steps
+        progress().told(total=steps)
         if keeper is not None:
             self._begin(keeper)
         while self.epoch < count and not self._over:

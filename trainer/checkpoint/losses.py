@@ -36,6 +36,10 @@ class Losses:
         progress().data_step = index
         return index
 
+    def tell(self, total: int) -> None:
+        """People see that the loop will have done `total` steps at its end, and so how long it will take."""
+        progress().told(total=total)
+
     def check(self, done: int, loss: float, agreed: Wish) -> None:
         """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
         LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""

@@ -54,7 +54,7 @@ def activity(story: Story, ranks: Sequence[Seen], now: float, typical: float) ->
     over, or waits for its next attempt. `typical`: the seconds of a usual step, 0 if unknown."""
     attempt = story.attempt
     if attempt is not None and attempt.verdict is not None and attempt.cause in _LAST and not story.over:
-        what = "stopping" if attempt.gone is None and attempt.cause != Cause.FINISHED else "ending the run"
+        what = "waiting for the ranks" if attempt.gone is None and attempt.cause != Cause.FINISHED else "ending the run"
         return _said(what, attempt.verdict if attempt.gone is None else attempt.gone, now)
     if story.over or story.state in (RunState.LOST, RunState.BACKOFF):
         return None

@@ -26,7 +26,7 @@ from trainer.rundir.layout import RunDir
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = (
     "launch resume ls status report events tail watch web attach stacks stop inject chaos policy ckpt doctor "
-    "service gc rm completion man"
+    "submit service gc rm completion man"
 )
 LAUNCH_OPTIONS = (
     "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr "

@@ -52,7 +52,7 @@ COMPILING = [Seen(rank, Phase.FIRST_STEP, 60.0, Doing.COMPILING, 70.0) for rank 
         (TRAINS, [evaluates(since=6.0), Seen(1, Phase.TRAIN, 5.0)], "rank 0 evaluating for 94 s"),
         (TRAINS, [Seen(0, Phase.TRAIN, 98.0)], None),
         ([*TRAINS, {"msg": "pause", "mono": 99.0, "rank": 0, "text": "rank 0 works"}], [calm(0)], "rank 0 works"),
-        ([*TRAINS, {"msg": "stop_requested", "mono": 97.0, "by": "user"}], [calm(0)], "stopping for 3 s"),
+        ([*TRAINS, {"msg": "stop_requested", "mono": 97.0, "by": "user"}], [calm(0)], "waiting for the ranks for 3 s"),
         ([*TRAINS, {"msg": "verdict", "mono": 95.0, "cause": "killed"}], [calm(0)], "ending the attempt for 5 s"),
         ([*TRAINS, {"msg": "verdict", "mono": 95.0, "cause": "finished"}], [calm(0)], "ending the run for 5 s"),
         ([*TRAINS, {"msg": "group_gone", "mono": 98.0}], [], "starting the next attempt for 2 s"),

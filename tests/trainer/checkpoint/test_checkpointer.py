@@ -227,10 +227,13 @@ def test_beats_and_notes(tmp_path: Path, notes: Notes) -> None:
     for stop in (2, 4):
         ckpt = _checkpointer(tmp_path, every=2)
         for step in range(ckpt.restore(), stop):
-            ckpt.step(step + 1)
+            ckpt.step(step + 1, loss=torch.tensor(0.5 + step))
+        ckpt.tell(total=stop)
         ckpt.close()
 
     assert notes.steps == [1, 2, 3, 4]
+    losses = [(None, 0.5, 1), (None, 1.5, 2), (2, None, None), (None, 2.5, 3), (None, 3.5, 4), (4, None, None)]
+    assert notes.numbers == losses
     assert notes.kinds() == ["resumed", "checkpoint_saved", "resumed", "checkpoint_saved"]
     assert [fields["step"] for _, fields in notes.kept] == [0, 2, 2, 4]
     assert [fields.get("source") for _, fields in notes.kept] == ["start", None, "disk", None]
