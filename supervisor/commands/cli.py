@@ -44,7 +44,7 @@ COMMANDS = {
     "completion": "Print the completion of commands and runs for a shell.",
     "man": "Print the manual page.",
 }
-ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
+ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls", "top": "watch"}
 
 
 class Group(click.Group):

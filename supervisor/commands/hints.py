@@ -12,7 +12,6 @@ COMMANDS = {
     "start": "launch",
     "continue": "resume",
     "retry": "resume",
-    "top": "watch|status",
     "show": "status",
     "describe": "status",
     "kill": "stop --now",
@@ -24,7 +23,7 @@ COMMANDS = {
     "profile": "stacks --top 5s",
     "manual": "man",
 }
-"""What other tools call a command, and ours that does it, the best one first."""
+"""What other tools call a command, and ours that does it."""
 OPTIONS = {
     "--gpus": "--nproc",
     "--num-gpus": "--nproc",
@@ -51,11 +50,7 @@ _CLOSE = 0.75
 
 def command_hint(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'launch'?`, or nothing."""
-    names = sorted(known)
-    for command in COMMANDS.get(word, "").split("|"):
-        if command.partition(" ")[0] in names:
-            return f"; did you mean '{command}'?"
-    return _close(word, names)
+    return f"; did you mean '{COMMANDS[word]}'?" if word in COMMANDS else _close(word, sorted(known))
 
 
 def option_hint(error: click.NoSuchOption) -> str:

@@ -45,7 +45,7 @@ TORCHRUN_OPTIONS = (
 def test_commands_are_those_of_the_contract() -> None:
     """No command comes or goes unnoticed."""
     assert sorted(COMMANDS) == sorted(COMMAND_NAMES.split())
-    assert ALIASES == {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls"}
+    assert ALIASES == {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls", "top": "watch"}
 
 
 def test_launch_options_are_those_of_the_contract() -> None:
@@ -81,7 +81,6 @@ def test_help_loads_little() -> None:
     [
         (["lunch"], 2, "did you mean 'launch'"),
         (["train"], 2, "did you mean 'launch'"),
-        (["top"], 2, "did you mean 'watch'"),
         (["launch", "--gpus", "2", "script.py"], 2, "no option '--gpus'; did you mean '--nproc'?; see"),
         (["launch", "--verbose", "script.py"], 2, "no option '--verbose'; see"),
         (["launch", "--steps", "8"], 2, "the built-in trainer's after --"),
