@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -47,20 +48,22 @@ def command(folder: Path | None, port: int, token_file: Path | None) -> None:
     token = _token(token_file) if token_file else secrets.token_urlsafe(24)
     with _listening(port) as server:
         port = server.getsockname()[1]
-        guarded = Guard(app(Runs(folder or RUNS), command_of), port, token)
+        pages = app(Runs(folder or RUNS), command_of, lambda: web.should_exit)
         click.echo(f"http://127.0.0.1:{port}/?token={token}")
         click.echo("Ctrl-C ends the pages; the runs go on", err=True)
         # No access log: it would have the token.
         config = uvicorn.Config(
-            guarded,
+            Guard(pages, port, token),
             access_log=False,
             log_level="warning",
             server_header=False,
             proxy_headers=False,
             lifespan="off",
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=3,
         )
-        uvicorn.Server(config).run(sockets=[server])
+        web = uvicorn.Server(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            web.run(sockets=[server])
 
 
 def _listening(port: int) -> socket.socket:

@@ -32,8 +32,9 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 Command = Callable[[Mapping[str, Any]], str]
 
 
-def app(runs: Runs, command: Command) -> Starlette:
-    """The pages of `runs`. `command` gives the command of a status as people write it."""
+def app(runs: Runs, command: Command, ending: Callable[[], bool]) -> Starlette:
+    """The pages of `runs`. `command` gives the command of a status as people write it. `ending`: whether the server
+    waits for its streams to end."""
     streams: set[object] = set()
 
     def index(request: Request) -> Response:
@@ -54,16 +55,18 @@ def app(runs: Runs, command: Command) -> Starlette:
         return Response(exposition(told), media_type=_TEXT)
 
     async def stream(request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if len(streams) >= _STREAMS:
             return PlainTextResponse("too many streams\n", 503)
         since = request.headers.get("last-event-id") or request.query_params.get("since") or _now()
-        return StreamingResponse(_told(News(runs, since), streams), media_type="text/event-stream")
+        return StreamingResponse(_told(News(runs, since), streams, ending), media_type="text/event-stream")
 
     routes = [Route("/", index), Route("/run/{name}", page), Route("/stream", stream), Route("/metrics", metrics)]
     return Starlette(routes=routes)
 
 
-async def _told(news: News, streams: set[object]) -> AsyncIterator[bytes]:
+async def _told(news: News, streams: set[object], ending: Callable[[], bool]) -> AsyncIterator[bytes]:
     """The new events, with their time as id: whoever comes back with the last one misses nothing. Events of that time
     come again; `seq` tells them."""
     me = object()
@@ -71,7 +74,7 @@ async def _told(news: News, streams: set[object]) -> AsyncIterator[bytes]:
     try:
         quiet = 0.0
         yield b"retry: 2000\n\n"
-        while True:
+        while not ending():
             found = await run_in_threadpool(news.read)
             for event in found:
                 named = {key: event.get(key) for key in ("folder", "seq", "ts", "msg", "level", "attempt", "rank")}
