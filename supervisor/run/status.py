@@ -116,6 +116,8 @@ def _log(run: RunDir, story: Story) -> str | None:
 def _saves_nothing(story: Story, snapshot: int | None, checkpoint: Mapping[str, Any] | None) -> bool:
     """Whether it has trained, and a failure costs or has cost everything, because nothing was saved."""
     kept = checkpoint is not None or (snapshot is not None and snapshot >= 0) or story.checkpoint_step >= 0
+    # It has gone on from something that nobody saw it save.
+    kept = kept or any(attempt.unplaced or (attempt.from_step or 0) > 0 for attempt in story.attempts)
     trained = any(attempt.first_step is not None for attempt in story.attempts)
     return trained and not kept and not story.saved and (story.over or bool(story.failures()))
 
