@@ -28,9 +28,9 @@ class CrashingDisk(Disk):
             raise Cut
         self.calls += 1
 
-    def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
+    def create(self, path: Path, chunks: Iterable[Buffer], size: int = 0) -> None:
         self._point()
-        super().create(path, chunks)
+        super().create(path, chunks, size)
 
     def write(self, fd: int, path: Path, chunk: Buffer) -> None:
         try:

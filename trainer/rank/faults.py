@@ -37,7 +37,7 @@ class FullDisk(Disk):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def create(self, path: Path, chunks: Iterable[Buffer]) -> None:
+    def create(self, path: Path, chunks: Iterable[Buffer], size: int = 0) -> None:
         for chunk in chunks:
             with path.open("xb") as file:
                 file.write(memoryview(chunk).cast("B")[: len(chunk) // 2])

@@ -104,9 +104,9 @@ def test_it_is_pinned_while_it_is_read_and_not_after(segment: Path, tmp_path: Pa
     seen: list[bool] = []
 
     class Watching(Disk):
-        def create(self, path: Path, chunks: Any) -> None:
+        def create(self, path: Path, chunks: Any, size: int = 0) -> None:
             seen.append(_pinned(segment))
-            super().create(path, chunks)
+            super().create(path, chunks, size)
 
     assert _flush(segment, tmp_path / "c", Watching())["step"] == 3
     assert seen
@@ -123,8 +123,8 @@ def test_a_snapshot_written_over_meanwhile_is_not_committed(segment: Path, tmp_p
     assert found is not None
 
     class Overwriting(Disk):
-        def create(self, path: Path, chunks: Any) -> None:
-            super().create(path, chunks)
+        def create(self, path: Path, chunks: Any, size: int = 0) -> None:
+            super().create(path, chunks, size)
             Board(shm.board_path(segment, 1)).invalidate(found.places[1][0])
 
     outcome = flush(segment, tmp_path / "c", None, 2, None, Overwriting())
@@ -206,8 +206,8 @@ def test_a_save_of_the_same_step_meanwhile(segment: Path, tmp_path: Path) -> Non
         def __init__(self, step: int) -> None:
             self._step = step
 
-        def create(self, path: Path, chunks: Any) -> None:
-            super().create(path, chunks)
+        def create(self, path: Path, chunks: Any, size: int = 0) -> None:
+            super().create(path, chunks, size)
             if path.name == "rank1.safetensors":
                 saved.append(write(path.parent.parent, self._step, keep=2))
 

@@ -26,16 +26,14 @@ from typing import Any
 from ...names import ours_alone
 from ...rundir.files.durable import DISK, Disk
 from ...rundir.layout import committed_steps, step_name
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Damaged
 from ..format.manifest import Manifest, StoredFile, rank_of
-from ..format.shard import Digest, check_entries, entries_in
+from ..format.shard import CHUNK, Digest, check_entries, entries_in
 from ..memory import snapshots
 from ..memory.snapshots import Snapshot
 from . import retention
 from .commit import begin, commit, is_whole, tidy
 from .description import describe, payload
-
-CHUNK = 4 << 20
 
 
 def flush(
@@ -86,17 +84,31 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
 
 
 def _copied(snapshot: Snapshot, manifest: Manifest, name: str, folder: Path, disk: Disk) -> StoredFile:
-    digest = Digest()
-    with payload(snapshot, rank_of(name)) as view:
+    digest, rank = Digest(), rank_of(name)
+    with payload(snapshot, rank) as view:
         # A file that cannot be read must not become a checkpoint: an older one would be pruned for it.
         entries, _ = entries_in(view)
         check_entries(manifest, name, [entry for entry, _ in entries])
-        disk.create(folder / name, digest.through(_chunks(view)))
+    size = snapshot.record(rank).payload
+    disk.create(folder / name, digest.through(_chunks(snapshot.path(rank), size)), size)
     return digest.stored()
 
 
-def _chunks(view: memoryview) -> Iterator[memoryview]:
-    return (view[at : at + CHUNK] for at in range(0, len(view), CHUNK))
+def _chunks(path: Path, size: int) -> Iterator[memoryview]:
+    """The first `size` bytes of a file, each time in the same memory, where they stay in the CPU's cache until they are
+    digested and written. To map the file would cost a page fault for every few pages."""
+    memory = memoryview(bytearray(min(CHUNK, size)))
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        at = 0
+        while at < size:
+            got = os.preadv(fd, [memory[: min(len(memory), size - at)]], at)
+            if got == 0:
+                raise Damaged(f"{path} is shorter than its record says")
+            yield memory[:got]
+            at += got
+    finally:
+        os.close(fd)
 
 
 def _sync(path: Path | None, disk: Disk) -> None:

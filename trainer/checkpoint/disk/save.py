@@ -23,7 +23,7 @@ from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
 from ..errors import CheckpointError
 from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_of
-from ..format.plan import Layout, Share, plan, total
+from ..format.plan import ITEM_BYTES, Layout, Share, plan, total
 from ..format.shard import Digest, Entry, entry_of, header
 from ..group import Ranks
 from ..state.packing import Packed
@@ -113,8 +113,9 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
 def _write(order: Order, folder: Path, layout: Layout, rank: int, disk: Disk) -> dict[str, Any]:
     digest = Digest()
     chunks = shard_chunks(layout, order.shared, order.own, rank)
+    mine = sum(share.count * ITEM_BYTES[layout.specs[share.name].dtype] for share in layout.shares[rank])
     try:
-        disk.create(folder / shard_name(rank), digest.through(chunks))
+        disk.create(folder / shard_name(rank), digest.through(chunks), mine + total(order.own.specs))
     except OSError as error:
         return {"error": str(error)}
     stored = digest.stored()
