@@ -85,6 +85,8 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and args[0] not in {*COMMANDS, *ALIASES}:
             if args[0].endswith(".py") and Path(args[0]).is_file():
                 return super().resolve_command(ctx, ["launch", *args])
+            if args[0].endswith(".py"):
+                raise Refusal(f"no script {args[0]!r} here, and no command; see: supervise --help")
             raise click.UsageError(f"no command {args[0]!r}{command_hint(args[0], [*COMMANDS, *ALIASES])}")
         return super().resolve_command(ctx, args)
 

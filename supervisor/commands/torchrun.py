@@ -84,6 +84,8 @@ def unwrapped(arguments: Sequence[str], script: Sequence[str]) -> list[str] | No
     if not script or Path(script[0]).is_file():
         return None
     ours, program, rest = list(arguments[: len(arguments) - len(script)]), Path(script[0]).name, list(script[1:])
+    if program in _TORCHRUN[1:] and ours[-1:] in (["-m"], ["--module"]):
+        return ours[:-1] + rest
     if program == "torchrun" and rest:
         return ours + rest
     if program != "torchrun" and (not program.startswith("python") or program.strip("python0123456789.")):
