@@ -31,10 +31,10 @@ from typing import Any
 MARK = "BENCH_GPU"
 PARTS = {
     "environment": (30, 60),
-    "large": (100, 150),
-    "recovery": (110, 220),
-    "correctness": (60, 110),
-    "copies": (50, 110),
+    "large": (90, 150),
+    "copies": (45, 110),
+    "recovery": (90, 220),
+    "correctness": (40, 110),
     "faults": (60, 90),
 }
 """Seconds that a part may take: with --quick, and without."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.memory import Memory, Place
 from trainer.checkpoint.replicas import folded
+from trainer.checkpoint.state.marks import PerRank
 from trainer.rundir.machine import shm
 
 from . import runs
@@ -105,12 +106,15 @@ class Torn:
     def __init__(self) -> None:
         self.wanted: dict[int, Any] = {}
         self.equal, self.torn, self.none = 0, list[int](), 0
+        self.own: Any = None
 
     def look(self, number: int) -> None:
         if snapshots.newest_snapshot(SEGMENT) != number:
             self.none += 1
             return
-        shared = recall(SEGMENT, number, None, 0).shared
+        loaded = recall(SEGMENT, number, None, 0)
+        shared = loaded.shared
+        self.own = loaded.own
         if same([shared["model"], shared["optimizer"]["state"]], self.wanted[number]):
             self.equal += 1
         else:
@@ -123,19 +127,30 @@ class Torn:
             raise AssertionError(f"{name}: torn snapshots: {text}")
 
 
-def bits(part: Part, name: str, turn: Callable[[nn.Module, Any, int], None], optimizer_options: dict[str, Any]) -> None:
-    """Snapshots of each step, looked at when the next step is issued as well."""
+def bits(
+    part: Part,
+    name: str,
+    turn: Callable[[nn.Module, Any, int], None],
+    optimizer_options: dict[str, Any],
+    stream: Any = None,
+) -> None:
+    """Snapshots of each step, looked at when the next step is issued as well. Training is on `stream`; so is the copy
+    of the state that they are compared with, and nothing but the memory tier itself orders the two."""
+    last = 6 if part.quick else 8
     model, optimizer = job(part, 3072 if part.real else 64, **optimizer_options)
     seen = Torn()
     with memory_of({"model": model, "optimizer": optimizer}) as memory:
-        for number in range(1, 9):
+        for number in range(1, last + 1):
             turn(model, optimizer, number)
             memory.wait()
             if number % 2:
                 part.cuda.synchronize()
             state = both(model, optimizer)
-            seen.wanted = {number: copied([state["model"], state["optimizer"]["state"]])}
-            memory.take(number, {})
+            with part.cuda.stream(stream) if stream else nullcontext():
+                seen.wanted = {number: copied([state["model"], state["optimizer"]["state"]])}
+            mine = torch.full((3, 2), float(number), device=part.device).t()
+            memory.take(number, {"mine": PerRank(mine)})
+            mine.fill_(-1.0)
             turn(model, optimizer, 1000 + number)
             memory.wait()
             if memory.problem:
@@ -145,6 +160,8 @@ def bits(part: Part, name: str, turn: Callable[[nn.Module, Any, int], None], opt
             told = [bool(memory._planner.image and memory._planner.image.held), memory._planner.unseen]
     seen.report(part, name)
     part.put(f"{name}: held, unseen", told)
+    kept = [leaf for leaf in leaves(seen.own) if isinstance(leaf, torch.Tensor) and leaf.shape == (2, 3)]
+    assert len(kept) == 1 and bool((kept[0] == float(last)).all()), f"{name}: a rank's own value is {kept}"
 
 
 def plain_steps(part: Part) -> Callable[[nn.Module, Any, int], None]:
@@ -152,9 +169,8 @@ def plain_steps(part: Part) -> Callable[[nn.Module, Any, int], None]:
     return lambda model, optimizer, number: step(part, model, optimizer, scaler, number)
 
 
-def side_stream(part: Part) -> Callable[[nn.Module, Any, int], None]:
+def side_stream(part: Part, side: Any) -> Callable[[nn.Module, Any, int], None]:
     """All training happens on a stream that is not the current one when a snapshot is taken."""
-    side = part.cuda.Stream()
     scaler = torch.amp.GradScaler(part.device.type, enabled=False)
 
     def turn(model: nn.Module, optimizer: Any, number: int) -> None:
@@ -201,7 +217,7 @@ def graph(part: Part, when: str) -> None:
             with torch.cuda.graph(captured):
                 once()
             memory.wait()
-        for number in range(201, 209):
+        for number in range(201, 207 if part.quick else 209):
             captured.replay()
             memory.wait()
             state = both(model, optimizer)
@@ -305,7 +321,8 @@ def measure(part: Part) -> None:
         with part.trying("bits, fused"):
             bits(part, "the same, a fused optimizer", plain_steps(part), {"fused": True})
     with part.trying("side stream"):
-        bits(part, "training on a side stream", side_stream(part), {})
+        side = part.cuda.Stream()
+        bits(part, "training on a side stream", side_stream(part, side), {}, side)
     for check in (resumed, digested, fsdp):
         with part.trying(check.__name__):
             check(part)

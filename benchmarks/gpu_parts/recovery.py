@@ -27,7 +27,7 @@ GPT = ["-m", "trainer", "--lr", "1e-3", "--min-lr", "1e-3", "--log-every", "1000
 
 
 def measure(part: Part) -> None:
-    kills = 3 if part.quick else 5
+    kills = 2 if part.quick else 5
     root = Path(tempfile.mkdtemp())
     device = ["--device", part.device.type]
     script = [str(SCRIPTS / "gpu_ddp.py"), *device]
@@ -40,7 +40,7 @@ def measure(part: Part) -> None:
     if whole is not None and steps is not None:
         with part.trying("built-in, bits"):
             _compare(part, root, steps, whole)
-    _side(part, "script, torchrun --max-restarts", sides.torchrun(1), script, 2 if part.quick else 3)
+    _side(part, "script, torchrun --max-restarts", sides.torchrun(1), script, 1 if part.quick else 3)
     if not part.quick:
         _side(part, "built-in, --no-standby", sides.supervise(1, *sides.ENDLESS, "--no-standby"), [*GPT, *device], 2)
         _side(part, "built-in, torchrun --max-restarts", sides.torchrun(1), [*GPT, *device], 2)

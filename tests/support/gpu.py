@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from trainer.checkpoint.memory import cuda, image, planner
+from trainer.checkpoint.memory import copier, cuda, image
 
 GPU = torch.device("cuda", 0)
 GB = 1 << 30
@@ -112,11 +112,10 @@ class Gpus:
             "is_current_stream_capturing": lambda: self.capturing,
         }.items():
             patch.setattr(torch.cuda, name, value)
-        for module in (cuda, image):
+        for module in (copier, cuda, image):
             patch.setattr(module, "device_of", self.device_of)
         patch.setattr(image, "_piece", lambda size, device: self.put(torch.empty(size, dtype=torch.uint8), device))
         patch.setattr(cuda, "_copy", self.copy)
-        assert planner.is_on_gpu is cuda.is_on_gpu
 
     def put(self, tensor: torch.Tensor, device: torch.device = GPU) -> torch.Tensor:
         """`tensor` counts as being on `device`."""

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from .image import Pair, copy_here
+from .image import Pair, copy_here, device_of, is_on_gpu
 from .segment import Buffer
+
+
+def bring(pairs: Iterable[Pair]) -> None:
+    """Each destination holds the bytes of its source, wherever that lies."""
+    for target, source in pairs:
+        if is_on_gpu(source):
+            torch.cuda.synchronize(device_of(source))  # it may have been made on any stream
+        target.copy_(source)
 
 
 class Copier:
@@ -69,7 +77,8 @@ class Copier:
     def copy(self, buffer: Buffer, memory: torch.Tensor, pairs: list[Pair], own: list[Pair]) -> None:
         """Every source is in its place in `memory`, which belongs to `buffer`. `pairs` is the same list while nothing
         moves. Called by the copying thread."""
-        copy_here(pairs + own)
+        copy_here(pairs)
+        bring(own)
 
     def tick(self, busy: bool) -> list[tuple[float, bool]]:
         """Called once a step; `busy`: a snapshot is being copied. (seconds, busy) of steps that have ended on the
@@ -95,7 +104,7 @@ class BlockingCopier(Copier):
         """Nothing will change before it is copied."""
 
     def copy(self, buffer: Buffer, memory: torch.Tensor, pairs: list[Pair], own: list[Pair]) -> None:
-        pairs = pairs + own
+        bring(own)
         if torch.get_num_threads() == 1:
             copy_here(pairs)
         elif pairs:

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from .copier import BlockingCopier, Copier
-from .image import Pair, copy_here, device_of
+from .copier import BlockingCopier, Copier, bring
+from .image import Pair, copy_here, device_of, is_on_gpu
 from .segment import Buffer
 
 _CHUNK = 16 << 20
@@ -46,10 +46,6 @@ _TICKS = 64
 
 Batch = tuple[list[torch.Tensor], list[torch.Tensor]]
 """Destinations and sources of about a chunk."""
-
-
-def is_on_gpu(tensor: torch.Tensor) -> bool:
-    return device_of(tensor).type == "cuda"
 
 
 def devices_of(tensors: Iterable[torch.Tensor]) -> list[torch.device]:
@@ -169,11 +165,13 @@ class CudaCopier(Copier):
     def copy(self, buffer: Buffer, memory: torch.Tensor, pairs: list[Pair], own: list[Pair]) -> None:
         self._relax()
         self.register(buffer)
-        cut, more = self._batches(buffer, pairs), _by_device(own)
+        cut = self._batches(buffer, pairs)
+        more = _by_device(pair for pair in own if device_of(pair[1]) in self._lanes)
         for device, lane in self._lanes.items():
             lane.issue([*cut.get(device, []), *more.get(device, [])])
-        for targets, sources in [*cut.get(None, []), *more.get(None, [])]:
+        for targets, sources in cut.get(None, []):
             copy_here(list(zip(targets, sources, strict=True)))
+        bring(pair for pair in own if device_of(pair[1]) not in self._lanes)
         # From here on the training streams wait for `done`. The training thread does not wait.
         self._free.set()
         self.late_s = max(lane.finish() for lane in self._lanes.values())

@@ -42,6 +42,10 @@ def device_of(tensor: torch.Tensor) -> torch.device:
     return tensor.device
 
 
+def is_on_gpu(tensor: torch.Tensor) -> bool:
+    return device_of(tensor).type == "cuda"
+
+
 def _piece(size: int, device: torch.device) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 

@@ -15,8 +15,8 @@ from ..state import rng, several
 from ..state.packing import Led, Packed, Packer, Steadiness
 from ..state.state import Stateful, capture, capture_own, steadiness
 from .copier import Copier
-from .cuda import copier_for, devices_of, is_on_gpu
-from .image import Image, on_devices
+from .cuda import copier_for, devices_of
+from .image import Image, is_on_gpu, on_devices
 from .walks import Walked
 
 _PROBES = 2
