@@ -117,8 +117,10 @@ class Console:
             return "stopping now"
         story = self._view.look().story
         again = "; Ctrl-C again stops now" if fields.get("by") == StopKind.USER else ""
+        if story.attempt is None or story.attempt.first_step is None:
+            return f"stopping; there is no new step to save{again}"
         if not story.keeps:
-            return f"asking the script to stop; it has {human_seconds(self._grace)} for a last save{again}"
+            return f"asking the script to stop, {human_seconds(self._grace)} for a last save{again}"
         step = fields.get("step")
         after = f" after step {step}" if isinstance(step, int) and step >= 0 else ""
         return f"saving a checkpoint{after}, then stopping{again}"

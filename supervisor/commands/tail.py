@@ -81,7 +81,7 @@ def known_event(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -
 @click.option("--event", "names", multiple=True, callback=known_event, metavar="NAME", help="This event, and no logs.")
 @click.option("--grep", type=Pattern(), help="Lines in which this is found.")
 @click.option("-o", "form", type=click.Choice(["text", "json", "raw"]), default="text", help="Form of the output.")
-@click.option("-t", "--timestamps", is_flag=True, help="The local time before each line of a log.")
+@click.option("-t", "--timestamps", is_flag=True, help="The local time of each line.")
 @click.option("--no-prefix", is_flag=True, help="Without `a1 r0 │`.")
 def command(
     run: str | None,

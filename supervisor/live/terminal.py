@@ -53,6 +53,7 @@ class Lines:
     ) -> None:
         self._restarts, self._colour, self._width, self._asked = restarts, colour, width, asked
         self._attempt = 0
+        self._stopping = False
 
     def __call__(self, record: Record) -> bytes:
         """The bytes of the record. None of ours is longer than a line, or is broken within a word."""
@@ -68,8 +69,11 @@ class Lines:
 
     def _event(self, record: EventRecord) -> str:
         event, width = record.event, self._width()
-        if event.name == "stop_requested" and (said := self._asked(event.fields)):
-            return self._folded(_BOLD, f"● {said}", width)
+        if event.name == "stop_requested":
+            self._stopping = True
+            return self._folded(_BOLD, f"● {self._asked(event.fields)}", width)
+        if self._stopping and event.name == "signal_sent" and event.fields.get("signal") == "SIGKILL":
+            return self._folded(_BOLD, "● stopping now", width)
         if not (said := brief(event)):
             return ""
         level = _LEVELS.get(str(event.fields.get("level")))

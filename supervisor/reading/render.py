@@ -29,7 +29,7 @@ class TextRenderer:
     restart."""
 
     def __init__(self, restarts: Restarts, colour: bool = False, prefix: bool = True, timestamps: bool = False) -> None:
-        """`timestamps`: each log line has its local time before it."""
+        """`timestamps`: each log line has its local time before it, and events have theirs."""
         self._restarts, self._colour, self._prefix, self._timestamps = restarts, colour, prefix, timestamps
         self._attempt = 0
         self._width = len("a0 r0")
@@ -40,7 +40,10 @@ class TextRenderer:
             self._attempt = record.attempt
             text = self._paint("1", self._restarts.separator(record.attempt)) + "\n"
         if isinstance(record, EventRecord):
-            shown = self._paint(_LEVELS.get(str(record.event.fields.get("level")), "1"), event_text(record.event))
+            words = event_text(record.event)
+            if self._timestamps:
+                words = f"{local_epoch(record.event.time)} {words.partition(' ')[2]}"
+            shown = self._paint(_LEVELS.get(str(record.event.fields.get("level")), "1"), words)
             text += f"{self._before(record.attempt, '●', '1')}{shown}\n"
         else:
             rank = record.rank
