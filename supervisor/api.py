@@ -85,16 +85,16 @@ class Run:
 
     def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The events so far. With `follow`, also those to come, until no supervisor holds the run."""
-        with (self.dir / "events.jsonl").open("rb") as file:
-            rest = b""
-            while True:
-                # Who asks after the end was seen, sees everything.
-                over = not (follow and self.running)
-                *lines, rest = (rest + file.read()).split(b"\n")
-                yield from filter(None, map(_event, lines))
-                if over:
-                    return
-                time.sleep(_FOLLOW)
+        reader = importlib.import_module("_supervise.rundir.files.json_lines").Follower(self.dir / "events.jsonl")
+        while True:
+            # Who asks after the end was seen, sees everything.
+            over = not (follow and self.running)
+            for _, event in reader.objects():
+                if isinstance(event.get("msg"), str):
+                    yield event
+            if over:
+                return
+            time.sleep(_FOLLOW)
 
     def wait(self, timeout: float | None = None) -> int:
         """The run is over. Returns the exit code that `launch` would have given. TimeoutError after `timeout` seconds;
@@ -207,15 +207,6 @@ def _words(option: str, value: Option) -> list[str]:
 
 def _named(name: str | None) -> list[str]:
     return [] if name is None else ["--", name]
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """The event in a whole line; None for the line of somebody else."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("msg"), str) else None
 
 
 def _asked(words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> dict[str, Any]:
