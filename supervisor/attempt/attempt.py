@@ -14,6 +14,7 @@ import msgspec
 from supervisor.attempt import stacks, steps
 from supervisor.attempt.ending import Ending
 from supervisor.attempt.evidence import Witness
+from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.watch import Watch
 from supervisor.core.actions import Reach
 from supervisor.core.evidence import Evidence
@@ -42,6 +43,8 @@ class Attempt:
         self.verdict: Verdict | None = None
         """The verdict, set by the loop."""
         self._witness: Witness | None = None
+        self.gpus: Gpus | None = None
+        """The devices, once they are known."""
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
@@ -158,6 +161,7 @@ class Attempt:
         if self.watch is None or self._witness is None:
             return Evidence()
         watch = self.watch
+        self._witness.gpus = self.gpus
         return self._witness.hear(watch.exits, watch.raised, watch.pids, steps.done(watch.beats))
 
     def fds(self) -> list[int]:

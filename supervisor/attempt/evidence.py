@@ -23,17 +23,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.kernel_log import KernelLog
 from supervisor.core.diagnosis.gpu import holders, xids
 from supervisor.core.evidence import Evidence, Memory, Xid
 from supervisor.core.model import Exit, Raised, Verdict
+from supervisor.process.family import is_running
 from supervisor.process.room import disks, is_full
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
-from trainer.rundir.machine.proc import lives
 from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1
@@ -45,6 +46,7 @@ _JUDGED, _JUDGED_TAIL = 400, 131_072
 """The last lines, and bytes, of a log that count for the verdict: C++ prints two traces, and Python a stack for each
 thread, after the words that tell why."""
 _LONGEST = 500
+_ASK_EVERY = 1.0
 _SHM = Path("/dev/shm")
 
 
@@ -106,8 +108,10 @@ class Witness:
         self._begin = self._count()
         self._end: Counters | None = None
         self._facts: tuple[int, int] = (0, 0)
-        self._lines = 0
-        """The number of lines of the kernel's log that `evidence` knows."""
+        self.gpus: Gpus | None = None
+        """The devices, once they are known."""
+        self._lines, self._asked_at = 0, 0.0
+        self._found: list[Xid] = []
         self._seen: tuple[Sequence[Exit], Sequence[Raised]] = ((), ())
         self._pids: Mapping[int | None, int] = {}
         self._steps: Mapping[int, int] = {}
@@ -121,8 +125,8 @@ class Witness:
         failed = [e for e in exits if e.status != 0]
         if (facts := (len(failed), len(raised))) == self._facts:
             # A lost device may show as a hang alone.
-            if len(self._kernel.lines) != self._lines:
-                self.evidence = replace(self.evidence, xids=self._xids())
+            if (found := self._xids()) != self.evidence.xids:
+                self.evidence = replace(self.evidence, xids=found)
             return self.evidence
         self._facts, self._end = facts, self._count()
         self._kernel.read()
@@ -142,13 +146,21 @@ class Witness:
         return self.evidence
 
     def _xids(self) -> tuple[Xid, ...]:
-        self._lines = len(self._kernel.lines)
-        return tuple(xids(self._kernel.lines))
+        """The errors of the devices that the ranks can use, as far as those are known. The driver is asked where the
+        kernel's log cannot be read."""
+        if len(self._kernel.lines) != self._lines:
+            self._lines, self._found = len(self._kernel.lines), list(xids(self._kernel.lines))
+        now, gpus = time.monotonic(), self.gpus
+        if gpus is not None and self._kernel.unreadable and now >= self._asked_at + _ASK_EVERY:
+            self._asked_at = now
+            self._found += gpus.news()
+        ours = {device.bus for device in gpus.devices} if gpus is not None else set()
+        return tuple(xid for xid in self._found if not ours or xid.bus in ours)
 
     def _is_dead(self, pid: int) -> bool:
         """Whether no process has that pid, as the driver tells it. In a container with its own pids, the driver's pids
         say nothing."""
-        return self._kernel.names_ours and not lives(pid)
+        return self._kernel.names_ours and not is_running(pid)
 
     def write(self) -> None:
         """evidence.json exists, unless the disk refused it. No memory group of the attempt is left."""

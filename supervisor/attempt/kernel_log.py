@@ -39,7 +39,7 @@ class KernelLog:
         """The lines since then that may matter."""
         self._fd: int | None = None
         self._followed_at = 0.0
-        self.names_ours = _pids_are_ours()
+        self.names_ours = pids_are_ours()
         """Whether its pids are our pids."""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -107,7 +107,7 @@ def oom_kills(lines: list[str]) -> list[OomKill]:
     return found
 
 
-def _pids_are_ours() -> bool:
+def pids_are_ours() -> bool:
     """Whether the kernel's pids are our pids. In a container with its own pids they mean nothing, or another
     process."""
     with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from supervisor.checkup import checks, installed, probes, space
+from supervisor.checkup import checks, gpus, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
 from supervisor.checkup.script import files
 from supervisor.checkup.script.advice import findings
@@ -88,7 +88,7 @@ def examine(host: Host) -> list[Check]:
         probes.network(),
         probes.resolver(),
     ]
-    return [*tried, *(look(host) for look in LOOKS)]
+    return [*tried, *gpus.gpus(host), *(look(host) for look in LOOKS)]
 
 
 def _json(check: Check) -> dict[str, str]:

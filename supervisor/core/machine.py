@@ -32,6 +32,8 @@ from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState
 from trainer.rundir.codes import ExitCode
 
+GPU_WAIT = 60.0
+"""Seconds that a run waits at most for a dead process to let go of a GPU."""
 FRESH = 5.0
 """Seconds for which requested stacks still belong to the same silence."""
 STARTED_AFTER = 600.0
@@ -67,6 +69,8 @@ class State:
     killed_at: float | None = None
     next_at: float = 0.0
     """The time when BACKOFF is over."""
+    gpus_until: float | None = None
+    """BACKOFF is over as soon as no dead process holds a GPU, if that is known, and at this time at the latest."""
     arrivals: Arrivals = field(default_factory=Arrivals)
     pauses: Mapping[int, Told] = field(default_factory=dict)
     unexplained: Mapping[int, float] = field(default_factory=dict)
@@ -116,10 +120,17 @@ def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, li
         decision, _ = decide(policy, verdict, state.history, state.history, Ground(), seen.now, 0.0)
         return _end(state, decision)
     attempt = state.attempt + 1
-    if seen.now < state.next_at and seen.retry != attempt:
+    if not _is_due(state, seen) and seen.retry != attempt:
         return state, []
     started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
     return started, [Launch(attempt, state.history.rollback)]
+
+
+def _is_due(state: State, seen: Observation) -> bool:
+    """Whether the next attempt may begin: after its wait, or as soon as no dead process holds a GPU."""
+    if state.gpus_until is None or seen.gpus_free is None:
+        return seen.now >= state.next_at
+    return seen.gpus_free or seen.now >= state.gpus_until
 
 
 def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, list[Action]]:
@@ -260,7 +271,8 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
         "bad_step": after.bad_step,
         "reason": decision.reason,
     }
-    waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay)
+    until = seen.now + GPU_WAIT if verdict.cause is Cause.GPU_BUSY else None
+    waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay, gpus_until=until)
     return waiting, [gone, Emit("relaunch_scheduled", "warning", fields)]
 
 

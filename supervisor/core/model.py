@@ -213,6 +213,8 @@ class Observation:
     stacks: Stacks | None = None
     """The places of the ranks at the last request for stacks."""
     log_grew_at: float = 0.0
+    gpus_free: bool | None = None
+    """Whether no dead process holds a GPU. Asked only after one did. None if nobody can tell."""
     launch_error: str = ""
     """Why the launcher could not even be started."""
     evidence: Evidence = field(default_factory=Evidence)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from supervisor.attempt.attempt import Attempt
+from supervisor.attempt.gpus import Gpus, are_here
+from supervisor.attempt.kernel_log import pids_are_ours
 from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
@@ -72,6 +74,7 @@ class Driver:
         self._curve = Curve(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         self._proof = Proof(self.spec.mark, self.spec.policy.stuck_after)
+        self._gpus: Gpus | None = None
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
@@ -169,6 +172,7 @@ class Driver:
             self._hear(attempt, news, now, over)
         if trains and attempt is not None:
             self._attempts.keep_evidence()
+            attempt.gpus = self._known_gpus() if are_here() else None
             for text in self._proof.look(attempt, self._spared(), now):
                 self._narrator.warn(text)
         self._tracker.scan(now, final=over)
@@ -186,6 +190,7 @@ class Driver:
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
             standby=self._standby.warm,
             standby_on_gpu=self._standby.on_gpu,
+            gpus_free=self._known_gpus().free(pids_are_ours()) if self._state.gpus_until is not None else None,
             stop=self.stops.kind,
             stop_now=self.stops.now,
             retry=retried(self.run.retry) if self._state.mode is Mode.BACKOFF else None,
@@ -203,6 +208,13 @@ class Driver:
             self._narrator.faults(*self._injector.news())
             warming, high_step = self._standby.is_warming(), self._tracker.progress.high_step
             self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number)
+
+    def _known_gpus(self) -> Gpus:
+        """The devices. The first question takes a moment, so it is asked while nothing is urgent."""
+        if self._gpus is None:
+            self._gpus = Gpus(self.environ)
+            self._gpus.watch()
+        return self._gpus
 
     def _spared(self) -> set[int]:
         """Processes of the run that belong to no attempt."""

@@ -48,6 +48,17 @@ def test_a_kill_is_repeated_until_it_cannot_be() -> None:
     assert isinstance(end, End) and end.exit_code == 106 and "7, 8" in end.reason and state.mode is Mode.ENDED
 
 
+def test_a_busy_gpu_is_waited_for() -> None:
+    """Until it is free, if anybody can tell, for a minute at most; else for the time of the backoff."""
+    waiting, _ = life(stopping(Cause.GPU_BUSY), (101.0, {"gpus_free": False}))
+    assert waiting.mode is Mode.BACKOFF and 101.0 < waiting.next_at < 110.0
+    busy, free = {"gpus_free": False}, {"gpus_free": True}
+
+    assert life(waiting, (101.1, busy), (130.0, busy), (130.1, free))[1] == [[], [], [Launch(1)]]
+    assert life(waiting, (160.0, busy), (162.0, busy))[1] == [[], [Launch(1)]]
+    assert life(waiting, (101.1, {}), (waiting.next_at, {}))[1] == [[], [Launch(1)]]
+
+
 def test_a_run_that_finished_has_finished() -> None:
     """Also when a stop was asked for meanwhile; what it left has its time, one TERM, and then a KILL."""
     left = {"alive": (7,), "stop": StopKind.USER}
