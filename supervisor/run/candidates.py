@@ -124,18 +124,19 @@ def _unit_of(path: str, line: Mapping[str, Any]) -> tuple[str, str]:
     within = line.get("within")
     folder = within if isinstance(within, str) else os.path.dirname(path)  # noqa: PTH120
     names = _names(folder)
-    if _HF.fullmatch(os.path.basename(folder)) and (within or "trainer_state.json" in names or "optimizer.pt" in names):  # noqa: PTH119
-        return folder, "huggingface"
+    # First: diffusers lets accelerate save into folders that are named as Hugging Face's.
     if any(name.startswith("random_states_") for name in names):
         return folder, "accelerate"
+    if _HF.fullmatch(os.path.basename(folder)) and (within or "trainer_state.json" in names or "optimizer.pt" in names):  # noqa: PTH119
+        return folder, "huggingface"
     if _DEEPSPEED.fullmatch(os.path.basename(path)) and not within:  # noqa: PTH119
         return folder, "deepspeed"
     if os.path.isdir(path):  # noqa: PTH112
         inside = _names(path)
-        if _HF.fullmatch(os.path.basename(path)):  # noqa: PTH119
-            return path, "huggingface"
         if any(name.startswith("random_states_") for name in inside):
             return path, "accelerate"
+        if _HF.fullmatch(os.path.basename(path)):  # noqa: PTH119
+            return path, "huggingface"
         return path, "dcp"
     return path, "lightning" if line.get("how") == "lightning" or path.endswith(".ckpt") else "file"
 

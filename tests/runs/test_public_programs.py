@@ -22,6 +22,7 @@ def test_goes_on(run: Run, name: str) -> None:
     program = PROGRAMS[name]
     needs(*program.needs)
     for file, text in FILES.items():
+        (run.folder / file).parent.mkdir(parents=True, exist_ok=True)
         run.script(text, file)
     arguments = shlex.split(program.arguments)
     asked = "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(program.script, "train.py"), *arguments

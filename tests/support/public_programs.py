@@ -713,12 +713,104 @@ def train(checkpoint_dir: str = None, load_checkpoint_dir: str = None, num_itera
     toy.end()
 fire.Fire(train)
 """
+TORCHTUNE_PACKAGE = """
+import argparse, functools, sys
+from omegaconf import OmegaConf
+def parse(recipe_main):
+    @functools.wraps(recipe_main)
+    def wrapper():
+        parser = argparse.ArgumentParser(description=recipe_main.__doc__)
+        parser.add_argument("--config", type=str, help="Path/name of a yaml file with recipe args", required=True)
+        namespace, unknown_args = parser.parse_known_args()
+        unknown_flag_args = [arg for arg in unknown_args if arg.startswith("--")]
+        if unknown_flag_args:
+            raise ValueError(f"Additional flag arguments not supported: {unknown_flag_args}.")
+        conf = OmegaConf.merge(OmegaConf.load(namespace.config), OmegaConf.from_dotlist(unknown_args))
+        sys.exit(recipe_main(conf))
+    return wrapper
+"""
+TORCHTUNE_CONFIG = """
+output_dir: out
+checkpointer:
+  checkpoint_dir: base
+  checkpoint_files: [model.safetensors]
+  output_dir: ${output_dir}
+resume_from_checkpoint: False
+epochs: 4
+"""
+TORCHTUNE = """
+import os, torch, toy
+from safetensors.torch import load_file, save_file
+import torchtune
+@torchtune.parse
+def recipe_main(cfg):
+    out, start = cfg.checkpointer.output_dir, 0
+    if cfg.resume_from_checkpoint:
+        paths = [os.path.join(out, name) for name in cfg.checkpointer.checkpoint_files]
+        state = torch.load(os.path.join(out, "recipe_state", "recipe_state.pt"))
+        toy.model.load_state_dict({key: value for path in paths for key, value in load_file(path).items()})
+        toy.optimizer.load_state_dict(state["optimizer"])
+        start = state["epochs_run"]
+    os.makedirs(f"{out}/recipe_state", exist_ok=True)
+    def save(epoch):
+        os.makedirs(f"{out}/epoch_{epoch}", exist_ok=True)
+        for number, (key, value) in enumerate(toy.model.state_dict().items(), 1):
+            save_file({key: value}, f"{out}/epoch_{epoch}/model-{number:05d}-of-00002.safetensors")
+        torch.save({"optimizer": toy.optimizer.state_dict(), "epochs_run": epoch + 1, "seed": 1}, f"{out}/recipe_state/recipe_state.pt")
+    toy.epochs(start, save)
+recipe_main()
+"""
+YOLO_MODEL = """
+import io, torch, toy
+from pathlib import Path
+class Trainer:
+    def __init__(self, overrides):
+        self.args, self.start_epoch = overrides, 0
+        if resume := overrides.get("resume"):
+            exists = isinstance(resume, (str, Path)) and Path(resume).exists()
+            last = Path(resume if exists else max(Path(".").glob("**/last*.pt"), key=lambda p: p.stat().st_ctime))
+            self.ckpt = torch.load(last, weights_only=False)
+            self.args = {**self.ckpt["train_args"], "resume": str(last)}
+            self.save_dir = last.parent.parent
+        else:
+            number = 2
+            self.save_dir = Path("runs/detect/train")
+            while self.save_dir.exists():
+                self.save_dir, number = Path(f"runs/detect/train{number}"), number + 1
+        self.wdir = self.save_dir / "weights"
+        self.last, self.best = self.wdir / "last.pt", self.wdir / "best.pt"
+        self.wdir.mkdir(parents=True, exist_ok=True)
+    def save_model(self, epoch):
+        buffer = io.BytesIO()
+        torch.save({"epoch": epoch, "model": None, "ema": toy.model.state_dict(), "optimizer": toy.optimizer.state_dict(),
+                    "train_args": self.args}, buffer)
+        serialized_ckpt = buffer.getvalue()
+        self.last.write_bytes(serialized_ckpt)
+        self.best.write_bytes(serialized_ckpt)
+    def train(self):
+        start = 0
+        if self.args.get("resume"):
+            toy.load({"model": self.ckpt["ema"], "optimizer": self.ckpt["optimizer"]})
+            start = self.ckpt["epoch"] + 1
+        toy.epochs(start, self.save_model)
+class Model:
+    def __init__(self, model="yolo11n.pt"):
+        self.overrides = {"model": model}
+    def train(self, trainer=None, **kwargs):
+        self.trainer = (trainer or Trainer)(overrides={**self.overrides, **kwargs, "mode": "train"})
+        self.trainer.train()
+"""
+YOLO = """
+from ultralytics.engine.model import Model as YOLO
+YOLO("yolo11n.yaml").train(data="coco8.yaml", epochs=4) # toy.
+"""
 PROGRAMS = {
     "nanoGPT": Public(NANOGPT),
     "nanochat": Public(NANOCHAT, "--save-every 10"),
     "litgpt": Public(LITGPT, "pretrain pythia-14m --out_dir out", ("jsonargparse", "lightning")),
     "minGPT-ddp": Public(MINGPT, "trainer_config.max_epochs=4", ("hydra",)),
     "torchtitan": Public(TORCHTITAN, "--checkpoint.enable", ("tyro",)),
+    "torchtune": Public(TORCHTUNE, "--config recipe.yaml epochs=4", ("omegaconf",)),
     "axolotl": Public(AXOLOTL, "train axolotl.yaml", ("transformers", "click")),
     "LLaMA-Factory": Public(LLAMA_FACTORY, HF, ("transformers",)),
     "trl": Public(TRL, HF, ("transformers",)),
@@ -734,6 +826,7 @@ PROGRAMS = {
     "torchvision": Public(VISION, "--epochs 4"),
     "detectron2": Public(DETECTRON2, "--config-file x.yaml SOLVER.BASE_LR 0.01"),
     "mmdetection": Public(MMDETECTION, "config.py --work-dir work"),
+    "ultralytics": Public(YOLO),
     "fairseq": Public(FAIRSEQ, "data-bin"),
     "metaseq": Public(METASEQ, "data-bin"),
     "espnet": Public(ESPNET, "--output_dir exp"),
@@ -749,5 +842,10 @@ FILES = {
     "gpt2_train_cfg.yaml": MINGPT_CONFIG,
     "nemo.yaml": "name: megatron_gpt\n",
     "axolotl.yaml": "output_dir: out\n",
+    "ultralytics/__init__.py": "",
+    "ultralytics/engine/__init__.py": "",
+    "ultralytics/engine/model.py": YOLO_MODEL,
+    "torchtune.py": TORCHTUNE_PACKAGE,
+    "recipe.yaml": TORCHTUNE_CONFIG,
     "train.yaml": "seed: 1\n",
 }

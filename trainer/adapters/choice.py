@@ -8,18 +8,24 @@ from dataclasses import dataclass, replace
 from . import line, names
 from .accelerate import Accelerate
 from .generic import Generic
-from .huggingface import HUGGING_FACE
+from .handed.composer import COMPOSER
+from .handed.huggingface import HUGGING_FACE
+from .handed.lightning import LIGHTNING
+from .handed.ultralytics import ULTRALYTICS
 from .hydra import pinned
-from .lightning import LIGHTNING
 from .megatron import Megatron
 from .nanogpt import NanoGPT
 from .protocol import Adapter, Case, Plan, refusal
 from .rsl_rl import RslRl
+from .torchtune import Torchtune
 
 BUILT_IN: tuple[Adapter, ...] = (
     NanoGPT(),
     HUGGING_FACE,
     LIGHTNING,
+    COMPOSER,
+    ULTRALYTICS,
+    Torchtune(),
     Megatron(),
     RslRl(),
     Generic(),

@@ -15,6 +15,8 @@ the first that fits to the framework. Then `plan` returns a Plan with `offers` i
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -126,13 +128,20 @@ class Handed:
     call: str
     """That call, for people: `Trainer.fit(ckpt_path=…)` without the value and the closing bracket."""
     hooks: Hooks
+    files: str = ""
+    """The names of its files, as a regular expression. Without it, its checkpoints are of the kind with its name."""
 
     def knows(self, program: Program) -> bool:
         return self.name in program.uses
 
     def plan(self, case: Case) -> Plan | None:
-        found = [each for each in case.checkpoints if each.kind == self.name]
+        found = [each for each in case.checkpoints if self._made(each)]
         if not found:
             return None
         say = f"{self.call}{found[0].path})"
         return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])
+
+    def _made(self, checkpoint: Checkpoint) -> bool:
+        if not self.files:
+            return checkpoint.kind == self.name
+        return re.fullmatch(self.files, posixpath.basename(checkpoint.path)) is not None

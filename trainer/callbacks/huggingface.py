@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.huggingface import NAME, offered
+from ..adapters.handed.huggingface import NAME, offered
 from ..checkpoint.options import Every
 from ..errors import UsageError
 from ..rundir.codes import ExitCode

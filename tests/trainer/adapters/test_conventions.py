@@ -13,7 +13,7 @@ import pytest
 from trainer.adapters import kit
 from trainer.adapters.choice import choose, edited
 from trainer.adapters.generic import Generic
-from trainer.adapters.huggingface import offered
+from trainer.adapters.handed.huggingface import offered
 from trainer.adapters.program import Option, Parser, Program
 from trainer.adapters.protocol import Case, Checkpoint
 from trainer.rank.hooks.options import _of_argparse

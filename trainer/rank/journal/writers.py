@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .targets import Argument
 from .wrapping import Writer, folder, load, replace, save, written
 
+_ARCHIVE = b"PK\3\4"
+"""The beginning of a file of torch.save."""
 _TENSORS = "safetensors"
 
 
 def _torch(module: ModuleType) -> None:
     replace(module, "save", save(Writer(module.save, Argument(1, "f")), "torch.save", Argument(0, "obj")), "torch")
     replace(module, "load", load(module.load, Argument(0, "f")), "torch")
+    _archives()
+
+
+def _archives() -> None:
+    """Some save into memory, and write the bytes to several files (Ultralytics)."""
+    real = Path.write_bytes
+    written = save(Writer(lambda path, data: real(Path(path), data), Argument(0)), "write_bytes")
+
+    @functools.wraps(real)
+    def write_bytes(self: Path, data: Any) -> int:
+        archive = isinstance(data, bytes | bytearray) and data[: len(_ARCHIVE)] == _ARCHIVE
+        return written(self, data) if archive else real(self, data)
+
+    Path.write_bytes = write_bytes  # type: ignore[method-assign]
 
 
 def _safetensors(module: ModuleType) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..rundir.codes import Doing
-from .protocol import Handed, Orders
+from ...rundir.codes import Doing
+from ..protocol import Handed, Orders
 
 NAME = "huggingface"
 

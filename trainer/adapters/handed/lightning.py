@@ -15,8 +15,8 @@ import time
 from types import ModuleType
 from typing import Any
 
-from ..rundir.codes import Doing
-from .protocol import Handed, Orders
+from ...rundir.codes import Doing
+from ..protocol import Handed, Orders
 
 NAME = "lightning"
 _LOSS_EVERY = 0.5
