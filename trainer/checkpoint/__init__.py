@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .partly import load
     from .plain import load_checkpoint, save_checkpoint
     from .sharded.slices import Shard
+    from .state.values.samples import Seeded
 
 __all__ = [
     "CheckpointError",
@@ -27,6 +28,7 @@ __all__ = [
     "Damaged",
     "NoUsableCheckpoint",
     "PerRank",
+    "Seeded",
     "Shard",
     "StateError",
     "Unreadable",
@@ -50,6 +52,10 @@ def __getattr__(name: str) -> Any:
         from .sharded.slices import Shard
 
         return Shard
+    if name == "Seeded":
+        from .state.values.samples import Seeded
+
+        return Seeded
     if name in ("save_checkpoint", "load_checkpoint"):
         from . import plain
 

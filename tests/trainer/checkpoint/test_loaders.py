@@ -6,32 +6,38 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from tests.support.frameworks import needs
 from tests.support.jobs import ROOT, environment
+from trainer.checkpoint import Seeded, StateError
+from trainer.checkpoint.state.per_rank import as_loader
 
 SCRIPT = """
-import json, sys, torch
+import json, random, sys, torch
+import numpy as np
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
-from trainer.checkpoint import Checkpointer
+from trainer.checkpoint import Checkpointer, Seeded
 
 class Numbers(torch.utils.data.Dataset):
-    def __init__(self, noise):
-        self.noise = noise
     def __len__(self):
         return 23
     def __getitem__(self, index):
-        return float(index) + (torch.randn(4) if self.noise else torch.zeros(4))
+        return float(index) + torch.randn(4) + random.random() + np.random.rand()
 
 def run(folder, steps, workers, own):
     # 23 samples are six batches: 14 steps are more than two epochs.
-    torch.manual_seed(3)
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2))
     optimizer = torch.optim.AdamW(model.parameters())
     generator = torch.Generator().manual_seed(5) if own else None
     options = {"batch_size": 4, "shuffle": True, "num_workers": workers, "generator": generator}
-    loader = StatefulDataLoader(Numbers(not workers), **options)
+    loader = StatefulDataLoader(Seeded(Numbers()), **options)
     ckpt = Checkpointer(model=model, optimizer=optimizer, data=loader, directory=folder, every=1)
     step, seen = ckpt.restore(), []
     while step < steps:
@@ -57,8 +63,8 @@ for case in ((0, True), (0, False), (2, True), (2, False)):
 
 
 def test_a_stateful_loader(tmp_path: Path) -> None:
-    """With workers and without (then its samples draw, too), with its own generator or without, stopped inside an
-    epoch and at its end: batches, weights and generators are those of a run that was not stopped."""
+    """With workers and without, its samples draw in either, with its own generator or without, stopped inside an epoch
+    and at its end: batches, weights and generators are those of a run that was not stopped."""
     needs("torchdata")
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     env = {**environment(), "PYTHONPATH": str(ROOT)}
@@ -67,3 +73,13 @@ def test_a_stateful_loader(tmp_path: Path) -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     cases = [(workers, own, kill) for workers in (0, 2) for own in (True, False) for kill in (2, 6, 7)]
     assert found == [[*case, True, True] for case in cases]
+
+
+def test_what_seeded_is_not_for() -> None:
+    numbers = Seeded(torch.arange(4))
+    assert [int(numbers[index]) for index in range(len(numbers))] == [0, 1, 2, 3]
+    loader: Any = DataLoader(numbers, num_workers=1, persistent_workers=True)
+    with pytest.raises(StateError, match="keep the seed of the first epoch: leave persistent_workers out"):
+        as_loader(loader)
+    with pytest.raises(StateError, match="with an index for each sample"):
+        Seeded(object())

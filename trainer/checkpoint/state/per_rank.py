@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import CheckpointMismatch
 from ..format.plan import Spec
 from .marks import PerRank, Reference
+from .values import samples
 from .values.records import inside, replaced
 
 OWN = ("data", "gradients")
@@ -80,7 +81,8 @@ class Loader:
 
 
 def as_loader(data: Any) -> Any:
-    """`data`, or a Loader around it."""
+    """`data`, or a Loader around it. StateError if its samples would not be exact."""
+    samples.check(data)
     kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(data).__mro__)
     known = ("torchdata", "StatefulDataLoader") in kinds
     return Loader(data) if known and not hasattr(data, "reshard") else data

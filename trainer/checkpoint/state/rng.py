@@ -92,7 +92,7 @@ def _bytes_of(words: Any) -> torch.Tensor:
     return torch.frombuffer(words, dtype=torch.uint8).clone()
 
 
-def seed(*parts: int) -> None:
+def seed(*parts: object) -> None:
     """Seeds every generator of this process. The seeds depend on `parts` alone."""
     value = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
     torch.manual_seed(value)
