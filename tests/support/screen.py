@@ -10,6 +10,7 @@ import re
 import select
 import struct
 import termios
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,6 +27,8 @@ class Screen:
         self.lines = [""] * rows
         self.broken: list[str] = []
         """The first parts of lines that were longer than the screen is wide."""
+        self.scrolled: list[str] = []
+        """The lines that have left the screen at its top."""
         self.alternate = False
         self._main: tuple[list[str], int, int] = ([], 0, 0)
         self._row = self._column = 0
@@ -69,6 +72,7 @@ class Screen:
     def _down(self) -> None:
         self._row += 1
         if self._row == self.rows:
+            self.scrolled.append(self.lines[0])
             self.lines = [*self.lines[1:], ""]
             self._row -= 1
 
@@ -97,7 +101,7 @@ class Screen:
 
 
 class Terminal:
-    """A terminal of that size. It is gone after close()."""
+    """A terminal of that size, which takes all that is written, until close()."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self.screen = Screen(columns, rows)
@@ -106,33 +110,40 @@ class Terminal:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.file = os.fdopen(slave, "w")
         """What the command has as its stdin, stdout and stderr."""
+        self._closing = False
+        self._feeding = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def until(self, what: Callable[[str], T], seconds: float = 60.0) -> T:
         """The first true value of `what` for the text of the screen."""
         end = time.monotonic() + seconds
         while True:
-            self._read()
-            if value := what(self.screen.text()):
+            with self._feeding:
+                text = self.screen.text()
+            if value := what(text):
                 return value
             if time.monotonic() > end:
-                raise AssertionError(f"not within {seconds} s:\n{self.screen.text()}")
+                raise AssertionError(f"not within {seconds} s:\n{text}")
+            time.sleep(0.02)
 
     def read(self) -> str:
-        """The text of the screen, after all that has been written by now."""
-        while self._read():
-            pass
-        return self.screen.text()
+        """All that was ever on the screen and has not been replaced."""
+        with self._feeding:
+            return "\n".join([*self.screen.scrolled, self.screen.text()])
 
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
     def close(self) -> None:
+        self._closing = True
+        self._reader.join()
         self.file.close()
         os.close(self._fd)
 
-    def _read(self) -> bool:
-        """Whether something came."""
-        if not select.select([self._fd], [], [], 0.05)[0]:
-            return False
-        self.screen.feed(self._decoder.decode(os.read(self._fd, 65536)))
-        return True
+    def _read(self) -> None:
+        while not self._closing:
+            if select.select([self._fd], [], [], 0.05)[0]:
+                text = self._decoder.decode(os.read(self._fd, 65536))
+                with self._feeding:
+                    self.screen.feed(text)
