@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -33,7 +34,7 @@ from .preload.throttle import Throttle
 from .progress import progress
 
 _SLICE = 0.01
-"""Seconds of CPU between two rests."""
+"""Seconds of CPU between two rests, and of a rest between two looks whether it is over."""
 _CHANGED = -1
 """The size of a file that may have changed since it was read: no file has it."""
 _TOLD_AT = (1, 10, 30, 100, 1000)
@@ -49,7 +50,7 @@ class Parking:
         """`begin` makes this process a rank of the attempt."""
         self._gate, self._rank, self._begin = gate, rank, begin
         self._loaded: list[str] = []
-        self._throttle = Throttle()
+        self._throttle = Throttle(self._sleep)
         signal.signal(signal.SIGPROF, self._rest)
         signal.siginterrupt(signal.SIGPROF, False)
         signal.setitimer(signal.ITIMER_PROF, _SLICE, _SLICE)
@@ -94,6 +95,11 @@ class Parking:
             self._hurry()
         else:
             self._throttle.rest()
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.is_over and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _SLICE))
 
     def _hurry(self) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)

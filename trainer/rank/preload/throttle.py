@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _SLICE = 0.01
@@ -22,7 +23,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Throttle:
     """`rest()` is called between pieces of the work."""
 
-    def __init__(self) -> None:
+    def __init__(self, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._sleep = sleep
         self._crowded = True
         self._seen = self._used = time.process_time()
         self._at = time.monotonic()
@@ -35,7 +37,7 @@ class Throttle:
             return
         self._look()
         if self._crowded:
-            time.sleep(min(_LONGEST, used * (1 / _SHARE - 1)))
+            self._sleep(min(_LONGEST, used * (1 / _SHARE - 1)))
         self._used = time.process_time()
 
     def _look(self) -> None:
