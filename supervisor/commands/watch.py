@@ -29,6 +29,7 @@ from supervisor.reading.follow import EventRecord, RunFollower
 from supervisor.reading.plain import decode, plain
 from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import Known
+from supervisor.run.spec import restore
 from supervisor.run.status import now_of
 
 EVERY = 0.5
@@ -113,14 +114,14 @@ class Watched:
     """One run for the screen."""
 
     def __init__(self, known: Known) -> None:
-        self._known, run = known, known.run
+        self._known, run, spec = known, known.run, restore(known.spec)
+        self._command = command_of({"nproc": spec.nproc, "module": spec.module, "command": spec.command})
         self._view = View(run, lambda: is_held(run), lambda: saved(run))
         self._follower = RunFollower(run, lambda: True, Choice(), back=_KEPT)
         self._events: deque[Row] = deque(maxlen=_KEPT)
         self._logs: deque[str] = deque(maxlen=_KEPT)
         self._due = float("-inf")
         self._losses: list[float] = []
-        self._title = ""
 
     def look(self) -> Picture:
         """Everything as it is now."""
@@ -152,6 +153,4 @@ class Watched:
 
     def _said(self, now: Now) -> str:
         attempt = f"  attempt {now.story.attempt.number}" if now.story.attempt is not None else ""
-        spec = self._known.spec
-        command = command_of({"nproc": 1, "module": False, "command": ["?"], **spec})
-        return plain(f"{self._known.id}{attempt}  {command}")
+        return plain(f"{self._known.id}{attempt}  {self._command}")

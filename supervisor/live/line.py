@@ -13,6 +13,7 @@ from supervisor.core.size import counted, human_seconds
 from supervisor.core.telling import figures
 from supervisor.core.words import EventName, RunState
 from supervisor.live.view import Now
+from supervisor.reading.plain import plain
 
 _SEPARATOR = "  "
 
@@ -56,7 +57,8 @@ def cut(text: str, width: int) -> str:
 
 
 def _joined(parts: Sequence[Part], shorter: bool) -> str:
-    return _SEPARATOR.join(part.said(shorter) for part in parts)
+    # A run's files may be anybody's.
+    return plain(_SEPARATOR.join(part.said(shorter) for part in parts))
 
 
 def _parts(now: Now) -> list[Part]:

@@ -3,6 +3,7 @@ of it, touches anything outside it, or lets it drive the terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,6 +18,10 @@ import pytest
 import xxhash
 
 from supervisor.commands import cli
+from supervisor.commands.watch import Watched
+from supervisor.errors import Refusal
+from supervisor.live.screen import screen
+from supervisor.run.runs import find
 from tests.support.jobs import write
 from tests.support.pages import Page
 from tests.support.runs_on_disk import recovered_run
@@ -269,5 +274,9 @@ def test_every_query_of_a_hostile_run(
             text = page.read_text()
             assert len(Page(text).inside["script"]) == 3 and not re.search("[\x00-\x08\x7f\u202e]", text)
             page.unlink()
+    signal.alarm(20)
+    with contextlib.suppress(Refusal):
+        shown = "".join(row.text for row in screen(Watched(find("run")).look(), 80, 24))
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", shown), shown
     assert victim.read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "victim"]
