@@ -214,6 +214,8 @@ class Attempt:
         if self.watch is not None:
             with contextlib.suppress(OSError):
                 self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
+            if self._witness is not None:
+                self._witness.ask(list(self.watch.ranks))
         return self.stacks
 
     def keep_evidence(self) -> None:
@@ -240,3 +242,5 @@ def sweep(run: RunDir, number: int) -> None:
         with contextlib.suppress(OSError):
             for unfinished in folder.glob(".*.tmp-*"):
                 unfinished.unlink(missing_ok=True)
+            for pipe in folder.glob("*.pipe"):
+                pipe.unlink(missing_ok=True)

@@ -18,13 +18,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.kernel_log import KernelLog
+from supervisor.attempt.recorder import dumps
 from supervisor.core.diagnosis.gpu import holders, xids
 from supervisor.core.evidence import Evidence, Memory, Xid
 from supervisor.core.model import Exit, Raised, Verdict
@@ -139,6 +140,7 @@ class Witness:
             pids=dict(pids),
             lines={rank: tuple(last_lines(self._log(rank), _JUDGED)) for rank in speechless},
             xids=self._xids(),
+            odd=dumps.read(self._folder, steps),
             gone=frozenset(pid for r in raised for pid in holders(r.message) if self._is_dead(pid)),
             full=tuple(disk["path"] for disk in disks(self._places) if is_full(disk)),
             shm=next((disk["total"] for disk in disks([_SHM])), None),
@@ -161,6 +163,11 @@ class Witness:
         """Whether no process has that pid, as the driver tells it. In a container with its own pids, the driver's pids
         say nothing."""
         return self._kernel.names_ours and not is_running(pid)
+
+    def ask(self, ranks: Iterable[int]) -> None:
+        """The recorders of `ranks` have told what those have called, as far as they can."""
+        dumps.ask(self._folder, ranks)
+        self.evidence = replace(self.evidence, odd=dumps.read(self._folder, ranks))
 
     def write(self) -> None:
         """evidence.json exists, unless the disk refused it. No memory group of the attempt is left."""

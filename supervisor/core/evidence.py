@@ -76,6 +76,14 @@ class Xid:
 
 
 @dataclass(frozen=True, slots=True)
+class Odd:
+    """The rank that stands apart from the others in a collective, and how."""
+
+    rank: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """The things that were looked at after a failure, and only then."""
 
@@ -88,6 +96,8 @@ class Evidence:
     """Folders whose disk is full."""
     xids: tuple[Xid, ...] = ()
     """The errors of GPUs since the attempt began."""
+    odd: Odd | None = None
+    """The rank that stands apart by torch's flight recorders."""
     gone: frozenset[int] = frozenset()
     """The processes that hold memory of a GPU, by torch's words, and are dead."""
     shm: int | None = None

@@ -22,6 +22,7 @@ from supervisor.core.diagnosis import presence as absence
 from supervisor.core.diagnosis.diagnose import diagnose, unlaunched, where
 from supervisor.core.diagnosis.left import leavers, waited_for
 from supervisor.core.hangs.blame import hang_verdict
+from supervisor.core.hangs.collectives import told
 from supervisor.core.hangs.hang import Hang, Silence, look, quiet, unexplained
 from supervisor.core.hangs.pauses import Told, tell
 from supervisor.core.hangs.straggler import Arrivals, arrive
@@ -184,7 +185,7 @@ def _silent(state: State, seen: Observation, silence: Silence) -> tuple[State, l
     if stacks is not None and not silence.stopped:
         verdict = waited_for(seen, state.stepped, stacks, silence.silent_for)
     verdict = verdict or hang_verdict(seen, silence, None if silence.stopped else stacks)
-    verdict = gpu.judged(verdict, seen.evidence)
+    verdict = told(gpu.judged(verdict, seen.evidence), seen.evidence.odd)
     state, actions = _conclude(state, seen, verdict)
     # Stopped ranks are known without stacks. The others' stacks are kept all the same.
     return state, [actions[0], DumpStacks(), *actions[1:]] if silence.stopped else actions

@@ -29,7 +29,7 @@ from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRE
 from . import ending, output, parking, torch_patches
 from . import progress as _progress
 from .exceptions import record_exception
-from .hooks import adapters
+from .hooks import adapters, flight_recorder
 from .journal import saves
 from .member import Member, hook
 from .preload import modules
@@ -143,6 +143,7 @@ def _settle(body: Release) -> list[str]:
             each[index : index + count] = words
     command_line.take(shown, arguments)
     _settle_malloc()
+    flight_recorder.follow(_place().attempt)
     return arguments
 
 

@@ -51,6 +51,19 @@ class AttemptDir:
         return self.path / "stacks"
 
     @property
+    def traces(self) -> str:
+        """What the names of the ranks' dumps of torch's flight recorder begin with; the rank follows."""
+        return str(self.path / "nccl_trace_rank_")
+
+    def trace(self, rank: int) -> Path:
+        """The dump of that rank."""
+        return Path(f"{self.traces}{rank}")
+
+    def trace_pipe(self, rank: int) -> Path:
+        """The pipe through which that rank can be asked for a dump."""
+        return Path(f"{self.traces}{rank}.pipe")
+
+    @property
     def groups(self) -> Path:
         """The place of each rank when the attempt hung, for people."""
         return self.stacks / "groups.txt"

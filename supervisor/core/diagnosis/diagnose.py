@@ -25,6 +25,7 @@ from supervisor.core.diagnosis.symptoms import (
     thrown,
     waited,
 )
+from supervisor.core.hangs.collectives import told
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
 from supervisor.core.size import human_bytes
 from trainer.rundir.codes import ExitCode
@@ -68,7 +69,7 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
     if others:
         followed = followed.format("s" if len(others) > 1 else "", ", ".join(map(str, others)))
         verdict = replace(verdict, reason=verdict.reason + followed, collateral=others)
-    return gpu.judged(verdict, seen.evidence)
+    return told(gpu.judged(verdict, seen.evidence), seen.evidence.odd)
 
 
 def unlaunched(seen: Observation) -> Verdict:
