@@ -26,6 +26,7 @@ from trainer.rundir.records.told import Told, Trackers
 
 ADAPTERS = "supervise.adapters"
 """The entry-point group of adapters that other people have written."""
+MOST_KEPT = 5
 Edit = tuple[int, int, list[str]]
 
 
@@ -73,7 +74,9 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     path, step = (newest.path, newest.step) if newest else ("", -1)
     guard = action(spec.policy, Cause.STARTED_OVER) is Do.STOP
     trackers = _trackers(spec, now)
-    told = Told(hooks=now.hooks, record=record, saved=path, step=step, guard=guard, trackers=trackers)
+    told = Told(
+        hooks=now.hooks, record=record, saved=path, step=step, others=_others(found), guard=guard, trackers=trackers
+    )
     if words:
         put = list(filled(words, _offer(newest) if newest else None))
         edits = () if put == words else ((first, len(words), put),)
@@ -87,6 +90,15 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     if choice is None:
         return Briefing(told=told)
     return _told(spec, choice, told, program.facts)
+
+
+def _others(found: tuple[Checkpoint, ...]) -> tuple[str, ...]:
+    """The saves beside the newest one that are worth a second name if the program starts over. Those without a number
+    in their name come first: the program will write over them."""
+    numbered: dict[str, bool] = {}
+    for each in found:
+        numbered.setdefault(each.path, each.number >= 0)
+    return tuple(sorted([*numbered][1:], key=numbered.__getitem__)[:MOST_KEPT])
 
 
 def _trackers(spec: Spec, now: Situation) -> Trackers:

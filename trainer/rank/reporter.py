@@ -29,7 +29,7 @@ from . import parking, program
 from .exceptions import causes, described, is_ours, unread
 from .faults import inflict
 from .journal.journal import Begun, Journal
-from .journal.kept import keep
+from .journal.kept import keep_all
 from .journal.missed import Missed
 from .journal.went_on import Known, went_on_from
 from .preload.modules import remember
@@ -145,9 +145,8 @@ class Reporter(Progress):
             about = {"path": newest.path, "saved_step": newest.step, "mono": journal.loaded_mono}
             self.note("resumed", step=-1 if step is None else step, source="script", **about)
         elif settled and step == 0 and (known := told(os.environ)).saved:
-            self.note(
-                "started_over", path=known.saved, step=known.step, kept=str(keep(Path(known.saved), known.step) or "")
-            )
+            kept = keep_all(known.saved, known.others, known.step)
+            self.note("started_over", path=known.saved, step=known.step, kept=str(kept or ""))
 
     def _stepped(self, done: int, source: Source, optimizer: Any) -> None:
         self._done = done

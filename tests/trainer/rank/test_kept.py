@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.rank.journal import beside
-from trainer.rank.journal.kept import keep
+from trainer.rank.journal.kept import keep, keep_all
 from trainer.rundir.variables import PLAIN_SAVES, RUN_DIR
 
 
@@ -45,6 +45,21 @@ def test_one_generation_of_the_furthest_step(kept: Path, tmp_path: Path) -> None
         assert (keep(path, step) is None) is (step not in there)
         assert [folder.name for folder in kept.iterdir()] == [f"step-{number:08d}" for number in there]
     assert (kept / "step-00000080" / "last.pt").read_bytes() == b"80"
+
+
+def test_what_lies_beside_is_kept_too(kept: Path, tmp_path: Path) -> None:
+    """A best model, and another file of the same name; but not where the newest itself is not kept."""
+    paths = [tmp_path / name for name in ("last.pt", "best.pt", "ema/last.pt")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(path))
+    newest, *others = map(str, paths)
+    assert keep_all(newest, [*others, str(tmp_path / "gone")], 60) == kept / "step-00000060" / "last.pt"
+    found = {str(path.relative_to(kept)): path for path in kept.rglob("*.pt")}
+    assert {*found} == {f"step-00000060/{name}" for name in ("last.pt", "best.pt", "ema/last.pt")}
+    assert all(found[f"step-00000060/{path.relative_to(tmp_path)}"].samefile(path) for path in paths)
+    assert keep_all(newest, others, 40) is None
+    assert not (kept / "step-00000040").exists()
 
 
 def test_a_folder(kept: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     RUN/kept/step-00000060/NAME
     DIR/.kept/step-00000060/NAME    if DIR, where the save is, is on another file system
 
-NAME is that of the save, a file or a folder. One generation is kept, that of the furthest step. A script that starts
+NAME is that of the save, a file or a folder; if there are two of one name, their folders' names are before it. One
+generation is kept, that of the furthest step, with some others that were there (a best model). A script that starts
 over again and again does not replace it by less. A file that is written over in place is lost under both names: what
 is known to be written so is not said to be kept.
 """
@@ -13,13 +14,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...rundir.layout import RunDir, step_name, step_of
 from ...rundir.variables import PLAIN_SAVES, RUN_DIR
 
 _BESIDE = ".kept"
+
+
+def keep_all(newest: str, others: Iterable[str], step: int) -> Path | None:
+    """The second name of `newest`, which is of `step`. The `others` that were saved beside it are kept with it."""
+    kept = keep(Path(newest), step)
+    for other in others if kept is not None else ():
+        keep(Path(other), step)
+    return kept
 
 
 def keep(save: Path, step: int) -> Path | None:
@@ -67,6 +76,8 @@ def _link(save: Path, folder: Path, step: int) -> Path | None:
         if other is not None and other < step:
             older.append(each)
     kept = folder / step_name(step) / save.name
+    if save.is_file() and kept.exists() and not kept.samefile(save):
+        kept = kept.parent / save.parent.name / save.name
     files = [save] if save.is_file() else [each for each in save.rglob("*") if each.is_file()]
     for file in files:
         to = kept / file.relative_to(save)

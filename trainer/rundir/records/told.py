@@ -40,6 +40,8 @@ class Told(msgspec.Struct, frozen=True):
     """The newest state that the program saved and may resume from. Empty if there is none."""
     step: int = -1
     """The true step of `saved`, or -1."""
+    others: tuple[str, ...] = ()
+    """Some other states that it saved, which it may write over too."""
     guard: bool = False
     """A rank that has loaded nothing ends before its first save."""
     trackers: Trackers = Trackers.OFF
