@@ -22,6 +22,7 @@ from supervisor.core.telling.ledger import ledger, stretches
 from supervisor.errors import Refusal
 from supervisor.live.curve import samples
 from supervisor.live.screen import Picture, Row, goodputs, screen
+from supervisor.live.terminal import columns, fold
 from supervisor.live.view import Now, View
 from supervisor.reading.brief import brief
 from supervisor.reading.choice import Choice
@@ -55,7 +56,8 @@ def command(run: str | None) -> None:
     with contextlib.suppress(KeyboardInterrupt), _keys() as asked:
         _show(Watched(known), asked)
     if is_held(known.run):
-        click.echo(f"{known.id} goes on; supervise watch {name_here(known)}, supervise stop {name_here(known)}")
+        text = f"{known.id} goes on; supervise watch {name_here(known)}, supervise stop {name_here(known)}"
+        click.echo(fold(plain(text), columns(sys.stdout.fileno()), 2))
 
 
 def _show(watched: Watched, asked: _Keys) -> None:
@@ -66,8 +68,7 @@ def _show(watched: Watched, asked: _Keys) -> None:
     console = Console(no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
     with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         while True:
-            columns, rows = console.size
-            found = screen(watched.look(), columns, rows)
+            found = screen(watched.look(), *console.size)
             # Text, not markup: what a rank prints must not be read as a style.
             texts = [Text(row.text, style=row.style, no_wrap=True, overflow="crop", end="\n") for row in found]
             live.update(Text("\n").join(texts), refresh=True)

@@ -20,6 +20,7 @@ from trainer.rundir.records.beats import Beat
 _BARS = "▁▂▃▄▅▆▇█"
 _HEADS = ("rank", "step", "ms/step", "own ms", "last beat", "phase", "")
 _WIDTHS = (5, 10, 9, 9, 10, 22)
+_WIDE = 60
 _EVENTS, _FEWEST = 5, 3
 _DOING = {doing: doing.name.lower() for doing in Doing}
 
@@ -97,9 +98,9 @@ def _ranks(picture: Picture, width: int, most: int) -> list[Row]:
     if len(beats) > most - 1:
         beats.sort(key=lambda beat: (beat.rank not in slow, beat.at))
         beats = sorted(beats[: most - 2], key=lambda beat: beat.rank)
-    rows = [Row(_columns(_HEADS), "dim")]
+    rows = [Row(_columns(_HEADS, width), "dim")]
     for beat in beats:
-        rows.append(Row(_columns(_cells(picture, beat, slow)), "yellow" if beat.rank in slow else ""))
+        rows.append(Row(_columns(_cells(picture, beat, slow), width), "yellow" if beat.rank in slow else ""))
     if len(beats) < len(now.beats):
         rows.append(Row(f"and {len(now.beats) - len(beats)} more, as fast as the others", "dim"))
     return rows
@@ -120,9 +121,12 @@ def _cells(picture: Picture, beat: Beat, slow: Mapping[int, str]) -> tuple[str, 
     )
 
 
-def _columns(cells: Sequence[str]) -> str:
-    text = "".join(f"{cell:>{width - 1}} " for cell, width in zip(cells, _WIDTHS[:5], strict=False))
-    return f"{text} {cells[5]:<{_WIDTHS[5]}}{cells[6]}".rstrip()
+def _columns(cells: Sequence[str], width: int) -> str:
+    """The cells in their columns; on a narrow screen without the rank's own work and the time of its last beat."""
+    *numbers, phase, mark = cells
+    shown = list(zip(numbers, _WIDTHS, strict=False))[: 5 if width >= _WIDE else 3]
+    text = "".join(f"{cell:>{each - 1}} " for cell, each in shown)
+    return f"{text} {phase:<{_WIDTHS[5]}}{mark}".rstrip() if width >= _WIDE else f"{text} {phase} {mark}".rstrip()
 
 
 def _curves(picture: Picture, width: int) -> list[Row]:
