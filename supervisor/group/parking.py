@@ -96,10 +96,27 @@ class Parking:
             return ""
         body = release_of()
         if (expected.attempt, expected.arguments, expected.edits) != (body.attempt, body.arguments, body.edits):
-            return "the attempt has other arguments than it was started with"
-        for parked in group.parked_ranks():
-            if changed := next(filter(_has_changed, parked.files), None):
-                return f"{changed[0]} has changed since it was read"
+            # Those that tell where to resume are not known before. It would be in vain each time.
+            self._failures.append("the attempt has other arguments than the standby was started with")
+            return self._failures[-1]
+        parked = group.parked_ranks()
+        known = [file for each in parked for file in each.files]
+        changed = next((file[0] for file in known if _has_changed(file)), "")
+        if len(parked) < group.nproc:
+            # It has not come that far: it reads its files at this moment.
+            changed = changed or self._changed_since(group.gate.ahead, body.attempt - 1)
+        return f"{changed} has changed since it was read" if changed else ""
+
+    def _changed_since(self, began: Path, attempt: int) -> str:
+        """A file of the program, as `attempt` has loaded it, that is younger than the file `began`."""
+        with contextlib.suppress(OSError, ValueError):
+            start = began.stat().st_mtime_ns
+            for path, *_ in read(self._run.attempt(attempt).program, list[tuple[str, int, int]]):
+                try:
+                    if Path(path).stat().st_mtime_ns >= start:
+                        return path
+                except OSError:
+                    return path
         return ""
 
 

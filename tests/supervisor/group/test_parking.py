@@ -1,0 +1,72 @@
+"""Whether a group that waits in restore() may become an attempt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.core.standby.parking import TRIES
+from supervisor.group.group import WorkerGroup
+from supervisor.group.parking import Parking
+from supervisor.run.spec import Spec
+from trainer.rundir.files.codec import encode
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
+from trainer.rundir.records.parking import Parked, Reached
+
+BODY = Release(1, {}, ["train.py", "--x"])
+
+
+@pytest.fixture
+def parking(tmp_path: Path) -> Parking:
+    run = RunDir(tmp_path / "run")
+    run.attempt(0).path.mkdir(parents=True)
+    run.attempt(0).reached(0).write_bytes(encode(Reached(park=True, steps=0)))
+    return Parking(Spec("run", "mark", ("train.py", "--x"), False, 1, str(tmp_path)), run)
+
+
+def test_refused(parking: Parking, tmp_path: Path) -> None:
+    """It must have the arguments of the attempt, and every file of its program as it was: size, time and inode. After
+    other arguments for the second time, the next one waits at its first line."""
+    source = tmp_path / "part.py"
+    source.write_text("VERSION = 1")
+    expected = parking.expected(0)
+    assert expected is not None
+    group = WorkerGroup.ordered(tmp_path / "group", 1, "fork", expected)
+
+    def refused(**changes: Any) -> str:
+        return parking.refused(group, lambda: msgspec.structs.replace(BODY, **changes))
+
+    def read() -> None:
+        known = source.stat()
+        files = [(str(source), known.st_size, known.st_mtime_ns, known.st_ino)]
+        group.gate.put(group.gate.parked(0), Parked(os.getpid(), files))
+
+    try:
+        # Nothing of it is parked yet: what the attempt has loaded counts.
+        program = parking._run.attempt(0).program
+        program.write_bytes(encode([(str(source), 0, 0)]))
+        os.utime(source, ns=(0, 0))
+        assert refused() == ""
+        source.touch()
+        assert "part.py has changed" in refused()
+        read()
+        assert refused() == ""
+        source.write_text("VERSION = 2")
+        assert "part.py has changed" in refused()
+        read()
+        (tmp_path / "new").write_text("VERSION = 2")
+        (tmp_path / "new").rename(source)
+        assert "part.py has changed" in refused()
+        source.unlink()
+        assert "part.py has changed" in refused()
+        for _ in range(TRIES):
+            assert parking.expected(0) is not None
+            assert "other arguments" in refused(edits=[(2, 0, ["--resume"])])
+        assert parking.expected(0) is None and "other arguments" in parking.why
+    finally:
+        group.dissolve()
