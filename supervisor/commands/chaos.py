@@ -15,6 +15,7 @@ from supervisor.chaos.page import page
 from supervisor.chaos.session import Interrupted, Session, Wanted
 from supervisor.chaos.words import figures, verdicts
 from supervisor.commands.options import Duration, Nproc, nearest
+from supervisor.commands.values import ParamType
 from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
 from supervisor.run.runs import SCHEMA
@@ -32,7 +33,7 @@ _MODEL = "--n-layer 2 --n-head 2 --n-embd 32 --block-size 32 --data random --dro
 _SAVES = "--checkpoint-every 20 --snapshot-every 1 --keep 2"
 
 
-class _Names(click.ParamType[Any]):
+class _Names(ParamType[Any]):
     """Some of a known set of names, separated by commas."""
 
     def __init__(self, what: str, known: list[str]) -> None:

@@ -47,6 +47,10 @@ COMMANDS = {
 ALIASES = {"inject-failure": "inject", "run": "launch", "logs": "tail", "ps": "ls", "top": "watch"}
 
 
+_ASKED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""Older versions of click print the help themselves."""
+
+
 class Group(click.Group):
     """Knows its commands by name, and loads one when it is called."""
 
@@ -110,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
         result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
     except (Refusal, InternalError) as ended:
         return _say(str(ended), ended.exit_code)
-    except click.exceptions.NoArgsIsHelpError as asked:
+    except _ASKED as asked:
         # A command that needs another word after it: its help says which.
         asked.show(sys.stdout)
         return 0

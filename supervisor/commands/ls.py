@@ -12,6 +12,7 @@ import click
 
 from supervisor.commands.flags import json_flag
 from supervisor.commands.meant import name_here
+from supervisor.commands.values import ParamType
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.reading.choice import parse_since
@@ -26,7 +27,7 @@ _HEADS = ("run", "state", "step", "restarts", "created", "cause")
 """A line of these fits a terminal of 80 columns; --json has more."""
 
 
-class _Since(click.ParamType[float]):
+class _Since(ParamType[float]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from supervisor.commands.values import ParamType
 from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
@@ -29,7 +30,7 @@ else:
 PREFIX = "SUPERVISE_"
 
 
-class Duration(click.ParamType[Any]):
+class Duration(ParamType[Any]):
     """Seconds, from 30s 5m 2h. The `words` are accepted as they are."""
 
     name = "duration"
@@ -52,7 +53,7 @@ class Duration(click.ParamType[Any]):
         return next((word for word, means in self._words.items() if means == value), "") or spelled(value)
 
 
-class Range(click.ParamType[Any]):
+class Range(ParamType[Any]):
     """Two durations, MIN:MAX."""
 
     name = "min:max"
@@ -73,7 +74,7 @@ class Range(click.ParamType[Any]):
         return ":".join(map(spelled, value))
 
 
-class Words(click.ParamType[Any]):
+class Words(ParamType[Any]):
     """Words as a shell splits them."""
 
     name = "words"
@@ -86,7 +87,7 @@ class Words(click.ParamType[Any]):
         return str(value)
 
 
-class Nproc(click.ParamType[Any]):
+class Nproc(ParamType[Any]):
     """Ranks to start: a number, or `auto` for one per GPU (without a GPU, one per core). torchrun's `gpu` is for a
     machine that has some, its `cpu` is one per core."""
 
@@ -110,7 +111,7 @@ class Nproc(click.ParamType[Any]):
         return count
 
 
-class FaultSpec(click.ParamType[Any]):
+class FaultSpec(ParamType[Any]):
     """A fault, as trainer.rundir.records.faults reads it."""
 
     name = "spec"
@@ -122,7 +123,7 @@ class FaultSpec(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-class CauseAction(click.ParamType[Any]):
+class CauseAction(ParamType[Any]):
     """CAUSE=ACTION: the action for a cause in place of the default. The value is (cause, action)."""
 
     name = "cause=action"

@@ -11,6 +11,7 @@ import click
 from supervisor.commands.flags import run_argument
 from supervisor.commands.meant import to_read
 from supervisor.commands.stream import colours, stream
+from supervisor.commands.values import ParamType
 from supervisor.core.stack import named
 from supervisor.core.words import EventName
 from supervisor.errors import Refusal
@@ -26,7 +27,7 @@ from trainer.rundir.nearest import did_you_mean
 _MOST_RANKS = 100_000
 
 
-class Number(click.ParamType[int]):
+class Number(ParamType[int]):
     """A whole number, or -1 for `all`."""
 
     name = "N|all"
@@ -39,7 +40,7 @@ class Number(click.ParamType[int]):
         return int(value)
 
 
-class Pattern(click.ParamType[re.Pattern[str]]):
+class Pattern(ParamType[re.Pattern[str]]):
     name = "regex"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> re.Pattern[str]:
@@ -49,7 +50,7 @@ class Pattern(click.ParamType[re.Pattern[str]]):
             self.fail(f"{value!r} is not a regular expression: {error}", param, ctx)
 
 
-class Since(click.ParamType[float]):
+class Since(ParamType[float]):
     name = "when"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
