@@ -17,11 +17,13 @@ from supervisor.run import spec as specs
 from supervisor.run.spec import Spec
 from tests.support.pages import Page
 from tests.support.runs_on_disk import EPOCH, Writer
-from tests.support.supervised import SUPERVISE, environment
+from tests.support.supervised import SUPERVISE, environment, until
+from tests.support.webdriver import CHROMIUM, DRIVER, Browser
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-EVIL = "<script>alert(1)</script>"
+EVIL = "<script>window.alerted = 1</script>"
+TAB, ENTER = "\ue004", "\ue007"
 
 
 class Server:
@@ -159,3 +161,38 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         words = [SUPERVISE, "web", "--port", "0", "--token-file", name]
         done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "") and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
+def test_a_page_follows_its_run(server: Server, tmp_path: Path) -> None:
+    """In a real browser: from the printed address by the keyboard to a run, which then fails; on a narrow screen."""
+    w = training(server.folder)
+    with Browser(tmp_path / "browser") as browser:
+        browser.open(server.address)
+        assert browser.run("return location.href + document.cookie") == f"http://{server.host}/"
+        # The keyboard reaches the run and opens it.
+        focused = "return document.activeElement.textContent"
+        for _ in range(5):
+            if browser.run(focused) != "a-1":
+                browser.press(TAB)
+        assert browser.run(focused) == "a-1"
+        browser.press(ENTER)
+        until(lambda: browser.run("return location.pathname") == "/run/a-1")
+
+        until(lambda: "live" in browser.run("return document.getElementById('live').textContent"))
+        rows = "return document.querySelectorAll('[aria-labelledby=failures] tbody tr').length"
+        state = "return document.querySelector('h1 .state').textContent"
+        assert browser.run(rows) == 1 and browser.run(state) == "lost"
+        soon = time.time() - EPOCH + 60.0
+        w.event("attempt_started", soon, 1)
+        w.event("verdict", soon + 1, 1, cause="hang", rank=0, failed_mono=soon + 1, step=20, reason="it stands still")
+        until(lambda: browser.run(rows) == 2)
+        w.event("run_ended", soon + 2, 1, exit_code=0, state="finished", reason="the end")
+        until(lambda: browser.run(state) == "finished")
+        assert EVIL in browser.run("return document.body.textContent") and not browser.run("return window.alerted")
+
+        browser.size(390, 800)
+        assert browser.run("return document.documentElement.scrollWidth <= 390")
+        named = "return [...document.querySelectorAll('svg, .plot')].every(one => one.getAttribute('aria-label'))"
+        assert browser.run(named) and browser.run("return document.documentElement.lang") == "en"
