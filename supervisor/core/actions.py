@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.core.model import Rollback
+from supervisor.core.model import Rollback, Verdict
 from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode
 
@@ -24,6 +24,8 @@ class Reach(Word):
 class Launch:
     attempt: int
     rollback: Rollback | None = None
+    lost: Verdict | None = None
+    """The verdict on the GPU that the attempt and all later ones do without."""
 
 
 @dataclass(frozen=True, slots=True)

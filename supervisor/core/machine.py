@@ -27,7 +27,7 @@ from supervisor.core.hangs.hang import Hang, Silence, look, quiet, unexplained
 from supervisor.core.hangs.pauses import Told, tell
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import Cause, Decision, Ground, History, Observation, Policy, StopKind, Verdict
+from supervisor.core.model import Cause, Decision, Do, Ground, History, Observation, Policy, StopKind, Verdict
 from supervisor.core.policy import decide, learn
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState
@@ -70,6 +70,8 @@ class State:
     killed_at: float | None = None
     next_at: float = 0.0
     """The time when BACKOFF is over."""
+    shrinks: bool = False
+    """BACKOFF ends with a launch without the GPU that is lost."""
     gpus_until: float | None = None
     """BACKOFF is over as soon as no dead process holds a GPU, if that is known, and at this time at the latest."""
     arrivals: Arrivals = field(default_factory=Arrivals)
@@ -124,7 +126,7 @@ def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     if not _is_due(state, seen) and seen.retry != attempt:
         return state, []
     started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
-    return started, [Launch(attempt, state.history.rollback)]
+    return started, [Launch(attempt, state.history.rollback, state.verdict if state.shrinks else None)]
 
 
 def _is_due(state: State, seen: Observation) -> bool:
@@ -274,6 +276,7 @@ def _gone(policy: Policy, state: State, seen: Observation, jitter: float) -> tup
     }
     until = seen.now + GPU_WAIT if verdict.cause is Cause.GPU_BUSY else None
     waiting = replace(state, mode=Mode.BACKOFF, next_at=seen.now + decision.delay, gpus_until=until)
+    waiting = replace(waiting, shrinks=decision.do is Do.SHRINK)
     return waiting, [gone, Emit("relaunch_scheduled", "warning", fields)]
 
 

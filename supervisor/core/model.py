@@ -65,6 +65,8 @@ class Do(Word):
     """Like RESTART, but it does not count for --max-restarts."""
     OLDER = "restart-older"
     """Restart from a checkpoint older than the newest state."""
+    SHRINK = "shrink"
+    """Restart without the lost GPU, with fewer ranks if too few are left."""
     ROLLBACK = "rollback"
     """Restart from the newest state before the bad step, and skip the data in between. If it went bad again: from an
     older state."""
@@ -245,6 +247,8 @@ class Verdict:
     """The first step that must not be kept (the step that failed), or -1."""
     data_step: int = -1
     """The data index of the failing rank, or -1."""
+    device: str = ""
+    """The PCI address of the GPU that is lost, if it is known."""
 
     @property
     def signature(self) -> tuple[str, ...]:

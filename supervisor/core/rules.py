@@ -46,7 +46,7 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.CUDA_OOM: (Do.RESTART, "fragments and leftovers go with the process; twice at one step is a bug (above)"),
     Cause.GPU_ASSERT: (Do.RESTART, "an index out of range, as a rule; twice at one step is a bug (above)"),
     Cause.GPU_FAULT: (Do.RESTART, "the context is lost with the process; twice at one step is a bug (above)"),
-    Cause.GPU_LOST: (Do.STOP, "the device needs a reset (nvidia-smi --gpu-reset) or is gone"),
+    Cause.GPU_LOST: (Do.STOP, "the device needs a reset or is gone; shrink goes on without it"),
     Cause.GPU_BUSY: (Do.UNCOUNTED, "a dead process still holds the device; after a wait"),
     Cause.NCCL_ERROR: (Do.RESTART, "a network, or a peer on another machine; twice before the first step is evidence"),
     Cause.NCCL_OR_GLOO_TIMEOUT: (Do.RESTART, "a victim's word: it says nothing about who was late"),
@@ -72,13 +72,15 @@ FIXED: Mapping[str, str] = {
 }
 """Causes whose action cannot be changed, with the reason, or with another way."""
 
-CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.GO_ON, Do.STOP)
+CHOICES = (Do.RESTART, Do.UNCOUNTED, Do.OLDER, Do.ROLLBACK, Do.SHRINK, Do.GO_ON, Do.STOP)
 """The actions that may replace a default."""
 
 
 def can(cause: Cause, do: Do) -> bool:
-    """Whether `do` makes sense for `cause`: only a failure in a step has data that can be skipped, and only a start
-    from 0 is no failure."""
+    """Whether `do` makes sense for `cause`: only a failure in a step has data that can be skipped, only a start from 0
+    is no failure, and only a lost GPU can be done without."""
+    if do is Do.SHRINK:
+        return cause is Cause.GPU_LOST
     if Cause.STARTED_OVER is cause or do is Do.GO_ON:
         return cause is Cause.STARTED_OVER and do in (Do.GO_ON, Do.STOP)
     return do is not Do.ROLLBACK or cause in (Cause.NAN, Cause.EXCEPTION)
@@ -110,7 +112,7 @@ class Case:
 
     @property
     def counted(self) -> bool:
-        return self.do in (Do.RESTART, Do.OLDER)
+        return self.do in (Do.RESTART, Do.OLDER, Do.SHRINK)
 
     @property
     def again(self) -> bool:

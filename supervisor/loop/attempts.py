@@ -32,6 +32,10 @@ class Attempts:
         """The number of the newest attempt, or -1."""
         return -1 if self.newest is None else self.newest.number
 
+    def use(self, spec: Spec) -> None:
+        """Later attempts are as `spec` asks."""
+        self._spec = spec
+
     def adopt(self, attempt: Attempt) -> None:
         """Takes an attempt that a dead supervisor launched as the newest."""
         self.newest, self.first = attempt, False

@@ -31,6 +31,10 @@ class Briefer:
         self._doubted = False
         """Whether it may have failed because of them."""
 
+    def use(self, spec: Spec) -> None:
+        """Later attempts are as `spec` asks."""
+        self._spec = spec
+
     def hear(self, event: str, fields: Mapping[str, Any]) -> None:
         """Takes an event about the attempt that is over, before it is told."""
         if event == "relaunch_scheduled" and self._gave:

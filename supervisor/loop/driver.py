@@ -17,9 +17,10 @@ from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
-from supervisor.core.model import Cause, History, Observation, Rollback
+from supervisor.core.model import Cause, History, Observation, Rollback, Verdict
 from supervisor.core.poll_interval import CALM, poll_interval
 from supervisor.core.telling.news import News
+from supervisor.core.words import RunState
 from supervisor.group.standby import Standby
 from supervisor.live.curve import Curve
 from supervisor.loop.adopt import Takeover
@@ -30,6 +31,7 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
 from supervisor.loop.proof import Proof
+from supervisor.loop.shrink import shrunk
 from supervisor.loop.sleep import sleep
 from supervisor.loop.stop_requests import HandedOver, Stops, retried, signals
 from supervisor.loop.tracker import Tracker
@@ -40,7 +42,7 @@ from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Previous
-from supervisor.run.spec import Spec
+from supervisor.run.spec import Spec, save
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir, committed_steps
@@ -231,8 +233,8 @@ class Driver:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Launch(number, rollback):
-                self._launch(number, rollback)
+            case Launch(number, rollback, lost):
+                self._launch(number, rollback, lost)
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
@@ -244,12 +246,14 @@ class Driver:
             case End():
                 self._ended = action
 
-    def _launch(self, number: int, rollback: Rollback | None) -> None:
+    def _launch(self, number: int, rollback: Rollback | None, lost: Verdict | None) -> None:
         self._own_saves.over(number - 1)
         if self._attempts.newest is not None:
             self._proof.over(self._attempts.newest, self.clock())
         self._attempts.leave()
         self._narrator.new_attempt(number)
+        if lost is not None and not self._shrink(lost):
+            return
         if not self._attempts.first and self._flusher.attempt_died():
             self._narrator.removed_from_memory(self._flusher.segment)
         if rollback is not None and rollback.attempt == number - 1:
@@ -259,6 +263,25 @@ class Driver:
         relaunch, briefing = self._briefer.brief(number, resume, rollback, bool(changes), checkpoint)
         self._attempts.launch(number, relaunch, rollback, briefing, self._flusher.took, now)
         self._raise_up(now)
+
+    def _shrink(self, lost: Verdict) -> bool:
+        """The run goes on without the lost GPU. False if no other is left: then the run ends."""
+        spec = shrunk(self.spec, lost, self.environ)
+        if spec is None:
+            why = f"no other GPU is left: {lost.reason}"
+            self._ended = End(ExitCode.POINTLESS, RunState.FAILED, why)
+            return False
+        # What waits was made for all devices.
+        self._standby.close()
+        end_all(self.spec.mark, self._flusher.pids() | self._own_saves.pids(), self._reaper, 1.0)
+        self.spec = spec
+        save(self.run, spec)
+        self._attempts.use(spec)
+        self._briefer.use(spec)
+        self._standby = Standby(spec, self.run, self.environ, self.log)
+        ranks = f"{spec.nproc} rank{'s' if spec.nproc > 1 else ''}"
+        self._narrator.warn(f"a GPU is lost: the run goes on with {ranks}, on the devices {spec.devices}")
+        return True
 
     def _raise_up(self, now: float) -> None:
         attempt = self._attempts.newest

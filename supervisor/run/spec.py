@@ -60,6 +60,8 @@ class Spec:
     """The whole path of a file that holds the numbers of the run, for Prometheus."""
     notify: str = ""
     """The supervise.toml with the [notify] of this run. Empty: nobody wants messages."""
+    devices: str = ""
+    """CUDA_VISIBLE_DEVICES of the ranks, once a GPU was lost and the run has gone on without it."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
 

@@ -217,3 +217,28 @@ def test_gc_removes_memory_groups(run: Run) -> None:
     finally:
         cgroup.remove(group.path)
         cgroup.remove(other.path)
+
+
+LOSING = """
+import os, torch
+open("seen", "a").write(f"{os.environ['WORLD_SIZE']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(3):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+if os.environ["RANK"] == "1":
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+"""
+
+
+def test_a_run_without_its_lost_gpu(run: Run) -> None:
+    """With one rank less, on the devices that are left; a later resume of it knows that."""
+    options = ["--nproc", "2", "--policy", "gpu_lost=shrink"]
+    assert run.launch(*options, run.script(LOSING), CUDA_VISIBLE_DEVICES="4,6") == 0
+
+    assert run.verdicts() == [("gpu_lost", 1), ("finished", None)]
+    assert (run.folder / "seen").read_text().splitlines()[-1] == "1 4"
+    assert [event["nproc"] for event in run.events("attempt_started")] == [2, 1]
+    known = json.loads(run.dir.run_json.read_bytes())
+    assert (known["nproc"], known["devices"]) == (1, "4")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,7 @@ def _write(pipe: Path) -> bool:
     except OSError:
         return False
     try:
-        return os.write(fd, b"1") == 1
+        return stat.S_ISFIFO(os.fstat(fd).st_mode) and os.write(fd, b"1") == 1
     except OSError:
         return False
     finally:

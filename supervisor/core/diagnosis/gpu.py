@@ -84,7 +84,7 @@ def judged(verdict: Verdict, evidence: Evidence) -> Verdict:
         return verdict
     cause, xid = verdict.cause, lost(evidence.xids)
     if xid is not None:
-        cause = Cause.GPU_LOST
+        cause, verdict = Cause.GPU_LOST, replace(verdict, device=xid.bus)
     elif cause in _OF_A_DEVICE:
         # A neighbour's errors on the same device are its own.
         own = [each for each in evidence.xids if each.pid is None or each.pid in evidence.pids.values()]

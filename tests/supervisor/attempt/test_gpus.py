@@ -15,6 +15,10 @@ from supervisor.attempt.gpus import Gpus
 from supervisor.checkup.checks import Host, Verdict
 from supervisor.checkup.gpus import gpus as checked
 from supervisor.core.evidence import Xid
+from supervisor.core.model import Cause
+from supervisor.core.model import Verdict as Conclusion
+from supervisor.loop.shrink import shrunk
+from supervisor.run.spec import Spec
 
 GB = 1 << 30
 
@@ -93,6 +97,23 @@ def test_without_the_package_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -
     known = Gpus({})
     known.watch()
     assert known.why and known.free(pids_are_ours=True) is None and list(known.news()) == []
+
+
+@pytest.mark.parametrize(
+    ("nproc", "devices", "bus", "expected"),
+    [
+        (2, "", "0000:3b:00", (1, "1")),  # as the kernel says, not the rank
+        (2, "", "", (1, "0")),
+        (1, "GPU-0000,GPU-1111", "0000:3c:00", (1, "GPU-0000")),
+        (2, "1", "", None),
+    ],
+)
+def test_a_spec_without_the_lost_device(
+    nvml: Nvml, nproc: int, devices: str, bus: str, expected: tuple[int, str] | None
+) -> None:
+    spec = Spec("run", "mark", ("train.py",), False, nproc, "/", devices=devices)
+    found = shrunk(spec, Conclusion(Cause.GPU_LOST, "", 9.0, rank=1, device=bus), {"CUDA_VISIBLE_DEVICES": ""})
+    assert (found and (found.nproc, found.devices)) == expected
 
 
 @pytest.mark.parametrize(
