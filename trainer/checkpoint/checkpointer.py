@@ -172,7 +172,7 @@ class Checkpointer(Here, Losses):
         """From now on these are its parts. StateError for one that cannot be saved."""
         parts, marked = stages.unmarked(parts)
         refuse(parts)
-        self._buckets = buckets.of(parts.get("model"), self._ranks.world_size)
+        self._buckets = buckets.of(parts.get("model"), self._ranks.world_size, parts.get("optimizer"))
         there = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
         self._parts = stages.set_apart(there, marked)
         self._gradients = Gradients(self._parts)

@@ -47,7 +47,7 @@ def test_without_the_order_they_differ(tmp_path: Path) -> None:
 def test_a_loop_without_ddp_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes some 50 ms to look at all objects: not at every step."""
     looks: list[object] = []
-    monkeypatch.setattr(buckets, "_around", lambda modules: looks.append(modules) or {})
+    monkeypatch.setattr(buckets, "_around", lambda modules, params: looks.append(modules) or {})
     known = buckets.of(nn.Linear(2, 2), 4)
     for _ in range(5):
         assert known.learn() is None

@@ -48,10 +48,11 @@ def _train(
         optimizer.step()
         scheduler.step()
         ckpt.step(step + 1, TAKE)
+        if ckpt._tier is not None:
+            ckpt._tier._memory.wait()
+        ranks.exchange(None)  # no rank is late for the next snapshot, on however slow a machine
     if ckpt._tier is None:
         ckpt.save()
-    else:
-        ckpt._tier._memory.wait()
     ckpt._stop.close()
     state = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict(), "s": scheduler.state_dict()}
     return start, copy.deepcopy(state)

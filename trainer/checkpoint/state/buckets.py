@@ -9,7 +9,7 @@ that starts with DDP's first buckets would compute a first step with other last 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,11 +34,19 @@ def _inside(model: nn.Module) -> DistributedDataParallel | None:
     return model
 
 
-def _around(modules: Mapping[int, str]) -> dict[str, DistributedDataParallel]:
-    """The DDPs that wrap one of `modules` (names by id), by its name. The search takes some 50 ms."""
+def _around(modules: Mapping[int, str], params: Sequence[int]) -> dict[str, DistributedDataParallel]:
+    """The DDPs that wrap one of `modules` (names by id), by its name; and those around some of `params` (ids) by their
+    order, as where only a part of what DDP wraps is saved. The search takes some 50 ms."""
     ddps = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel)]
-    wrapped = ((id(ddp.__dict__.get("_modules", {}).get("module")), ddp) for ddp in ddps)
-    return {modules[number]: ddp for number, ddp in wrapped if number in modules}
+    wrapped = [(ddp.__dict__.get("_modules", {}).get("module"), ddp) for ddp in ddps]
+    found = {modules[id(module)]: ddp for module, ddp in wrapped if id(module) in modules}
+    place, others = {number: at for at, number in enumerate(params)}, list[tuple[int, DistributedDataParallel]]()
+    for module, ddp in wrapped:
+        if isinstance(module, nn.Module) and id(module) not in modules:
+            places = [place[id(param)] for param in module.parameters() if id(param) in place]
+            others += [(min(places), ddp)] if places else []
+    others.sort(key=lambda other: other[0])
+    return {**found, **{f"around.{number}": ddp for number, (_, ddp) in enumerate(others)}}
 
 
 class Buckets:
@@ -49,8 +57,10 @@ class Buckets:
     DDP keeps its first buckets. StateError for `static_graph` with three or more ranks: its order cannot be restored.
     """
 
-    def __init__(self, model: nn.Module | None, world_size: int) -> None:
+    def __init__(self, model: nn.Module | None, world_size: int, optimizers: Iterable[Any] = ()) -> None:
         self._world_size = world_size
+        groups = [group for one in optimizers for group in getattr(one, "param_groups", ())]
+        self._params = [param for group in groups for param in group["params"]]
         whole = None if model is None else _inside(model)
         self._model = model if whole is None else whole.module
         self._ddps: dict[str, DistributedDataParallel] = {} if whole is None else {"": whole}
@@ -108,11 +118,13 @@ class Buckets:
         return None
 
     def _look_around(self) -> None:
-        if self._model is None or "" in self._ddps or self._world_size < _ENOUGH:
+        if "" in self._ddps or self._world_size < _ENOUGH:
             return
-        if (params := list(self._model.parameters())) and all(map(is_sharded, params)):
+        params = [*(self._model.parameters() if self._model is not None else ()), *self._params]
+        if all(map(is_sharded, params)):
             return  # FSDP2 sums their gradients, and no DDP can be around them
-        found = _around({id(module): name for name, module in self._model.named_modules()})
+        modules = self._model.named_modules() if self._model is not None else ()
+        found = _around({id(module): name for name, module in modules}, list(map(id, params)))
         self._ddps = {**found, **self._ddps}
         self._refuse()
 
@@ -124,7 +136,8 @@ class Buckets:
             )
 
 
-def of(model: Any, world_size: int) -> Buckets:
-    """The buckets of `model`, if it is a module or a mapping of them."""
-    model = several.as_one(model)
-    return Buckets(model if isinstance(model, nn.Module) else None, world_size)
+def of(model: Any, world_size: int, optimizer: Any = None) -> Buckets:
+    """The buckets of `model`, if it is a module or a mapping of them, and of what `optimizer`, one or a mapping of
+    them, steps."""
+    model, optimizers = several.as_one(model), several.named("optimizer", optimizer).values()
+    return Buckets(model if isinstance(model, nn.Module) else None, world_size, optimizers)

@@ -1,0 +1,46 @@
+"""Every kind of state: all ranks are killed and resumed, and each ends with the bits of a run that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import ROOT, environment
+from tests.support.state_cases import CASES, REFUSED
+from tests.support.states_killed import EVERY, KILL
+
+SOME = ("a GAN and an average", "stages by their names", "a part of what DDP wraps", "a rank's value in extra")
+"""The cases that have most to go wrong, for a run that is short."""
+
+
+@pytest.mark.parametrize(
+    ("tier", "ranks", "names"),
+    [
+        pytest.param("memory", 3, SOME, id="memory, some"),
+        *(
+            pytest.param(tier, ranks, tuple(CASES), marks=pytest.mark.long, id=f"{tier}, {ranks}")
+            for tier in ("memory", "disk")
+            for ranks in (2, 4)
+        ),
+    ],
+)
+def test_killed_and_resumed(tmp_path: Path, tier: str, ranks: int, names: tuple[str, ...]) -> None:
+    """Or refused, with the text that tells what to write."""
+    place = tmp_path / tmp_path.parent.name  # its name is that of the snapshots, and nobody else's
+    place.mkdir()
+    command = [sys.executable, "-m", "tests.support.states_killed", str(place), tier, str(ranks), *names]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {line.pop("case"): line for line in map(json.loads, done.stdout.splitlines())}
+    assert found.keys() == set(names)
+    for name, line in found.items():
+        if name in REFUSED:
+            assert line["outcome"].startswith("refused: ") and REFUSED[name] in line["outcome"], (name, line)
+        else:
+            assert line["outcome"] == "same", (name, line, done.stderr[-1000:])
+            # From memory at most the step that was being copied is lost; from disk at most what came after the save.
+            assert KILL - line["start"] <= (2 if tier == "memory" else EVERY + 1), (name, line)
