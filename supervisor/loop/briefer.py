@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor.core.model import Rollback
 from supervisor.core.own_saves.resume import are_in_doubt
-from supervisor.run.briefing import ADAPTERS, Briefing, Situation, brief
+from supervisor.run.briefing import ADAPTERS, Briefing, Situation, beside, brief
 from supervisor.run.events import EventLog
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.spec import Spec
@@ -42,10 +42,10 @@ class Briefer:
             self._doubted = are_in_doubt(words, saved, bool(fields.get("startup_failures")))
 
     def brief(
-        self, number: int, resume: str, rollback: Rollback | None, changed: bool, checkpoint: int
+        self, number: int, resume: str, rollback: Rollback | None, changed: bool, checkpoint: int, ours: int = -1
     ) -> tuple[bool, Briefing]:
         """Whether the attempt gets --resume-args (as a relaunch), and its briefing. Both are told as events.
-        `checkpoint`: the newest checkpoint of ours, or -1."""
+        `checkpoint`: the newest checkpoint of ours, or -1. `ours`: the newest state of ours, in memory too."""
         if resume == "never":
             self._since = number
         relaunch = checkpoint >= 0 or (number > 0 and resume != "never")
@@ -59,7 +59,7 @@ class Briefer:
             said = "nothing was saved, and the attempt with them reached no step: the next one is tried without them"
             self._log.emit("adapter", "warning", adapter="--resume-args", text=f"{self._spec.resume_args}: {said}")
         if briefing.event is not None:
-            self._log.emit("adapter", briefing.level, **briefing.event)
+            self._log.emit("adapter", briefing.level, **beside(briefing.event, ours))
         self._gave = relaunch and not without
         return self._gave, briefing
 

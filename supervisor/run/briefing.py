@@ -130,6 +130,14 @@ def _event(adapter: str, say: str, checkpoint: Checkpoint | None) -> dict[str, A
     return {"adapter": adapter, "path": path, "step": step, "text": text}
 
 
+def beside(event: dict[str, Any], ours: int) -> dict[str, Any]:
+    """The fields of `event`, if there is also a state of `ours` at that step: of two lines of the user's that make
+    snapshots. If it is newer, the program goes on from it."""
+    if ours < 0 or not 0 <= event["step"] <= ours:
+        return event
+    return {**event, "text": f"goes on from its snapshot of step {ours}; without that, {event['text']}"}
+
+
 def _offer(checkpoint: Checkpoint) -> Offer:
     path = checkpoint.path
     folder = path if checkpoint.kind not in ("file", "lightning") else os.path.dirname(path)  # noqa: PTH120

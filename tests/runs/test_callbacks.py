@@ -174,6 +174,8 @@ def test_kills_and_a_stop(run: Run, again: Run, monkeypatch: pytest.MonkeyPatch,
     run.cli("resume", "run")
 
     assert [event["step"] for event in run.events("resumed")][1:] == [6, 28, stopped]
+    told = [event["text"] for event in run.events("adapter") if event["step"] >= 0]
+    assert all(text.startswith("goes on from its snapshot of step ") for text in told)
     assert stopped == 34
     assert steps(run, 3) == list(range(stopped + 1, max(steps(again, 0)) + 1))
     assert same(end(run), end(again))
