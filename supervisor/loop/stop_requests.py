@@ -77,8 +77,9 @@ def signals(stops: Stops) -> Iterator[int]:
     handlers: dict[Any, Any] = {number: signal.getsignal(number) for number in kinds}
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number, kind in kinds.items():
-        # A detached run ignores the hang-up of the terminal, and so does a run under nohup.
-        if not (number == signal.SIGHUP and handlers[number] == signal.SIG_IGN):
+        # A detached run ignores the hang-up of the terminal, and so does a run under nohup. Whoever has SIGUSR1 ignored
+        # sends it for something else; its ranks have it ignored, too.
+        if not (number in (signal.SIGHUP, signal.SIGUSR1) and handlers[number] == signal.SIG_IGN):
             signal.signal(number, lambda number, _frame, kind=kind: _heard(stops, kind, number))  # type: ignore[misc]
     try:
         yield read
