@@ -92,11 +92,15 @@ def _phase(name: str, world: int, folder: Path, phase: str, tier: str) -> list[d
 
 
 def _outcome(name: str, world: int, folder: Path, tier: str) -> dict[str, Any]:
-    runs = {phase: _phase(name, world, folder, phase, tier) for phase in ("whole", "killed1", "killed2")}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for phase in ("whole", "killed1", "killed2"):
+        runs[phase] = _phase(name, world, folder, phase, tier)
+        if phase == "whole" and not all("state" in one for one in runs[phase]):
+            break
     told = {one["refused"] for found in runs.values() for one in found if "refused" in one}
     if told:
         return {"outcome": "refused: " + "; ".join(sorted(told))}
-    whole, resumed = runs["whole"], runs["killed2"]
+    whole, resumed = runs["whole"], runs.get("killed2", [])
     if len(whole) < world or len(resumed) < world:
         return {"outcome": f"died: {len(whole)} and {len(resumed)} of {world} ranks ended"}
     differ = [rank for rank in range(world) if not same(whole[rank]["state"], resumed[rank]["state"])]

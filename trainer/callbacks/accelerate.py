@@ -72,7 +72,10 @@ class SuperviseLoop:
         if supervised() is None:
             return
         if kind not in _WHOLE:
-            Notices(ranks().rank).say(f"no snapshots: {kind} may shard the state; it begins anew after a restart")
+            Notices(ranks().rank).say(
+                f"no snapshots: {kind} may shard the state, so it begins anew after a restart; save with "
+                "accelerator.save_state(), or, with FSDP2, give model and optimizer to a Checkpointer instead"
+            )
             return
         self._keeper = Keeper(every=every, snapshot_every=snapshot_every, keep=keep, extra=self._extra)
         replace(accelerator, "backward", functools.partial(self._backward, accelerator.backward))
