@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from supervisor.process.proctree import Process
 
-GLANCE = 0.02
+GLANCE = 0.025
 """Seconds between two glances at the processes, whose descriptors tell their end only when their memory is free."""
 
 

@@ -6,7 +6,8 @@ import os
 from typing import NamedTuple
 
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
-_PF_EXITING = 0x4
+PF_EXITING = 0x4
+"""A flag of a task, in the kernel's sched.h: it is on its way out."""
 
 
 class Stat(NamedTuple):
@@ -45,7 +46,7 @@ def parse(text: bytes) -> Stat:
     # The name, in parentheses, may contain any characters.
     fields = text.rpartition(b")")[2].split()
     cpu = (int(fields[11]) + int(fields[12])) * _TICK
-    arguments, exiting = (int(fields[45]), int(fields[46])), bool(int(fields[6]) & _PF_EXITING)
+    arguments, exiting = (int(fields[45]), int(fields[46])), bool(int(fields[6]) & PF_EXITING)
     return Stat(fields[0].decode(), int(fields[1]), cpu, int(fields[19]), arguments, int(fields[49]), exiting)
 
 
