@@ -27,7 +27,6 @@ the program seems to have begun, and to load nothing."""
 missing: list[str] = []
 """The parts that this torch does not have under the known name."""
 
-
 _undo: list[Callable[[], object]] = []
 """Undo functions for parts that the engine's process has replaced. A rank must find the originals."""
 
@@ -87,39 +86,41 @@ def _wrap_poll(context: Any, poll: Callable[[Any, Callable[[Any], Any]], Any]) -
     _replace(context, "_poll", lambda self: poll(self, original))
 
 
-_count_gpus: list[Any] = []
+_counts: list[tuple[Any, str, Any]] = []
 
 
 def count_gpus_apart() -> None:
-    """If NVML cannot tell the number of GPUs, a fork of this process asks CUDA, not this process itself
-    (`torch._C._cuda_getDeviceCount`).
+    """A fork of this process counts the GPUs, not this process (`torch._C._cuda_getDeviceCount`, which asks CUDA, and
+    `torch.cuda._device_count_nvml`). torch.cuda.is_available() and device_count() use them.
 
-    torch.cuda.is_available() falls back to it. Without it: on a machine without NVML, CUDA works in no fork of this
-    process.
+    Without it: in the forks of a process that has asked CUDA, CUDA fails. If it has asked NVML, NVML fails, and NCCL,
+    which asks it: its files are closed there.
     """
     torch = sys.modules.get("torch")
-    # A torch without CUDA does not have this function.
-    if torch is None or _count_gpus or not hasattr(torch._C, "_cuda_getDeviceCount"):
+    if torch is None or _counts or not hasattr(torch._C, "_cuda_getDeviceCount"):  # a torch without CUDA
         return
-    original = torch._C._cuda_getDeviceCount
-    _count_gpus.append(original)
-    torch._C._cuda_getDeviceCount = lambda: _asked_apart(original)
+    for where, name, least in ((torch._C, "_cuda_getDeviceCount", 0), (torch.cuda, "_device_count_nvml", -1)):
+        if original := getattr(where, name, None):
+            _counts.append((where, name, original))
+            setattr(where, name, functools.partial(_asked_apart, original, least))
+        else:
+            missing.append(f"torch.cuda.{name}")
 
 
 def count_gpus_here() -> None:
     """Undoes count_gpus_apart()."""
-    while _count_gpus:
-        sys.modules["torch"]._C._cuda_getDeviceCount = _count_gpus.pop()
+    while _counts:
+        setattr(*_counts.pop())
 
 
-def _asked_apart(count: Callable[[], int]) -> int:
-    child = os.fork()
-    if child == 0:
+def _asked_apart(count: Callable[[], int], least: int) -> int:
+    """What `count()` says in a fork; `least` if it says less, or nothing."""
+    if (child := os.fork()) == 0:
         try:
-            os._exit(min(count(), 255))
+            os._exit(min(max(count(), -1) + 1, 255))
         finally:
             os._exit(0)
-    return max(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return max(least, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 1)
 
 
 def name_the_host_quickly() -> None:

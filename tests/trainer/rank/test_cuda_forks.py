@@ -1,7 +1,8 @@
 """CUDA works in forked ranks: nothing has started it in the process that they are forks of.
 
 There is no GPU here, so a library takes the driver's place that knows what the driver knows: in which process it was
-started, and that it can be started in no fork of that one.
+started, and that it can be started in no fork of that one. Another takes NVML's place, which NCCL needs: it works in a
+fork only if the file that it has opened is still open there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ DRIVER = """
 static int started;
 int cuInit(unsigned flags) { if (!started) started = getpid(); return started == getpid() ? 0 : 3; }
 int cuDeviceGetCount(int *count) { if (started != getpid()) return 3; *count = 0; return 0; }
+"""
+NVML = """
+#include <fcntl.h>
+#include <sys/stat.h>
+static int file = -1;
+static struct stat opened;
+int nvmlInit(void) {
+    struct stat now;
+    if (file < 0) fstat(file = open("/dev/zero", O_RDONLY), &opened);
+    return fstat(file, &now) || now.st_rdev != opened.st_rdev ? 999 : 0;
+}
+int nvmlDeviceGetCount_v2(int *count) { *count = 0; return nvmlInit(); }
 """
 SITE = """
 import sys
@@ -45,6 +58,7 @@ import starts_cuda
 names = ("PYTORCH_NVML_BASED_CUDA_CHECK", "JE_ARROW_MALLOC_CONF", "NUMEXPR_NUM_THREADS")
 json.dump({{
     "started": ctypes.CDLL("libcuda.so.1").cuInit(0), "before": before,
+    "nvml": ctypes.CDLL("libnvidia-ml.so.1").nvmlInit(),
     "user": [os.environ.get(name) for name in names],
     "original": "cuInit" in torch._C._cuda_getDeviceCount.__code__.co_names,
 }}, open("seen" + os.environ["SUPERVISE_ATTEMPT"] + os.environ["RANK"], "w"))
@@ -61,9 +75,9 @@ def test_cuda_can_be_started_in_every_rank(run: Run, tmp_path: Path, asked: str 
     site.mkdir()
     for name, text in {"sitecustomize": SITE, "starts_cuda": STARTS_IT, "harmless": "import torch.cuda"}.items():
         (site / f"{name}.py").write_text(text)
-    (tmp_path / "driver.c").write_text(DRIVER)
-    library = tmp_path / "libcuda.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    for library, text in {"libcuda.so.1": DRIVER, "libnvidia-ml.so.1": NVML}.items():
+        (tmp_path / "library.c").write_text(text)
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / library, tmp_path / "library.c"], check=True)
     env = {
         "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
         "LD_LIBRARY_PATH": str(tmp_path),
@@ -82,4 +96,4 @@ def test_cuda_can_be_started_in_every_rank(run: Run, tmp_path: Path, asked: str 
     for attempt in "01":
         for rank in "01":
             seen = json.loads((tmp_path / f"seen{attempt}{rank}").read_bytes())
-            assert seen == {"started": 0, "before": False, "user": [asked, None, None], "original": True}
+            assert seen == {"started": 0, "nvml": 0, "before": False, "user": [asked, None, None], "original": True}
