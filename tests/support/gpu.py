@@ -88,7 +88,8 @@ class Gpus:
     def __init__(self, patch: pytest.MonkeyPatch, devices: int = 1, free: int = 60 * GB) -> None:
         self.lock, self.clock, self.let_go = threading.RLock(), itertools.count(), threading.Event()
         self.capturing, self.free = False, free
-        self.registered: list[torch.device] = []
+        self.registered: dict[int, int] = {}
+        self.by: set[torch.device] = set()
         self.may_register = threading.Event()
         self.may_register.set()
         self._places: dict[int, torch.device] = {}
@@ -116,6 +117,8 @@ class Gpus:
             patch.setattr(module, "device_of", self.device_of)
         patch.setattr(image, "_piece", lambda size, device: self.put(torch.empty(size, dtype=torch.uint8), device))
         patch.setattr(cuda, "_copy", self.copy)
+        patch.setattr(cuda, "_PIECE", 1 << 16)
+        patch.setattr(cuda, "_CHUNK", 1 << 14)
 
     def put(self, tensor: torch.Tensor, device: torch.device = GPU) -> torch.Tensor:
         """`tensor` counts as being on `device`."""
@@ -148,12 +151,17 @@ class Gpus:
     def copy(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         stream = self._here.stream
         assert {self.device_of(source) for source in sources} == {stream.device}
+        for target in targets:
+            start, size = target.data_ptr(), target.numel()
+            assert any(at <= start and start + size <= at + length for at, length in self.registered.items())
         stream.does(lambda: torch._foreach_copy_(targets, sources))
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         self.may_register.wait(10)
-        self.registered.append(self._here.device)
+        self.by.add(self._here.device)
+        self.registered[address] = size
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
         return 0

@@ -78,14 +78,14 @@ class Job:
         shared = recall(self.folder, step, None, 0).shared
         assert same([shared["model"], shared["optimizer"]["state"]], wanted), f"step {step} is torn"
 
-    def warm_up(self, first: int = 0, registered: int = 2) -> None:
+    def warm_up(self, first: int = 0) -> None:
         """Both buffers are made and registered."""
         for step in range(first, first + 100):
             self.gpus.let_go.set()
             self.step()
             self.memory.take(step, {})
             self.memory.wait()
-            if len(self.gpus.registered) == registered and snapshots.newest_snapshot(self.folder) == step:
+            if len(self.memory.segment._buffers) == 2 and snapshots.newest_snapshot(self.folder) == step:
                 return
         pytest.fail("no snapshots")
 
@@ -114,7 +114,7 @@ def test_each_snapshot_is_of_its_step(job: Job) -> None:
         job.assert_taken(step, wanted)
     assert job.memory._planner.image is not None
     assert job.memory._planner.image.held == (job.gpus.free > 20 * GB)
-    assert set(job.gpus.registered) == {GPU}
+    assert job.gpus.by == {GPU} and len(job.gpus.registered) > 4
     if job.memory._planner.image.held:
         wanted = job.take(300)
         job.backward()
@@ -196,7 +196,7 @@ def test_nothing_waits_while_memory_is_made(job: Job) -> None:
     assert job.memory.busy and job.memory.unready == 204
     job.gpus.may_register.set()
     job.memory.wait()
-    job.warm_up(300, 4)
+    job.warm_up(300)
 
 
 def test_batches() -> None:
@@ -205,7 +205,7 @@ def test_batches() -> None:
     memory = torch.zeros(sum(sizes), dtype=torch.uint8)
     source = torch.randint(0, 256, (sum(sizes),), dtype=torch.uint8)
     pairs = list(zip(memory.split(sizes), source.split(sizes), strict=True))
-    made = cuda.batches(pairs)
+    made = cuda.batches(pairs, memory.data_ptr())
     assert max(sum(part.numel() for part in sources) for _, sources in made) <= cuda._CHUNK
     assert len(made) <= sum(sizes) / cuda._CHUNK + len(sizes)
     for targets, sources in made:
