@@ -22,6 +22,7 @@ from trainer.rundir.machine.proc import stat
 
 _TICK, _PATIENT = 0.01, 1.0
 """Seconds between two looks at what has to go: at first, and at most."""
+_TICKS = os.sysconf("SC_CLK_TCK")
 _MOMENT = 0.0005
 """Seconds between two looks at a family that was just killed. Every recovery waits for them."""
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
@@ -67,17 +68,17 @@ def kill_family(find: Callable[[], list[int]], known: Mapping[int, Process], wit
     until, late = time.monotonic() + within, time.monotonic() >= began + _CARE
     struck, passed = set[int](), set[int]()
     while True:
-        found = find()
+        found, found_at = find(), time.clock_gettime(time.CLOCK_BOOTTIME)
         new = [pid for pid in found if pid not in struck | passed]
         passed |= set() if late else {pid for pid in new if is_caretaker(pid)}
-        struck |= {pid for pid in new if pid not in passed and _strike_one(pid, known.get(pid), found)}
+        struck |= {pid for pid in new if pid not in passed and _strike_one(pid, known.get(pid), found_at)}
         if (not new and not any(map(is_running, struck))) or time.monotonic() >= until:
             return len(struck)
         time.sleep(_MOMENT)
 
 
-def _strike_one(pid: int, known: Process | None, found: Iterable[int]) -> bool:
-    """Kills the process, unless its pid belongs to a process that is not in the family that was `found`."""
+def _strike_one(pid: int, known: Process | None, found_at: float) -> bool:
+    """Kills the process, unless it has begun after it was found: then another one has got its pid."""
     if known is not None:
         return _send(known)
     try:
@@ -86,7 +87,7 @@ def _strike_one(pid: int, known: Process | None, found: Iterable[int]) -> bool:
         return False
     try:
         now = stat(pid)
-        return now is not None and now.parent in (os.getpid(), *found) and _send(process)
+        return now is not None and now.started <= found_at * _TICKS and _send(process)
     finally:
         process.close()
 

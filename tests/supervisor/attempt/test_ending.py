@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,20 +16,21 @@ import pytest
 
 from supervisor.attempt.ending import Ending
 from supervisor.process import family
-from supervisor.process.proctree import Process, is_subreaper
+from supervisor.process.proctree import Process
 from tests.support.supervised import until
 
 TREE = """
-import os, threading, time
+import ctypes, os, threading, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # it keeps its orphans, as a supervisor does
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 for _ in range(2):
-    if os.fork() == 0:
+    if (pid := os.fork()) == 0:
         os.setsid()
-        if os.fork() == 0:  # the child of one that leaves: an orphan, with its own session
-            os.write(1, b"up\\n")
+        if os.fork() == 0:  # the child of one that leaves, with its own session
+            os.write(1, b"%d\\n" % os.getpid())
             time.sleep(600)
         os._exit(0)
-    os.wait()
+    os.waitpid(pid, 0)
 time.sleep(600)
 """
 
@@ -37,27 +40,29 @@ def tree() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", TREE], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
-        assert [process.stdout.readline() for _ in range(2)] == [b"up\n"] * 2
-        yield process
-    for each in [*psutil.Process().children(recursive=True)]:
-        each.kill()
+        orphans = [Process(int(process.stdout.readline())) for _ in range(2)]
+    yield process
+    process.kill()
     process.wait()
+    for orphan in orphans:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(orphan.fd, signal.SIGKILL)
+        orphan.close()
 
 
 def test_a_tree_is_killed_with_its_orphans(tree: subprocess.Popen[bytes]) -> None:
-    """And what is spared is not. (Where this process is no subreaper, the orphans are not its children.)"""
+    """And what is spared is not."""
     held = Process(tree.pid)
     spared = subprocess.Popen(["sleep", "600"])
+    others = {child.pid for child in psutil.Process().children()} - {tree.pid}
     try:
         ending = Ending("no-mark", lambda: {tree.pid: held}, foreign=False)
-        here = {spared.pid, *(child.pid for child in psutil.Process().children())} - {tree.pid}
-        orphans = set() if not is_subreaper() else {*here} - {spared.pid}
-        members = ending.members({*here} - orphans)
-        assert set(members) == {tree.pid, *orphans}
+        members = ending.members(others)
+        assert len(members) == 3 and tree.pid in members
 
-        assert ending.force({*here} - orphans, time.monotonic()) == len(members)
+        assert ending.force(others, time.monotonic()) == 3
 
-        until(lambda: not ending.alive({*here} - orphans))
+        until(lambda: not ending.alive(others))
         assert not any(map(family.is_running, members))
         assert spared.poll() is None
     finally:
@@ -70,7 +75,7 @@ def test_what_still_runs_is_waited_for(tree: subprocess.Popen[bytes], monkeypatc
     """A process that has only its memory to free is not, unless that memory or its port is needed."""
     held = Process(tree.pid)
     ending = Ending("no-mark", lambda: {tree.pid: held}, foreign=False)
-    spared = {child.pid for child in psutil.Process().children()} - {tree.pid}
+    spared = {child.pid for child in psutil.Process().children(recursive=True)} - {tree.pid}
     assert ending.alive(spared) == (tree.pid,) and not ending.leaving
 
     monkeypatch.setattr(family, "is_running", lambda pid: False)
@@ -90,7 +95,7 @@ def test_memory_of_a_gpu_is_waited_for_unless_the_next_one_has_it(
     tree: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Process(tree.pid)
-    spared = {child.pid for child in psutil.Process().children()} - {tree.pid}
+    spared = {child.pid for child in psutil.Process().children(recursive=True)} - {tree.pid}
     monkeypatch.setattr(family, "is_running", lambda pid: False)
     for uses, has, waited in ((True, False, True), (True, True, False), (False, False, False)):
         monkeypatch.setattr("supervisor.attempt.ending.has_gpu", lambda pid, uses=uses: uses)
