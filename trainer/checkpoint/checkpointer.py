@@ -257,8 +257,7 @@ class Checkpointer(Here, Losses):
             return True
         with progress().during(Phase.SAVE):
             disk = progress().disk
-            self._compare()
-            shared, own = self._capture()
+            shared, own = self._capture(self._compare())
             layout = self._source.layouts.agree(shared, self._ranks)
             order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal, layout)
             outcome = save(order, self._ranks, disk)
@@ -331,19 +330,20 @@ class Checkpointer(Here, Losses):
             # Optimizers make their states in their first step. If they cannot be saved, it is known now.
             self._source.layouts.agree(self._capture()[0], self._ranks)
 
-    def _compare(self) -> None:
-        """All ranks have the same state, or an error is raised and no snapshot of another state is left."""
+    def _compare(self) -> Packed | None:
+        """All ranks have the same state, or an error is raised and no snapshot of another state is left. Returns it."""
         try:
-            new = self._source.compare(self._done)
+            new, compared = self._source.compare(self._done)
         except ReplicasDiffer as error:
             if self._tier is not None:
                 self._tier.go_back(error.equal_at)
             raise
         if new and self._tier is not None:
             self._tier.forget()
+        return compared
 
-    def _capture(self) -> tuple[Packed, Packed]:
-        return self._source.whole(self._done, self._ranks.rank)
+    def _capture(self, compared: Packed | None = None) -> tuple[Packed, Packed]:
+        return self._source.whole(self._done, self._ranks.rank, compared)
 
     def _apply_own(self, loaded: Loaded) -> None:
         if sentence := draw_on(loaded, self._ranks.rank, self._seed, loaded.where(self.directory)):

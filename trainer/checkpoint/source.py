@@ -40,16 +40,19 @@ class Source:
         shared = capture(self._parts, step, self.extra(), self._pack)
         return replace(shared, led=self.led(shared.replicated))
 
-    def whole(self, step: int, rank: int) -> tuple[Packed, Packed]:
-        """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it."""
-        shared = self.shared(step)
+    def whole(self, step: int, rank: int, compared: Packed | None = None) -> tuple[Packed, Packed]:
+        """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it. `compared`: the shared state, if
+        it was compared just now."""
+        shared = self.shared(step) if compared is None else compared
         return shared, capture_rank(rank, own=capture_own(rank, shared, self._parts))
 
-    def compare(self, step: int) -> bool:
+    def compare(self, step: int) -> tuple[bool, Packed | None]:
         """All ranks have the same state after `step` steps, or StateError or ReplicasDiffer is raised. Returns whether
-        the tensors that each rank has its own of have become more. All ranks call it at the same step."""
+        the tensors that each rank has its own of have become more; if not, the state that was compared, if it was. All
+        ranks call it at the same step."""
         if not self.replicas.compares or self.replicas.equal_at == step:
-            return False
+            return False, None
         shared = self.shared(step)
         buffers = buffers_of(self._parts.get("model"), shared.replicated, frozenset(shared.specs))
-        return self.replicas.compare(shared, step, buffers, self.layouts)
+        new = self.replicas.compare(shared, step, buffers, self.layouts)
+        return new, None if new else shared  # which tensors these are is a part of the state, too
