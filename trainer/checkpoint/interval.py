@@ -96,6 +96,11 @@ class Pace:
             self._extras.append(max(0.0, extra) / self._taken)
         self._beside, self._taken = [], 0
 
+    def made(self) -> None:
+        """Memory is being made for the snapshot that was taken last: the steps beside that do not tell what one
+        costs."""
+        self._taken = 0
+
     def stepped(self, now: float) -> None:
         """A step has ended at `now`, seconds of the caller's clock."""
         if self._last is not None:

@@ -217,13 +217,18 @@ def test_batches() -> None:
 def test_the_pace_by_steps_with_and_without(cost: float, most: int) -> None:
     """A snapshot of which the host sees nothing slows two steps of 50 ms: it is paid for with at most 1 % of the
     time, and steps without one are left for the comparison."""
-    pace, since, taken, total, rest = Pace(), 0, 0, 0.0, 0
+    pace, since, taken, total, rest, making, extra = Pace(), 0, 0, 0.0, 0, 2, 0.0
     for step in range(3000):
-        seconds = 0.05 + (step % 7) * 1e-5 + (cost / 2 if rest else 0.0)
+        # The first ones need memory that is made then, which holds up training for long.
+        seconds = 0.05 + (step % 7) * 1e-5 + (extra if rest else 0.0)
         pace.stepped(total := total + seconds)
         pace.timed(seconds, rest > 0)
         rest, since = max(0, rest - 1), since + 1
         if pace.due(since) and not rest:
             pace.spent(0.0001)
+            extra = cost / 2
+            if making:
+                pace.made()
+                making, extra = making - 1, 1.0
             since, rest, taken = 0, 2, taken + (step >= 1500)
     assert taken * cost <= 0.01 * 0.05 * 1500 and taken >= 1500 / (2 * most + 3)

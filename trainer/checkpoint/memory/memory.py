@@ -76,6 +76,8 @@ class Memory:
         """The cost of the newest snapshot for training, in seconds: the training thread's time, its waiting, and a
         quarter of the copying thread's CPU time (for memory bandwidth)."""
         self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
+        self.made = 0
+        """How often memory was made beside training."""
         self.unready: int | None = None
         """The newest step whose snapshot was left out because memory for it was being made."""
         self.spare = spare_cores(place.world_size) if spare is None else spare
@@ -237,6 +239,7 @@ class Memory:
         copier, size = job.copier, payload + len(sidecar)
         if copier.registers and (job.image.held or not job.pin) and not self.segment.is_mapped(size):
             copier.open()
+            self.made += 1
         buffer = self._begin(job, size)
         if buffer is None:
             self.left_out = job.step

@@ -78,6 +78,7 @@ class Tier:
         self._said = False
         self._owed = False
         self._cramped = False
+        self._made = 0
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
         """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
@@ -108,6 +109,9 @@ class Tier:
             self._interval.since = self._pinned_at
         elif snapshot:
             self._take(done, extra(), owed=self._every is not None)
+        if self._made != self._memory.made:
+            self._made = self._memory.made
+            self._pace.made()
         for seconds, busy in self._memory.tick():
             self._pace.timed(seconds, busy)
 
