@@ -119,6 +119,7 @@ class Gpus:
         patch.setattr(cuda, "_copy", self.copy)
         patch.setattr(cuda, "_PIECE", 1 << 16)
         patch.setattr(cuda, "_CHUNK", 1 << 14)
+        patch.setattr(cuda, "_REST_S", 0.0)
 
     def put(self, tensor: torch.Tensor, device: torch.device = GPU) -> torch.Tensor:
         """`tensor` counts as being on `device`."""
