@@ -32,12 +32,12 @@ def strike(pid: int) -> float:
     return now
 
 
-def next_group(side: Side, old: set[int], nproc: int) -> list[Step]:
-    """The first step of each rank of the group after the processes `old`."""
+def next_group(side: Side, old: set[int], nproc: int, since: float = 0.0) -> list[Step]:
+    """The first step after `since` of each rank of the group after the processes `old`."""
 
     def found() -> list[Step] | None:
         side.check()
-        return side.steps.first_after(old, nproc)
+        return side.steps.first_after(old, nproc, since)
 
     return until(found, TIME_LIMIT, f"{side.plan.name}: a step of every rank")
 
@@ -89,7 +89,7 @@ def _recovery(side: Side, old: set[int], nproc: int) -> dict[str, Any]:
     struck = strike(pids[rank])
     record: dict[str, Any] = {"rank": rank, "seconds": None}
     try:
-        first = next_group(side, old, nproc)
+        first = next_group(side, old, nproc, struck)
     except TimeoutError:
         return record
     record["seconds"] = max(step.at for step in first) - struck

@@ -44,7 +44,7 @@ def one(side: Side, kind: str, old: set[int], nproc: int) -> dict[str, Any]:
     struck = strike(targets[0])
     for pid in targets[1:]:
         os.kill(pid, signal.SIGKILL)
-    first = next_group(side, old, nproc)
+    first = next_group(side, old, nproc, struck)
     # Read now that the group is gone: what it did after the blow counts as done, too.
     done = [max(step.done for step in side.steps.of([pid])) for pid in pids.values()]
     start = first[0].done - 1

@@ -57,12 +57,13 @@ class StepLog:
         wanted = set(pids)
         return [step for step in self.steps if step.pid in wanted]
 
-    def first_after(self, old: Iterable[int], nproc: int) -> list[Step] | None:
-        """The first step of each rank's process that is none of `old`; None until every rank has made one."""
+    def first_after(self, old: Iterable[int], nproc: int, since: float = 0.0) -> list[Step] | None:
+        """The first step after `since` of each rank's process that is none of `old`; None until every rank has made
+        one. A process that waited had made steps before, to warm up."""
         self.read()
         gone, found = set(old), dict[int, Step]()
         for step in self.steps:
-            if step.pid not in gone:
+            if step.pid not in gone and step.at > since:
                 found.setdefault(step.rank, step)
         return [found[rank] for rank in sorted(found)] if len(found) == nproc else None
 

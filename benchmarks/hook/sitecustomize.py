@@ -36,18 +36,22 @@ class _Steps:
             self.rank = int(os.environ.get("RANK", "0"))
             self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self.optimizer = optimizer
-            self.done = _steps_before(optimizer)
+            self.done = 0
         if optimizer is self.optimizer:
-            self.done += 1
+            # A restore may come after the first step, which then was one to warm up.
+            told = _steps_of(optimizer)
+            self.done = self.done + 1 if told is None else told
             os.write(self.fd, RECORD.pack(now, self.rank, self.pid, self.done))
 
 
-def _steps_before(optimizer: Any) -> int:
-    """Steps that a restored optimizer had done before its first one here."""
+def _steps_of(optimizer: Any) -> int | None:
+    """The steps that the optimizer's own state counts. None if it does not count, or on a device: to look would wait
+    for it."""
     for state in optimizer.state.values():
         if "step" in state:
-            return int(state["step"]) - 1
-    return 0
+            step = state["step"]
+            return None if getattr(step, "is_cuda", False) else int(step)
+    return None
 
 
 class _AfterImport:
