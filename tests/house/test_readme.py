@@ -97,3 +97,44 @@ def test_faults_are_as_their_table_says() -> None:
     assert [name for name in FAULTS if f"`{name}`" not in FAULTS_PAGE.removesuffix(listed)] == []
     assert [key for key, what in KEYS.items() if f"`{key}` ({what})" not in REFERENCE] == []
     assert {key for kind in FAULTS.values() for key in kind.keys} == KEYS.keys()
+
+
+def shown(page: str) -> list[list[str]]:
+    """What must be the same in every language: code, code in the text, links, pictures, and the figures of tables."""
+    text = re.sub(r"^```.*?^```$", "", page, flags=re.S | re.M)
+    figures = [line for line in text.splitlines() if line.startswith("| ") and re.search(r"\*\*|%|\d s", line)]
+    return [
+        re.findall(r"^```.*?^```$", page, re.S | re.M),
+        sorted(re.findall(r"`[^`]+`", text)),
+        sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh.md"}),
+        [" ".join(re.findall(r"\d+\.\d+ (?:%|s|x)", line)) for line in figures],
+    ]
+
+
+def test_both_languages_show_the_same() -> None:
+    """The page in Chinese has the same examples, commands, options, links and figures."""
+    assert shown((ROOT / "README.zh.md").read_text()) == shown(README)
+
+
+def test_links_lead_somewhere() -> None:
+    """Every link of a page to a file or a heading of this project has its target."""
+    pages = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert [f"{page.name}: {link}" for page in pages for link in _links(page) if not _leads(page, link)] == []
+
+
+def _links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M))
+    return [link for link in found if "://" not in link]
+
+
+def _leads(page: Path, link: str) -> bool:
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (
+        not heading or heading in map(_anchor, re.findall(r"^#+ (.*)$", target.read_text(), re.M))
+    )
+
+
+def _anchor(heading: str) -> str:
+    """The name of a heading in a link, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
