@@ -17,6 +17,7 @@ from trainer.checkpoint.disk.commit import tidy
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.disk.save import Order, Outcome, save
 from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.memory.nodes import Nodes
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.files.durable import DISK, Disk
@@ -73,6 +74,7 @@ class ThreadRanks(Ranks):
 
     def __init__(self, rank: int, world_size: int, barrier: threading.Barrier, board: list[Any]) -> None:
         self.rank, self.world_size = rank, world_size
+        self.nodes = Nodes((0,) * world_size)
         self._barrier, self._board = barrier, board
 
     def exchange(self, value: Any) -> list[Any]:

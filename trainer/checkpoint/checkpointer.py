@@ -34,11 +34,10 @@ from .disk.save import Order, save
 from .errors import CheckpointError, ReplicasDiffer
 from .group import ranks as this_group
 from .guard import Guard
-from .interval import Interval, Stalls, flush_cost, stalled
+from .interval import Interval, Stalls, stalled
 from .losses import Losses, number
-from .memory.memory import Place, opened
-from .memory.tier import REMOVALS, Tier, Wish
-from .notices import Notices
+from .memory.tier import Tier, Wish
+from .memory.tiered import Tiered
 from .partly import load
 from .preemption import StopFlag
 from .put_back import draw_on, known, put_back
@@ -57,7 +56,7 @@ from .state.refusals import draws_anew, refuse, refuse_unready
 from .state.state import Stateful, present
 
 
-class Checkpointer(Here, Losses):
+class Checkpointer(Here, Losses, Tiered):
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
     `model`, `optimizer`, `scheduler` and `scaler` are one object each, or a mapping of names to several (a GAN has
@@ -143,7 +142,7 @@ class Checkpointer(Here, Losses):
         self._interval = Interval()
         asked = (("checkpoints", self._every), ("snapshots", self._snapshot_every))
         self._stalls = {what: Stalls(what, n) for what, n in asked if isinstance(n, int)}
-        self._done, self._saved, self._stepped, self._removals = 0, -1, False, 0
+        self._done, self._saved, self._stepped = 0, -1, False
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
@@ -182,7 +181,8 @@ class Checkpointer(Here, Losses):
     def _find(self, places: Places | None = None, lending: Lending | None = None) -> Loaded | None:
         """The newest good state, the same on every rank (of sharded tensors: `places`). No part has it yet."""
         progress().phase(Phase.RESTORE)
-        tiers = Tiers(self.directory, self._segment, self._run, self._rollback, places, lending)
+        segment = None if self._ranks.nodes.several else self._segment
+        tiers = Tiers(self.directory, segment, self._run, self._rollback, places, lending)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed, partial: bool = False) -> None:
@@ -280,38 +280,6 @@ class Checkpointer(Here, Losses):
             self._stop.close()
             if self._tier is not None:
                 self._tier.close()
-
-    @property
-    def _notices(self) -> Notices:
-        return Notices(self._ranks.rank)
-
-    def _open_tier(self) -> None:
-        """The memory tier is open if every rank can have it."""
-        if self._segment is None or self._snapshot_every is None:
-            return
-        place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
-        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts)
-        problems = list(filter(None, self._ranks.exchange(problem)))
-        if memory is not None and not problems:
-            if self._flush_s is not None:
-                self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
-            every = None if self._snapshot_every == "auto" else self._snapshot_every
-            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
-        else:
-            self._notices.no_snapshots(problems[0])
-
-    def _lose_tier(self) -> None:
-        """The memory tier is made again if somebody has removed its files; else it is given up."""
-        assert self._tier is not None
-        why, removed = self._tier.give_up()
-        self._tier = None
-        self._removals += removed
-        if not removed or self._removals > REMOVALS:
-            self._notices.say(f"{why}; checkpoints go on, on disk")
-            return
-        self._notices.say(f"{why}; this step is saved to disk, and new snapshots are taken")
-        self.save()
-        self._open_tier()
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():

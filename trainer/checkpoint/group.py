@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ..rundir.machine import shm
 from .errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
+from .memory.nodes import Nodes, numbered
 
 T = TypeVar("T")
 
@@ -26,6 +28,7 @@ class Ranks:
 
     rank = 0
     world_size = 1
+    nodes = Nodes()
 
     def exchange(self, value: Any) -> list[Any]:
         """The `value` (JSON) of every rank, by rank; the same on every rank."""
@@ -38,19 +41,30 @@ class Ranks:
     def lead(self, action: Callable[[], T]) -> T:
         """Rank 0 alone runs `action`; every rank gets its result. If it raised OSError or CheckpointError, every rank
         raises CheckpointError."""
-        outcome: dict[str, Any] = {}
-        if self.rank == 0:
-            try:
-                outcome = {"value": action()}
-            except CheckpointError as error:
-                outcome = {"error": str(error), "kind": type(error).__name__}
-            except OSError as error:
-                outcome = {"error": str(error), "kind": "CheckpointError"}
-        outcome = self.exchange(outcome)[0]
-        if "error" in outcome:
-            raise _RAISED.get(outcome["kind"], CheckpointError)(outcome["error"])
-        value: T = outcome["value"]
+        value: T = _value(self.exchange(_done(action) if self.rank == 0 else {})[0])
         return value
+
+    def each_node(self, action: Callable[[], T]) -> list[T]:
+        """One rank of each node runs `action`; every rank gets the results, by node. If one raised OSError or
+        CheckpointError, every rank raises CheckpointError."""
+        leads = self.nodes.leads(self.rank)
+        outcomes = self.exchange(_done(action) if leads else {})
+        return [_value(outcome) for rank, outcome in enumerate(outcomes) if self.nodes.leads(rank)]
+
+
+def _done(action: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"value": action()}
+    except CheckpointError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    except OSError as error:
+        return {"error": str(error), "kind": "CheckpointError"}
+
+
+def _value(outcome: dict[str, Any]) -> Any:
+    if "error" in outcome:
+        raise _RAISED.get(outcome["kind"], CheckpointError)(outcome["error"])
+    return outcome["value"]
 
 
 class GlooRanks(Ranks):
@@ -60,6 +74,8 @@ class GlooRanks(Ranks):
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        alone = os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size)
+        self.nodes = Nodes((0,) * self.world_size) if alone else numbered(self.exchange(shm.whose()))
 
     def exchange(self, value: Any) -> list[Any]:
         # JSON, not all_gather_object: all_gather_object unpickles what other ranks send.

@@ -143,7 +143,8 @@ def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict
         else:
             loaded = load(tiers.folder / name, *here)
     except Damaged as error:
-        return None, {"problem": str(error), "damaged": True}
+        lost = not name.startswith(SNAPSHOT) and not (tiers.folder / name).exists()
+        return None, {"problem": str(error), "damaged": True, "lost": lost}
     except (Unreadable, Misfit, OSError) as error:
         return None, {"problem": str(error), "damaged": False, "misfit": isinstance(error, Misfit)}
     return loaded, {"digest": loaded.manifest.digest}
@@ -151,6 +152,9 @@ def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict
 
 def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
     """Why the ranks cannot use a state, and whether it is damaged; None if all of them can use it."""
+    lost = [rank for rank, report in enumerate(reports) if report.get("lost")]
+    if 0 < len(lost) < len(reports):
+        return f"rank {lost[0]} does not find it; the folder must be on storage that all nodes share", False
     bad = [(rank, report) for rank, report in enumerate(reports) if "problem" in report]
     for rank, report in sorted(bad, key=lambda item: not item[1]["damaged"]):
         text = report["problem"] if len(bad) == len(reports) else f"rank {rank}: {report['problem']}"

@@ -99,6 +99,8 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
             return Outcome(order.step, size, time.monotonic() - began, existed=True)
         reports = ranks.exchange(_write(order, order.folder / temporary, layout, ranks.rank, disk))
         error = "; ".join(f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if "error" in r)
+        if 0 < sum(report.get("lost", False) for report in reports) < len(reports):
+            error += f"; {order.folder} must be on storage that all nodes share"
         if error:
             raise CheckpointError(error)
         manifest = _manifest(order, layout, reports, time.monotonic() - began)
@@ -117,7 +119,7 @@ def _write(order: Order, folder: Path, layout: Layout, rank: int, disk: Disk) ->
     try:
         disk.create(folder / shard_name(rank), digest.through(chunks), mine + total(order.own.specs))
     except OSError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "lost": isinstance(error, FileNotFoundError)}
     stored = digest.stored()
     return {"bytes": stored.bytes, "block": stored.block, "blocks": stored.blocks}
 

@@ -58,6 +58,17 @@ def segment_here(environ: Mapping[str, str] = os.environ) -> Path | None:
     return segment_of(mark) if is_mark(mark) else None
 
 
+def whose(environ: Mapping[str, str] = os.environ) -> str:
+    """The shared memory of this process: two processes with the same text see the same files there, as far as they are
+    of the same run on one node. Machines differ in it, and so do containers."""
+    segment = segment_here(environ)
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{kernel}/{ROOT.stat().st_dev}/{segment.name if segment else ''}"
+    except OSError:
+        return f"{os.uname().nodename}/{segment.name if segment else ''}"
+
+
 def board_path(segment: Path, rank: int) -> Path:
     return segment / f"rank{rank}"
 

@@ -1,0 +1,71 @@
+"""What a Checkpointer does with its memory tier: it opens it, and gives it up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..group import Ranks
+from ..interval import Interval, Pace, flush_cost
+from ..notices import Notices
+from ..options import Every
+from ..source import Source
+from ..state.per_rank import Parts
+from .memory import Place, opened
+from .tier import REMOVALS, Tier
+
+
+class Tiered:
+    """The part of a Checkpointer that has the memory tier."""
+
+    _ranks: Ranks
+    _parts: Parts
+    _source: Source
+    _segment: Path | None
+    _snapshot_every: Every
+    _run: str | None
+    _attempt: int | None
+    _pace: Pace
+    _flush_s: float | None
+    _interval: Interval
+    _keep: int
+    _tier: Tier | None
+    _removals = 0
+
+    def save(self) -> bool:
+        """Whether the state after the last step() is durable now."""
+        raise NotImplementedError
+
+    @property
+    def _notices(self) -> Notices:
+        return Notices(self._ranks.rank)
+
+    def _open_tier(self) -> None:
+        """The memory tier is open if every rank can have it."""
+        if self._segment is None or self._snapshot_every is None:
+            return
+        if self._ranks.nodes.several:
+            self._notices.no_snapshots("the ranks are on several nodes, and see only their own node's memory")
+            return
+        place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
+        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts)
+        problems = list(filter(None, self._ranks.exchange(problem)))
+        if memory is not None and not problems:
+            if self._flush_s is not None:
+                self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
+            every = None if self._snapshot_every == "auto" else self._snapshot_every
+            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
+        else:
+            self._notices.no_snapshots(problems[0])
+
+    def _lose_tier(self) -> None:
+        """The memory tier is made again if somebody has removed its files; else it is given up."""
+        assert self._tier is not None
+        why, removed = self._tier.give_up()
+        self._tier = None
+        self._removals += removed
+        if not removed or self._removals > REMOVALS:
+            self._notices.say(f"{why}; checkpoints go on, on disk")
+            return
+        self._notices.say(f"{why}; this step is saved to disk, and new snapshots are taken")
+        self.save()
+        self._open_tier()
