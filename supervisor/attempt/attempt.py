@@ -101,9 +101,10 @@ class Attempt:
             return False
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
-            # Without parents: if the run's folder was moved or removed, it is not made again.
-            self._run.attempts_folder.mkdir(mode=0o700, exist_ok=True)
-            folder.path.mkdir(mode=0o700, exist_ok=True)
+            for each in dict.fromkeys([folder.path, folder.here]):
+                # Without more parents: if the run's folder was moved or removed, it is not made again.
+                each.parent.mkdir(mode=0o700, exist_ok=True)
+                each.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, self._spec.nproc)
         group.release(msgspec.structs.replace(body(), kind=group.kind), folder)
         self._group, self.kind = group, group.kind
@@ -238,7 +239,8 @@ class Attempt:
 
 def sweep(run: RunDir, number: int) -> None:
     """Removes files that processes of that attempt were writing when they died, if the disk allows it."""
-    for folder in (run.path, run.attempt(number).path):
+    attempt = run.attempt(number)
+    for folder in (run.path, attempt.path, attempt.here):
         with contextlib.suppress(OSError):
             for unfinished in folder.glob(".*.tmp-*"):
                 unfinished.unlink(missing_ok=True)

@@ -47,6 +47,8 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     arguments = _arguments(spec, relaunch=True)
     written = Redactor(outer).command(arguments)
     hidden = {i: own for i, (own, safe) in enumerate(zip(arguments, written, strict=True)) if own != safe}
+    if run.place is not None:
+        env[names.PLACE] = str(run.place)
     if spec.devices:
         env["CUDA_VISIBLE_DEVICES"] = spec.devices
     if spec.plain_saves:

@@ -16,6 +16,7 @@ from .variables import (
     FLUSH_SECONDS,
     MARK,
     MTBF_SECONDS,
+    PLACE,
     PLAIN_SAVES,
     RESUME,
     ROLLBACK,
@@ -51,7 +52,8 @@ def supervised(environ: Mapping[str, str] = os.environ) -> Supervised | None:
     run_dir, attempt = environ.get(RUN_DIR), environ.get(ATTEMPT)
     if not run_dir or attempt is None or MARK not in environ:
         return None
-    run = RunDir(Path(run_dir))
+    place = environ.get(PLACE)
+    run = RunDir(Path(run_dir), Path(place) if place else None)
     number = int(attempt)
     return Supervised(
         run=run,

@@ -5,6 +5,9 @@ attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
+
+What works within one machine only (mapped memory, FIFOs) is in the place of each node: standby/ and each attempt's
+beats. On one node the place is the run directory itself.
 """
 
 from __future__ import annotations
@@ -27,10 +30,17 @@ class AttemptDir:
     """The folder of one attempt; it is never deleted or reused."""
 
     path: Path
+    place: Path | None = None
+    """Its folder on this node, if that is another one."""
+
+    @property
+    def here(self) -> Path:
+        """The folder for what works within this machine only."""
+        return self.place or self.path
 
     @property
     def beats(self) -> Path:
-        return self.path / "beats"
+        return self.here / "beats"
 
     @property
     def launcher_log(self) -> Path:
@@ -112,6 +122,13 @@ class RunDir:
     """One run's folder: one request, many attempts."""
 
     path: Path
+    place: Path | None = None
+    """The folder of this node alone, of a run over several nodes."""
+
+    @property
+    def here(self) -> Path:
+        """The folder for what works within this machine only."""
+        return self.place or self.path
 
     @property
     def run_json(self) -> Path:
@@ -165,7 +182,7 @@ class RunDir:
     @property
     def standby(self) -> Path:
         """Groups that wait, or waited before they became an attempt."""
-        return self.path / "standby"
+        return self.here / "standby"
 
     @property
     def modules(self) -> Path:
@@ -206,7 +223,8 @@ class RunDir:
         return self.path / "attempts"
 
     def attempt(self, number: int) -> AttemptDir:
-        return AttemptDir(self.attempts_folder / f"{number:04d}")
+        name = f"attempts/{number:04d}"
+        return AttemptDir(self.path / name, self.place / name if self.place is not None else None)
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts that have a folder, oldest first."""

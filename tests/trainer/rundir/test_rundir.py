@@ -15,7 +15,7 @@ from trainer.rundir.environment import supervised
 from trainer.rundir.layout import RunDir, committed_steps, step_name, step_of
 from trainer.rundir.records.beats import BeatReader, BeatWriter, Source, create_beats
 from trainer.rundir.records.notes import NoteReader, NoteWriter
-from trainer.rundir.variables import ATTEMPT, MARK, RESUME, RUN_DIR
+from trainer.rundir.variables import ATTEMPT, MARK, PLACE, RESUME, RUN_DIR
 
 
 @given(st.integers(0, 10**12))
@@ -131,6 +131,17 @@ def test_who_supervises() -> None:
     assert (here.run.path, here.attempt_number, here.resume) == (Path("/runs/a"), 3, "must")
     for name in (RUN_DIR, ATTEMPT, MARK):
         assert supervised({k: v for k, v in environ.items() if k != name}) is None
+
+
+def test_what_a_node_keeps_to_itself() -> None:
+    """Mapped memory and FIFOs are in the node's own place, where there is one; all else is in the run's folder."""
+    environ = {RUN_DIR: "/runs/a", ATTEMPT: "3", MARK: "m.3", PLACE: "/dev/shm/p"}
+    here, alone = supervised(environ), supervised({**environ, PLACE: ""})
+
+    assert here is not None and alone is not None
+    assert (here.run.standby, here.attempt.beats) == (Path("/dev/shm/p/standby"), Path("/dev/shm/p/attempts/0003/beats"))
+    assert here.attempt.rank_log(1) == alone.attempt.rank_log(1) == Path("/runs/a/attempts/0003/rank1.log")
+    assert (alone.run.standby, alone.attempt.beats) == (Path("/runs/a/standby"), Path("/runs/a/attempts/0003/beats"))
 
 
 @pytest.mark.parametrize(
