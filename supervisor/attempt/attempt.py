@@ -105,7 +105,7 @@ class Attempt:
                 # Without more parents: if the run's folder was moved or removed, it is not made again.
                 each.parent.mkdir(mode=0o700, exist_ok=True)
                 each.mkdir(mode=0o700, exist_ok=True)
-            create_beats(folder.beats, self._spec.nproc)
+            create_beats(folder.beats, group.seat.world)
         group.release(msgspec.structs.replace(body(), kind=group.kind), folder)
         self._group, self.kind = group, group.kind
         return True

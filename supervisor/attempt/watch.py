@@ -45,7 +45,7 @@ class Watch:
     def __init__(self, folder: AttemptDir, group: WorkerGroup, reaper: Reaper, cwd: Path) -> None:
         """The `group` of the attempt has been released. Its script runs in `cwd`."""
         self.folder = folder
-        self.nproc = group.nproc
+        self._asked = group.seat.ranks
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
@@ -112,7 +112,7 @@ class Watch:
             self._files_at = now
             self._collect_raised()
             self.logs.look(self.seen_ranks.keys() - {SCRIPT}, now)
-        starting = self.launcher is not None and len(self.seen_ranks) < self.nproc
+        starting = self.launcher is not None and len(self.seen_ranks) < len(self._asked)
         at_work = not starting and all(glance.state in "RS" for glance in self._kernel.values())
         if now >= self._kernel_at + (_KERNEL_CALM if at_work and not self.quiet(now) else _KERNEL_EVERY):
             self._look_at_kernel(now)
@@ -120,7 +120,7 @@ class Watch:
     def group(self) -> Group:
         """The processes beside the registered ranks."""
         launcher = Member(self._launcher_pid, stopped=self._launcher_stopped, launcher=True) if self.launcher else None
-        return Group(self.nproc, launcher, self._unborn)
+        return Group(len(self._asked), launcher, self._unborn)
 
     def views(self) -> tuple[RankView, ...]:
         """The living ranks."""
@@ -144,7 +144,7 @@ class Watch:
 
     def _numbers(self) -> list[int]:
         """The numbers of the requested ranks, and of the ranks that the script has started."""
-        return [*range(self.nproc), *(rank for rank in self.seen_ranks if rank not in (*range(self.nproc), SCRIPT))]
+        return [*self._asked, *(rank for rank in self.seen_ranks if rank not in (*self._asked, SCRIPT))]
 
     def saved(self) -> int:
         """The number of the script's own saves, in any form."""
@@ -203,17 +203,17 @@ class Watch:
         self._unborn, self._launcher_stopped = (), False
         if self.launcher is None:
             return
-        if len(self.seen_ranks) < self.nproc:
+        if len(self.seen_ranks) < len(self._asked):
             known = set(self.seen_ranks.values())
             born = [pid for pid in kernel.children(self._launcher_pid) if pid not in known]
             self._unborn = tuple(self._to_be_rank(pid) for pid in born)
-        if self._unborn or len(self.seen_ranks) < self.nproc or any(b.phase < Phase.TRAIN for b in self.beats):
+        if self._unborn or len(self.seen_ranks) < len(self._asked) or any(b.phase < Phase.TRAIN for b in self.beats):
             self._launcher_stopped = kernel.glance(self._launcher_pid).state == "T"
 
     def _to_be_rank(self, pid: int) -> Member:
         if kernel.glance(pid).state != "T":
             return Member(pid)
-        for rank in range(self.nproc):
+        for rank in self._asked:
             with contextlib.suppress(OSError, ValueError):
                 if int(self._gate.ready(rank).read_text()) == pid:
                     return Member(pid, rank, stopped=True)
@@ -338,6 +338,6 @@ class Watch:
 
     def _collect_raised(self) -> None:
         known = {raised.rank for raised in self.raised}
-        for rank in {*range(self.nproc), *self.seen_ranks}:
+        for rank in {*self._asked, *self.seen_ranks}:
             if rank not in known and (record := exception_of(self.folder.error(rank))):
                 self.raised.append(replace(record, spared=self._is_spared(rank, None)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.group.launch import flags, shown, stdin
+from supervisor.group.seat import Seat
 from supervisor.process.proctree import Process
 from supervisor.run.spec import Spec
 from trainer.rundir.programs import program
@@ -69,9 +70,9 @@ class ForkServer:
         self.loading = True
         self._ask({"import": str(modules), "gently": gently})
 
-    def fork(self, gate: Gate) -> None:
-        """It will fork a group at `gate`. The launcher's pid comes in `born`."""
-        self._ask({"group": str(gate.path), "flags": flags(self._spec, gate)})
+    def fork(self, gate: Gate, seat: Seat) -> None:
+        """It will fork a group at `gate`, with the ranks of `seat`. The launcher's pid comes in `born`."""
+        self._ask({"group": str(gate.path), "flags": flags(self._spec, gate, seat)})
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is an answer, or when it has died."""

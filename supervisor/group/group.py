@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from supervisor.group.seat import Seat
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
@@ -19,13 +20,13 @@ from trainer.rundir.records.parking import Parked
 class WorkerGroup:
     """A launcher and its ranks. `born`: the launcher has a pid. `parked`: all ranks wait at the gate."""
 
-    def __init__(self, gate: Gate, nproc: int, kind: str, fd: int | None, expected: Release | None = None) -> None:
+    def __init__(self, gate: Gate, seat: Seat, kind: str, fd: int | None, expected: Release | None = None) -> None:
         """`kind` is fork or exec. `fd` keeps the gate shut; None if the gate is open."""
         self.gate = gate
         self.expected = expected
         """The release that its ranks expect: they wait in restore(). None: they wait at the script's first line."""
         self.kind = kind
-        self.nproc = nproc
+        self.seat = seat
         self.launcher: Process | None = None
         self.knows = 0
         """The `knows` of the fork server when it forked the group: how many times the server had learned more by
@@ -37,15 +38,15 @@ class WorkerGroup:
         self._fd = fd
 
     @classmethod
-    def ordered(cls, folder: Path, nproc: int, kind: str, expected: Release | None = None) -> WorkerGroup:
+    def ordered(cls, folder: Path, seat: Seat, kind: str, expected: Release | None = None) -> WorkerGroup:
         """A new group with a shut gate. OSError if the gate cannot be made."""
         gate = Gate(folder)
         fd = gate.close(expected)
         gate.launcher_log.touch(0o600)
         if expected is not None:
-            for rank in range(nproc):
+            for rank in seat.ranks:
                 gate.rank_log(rank).touch(0o600)
-        return cls(gate, nproc, kind, fd, expected)
+        return cls(gate, seat, kind, fd, expected)
 
     @classmethod
     def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
@@ -58,7 +59,7 @@ class WorkerGroup:
             return None
         if body is None:
             return None
-        group = cls(gate, body.nproc, body.kind, None)
+        group = cls(gate, Seat((body.nproc,)), body.kind, None)
         group.launcher = _launcher(gate, mark)
         return group, body
 
@@ -70,12 +71,12 @@ class WorkerGroup:
     def parked(self) -> bool:
         """Whether every rank waits where it should."""
         place = self.gate.ready if self.expected is None else self.gate.parked
-        return self.launcher is not None and all(place(rank).exists() for rank in range(self.nproc))
+        return self.launcher is not None and all(place(rank).exists() for rank in self.seat.ranks)
 
     def parked_ranks(self) -> list[Parked]:
         """What the ranks tell that wait in restore()."""
         found = []
-        for rank in range(self.nproc):
+        for rank in self.seat.ranks:
             with contextlib.suppress(OSError, ValueError):
                 found.append(read(self.gate.parked(rank), Parked))
         return found
@@ -86,7 +87,7 @@ class WorkerGroup:
         with contextlib.suppress(OSError):
             # The launcher goes on writing into the same file. The new name does not matter to it.
             os.link(self.gate.launcher_log, attempt.launcher_log)
-        for rank in range(self.nproc) if self.expected is not None else ():
+        for rank in self.seat.ranks if self.expected is not None else ():
             with contextlib.suppress(OSError):
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
         fd, self._fd = self._fd, None
@@ -95,7 +96,7 @@ class WorkerGroup:
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate."""
         found = []
-        for rank in range(self.nproc):
+        for rank in self.seat.ranks:
             with contextlib.suppress(OSError, ValueError):
                 found.append(int(self.gate.ready(rank).read_text()))
         return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.core.model import Rollback
+from supervisor.group.seat import Seat
 from supervisor.process import loopback
 from supervisor.run.briefing import Briefing
 from supervisor.run.own_saves import newest_whole
@@ -152,15 +153,17 @@ def _newest(checkpoints: Path, rollback: rollbacks.Rollback | None) -> int:
     return -1
 
 
-def flags(spec: Spec, gate: Gate) -> list[str]:
-    """torchrun's flags: a fresh engine with our own rendezvous, which needs no other member."""
+def flags(spec: Spec, gate: Gate, seat: Seat) -> list[str]:
+    """torchrun's flags: a fresh engine with our own rendezvous, which knows all members beforehand."""
+    several = len(seat.sizes) > 1
     return [
-        "--nnodes=1",
-        f"--nproc-per-node={spec.nproc}",
+        f"--nnodes={len(seat.sizes)}",
+        f"--nproc-per-node={seat.nproc}",
         "--max-restarts=0",
         "--rdzv-backend=supervise",
-        # Nobody uses it. But without it torchrun warns.
-        "--rdzv-endpoint=localhost:0",
+        # On one node nobody uses it. But without it torchrun warns.
+        f"--rdzv-endpoint={seat.host}:{seat.port}" if several else "--rdzv-endpoint=localhost:0",
+        *([f"--rdzv-conf=node={seat.node},sizes={'.'.join(map(str, seat.sizes))}"] if several else []),
         f"--rdzv-id={spec.mark}-{gate.path.name}",
         *([f"--local-addr={spec.local_addr}"] if spec.local_addr else []),
         # No folder. Ranks have their own logs, and torch would make the run's folder again after a move.
@@ -179,7 +182,7 @@ def stdin() -> int:
     return subprocess.DEVNULL if sys.__stdin__ is None else 0
 
 
-def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
+def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str], seat: Seat) -> int:
     """The pid of a new launcher in its own session. Its ranks are fresh interpreters and will wait at `gate`.
 
     OSError if the disk or the process table is full.
@@ -191,7 +194,7 @@ def start_cold(spec: Spec, gate: Gate, env: Mapping[str, str]) -> int:
                 "-u",
                 *program("rank.engine.launcher"),
                 str(gate.path),
-                *flags(spec, gate),
+                *flags(spec, gate, seat),
                 "--",
                 *shown(spec),
             ],

@@ -82,7 +82,7 @@ class Parking:
     def lost(self, group: WorkerGroup) -> str:
         """Why `group`, which was to wait in restore(), has ended."""
         why = "its launcher has ended"
-        for rank in range(group.nproc):
+        for rank in group.seat.ranks:
             with contextlib.suppress(OSError, ValueError):
                 why = f"rank {rank}: {read(group.gate.unfit(rank), Unfit).why}"
                 break
@@ -102,7 +102,7 @@ class Parking:
         parked = group.parked_ranks()
         known = [file for each in parked for file in each.files]
         changed = next((file[0] for file in known if _has_changed(file)), "")
-        if len(parked) < group.nproc:
+        if len(parked) < group.seat.nproc:
             # It has not come that far: it reads its files at this moment.
             changed = changed or self._changed_since(group.gate.ahead, body.attempt - 1)
         return f"{changed} has changed since it was read" if changed else ""

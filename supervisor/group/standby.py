@@ -25,6 +25,7 @@ from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
 from supervisor.group.learned import Learned
 from supervisor.group.parking import Parking
+from supervisor.group.seat import Seat
 from supervisor.process.kill import kill
 from supervisor.process.proctree import carries
 from supervisor.run.events import EventLog
@@ -235,19 +236,19 @@ class Standby:
 
     def _new(self, kind: str, expected: Release | None) -> WorkerGroup:
         self._count += 1
-        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", self._spec.nproc, kind, expected)
+        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", Seat((self._spec.nproc,)), kind, expected)
 
     def _fork(self, fork_server: ForkServer, expected: Release | None = None) -> WorkerGroup:
         group = self._new("fork", expected)
         group.knows, group.server = self._knows, fork_server.serving
         self._unborn[str(group.gate.path)] = group
-        fork_server.fork(group.gate)
+        fork_server.fork(group.gate, group.seat)
         return group
 
     def _cold(self, park: bool, expected: Release | None = None) -> WorkerGroup:
         group = self._new("exec", expected)
         env = {**self._env, PRELOAD: str(self._run.modules)} if park else self._env
-        group.born(start_cold(self._spec, group.gate, env))
+        group.born(start_cold(self._spec, group.gate, env, group.seat))
         return group
 
     def _born(self, folder: str, pid: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.attempt.watch import Watch
 from supervisor.group.group import WorkerGroup
+from supervisor.group.seat import Seat
 from supervisor.process import proctree
 from supervisor.process.reaper import Reaper
 from trainer.rundir.layout import RunDir
@@ -25,7 +26,7 @@ def test_a_number_of_a_descriptor_that_is_used_again(tmp_path: Path) -> None:
     attempt = RunDir(tmp_path / "run").attempt(0)
     attempt.path.mkdir(parents=True)
     create_beats(attempt.beats, 1)
-    watch = Watch(attempt, WorkerGroup.ordered(tmp_path / "group", 1, "fork"), Reaper(), tmp_path)
+    watch = Watch(attempt, WorkerGroup.ordered(tmp_path / "group", Seat((1,)), "fork"), Reaper(), tmp_path)
     with subprocess.Popen(["sleep", "600"]) as rank:
         try:
             BeatWriter(attempt.beats, 0, rank.pid).close()

@@ -12,6 +12,7 @@ import pytest
 from supervisor.core.standby.parking import TRIES
 from supervisor.group.group import WorkerGroup
 from supervisor.group.parking import Parking
+from supervisor.group.seat import Seat
 from supervisor.run.spec import Spec
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
@@ -36,7 +37,7 @@ def test_refused(parking: Parking, tmp_path: Path) -> None:
     source.write_text("VERSION = 1")
     expected = parking.expected(0)
     assert expected is not None
-    group = WorkerGroup.ordered(tmp_path / "group", 1, "fork", expected)
+    group = WorkerGroup.ordered(tmp_path / "group", Seat((1,)), "fork", expected)
 
     def refused(**changes: Any) -> str:
         return parking.refused(group, lambda: msgspec.structs.replace(BODY, **changes))

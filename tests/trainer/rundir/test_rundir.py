@@ -139,7 +139,10 @@ def test_what_a_node_keeps_to_itself() -> None:
     here, alone = supervised(environ), supervised({**environ, PLACE: ""})
 
     assert here is not None and alone is not None
-    assert (here.run.standby, here.attempt.beats) == (Path("/dev/shm/p/standby"), Path("/dev/shm/p/attempts/0003/beats"))
+    assert (here.run.standby, here.attempt.beats) == (
+        Path("/dev/shm/p/standby"),
+        Path("/dev/shm/p/attempts/0003/beats"),
+    )
     assert here.attempt.rank_log(1) == alone.attempt.rank_log(1) == Path("/runs/a/attempts/0003/rank1.log")
     assert (alone.run.standby, alone.attempt.beats) == (Path("/runs/a/standby"), Path("/runs/a/attempts/0003/beats"))
 

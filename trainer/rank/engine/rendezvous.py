@@ -1,19 +1,27 @@
-"""The rendezvous of a group on one node. Its launcher is the only member, so there is nobody to meet.
+"""The rendezvous of a group. The supervisor knows its members beforehand, so the launchers have nobody to meet.
 
 torch's own rendezvous keeps a pickle in a store that listens on every interface and checks no identity: anybody who
-reaches the port can run code in the launcher. Here the launcher's store is memory of its process, and nothing is
-unpickled. The ranks meet in a file without a name, which only their user can open.
+reaches the port can run code in the launcher. Here each launcher's store is memory of its process, and nothing is
+unpickled.
 
-Only torch's store at MASTER_PORT listens, for scripts that connect to it themselves. It is on the loopback interface
-alone, where any user of this machine may read and write it.
+On one node the ranks meet in a file without a name, which only their user can open. Only torch's store at MASTER_PORT
+listens, for scripts that connect to it themselves. It is on the loopback interface alone, where any user of this
+machine may read and write it.
+
+Ranks on several nodes can only meet in torch's store. The launcher of node 0 serves it, at the one address and port
+that the supervisor names. So it must not end before the last rank: it waits for the supervisor's word.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
+import time
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
@@ -23,7 +31,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from ...rundir.variables import STORE
+from ...rundir.records.gate import Gate
+from ...rundir.variables import GROUP, STORE
 from .. import torch_patches
 from ..loopback import listen
 from ..torch_patches import store_on
@@ -36,12 +45,47 @@ _ANSWERED = 0.3
 """Seconds within which a working resolver has answered."""
 
 
-class OneNode(RendezvousHandler):
+_ROLE = "default"
+"""torchrun's role. There is one."""
+_LOOK_EVERY = 0.05
+_LAST = 300.0
+"""Seconds that torch's own launchers wait for the last one."""
+
+
+class Ranks(HashStore):
+    """What the launchers of `sizes[i]` ranks each would tell each other. This is the launcher of `node`.
+
+    The names are those of torch 2.13 (`SimpleElasticAgent._assign_worker_ranks`, `store.barrier`).
+    """
+
+    def __init__(self, sizes: Sequence[int], node: int) -> None:
+        super().__init__()
+        self._first = node == 0
+        if self._first:
+            for other, size in enumerate(sizes):
+                told = {"role": _ROLE, "rank": other, "local_world_size": size}
+                self.set(f"torchelastic/role_info/{other}", json.dumps(told))
+        else:
+            first, world = sum(sizes[:node]), sum(sizes)
+            self.set(f"torchelastic/assigned_ranks/{node}", json.dumps([first, world, first, world]))
+
+    def wait(self, *arguments: object) -> None:
+        """The ranks of this launcher have ended well. The one that serves the store stays until all ranks have."""
+        over = Gate(Path(os.environ[GROUP])).over
+        until = time.monotonic() + _LAST
+        while self._first and not over.exists() and time.monotonic() < until:
+            time.sleep(_LOOK_EVERY)
+
+
+class Members(RendezvousHandler):
     """The group is complete from the beginning. No node joins later: for another group a new one is started."""
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
         self._local = parameters.local_addr
+        self._endpoint = parameters.endpoint
+        self._node = int(parameters.get("node", 0))
+        self._sizes = [int(size) for size in parameters.get("sizes", "").split(".") if size]
         self._served: list[Store] = []
         self._closed = False
 
@@ -55,12 +99,22 @@ class OneNode(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """The store of the ranks is open, or at least its port is known. OSError if no interface has the address."""
+        if self._sizes:
+            return self._among_several()
         with listen(host=self._local) as listener:
             address, port = listener.getsockname()[:2]
             if self.use_agent_store:
                 self._served = _serve(listener, address, port)
                 os.environ[STORE] = f"{port}:{_unnamed_file()}"
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(address, port))
+
+    def _among_several(self) -> RendezvousInfo:
+        address, _, port = self._endpoint.rpartition(":")
+        if self._node == 0 and self.use_agent_store:
+            with listen(int(port), address) as listener:
+                self._served = _serve(listener, address, int(port))
+        where = RendezvousStoreInfo(address, int(port))
+        return RendezvousInfo(Ranks(self._sizes, self._node), self._node, len(self._sizes), where)
 
     def is_closed(self) -> bool:
         return self._closed
@@ -115,4 +169,4 @@ def _unnamed_file() -> str:
 
 def register() -> None:
     """Makes the backend known to torchrun."""
-    torch_patches.register(BACKEND, OneNode)
+    torch_patches.register(BACKEND, Members)

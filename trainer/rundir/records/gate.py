@@ -11,6 +11,7 @@ A group is a folder `standby/0007/` of the run:
     launcher       the launcher's pid and start time, so that no other process is ever taken for it
     release.json   the Release, written before the gate is opened
     launcher.json  how the launcher ended, unless it was killed
+    over           of a group over several nodes: every rank has ended, so the launcher that serves their store may end
     launcher.log
 
 The write end closes when the supervisor opens the gate. It also closes when the supervisor dies, by any cause: then
@@ -106,6 +107,10 @@ class Gate:
     @property
     def launcher_report(self) -> Path:
         return self.path / "launcher.json"
+
+    @property
+    def over(self) -> Path:
+        return self.path / "over"
 
     def ready(self, rank: int) -> Path:
         return self.path / f"rank{rank}.ready"
