@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from supervisor.group.seat import Seat
+from supervisor.group.seat import Elsewhere, Seat
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
@@ -35,6 +35,8 @@ class WorkerGroup:
         """The pid of the process that forked it."""
         self.stillborn = False
         """Whether the process that had to make it is gone. Then it will never have a launcher."""
+        self.elsewhere: Elsewhere | None = None
+        """Its parts on other nodes."""
         self._fd = fd
 
     @classmethod
@@ -71,7 +73,8 @@ class WorkerGroup:
     def parked(self) -> bool:
         """Whether every rank waits where it should."""
         place = self.gate.ready if self.expected is None else self.gate.parked
-        return self.launcher is not None and all(place(rank).exists() for rank in self.seat.ranks)
+        here = self.launcher is not None and all(place(rank).exists() for rank in self.seat.ranks)
+        return here and (self.elsewhere is None or self.elsewhere.parked)
 
     def parked_ranks(self) -> list[Parked]:
         """What the ranks tell that wait in restore()."""
@@ -91,6 +94,8 @@ class WorkerGroup:
             with contextlib.suppress(OSError):
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
         fd, self._fd = self._fd, None
+        if self.elsewhere is not None:
+            self.elsewhere.release(body)
         self.gate.open(fd, body)
 
     def rank_pids(self) -> list[int]:
@@ -103,6 +108,8 @@ class WorkerGroup:
 
     def abandon(self) -> None:
         """The group is given up. No rank waits for this supervisor any more."""
+        if self.elsewhere is not None:
+            self.elsewhere.drop()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from trainer.rundir.records.gate import Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,21 @@ class Seat:
         """The ranks here."""
         first = sum(self.sizes[: self.node])
         return range(first, first + self.nproc)
+
+
+class Elsewhere(Protocol):
+    """The parts of a group on the other nodes."""
+
+    @property
+    def parked(self) -> bool:
+        """Whether all their ranks wait at their gates."""
+
+    @property
+    def lost(self) -> str:
+        """Why they cannot be used any more, or empty."""
+
+    def release(self, body: Release) -> None:
+        """Their ranks go on as the attempt of `body`."""
+
+    def drop(self) -> None:
+        """They are given up, unless they were released."""

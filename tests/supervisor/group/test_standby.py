@@ -138,9 +138,9 @@ def test_module_that_starts_a_thread(run: Run) -> None:
 def test_without_a_fork_server_groups_wait_cold(run: Run) -> None:
     """Where no fork server can be had, the standby is a group of fresh interpreters that have imported and wait."""
     code = (
-        "import sys, _supervisor.group.standby as standby\n"
+        "import sys, _supervisor.group.maker as maker\n"
         "def refuse(*_): raise OSError('no fork server here')\n"
-        "standby.ForkServer = refuse\nstandby._PAUSE = 0.01\n"
+        "maker.ForkServer = refuse\nmaker._PAUSE = 0.01\n"
         "from _supervisor.commands.cli import run\n"
         "sys.exit(run(sys.argv[1:]))"
     )

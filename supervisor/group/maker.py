@@ -1,0 +1,195 @@
+"""Makes worker groups: the fork server with its learned imports, and the cold start where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from supervisor.group.fork_server import ForkServer
+from supervisor.group.group import WorkerGroup
+from supervisor.group.launch import environment, start_cold
+from supervisor.group.learned import Learned
+from supervisor.group.seat import Seat
+from supervisor.process.kill import kill
+from supervisor.process.proctree import carries
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
+from trainer.rundir.variables import PRELOAD
+
+_LOADING = 60.0
+"""Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
+_PAUSE = 2.0
+_TRIES = 3
+
+
+class GroupMaker:
+    """Has at most one fork server. Nothing here blocks; listen() does the work."""
+
+    def __init__(self, spec: Spec, run: RunDir, outer: Mapping[str, str], lost: Callable[[str], object]) -> None:
+        """`lost` is told why something could not be made, or has died."""
+        self._spec, self._run, self._tell = spec, run, lost
+        self._env = environment(spec, run, outer)
+        self.server: ForkServer | None = None
+        self.learned = Learned(spec, run)
+        self.knows = 0
+        """The number of times that the fork server has learned more."""
+        self.why = ""
+        """The reason for the last loss."""
+        self.not_before = 0.0
+        """The time before which nothing more is tried."""
+        self._unborn: dict[str, WorkerGroup] = {}
+        folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
+        self._count = max(folders, default=0)
+        self._failures = 0
+        self._since: float | None = None
+        self._loaded: list[str] = []
+        self._growing = False
+        """Whether the fork server is importing the modules that this run has imported."""
+
+    # ── the fork server ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there is no fork server, and none will be started any more."""
+        return self.server is None and self._failures >= _TRIES
+
+    @property
+    def ready(self) -> ForkServer | None:
+        """The fork server, if it can fork now."""
+        return self.server if self.server is not None and self.server.ready and not self.server.unfit else None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is worth waiting for the fork server, which still imports."""
+        fit = self.server is not None and not self.server.unfit
+        return fit and self._since is not None and now < self._since + _LOADING
+
+    def start(self, now: float) -> None:
+        """A fork server is being started, if there is none and it is worth another try."""
+        if self.server is not None or self._failures >= _TRIES:
+            return
+        folder = self._run.standby
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._loaded = self.learned.ask(self._wanted)
+            self.server = ForkServer(self._spec, self._env, self._wanted, folder / "fork_server.log")
+            self._since = now
+        except OSError as error:
+            self.lost(now, f"the fork server cannot be started: {error}")
+
+    @property
+    def _wanted(self) -> Path:
+        return self._run.standby / "wanted.json"
+
+    def learn(self) -> None:
+        """The fork server imports what the run has imported since, if it is ready."""
+        server = self.ready
+        if server is None or server.loading or not self.learned.has_news():
+            return
+        if set(self.learned.names()) <= set(self._loaded):
+            return
+        try:
+            self._loaded = self.learned.ask(self._wanted)
+        except OSError:
+            return  # The disk is full. So the waiting group is less warm.
+        self._growing = True
+        server.load(self._wanted, gently=True)
+
+    def listen(self, now: float) -> None:
+        """All answers of the fork server so far are handled."""
+        server = self.server
+        if server is None:
+            return
+        server.listen()
+        while server.born:
+            folder, pid = server.born.popleft()
+            self._born(folder, pid)
+        if server.found is not None:
+            self.learned.leave_out(server.found)
+            server.found = None
+            self.knows += self._growing
+            self._growing = False
+        if server.unfit:
+            # Its other children (perhaps an attempt) live on, as our children.
+            kill([server.process])
+            server.close()
+            self.server, self._growing = None, False
+            for group in self._unborn.values():
+                group.stillborn = True
+            self._unborn.clear()
+            self.lost(now, f"the fork server is of no use: {server.unfit}")
+
+    def lost(self, now: float, reason: str) -> None:
+        """Something was lost that should not have been. It is told; the next try comes later, and later each time."""
+        self._failures += 1
+        self.why = reason
+        self.rest(now, _PAUSE * self._failures)
+        self._tell(reason)
+
+    def rest(self, now: float, seconds: float = _PAUSE) -> None:
+        self.not_before = now + seconds
+
+    def fds(self) -> list[int]:
+        """The descriptors that are readable when there is news for listen()."""
+        return self.server.fds() if self.server else []
+
+    def close(self) -> None:
+        """There is no fork server any more. The caller must still kill the processes."""
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    # ── groups ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fork(self, server: ForkServer, seat: Seat, expected: Release | None = None) -> WorkerGroup:
+        """A new group, which `server` is forking. OSError if its gate cannot be made."""
+        group = self._new("fork", seat, expected)
+        group.knows, group.server = self.knows, server.serving
+        self._unborn[str(group.gate.path)] = group
+        server.fork(group.gate, seat)
+        return group
+
+    def cold(self, seat: Seat, park: bool, expected: Release | None = None) -> WorkerGroup:
+        """A new group of fresh interpreters. With `park`, they import what the run has imported while they wait.
+        OSError if it cannot be started."""
+        group = self._new("exec", seat, expected)
+        env = {**self._env, PRELOAD: str(self._run.modules)} if park else self._env
+        group.born(start_cold(self._spec, group.gate, env, seat))
+        return group
+
+    def _new(self, kind: str, seat: Seat, expected: Release | None) -> WorkerGroup:
+        self._count += 1
+        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", seat, kind, expected)
+
+    def _born(self, folder: str, pid: int) -> None:
+        group = self._unborn.pop(folder, None)
+        if group is not None:
+            try:
+                group.born(pid)
+            except ProcessLookupError:
+                group.stillborn = True
+
+    def disband(self, group: WorkerGroup) -> None:
+        """`group` is ended. None of its processes waits any more."""
+        pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
+        found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
+        kill([*found, *(child for process in found for child in _children(process))])
+        self._unborn.pop(str(group.gate.path), None)
+        group.dissolve()
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
+
+
+def _process(pid: int, mark: str) -> psutil.Process | None:
+    """The process with this pid, if it belongs to the run. None if it is gone, or another process has the pid now."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process if carries(pid, mark) else None
+    return None
