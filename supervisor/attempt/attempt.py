@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -23,22 +24,31 @@ from supervisor.core.model import Observation, Verdict
 from supervisor.core.stack import Stacks
 from supervisor.core.telling.news import News
 from supervisor.group.group import WorkerGroup
-from supervisor.group.launch import Order, release
-from supervisor.group.standby import Standby
 from supervisor.process import proctree
 from supervisor.process.reaper import Reaper
 from supervisor.process.room import places
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import create_beats
+from trainer.rundir.records.gate import Release
+
+
+class Groups(Protocol):
+    """Where an attempt gets its group."""
+
+    def take(self, now: float, body: Callable[[], Release]) -> WorkerGroup | None:
+        """A group for the attempt of `body`. None while there is none yet. OSError if there will be none."""
 
 
 class Attempt:
     """An attempt. It is wanted as soon as it is made. It has a `watch` as soon as its launcher runs."""
 
-    def __init__(self, run: RunDir, spec: Spec, order: Order, reaper: Reaper, now: float) -> None:
+    def __init__(
+        self, run: RunDir, spec: Spec, number: int, body: Callable[[], Release], reaper: Reaper, now: float
+    ) -> None:
+        """`body` makes its release. It is asked when there is a group."""
         self.wanted = now
-        self.number = order.attempt
+        self.number = number
         self.watch: Watch | None = None
         self.verdict: Verdict | None = None
         """The verdict, set by the loop."""
@@ -48,7 +58,8 @@ class Attempt:
         self.error = ""
         """Why it could not be launched."""
         self.kind = ""
-        self._run, self._spec, self._order, self._reaper = run, spec, order, reaper
+        self._run, self._spec, self._reaper = run, spec, reaper
+        self._body = functools.cache(body)
         self._group: WorkerGroup | None = None
         self.ending = Ending(spec.mark, self.known, foreign=False)
         self._told: set[int] | None = None
@@ -62,7 +73,7 @@ class Attempt:
         self._group, self.kind = group, group.kind
         self.ending = Ending(self._spec.mark, self.known, foreign=True)
 
-    def raise_up(self, standby: Standby, now: float) -> bool:
+    def raise_up(self, standby: Groups, now: float) -> bool:
         """Takes a group and releases it, when there is one. Returns whether the attempt has just begun to be
         watched."""
         if self.watch is not None or self.error:
@@ -94,9 +105,8 @@ class Attempt:
             disks = places(self._run.path, self._spec.cwd, self._spec.command)
             self._witness = Witness(folder, self.number, self._spec.mark, disks)
 
-    def _take(self, standby: Standby, now: float) -> bool:
-        body = functools.cache(lambda: release(self._spec, self._run, self._order, ""))
-        group = standby.take(now, body)
+    def _take(self, standby: Groups, now: float) -> bool:
+        group = standby.take(now, self._body)
         if group is None:
             return False
         folder = self._run.attempt(self.number)
@@ -106,7 +116,7 @@ class Attempt:
                 each.parent.mkdir(mode=0o700, exist_ok=True)
                 each.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, group.seat.world)
-        group.release(msgspec.structs.replace(body(), kind=group.kind), folder)
+        group.release(msgspec.structs.replace(self._body(), kind=group.kind), folder)
         self._group, self.kind = group, group.kind
         return True
 

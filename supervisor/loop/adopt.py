@@ -16,7 +16,7 @@ from supervisor.core.actions import Emit
 from supervisor.core.machine import Mode
 from supervisor.core.telling.news import Note
 from supervisor.group.group import WorkerGroup
-from supervisor.group.launch import Order, is_as_asked
+from supervisor.group.launch import Order, is_as_asked, release
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.stop_requests import Stops
@@ -52,7 +52,11 @@ class Takeover:
         group = self._group()
         if group is None:
             return None
-        attempt = Attempt(self.run, self.spec, Order(previous.last_attempt), self.reaper, now)
+        # It has its release: nobody asks for another one.
+        order = Order(previous.last_attempt)
+        attempt = Attempt(
+            self.run, self.spec, order.attempt, lambda: release(self.spec, self.run, order, ""), self.reaper, now
+        )
         try:
             attempt.adopt(group)
         except (OSError, ValueError):

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from supervisor.attempt.attempt import Attempt
-from supervisor.attempt.gpus import Gpus, are_here
 from supervisor.attempt.kernel_log import pids_are_ours
 from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
@@ -30,11 +29,11 @@ from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
-from supervisor.loop.proof import Proof
 from supervisor.loop.shrink import shrunk
 from supervisor.loop.sleep import sleep
 from supervisor.loop.stop_requests import HandedOver, Stops, retried, signals
 from supervisor.loop.tracker import Tracker
+from supervisor.nodes.limb import Limb
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
@@ -70,13 +69,12 @@ class Driver:
         self._narrator = Narrator(self.log)
         self._tracker = Tracker(self.run, self.previous, self._narrator)
         self._reaper = Reaper()
-        self._attempts = Attempts(self.run, self.spec, self._reaper)
+        self._limb = Limb(self.run, self.spec, self.environ, self._helpers)
+        self._attempts = Attempts(self.run, self.spec, self._reaper, self._limb)
         self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
         self._flusher = Flusher(self.run, self.spec.mark)
         self._curve = Curve(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
-        self._proof = Proof(self.spec.mark, self.spec.policy.stuck_after)
-        self._gpus: Gpus | None = None
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
@@ -107,8 +105,8 @@ class Driver:
             self._blind(error)
             return ended
         self._state, actions = machine.step(self.spec.policy, self._state, seen, self.jitter())
-        if self._attempts.newest is not None and self._state.verdict is not None:
-            self._attempts.newest.verdict = self._state.verdict
+        if self._limb.attempt is not None and self._state.verdict is not None:
+            self._limb.attempt.verdict = self._state.verdict
             if self._state.verdict.cause is Cause.GPU_BUSY:
                 self._standby.out_of_gpu_memory()
         self._act(actions)
@@ -116,10 +114,8 @@ class Driver:
             return set()
         self.log.sync()
         paces.keep(self._state.hang.pace, seen.now)
-        attempt = self._attempts.newest
-        fds = [*self._standby.fds(), *self._flusher.fds(), *(attempt.fds() if attempt else [])]
-        ranks = attempt.ranks() if attempt else ()
-        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, ranks)
+        fds = [*self._limb.fds(), *self._flusher.fds()]
+        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, self._limb.ranks())
 
     def _blind(self, error: Exception) -> None:
         """Without descriptors or memory we cannot look or act. Training goes on. We try again soon."""
@@ -134,7 +130,7 @@ class Driver:
 
     def living(self) -> int:
         """The number of the attempt's ranks that are alive, as far as is known."""
-        return self._attempts.newest.living() if self._attempts.newest is not None else 0
+        return self._limb.living()
 
     def _take_up(self, pace: Pace) -> None:
         """Adopts the living attempt of a dead supervisor, or ends the rest of it."""
@@ -143,7 +139,7 @@ class Driver:
         attempt = takeover.adopt(now)
         if attempt is None and (left := takeover.clear(self.stops)):
             self._ended = machine.stuck(left, self.spec.policy.stuck_after)
-        self._standby = Standby(self.spec, self.run, self.environ, self.log, attempt.gate if attempt else None)
+        self._wait(Standby(self.spec, self.run, self.environ, self.log, attempt.gate if attempt else None))
         if attempt is None:
             self._state = machine.begin(previous.last_attempt, self.history, pace, self._tracker.progress.high_step)
             return
@@ -151,6 +147,10 @@ class Driver:
         began, verdict = previous.began(now), previous.verdict()
         self._state, actions = machine.adopt(attempt.number, self.history, pace, began, now, verdict)
         self._act(actions)
+
+    def _wait(self, standby: Standby) -> None:
+        """Groups come from `standby` from now on."""
+        self._standby = self._limb.groups = standby
 
     # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,23 +160,16 @@ class Driver:
         self._reaper.reap()
         self.stops.read(self.run.stop)
         trains = mode is Mode.RUNNING and self._state.stepped
-        self._standby.tick(now, ended, trains, self._attempts.number)
+        self._standby.tick(now, ended, trains, self._limb.number)
         if mode is Mode.RUNNING:
             self._raise_up(now)
         self._tracker.flushed(self._flusher.tick(ended, trains), now)
-        seen, news, attempt = Observation(now), News(), self._attempts.newest
-        if attempt is not None:
-            attempt.sample(self._state.unexplained, now)
-            attempt.ending.next_has_memory = self._standby.on_gpu
-            seen, news = attempt.look(now, ended, mode, self._spared())
+        seen, news = self._limb.look(now, ended, mode, self._state.unexplained)
         over = mode is Mode.STOPPING and not seen.alive
-        if attempt is not None:
-            self._hear(attempt, news, now, over)
-        if trains and attempt is not None:
-            self._attempts.keep_evidence()
-            attempt.gpus = self._known_gpus() if are_here() else None
-            for text in self._proof.look(attempt, self._spared(), now):
-                self._narrator.warn(text)
+        if self._limb.attempt is not None:
+            self._hear(self._limb.attempt, news, now, over)
+        for text in self._limb.settle(now) if trains else ():
+            self._narrator.warn(text)
         self._tracker.scan(now, final=over)
         return self._with_the_run(seen, news, over)
 
@@ -192,7 +185,7 @@ class Driver:
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
             standby=self._standby.warm,
             standby_on_gpu=self._standby.on_gpu,
-            gpus_free=self._known_gpus().free(pids_are_ours()) if self._state.gpus_until is not None else None,
+            gpus_free=self._limb.gpus().free(pids_are_ours()) if self._state.gpus_until is not None else None,
             stop=self.stops.kind,
             stop_now=self.stops.now,
             retry=retried(self.run.retry) if self._state.mode is Mode.BACKOFF else None,
@@ -211,16 +204,9 @@ class Driver:
             warming, high_step = self._standby.is_warming(), self._tracker.progress.high_step
             self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number)
 
-    def _known_gpus(self) -> Gpus:
-        """The devices. The first question takes a moment, so it is asked while nothing is urgent."""
-        if self._gpus is None:
-            self._gpus = Gpus(self.environ)
-            self._gpus.watch()
-        return self._gpus
-
-    def _spared(self) -> set[int]:
-        """Processes of the run that belong to no attempt."""
-        return self._standby.spared() | self._flusher.pids() | self._own_saves.pids()
+    def _helpers(self) -> set[int]:
+        """Processes of the run that belong to no attempt, beside those that wait to be one."""
+        return self._flusher.pids() | self._own_saves.pids()
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,7 +224,7 @@ class Driver:
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
-                if self._attempts.newest is not None and (dumped := self._attempts.newest.dump()):
+                if dumped := self._limb.dump():
                     self._narrator.stacks(dumped)
             case Emit(event, _, fields):
                 self._briefer.hear(event, fields)
@@ -248,9 +234,7 @@ class Driver:
 
     def _launch(self, number: int, rollback: Rollback | None, lost: Verdict | None) -> None:
         self._own_saves.over(number - 1)
-        if self._attempts.newest is not None:
-            self._proof.over(self._attempts.newest, self.clock())
-        self._attempts.leave()
+        self._limb.leave(self.clock())
         self._narrator.new_attempt(number)
         if lost is not None and not self._shrink(lost):
             return
@@ -274,24 +258,23 @@ class Driver:
             return False
         # What waits was made for all devices.
         self._standby.close()
-        end_all(self.spec.mark, self._flusher.pids() | self._own_saves.pids(), self._reaper, 1.0)
+        end_all(self.spec.mark, self._helpers(), self._reaper, 1.0)
         self.spec = spec
         save(self.run, spec)
         self._attempts.use(spec)
         self._briefer.use(spec)
-        self._standby = Standby(spec, self.run, self.environ, self.log)
+        self._wait(Standby(spec, self.run, self.environ, self.log))
         ranks = f"{spec.nproc} rank{'s' if spec.nproc > 1 else ''}"
         self._narrator.warn(f"a GPU is lost: the run goes on with {ranks}, on the devices {spec.devices}")
         return True
 
     def _raise_up(self, now: float) -> None:
-        attempt = self._attempts.newest
+        attempt = self._limb.attempt
         if attempt is not None and attempt.raise_up(self._standby, now):
             self._narrator.started(attempt, self.spec.nproc, self._tracker.progress.checkpoint)
 
     def _send(self, name: str, reach: Reach) -> None:
-        attempt = self._attempts.newest
-        if attempt is not None and (sent := attempt.send(name, reach, self._spared(), self.clock())):
+        if sent := self._limb.send(name, reach, self.clock()):
             fields = {"signal": f"SIG{name}", "to": reach.value, "processes": sent}
             self._narrator.tell([Emit("signal_sent", fields=fields, once=f"signal {name}")])
 
@@ -327,7 +310,7 @@ class Driver:
         """The end is told, and nothing is left half written."""
         if self.why and end.exit_code == ExitCode.STOPPED:
             end = replace(end, reason=f"{end.reason}: {self.why}")
-        self._attempts.close()
+        self._limb.close()
         self._curve.close()
         progress = self._tracker.progress
         fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
@@ -335,7 +318,7 @@ class Driver:
         self._narrator.tell([Emit("run_ended", "info" if end.exit_code == 0 else "error", fields)])
         self.log.sync()
         # Only after the end is told: until then a new supervisor may need this attempt's group.
-        if self._attempts.newest is not None:
-            self._attempts.newest.leave()
+        if self._limb.attempt is not None:
+            self._limb.attempt.leave()
         shutil.rmtree(self.run.standby, ignore_errors=True)
         return end
