@@ -22,7 +22,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         ).split(),
         "Checkpoints": ("resume", "resume_args", "adapter", "plain_saves", "local_dir"),
         "Several nodes": ("nnodes", "node_rank", "rdzv_endpoint", "node_wait"),
-        "Output": ("detached", "as_json", "quiet", "metrics_file", "help"),
+        "Output": ("detached", "as_json", "quiet", "log_restarts", "metrics_file", "help"),
     },
 }
 """By command ("" is `supervise` itself): the sections of its help, with the commands or the options by name. What is

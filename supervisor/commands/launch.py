@@ -44,7 +44,7 @@ from supervisor.run.briefing import ADAPTERS
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import DEFAULTS, Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
-from trainer.adapters.choice import NAMES
+from trainer.adapters.choice import NAMES, OFF
 from trainer.rundir import variables
 from trainer.rundir.duration import spelled
 from trainer.rundir.layout import RunDir, committed_steps
@@ -181,6 +181,7 @@ class Launch(Paged):
 @_option(
     "--local-addr", metavar="ADDR", help="The address at which the ranks meet (MASTER_ADDR).  [default: 127.0.0.1]"
 )
+@_option("--log-restarts/--no-log-restarts", help="SCRIPT's W&B or TensorBoard gets restarts, lost steps, goodput.")
 @_option(
     "--metrics-file",
     metavar="FILE",
@@ -303,6 +304,8 @@ def _sound(options: Mapping[str, Any]) -> None:
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])
     adapter = options["adapter"]
+    if options["log_restarts"] and adapter == OFF:
+        raise Refusal("--log-restarts writes with the script's own trackers, and --adapter off leaves them alone")
     if adapter not in NAMES and adapter not in (others := entry_points(group=ADAPTERS).names):
         raise Refusal(f"--adapter {adapter}: there is no adapter of that name{nearest(adapter, [*NAMES, *others])}")
 

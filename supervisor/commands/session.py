@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from supervisor.commands import background, slurm
 from supervisor.commands.console import Console, closing_words, name_of, opening_words
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
+from supervisor.live.shared_numbers import SharedNumbers
 from supervisor.loop.driver import Driver
 from supervisor.loop.stop_requests import HandedOver
 from supervisor.notify.notifier import Notifier
@@ -112,14 +113,18 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     return end.exit_code
 
 
-def _numbers(run: RunDir, spec: Spec, log: EventLog) -> contextlib.AbstractContextManager[object]:
-    """Keeps the file of --metrics-file, if there is to be one."""
-    if not spec.metrics_file:
-        return contextlib.nullcontext()
-    # prometheus_client is loaded for this alone.
-    from supervisor.pages.textfile import Textfile
+@contextlib.contextmanager
+def _numbers(run: RunDir, spec: Spec, log: EventLog) -> Iterator[None]:
+    """Keeps the files of --metrics-file and --log-restarts, if there are to be any."""
+    with contextlib.ExitStack() as stack:
+        if spec.metrics_file:
+            # prometheus_client is loaded for this alone.
+            from supervisor.pages.textfile import Textfile
 
-    return Textfile(Path(spec.metrics_file), run, log)
+            stack.enter_context(Textfile(Path(spec.metrics_file), run, log))
+        if spec.log_restarts:
+            stack.enter_context(SharedNumbers(run))
+        yield
 
 
 def _close(log: EventLog, notifier: Notifier) -> None:

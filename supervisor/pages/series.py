@@ -1,8 +1,8 @@
 """The curves of a run over its steps: loss, learning rate, the time of a step.
 
 The samples of the supervisor (supervisor/live/curve.py) are of any script. If the run has a metrics.jsonl, as the
-built-in trainer writes it, its losses are taken instead: they are of each step. Of a large file only as many lines are
-read as a drawing has room for, spread over the whole of it.
+built-in trainer writes it, or if the script has logged its loss for TensorBoard, that is taken instead: it is of each
+step. Of a large file only as many lines are read as a drawing has room for, spread over the whole of it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ import msgspec
 
 from supervisor.core.telling.story import Story
 from supervisor.live.curve import Sample
+from supervisor.pages.boards import Tag, tags
 from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.boards import is_training_loss
 
 POINTS = 1200
 """The most points of a curve."""
+_FEW = 400
+"""The most points of a curve of another name, which the program has logged."""
+_MORE = 12
+"""The most such curves."""
 _MANY = 400
 """The most restarts that are marked: the last ones."""
 _WHOLE = 1 << 20
@@ -41,13 +47,23 @@ class Series:
     lost: list[Point] = field(default_factory=list)
     breaks: list[int] = field(default_factory=list)
     """The last lost step of each attempt: the curve of the lost steps does not go on over it."""
+    whole: bool = False
+    """Whether the program itself has written all of it down. Else it is what the supervisor has seen."""
+    own: bool = False
+    """Whether the steps are the program's, which may count something else than the run's: no restart is marked."""
 
     def shown(self) -> dict[str, Any]:
         """For the page: one axis of steps, with null where a curve has no point."""
         kept, lost = dict(thinned(self.points)), dict(thinned(self.lost))
         steps = sorted({*kept, *lost})
         columns = [[_short(of.get(step)) for step in steps] for of in (kept, lost)]
-        drawn = {"x": steps, "y": columns[0], "lost": columns[1] if lost else None, "breaks": self.breaks}
+        drawn = {
+            "x": steps,
+            "y": columns[0],
+            "lost": columns[1] if lost else None,
+            "breaks": self.breaks,
+            "own": self.own,
+        }
         return {"name": self.name, "unit": self.unit, **drawn}
 
 
@@ -66,8 +82,28 @@ def curves(run: RunDir, story: Story, samples: Sequence[Sample]) -> list[Series]
         if points:
             at = next(n for n, series in enumerate(found) if series.name == name)
             # Its writer has cut off the steps that were done again. We may have seen them.
-            found[at] = replace(found[at], points=points)
+            found[at] = replace(found[at], points=points, whole=True)
+    far = max((sample.step for sample in placed), default=-1)
+    found = _with_boards(found, tags(run), far)
     return [series for series in found if len(series.points) > 1]
+
+
+def _with_boards(found: Sequence[Series], logged: Sequence[Tag], far: int) -> list[Series]:
+    """`found`, and what the program has logged for TensorBoard. Its loss is in place of that of the samples, if it
+    counts the steps of the run: `far` of them are done."""
+    loss, *others = found
+    more: list[Series] = []
+    for tag in logged:
+        if tag.tag.startswith("supervise/"):
+            continue  # They are from us, and the page has them.
+        alike = bool(tag.kept) and 0.9 * far <= max(tag.kept) + 1 <= 1.1 * far + 2
+        kept, lost = sorted(tag.kept.items()), sorted(tag.lost.items())
+        if alike and is_training_loss(tag.tag) and not loss.whole:
+            loss = replace(loss, points=kept, lost=lost, breaks=tag.breaks[-_MANY:], whole=True)
+        else:
+            kept, lost = thinned(kept, _FEW), thinned(lost, _FEW)
+            more.append(Series(tag.name, "", kept, lost, tag.breaks[-_MANY:], own=not alike))
+    return [loss, *others, *sorted(more, key=lambda series: -len(series.points))[:_MORE]]
 
 
 def restarts(story: Story) -> list[dict[str, Any]]:

@@ -75,7 +75,14 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     guard = action(spec.policy, Cause.STARTED_OVER) is Do.STOP
     trackers = _trackers(spec, now)
     told = Told(
-        hooks=now.hooks, record=record, saved=path, step=step, others=_others(found), guard=guard, trackers=trackers
+        hooks=now.hooks,
+        record=record,
+        saved=path,
+        step=step,
+        others=_others(found),
+        guard=guard,
+        trackers=trackers,
+        numbers=spec.log_restarts,
     )
     if words:
         put = list(filled(words, _offer(newest) if newest else None))

@@ -56,6 +56,8 @@ class Spec:
     local_addr: Name | None = None
     """The address of this machine at which the ranks meet. None: the loopback interface."""
     inject: tuple[str, ...] = ()
+    log_restarts: bool = False
+    """Whether the script's own W&B runs and TensorBoard folders get restarts, lost steps and goodput."""
     metrics_file: Name | None = None
     """The whole path of a file that holds the numbers of the run, for Prometheus."""
     notify: str = ""

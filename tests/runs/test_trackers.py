@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.frameworks import needs
+from tests.support.pages import Page
 from tests.support.supervised import Run
 from tests.support.wandb_server import QUIET, serving
 from trainer.rank.trackers.wandb_log import rows
+from trainer.rundir.files.codec import read
+from trainer.rundir.records.boards import Numbers
 
 BOARD = """
 import os, torch
@@ -85,6 +90,39 @@ def test_tensorboard(run: Run) -> None:
     assert shown(run.folder / "epochs") == [*range(12)]
     assert twice(shown(run.folder / "tokens")) >= {*range(20, 31)}
     assert shown(run.folder / "own") == [*range(25), *range(20, 60)]
+    loss = next(curve for curve in page_of(run)["curves"] if curve["name"] == "loss")
+    assert [x for x, y in zip(loss["x"], loss["y"], strict=True) if y is not None] == [*range(60)]
+    assert now(run)["loss"] is not None
+
+
+RESTARTS = ["restarts", "lost_steps", "goodput"]
+
+
+def now(run: Run) -> Any:
+    return json.loads(run.cli("status", str(run.dir.path), "--json").stdout)
+
+
+def page_of(run: Run) -> Any:
+    """What the page of the run draws."""
+    run.cli("report", str(run.dir.path), "--html", "page.html")
+    return Page((run.folder / "page.html").read_text()).data
+
+
+def test_tensorboard_gets_the_runs_numbers(run: Run) -> None:
+    """With --log-restarts they are in the first folder, each step once, beside the program's own."""
+    needs("tensorboard")
+    needs("tensorboardX")
+    asked = "--log-restarts", "--nproc", "1", "--inject", "kill:rank=0@step=34"
+    slow = BOARD.replace("optimizer.step()", "optimizer.step(); __import__('time').sleep(0.05)")
+    assert run.launch(*asked, run.script(slow)) == 0, run.warnings()
+    folder = sorted((run.folder / "runs").iterdir())[0]
+    for name in RESTARTS:
+        steps = shown(folder, f"supervise/{name}")
+        assert steps == sorted({*steps}) and len(steps) > 1 and {*steps} <= {*range(60)}
+    assert shown(folder) == [*range(60)]
+    (lost,) = (event["lost_steps"] for event in run.events("first_step")[1:])
+    assert read(run.dir.numbers, Numbers).restarts == 1 and read(run.dir.numbers, Numbers).lost_steps == lost
+    assert not [path for path in (run.folder / "steps").rglob("*.0") if b"supervise/" in path.read_bytes()]
 
 
 def test_tensorboard_is_left_alone(run: Run) -> None:
@@ -181,6 +219,22 @@ def test_wandb(run: Run) -> None:
     assert [row["train"]["at"] for row in rows if "train" in row] == [*range(60)]
     assert [(row["of"], row["evaluated"]) for row in rows if "of" in row] == [(at, at) for at in range(4, 60, 5)]
     assert [row["test"] for row in server.runs[f"{first}-2"].rows()] == [1.0]
+    assert now(run)["loss"] is not None
+
+
+def test_wandb_gets_the_runs_numbers(run: Run) -> None:
+    """With --log-restarts they are in rows of the program's own, and there is no row more."""
+    needs("wandb")
+    slow = WANDB.replace("optimizer.step()", "optimizer.step(); __import__('time').sleep(0.05)")
+    asked = "--log-restarts", "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(slow)
+    with serving() as server:
+        assert run.launch(*asked, WANDB_MODE="online", **server.variables) == 0, run.warnings()
+    rows = server.runs[run.events("run_started")[0]["run"]].rows()
+    assert [row["_step"] for row in rows] == [*range(72)]
+    told = [row for row in rows if "supervise/restarts" in row]
+    assert len(told) > 1 and told[-1]["supervise/restarts"] == 1
+    assert told[-1]["supervise/lost_steps"] == run.events("first_step")[1]["lost_steps"]
+    assert 0 < told[-1]["supervise/goodput"] < 1
 
 
 def test_wandb_offline(run: Run) -> None:

@@ -166,6 +166,16 @@ class RunDir:
         return self.path / "trackers"
 
     @property
+    def boards(self) -> Path:
+        """The folders that the program writes for TensorBoard, as JSON lines."""
+        return self.trackers / "boards"
+
+    @property
+    def numbers(self) -> Path:
+        """How the run fares, for the program's own trackers (trainer/rundir/records/boards.py)."""
+        return self.path / "numbers.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

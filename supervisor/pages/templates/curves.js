@@ -6,7 +6,7 @@
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
   // Restarts are lines, and steps that were done again are shaded, below the curve.
-  const restarts = () => ({hooks: {drawClear: [u => {
+  const restarts = curve => ({hooks: {drawClear: [u => {
     const {ctx, bbox} = u;
     ctx.save();
     ctx.beginPath();
@@ -14,7 +14,7 @@
     ctx.clip();
     ctx.fillStyle = ctx.strokeStyle = colour("bad");
     ctx.lineWidth = devicePixelRatio;
-    for (const one of told.restarts) {
+    for (const one of curve.own ? [] : told.restarts) {
       const from = u.valToPos(one.step, "x", true), until = u.valToPos(one.until, "x", true);
       ctx.globalAlpha = 0.15;
       if (until > from) ctx.fillRect(from, bbox.top, Math.max(until - from, 1), bbox.height);
@@ -58,10 +58,10 @@
       data.push(curve.lost);
     }
     const options = {
-      width, height: width < 500 ? 200 : 240, series, plugins: [restarts()],
-      scales: {x: {time: false}}, 
+      width, height: width < 500 ? 200 : 240, series, plugins: [restarts(curve)],
+      scales: {x: {time: false}},
       axes: [axis(34), axis(64, (u, splits) => splits.map(value => value == null ? "" : +value.toPrecision(4)))],
-      cursor: {points: {size: 6}, sync: {key: "steps"}},
+      cursor: {points: {size: 6}, sync: {key: curve.own ? curve.id : "steps"}},
     };
     drawn.push(new uPlot(options, data, place));
   };

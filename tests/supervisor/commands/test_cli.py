@@ -29,10 +29,10 @@ COMMAND_NAMES = (
     "submit service gc rm completion man"
 )
 LAUNCH_OPTIONS = (
-    "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json --local-addr "
-    "--max-restarts --metrics-file --module --name --no-plain-saves --no-progress-limit --no-spawns --no-standby "
-    "--nproc --park --plain-saves --policy --quiet --resume --resume-args --run-dir --spawns --standby "
-    "--startup-timeout --window"
+    "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json "
+    "--local-addr --log-restarts --max-restarts --metrics-file --module --name --no-log-restarts "
+    "--no-plain-saves --no-progress-limit --no-spawns --no-standby --nproc --park --plain-saves --policy "
+    "--quiet --resume --resume-args --run-dir --spawns --standby --startup-timeout --window"
 )
 TORCHRUN_OPTIONS = (
     "--local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port --monitor-interval "

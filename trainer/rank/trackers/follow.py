@@ -14,9 +14,10 @@ from .going_on import GoingOn
 
 def follow(place: Supervised) -> None:
     """From now on the program's trackers continue the files of earlier attempts."""
-    what = told(os.environ).trackers
-    if what == Trackers.OFF:
+    known = told(os.environ)
+    if known.trackers == Trackers.OFF:
         return
-    going_on = GoingOn(place.run, what == Trackers.LATER)
+    numbers = known.numbers and int(os.environ.get("RANK", "0")) == 0
+    going_on = GoingOn(place.run, known.trackers == Trackers.LATER, numbers)
     hooks = {**tensorboard.HOOKS, **lightning.HOOKS, **mlflow.HOOKS, **wandb.HOOKS}
     after_import({module: functools.partial(hook, going_on=going_on) for module, hook in hooks.items()})

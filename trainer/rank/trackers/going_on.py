@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +15,14 @@ import msgspec
 from ...rundir.files.codec import encode, read
 from ...rundir.files.durable import replace_soon
 from ...rundir.layout import RunDir
+from ...rundir.records.boards import Board, Numbers, is_training_loss
 from ..progress import Position, progress
 
 _MOST_FLUSHED = 100
 """Points between a save and the next step that are each written to disk at once."""
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks for the run's numbers."""
 
 
 class _Chosen(msgspec.Struct, frozen=True):
@@ -29,7 +34,8 @@ class GoingOn:
     """The help for the trackers of one process. If not `later`, this is the first attempt, or one that begins anew.
     Then it notes the choices and changes nothing."""
 
-    def __init__(self, run: RunDir, later: bool) -> None:
+    def __init__(self, run: RunDir, later: bool, numbers: bool = False) -> None:
+        """`numbers`: the program's trackers get those of the run, too."""
         self.later = later
         self.since = time.time()
         """The start of this process's program, by the clock of file times."""
@@ -38,6 +44,10 @@ class GoingOn:
         self._flushes: list[Callable[[], object]] = []
         self._saved_at = -1
         self._flushed = 0
+        self._loss = ""
+        """The name under which the program logs the loss of its training, once it has."""
+        self._numbers = numbers
+        self._seen, self._look_at = 0, 0.0
         progress().before_saves.append(self._saving)
 
     def recall(self, key: str, choose: Callable[[], str]) -> str:
@@ -61,6 +71,16 @@ class GoingOn:
         """The place of a file about `key` that all attempts share."""
         return self._run.trackers / (hashlib.sha256(key.encode()).hexdigest()[:16] + suffix)
 
+    def board(self, folder: str) -> None:
+        """The program writes for TensorBoard into that folder. The pages of the run read it."""
+        with contextlib.suppress(OSError):
+            self._run.trackers.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(self._run.boards, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, encode(Board(folder)) + b"\n")
+            finally:
+                os.close(fd)
+
     def position(self) -> Position | None:
         """The program's position. None while it is not known: before the program has loaded something or made a
         step."""
@@ -80,6 +100,25 @@ class GoingOn:
         if at is None or at.done != self._saved_at:
             self._saved_at = -1
         return self._saved_at >= 0
+
+    def told(self, tag: str, value: float) -> None:
+        """The program logs a number. If it is the loss of its training, people see it."""
+        if (tag == self._loss or not self._loss) and is_training_loss(tag):
+            self._loss = tag
+            progress().told(loss=value)
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers of the run, by name. Empty if they are not asked for, or have not changed since the last call."""
+        now = time.monotonic()
+        if not self._numbers or now < self._look_at:
+            return {}
+        self._look_at = now + _LOOK_EVERY
+        with contextlib.suppress(OSError, ValueError):
+            written = self._run.numbers.stat().st_mtime_ns
+            if written != self._seen:
+                self._seen = written
+                return read(self._run.numbers, Numbers).series()
+        return {}
 
     def _saving(self) -> None:
         at = self.position()

@@ -85,6 +85,8 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
     kind: Any = module.EventFileWriter
     make, write = kind.__init__, kind.add_event
     folders: dict[str, _Folder] = {}
+    first: tuple[Any, str] | None = None
+    """The writer and the name of the first number."""
     writers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
     """The process of each writer. In a fork, the writer has no thread, and a flush would wait for ever."""
 
@@ -95,6 +97,7 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
         make(self, logdir, *args, **kwargs)
         folder = folders.setdefault(path, _Folder(path, going_on, write))
         folder.opened(self, event_files.names(path) - before)
+        going_on.board(path)
         self._supervise_folder = folder
         writers[self] = os.getpid()
 
@@ -105,10 +108,24 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
             with contextlib.suppress(Exception):  # An error in a tracker must not end the training.
                 folder.before(self, event)
         result = write(self, event)
-        if going_on.just_saved():
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
+            if event.HasField("summary"):
+                logged(self, event)
+            if going_on.just_saved():
                 self.flush()
         return result
+
+    def logged(writer: Any, event: Any) -> None:
+        """People see the loss, and the run's numbers go where the first number of the program went."""
+        nonlocal first
+        value = next((each for each in event.summary.value if each.HasField("simple_value")), None)
+        if value is None:
+            return
+        going_on.told(value.tag, value.simple_value)
+        first = first or (writer, value.tag)
+        if first[0] is writer and first[1] == value.tag and (numbers := going_on.numbers()):
+            told = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
+            write(writer, type(event)(wall_time=event.wall_time, step=event.step, summary={"value": told}))
 
     def flush() -> None:
         for writer, pid in list(writers.items()):

@@ -15,6 +15,7 @@ import operator
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -46,6 +47,11 @@ def _run(module: ModuleType, going_on: GoingOn) -> None:
             return log(self, data, step, commit, *args, **kwargs)
         if of.again(going_on.position(), step, commit):
             return None
+        if isinstance(data, Mapping):
+            for tag, value in data.items():
+                if isinstance(tag, str) and isinstance(value, float):
+                    going_on.told(tag, value)
+            data = {**data, **going_on.numbers()}
         result = log(self, data, *of.placed(step, commit), *args, **kwargs)
         of.logged(step, commit)
         if (just := going_on.just_saved()) or self in saved:

@@ -45,6 +45,8 @@ class Told(msgspec.Struct, frozen=True):
     guard: bool = False
     """A rank that has loaded nothing ends before its first save."""
     trackers: Trackers = Trackers.OFF
+    numbers: bool = False
+    """The program's trackers log the numbers of the run, too."""
 
 
 def encoded(told: Told) -> str:
