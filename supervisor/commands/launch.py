@@ -8,7 +8,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import slurm, target, torchrun
+from supervisor.commands import nodes, slurm, target, torchrun
 from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
@@ -30,8 +30,10 @@ from supervisor.commands.options import (
     Nproc,
     Range,
     Words,
+    key_of,
     nearest,
     read_config,
+    setting,
 )
 from supervisor.commands.session import arm_faults, begin
 from supervisor.core.model import Policy
@@ -42,7 +44,7 @@ from supervisor.process import loopback
 from supervisor.run import spec as specs
 from supervisor.run.briefing import ADAPTERS
 from supervisor.run.runs import RUNS, Known, load
-from supervisor.run.spec import DEFAULTS, Park, Resume, Spec, resolved
+from supervisor.run.spec import Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
 from trainer.adapters.choice import NAMES, OFF
 from trainer.rundir import variables
@@ -60,7 +62,7 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
     """The values of supervise.toml become click's default_map. So the environment is stronger, and the defaults are
     weaker."""
     options = [p for p in ctx.command.params if isinstance(p, click.Option) and p.name != "config" and not p.hidden]
-    names = {_key(p.opts): str(p.name) for p in options}
+    names = {key_of(p.opts): str(p.name) for p in options}
     read = read_config(value, [*names, NOTIFY])
     if (table := read.pop(NOTIFY, None)) is not None:
         source = (value or Path("supervise.toml")).absolute()
@@ -90,21 +92,6 @@ def _metrics_file(ctx: click.Context, param: click.Parameter, given: str | None)
             f"--metrics-file {given}: no file can be written there; give one in a folder that you can write to"
         )
     return str(path)
-
-
-def _key(names: Iterable[str]) -> str:
-    """An option's name in supervise.toml."""
-    return next(n for n in names if n.startswith("--")).split("/")[0][2:].replace("-", "_")
-
-
-def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option that SUPERVISE_* and supervise.toml can set too. Its default is that of Spec or Policy."""
-    key = _key(names)
-    default = DEFAULTS.get(key)
-    spelled = getattr(settings.get("type"), "spelled", None)
-    settings = {"default": spelled(default) if spelled else default, **settings}
-    option: Callable[[Any], Any] = click.option(*names, envvar=PREFIX + key.upper(), show_default=True, **settings)
-    return option
 
 
 class Launch(Paged):
@@ -145,50 +132,50 @@ class Launch(Paged):
     envvar="SUPERVISE_CONFIG",
     help="A TOML file with these options as keys.  [default: supervise.toml, if there]",
 )
-@_option("--nproc", type=Nproc(), default="1", help="Ranks on this machine; auto: one per GPU, else one per core.")
-@_option("--name", help="The run's name. Its id begins with the name.")
-@_option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<id>]")
-@_option("--resume", type=click.Choice(get_args(Resume)), help="Whether to begin from the newest checkpoint.")
-@_option(
+@setting("--nproc", type=Nproc(), default="1", help="Ranks on this machine; auto: one per GPU, else one per core.")
+@setting("--name", help="The run's name. Its id begins with the name.")
+@setting("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<id>]")
+@setting("--resume", type=click.Choice(get_args(Resume)), help="Whether to begin from the newest checkpoint.")
+@setting(
     "--resume-args",
     type=Words(),
     help="More arguments for the script on every relaunch. They may contain {checkpoint} {checkpoint_dir} {step}.",
 )
-@_option(
+@setting(
     "--adapter",
     metavar="auto|NAME|off",
     help="The adapter that tells the script, on a relaunch, to resume from its own saves.",
 )
-@_option("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
-@_option("--window", type=Duration(), help="The budget's sliding window.")
-@_option("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
-@_option("--backoff", type=Range(), help="Wait between restarts that bring no progress, MIN:MAX.")
-@_option("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
-@_option(
+@setting("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
+@setting("--window", type=Duration(), help="The budget's sliding window.")
+@setting("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
+@setting("--backoff", type=Range(), help="Wait between restarts that bring no progress, MIN:MAX.")
+@setting("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
+@setting(
     "--hang-timeout",
     type=Duration({"auto": None, "off": float("inf")}),
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
-@_option("--startup-timeout", type=Duration(), help="Longest time to the first step.")
-@_option("--spawns/--no-spawns", help="SCRIPT starts its ranks itself. It is started as by: python SCRIPT.")
-@_option("--standby/--no-standby", help="Keep the next worker group warm.")
-@_option(
+@setting("--startup-timeout", type=Duration(), help="Longest time to the first step.")
+@setting("--spawns/--no-spawns", help="SCRIPT starts its ranks itself. It is started as by: python SCRIPT.")
+@setting("--standby/--no-standby", help="Keep the next worker group warm.")
+@setting(
     "--park",
     type=click.Choice(get_args(Park)),
     help="Where the standby waits: SCRIPT's first line, or Checkpointer.restore(); auto: there if SCRIPT asks for it.",
 )
-@_option("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
-@_option(
+@setting("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
+@setting(
     "--local-addr", metavar="ADDR", help="The address at which the ranks meet (MASTER_ADDR).  [default: 127.0.0.1]"
 )
-@_option("--log-restarts/--no-log-restarts", help="SCRIPT's W&B or TensorBoard gets restarts, lost steps, goodput.")
-@_option(
+@setting("--log-restarts/--no-log-restarts", help="SCRIPT's W&B or TensorBoard gets restarts, lost steps, goodput.")
+@setting(
     "--metrics-file",
     metavar="FILE",
     callback=_metrics_file,
     help="Keep the run's numbers in FILE (….prom), for Prometheus' node_exporter.",
 )
-@_option(
+@setting(
     "--policy",
     "actions",
     type=CauseAction(),
@@ -196,7 +183,7 @@ class Launch(Paged):
     callback=_merge,
     help="The action after a cause, as host_oom=stop. See: supervise policy. Repeatable.",
 )
-@_option(
+@setting(
     "--inject",
     "--inject-failure",
     "inject",
@@ -204,6 +191,7 @@ class Launch(Paged):
     multiple=True,
     help="A fault to fire once, as kill:rank=1@step=40. Repeatable.",
 )
+@nodes.options
 @session_flags
 @torchrun.spellings
 @click.option("-m", "--module", "module", is_flag=True, help="SCRIPT is a module, as in python -m.")
@@ -218,13 +206,24 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     _warn_unknown_environment(ctx)
     if target.asks_for_help(given["command_line"], given["module"]):
         return subprocess.run([sys.executable, "-m", target.BUILT_IN, "--help"], check=False).returncode
-    torchrun.on_one_node(given.pop("nnodes"))
+    _alone(given)
     given["nproc"] = torchrun.ranks(
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")
     )
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
         return _launched(run, _in_a_job(spec), detached, as_json, quiet)
+
+
+def _alone(given: dict[str, Any]) -> None:
+    """Refusal unless this node trains alone."""
+    meaningless = nodes.ignored(given)
+    place = nodes.placed(given)
+    if not place.alone:
+        later = "training over several nodes is not built yet; to train on this node alone, give --nnodes 1"
+        raise Refusal(f"{place.source} asks for several nodes, and {later}")
+    for name in meaningless:
+        click.echo(f"supervise: {name} is ignored: {torchrun.MEETS}", err=True)
 
 
 def _in_a_job(spec: Spec) -> Spec:

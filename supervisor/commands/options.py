@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from supervisor.commands.values import ParamType
 from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
+from supervisor.run.spec import DEFAULTS as SPEC_DEFAULTS
 from trainer.rundir.duration import parse_duration, spelled
 from trainer.rundir.nearest import did_you_mean
 from trainer.rundir.records.faults import FaultSpecError, parse_fault
@@ -28,6 +29,21 @@ else:
     import tomli as tomllib
 
 PREFIX = "SUPERVISE_"
+
+
+def key_of(names: Iterable[str]) -> str:
+    """An option's name in supervise.toml."""
+    return next(n for n in names if n.startswith("--")).split("/")[0][2:].replace("-", "_")
+
+
+def setting(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that SUPERVISE_* and supervise.toml can set too. Its default is that of Spec or Policy."""
+    key = key_of(names)
+    default = SPEC_DEFAULTS.get(key)
+    spelled = getattr(settings.get("type"), "spelled", None)
+    settings = {"default": spelled(default) if spelled else default, **settings}
+    made: Callable[[Any], Any] = click.option(*names, envvar=PREFIX + key.upper(), show_default=True, **settings)
+    return made
 
 
 class Duration(ParamType[Any]):

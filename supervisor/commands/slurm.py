@@ -12,6 +12,8 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from supervisor.process.addresses import numbers
+
 _JOB = "SLURM_JOB_ID"
 WARN_S = 120
 """Seconds before the time limit at which Slurm sends SIGUSR1. It may come up to a minute early."""
@@ -73,6 +75,12 @@ def requeue(environ: Mapping[str, str]) -> str:
     if _asked("requeue", job) is None:
         return f"Slurm did not put job {job} back into its queue: submit it again, and it goes on"
     return f"job {job} is in Slurm's queue again, and goes on from there"
+
+
+def addresses_of(node: str) -> list[str]:
+    """The addresses at which Slurm itself reaches the node, for a cluster in which its name means nothing elsewhere."""
+    found = re.search(r"\bNodeAddr=(\S+)", _asked("show", "node", node) or "")
+    return numbers(found[1]) if found else []
 
 
 def _asked(*words: str) -> str | None:

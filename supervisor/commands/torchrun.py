@@ -1,13 +1,11 @@
 """torchrun's spellings on the command line of launch: what means something here is taken, the rest named and ignored.
 
-Read in torch 2.13 (torch/distributed/run.py). How torchrun starts ranks is ours: one machine, a rendezvous on the
-loopback.
+Read in torch 2.13 (torch/distributed/run.py). How torchrun starts ranks is ours, and so is where they meet.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,11 @@ import click
 from supervisor.commands.options import Nproc
 from supervisor.errors import Refusal
 
-_MEETS = "the ranks of one machine meet by themselves"
+MEETS = "the ranks meet by themselves"
 _LOGS = "each rank's log is in the run's folder; see: supervise tail"
 _IGNORED = {
-    "--rdzv-backend": _MEETS,
-    "--rdzv-endpoint": _MEETS,
-    "--rdzv-id": _MEETS,
-    "--rdzv-conf": _MEETS,
-    "--node-rank": _MEETS,
-    "--master-addr": _MEETS,
-    "--master-port": _MEETS,
+    "--rdzv-backend": MEETS,
+    "--rdzv-conf": MEETS,
     "--log-dir": _LOGS,
     "--log-line-prefix-template": _LOGS,
     "--tee": _LOGS,
@@ -38,27 +31,16 @@ _IGNORED = {
 """Options with a value that change nothing here, and why."""
 _SHORT = {"--tee": "-t", "--redirects": "-r"}
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
-_SEVERAL = {
-    "SLURM_STEP_NUM_TASKS": "srun starts this command {count} times",
-    "SLURM_STEP_NUM_NODES": "srun starts this command on {count} nodes",
-    "SLURM_JOB_NUM_NODES": "this Slurm job has {count} nodes",
-    "OMPI_COMM_WORLD_SIZE": "mpirun starts this command {count} times",
-    "PMI_SIZE": "an MPI launcher starts this command {count} times",
-    "PET_NNODES": "PET_NNODES asks for {count} nodes",
-    "NNODES": "NNODES asks for {count} nodes",
-}
-"""Variables of launchers that start a command once for each node or rank, and what they say."""
 
 
 def spellings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of torchrun. `nnodes` and `nproc_per_node` are given to the command, as they were written."""
+    """The options of torchrun. `nproc_per_node` is given to the command. Those of several nodes are in nodes.py."""
     for name, why in reversed(_IGNORED.items()):
         short = [_SHORT[name]] if name in _SHORT else []
         say = _ignored(name, why)
         command = click.option(name, *short, hidden=True, expose_value=False, callback=say)(command)
     command = click.option("--standalone", is_flag=True, hidden=True, expose_value=False)(command)
     command = click.option("--no-python", is_flag=True, hidden=True, expose_value=False, callback=_no_python)(command)
-    command = click.option("--nnodes", hidden=True)(command)
     return click.option("--nproc-per-node", "-n", type=Nproc(), hidden=True)(command)
 
 
@@ -108,19 +90,3 @@ def ranks(nproc: int, given: bool, per_node: int | None) -> int:
     if given and per_node != nproc:
         raise Refusal(f"--nproc {nproc} and --nproc-per-node {per_node} are the same option; give it once")
     return per_node
-
-
-def on_one_node(nnodes: str | None, environ: Mapping[str, str] = os.environ) -> None:
-    """Refusal if several nodes are asked for. Each would train by itself, and all would say that they had finished.
-
-    `--nnodes 1` says that this node trains alone, whatever the environment says.
-    """
-    later = "training over several nodes is not built yet"
-    if nnodes is not None:
-        if nnodes.strip() not in ("1", "1:1"):
-            raise Refusal(f"--nnodes {nnodes}: {later}; leave it out, or give 1")
-        return
-    for name, says in _SEVERAL.items():
-        if (count := environ.get(name, "").rpartition(":")[2]).isdecimal() and int(count) > 1:
-            alone = "to train on this node alone, give --nnodes 1"
-            raise Refusal(f"{says.format(count=count)} ({name}), and {later}; {alone}")

@@ -55,6 +55,15 @@ class Spec:
     """Whether the script's own saves are written directly to their paths."""
     local_addr: Name | None = None
     """The address of this machine at which the ranks meet. None: the loopback interface."""
+    nnodes: Annotated[str, msgspec.Meta(pattern=r"^([0-9]+(:[0-9]+)?)?$")] = ""
+    """Nodes that train, N or MIN:MAX, as asked for. Empty: as the engine says."""
+    rdzv_endpoint: Name | None = None
+    """The node that leads, HOST[:PORT]. None: the engine's first."""
+    node_wait: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    lease: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """How long a node may be silent before it is lost, in seconds. None: from the gaps that are seen."""
+    local_dir: Name | None = None
+    """Each node's own folder. None: in /dev/shm."""
     inject: tuple[str, ...] = ()
     log_restarts: bool = False
     """Whether the script's own W&B runs and TensorBoard folders get restarts, lost steps and goodput."""

@@ -17,7 +17,7 @@ ALONE = "to train on this node alone, give --nnodes 1"
 _NO_STEPS = frozenset(str((1 << 32) - back) for back in range(2, 7))
 """Numbers of the shells and containers of a Slurm job, which are no steps that srun began (slurm.h: SLURM_BATCH_SCRIPT,
 SLURM_INTERACTIVE_STEP and others)."""
-_RANKS = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "an MPI launcher"}
+_MPI = {"OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "an MPI launcher"}
 _NNODES = re.compile(r"(\d{1,6})(?::(\d{1,6}))?")
 _BRACKET = re.compile(r"\[([^\[\]\s]+)\](?::(\d{1,9}))?")
 _HOST = re.compile(r"([^:\[\]\s/]+)(?::(\d{1,9}))?")
@@ -61,24 +61,23 @@ def nodes_of(text: str, name: str) -> tuple[int, int]:
 
 
 def endpoint_of(text: str, name: str) -> tuple[str, int | None]:
-    """Host and port, from HOST[:PORT]; an IPv6 address with a port is written [ADDR]:PORT. ValueError names `name`."""
+    """Host and port, from HOST[:PORT]; an IPv6 address with a port is written [ADDR]:PORT. Port 0 is none, as for
+    torchrun. ValueError names `name`."""
     found = _BRACKET.fullmatch(text) or _HOST.fullmatch(text)
     host, port = text, None
     if found:
-        host, port = found[1], int(found[2]) if found[2] else None
+        host, port = found[1], int(found[2] or 0) or None
     elif not _IPV6.fullmatch(text):
         raise ValueError(f"{name} {text}: write HOST or HOST:PORT, as in node1:29400")
-    if port is not None and not 0 < port < 1 << 16:
-        raise ValueError(f"{name} {text}: a port is between 1 and 65535")
+    if port is not None and port >= 1 << 16:
+        raise ValueError(f"{name} {text}: a port is at most 65535")
     return host, port
 
 
 def _srun(environ: Environ) -> Engine | None:
     """A step of srun: one task on each of its nodes, the first of which leads."""
-    job, step = environ.get("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID", "")
-    if job is None:
-        return None
-    if not step or step in _NO_STEPS:
+    job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")
+    if not job or not step or step in _NO_STEPS:
         if (count := _number(environ, "SLURM_JOB_NUM_NODES", 1)) > 1:
             one = f"this Slurm job has {count} nodes (SLURM_JOB_NUM_NODES), and this is a shell on one of them"
             raise ValueError(f"{one}: put srun --ntasks-per-node=1 before supervise launch; {ALONE}")
@@ -119,7 +118,10 @@ def _jobset(environ: Environ) -> Engine | None:
 def _torchrun(prefix: str, environ: Environ) -> Engine | None:
     """The variables that torchrun reads (PET_NNODES …), or that people hand to it ("": NNODES …)."""
     text = environ.get(f"{prefix}NNODES", "")
-    if not text or (nnodes := nodes_of(text, f"{prefix}NNODES"))[1] == 1:
+    if not text or (not prefix and not _NNODES.fullmatch(text)):
+        # A NNODES that is no number is not torchrun's.
+        return None
+    if (nnodes := nodes_of(text, f"{prefix}NNODES"))[1] == 1:
         return None
     host, port = environ.get(f"{prefix}MASTER_ADDR"), environ.get(f"{prefix}MASTER_PORT")
     place = f"{host}:{port}" if host and port and ":" not in host else host
@@ -140,8 +142,8 @@ def _plain(environ: Environ) -> Engine | None:
 
 def _mpi(environ: Environ) -> Engine | None:
     """What starts a command once for each rank is no engine."""
-    for name, who in _RANKS.items():
-        if (count := _number(environ, name, 1)) > 1:
+    for name, who in _MPI.items():
+        if (count := environ.get(name, "")).isdecimal() and int(count) > 1:
             raise ValueError(
                 f"{who} starts this command {count} times ({name}), and it starts the ranks of a node itself: give "
                 f"--nnodes, --node-rank and --rdzv-endpoint on each node; {ALONE}"

@@ -67,7 +67,8 @@ def place_of(asked: Asked, environ: Environ) -> Place:
     node = engine.node if asked.node is None else asked.node
     host = asked.host or engine.host
     if host is None and node != 0:
-        raise ValueError(f"{spelled(nnodes)} nodes, and nothing says which one leads: give --rdzv-endpoint HOST[:PORT]")
+        which = "nothing says which one leads: give --rdzv-endpoint HOST[:PORT]"
+        raise ValueError(f"{engine.name or '--nnodes'} asks for several nodes ({spelled(nnodes)}), and {which}")
     job = asked.job or engine.job
     port = asked.port or (engine.port if asked.host is None else None) or (port_of(job) if job else PORT)
     return Place(*nnodes, node, host, port, engine.name or "--nnodes", job, engine.incarnation)

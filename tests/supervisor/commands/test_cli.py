@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 
-from supervisor.commands import completion, help, man, torchrun
+from supervisor.commands import completion, help, man
 from supervisor.commands.cli import ALIASES, COMMANDS, supervise
 from supervisor.commands.launch import command as launch
-from supervisor.errors import Refusal
 from supervisor.run.folder.lock import RunLock
 from tests.support.runs_on_disk import Writer
 from tests.support.supervised import SUPERVISE, Run, until
@@ -35,9 +33,9 @@ LAUNCH_OPTIONS = (
     "--quiet --resume --resume-args --run-dir --spawns --standby --startup-timeout --window"
 )
 TORCHRUN_OPTIONS = (
-    "--local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port --monitor-interval "
-    "--nnodes --no-python --node-rank --nproc-per-node --rdzv-backend --rdzv-conf --rdzv-endpoint --rdzv-id "
-    "--redirects --role --standalone --start-method --tee"
+    "--lease --local-dir --local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port "
+    "--monitor-interval --nnodes --no-python --node-rank --node-wait --nproc-per-node --rdzv-backend --rdzv-conf "
+    "--rdzv-endpoint --rdzv-id --redirects --role --standalone --start-method --tee"
 )
 """Taken, and not shown."""
 
@@ -215,37 +213,43 @@ def test_help_is_text(run: Run, given: tuple[str, ...], said: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "count", "options", "refused"),
+    ("variables", "options", "says"),
     [
-        ("SLURM_STEP_NUM_TASKS", "2", [], True),
-        ("SLURM_JOB_NUM_NODES", "2", ["--nnodes", "1"], False),
-        ("SLURM_STEP_NUM_TASKS", "1", [], False),
-        ("PET_NNODES", "1:4", [], True),
-        ("OMPI_COMM_WORLD_SIZE", "4", [], True),
-        ("NNODES", "several", [], False),
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, [], "SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_JOB_NUM_NODES": "2"}, [], "SLURM_JOB_NUM_NODES"),
+        ({"PET_NNODES": "1:4", "PET_MASTER_ADDR": "a"}, [], "PET_NNODES asks for several nodes"),
+        ({"SUPERVISE_NNODES": "2", "SUPERVISE_NODE_RANK": "0"}, [], "several nodes"),
+        ({}, ["--nnodes", "2", "--master-addr", "a"], "several nodes"),
+        ({}, ["--nnodes", "2"], "--rdzv-endpoint"),
+        ({}, ["--nnodes", "1.5"], "--nnodes 1.5"),
+        ({}, ["--node-rank", "first"], "neither a number"),
+        ({}, ["--nnodes", "2", "--lease", "0s"], "between 300ms and 1m"),
+        ({}, ["--nnodes", "2", "--rdzv-endpoint", "a:b"], "write HOST or HOST:PORT"),
     ],
 )
-def test_several_nodes_are_refused(
-    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, count: str, options: list[str], refused: bool
-) -> None:
+def test_several_nodes_are_refused(run: Run, variables: dict[str, str], options: list[str], says: str) -> None:
     """`srun -N2 supervise launch` would be two trainings that both say they had finished."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "PET_", "OMPI_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv(variable, count)
-    if refused:
-        with pytest.raises(Refusal, match=variable):
-            torchrun.on_one_node(options[1] if options else None)
-    else:
-        torchrun.on_one_node(options[1] if options else None)
+    run.script("")
+    run.start(*options, "script.py", **variables)
+    assert run.wait() == 2
+    assert says in (run.folder / "stderr").read_text()
+    assert not run.dir.path.exists()
+
+
+def test_one_node_of_several(run: Run) -> None:
+    """--nnodes 1 is stronger than what any launcher's variables say; a NNODES that is no number is not torchrun's."""
+    run.script("")
+    assert run.launch("--nnodes", "1", "script.py", SLURM_JOB_NUM_NODES="2", NNODES="several") == 0
 
 
 def test_torchruns_own_command(run: Run) -> None:
     """The command that somebody has is taken as it is; what means nothing here is named."""
     script = run.script("import os, sys\nopen('seen' + os.environ['RANK'], 'w').write(' '.join(sys.argv[1:]))")
-    words = "torchrun --standalone --nproc_per_node=2 --rdzv-backend c10d --max_restarts 0"
+    words = "torchrun --standalone --nproc_per_node=2 --rdzv-backend c10d --rdzv_endpoint=localhost:0 --max_restarts 0"
     assert run.launch(*words.split(), script, "--lr", "1") == 0
     assert [(run.folder / f"seen{rank}").read_text() for rank in range(2)] == ["--lr 1"] * 2
-    assert "--rdzv-backend is ignored" in (run.folder / "stderr").read_text()
+    told = (run.folder / "stderr").read_text()
+    assert "--rdzv-backend is ignored" in told and "--rdzv-endpoint is ignored" in told
 
 
 def test_config_file(run: Run) -> None:

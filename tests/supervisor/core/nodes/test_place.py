@@ -42,6 +42,7 @@ SLURM_PORT = port_of("7.0")
     [
         (NOBODY, {}, Place()),
         (NOBODY, {"NNODES": "1", "PET_NNODES": "1:1", "MASTER_ADDR": "x"}, Place()),
+        (NOBODY, {"NNODES": "several", "PMI_SIZE": "x"}, Place()),
         (NOBODY, SRUN, Place(3, 3, 1, "n08", SLURM_PORT, "srun", "7.0", 2)),
         (NOBODY, ONE_STEP, Place()),
         (Asked((1, 1)), SRUN, Place()),
@@ -89,7 +90,8 @@ def test_places(asked: Asked, environ: Mapping[str, str], place: Place) -> None:
         (Asked((2, 2), 1), {}, "--rdzv-endpoint"),
         (Asked(None, 1), {}, "there is one node"),
         (NOBODY, {"NNODES": "2", "NODE_RANK": "1"}, "--rdzv-endpoint"),
-        (NOBODY, {"NNODES": "two"}, "NNODES two"),
+        (NOBODY, {"PET_NNODES": "two"}, "NNODES two"),
+        (NOBODY, {"NNODES": "0"}, "NNODES 0"),
         (NOBODY, {"PET_NNODES": "3:2"}, "above the maximum"),
         (NOBODY, {"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun starts this command 2 times"),
     ],
@@ -126,6 +128,7 @@ def test_any_environment(environ: dict[str, str]) -> None:
         ("fe80::1%eth0", ("fe80::1%eth0", None)),
         ("[::1]:7", ("::1", 7)),
         ("[::1]", ("::1", None)),
+        ("localhost:0", ("localhost", None)),
     ],
 )
 def test_endpoints(text: str, endpoint: tuple[str, int | None]) -> None:
@@ -133,7 +136,7 @@ def test_endpoints(text: str, endpoint: tuple[str, int | None]) -> None:
     assert endpoint_of(text, "--rdzv-endpoint") == endpoint
 
 
-@pytest.mark.parametrize("text", ["", ":5", "a:", "a:0", "a:65536", "a:b", "tcp://a:5", "[::1", "a b", "::1:x"])
+@pytest.mark.parametrize("text", ["", ":5", "a:", "a:65536", "a:b", "tcp://a:5", "[::1", "a b", "::1:x"])
 def test_no_endpoints(text: str) -> None:
     """One sentence that names the option."""
     with pytest.raises(ValueError, match=r"^--rdzv-endpoint"):
