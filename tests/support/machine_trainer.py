@@ -1,0 +1,55 @@
+"""A training whose ranks are on several machines, and note each step that they have done, in a folder that all see.
+
+    machine_trainer.py NOTES STEPS [PAUSE_S [CHECKPOINTS]]
+
+A file of NOTES, <attempt>.<host>.<rank>.<pid>, begins with `from STEP of WORLD TIME`, has `STEP TIME` for each step and
+ends with `bits DIGEST` if the rank came to the last step. TIME is the wall clock: the machines of one kernel share it.
+CHECKPOINTS is for a launcher that has no run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.checkpoint import Checkpointer
+
+
+def main(notes: str, steps: str, pause: str = "0.03", checkpoints: str | None = None) -> None:
+    dist.init_process_group("gloo")
+    attempt = os.environ.get("SUPERVISE_ATTEMPT") or os.environ["TORCHELASTIC_RESTART_COUNT"]
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(16, 64), nn.Dropout(0.1), nn.Linear(64, 1))
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=0.01)
+    torch.manual_seed(dist.get_rank())
+    ckpt = Checkpointer(model=ddp, optimizer=optimizer, directory=checkpoints, every=20, snapshot_every=1)
+    step = ckpt.restore()
+    name = f"{attempt}.{socket.gethostname()}.{dist.get_rank()}.{os.getpid()}"
+    with (Path(notes) / name).open("w", buffering=1) as out:
+        out.write(f"from {step} of {dist.get_world_size()} {time.time():.4f}\n")
+        while step < int(steps):
+            optimizer.zero_grad()
+            ddp(torch.randn(8, 16)).square().mean().backward()
+            optimizer.step()
+            step += 1
+            ckpt.step(step)
+            out.write(f"{step} {time.time():.4f}\n")
+            time.sleep(float(pause))
+        ckpt.close()
+        whole = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+        out.write(f"bits {xxhash.xxh3_64_hexdigest(whole)}\n")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

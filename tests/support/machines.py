@@ -1,0 +1,229 @@
+"""Machines of one network on this one, by namespaces of the kernel: each has an address, a host name, processes, shared
+memory, a boot id and a clock of its own. They can lose their power, their cable, or one direction of it.
+
+It needs root, iproute2 and util-linux. However the process that made them ends, the kernel clears all of it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+_KINDS = ("--net", "--mount", "--uts", "--pid", "--time", "--ipc")
+_HELD = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("up", flush=True)
+sys.stdin.read()
+"""
+"""The first process of a machine: it reaps, and ends when the one that holds its stdin does."""
+_BOOT = """set -e
+mount -t tmpfs -o size=4g tmpfs /dev/shm
+mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/boot-id" /proc/sys/kernel/random/boot_id
+hostname "$2"
+exec "$3" -c "$4"
+"""
+_TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
+
+
+@functools.cache
+def missing() -> str:
+    """Why there can be no machines here; "" if there can. Where they are needed (.ci/run), whatever fails although root
+    has the tools is an error of the tests, and nothing to skip them for."""
+    if os.geteuid() != 0:
+        return "namespaces of the kernel need root"
+    if absent := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"not installed here: {', '.join(absent)} (iproute2, util-linux, hostname)"
+    if os.environ.get("MACHINES") == "needed":
+        return ""
+    try:
+        with network(1):
+            return ""
+    except (OSError, subprocess.SubprocessError, AssertionError) as error:
+        return f"the kernel gives no namespaces here: {error}"
+
+
+class Machine:
+    """A node: its number, name and address, and what can happen to it."""
+
+    def __init__(self, number: int, folder: Path, switch: int) -> None:
+        """Without power yet. `switch` is a process in the network that joins all machines."""
+        self.number, self.name = number, f"node{number}"
+        self.address = f"10.79.{number + 1}.2"
+        self.clock_ahead = 1000.0 * (number + 1)
+        """How many seconds its CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of those of the machine outside."""
+        self._folder, self._switch, self._port = folder, switch, f"port{number}"
+        self._holder: subprocess.Popen[str] | None = None
+        self._pid = 0
+        self._cut: set[tuple[str, ...]] = set()
+
+    def boot(self) -> None:
+        """It is up, with empty memory, and its cable is in."""
+        assert self._holder is None, f"{self.name} is up"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
+        shutil.copy(self._folder.parent / "hosts", self._folder / "hosts")
+        clocks = [f"--{clock}={self.clock_ahead:.0f}" for clock in ("monotonic", "boottime")]
+        boot = [str(self._folder), self.name, sys.executable, _HELD]
+        self._holder, self._pid = _held([*_KINDS, "--mount-proc", *clocks, "sh", "-c", _BOOT, "sh", *boot])
+        self._wire()
+
+    def _wire(self) -> None:
+        network = self.address.rpartition(".")[0]
+        _ip(
+            self._switch,
+            f"link add {self._port} type veth peer name eth0 netns {self._pid}",
+            f"addr add {network}.1/24 dev {self._port}",
+            f"link set {self._port} up",
+        )
+        _ip(
+            self._pid,
+            "link set lo up",
+            f"addr add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via {network}.1",
+        )
+
+    def popen(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """`command` on this machine. The process that is returned is outside, and ends with it."""
+        return subprocess.Popen([*self.inside, *command], env=env, text=True, **options)
+
+    @property
+    def inside(self) -> list[str]:
+        """What stands before a command that runs on this machine."""
+        return ["nsenter", "--target", str(self._pid), *_KINDS, f"--wd={Path.cwd()}"]
+
+    def pids(self) -> dict[int, int]:
+        """Its processes but for the first: the pid outside by the pid inside."""
+        if self._holder is None:
+            return {}
+        namespace, found = _namespace(self._pid), {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) != self._pid and _namespace(int(folder.name)) == namespace:
+                with contextlib.suppress(OSError, StopIteration):
+                    lines = (folder / "status").read_text().splitlines()
+                    line = next(line for line in lines if line.startswith("NSpid:"))
+                    found[int(line.split()[-1])] = int(folder.name)
+        return found
+
+    def send(self, pid: int, number: int) -> bool:
+        """The process with that pid on this machine gets the signal; False if there is none."""
+        outside = self.pids().get(pid)
+        if outside is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(outside, number)
+        return True
+
+    def kill_all(self) -> None:
+        """All its processes are dead, as a fault of their program would leave it. Its kernel lives: it closes what they
+        had open, and keeps what is in /dev/shm."""
+        while pids := self.pids():
+            for pid in pids.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def power_off(self) -> None:
+        """Nobody hears of it again; its memory is lost."""
+        if self._holder is None:
+            return
+        # The cable first: the dying kernel closes connections.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _ip(self._switch, f"link del {self._port}")
+        _end(self._holder)
+        self._holder = None
+
+    def unplug(self) -> None:
+        """Its cable is out: its interface is there, without a carrier."""
+        _ip(self._switch, f"link set {self._port} down")
+
+    def plug(self) -> None:
+        _ip(self._switch, f"link set {self._port} up")
+
+    def drop(self, what: Literal["sent", "received"]) -> None:
+        """Everything that it has sent, or that is sent to it, is lost on the way, and nobody is told."""
+        rule = ("iif", self._port) if what == "sent" else ("to", self.address)
+        _ip(self._switch, f"rule add {' '.join(rule)} blackhole")
+        self._cut.add(rule)
+
+    def heal(self) -> None:
+        """Nothing is lost any more."""
+        while self._cut:
+            _ip(self._switch, f"rule del {' '.join(self._cut.pop())} blackhole")
+
+
+@contextlib.contextmanager
+def network(count: int) -> Iterator[list[Machine]]:
+    """`count` machines that reach each other by name and address. All of them are up."""
+    with tempfile.TemporaryDirectory(prefix="machines-") as name:
+        folder = Path(name)
+        holder, switch = _held(["--net", sys.executable, "-c", _HELD])
+        machines = [Machine(number, folder / f"node{number}", switch) for number in range(count)]
+        (folder / "hosts").write_text("".join(f"{m.address} {m.name}\n" for m in machines) + "127.0.0.1 localhost\n")
+        try:
+            forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
+            _run(["nsenter", f"--net=/proc/{switch}/ns/net", "sh", "-c", forward])
+            # What is sent to a machine without power is lost; the sender is not told.
+            _ip(switch, "link set lo up", "route add blackhole 10.79.0.0/16")
+            for machine in machines:
+                machine.boot()
+            yield machines
+        finally:
+            for machine in machines:
+                machine.power_off()
+            _end(holder)
+
+
+def _held(words: Sequence[str]) -> tuple[subprocess.Popen[str], int]:
+    """A process in new namespaces, once it says that it is up, and its pid. It ends with the first one's stdin."""
+    holder = subprocess.Popen(
+        ["unshare", "--fork", "--kill-child", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None and holder.stderr is not None
+    if holder.stdout.readline() != "up\n":
+        holder.kill()
+        raise OSError(holder.stderr.read().strip() or "unshare failed")
+    return holder, int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
+
+
+def _end(holder: subprocess.Popen[str]) -> None:
+    """It, and with it all in its namespaces, is gone."""
+    holder.kill()
+    holder.wait()
+    for stream in (holder.stdin, holder.stdout, holder.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def _namespace(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
+    return None
+
+
+def _ip(pid: int, *lines: str) -> None:
+    """Commands of ip(8) in the network of that process."""
+    _run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _run(command: Sequence[str], stdin: str = "") -> None:
+    subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
