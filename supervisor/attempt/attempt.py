@@ -109,6 +109,7 @@ class Attempt:
         group = standby.take(now, self._body)
         if group is None:
             return False
+        self.ending.foreign |= group.foreign
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
             for each in dict.fromkeys([folder.path, folder.here]):

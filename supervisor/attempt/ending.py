@@ -32,7 +32,7 @@ class Ending:
     def __init__(self, mark: str, known: Callable[[], Mapping[int, Process]], foreign: bool) -> None:
         """`known`: the processes that the attempt holds. `foreign`: they are not our descendants, since another
         supervisor has started them. Then an orphan of theirs is found by its mark alone."""
-        self._mark, self._known, self._foreign = mark, known, foreign or not proctree.is_subreaper()
+        self._mark, self._known, self.foreign = mark, known, foreign or not proctree.is_subreaper()
         self._killed_since: float | None = None
         self._held = 0
         """The bytes of memory that the processes had when they were killed first."""
@@ -55,7 +55,7 @@ class Ending:
                 break
             before = set(found)
         there = [pid for pid in found if family.is_there(pid)]
-        if not there and self._foreign:
+        if not there and self.foreign:
             return [process.pid for process in proctree.strangers(self._mark, spared)]
         return there
 

@@ -11,6 +11,7 @@ import click
 
 from supervisor.checkup import checks, gpus, installed, probes, space
 from supervisor.checkup.checks import Check, Host, Verdict
+from supervisor.checkup.kept import kept
 from supervisor.checkup.script import files
 from supervisor.checkup.script.advice import findings
 from supervisor.checkup.script.source import Unreadable
@@ -34,6 +35,7 @@ LOOKS = (
     checks.variables,
     checks.home,
     checks.linger,
+    kept,
 )
 _WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 _MARK = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.BAD: "BAD"}

@@ -8,15 +8,18 @@ from dataclasses import asdict
 import click
 import psutil
 
+from supervisor.checkup.kept import told
 from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
+from supervisor.group import kept
+from supervisor.process.memory import resident
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.folder.lock import claimed
 from supervisor.run.folder.ownership import vet
 from supervisor.run.folder.registry import registered
-from supervisor.run.leftovers import Fate, Kind, clear, find, mark_of, marks
+from supervisor.run.leftovers import Fate, Kind, Leftover, clear, find, mark_of, marks
 from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
 from trainer.rundir.codes import ExitCode
@@ -33,8 +36,9 @@ SCHEMA = 1
 def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """List the leftovers of dead runs: processes, half-written folders and files, shared memory, memory cgroups.
 
-    Looks at RUN; without RUN, at all runs here and all runs that this user has launched on this machine. A run that a
-    supervisor holds is never touched. Without --yes nothing is removed.
+    Looks at RUN; without RUN, at all runs here and all runs that this user has launched on this machine, and at the
+    fork servers that --keep-warm keeps. A run that a supervisor holds is never touched. Without --yes nothing is
+    removed.
     """
     if yes and dry_run:
         raise click.UsageError("--yes and --dry-run exclude each other")
@@ -43,6 +47,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
         vet(runs[0].run)
     processes = marks()
     fates = [fate for known in runs for fate in _collect(known, processes.get(mark_of(known), []), yes)]
+    fates += [] if run is not None else _kept(yes)
     if as_json:
         click.echo(encode({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
     else:
@@ -72,6 +77,16 @@ def _collect(known: Known, processes: list[psutil.Process], yes: bool) -> list[F
         except Refusal as refusal:
             return [Fate(leftover, problem=str(refusal)) for leftover in find(known, processes)]
         return clear(known, processes)
+
+
+def _kept(yes: bool) -> list[Fate]:
+    """The fork servers that wait for a next run."""
+    fates = []
+    for one in kept.found():
+        found = Leftover("-", Kind.KEPT, str(one.pid), resident(one.pid), told(one).partition(", for ")[2])
+        problem = kept.end(one) if yes else None
+        fates.append(Fate(found, yes and problem is None, problem))
+    return fates
 
 
 def _json(fate: Fate) -> dict[str, object]:

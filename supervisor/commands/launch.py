@@ -39,6 +39,7 @@ from supervisor.commands.session import arm_faults, begin
 from supervisor.core.model import Policy
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
+from supervisor.group import kept
 from supervisor.notify.settings import notify_of
 from supervisor.process import loopback
 from supervisor.run import spec as specs
@@ -163,6 +164,11 @@ class Launch(Paged):
     "--park",
     type=click.Choice(get_args(Park)),
     help="Where the standby waits: SCRIPT's first line, or Checkpointer.restore(); auto: there if SCRIPT asks for it.",
+)
+@setting(
+    "--keep-warm",
+    type=Duration({"off": 0.0}),
+    help="Keep the imports in memory for so long after the run; the next launch of SCRIPT by you then imports nothing.",
 )
 @setting("--plain-saves/--no-plain-saves", help="SCRIPT's saves overwrite its files directly, as without supervise.")
 @setting(
@@ -292,6 +298,7 @@ def _notify(ctx: click.Context) -> dict[str, str]:
 
 def _sound(options: Mapping[str, Any]) -> None:
     """Refusal for options that exclude each other, or that this machine cannot satisfy."""
+    kept.check(options["keep_warm"], options["standby"])
     if options["spawns"] and options["nproc"] > 1:
         often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")

@@ -14,10 +14,13 @@ from supervisor.commands.meant import name_here, to_read
 from supervisor.core.size import human_bytes, human_seconds
 from supervisor.core.telling import advice, figures
 from supervisor.core.words import RunState
+from supervisor.group import kept
 from supervisor.reading.local_time import local
 from supervisor.reading.plain import plain
 from supervisor.reading.table import folded, table
 from supervisor.run import origin
+from supervisor.run.runs import Known
+from supervisor.run.spec import restore
 from supervisor.run.status import status
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
@@ -34,13 +37,20 @@ _GOES_ON = (RunState.STARTING, RunState.RUNNING, RunState.RECOVERING, RunState.B
 def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """Show the state of RUN (an id, a unique prefix, a path; the newest if omitted)."""
     known = to_read(run)
-    now = status(known)
+    now = {**status(known), "kept": _kept(known)}
     click.echo(encode(now) if as_json else _text(now, name_here(known)), nl=as_json)
     if not exit_code:
         return 0
     if now["exit_code"] is not None:
         return int(now["exit_code"])
     return ExitCode.FAILED if now["state"] == RunState.LOST else ExitCode.RUNNING
+
+
+def _kept(known: Known) -> dict[str, Any] | None:
+    """The fork server that stays for the next run of this script (--keep-warm)."""
+    spec = restore(known.spec)
+    found = kept.known(spec) if spec.keep_warm else None
+    return None if found is None else {"pid": found.pid, "left_s": round(found.left_s, 1)}
 
 
 def _text(now: dict[str, Any], name: str) -> str:
@@ -74,6 +84,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("last fault", f"attempt {failure['attempt']}: {failure['reason']}" if failure else ""),
         ("not loaded", str(now["started_over"]["text"]) if now["started_over"] else ""),
         ("standby", _standby(now["standby"]) if now["standby"] else ""),
+        ("kept warm", _stays(now["kept"]) if now["kept"] else ""),
         *(("straggler", slow["text"]) for slow in now["stragglers"]),
         *(("pause", _pause(pause)) for pause in now["pauses"]),
         ("log", os.path.relpath(now["log"]) if now["log"] else ""),
@@ -166,6 +177,10 @@ def _pause(pause: dict[str, Any]) -> str:
     seconds, limit = pause["for_s"], pause["limit_s"]
     text = f"{pause['text']}; for {human_seconds(seconds)} so far" if seconds is not None else str(pause["text"])
     return text + (f" (limit {human_seconds(limit)} in the same place)" if limit is not None else "")
+
+
+def _stays(now: dict[str, Any]) -> str:
+    return f"for {human_seconds(now['left_s'])} more, for the next launch of this script (pid {now['pid']})"
 
 
 def _standby(now: dict[str, Any]) -> str:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from msgspec import to_builtins
+
+from supervisor.group import kept
 from supervisor.group.launch import flags, shown, stdin
 from supervisor.group.seat import Seat
 from supervisor.process.proctree import Process
 from supervisor.run.spec import Spec
 from trainer.rundir.programs import program
 from trainer.rundir.records.gate import Gate
+from trainer.rundir.records.kept import Stay
 
 
 class ForkServer:
@@ -25,16 +31,24 @@ class ForkServer:
     used."""
 
     def __init__(self, spec: Spec, env: Mapping[str, str], modules: Path, log: Path) -> None:
-        """OSError if it cannot be started. It first imports the modules in the file `modules`."""
+        """OSError if it cannot be started. It first imports the modules in the file `modules`. With --keep-warm it is
+        one that has stayed after an earlier run, if there is one for this run."""
         self.ready = False
         self.loading = False
         """Whether it is importing. If it was ready before, it can fork meanwhile, but without the new modules."""
         self.unfit = ""
+        self.stayed = False
+        """Whether it has stayed after an earlier run. Then it and its forks are not our descendants."""
+        self.why_cold = ""
+        """Why the one that has stayed was not taken."""
         self.found: Path | None = None
         """A file with the modules that were left out because they would harm forks. It has the format of the request's
         file."""
         self.serving: int | None = None
         """The process that forks: the started process, or a descendant of it."""
+        self.stays: int | None = None
+        """The process that stays after this run. 0: none does, and `why_gone` says why."""
+        self.why_gone = ""
         self.born: deque[tuple[str, int]] = deque()
         """(group's folder, launcher's pid) of new groups that were not handled yet."""
         self._spec = spec
@@ -43,23 +57,27 @@ class ForkServer:
         given = stdin()
         read = os.open(os.devnull, os.O_RDONLY) if given == subprocess.DEVNULL else os.dup(given)
         with log.open("ab") as file, os.fdopen(read, "rb", buffering=0) as script:
-            process = subprocess.Popen(
-                [sys.executable, "-u", *program("rank.engine.fork_server"), str(script.fileno()), *shown(spec)],
-                env=dict(env),
-                cwd=spec.cwd,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                pass_fds=[script.fileno()],
-                start_new_session=True,
-            )
-        assert process.stdin is not None and process.stdout is not None
-        self._stdin, self._stdout = process.stdin, process.stdout
+            taken = self._taken(env, script.fileno(), file.fileno()) if spec.keep_warm else None
+            self.process, self._stdin, self._stdout = taken or _started(spec, env, script.fileno(), file)
+        self.stayed = taken is not None
         os.set_blocking(self._stdout.fileno(), False)
         os.set_blocking(self._stdin.fileno(), False)
-        self.process = Process(process.pid)
-        process.returncode = 0
         self.load(modules)
+
+    def _taken(self, env: Mapping[str, str], script: int, log: int) -> tuple[Process, IO[bytes], IO[bytes]] | None:
+        """One that has stayed, and our ends of its pipes."""
+        (requests, stdin), (stdout, answers) = os.pipe(), os.pipe()
+        try:
+            process = kept.take(self._spec, env, [script, requests, answers, log])
+        except kept.Cold as cold:
+            self.why_cold = str(cold)
+            os.close(stdin)
+            os.close(stdout)
+            return None
+        finally:
+            os.close(requests)
+            os.close(answers)
+        return process, os.fdopen(stdin, "wb", 0), os.fdopen(stdout, "rb", 0)
 
     @property
     def pid(self) -> int:
@@ -73,6 +91,20 @@ class ForkServer:
     def fork(self, gate: Gate, seat: Seat) -> None:
         """It will fork a group at `gate`, with the ranks of `seat`. The launcher's pid comes in `born`."""
         self._ask({"group": str(gate.path), "flags": flags(self._spec, gate, seat)})
+
+    def stay(self, within: float) -> None:
+        """It was asked to stay after this run, and has answered, or has not for `within` seconds. The answer is in
+        `stays`."""
+        try:
+            order = Stay(str(kept.place(self._spec)), self._spec.keep_warm, self._spec.command[0])
+        except kept.Cold as cold:
+            self.stays, self.why_gone = 0, str(cold)
+            return
+        self._ask({"stay": to_builtins(order)})
+        until = time.monotonic() + within
+        while self.stays is None and not self.unfit and (left := until - time.monotonic()) > 0:
+            select.select(self.fds(), [], [], left)
+            self.listen()
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is an answer, or when it has died."""
@@ -105,6 +137,8 @@ class ForkServer:
     def _take(self, answer: dict[str, Any]) -> None:
         if "unfit" in answer:
             self.unfit = str(answer["unfit"])
+        elif "stays" in answer:
+            self.stays, self.why_gone = int(answer["stays"]), str(answer["why"])
         elif "group" in answer:
             self.born.append((str(answer["group"]), int(answer["pid"])))
         else:
@@ -124,3 +158,20 @@ class ForkServer:
             pass  # It is importing, and will read later.
         except OSError as error:
             self.unfit = f"it does not listen: {error}"
+
+
+def _started(spec: Spec, env: Mapping[str, str], script: int, log: IO[bytes]) -> tuple[Process, IO[bytes], IO[bytes]]:
+    """A new one, and our ends of its pipes."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *program("rank.engine.fork_server"), str(script), *shown(spec)],
+        env=dict(env),
+        cwd=spec.cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        pass_fds=[script],
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.returncode = 0
+    return Process(process.pid), process.stdin, process.stdout

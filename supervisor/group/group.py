@@ -33,6 +33,8 @@ class WorkerGroup:
         then."""
         self.server: int | None = None
         """The pid of the process that forked it."""
+        self.foreign = False
+        """Whether that process is not our descendant: it has stayed after an earlier run."""
         self.stillborn = False
         """Whether the process that had to make it is gone. Then it will never have a launcher."""
         self.elsewhere: Elsewhere | None = None

@@ -22,6 +22,8 @@ from trainer.rundir.variables import PRELOAD
 
 _LOADING = 60.0
 """Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
+_STAYS = 2.0
+"""Seconds that the end of a run waits for the fork server that stays."""
 _PAUSE = 2.0
 _TRIES = 3
 
@@ -29,9 +31,9 @@ _TRIES = 3
 class GroupMaker:
     """Has at most one fork server. Nothing here blocks; listen() does the work."""
 
-    def __init__(self, spec: Spec, run: RunDir, outer: Mapping[str, str], lost: Callable[[str], object]) -> None:
-        """`lost` is told why something could not be made, or has died."""
-        self._spec, self._run, self._tell = spec, run, lost
+    def __init__(self, spec: Spec, run: RunDir, outer: Mapping[str, str], tell: Callable[..., object]) -> None:
+        """`tell` is given the name of an event, and its fields."""
+        self._spec, self._run, self._tell = spec, run, tell
         self._env = environment(spec, run, outer)
         self.server: ForkServer | None = None
         self.learned = Learned(spec, run)
@@ -77,6 +79,10 @@ class GroupMaker:
             self._loaded = self.learned.ask(self._wanted)
             self.server = ForkServer(self._spec, self._env, self._wanted, folder / "fork_server.log")
             self._since = now
+            if self.server.stayed:
+                self._tell("fork_server_taken", pid=self.server.pid)
+            elif self.server.why_cold:
+                self._tell("fork_server_refused", reason=self.server.why_cold)
         except OSError as error:
             self.lost(now, f"the fork server cannot be started: {error}")
 
@@ -127,7 +133,7 @@ class GroupMaker:
         self._failures += 1
         self.why = reason
         self.rest(now, _PAUSE * self._failures)
-        self._tell(reason)
+        self._tell("standby_lost", "warning", reason=reason)
 
     def rest(self, now: float, seconds: float = _PAUSE) -> None:
         self.not_before = now + seconds
@@ -135,6 +141,18 @@ class GroupMaker:
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is news for listen()."""
         return self.server.fds() if self.server else []
+
+    def keep(self) -> int | None:
+        """With --keep-warm a fork server stays for the next run. Returns its pid."""
+        server, seconds = self.ready, self._spec.keep_warm
+        if not seconds or server is None or server.loading:
+            return None
+        server.stay(_STAYS)
+        if server.stays:
+            self._tell("fork_server_stays", pid=server.stays, seconds=seconds)
+        else:
+            self._tell("fork_server_refused", reason=server.why_gone or "it does not answer")
+        return server.stays or None
 
     def close(self) -> None:
         """There is no fork server any more. The caller must still kill the processes."""
@@ -147,7 +165,7 @@ class GroupMaker:
     def fork(self, server: ForkServer, seat: Seat, expected: Release | None = None) -> WorkerGroup:
         """A new group, which `server` is forking. OSError if its gate cannot be made."""
         group = self._new("fork", seat, expected)
-        group.knows, group.server = self.knows, server.serving
+        group.knows, group.server, group.foreign = self.knows, server.serving, server.stayed
         self._unborn[str(group.gate.path)] = group
         server.fork(group.gate, seat)
         return group

@@ -48,7 +48,7 @@ class Standby:
         """Folders that an earlier supervisor left are removed, except that of the `adopted` group. `seats` orders the
         other nodes' part of a new group, and tells the part of this one. None: this node is alone."""
         self._spec, self._log = spec, log
-        self._maker = GroupMaker(spec, run, outer, self._lost)
+        self._maker = GroupMaker(spec, run, outer, log.emit)
         for folder in list(run.standby.glob("[0-9]*")):
             if folder.is_dir() and folder != adopted:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -135,6 +135,10 @@ class Standby:
         if self._group is not None and self._group.launcher is not None:
             roots |= {self._group.launcher.pid, *self._group.rank_pids()}
         return roots
+
+    def keep(self) -> int | None:
+        """With --keep-warm a fork server stays for the next run. Returns its pid."""
+        return self._maker.keep()
 
     def close(self) -> None:
         """No group waits any more. The caller must still kill the processes."""
@@ -224,9 +228,6 @@ class Standby:
             self._warned.add(what)
             text = f"the standby {what} before Checkpointer.restore(), while the training runs: do that after it"
             self._log.emit("warning", "warning", text=text)
-
-    def _lost(self, reason: str) -> None:
-        self._log.emit("standby_lost", "warning", reason=reason)
 
 
 def _lost_elsewhere(group: WorkerGroup) -> str:

@@ -296,6 +296,7 @@ class Driver:
         """No process of the run is alive, and the state in memory is on disk. The returned End tells the exceptions to
         that."""
         stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
+        kept = {pid} if not stuck and (pid := self._standby.keep()) else set()
         self._standby.close()
         if not stuck:
             self._tracker.flushed(self._flusher.finish(), self.clock())
@@ -303,7 +304,8 @@ class Driver:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
         # Processes that could not be killed have had their time already.
-        left = end_all(self.spec.mark, self._own_saves.pids(), self._reaper, 1.0 if stuck else time_limit)
+        spared = self._own_saves.pids() | kept
+        left = end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)
         return machine.stuck(left, time_limit) if left and not stuck else end
 
     def _finish(self, end: End) -> End:

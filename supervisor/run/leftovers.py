@@ -43,6 +43,8 @@ class Kind(enum.Enum):
     FILE = "file"
     MEMORY = "memory"
     GROUP = "cgroup"
+    KEPT = "kept warm"
+    """A fork server that stays for the next run. It is no leftover of a dead run, but nobody may want it any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ from trainer.rundir.secrets import Redactor
 
 HANG_OFF = "off"
 MOST_RANKS = 4096
+LONGEST_KEPT = 24 * 3600.0
+"""Seconds."""
 Resume = Literal["auto", "never", "must"]
 Park = Literal["auto", "restore", "start"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -49,6 +51,8 @@ class Spec:
     standby: bool = True
     park: Park = "auto"
     """Where the standby waits: at the script's first line, or in Checkpointer.restore()."""
+    keep_warm: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_KEPT)] = 0.0
+    """Seconds for which the fork server stays after the run, for the next run of the same script."""
     spawns: bool = False
     """Whether the script starts its ranks itself. Then it is started as its user would start it."""
     plain_saves: bool = False

@@ -217,6 +217,7 @@ WALL_CLOCK = {
     "reporter.py": "when an exception was raised",
     "going_on.py": "whether a tracker's file is older than this attempt",
     "torn.py": "whether a file is of a save or older than it",
+    "kept.py": "whether a file has changed since it was loaded",
     "kernel.py": "when a rank's own wait, for a time of day, will end",
 }
 """Who may ask what time of day it is, and for what: nothing that decides."""

@@ -1,5 +1,5 @@
-"""Folders of this user outside any run: a cache for data that can be learned again, and a state folder for data that
-must stay.
+"""Folders of this user outside any run: a cache for data that can be learned again, a state folder for data that must
+stay, and a folder for sockets.
 
 They are in the usual places of the home. If there is no home, or it cannot be written, they are in a temporary folder
 of the machine, named by uid. A folder is used only if it belongs to this user alone.
@@ -26,6 +26,13 @@ def state() -> Path | None:
     return _first("XDG_STATE_HOME", ".local/state")
 
 
+def runtime() -> Path | None:
+    """The folder for sockets of processes that live now. None if there can be none."""
+    given = Path(os.environ.get("XDG_RUNTIME_DIR") or ".")
+    own = [given / "supervise"] if given.is_absolute() else []
+    return next(filter(_private, [*own, *(folder / "kept" for folder in filter(_private, _temporaries()))]), None)
+
+
 def home() -> Path | None:
     """The user's home. None if the user has none (and perhaps no passwd entry)."""
     try:
@@ -45,6 +52,10 @@ def _candidates(variable: str, usual: str) -> Iterator[Path]:
         yield given / "supervise"
     elif (root := home()) is not None:
         yield root / usual / "supervise"
+    yield from _temporaries()
+
+
+def _temporaries() -> Iterator[Path]:
     for temporary in _TEMPORARY:
         yield temporary / f"supervise-user-{os.geteuid()}"
 

@@ -28,7 +28,7 @@ COMMAND_NAMES = (
 )
 LAUNCH_OPTIONS = (
     "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json "
-    "--local-addr --log-restarts --max-restarts --metrics-file --module --name --no-log-restarts "
+    "--keep-warm --local-addr --log-restarts --max-restarts --metrics-file --module --name --no-log-restarts "
     "--no-plain-saves --no-progress-limit --no-spawns --no-standby --nproc --park --plain-saves --policy "
     "--quiet --resume --resume-args --run-dir --spawns --standby --startup-timeout --window"
 )

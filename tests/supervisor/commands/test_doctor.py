@@ -287,5 +287,5 @@ def test_the_whole_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Every check has a name of its own and one line, on this machine too."""
     monkeypatch.setattr(probes, "ask_torch", lambda: TORCH)
     found = doctor.examine(Host(run_dir=tmp_path))
-    assert len({check.name for check in found}) == len(found) == 19
+    assert len({check.name for check in found}) == len(found) == 20
     assert not [check for check in found if "\n" in check.text + check.next or not check.text]

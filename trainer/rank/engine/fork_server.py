@@ -6,6 +6,7 @@ stdin (none: they can read nothing). SCRIPT and ARGUMENTS are for `ps`, and give
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
+    {"stay": {…}}                     -> {"stays": pid, "why": reason}: a fork stays for the next run, see kept.py
 
 Both files are a learned.Wanted; the second one names the modules that cannot be imported. A fork copies one thread, so
 the server forks only while it has one (OpenBLAS ends its threads at a fork by itself). Imports are tried in a fork
@@ -25,12 +26,14 @@ from typing import Any
 
 from ...rundir.files.codec import read
 from ...rundir.records.gate import Gate
+from ...rundir.records.kept import Stay
 from ...rundir.records.learned import Wanted
 from .. import torch_patches
 from ..journal import saves
 from ..preload import modules, trial
 from ..preload.fitness import unfit
 from ..process import fork_environment, inherited
+from . import kept
 
 _REAP_EVERY = 0.2
 
@@ -38,7 +41,7 @@ _REAP_EVERY = 0.2
 class _Server:
     """One of the processes that serve in turn. They share stdin and stdout, and one of them reads each request."""
 
-    def __init__(self, stdin: int | None) -> None:
+    def __init__(self, stdin: int | None, began: kept.Began) -> None:
         # Text that an import prints must not be taken for an answer. A line is one write(), because others write too.
         self._answers = os.dup(1)
         os.dup2(2, 1)
@@ -49,16 +52,21 @@ class _Server:
         os.set_inheritable(self._stdin, False)
         os.dup2(null, 0)
         self._buffered = b""
+        self._began = began
+        self._importing = False
 
     def hear(self) -> bool:
         """All requests so far are answered. False if no more requests can come."""
         data = os.read(self.requests, 65536)
         *lines, self._buffered = (self._buffered + data).split(b"\n")
         for line in lines:
-            os.write(self._answers, json.dumps(self._answer(json.loads(line))).encode() + b"\n")
+            if (answer := self._answer(json.loads(line))) is not None:
+                os.write(self._answers, json.dumps(answer).encode() + b"\n")
         return bool(data)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        if "stay" in request:
+            return self._stay(Stay(**request["stay"]))
         if "import" in request:
             return self._load(Path(request["import"]), bool(request.get("gently")))
         if reason := unfit():
@@ -68,6 +76,19 @@ class _Server:
             "pid": _fork_group(Gate(Path(request["group"])), request["flags"], self._stdin),
         }
 
+    def _stay(self, order: Stay) -> dict[str, Any] | None:
+        """None in the fork that has stayed and serves another run now."""
+        if why := "it is importing" if self._importing else unfit():
+            return {"stays": 0, "why": why}
+        answer, files = kept.stay(order, self._began)
+        if not files:
+            return {"stays": answer.pid, "why": answer.why}
+        self._stdin, self.requests, self._answers, log = files
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        return None
+
     def _load(self, path: Path, gently: bool) -> dict[str, Any]:
         """Imports the modules that `path` lists, except harmful ones, which it names. The answer comes from the process
         that serves from now on."""
@@ -76,18 +97,20 @@ class _Server:
             return {"unfit": reason}
         found = path.with_suffix(".found.json")
         try:
-            wanted = read(path, Wanted)
+            wanted, self._importing = read(path, Wanted), True
             inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
         except (OSError, ValueError) as error:
             return {"unfit": f"its list of modules cannot be read, or its findings cannot be written: {error}"}
+        finally:
+            self._importing = False
         # The garbage collectors of the forks need not look at objects that all forks share.
         gc.freeze()
         return {"ready": True, "found": str(found), "pid": os.getpid()}
 
 
-def serve(stdin: int | None) -> None:
+def serve(stdin: int | None, began: kept.Began) -> None:
     """Answers until there are no more requests."""
-    server = _Server(stdin)
+    server = _Server(stdin, began)
     while True:
         _reap()
         if select.select([server.requests], [], [], _REAP_EVERY)[0] and not server.hear():
@@ -138,9 +161,10 @@ def _become(log: Path, stdin: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    began = kept.Began()
     # The terminal's Ctrl-C is for the supervisor alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # This comes before any module can bind the names that the patches replace.
     saves.install()
     fork_environment.enter()
-    serve(int(arguments[0]) if arguments else None)
+    serve(int(arguments[0]) if arguments else None, began)

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from .. import torch_patches
@@ -35,9 +35,10 @@ def imported(load: Callable[[], Any]) -> Any:
         _of_modules.update(descriptors.opened() - before)
 
 
-def leave(pipes: bool = False) -> None:
-    """This fork closes the open files of its parent, except the standard ones, and except pipes if `pipes` is set."""
-    descriptors.close_all_but(_of_modules, pipes)
+def leave(pipes: bool = False, but: Collection[int] = ()) -> None:
+    """This fork closes the open files of its parent, except the standard ones and those in `but`, and except pipes if
+    `pipes` is set."""
+    descriptors.close_all_but({*_of_modules, *but}, pipes)
 
 
 def undo() -> None:

@@ -50,6 +50,16 @@ def parse(text: bytes) -> Stat:
     return Stat(fields[0].decode(), int(fields[1]), cpu, int(fields[19]), arguments, int(fields[49]), exiting)
 
 
+def environment() -> tuple[int, int]:
+    """The addresses where the kernel has put the environment of this process, at its start. Zeros if it does not
+    tell."""
+    try:
+        fields = content("/proc/self/stat").rpartition(b")")[2].split()
+        return int(fields[47]), int(fields[48])
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+
+
 def lives(pid: int) -> bool:
     """Whether a process with that pid is alive; a zombie is not."""
     found = stat(pid)
