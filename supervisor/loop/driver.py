@@ -22,6 +22,7 @@ from supervisor.core.telling.news import News
 from supervisor.core.words import RunState
 from supervisor.group.standby import Standby
 from supervisor.live.curve import Curve
+from supervisor.live.lanes import Lanes
 from supervisor.loop.adopt import Takeover
 from supervisor.loop.attempts import Attempts
 from supervisor.loop.briefer import Briefer
@@ -73,7 +74,7 @@ class Driver:
         self._attempts = Attempts(self.run, self.spec, self._reaper, self._limb)
         self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
         self._flusher = Flusher(self.run, self.spec.mark)
-        self._curve = Curve(self.run)
+        self._curve, self._lanes = Curve(self.run), Lanes(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
@@ -200,6 +201,7 @@ class Driver:
         self._own_saves.tick(attempt.number, news.saves)
         self._attempts.hear()
         if attempt.watch is not None:
+            self._lanes.see(attempt.number, [b for b in attempt.watch.beats if b.rank in attempt.watch.ranks], now)
             self._narrator.faults(*self._injector.news())
             warming, high_step = self._standby.is_warming(), self._tracker.progress.high_step
             self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number)
@@ -314,6 +316,7 @@ class Driver:
             end = replace(end, reason=f"{end.reason}: {self.why}")
         self._limb.close()
         self._curve.close()
+        self._lanes.close(self.clock())
         progress = self._tracker.progress
         fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
         fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}

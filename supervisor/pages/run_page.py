@@ -8,15 +8,17 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.core.size import counted, human_bytes, human_seconds
-from supervisor.core.telling import advice
+from supervisor.core.telling import advice, lanes
 from supervisor.core.telling.ledger import BUCKETS, MEANING, report
 from supervisor.core.telling.story import Story
 from supervisor.core.telling.time_line import one_line
 from supervisor.live.curve import samples
+from supervisor.live.lanes import parts
 from supervisor.pages.document import document
 from supervisor.pages.failures import SHOWN, failures
+from supervisor.pages.ranks import of_ranks, silences
 from supervisor.pages.series import Series, curves, restarts
-from supervisor.pages.timeline import MARKED, drawing, of_ranks
+from supervisor.pages.timeline import MARKED, Drawing, drawing
 from supervisor.reading.events_file import read_events
 from supervisor.reading.local_time import local
 from supervisor.run import origin
@@ -40,6 +42,7 @@ def run_page(known: Known, command: Callable[[Mapping[str, Any]], str], live: st
     book = report(story, at)
     found, ends = failures(known.run, story)
     shown = curves(known.run, story, samples(known.run))
+    ranks = of_ranks(story, parts(known.run), silences(story, events), ends, now["nproc"], at)
     return document(
         "run.html",
         title=f"{known.id}: {now['state']}",
@@ -51,8 +54,8 @@ def run_page(known: Known, command: Callable[[Mapping[str, Any]], str], live: st
         advice=advice.NOTHING_SAVED if now["saves_nothing"] else (),
         curves=[{**series.shown(), "said": _said(series), "id": f"curve{n}"} for n, series in enumerate(shown)],
         marks=restarts(story),
-        drawings=[one for one in (drawing(story, events, at), of_ranks(story, ends, now["nproc"], at)) if one],
-        buckets=[(name, MEANING[name]) for name in BUCKETS if book["ledger"][f"{name}_s"] > 0],
+        drawings=[one for one in (drawing(story, events, at), ranks) if one],
+        buckets=_key(book, ranks),
         ledger=_ledger(book),
         wall=human_seconds(book["wall_s"]),
         failures=found,
@@ -62,6 +65,13 @@ def run_page(known: Known, command: Callable[[Mapping[str, Any]], str], live: st
         live=live,
         folder=known.run.path.name,
     )
+
+
+def _key(book: Mapping[str, Any], ranks: Drawing | None) -> list[tuple[str, str]]:
+    """What the colours of the drawings mean."""
+    ledger = [(name, MEANING[name]) for name in BUCKETS if book["ledger"][f"{name}_s"] > 0]
+    drawn = {shape.kind for row in ranks.rows for shape in row.shapes} if ranks else set()
+    return ledger + [(name, said) for name, said in lanes.MEANING.items() if name in drawn]
 
 
 def _made() -> str:

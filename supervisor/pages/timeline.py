@@ -1,5 +1,4 @@
-"""Where the seconds of a run went, as rectangles for a drawing 1000 wide: what each second was, attempt by attempt and
-rank by rank."""
+"""Where the seconds of a run went, as rectangles for a drawing 1000 wide: what each second was, attempt by attempt."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ _COLUMNS = 1000
 """More stretches than this are drawn as the one that fills most of each column."""
 _ROWS = 40
 """Attempts with a row of their own: the last ones."""
-_RANKS = 64
 _MARKS, _APART = 200, 2.0
 """The most marks of a row, and the least room between two of a kind."""
 _SAVES = ("checkpoint_committed", "checkpoint_failed", "checkpoint_quarantined")
@@ -35,6 +33,15 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """All stretches of one kind in a row, as a path of SVG that begins at the row's top."""
+
+    kind: str
+    path: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """A moment: a failure, a fault that was injected, a checkpoint, a rank that is silent."""
 
@@ -48,8 +55,10 @@ class Row:
     """One line of the drawing."""
 
     label: str
-    boxes: list[Box]
+    boxes: list[Box] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
+    """In place of boxes, where there may be many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,34 +107,9 @@ def drawing(story: Story, events: Sequence[Mapping[str, Any]], now: float) -> Dr
     return Drawing(title, rows, ticks(length), len(story.attempts) - len(shown))
 
 
-def of_ranks(story: Story, ends: Mapping[tuple[int, int], float], nproc: int, now: float) -> Drawing | None:
-    """The life of each rank in each attempt. `ends`: by (attempt, rank) the time when the rank ended by itself."""
-    parts = stretches(story, now)
-    if story.started is None or not parts or nproc > _RANKS:
-        return None
-    begin, length = story.started, max(parts[-1].end - story.started, 1e-9)
-
-    def x(at: float) -> float:
-        return round(min(max((at - begin) / length, 0.0), 1.0) * WIDE, 2)
-
-    rows = []
-    for rank in range(nproc):
-        row = Row(f"rank {rank}", [])
-        for attempt in story.attempts[-_COLUMNS:]:
-            until = attempt.gone if attempt.gone is not None else parts[-1].end
-            until = min(ends.get((attempt.number, rank), until), until)
-            kind = f"life{attempt.number % 2}"
-            title = f"rank {rank} in attempt {attempt.number}, {human_seconds(max(0.0, until - attempt.started))}"
-            row.boxes.append(Box(x(attempt.started), _width(x(until) - x(attempt.started)), kind, title))
-            if attempt.rank == rank and attempt.failed is not None and len(row.marks) < _MARKS:
-                row.marks.append(Mark(x(attempt.failed), "failed", f"{attempt.cause}: {attempt.reason}"))
-        rows.append(row)
-    return Drawing(f"The life of {nproc} ranks", rows, ticks(length))
-
-
 def _boxes(parts: Sequence[Stretch], begin: float, length: float, x: Any) -> list[Box]:
     if len(parts) > _COLUMNS:
-        parts = _columns(parts, begin, length)
+        parts = columns(parts, begin, length)
     found = []
     for part in parts:
         of = "" if part.attempt is None else f"attempt {part.attempt}, "
@@ -138,21 +122,23 @@ def _width(width: float) -> float:
     return round(max(width, 0.4), 2)
 
 
-def _columns(parts: Sequence[Stretch], begin: float, length: float) -> list[Stretch]:
+def columns(parts: Sequence[Stretch], begin: float, length: float, count: int = _COLUMNS) -> list[Stretch]:
     """Of each column of the drawing the bucket that fills most of it."""
-    each = length / _COLUMNS
-    filled: list[dict[str, float]] = [{} for _ in range(_COLUMNS)]
+    each = length / count
+    filled: list[dict[str, float]] = [{} for _ in range(count)]
     for part in parts:
         first, last = int((part.begin - begin) / each), int((part.end - begin) / each)
-        for column in range(max(first, 0), min(last, _COLUMNS - 1) + 1):
+        for column in range(max(first, 0), min(last, count - 1) + 1):
             left, right = begin + column * each, begin + (column + 1) * each
             share = min(part.end, right) - max(part.begin, left)
             filled[column][part.bucket] = filled[column].get(part.bucket, 0.0) + max(share, 0.0)
     found: list[Stretch] = []
     for column, shares in enumerate(filled):
-        bucket = max(shares, key=lambda name: shares[name], default="other")
+        bucket = max(shares, key=lambda name: shares[name], default="")
         left, right = begin + column * each, begin + (column + 1) * each
-        if found and found[-1].bucket == bucket:
+        if not bucket:
+            continue
+        if found and found[-1].bucket == bucket and found[-1].end >= left - 0.5 * each:
             found[-1] = Stretch(bucket, found[-1].begin, right)
         else:
             found.append(Stretch(bucket, left, right))

@@ -1,6 +1,7 @@
 """All path names inside a run directory, each in one place.
 
-run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  curve  supervisor.log  pace.json  options.json
+run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  curve  lanes  pace.json  options.json
+supervisor.log
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
@@ -159,6 +160,11 @@ class RunDir:
     def curve(self) -> Path:
         """The steps, times and losses that the supervisor has seen (supervisor/live/curve.py)."""
         return self.path / "curve"
+
+    @property
+    def lanes(self) -> Path:
+        """What each rank did beside its steps (supervisor/live/lanes.py)."""
+        return self.path / "lanes"
 
     @property
     def trackers(self) -> Path:

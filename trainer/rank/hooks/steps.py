@@ -53,7 +53,7 @@ class _Optimizers:
 
 def watch_torch(listener: Listener) -> None:
     """Once the script has imported torch, `listener` is told of the steps of its first optimizer, and of backward
-    passes, and of what takes long: importing torch, compiling. The stores where ranks meet are private."""
+    passes, and of what takes long: importing torch, compiling, evaluating. The stores where ranks meet are private."""
     optimizers = _Optimizers()
     if "torch" not in sys.modules:
         over = functools.partial(_now, listener, Doing.NONE)
@@ -63,6 +63,7 @@ def watch_torch(listener: Listener) -> None:
             "torch._dynamo.callback": functools.partial(torch_patches.follow_compilations, told=listener.now),
             "torch.optim.optimizer": functools.partial(_hook_steps, listener=listener, optimizers=optimizers),
             "torch.autograd": functools.partial(_hook_backward, listener=listener, optimizers=optimizers),
+            "torch.nn.modules.module": functools.partial(_hook_eval, listener=listener, optimizers=optimizers),
             "torch.distributed.rendezvous": functools.partial(_hook_rendezvous, listener=listener),
         }
     )
@@ -70,6 +71,20 @@ def watch_torch(listener: Listener) -> None:
 
 def _now(listener: Listener, doing: Doing, module: ModuleType) -> None:
     listener.now(doing)
+
+
+def _hook_eval(module: ModuleType, listener: Listener, optimizers: _Optimizers) -> None:
+    """A model that has trained and is put in evaluation mode, evaluates: until its next step, as far as people see."""
+    evaluate = module.Module.eval
+
+    @functools.wraps(evaluate)
+    def evaluates(self: Any) -> Any:
+        # torch.compile may trace this call. Then it finds the original alone.
+        if not sys.modules["torch"].compiler.is_compiling() and optimizers.stepped:
+            listener.now(Doing.EVALUATING)
+        return evaluate(self)
+
+    module.Module.eval = evaluates
 
 
 def _hook_rendezvous(module: ModuleType, listener: Listener) -> None:

@@ -1,0 +1,35 @@
+"""What a rank of a script that knows nothing of us did, second by second."""
+
+from __future__ import annotations
+
+from supervisor.live.lanes import parts
+from tests.support.supervised import Run
+
+EVALUATES = """
+import os, time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+net = torch.nn.Linear(4, 4)
+model = torch.nn.parallel.DistributedDataParallel(net)
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+for step in range(40):
+    model(torch.randn(2, 4)).square().mean().backward()
+    optimizer.step()
+    time.sleep(0.02)
+    if step == 20 and dist.get_rank() == 0:
+        net.eval()
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            net(torch.randn(2, 4))
+        net.train()
+dist.destroy_process_group()
+"""
+
+
+def test_a_rank_that_evaluates(run: Run) -> None:
+    """It is seen to do so, from its model's eval() to its next step; the other one waits."""
+    assert run.launch("--no-standby", "--nproc", "2", run.script(EVALUATES)) == 0, run.warnings()
+    found = {(part.rank, part.kind.word): part.end - part.begin for part in parts(run.dir)}
+    assert 1.0 < found[0, "evaluating"] < 5.0 and 1.0 < found[1, "waiting"] < 5.0
+    run.cli("report", str(run.dir.path), "--html", "page.html")
+    page = (run.folder / "page.html").read_text()
+    assert "rank 0: evaluating, 1" in page and "rank 1: waiting, 1" in page
