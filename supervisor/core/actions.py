@@ -26,6 +26,8 @@ class Launch:
     rollback: Rollback | None = None
     lost: Verdict | None = None
     """The verdict on the GPU that the attempt and all later ones do without."""
+    nodes: tuple[int, ...] = ()
+    """Its nodes in the order of their ranks, the leader's own first. Empty if the run has one node."""
 
 
 @dataclass(frozen=True, slots=True)

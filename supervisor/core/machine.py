@@ -1,10 +1,10 @@
 """The state machine: (policy, state, observation) to (state, actions). All changes of a run are drawn here.
 
-                    verdict or stop                    group gone: decide
-    RUNNING ────────────────────────────> STOPPING ──────────────────────> BACKOFF ── delay over ──> RUNNING
-       ^                                     │  │                             │                  (attempt + 1)
+                    verdict or stop                    group gone: decide            delay over
+    RUNNING ────────────────────────────> STOPPING ──────────────────────> BACKOFF ─── and nodes ───> RUNNING
+       ^                                     │  │                             │                   (attempt + 1)
     start                                    │  └── still alive 20 s after KILL ──> ENDED 106
-                                             └── decided to end, or stop ─────────> ENDED <── stop
+                                             └── decided to end, or stop ─────────> ENDED <── stop, or too few nodes
 
 Every verdict passes through STOPPING, a finished run's too. So "nothing of the old attempt is alive" is checked in one
 place, and the decision is taken when the newest checkpoint is known.
@@ -13,7 +13,7 @@ place, and the decision is taken when the newest checkpoint is known.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
@@ -28,6 +28,8 @@ from supervisor.core.hangs.pauses import Told, tell
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.model import Cause, Decision, Do, Ground, History, Observation, Policy, StopKind, Verdict
+from supervisor.core.nodes.gathering import gather
+from supervisor.core.nodes.loss import in_doubt, judged
 from supervisor.core.policy import decide, learn
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState
@@ -72,6 +74,8 @@ class State:
     """The time when BACKOFF is over."""
     shrinks: bool = False
     """BACKOFF ends with a launch without the GPU that is lost."""
+    due_since: float | None = None
+    """When the next attempt could have begun, but for nodes."""
     gpus_until: float | None = None
     """BACKOFF is over as soon as no dead process holds a GPU, if that is known, and at this time at the latest."""
     arrivals: Arrivals = field(default_factory=Arrivals)
@@ -125,8 +129,15 @@ def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     attempt = state.attempt + 1
     if not _is_due(state, seen) and seen.retry != attempt:
         return state, []
+    since = seen.now if state.due_since is None else state.due_since
+    gathered = gather(seen.nodes, state.verdict is None, since, seen.now)
+    if gathered.end is not None:
+        return replace(state, mode=Mode.ENDED), [gathered.end]
+    if gathered.nodes is None:
+        return replace(state, due_since=since), list(gathered.told) if state.due_since is None else []
     started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
-    return started, [Launch(attempt, state.history.rollback, state.verdict if state.shrinks else None)]
+    lost = state.verdict if state.shrinks else None
+    return started, [Launch(attempt, state.history.rollback, lost, gathered.nodes)]
 
 
 def _is_due(state: State, seen: Observation) -> bool:
@@ -143,11 +154,14 @@ def _running(policy: Policy, state: State, seen: Observation) -> tuple[State, li
     verdict = diagnose(seen, state.stepped, state.step)
     if seen.launch_error:
         verdict = unlaunched(seen)
+    verdict = judged(seen, verdict, where(state.step, state.stepped), state.step)
     presence, absent = absence.look(state.presence, policy, seen)
     state = replace(state, presence=presence)
     if verdict is None and seen.stop is not None:
         return _ask(policy, state, seen, seen.stop)
-    verdict = verdict or absent
+    verdict = verdict or (absent if not in_doubt(seen) else None)
+    if verdict is None and in_doubt(seen):
+        return replace(state, suspects=True), []
     if verdict is None and silence is not None:
         return _silent(state, seen, silence)
     silent = quiet(hang, policy, seen, {leaver.rank for leaver in leavers(seen)})
@@ -227,10 +241,12 @@ def _ask(policy: Policy, state: State, seen: Observation, stop: StopKind) -> tup
 
 def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) -> tuple[State, list[Action]]:
     state = _note_progress(state, seen)
-    if not seen.alive:
+    unfenced = seen.nodes.unfenced() if seen.nodes is not None else ()
+    if not seen.alive and not unfenced:
         return _gone(policy, state, seen, jitter)
     if state.killed_at is not None:
-        if seen.now >= state.killed_at + policy.stuck_after:
+        # A silent node is lost when its lease is over.
+        if seen.now >= state.killed_at + policy.stuck_after and not any(view.silent for view in unfenced):
             return _stuck(state, seen)
         return state, [Send("KILL", Reach.ALL)]
     ranks_gone = not seen.ranks and state.verdict is not None and state.verdict.cause is not Cause.FINISHED
@@ -295,14 +311,18 @@ def _end(state: State, decision: Decision) -> tuple[State, list[Action]]:
 
 
 def _stuck(state: State, seen: Observation) -> tuple[State, list[Action]]:
-    return replace(state, mode=Mode.ENDED), [stuck(seen.alive, seen.now - (state.killed_at or seen.now))]
+    nodes = [view.name for view in seen.nodes.unfenced()] if seen.nodes is not None else []
+    end = stuck(seen.alive, seen.now - (state.killed_at or seen.now), nodes)
+    return replace(state, mode=Mode.ENDED), [end]
 
 
-def stuck(pids: tuple[int, ...], seconds: float) -> End:
-    """The end of a run whose `pids` were alive `seconds` after their SIGKILL. No next attempt may start beside them."""
-    who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}"
+def stuck(pids: tuple[int, ...], seconds: float, nodes: Sequence[str] = ()) -> End:
+    """The end of a run whose `pids` were alive `seconds` after their SIGKILL, or that has such processes on `nodes`. No
+    next attempt may start beside them."""
+    who = f"pid {', '.join(map(str, pids))} {'is' if len(pids) == 1 else 'are'}" if pids else "a process is"
+    where = f" on {' and '.join(nodes)}" if nodes else ""
     why = "perhaps waiting for a disk or a driver"
-    return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive {seconds:.0f} s after SIGKILL: {why}")
+    return End(ExitCode.STUCK, RunState.STUCK, f"{who} alive{where} {seconds:.0f} s after SIGKILL: {why}")
 
 
 def _verdict_event(verdict: Verdict, now: float) -> Emit:
@@ -323,5 +343,6 @@ def _verdict_event(verdict: Verdict, now: float) -> Emit:
             "detect_s": round(now - verdict.failed_at, 4),
             "failed_mono": verdict.failed_at,
             "reason": verdict.reason,
-        },
+        }
+        | ({} if verdict.node is None else {"node": verdict.node}),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from supervisor.core.evidence import Evidence
 from supervisor.core.members import Group
+from supervisor.core.nodes.nodes import Nodes
 from supervisor.core.sample import Sample
 from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState, Word
@@ -225,6 +226,8 @@ class Observation:
     """The stop was requested twice, or with --now."""
     retry: int | None = None
     """The attempt that somebody does not want to wait for."""
+    nodes: Nodes | None = None
+    """The nodes of the run. None if it has one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +252,8 @@ class Verdict:
     """The data index of the failing rank, or -1."""
     device: str = ""
     """The PCI address of the GPU that is lost, if it is known."""
+    node: int | None = None
+    """The node that is lost."""
 
     @property
     def signature(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def poll_interval(state: State, now: float) -> float:
     """The most seconds until the next look."""
     match state.mode:
         case Mode.BACKOFF:
-            waits = state.gpus_until is not None and now < state.gpus_until
+            waits = (state.gpus_until is not None and now < state.gpus_until) or state.due_since is not None
             return min(CALM, max(CALM if waits else 0.0, state.next_at - now))
         case Mode.RUNNING:
             urgent = state.suspects or (not state.stepped and now < state.launched_at + START)

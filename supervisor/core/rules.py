@@ -32,7 +32,7 @@ FROM_OUTSIDE = frozenset(
 """Causes that prove nothing about the script. The same one twice at one step does not show a bug."""
 OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
 """Causes in the state from which the attempt began, not in the script's start."""
-CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.NODE_LOST, Cause.GPU_BUSY})
+CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.GPU_BUSY})
 """Causes after which even the first restart waits."""
 
 DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
@@ -59,7 +59,7 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.PORT_IN_USE: (Do.UNCOUNTED, "a race for a port, which the next attempt draws anew; after a wait"),
     Cause.PREEMPTED: (Do.UNCOUNTED, "exit code 75 of a rank: it has saved and asks to be started again"),
     Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),
-    Cause.NODE_LOST: (Do.RESTART, "the machine's trouble; after a wait"),
+    Cause.NODE_LOST: (Do.UNCOUNTED, "the machine's trouble; the others, or a spare, go on at once"),
     Cause.STARTED_OVER: (Do.GO_ON, "a warning names the save that it did not load, and where that is kept"),
 }
 """The default action, with its reason, for each cause that a person may decide."""

@@ -99,6 +99,8 @@ class EventName(Word):
     """No process of the attempt is alive."""
     RELAUNCH_SCHEDULED = "relaunch_scheduled"
     """The next attempt is decided."""
+    NODES_AWAITED = "nodes_awaited"
+    """The next attempt could begin, but nodes are missing, or one may still run its part of the last attempt."""
     RUN_ENDED = "run_ended"
     """The run is over."""
     SUPERVISOR_FAILED = "supervisor_failed"

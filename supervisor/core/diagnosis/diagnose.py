@@ -27,6 +27,7 @@ from supervisor.core.diagnosis.symptoms import (
 )
 from supervisor.core.hangs.collectives import told
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
+from supervisor.core.nodes.loss import in_doubt
 from supervisor.core.size import human_bytes
 from trainer.rundir.codes import ExitCode
 
@@ -55,7 +56,8 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         return _launcher_alone(seen, launcher, stepped, step) if launcher else None
     first = min(failed, key=lambda exit_: (_blame(seen, exit_), _when(seen, exit_)))
     blame = _blame(seen, first)
-    if launcher is None and blame is not Blame.OWN and seen.now < first.at + SETTLE:
+    settles = seen.now < first.at + SETTLE and (launcher is None or seen.nodes is not None)
+    if blame is not Blame.OWN and (settles or in_doubt(seen)):
         return None
     # The failing rank's own step. The other ranks may be ahead, and not by the same number of steps each time.
     own_step = seen.steps.get(first.rank or 0, step)
