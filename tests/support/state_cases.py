@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
@@ -36,7 +36,6 @@ REFUSED: dict[str, str] = {
     "slices, undeclared": "shard_spec=",
     "stages of equal names": "model=PerRank(model)",
     "a rank's value in extra": "PerRank(value)",
-    "a DTensor's gradients": "leave grads=True out",
 }
 """Those that are refused, and what the refusal says."""
 
@@ -281,7 +280,7 @@ def _unmarked(rank: int, world: int) -> Case:
     return _case(rank, world, extra={"rank": rank})
 
 
-def _layers(kind: str, world: int) -> nn.Module:
+def _layers(kind: str, world: int, policy: Any = MixedPrecisionPolicy()) -> nn.Module:  # noqa: B008
     net, slices = _net(), {"0": ColwiseParallel(), "2": RowwiseParallel()}
     if kind == "TP":
         return parallelize_module(net, init_device_mesh("cpu", (world,)), slices)
@@ -289,7 +288,7 @@ def _layers(kind: str, world: int) -> nn.Module:
     if kind == "2-D" and world > 2:
         both = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
         net, mesh = parallelize_module(net, both["tp"], slices), both["dp"]
-    return fully_shard(net, mesh=mesh)
+    return fully_shard(net, mesh=mesh, mp_policy=policy)
 
 
 def _of_layers(kind: str) -> Made:
@@ -302,9 +301,33 @@ def _of_layers(kind: str) -> Made:
 
 
 CASES.update({kind: _of_layers(kind) for kind in ("FSDP2", "TP", "2-D")})
-CASES["a DTensor's gradients"] = lambda rank, world: _case(
-    rank, world, wrap=lambda net: _layers("FSDP2", world), grads=True
-)
+
+
+def _accumulated(kind: str, reduced: bool, dtype: torch.dtype | None = None) -> Made:
+    """Gradients of DTensors that wait; `reduced`: as parts, else whole on each rank, where FSDP2 keeps them."""
+
+    def made(rank: int, world: int) -> Case:
+        net: Any = _layers(kind, world, MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
+        opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+        def step(number: int) -> None:
+            last = number % 3 == 2
+            if not reduced:
+                net.set_requires_gradient_sync(last)
+            net(_batch(number, 0 if kind == "TP" else rank)).square().mean().backward()
+            if last:
+                opt.step()
+                opt.zero_grad()
+
+        return Case({"model": net, "optimizer": opt, "grads": True}, step, lambda: [net.state_dict(), opt.state_dict()])
+
+    return made
+
+
+CASES["parts of gradients that wait"] = _accumulated("FSDP2", True)
+CASES["parts of gradients that wait, TP"] = _accumulated("TP", True)
+CASES["gradients that FSDP2 keeps"] = _accumulated("FSDP2", False)
+CASES["gradients that FSDP2 keeps, of another type"] = _accumulated("FSDP2", False, torch.bfloat16)
 
 
 def _alone(net: nn.Module, rank: int, world: int, **given: Any) -> Case:

@@ -26,12 +26,14 @@ from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import segment_here
 from . import options
+from .checks.looks import Looks
+from .checks.unsaved import Unsaved
 from .disk.assembly import Loaded
 from .disk.commit import tidy
 from .disk.peek import Peek, peek
 from .disk.restore import Tiers, restore
 from .disk.save import Order, save
-from .errors import CheckpointError, ReplicasDiffer
+from .errors import CheckpointError
 from .group import ranks as this_group
 from .guard import Guard
 from .interval import Interval, Stalls, stalled
@@ -56,7 +58,7 @@ from .state.refusals import draws_anew, refuse, refuse_unready
 from .state.state import Stateful, present
 
 
-class Checkpointer(Here, Losses, Tiered):
+class Checkpointer(Here, Losses, Tiered, Looks):
     """Saves and restores the given parts. Every rank makes one, after init_process_group if there is a group.
 
     `model`, `optimizer`, `scheduler` and `scaler` are one object each, or a mapping of names to several (a GAN has
@@ -142,7 +144,7 @@ class Checkpointer(Here, Losses, Tiered):
         self._interval = Interval()
         asked = (("checkpoints", self._every), ("snapshots", self._snapshot_every))
         self._stalls = {what: Stalls(what, n) for what, n in asked if isinstance(n, int)}
-        self._done, self._saved, self._stepped = 0, -1, False
+        self._done, self._saved = 0, -1
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
@@ -174,7 +176,7 @@ class Checkpointer(Here, Losses, Tiered):
         self._buckets = buckets.of(parts.get("model"), self._ranks.world_size, parts.get("optimizer"))
         there = present(**parts, guard=self._guard, replicas=self._replicas, ddp=self._buckets)
         self._parts = stages.set_apart(there, marked)
-        self._gradients = Gradients(self._parts)
+        self._gradients, self._unsaved = Gradients(self._parts), Unsaved(self._parts)
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas, self._slices)
 
@@ -288,30 +290,6 @@ class Checkpointer(Here, Losses, Tiered):
             older = newest_checkpoint(self.directory)
             rest = f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
             raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {rest}")
-
-    def _look(self, agreed: Wish, snapshot: bool) -> None:
-        """Called at every step: the state can be saved, and is the same on all ranks, as far as that is looked at."""
-        first, self._stepped = not self._stepped, True
-        if agreed.compare or snapshot or (first and self._replicas.equal_at is None):
-            self._compare()
-        if first or agreed.layout:
-            # Optimizers make their states in their first step. If they cannot be saved, it is known now.
-            self._source.layouts.agree(self._capture()[0], self._ranks)
-
-    def _compare(self) -> Packed | None:
-        """All ranks have the same state, or an error is raised and no snapshot of another state is left. Returns it."""
-        try:
-            new, compared = self._source.compare(self._done)
-        except ReplicasDiffer as error:
-            if self._tier is not None:
-                self._tier.go_back(error.equal_at)
-            raise
-        if new and self._tier is not None:
-            self._tier.forget()
-        return compared
-
-    def _capture(self, compared: Packed | None = None) -> tuple[Packed, Packed]:
-        return self._source.whole(self._done, self._ranks.rank, compared)
 
     def _apply_own(self, loaded: Loaded) -> None:
         if sentence := draw_on(loaded, self._ranks.rank, self._seed, loaded.where(self.directory)):

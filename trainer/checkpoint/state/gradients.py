@@ -3,8 +3,10 @@ save in between loses them otherwise."""
 
 from __future__ import annotations
 
+import re
+import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,42 +14,56 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..errors import StateError
-from ..sharded.held import is_sharded
+from ..format.boxes import Box
+from ..format.plan import Spec
+from ..sharded import unreduced
+from ..sharded.held import Held, box_of, is_sharded, local_of
 from . import several
+
+_PLACEMENT = re.compile(r"R|S\((?P<dim>\d+)\)|P\((?P<op>\w+)\)|_S\((?P<strided>\d+), (?P<split>\d+)\)")
+"""How torch writes a placement."""
 
 
 class Waiting:
-    """A part of a checkpoint: the gradients of all parameters of the model and the optimizers, as they are now."""
+    """A part of a checkpoint: the gradients of all parameters of the model and the optimizers, as they are now. Of a
+    DTensor, this rank's part of the gradient, and what FSDP2 has not reduced yet."""
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
         self._parts = parts
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        found = {}
+    def state_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, param in self._params():
-            if is_sharded(param):
-                # FSDP2 keeps gradients that are not reduced yet where nobody sees them.
-                raise StateError(
-                    f"{name} is sharded over ranks (DTensor): its gradients cannot be saved; leave grads=True out and "
-                    "call step() of the Checkpointer only after optimizer.step()"
-                )
             if param.grad is not None:
-                found[name] = param.grad
+                found[name] = _part(name, param.grad) if is_sharded(param.grad) else param.grad
+        for name, record in unreduced.parameters(self._parts.get("model")):
+            if (grad := unreduced.gradient(record)) is not None:
+                if is_sharded(grad):
+                    raise StateError(
+                        f"{name} has gradients that FSDP2 has not reduced, and its tensor parallelism neither: they "
+                        "cannot be saved; leave grads=True out and call step() only after optimizer.step()"
+                    )
+                found[name] = {**found.get(name, {}), "unreduced": grad}
         return found
 
-    def check(self, state: Mapping[str, torch.Tensor]) -> list[str]:
+    def check(self, state: Mapping[str, Any]) -> list[str]:
         """What in `state` is no gradient of a parameter here."""
-        params = dict(self._params())
+        params, records = dict(self._params()), dict(unreduced.parameters(self._parts.get("model")))
         return [
-            f"it has a gradient of {name}, {list(grad.shape)}, which no parameter here has"
+            f"it has a gradient of {name}, {_shape(grad)}, which no parameter here has"
             for name, grad in state.items()
-            if name not in params or params[name].shape != grad.shape
+            if name not in params or not _fits(grad, params[name], name in records)
         ]
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, param in self._params():
             grad = state.get(name)
+            if isinstance(grad, dict):
+                grad = _made(grad, param) if "part" in grad else None
             param.grad = None if grad is None else grad.to(param.device)
+        for name, record in unreduced.parameters(self._parts.get("model")):
+            kept = state.get(name)
+            unreduced.put(record, kept.get("unreduced") if isinstance(kept, dict) else None)
 
     def _params(self) -> Iterator[tuple[str, torch.Tensor]]:
         model, known = self._parts.get("model"), set[int]()
@@ -62,12 +78,76 @@ class Waiting:
                     yield f"{part}/{number}", param
 
 
+def _part(name: str, grad: Any) -> dict[str, Any]:
+    """What this rank has of the gradient `grad`, and where that is."""
+    texts = [str(placement) for placement in grad.placements]
+    if not all(map(_PLACEMENT.fullmatch, texts)):
+        raise StateError(
+            f"{name} has a gradient with the placements {texts}, which cannot be saved: leave grads=True out"
+        )
+    found = {"part": local_of(grad), "placements": texts, "shape": list(grad.shape)}
+    return {**found, "at": list(_box(found, grad).at)}
+
+
+def _shape(grad: Any) -> list[int]:
+    return (
+        list(grad["shape"] if "part" in grad else grad["unreduced"].shape) if isinstance(grad, dict) else [*grad.shape]
+    )
+
+
+def _fits(grad: Any, param: Any, is_recorded: bool) -> bool:
+    """Whether `grad`, as it was saved, is of a parameter like `param`, on a mesh like its own."""
+    if _shape(grad) != list(param.shape) or (isinstance(grad, dict) != is_sharded(param)):
+        return False
+    if not isinstance(grad, dict):
+        return True
+    if "unreduced" in grad and not is_recorded:
+        return False
+    return "part" not in grad or (
+        len(grad["placements"]) == param.device_mesh.ndim and tuple(_box(grad, param).size) == tuple(grad["part"].shape)
+    )
+
+
+def _box(grad: Any, param: Any) -> Box:
+    """Where the part of a gradient is, on the mesh of `param`. A summand is as large as what is not cut."""
+    placements = _placements(grad["placements"])
+    whole = sys.modules["torch.distributed.tensor"].Replicate()
+    return box_of(grad["shape"], param.device_mesh, [whole if p.is_partial() else p for p in placements], "a gradient")
+
+
+def _placements(texts: Sequence[str]) -> list[Any]:
+    """The placements that were saved as these texts."""
+    kinds = sys.modules["torch.distributed.tensor"]
+    made = []
+    for text in texts:
+        match _PLACEMENT.fullmatch(text):
+            case re.Match() as found if found["strided"]:
+                from torch.distributed.tensor.placement_types import _StridedShard
+
+                made.append(_StridedShard(int(found["strided"]), split_factor=int(found["split"])))
+            case re.Match() as found if found["dim"]:
+                made.append(kinds.Shard(int(found["dim"])))
+            case re.Match() as found if found["op"]:
+                made.append(kinds.Partial(found["op"]))
+            case _:
+                made.append(kinds.Replicate())
+    return made
+
+
+def _made(grad: Any, param: Any) -> torch.Tensor:
+    """The gradient, for a parameter like `param`."""
+    spec = Spec("", tuple(grad["shape"]))
+    held = Held(spec, _box(grad, param), param.device_mesh, tuple(_placements(grad["placements"])), param.stride())
+    return held.made(grad["part"].to(param.device))
+
+
 class Gradients:
     """Watches the optimizers in `parts`. A GradScaler in them leaves out an optimizer's step now and then."""
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
         optimizers = several.values("optimizer", parts)
         self._optimizers = [one for one in optimizers if isinstance(one, torch.optim.Optimizer)]
+        self._model = parts.get("model")
         scalers = several.values("scaler", parts)
         self._scalers = [one for one in scalers if getattr(one, "is_enabled", bool)()]
         self._scales: list[float] = []
@@ -91,7 +171,9 @@ class Gradients:
         if stepped or self._told or not saves or not self._optimizers:
             return None
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        if all(param.grad is None for group in groups for param in group["params"]) or self._was_left_out():
+        found = any(param.grad is not None for group in groups for param in group["params"])
+        hidden = (unreduced.gradient(record) for _, record in unreduced.parameters(self._model))
+        if not (found or any(grad is not None for grad in hidden)) or self._was_left_out():
             return None
         self._told = True
         return (
