@@ -21,7 +21,6 @@ _PACKAGES = (
     "msgspec",
     "xxhash",
     "safetensors",
-    "structlog",
     "psutil",
     "py-spy",
     "triton",

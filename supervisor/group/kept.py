@@ -80,13 +80,13 @@ def take(spec: Spec, env: Mapping[str, str], fds: list[int]) -> Process:
 def found() -> list[Kept]:
     """All fork servers of this user that wait. The sockets of dead ones are removed."""
     folder = runtime()
-    return [one for path in sorted(folder.glob(f"*{SUFFIX}")) if (one := _known(path))] if folder is not None else []
+    return [one for path in sorted(folder.glob(f"*{SUFFIX}")) if (one := at(path))] if folder is not None else []
 
 
 def known(spec: Spec) -> Kept | None:
     """The fork server that waits for the script of `spec`."""
     with contextlib.suppress(Cold):
-        return _known(place(spec))
+        return at(place(spec))
     return None
 
 
@@ -104,7 +104,7 @@ def end(one: Kept) -> str | None:
     return None if gone else "it does not leave"
 
 
-def _known(path: Path) -> Kept | None:
+def at(path: Path) -> Kept | None:
     try:
         with _connected(path) as peer:
             kept.send(peer, Ask("who"))

@@ -104,6 +104,9 @@ class Takeover:
         attempt is told. Returns the pids that could not be killed. Ranks that were asked to stop get their grace."""
         last = self.previous.last_attempt
         self.narrator.go_on(self.previous.events)
+        if self._is_first():
+            self.tracker.catch_up()
+            return ()
         folder = self.run.attempt(last)
         ranks = [*range(self.spec.nproc), *(beat.rank for beat in last_beats(folder.beats))]
         notes = Notes(folder.notes)
@@ -126,6 +129,11 @@ class Takeover:
         self._hear(notes.read(ranks))
         self.tracker.catch_up()
         return left
+
+    def _is_first(self) -> bool:
+        """Whether no supervisor of this run can have started a process. Then nobody reads all of /proc for one."""
+        made = (self.run.standby, self.run.attempts_folder)
+        return self.previous.story.started is None and not any(folder.exists() for folder in made)
 
     def _hear(self, notes: Sequence[Note]) -> None:
         self.tracker.hear(notes)
