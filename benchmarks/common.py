@@ -113,6 +113,21 @@ def show(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> N
     print(f"\n{title}\n\n{table(head, rows)}", flush=True)
 
 
+def foreign(seconds: float = 0.5) -> float:
+    """The share of all cores that somebody uses now. Asked while nothing of a benchmark runs."""
+    busy, idle = _cores()
+    time.sleep(seconds)
+    later_busy, later_idle = _cores()
+    return (later_busy - busy) / max(1, later_busy - busy + later_idle - idle)
+
+
+def _cores() -> tuple[int, int]:
+    """Ticks of all cores: in use, and idle."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, idle
+
+
 def say(text: str) -> None:
     """How far it is, for people who wait."""
     print(f"  {text}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from common import say, show, summary, until
+from common import foreign, say, show, summary, until
 from sides import Plan, Side
 from steps import Step
 
@@ -101,6 +101,49 @@ def _recovery(side: Side, old: set[int], nproc: int) -> dict[str, Any]:
         record["standby_was_ready"] = bool(told) and told[-1]["msg"] == "standby_ready"
         record["components"] = components(side.events(), struck, struck + record["seconds"])
     return record
+
+
+FOREIGN = 0.1
+"""The share of the cores that others may use between two runs. Else a round tells of them."""
+
+
+def alternating(
+    plans: list[Plan], workload: Sequence[str], nproc: int, rounds: int, kills: int, gap: float, most: int
+) -> dict[str, Any]:
+    """Rounds in which each side has a run of so many kills, until `rounds` of them were calm, or `most` were made.
+
+    A round before, between or after which others used the machine is discarded, and counted. The sides begin in turn.
+    """
+    kept: list[dict[str, list[dict[str, Any]]]] = []
+    discarded: list[dict[str, Any]] = []
+    for number in range(most):
+        if len(kept) >= rounds:
+            break
+        load, found = [foreign()], dict[str, list[dict[str, Any]]]()
+        for plan in plans if number % 2 == 0 else plans[::-1]:
+            found[plan.name] = recoveries(plan, workload, nproc, kills, gap)
+            load.append(foreign())
+        if max(load) > FOREIGN:
+            say(f"round {number + 1} is discarded: others used {100 * max(load):.0f} % of the cores")
+            discarded.append({"load": load, "samples": found})
+        else:
+            kept.append(found)
+    samples = {plan.name: [record for found in kept for record in found[plan.name]] for plan in plans}
+    seconds = {
+        name: summary([r["seconds"] for r in records if r["seconds"] is not None]) for name, records in samples.items()
+    }
+    first = seconds[plans[0].name]["p50"]
+    rows = [
+        (name, s["n"], *(f"{s[key]:.3f}" for key in ("min", "p50", "p95", "max")), f"{first / s['p50']:.2f}")
+        for name, s in seconds.items()
+    ]
+    show(
+        f"SIGKILL of a rank to the first new step, seconds ({len(kept)} rounds, {len(discarded)} discarded)",
+        ("", "kills", "min", "p50", "p95", "max", f"{plans[0].name}'s p50 over it"),
+        rows,
+    )
+    parts = {name: _by_component(name, records) for name, records in samples.items() if _told(records)}
+    return {"seconds": seconds, "components": parts, "samples": samples, "discarded": discarded}
 
 
 def compare(plans: list[Plan], workload: Sequence[str], nproc: int, kills: int, gap: float) -> dict[str, Any]:

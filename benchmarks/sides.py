@@ -45,12 +45,18 @@ class Plan:
 
     @property
     def supervised(self) -> bool:
-        return self.command[0] == SUPERVISE
+        return Path(self.command[0]).name == "supervise"
 
 
 def supervise(nproc: int, *more: str, name: str = "supervise") -> Plan:
     fixed = [SUPERVISE, "launch", "--quiet", "--run-dir", "run", "--nproc", str(nproc)]
     return Plan(name, [*fixed, *more])
+
+
+def earlier(program: Path, nproc: int, *more: str, name: str) -> Plan:
+    """The program of another commit, which must not find the modules of this one."""
+    plan = supervise(nproc, *more, name=name)
+    return Plan(name, [str(program), *plan.command[1:]], {"PYTHONPATH": HOOK})
 
 
 def torchrun(nproc: int, shared_store: bool = False) -> Plan:
