@@ -25,8 +25,8 @@ from ..rundir.environment import Supervised, supervised
 from ..rundir.files.codec import decode
 from ..rundir.records.gate import Gate, Release
 from ..rundir.records.learned import remembered
-from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, PRELOAD, RANKS
-from . import ending, output, parking, torch_patches
+from ..rundir.variables import CHILDREN, GROUP, HIDDEN_ARGUMENTS, LAUNCHERS, LEASH, PRELOAD, RANKS
+from . import ending, leash, output, parking, torch_patches
 from . import progress as _progress
 from .exceptions import record_exception
 from .hooks import adapters, flight_recorder
@@ -150,6 +150,8 @@ def _settle(body: Release) -> list[str]:
 def _begin(rank: int, member: Member) -> None:
     """This process is the rank `member` of an attempt, and reports."""
     place = _place()
+    if path := os.environ.pop(LEASH, None):
+        leash.hold(Path(path), place.attempt_number, rank)
     reporter = Reporter(place, rank)
     _progress.install(reporter)
     member.begin(place, reporter)

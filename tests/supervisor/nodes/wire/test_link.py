@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.nodes import greeting
-from supervisor.nodes.dialing import connect
-from supervisor.nodes.frames import Sealer
-from supervisor.nodes.link import Link, LinkLost
-from supervisor.nodes.listener import GREETING, STRANGERS, Listener
+from supervisor.nodes.wire import greeting
+from supervisor.nodes.wire.dialing import connect
+from supervisor.nodes.wire.frames import Sealer
+from supervisor.nodes.wire.link import Link, LinkLost
+from supervisor.nodes.wire.listener import GREETING, STRANGERS, Listener
 
 TOKEN = b"the token of this run"
 HOST = "127.0.0.1"

@@ -10,9 +10,10 @@ import contextlib
 import secrets
 import socket
 
-from supervisor.nodes import greeting
-from supervisor.nodes.frames import Forged, Opener, Sealer
-from supervisor.nodes.link import Link
+from supervisor.nodes.wire import greeting
+from supervisor.nodes.wire.frames import Forged, Opener, Sealer
+from supervisor.nodes.wire.link import Link
+from supervisor.process.proctree import EXHAUSTED
 
 GREETING = 2.0
 """Seconds that a greeting may take."""
@@ -20,6 +21,8 @@ STRANGERS, CROWD = 64, 1024
 """The most connections of one address, and of all, that have not proved themselves."""
 _ACCEPTS = 32
 """The most new connections of one look."""
+_REST = 0.2
+"""Seconds without new connections after the system had no descriptor or memory for one."""
 _FIRST_FRAME = 20
 """The bytes of a frame with an empty body."""
 
@@ -46,14 +49,19 @@ class Listener:
         self._socket.setblocking(False)
         self.port: int = self._socket.getsockname()[1]
         self._guests: list[_Guest] = []
+        self._count = 0
+        self._rests_until = float("-inf")
+        self._rests = False
 
     def fds(self) -> list[int]:
         """Readable when accept() has something to do."""
-        return [self._socket.fileno(), *(guest.socket.fileno() for guest in self._guests)]
+        own = [] if self._rests else [self._socket.fileno()]
+        return [*own, *(guest.socket.fileno() for guest in self._guests)]
 
     def deadline(self) -> float | None:
         """The time of the next accept() that is due even if nothing comes."""
-        return min((guest.until for guest in self._guests), default=None)
+        rest = [self._rests_until] if self._rests else []
+        return min((*rest, *(guest.until for guest in self._guests)), default=None)
 
     def accept(self, now: float) -> list[Link]:
         """The links whose other side has proved itself since the last look. Everybody else waits, or is gone."""
@@ -81,16 +89,20 @@ class Listener:
         self._socket.close()
 
     def _let_in(self, now: float) -> None:
-        for _ in range(_ACCEPTS):
+        self._rests = now < self._rests_until
+        for _ in range(0 if self._rests else _ACCEPTS):
             try:
                 connection, address = self._socket.accept()
-            except OSError:
-                # Nobody is there, or the one that was has gone, or there are no descriptors for now.
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    # Whoever waits stays readable. So nobody is let in until some descriptors may be free again.
+                    self._rests, self._rests_until = True, now + _REST
                 return
+            self._count += 1
             connection.setblocking(False)
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._guests.append(_Guest(connection, str(address[0]), now + GREETING))
+            self._guests.append(_Guest(connection, str(address[0]), now + GREETING, self._count))
             self._make_room(str(address[0]))
 
     def _make_room(self, peer: str) -> None:
@@ -105,8 +117,8 @@ class Listener:
 class _Guest:
     """A connection whose other side has not proved itself yet."""
 
-    def __init__(self, connection: socket.socket, peer: str, until: float) -> None:
-        self.socket, self.peer, self.until = connection, peer, until
+    def __init__(self, connection: socket.socket, peer: str, until: float, number: int) -> None:
+        self.socket, self.peer, self.until, self.number = connection, peer, until, number
         self._said = b""
         self._keys: greeting.Keys | None = None
 
@@ -130,7 +142,7 @@ class _Guest:
         opener = Opener(keys.caller)
         if opener.feed(self._said) != [b""]:
             raise Forged("the first message is not empty")
-        return Link(self.socket, Sealer(keys.listener), opener, self.peer)
+        return Link(self.socket, Sealer(keys.listener), opener, self.peer, self.number)
 
     def _read(self, length: int) -> None:
         """Reads until `length` bytes are there, or nothing more is. Not one byte more: what follows is the link's."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.nodes.frames import LIMIT, Forged, Opener, Sealer
+from supervisor.nodes.wire.frames import LIMIT, Forged, Opener, Sealer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 BODIES = st.lists(st.binary(max_size=40), min_size=1, max_size=6)

@@ -9,10 +9,10 @@ import secrets
 import socket
 from typing import NoReturn
 
-from supervisor.nodes import greeting
-from supervisor.nodes.frames import Opener, Sealer
-from supervisor.nodes.link import Link, LinkLost
-from supervisor.nodes.listener import GREETING, family_of
+from supervisor.nodes.wire import greeting
+from supervisor.nodes.wire.frames import Opener, Sealer
+from supervisor.nodes.wire.link import Link, LinkLost
+from supervisor.nodes.wire.listener import GREETING, family_of
 
 
 class Dialing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from supervisor.nodes.frames import MAC
+from supervisor.nodes.wire.frames import MAC
 
 NONCE = 16
 _MAGIC = b"SPV1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from supervisor.nodes.frames import Forged, Opener, Sealer
+from supervisor.nodes.wire.frames import Forged, Opener, Sealer
 
 UNSENT = 8 << 20
 """The most bytes that wait to be sent. A side that does not read for so long is not served any more."""
@@ -21,9 +21,12 @@ class LinkLost(Exception):
 class Link:
     """One link, after the greeting."""
 
-    def __init__(self, connection: socket.socket, sealer: Sealer, opener: Opener, peer: str) -> None:
-        """`sealer` and `opener` know the keys of this side's direction and of the other's. `peer` is an address."""
-        self.socket, self.peer = connection, peer
+    def __init__(self, connection: socket.socket, sealer: Sealer, opener: Opener, peer: str, number: int = 0) -> None:
+        """`sealer` and `opener` know the keys of this side's direction and of the other's. `peer` is an address. The
+        listener numbers its links in the order in which they were opened."""
+        self.socket, self.peer, self.number = connection, peer, number
+        self.finished = False
+        """The other side has closed it in order, or its process is gone. A reset or a time-out is none of both."""
         self._sealer, self._opener = sealer, opener
         self._unsent = bytearray()
         self._lost = ""
@@ -59,6 +62,11 @@ class Link:
             raise LinkLost(self._lost)
         return received
 
+    def finish(self) -> None:
+        """The other side sees the end of this one once it has read all. What it still sends is read here."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """The connection is closed. What waits is not sent."""
         self._lost = self._lost or "it was closed here"
@@ -81,6 +89,7 @@ class Link:
             while read < _MOST:
                 data = self.socket.recv(_CHUNK)
                 if not data:
+                    self.finished = True
                     self._lose("the other side closed it")
                     return
                 read += len(data)

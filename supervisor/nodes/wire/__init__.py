@@ -1,0 +1,1 @@
+"""The connections between supervisors: frames, greeting, and what a message is."""

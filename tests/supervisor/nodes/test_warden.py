@@ -1,0 +1,161 @@
+"""The warden, with real processes: whatever becomes of the supervisor, its ranks do not outlive their lease."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from supervisor.nodes.lease import LeaseWord, boottime
+from supervisor.process.proctree import marked
+from tests.support.supervised import ROOT
+from trainer.rundir.machine.proc import lives
+
+LEASE = 0.6
+WITHIN = 0.3
+"""The margin after a lease (core/nodes/membership.py)."""
+SUPERVISOR = """
+import os, subprocess, sys, time
+from pathlib import Path
+from supervisor.nodes.hub import Hub
+from supervisor.nodes.warden import start_warden
+place, mark, lease = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+hub = Hub(("127.0.0.1", 0), b"the token of this run", lease, place)
+warden = start_warden(place, mark)
+hub.arm()
+def start(mark, code):
+    env = {**os.environ, "SUPERVISE_MARK": mark}
+    return subprocess.Popen([sys.executable, "-S", "-c", code], env=env, start_new_session=True).pid
+SLEEP = "import time; time.sleep(60)"
+ranks = [start(mark + ".group", SLEEP) for _ in range(2)]
+# A rank whose parent is gone, and a rank that forks.
+start(mark + ".0", "import os, time; os.fork() and os._exit(0); time.sleep(60)")
+start(mark + ".0", "import os, time\\nwhile os.fork(): time.sleep(0.05)\\ntime.sleep(60)")
+flush, other = start(mark + ".flush", SLEEP), start(mark + "x.0", SLEEP)
+print(warden.pid, flush, other, flush=True)
+for word in sys.stdin:
+    if word == "end\\n":
+        hub.clear()
+        hub.close()
+        print("ended", flush=True)
+    elif word == "clear\\n":
+        hub.clear()
+        print("cleared", flush=True)
+"""
+
+
+@dataclass
+class Node:
+    supervisor: subprocess.Popen[str]
+    warden: int
+    flush: int
+    other: int
+    mark: str
+
+    def guards(self) -> bool:
+        """Whether the warden has begun: from then on it ignores signals."""
+        ignored = re.search(r"SigIgn:\t(\w+)", Path(f"/proc/{self.warden}/status").read_text())
+        return ignored is not None and bool(int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1)
+
+    def ranks(self) -> list[int]:
+        return [process.pid for process in marked(self.mark) if process.pid != self.flush]
+
+    def say(self, word: str) -> str:
+        assert self.supervisor.stdin is not None and self.supervisor.stdout is not None
+        self.supervisor.stdin.write(f"{word}\n")
+        self.supervisor.stdin.flush()
+        return self.supervisor.stdout.readline().strip()
+
+    def gone_within(self, seconds: float, number: int) -> float:
+        """The supervisor gets a signal, and its ranks end. Returns the seconds. What is forked meanwhile is found and
+        gone a moment later."""
+        known = self.ranks()
+        self.supervisor.send_signal(number)
+        began = looked = time.monotonic()
+        starved = 0.0
+        while any(map(lives, known)):
+            time.sleep(0.002)
+            # Where even we get no core for so long, the warden gets none.
+            starved += max(0.0, time.monotonic() - looked - 0.02)
+            looked = time.monotonic()
+        took = looked - began - starved
+        until(lambda: not self.ranks())
+        assert took < seconds, f"ranks outlived it by {took:.2f} s"
+        return took
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    mark = f"warden-{secrets.token_hex(6)}"
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path), mark, str(LEASE)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = list(map(int, process.stdout.readline().split()))
+        made = Node(process, *pids, mark)
+        try:
+            until(lambda: len(made.ranks()) >= 5 and made.guards())
+            yield made
+        finally:
+            process.kill()
+            for pid in [*pids, *made.ranks()]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def until(look: object, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not look():  # type: ignore[operator]
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def test_a_killed_supervisor(node: Node) -> None:
+    """Its ranks, their orphans and those that are being forked are gone at once; a flush and other runs' processes
+    live, and the warden is gone, too."""
+    node.gone_within(WITHIN, signal.SIGKILL)
+    until(lambda: not lives(node.warden))
+    assert lives(node.flush) and lives(node.other)
+
+
+def test_a_stopped_supervisor(node: Node, tmp_path: Path) -> None:
+    """Its ranks are gone when the lease is over, and not before."""
+    time.sleep(LEASE)
+    assert len(node.ranks()) >= 5, "a lease that is renewed does not end"
+    node.gone_within(LEASE + WITHIN, signal.SIGSTOP)
+    assert boottime() >= LeaseWord(tmp_path, writes=False).read().until
+    node.supervisor.send_signal(signal.SIGCONT)
+    assert node.say("clear") == "cleared" and lives(node.warden), "it goes on"
+
+
+def test_the_end_of_a_run(node: Node) -> None:
+    """The warden ends, and leaves to the supervisor what is left."""
+    assert node.say("end") == "ended"
+    until(lambda: not lives(node.warden))
+    assert len(node.ranks()) >= 5
+
+
+def test_a_signal_to_all(node: Node) -> None:
+    """An engine's signals to every process of a job do not end the warden before its time."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(node.warden, number)
+    time.sleep(0.05)
+    assert lives(node.warden)
+    node.gone_within(WITHIN, signal.SIGKILL)
+
+
+def test_nothing_of_the_run_is_held(node: Node) -> None:
+    """Whoever waits for the end of our output does not wait for the warden. It has the lease open, and no more."""
+    held = {os.readlink(entry) for entry in Path(f"/proc/{node.warden}/fd").iterdir()}  # noqa: PTH115
+    own = {path for path in held if not path.startswith(("anon_inode:", "/proc"))}
+    assert {Path(path).name for path in own} == {"null", "lease"}
+    assert os.readlink(f"/proc/{node.warden}/cwd") == "/"  # noqa: PTH115
