@@ -27,9 +27,14 @@ def after(step, callback):
         os.kill(int(os.environ["SUPERVISE_SUPERVISOR_PID"]), signal.SIGTERM)
         while not callback._keeper._stop.is_set:
             time.sleep(0.01)
+def full(value):
+    if isinstance(value, dict):
+        return {key: full(inner) for key, inner in value.items()}
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 def end(model, optimizer, **more):
+    found = full(dict(model.state_dict())), full(optimizer.state_dict()["state"])
     if rank == 0:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], **more}, "end.pt")
+        torch.save({"model": found[0], "optimizer": found[1], **more}, "end.pt")
 class Data(torch.utils.data.Dataset):
     def __len__(self):
         return 96
@@ -119,10 +124,54 @@ for epoch in ours.epochs(4):
 end(accelerator.unwrap_model(model), optimizer, **ours.state)
 accelerator.end_training()
 """
+ACCELERATE_FSDP2 = ACCELERATE.replace(
+    "model = Net()",
+    """
+# accelerate refuses FSDP2 without a GPU; torch does not.
+accelerator.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=10, cpu_ram_efficient_loading=False
+)
+accelerator.state.distributed_type = accelerate.DistributedType.FSDP
+model = Net()
+""",
+)
+TRAINER_FSDP2 = TRAINER.replace(
+    "trainer.train()",
+    """
+# The Trainer refuses FSDP2 without a GPU; torch does not.
+import accelerate
+trainer.accelerator.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=10, cpu_ram_efficient_loading=False
+)
+trainer.accelerator.state.distributed_type = accelerate.DistributedType.FSDP
+trainer.is_fsdp_enabled = True
+trainer.train()
+""",
+).replace("save_steps=15,", "save_strategy='no',")
+LIGHTNING_FSDP2 = (
+    LIGHTNING.replace(
+        "    def training_step",
+        """    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+        if hasattr(self.net, "unshard"):
+            return
+        for layer in (self.net.layers[0], self.net.layers[2], self.net):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+    def training_step""",
+    )
+    .replace('strategy="ddp"', "strategy=lightning.pytorch.strategies.ModelParallelStrategy()")
+    .replace("[save, After(), ours]", "[After(), ours]")
+    .replace("logger=False,", "logger=False, enable_checkpointing=False,")
+)
 FRAMEWORKS = [
     pytest.param("transformers", TRAINER, id="Hugging Face Trainer"),
     pytest.param("lightning", LIGHTNING, id="Lightning"),
     pytest.param("accelerate", ACCELERATE, id="accelerate"),
+]
+SHARDED = [
+    pytest.param("transformers", TRAINER_FSDP2, id="Hugging Face Trainer, FSDP2"),
+    pytest.param("lightning", LIGHTNING_FSDP2, id="Lightning, FSDP2"),
+    pytest.param("accelerate", ACCELERATE_FSDP2, id="accelerate, FSDP2"),
 ]
 
 
@@ -158,7 +207,7 @@ def steps(run: Run, attempt: int) -> list[int]:
     return [int(step) for of, step in lines if int(of) == attempt]
 
 
-@pytest.mark.parametrize(("needed", "text"), FRAMEWORKS)
+@pytest.mark.parametrize(("needed", "text"), [*FRAMEWORKS, *SHARDED])
 def test_kills_and_a_stop(run: Run, again: Run, monkeypatch: pytest.MonkeyPatch, needed: str, text: str) -> None:
     """Kills cost the step in flight, before the Trainer's first save and after it. A stop saves a step that all ranks
     agree on, and exit code 75 means that. The end has the bits of an undisturbed run's."""

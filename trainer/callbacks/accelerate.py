@@ -32,7 +32,7 @@ from .replacing import replace
 from .several import Several
 
 _WHOLE = ("NO", "MULTI_CPU", "MULTI_GPU")
-"""Kinds of distribution in which every rank has the whole state."""
+"""Kinds of distribution in which every rank has the whole state. With FSDP2 (`is_fsdp2`) it has DTensors."""
 
 
 class SuperviseLoop:
@@ -71,10 +71,11 @@ class SuperviseLoop:
         kind = accelerator.distributed_type.name
         if supervised() is None:
             return
-        if kind not in _WHOLE:
+        self._shards = bool(getattr(accelerator, "is_fsdp2", False))
+        if kind not in _WHOLE and not self._shards:
             Notices(ranks().rank).say(
                 f"no snapshots: {kind} may shard the state, so it begins anew after a restart; save with "
-                "accelerator.save_state(), or, with FSDP2, give model and optimizer to a Checkpointer instead"
+                "accelerator.save_state(), or use FSDP2 (fsdp_version=2)"
             )
             return
         self._keeper = Keeper(every=every, snapshot_every=snapshot_every, keep=keep, extra=self._extra)
@@ -130,7 +131,7 @@ class SuperviseLoop:
         return self._steps is not None and self.step >= self._steps
 
     def _begin(self, keeper: Keeper) -> None:
-        accelerator, step = self._accelerator, keeper.look()
+        accelerator, step = self._accelerator, keeper.look(whole=not self._shards)
         self._watched = watch(self._data, accelerator.gradient_accumulation_steps, lambda: self.epoch)
         keeper.watches(self._watched)
         if step is not None:

@@ -90,7 +90,7 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
     def _newer(self, resume: Any, folder: Path) -> str | None:
         """`folder`, prepared for the Trainer to resume from, if our state is the newest."""
         keeper = self._keeper
-        if not isinstance(keeper, Keeper) or (step := keeper.look()) is None:
+        if not isinstance(keeper, Keeper) or (step := keeper.look(not _has_fsdp2(self._trainer))) is None:
             return None
         if _step_of(self._trainer, resume) > step:
             keeper.forget()
@@ -242,9 +242,14 @@ def _step_of(trainer: Any, resume: Any) -> int:
 
 def _sharded(trainer: Any) -> str:
     """The reason why a rank has a part of the state only, or ""."""
-    kinds = {"is_deepspeed_enabled": "DeepSpeed", "is_fsdp_enabled": "FSDP", "is_tp_enabled": "tensor parallelism"}
+    kinds = {"is_deepspeed_enabled": "DeepSpeed", "is_fsdp_enabled": "FSDP1", "is_tp_enabled": "tensor parallelism"}
     found = [what for name, what in kinds.items() if getattr(trainer, name, False)]
-    return f"{found[0]} shards the state" if found else ""
+    return f"{found[0]} shards the state" if found and not _has_fsdp2(trainer) else ""
+
+
+def _has_fsdp2(trainer: Any) -> bool:
+    """Whether a rank has DTensors."""
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False)) and not getattr(trainer, "is_tp_enabled", False)
 
 
 def _bare(part: Any) -> Any:

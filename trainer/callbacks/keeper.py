@@ -17,16 +17,21 @@ from typing import Any
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.disk.assembly import Loaded
-from ..checkpoint.errors import StateError
+from ..checkpoint.errors import NoUsableCheckpoint
 from ..checkpoint.group import ranks
 from ..checkpoint.guard import Guard
 from ..checkpoint.memory.tier import Wish
 from ..checkpoint.notices import Notices
 from ..checkpoint.preemption import StopFlag
+from ..checkpoint.sharded.places import Places
+from ..checkpoint.state.packing import Packed
 from ..errors import NotFinite
 from ..rank.progress import progress
 from ..rundir.codes import ExitCode
 from .data import Place, Watched
+
+_LARGE = ("model", "optimizer")
+"""The parts that may be sharded."""
 
 
 class Keeper(Checkpointer):
@@ -40,13 +45,16 @@ class Keeper(Checkpointer):
         super().__init__(**options)
         self._loaded: Loaded | None = None
         self._place = Place()
+        self._whole = True
         self._made: tuple[int, Wish] | None = None
         self.stopping = False
         """Whether the state is that of a step's end, and not that of the next step's begin."""
 
-    def look(self) -> int | None:
-        """The step of the newest good state, the same on every rank; None if there is none."""
-        self._loaded = self._find()
+    def look(self, whole: bool = True) -> int | None:
+        """The step of the newest good state, the same on every rank; None if there is none. Not `whole`: models and
+        optimizers, of which a rank may hold a part only, are read by begin(), and are not in `found`."""
+        self._whole = whole
+        self._loaded = self._find(wanted=None if whole else lambda part: part.partition(".")[0] not in _LARGE)
         return None if self._loaded is None else self._loaded.manifest.step
 
     @property
@@ -84,12 +92,9 @@ class Keeper(Checkpointer):
         off, the framework has given it to them), or else `start`. StateError if the parts cannot be saved."""
         self._have(**parts, data=self._place)
         fresh = self._capture()[0]
-        for name in fresh.placed:
-            raise StateError(
-                f"{name} is sharded over ranks (FSDP2, DTensor), which the callbacks do not restore yet: use the "
-                "Checkpointer in a loop of your own"
-            )
         loaded = self._loaded
+        if loaded is not None and put_back and (fresh.placed or not self._whole):
+            loaded = self._loaded = self._in_parts(loaded, fresh)
         if loaded is not None and put_back:
             self._put_back(loaded, fresh)
         elif loaded is not None:
@@ -98,6 +103,15 @@ class Keeper(Checkpointer):
         # Its tensors may be as large as the model and its optimizer.
         self._loaded = None if loaded is None else replace(loaded, shared={})
         return done
+
+    def _in_parts(self, seen: Loaded, fresh: Packed) -> Loaded:
+        """The state that look() has `seen`, with what this rank holds of sharded tensors."""
+        loaded = self._find(Places(self._parts, fresh, self._slices))
+        if loaded is None or loaded.manifest.digest != seen.manifest.digest:
+            raise NoUsableCheckpoint(
+                f"the state of step {seen.manifest.step} could be read in part only; the next try takes an older one"
+            )
+        return loaded
 
     def rest(self) -> None:
         """Nothing is left to train after the state found, which the framework has put back."""

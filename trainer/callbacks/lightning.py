@@ -34,6 +34,8 @@ _NAME = next((name for name in ("lightning.pytorch", "pytorch_lightning") if nam
 _lightning: Any = importlib.import_module(_NAME)
 _WHOLE = ("SingleDeviceStrategy", "DDPStrategy")
 """Strategies in which every rank has the whole state."""
+_SHARDED = ("ModelParallelStrategy",)
+"""Those in which it has DTensors (FSDP2, tensor parallelism)."""
 _ELSEWHERE = ("state_dict", "optimizer_states", "lr_schedulers")
 """What a checkpoint of Lightning's has, and the parts of ours have already."""
 
@@ -55,6 +57,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         self._keeper: Keeper | Bystander | None = None
         self._trainer: Any = None
         self._losses: list[torch.Tensor] = []
+        self._shards = False
         self._made = 0
         self._ended = False
         self._undo: list[Callable[[], None]] = []
@@ -71,13 +74,14 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
             return
         self._trainer, self._made, self._resumes, self._watched = trainer, 0, False, None
         kind = type(trainer.strategy).__name__
-        why = "" if kind in _WHOLE else f"{kind} may shard the state"
+        why = "" if kind in (*_WHOLE, *_SHARDED) else f"{kind} may shard the state"
         if why := why or ("this is not the program's first fit()" if _fits else ""):
             self._keeper = Bystander(why)
         else:
             keeper = self._keeper = Keeper(**self._options, extra=self._extra)
             connector, strategy = trainer._checkpoint_connector, trainer.strategy
-            resume = functools.partial(self._resume, connector.resume_start, keeper.look())
+            self._shards = kind in _SHARDED
+            resume = functools.partial(self._resume, connector.resume_start, keeper.look(whole=not self._shards))
             watching = functools.partial(self._watching, strategy.process_dataloader)
             self._undo = [
                 replace(connector, "resume_start", resume),
@@ -98,10 +102,14 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
                 keeper.forget()
                 return
         found = keeper.found
-        optimizers = found["optimizer"]
+        optimizers = found.get("optimizer", {})
+        if self._shards:
+            # The keeper puts them back, when they are made. Before its first batch nobody else needs them.
+            for name in ("load_model_state_dict", "load_optimizer_state_dict"):
+                self._undo.append(replace(self._trainer.strategy, name, lambda *args, **kwargs: None))
         connector._loaded_checkpoint = {
             **found["extra"]["lightning"],
-            "state_dict": found["model"],
+            "state_dict": found.get("model", {}),
             "optimizer_states": optimizers.get("each", [optimizers]),
             "lr_schedulers": found.get("scheduler", {}).get("each", []),
         }
@@ -214,7 +222,16 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
             self._undo.pop()()
 
     def _extra(self) -> dict[str, Any]:
-        state = self._trainer._checkpoint_connector.dump_checkpoint(False)
+        strategy, undo = self._trainer.strategy, []
+        if self._shards:  # it would gather the whole model
+            undo = [
+                replace(strategy, name, lambda *args: {}) for name in ("lightning_module_state_dict", "optimizer_state")
+            ]
+        try:
+            state = self._trainer._checkpoint_connector.dump_checkpoint(False)
+        finally:
+            for put_back in undo:
+                put_back()
         kept = {key: value for key, value in state.items() if not _is_elsewhere(key)}
         return {"lightning": kept, "ended": self._horizon() if self._ended else []}
 

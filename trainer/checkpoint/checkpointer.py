@@ -28,7 +28,7 @@ from ..rundir.machine.shm import segment_here
 from . import options
 from .checks.looks import Looks
 from .checks.unsaved import Unsaved
-from .disk.assembly import Loaded
+from .disk.assembly import Loaded, Wanted
 from .disk.commit import tidy
 from .disk.peek import Peek, peek
 from .disk.restore import Tiers, restore
@@ -180,11 +180,14 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._optimizer = next(iter(several.values("optimizer", self._parts)), None)
         self._source = Source(self._parts, self._extra, self._replicas, self._slices)
 
-    def _find(self, places: Places | None = None, lending: Lending | None = None) -> Loaded | None:
-        """The newest good state, the same on every rank (of sharded tensors: `places`). No part has it yet."""
+    def _find(
+        self, places: Places | None = None, lending: Lending | None = None, wanted: Wanted = None
+    ) -> Loaded | None:
+        """The newest good state, the same on every rank (of sharded tensors: `places`; of its parts: those that are
+        `wanted`). No part has it yet."""
         progress().phase(Phase.RESTORE)
         segment = None if self._ranks.nodes.several else self._segment
-        tiers = Tiers(self.directory, segment, self._run, self._rollback, places, lending)
+        tiers = Tiers(self.directory, segment, self._run, self._rollback, places, lending, wanted)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed, partial: bool = False) -> None:

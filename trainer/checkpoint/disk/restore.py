@@ -69,6 +69,8 @@ class Tiers:
     """What each rank has of a tensor that is sharded here."""
     lending: Lending | None = None
     """What may be lent as it lies in shared memory."""
+    wanted: Wanted = None
+    """Which parts are read; None: all."""
 
 
 def load(
@@ -139,9 +141,9 @@ def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict
     try:
         if name.startswith(SNAPSHOT) and tiers.segment:
             step = int(name.removeprefix(SNAPSHOT))
-            loaded = recall(tiers.segment, step, tiers.run, *here, lending=tiers.lending)
+            loaded = recall(tiers.segment, step, tiers.run, *here, wanted=tiers.wanted, lending=tiers.lending)
         else:
-            loaded = load(tiers.folder / name, *here)
+            loaded = load(tiers.folder / name, *here, wanted=tiers.wanted)
     except Damaged as error:
         lost = not name.startswith(SNAPSHOT) and not (tiers.folder / name).exists()
         return None, {"problem": str(error), "damaged": True, "lost": lost}
