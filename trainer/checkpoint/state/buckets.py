@@ -9,6 +9,7 @@ that starts with DDP's first buckets would compute a first step with other last 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,27 @@ def _around(modules: Mapping[int, str], params: Sequence[int]) -> dict[str, Dist
     return {**found, **{f"around.{number}": ddp for number, (_, ddp) in enumerate(others)}}
 
 
+_OTHERWISE = (
+    "a pipeline's stage is a DDP and finds out shapes in its first step, in which torch sums up its first micro-batch "
+    "apart: that step differs in its last bits from one of an undisturbed run; give PipelineStage input_args= and "
+    "output_args= (requires_grad=True but for the input of the whole)"
+)
+
+
+def _stages(ddps: Iterable[DistributedDataParallel]) -> list[Any]:
+    """The stages of torch.distributed.pipelining whose module is one of `ddps`."""
+    pipelining = sys.modules.get("torch.distributed.pipelining.stage")
+    kind = getattr(pipelining, "PipelineStage", None)
+    known = set(map(id, ddps))
+    found = gc.get_objects() if kind is not None and known else ()
+    return [one for one in found if type(one) is kind and id(getattr(one, "submod", None)) in known]
+
+
+def _infers(stage: Any) -> bool:
+    """Whether `stage` has found out shapes by a forward pass (`_inference_mode`, read in pytorch 2.13)."""
+    return not str(getattr(stage, "_inference_mode", None)).endswith("STATIC")
+
+
 class Buckets:
     """A part of a checkpoint: for each DDP around the model or a part of it (a GAN has two), the indices of its
     parameters in the order of its buckets, as one text.
@@ -70,7 +92,7 @@ class Buckets:
             self._ddps.update({name.replace("_orig_mod.", "").removesuffix("._orig_mod"): ddp for name, ddp in ddps})
         self._orders: dict[str, str] = {}
         self._wanted: dict[str, str] = {}
-        self._searched = False
+        self._resumed = self._searched = False
         """Whether a step has looked for a DDP that nobody gave us. One look is enough: it takes some 50 ms."""
         self._refuse()
 
@@ -82,6 +104,7 @@ class Buckets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The buckets of each DDP are now those of the run that saved `state`. This is a collective of DDP's group.
         Nothing is changed if a DDP has other parameters, or is not there yet."""
+        self._resumed = True
         self._look_around()
         self._wanted = {"": str(state.get("order", "")), **(state.get("orders") or {})}
         for name, ddp in sorted(self._ddps.items()):
@@ -99,12 +122,14 @@ class Buckets:
 
     def learn(self) -> str | None:
         """Every rank calls it after a step: an order is known if its DDP knows it. Returns a sentence, once, if a
-        restored order came too late to be used."""
+        restored order came too late to be used, or if torch sums the first step of a process in another way."""
         if self._world_size < 2:
             return None
-        if not self._searched:
+        first, self._searched = not self._searched, True
+        if first:
             self._look_around()
-        self._searched = True
+            if self._resumed and any(map(_infers, _stages(self._ddps.values()))):
+                return _OTHERWISE
         late = False
         for name, ddp in sorted(self._ddps.items()):
             if name not in self._orders and (order := torch_patches.bucket_order(ddp)):
