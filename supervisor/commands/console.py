@@ -7,6 +7,7 @@ It follows the run's files in its own thread. So a paused terminal does not paus
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import Renderer, TextRenderer
 from supervisor.run.runs import RUNS
-from supervisor.run.spec import Spec, shown
+from supervisor.run.spec import Spec, typed
 from supervisor.run.status import newest_saved, story_of
 from trainer.rundir.files.codec import read
 from trainer.rundir.files.json_lines import Follower
@@ -147,10 +148,6 @@ class Console:
             self._quiet = True
 
 
-BUILT_IN = {"_supervise": "trainer"}
-"""The private name of the built-in trainer's package, and the name that people know."""
-
-
 def name_of(run: RunDir, spec: Spec) -> str:
     """The name of the run for a command line typed here."""
     here = (RUNS.resolve() / spec.run) == run.path
@@ -167,8 +164,7 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     """The run's name and the next commands."""
     stops = "the terminal may close: it runs in the background" if detached else "or Ctrl-C here: save, then stop"
     name = name_of(run, spec)
-    target, *arguments = shown(spec).command
-    what = " ".join([*(["-m"] if spec.module else []), BUILT_IN.get(target, target), *arguments])
+    what = shlex.join([*(["-m"] if spec.module else []), *typed(spec)])
     return (
         f"run {spec.run}: {spec.nproc} x {what}\n"
         f"  folder   {os.path.relpath(run.path)}\n"

@@ -211,7 +211,7 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     """
     _warn_unknown_environment(ctx)
     if target.asks_for_help(given["command_line"], given["module"]):
-        return subprocess.run([sys.executable, "-m", target.BUILT_IN, "--help"], check=False).returncode
+        return subprocess.run([sys.executable, "-m", specs.BUILT_IN, "--help"], check=False).returncode
     _alone(given)
     given["nproc"] = torchrun.ranks(
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")

@@ -73,8 +73,7 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
     log.attempt = previous.last_attempt
-    command = list(specs.shown(spec).command)
-    about = {"command": command, "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
+    about = {"command": specs.typed(spec), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
     for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
         log.emit("warning", "warning", text=text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from supervisor.commands.console import BUILT_IN
 from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.meant import name_here, to_read
 from supervisor.core.size import human_bytes, human_seconds
@@ -99,8 +99,7 @@ def saves_nothing(now: dict[str, Any]) -> tuple[str, ...]:
 
 
 def command_of(now: Mapping[str, Any]) -> str:
-    target, *arguments = now["command"]
-    return " ".join([f"{now['nproc']} x", *(["-m"] if now["module"] else []), BUILT_IN.get(target, target), *arguments])
+    return f"{now['nproc']} x {shlex.join([*(['-m'] if now['module'] else []), *now['command']])}"
 
 
 def times(now: dict[str, Any]) -> str:

@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from supervisor.commands import console
 from supervisor.errors import Pointless, Refusal
+from supervisor.run.spec import BUILT_IN
 
-BUILT_IN = next(iter(console.BUILT_IN))
 _LARGEST = 1 << 20
 """The largest source, in bytes, that is compiled here. A larger one would delay the start."""
 _PYTHON = re.compile(rb"#!.*\bpython")

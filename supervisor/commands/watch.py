@@ -30,7 +30,7 @@ from supervisor.reading.follow import EventRecord, RunFollower
 from supervisor.reading.plain import decode, plain
 from supervisor.run.folder.lock import is_held
 from supervisor.run.runs import Known
-from supervisor.run.spec import restore
+from supervisor.run.spec import restore, typed
 from supervisor.run.status import now_of
 
 EVERY = 0.5
@@ -116,7 +116,7 @@ class Watched:
 
     def __init__(self, known: Known) -> None:
         self._known, run, spec = known, known.run, restore(known.spec)
-        self._command = command_of({"nproc": spec.nproc, "module": spec.module, "command": spec.command})
+        self._command = command_of({"nproc": spec.nproc, "module": spec.module, "command": typed(spec)})
         self._view = View(run, lambda: is_held(run), lambda: saved(run))
         self._follower = RunFollower(run, lambda: True, Choice(), back=_KEPT)
         self._events: deque[Row] = deque(maxlen=_KEPT)

@@ -45,7 +45,8 @@ class _Runs(Collector):
     def _info(self) -> Metric:
         family = InfoMetricFamily("supervise_run", "What the run is", labels=["run"])
         for now, _ in self._runs:
-            about = {"script": now["command"][0], "host": now["host"], "nproc": now["nproc"], "folder": now["run_dir"]}
+            script = " ".join([*(["-m"] if now["module"] else []), now["command"][0]])
+            about = {"script": script, "host": now["host"], "nproc": now["nproc"], "folder": now["run_dir"]}
             about["commit"] = (now.get("git") or {}).get("commit")
             family.add_metric([now["run"]], {key: str(value) for key, value in about.items() if value is not None})
         return family

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import struct
 import time
 from collections.abc import Collection, Iterator
@@ -17,19 +16,12 @@ from pathlib import Path
 
 import psutil
 
+from supervisor.process.system_calls import names
 from trainer.rundir.machine.proc import content, stat
 
 LONG_WAIT = 600.0
 """A wait with a limit of this many seconds or more counts as a wait without end."""
-# The numbers of the system calls that wait, by machine, and the position of their time limit.
-_NAMES = {
-    "x86_64": {202: "futex", 230: "clock_nanosleep", 35: "nanosleep", 270: "pselect6", 23: "select", 7: "poll"}
-    | {271: "ppoll", 232: "epoll_wait", 281: "epoll_pwait", 0: "read", 17: "pread64", 1: "write", 45: "recvfrom"}
-    | {47: "recvmsg", 257: "openat", 73: "flock", 74: "fsync", 75: "fdatasync", 61: "wait4", 247: "waitid"},
-    "aarch64": {98: "futex", 115: "clock_nanosleep", 101: "nanosleep", 72: "pselect6", 73: "ppoll", 22: "epoll_pwait"}
-    | {63: "read", 67: "pread64", 64: "write", 207: "recvfrom", 212: "recvmsg", 56: "openat", 32: "flock"}
-    | {82: "fsync", 83: "fdatasync", 260: "wait4", 95: "waitid"},
-}.get(platform.machine(), {})
+_NAMES = names()
 _ON_A_FILE = ("read", "pread64", "write", "recvfrom", "recvmsg", "flock", "fsync", "fdatasync")
 _FUTEX_PRIVATE, _FUTEX_REALTIME = 128, 256
 _EPOLLS = ("epoll_wait", "epoll_pwait")

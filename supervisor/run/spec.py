@@ -80,6 +80,8 @@ class Spec:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
 
+BUILT_IN = "_supervise"
+"""The private name of the built-in trainer's package."""
 _OWN = [f.name for f in dataclasses.fields(Spec) if f.name != "policy"]
 _LIMITS = [f.name for f in dataclasses.fields(Policy) if f.name != "stuck_after"]
 NAMES = frozenset(_OWN + _LIMITS)
@@ -115,6 +117,12 @@ def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
     return dataclasses.replace(
         spec, command=tuple(redactor.command(spec.command)), resume_args=redactor.text(spec.resume_args)
     )
+
+
+def typed(spec: Spec) -> list[str]:
+    """The script or module and its arguments as people know them, without secrets."""
+    target, *arguments = shown(spec).command
+    return ["trainer" if target == BUILT_IN else target, *arguments]
 
 
 def revealed(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:

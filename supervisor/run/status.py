@@ -19,7 +19,7 @@ from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.hang_limits import Paces
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
-from supervisor.run.spec import Spec, restore, shown
+from supervisor.run.spec import Spec, restore, typed
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
 from trainer.rundir.machine.shm import segment_of
@@ -101,7 +101,7 @@ def _past(run: RunDir, story: Story, now: float) -> dict[str, Any]:
 
 
 def _origin(known: Known, spec: Spec) -> dict[str, Any]:
-    about = {"nproc": spec.nproc, "command": list(shown(spec).command), "module": spec.module}
+    about = {"nproc": spec.nproc, "command": typed(spec), "module": spec.module}
     return about | {key: known.spec.get(key) for key in ("git", "host", "versions")}
 
 

@@ -22,7 +22,7 @@ from ..rundir.records.beats import Role, claim
 from . import output, parking
 from . import progress as _progress
 from .exceptions import without_our_frames
-from .hooks import adapters, processes
+from .hooks import adapters, bars, processes
 from .hooks.steps import watch_torch
 from .journal import saves
 from .journal.journal import Begun
@@ -169,6 +169,7 @@ def _rank_in_group() -> int | None:
 def hook(member: Member, place: Supervised) -> None:
     """`member` is told of torch's steps and groups in this process and in its forks."""
     watch_torch(member)
+    bars.follow()
     saves.install()
     saves.wake(member, place.saving)
     # This hook comes after the hook of the saves, which is off in a fork until it is turned on.

@@ -28,6 +28,7 @@ from ..rundir.secrets import Redactor
 from . import parking, program
 from .exceptions import causes, described, is_ours, unread
 from .faults import inflict
+from .hooks.bars import BARS
 from .journal.journal import Begun, Journal
 from .journal.kept import keep_all
 from .journal.missed import Missed
@@ -55,7 +56,7 @@ class Reporter(Progress):
         self.note = NoteWriter(place.attempt.notes(rank))
         self._beats = beats or BeatWriter(place.attempt.beats, rank, os.getpid())
         self._done = 0
-        self._announced = False
+        self._announced = self._counts = False
         self._resumed = False
         """Whether a Checkpointer has said from which step this rank resumes."""
         self._placed = True
@@ -122,6 +123,7 @@ class Reporter(Progress):
 
     def told(self, total: int | None = None, loss: float | None = None, step: int | None = None) -> None:
         if total is not None and total > 0:
+            self._counts = True
             self._beats.total(total)
         if loss is not None:
             self._beats.loss(loss, self._done if step is None else step)
@@ -154,6 +156,8 @@ class Reporter(Progress):
         if optimizer is not None and type(lr := _rate(optimizer)) is float:
             self._beats.rate(lr)
         self._steps_here += 1
+        if not self._counts and (total := BARS.total(done)) is not None:
+            self._beats.total(total)
         self.note.retry()
         self.journal.retry()
         if self._steps_here == 1:

@@ -88,3 +88,16 @@ def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
     panels = json.loads((ROOT / "docs" / "grafana.json").read_text())["panels"]
     asked = {target["expr"].split("{")[0].split("(")[-1] for panel in panels for target in panel["targets"]}
     assert {name for name in asked if f"# TYPE {name} " not in text} == set()
+
+
+def test_the_script_has_the_name_that_was_typed(tmp_path: Path) -> None:
+    """Also the built-in trainer, in the file and in status --json."""
+    recovered_run(tmp_path / "run")
+    command = (specs.BUILT_IN, "--steps", "80")
+    specs.save(RunDir(tmp_path / "run"), Spec("gpt-7f3a", f"{0:016x}", command, True, 2, str(tmp_path)))
+    known = load(tmp_path / "run")
+    assert known is not None
+    now = status(known)
+    assert now["command"] == ["trainer", "--steps", "80"]
+    text = exposition([(now, report(story_of(known.run), now_of(story_of(known.run))))]).decode()
+    assert 'script="-m trainer"' in text and "_supervise" not in text
