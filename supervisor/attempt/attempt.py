@@ -83,6 +83,9 @@ class Attempt:
                 return False
             group = self._group
             assert group is not None
+            if group.stillborn and group.elsewhere is not None:
+                # Its parts on other nodes were released with it.
+                raise OSError("the fork server has died while it made the group")
             if group.stillborn:
                 # Its fork server died. The next group comes from elsewhere.
                 group.dissolve()
@@ -229,6 +232,12 @@ class Attempt:
             if self._witness is not None:
                 self._witness.ask(list(self.watch.ranks))
         return self.stacks
+
+    def let_go(self) -> None:
+        """Its launcher does not wait for other nodes any more."""
+        if self._group is not None and self._group.elsewhere is not None:
+            with contextlib.suppress(OSError):
+                self._group.gate.over.touch()
 
     def keep_evidence(self) -> None:
         """The evidence of its end is on disk. Writing it takes time, so more urgent work comes first."""

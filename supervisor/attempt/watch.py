@@ -46,6 +46,8 @@ class Watch:
         """The `group` of the attempt has been released. Its script runs in `cwd`."""
         self.folder = folder
         self._asked = group.seat.ranks
+        # The journals of all ranks are in the shared folder, and one node reads them.
+        self._read_by_us = range(group.seat.world) if group.seat.node == 0 else range(0)
         self.beats: list[Beat] = []
         self.ranks: dict[int, Process] = {}
         """Living ranks that have registered."""
@@ -161,7 +163,8 @@ class Watch:
         if counted == self._counted and now < self._journals_at + _JOURNALS_EVERY and not final:
             return
         self._counted, self._journals_at = counted, now
-        while lines := self._journals.read(self._numbers()):
+        ranks = [*self._read_by_us, *(rank for rank in self.seen_ranks if rank not in (*self._read_by_us, SCRIPT))]
+        while lines := self._journals.read(ranks if self._read_by_us else ()):
             for rank, line in lines:
                 self.saves = hear(self.saves, rank, line)
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from supervisor.loop.stop_requests import Stops
 from supervisor.reading.plain import plain_lines
+from supervisor.run.folder.stops import Stops
 
 
 @contextlib.contextmanager

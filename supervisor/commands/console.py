@@ -165,13 +165,18 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     stops = "the terminal may close: it runs in the background" if detached else "or Ctrl-C here: save, then stop"
     name = name_of(run, spec)
     what = shlex.join([*(["-m"] if spec.module else []), *typed(spec)])
+    ranks = f"{spec.nnodes} nodes x {spec.nproc}" if spec.several else str(spec.nproc)
+    leave = (
+        ""
+        if detached or spec.several
+        else "\n  leave    Ctrl-Z twice, or begin with -d; closing this terminal stops the run"
+    )
     return (
-        f"run {spec.run}: {spec.nproc} x {what}\n"
+        f"run {spec.run}: {ranks} x {what}\n"
         f"  folder   {os.path.relpath(run.path)}\n"
         f"  follow   supervise tail {name}\n"
         f"  look     supervise status {name}\n"
-        f"  stop     supervise stop {name}      ({stops})"
-        + ("" if detached else "\n  leave    Ctrl-Z twice, or begin with -d; closing this terminal stops the run")
+        f"  stop     supervise stop {name}      ({stops}){leave}"
     )
 
 

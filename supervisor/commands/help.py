@@ -20,8 +20,8 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
             "max_restarts window no_progress_limit backoff grace hang_timeout startup_timeout actions standby park "
             "keep_warm inject"
         ).split(),
-        "Checkpoints": ("resume", "resume_args", "adapter", "plain_saves", "local_dir"),
-        "Several nodes": ("nnodes", "node_rank", "rdzv_endpoint", "node_wait"),
+        "Checkpoints": ("resume", "resume_args", "adapter", "plain_saves"),
+        "Several nodes": ("nnodes", "node_rank", "rdzv_endpoint", "node_wait", "lease", "local_dir"),
         "Output": ("detached", "as_json", "quiet", "log_restarts", "metrics_file", "help"),
     },
 }

@@ -17,11 +17,12 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import nodes, slurm, target, torchrun
+from supervisor.commands import nodes, several, slurm, target, torchrun
 from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
 from supervisor.commands.help import Paged
+from supervisor.commands.nodes import Located
 from supervisor.commands.options import (
     PREFIX,
     CauseAction,
@@ -212,24 +213,26 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
     _warn_unknown_environment(ctx)
     if target.asks_for_help(given["command_line"], given["module"]):
         return subprocess.run([sys.executable, "-m", specs.BUILT_IN, "--help"], check=False).returncode
-    _alone(given)
+    located = _located(given, detached)
     given["nproc"] = torchrun.ranks(
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")
     )
+    if located is not None and not located.leads:
+        return several.follow(located, given, quiet)
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
-        return _launched(run, _in_a_job(spec), detached, as_json, quiet)
+        return _launched(run, _in_a_job(spec), detached, as_json, quiet, located)
 
 
-def _alone(given: dict[str, Any]) -> None:
-    """Refusal unless this node trains alone."""
+def _located(given: dict[str, Any], detached: bool) -> Located | None:
+    """The place of this node among several. None if it trains alone."""
     meaningless = nodes.ignored(given)
     place = nodes.placed(given)
     if not place.alone:
-        later = "training over several nodes is not built yet; to train on this node alone, give --nnodes 1"
-        raise Refusal(f"{place.source} asks for several nodes, and {later}")
+        return several.place(given, place, detached)
     for name in meaningless:
         click.echo(f"supervise: {name} is ignored: {torchrun.MEETS}", err=True)
+    return None
 
 
 def _in_a_job(spec: Spec) -> Spec:
@@ -242,7 +245,7 @@ def _in_a_job(spec: Spec) -> Spec:
     return dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, grace=most))
 
 
-def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: bool) -> int:
+def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: bool, located: Located | None) -> int:
     def wanted() -> Spec | None:
         known = load(run.path)
         if known and _already_finished(known, spec):
@@ -253,7 +256,7 @@ def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: boo
         arm_faults(run, spec)
         return spec
 
-    return begin(run, wanted, detached, as_json, quiet)
+    return begin(run, wanted, detached, as_json, quiet, located)
 
 
 def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[Spec, RunDir]:

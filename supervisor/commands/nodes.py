@@ -20,6 +20,7 @@ from supervisor.core.nodes.place import Asked, Place, place_of, spelled
 from supervisor.errors import Refusal
 from supervisor.process import addresses
 from supervisor.run.runs import RUNS
+from supervisor.run.spec import Spec
 
 LEASES = (0.3, 60.0)
 """Seconds: below, a busy machine would lose its lease; above, a dead node is noticed too late to matter."""
@@ -80,35 +81,30 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--nnodes",
                 type=NodeCount(),
                 metavar="N|MIN:MAX",
-                hidden=True,
                 help="Nodes that train; MIN:MAX: go on with fewer.  [default: as srun or NNODES say, else 1]",
             ),
             setting(
                 "--node-rank",
                 type=NodeRank(),
                 metavar="auto|I",
-                hidden=True,
                 help="This node's number; 0 leads.  [default: auto: from the engine, else the leader gives it]",
             ),
             setting(
                 "--rdzv-endpoint",
                 type=Endpoint(),
                 metavar="HOST[:PORT]",
-                hidden=True,
                 help="The node that leads.  [default: the engine's first]",
             ),
-            setting("--node-wait", type=Duration(), hidden=True, help="Longest wait for nodes that are missing."),
+            setting("--node-wait", type=Duration(), help="Longest wait for nodes that are missing."),
             setting(
                 "--local-dir",
                 metavar="DIR",
-                hidden=True,
                 help="This node's own folder, for what must not be on a shared disk.  [default: in /dev/shm]",
             ),
             setting(
                 "--lease",
                 type=Lease({"auto": None}),
                 metavar="auto|DUR",
-                hidden=True,
                 help="How long a node may be silent before it is lost.",
             ),
             click.option("--rdzv-id", hidden=True),
@@ -185,3 +181,8 @@ def folder(place: Place, stem: str) -> Path:
 def ignored(given: Mapping[str, Any]) -> list[str]:
     """The options of torchrun that mean nothing on one node, as they were written."""
     return [f"--{name.replace('_', '-')}" for name in _TORCHRUN if given.get(name) is not None]
+
+
+def count(spec: Spec) -> tuple[int, int]:
+    """The least and the most nodes of a run."""
+    return nodes_of(spec.nnodes, "nnodes") if spec.nnodes else (1, 1)

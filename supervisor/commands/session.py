@@ -18,13 +18,13 @@ from typing import Any
 import click
 
 from supervisor.checkup import checks, installed, space
-from supervisor.commands import background, slurm
+from supervisor.commands import background, several, slurm
 from supervisor.commands.console import Console, closing_words, name_of, opening_words
+from supervisor.commands.nodes import Located
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.live.shared_numbers import SharedNumbers
 from supervisor.loop.driver import Driver
-from supervisor.loop.stop_requests import HandedOver
 from supervisor.notify.notifier import Notifier
 from supervisor.process import loopback
 from supervisor.process.descriptors import enough
@@ -36,6 +36,7 @@ from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Moved
 from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
+from supervisor.run.folder.stops import HandedOver
 from supervisor.run.previous import previous_of
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
@@ -61,9 +62,18 @@ class Stopping:
     why: str = ""
 
 
-def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, stopping: Stopping | None = None) -> int:
-    """The run is over. Returns the exit code of `launch`. The caller holds the lock. HandedOver: its ranks go on, and
-    somebody must take them over at once."""
+def drive(
+    run: RunDir,
+    spec: Spec,
+    as_json: bool = False,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+    located: Located | None = None,
+) -> int:
+    """The run is over. Returns the exit code of `launch`. The caller holds the lock. `located`: this node leads others.
+    HandedOver: its ranks go on, and somebody must take them over at once."""
+    if stopping is None:
+        several.refuse_alone(spec, located)
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     register(run)
@@ -73,12 +83,13 @@ def drive(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, s
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
     log.attempt = previous.last_attempt
+    lead = several.leader_of(run, spec, previous, log, located) if located is not None else None
     about = {"command": specs.typed(spec), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
     for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
         log.emit("warning", "warning", text=text)
     notifier = Notifier(spec.notify, spec.run, log)
-    driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history)
+    driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history, lead=lead)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
         driver.why = stopping.why
@@ -158,6 +169,7 @@ def begin(
     detached: bool = False,
     as_json: bool = False,
     quiet: bool = False,
+    located: Located | None = None,
 ) -> int:
     """The exit code of a launch. `wanted` is asked under the run's lock. None: there is nothing to do. A run that is
     driven here may be left to the background."""
@@ -169,7 +181,7 @@ def begin(
         specs.save(run, spec)
         if not detached:
             with contextlib.suppress(HandedOver):
-                return drive(run, spec, as_json=as_json, quiet=quiet)
+                return drive(run, spec, as_json=as_json, quiet=quiet, located=located)
             return _hand_over(run, spec, lock)
     return detach(run, spec, as_json=as_json, quiet=quiet)
 

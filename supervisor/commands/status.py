@@ -85,6 +85,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("not loaded", str(now["started_over"]["text"]) if now["started_over"] else ""),
         ("standby", _standby(now["standby"]) if now["standby"] else ""),
         ("kept warm", _stays(now["kept"]) if now["kept"] else ""),
+        *(("node", _node(node)) for node in now["nodes"]),
         *(("straggler", slow["text"]) for slow in now["stragglers"]),
         *(("pause", _pause(pause)) for pause in now["pauses"]),
         ("log", os.path.relpath(now["log"]) if now["log"] else ""),
@@ -170,6 +171,12 @@ def _next(now: dict[str, Any], name: str) -> str:
 
 def _age(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.1f} s"
+
+
+def _node(node: dict[str, Any]) -> str:
+    first, last = node["ranks"][0], node["ranks"][-1]
+    ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
+    return f"{node['node']} on {node['host']}: {ranks}"
 
 
 def _pause(pause: dict[str, Any]) -> str:

@@ -229,6 +229,11 @@ class Observation:
     nodes: Nodes | None = None
     """The nodes of the run. None if it has one node."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing of a stopping attempt can run any more, on any node."""
+        return not self.alive and (self.nodes is None or not self.nodes.unfenced())
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -42,10 +42,17 @@ class WorkerGroup:
         self._fd = fd
 
     @classmethod
-    def ordered(cls, folder: Path, seat: Seat, kind: str, expected: Release | None = None) -> WorkerGroup:
-        """A new group with a shut gate. OSError if the gate cannot be made."""
+    def ordered(
+        cls, folder: Path, seat: Seat, kind: str, expected: Release | None = None, log: Path | None = None
+    ) -> WorkerGroup:
+        """A new group with a shut gate. `log` is that of its launcher, if it must be on another disk than the gate.
+        OSError if the gate cannot be made."""
         gate = Gate(folder)
         fd = gate.close(expected)
+        if log is not None:
+            log.parent.mkdir(mode=0o700, exist_ok=True)
+            log.unlink(missing_ok=True)
+            gate.launcher_log.symlink_to(log)
         gate.launcher_log.touch(0o600)
         if expected is not None:
             for rank in seat.ranks:
@@ -91,7 +98,7 @@ class WorkerGroup:
         assert self._fd is not None
         with contextlib.suppress(OSError):
             # The launcher goes on writing into the same file. The new name does not matter to it.
-            os.link(self.gate.launcher_log, attempt.launcher_log)
+            os.link(self.gate.launcher_log.resolve(), attempt.launcher_log)
         for rank in self.seat.ranks if self.expected is not None else ():
             with contextlib.suppress(OSError):
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
@@ -122,6 +129,8 @@ class WorkerGroup:
     def dissolve(self) -> None:
         """It is abandoned, and its folder is removed."""
         self.abandon()
+        if self.gate.launcher_log.is_symlink():
+            self.gate.launcher_log.resolve().unlink(missing_ok=True)
         shutil.rmtree(self.gate.path, ignore_errors=True)
 
 

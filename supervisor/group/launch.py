@@ -59,7 +59,8 @@ def environment(spec: Spec, run: RunDir, outer: Mapping[str, str]) -> dict[str, 
     # All attempts are one run in the tracker. The user's own choice has priority.
     env.setdefault("WANDB_RUN_ID", spec.run)
     env.setdefault("WANDB_RESUME", "allow")
-    if interface := loopback.chosen():
+    over_network = spec.several and spec.local_addr is not None
+    if interface := loopback.interface_of(str(spec.local_addr)) if over_network else loopback.chosen():
         # Otherwise gloo, NCCL and torch's rpc listen on the address of the host's name, and check no identity.
         for library in ("GLOO", "NCCL", "TP"):
             env.setdefault(f"{library}_SOCKET_IFNAME", interface)
@@ -105,7 +106,7 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }
-    if spec.nproc == 1:
+    if spec.nproc == 1 and not spec.several:
         env |= _of_children(spec, outer)
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))
     edits = [(index, count, Redactor(outer).command(words)) for index, count, words in order.briefing.edits]

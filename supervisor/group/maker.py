@@ -180,7 +180,9 @@ class GroupMaker:
 
     def _new(self, kind: str, seat: Seat, expected: Release | None) -> WorkerGroup:
         self._count += 1
-        return WorkerGroup.ordered(self._run.standby / f"{self._count:04d}", seat, kind, expected)
+        name = f"{self._count:04d}"
+        log = self._run.launcher_log(name) if self._run.place is not None else None
+        return WorkerGroup.ordered(self._run.standby / name, seat, kind, expected, log)
 
     def _born(self, folder: str, pid: int) -> None:
         group = self._unborn.pop(folder, None)

@@ -47,6 +47,9 @@ class Parking:
     def expected(self, attempt: int) -> Release | None:
         """The release that is expected for the group that waits while `attempt` runs. None: it waits at the first
         line."""
+        if self._spec.several:
+            self.why, self.on_gpu = "a group over several nodes waits at the first line", False
+            return None
         facts = self._facts(attempt)
         place, self.why = where(self._spec.park, facts)
         self.on_gpu = place is Place.RESTORE and bool(facts.gpus)

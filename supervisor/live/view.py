@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.telling.story import Story, Telling
 from supervisor.core.words import RunState
+from supervisor.live.mirror import all_beats
 from supervisor.live.numbers import Numbers, numbers
 from supervisor.reading.events_file import Event, EventReader
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.beats import Beat, last_beats
+from trainer.rundir.records.beats import Beat
 
 CHECK = 1.0
 """Seconds between two looks for what takes longer: the newest checkpoint, and whether a supervisor lives."""
@@ -65,7 +66,7 @@ class View:
         if now >= self._checked + CHECK:
             self._checked, self._alive, self._saved = now, self._held(), self._find()
         attempt = story.attempt
-        beats = last_beats(self._run.attempt(attempt.number).beats) if attempt is not None else []
+        beats = all_beats(self._run.attempt(attempt.number)) if attempt is not None else []
         self._speed.see(attempt.number if attempt is not None else -1, beats)
         state = story.state if story.over or self._alive else RunState.LOST
         told = replace(story, state=state)

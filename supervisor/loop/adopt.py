@@ -19,12 +19,12 @@ from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import Order, is_as_asked, release
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
-from supervisor.loop.stop_requests import Stops
 from supervisor.loop.tracker import Tracker
 from supervisor.process import proctree
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import Process
 from supervisor.process.reaper import Reaper
+from supervisor.run.folder.stops import Stops
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -44,6 +44,8 @@ class Takeover:
     narrator: Narrator
     flusher: Flusher
     reaper: Reaper
+    helpers: frozenset[int] = frozenset()
+    """Processes of ours that began before."""
 
     def adopt(self, now: float) -> Attempt | None:
         """Adopts the attempt of a dead supervisor, with its verdict and all that the events tell of it. None if there
@@ -112,7 +114,7 @@ class Takeover:
         notes = Notes(folder.notes)
         self._hear(notes.read(ranks))
         self.flusher.inherit(training=False)
-        spared = self.flusher.pids()
+        spared = self.flusher.pids() | self.helpers
         leftovers = proctree.members(self.spec.mark, spared)
         step = steps.last(folder)
         if asked := bool(leftovers and stops.kind is not None):

@@ -8,12 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NoReturn
 
 from supervisor.attempt.attempt import Attempt
 from supervisor.attempt.kernel_log import pids_are_ours
 from supervisor.core import machine
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
+from supervisor.core.diagnosis.presence import all_left_with_0
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
 from supervisor.core.model import Cause, History, Observation, Rollback, Verdict
@@ -32,14 +34,15 @@ from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
 from supervisor.loop.shrink import shrunk
 from supervisor.loop.sleep import sleep
-from supervisor.loop.stop_requests import HandedOver, Stops, retried, signals
 from supervisor.loop.tracker import Tracker
+from supervisor.nodes.lead.others import Alone, Others
 from supervisor.nodes.limb import Limb
 from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved, Removed
+from supervisor.run.folder.stops import HandedOver, Stops, retried, signals
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec, save
@@ -60,9 +63,12 @@ class Driver:
     history: History = field(default_factory=History)
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
+    lead: Callable[[Stops], Others] | None = None
+    """Makes the leader of a run over several nodes."""
 
     def __post_init__(self) -> None:
         self.stops = Stops()
+        self._others = self.lead(self.stops) if self.lead is not None else Alone()
         self.why = ""
         """Why the run must stop, if the request does not say it."""
         self._state = machine.State()
@@ -115,7 +121,8 @@ class Driver:
             return set()
         self.log.sync()
         paces.keep(self._state.hang.pace, seen.now)
-        fds = [*self._limb.fds(), *self._flusher.fds()]
+        self._others.state(self._state.mode, self._state.stepped, self._state.unexplained)
+        fds = [*self._limb.fds(), *self._flusher.fds(), *self._others.fds()]
         return sleep(poll_interval(self._state, self.clock()), wakeup, fds, self._limb.ranks())
 
     def _blind(self, error: Exception) -> None:
@@ -127,7 +134,7 @@ class Driver:
     def _can_be_left(self) -> bool:
         """Whether the next supervisor finds all ranks, or none."""
         running = self._state.mode is Mode.RUNNING and self.living() >= self.spec.nproc
-        return self.stops.kind is None and (running or self._state.mode is Mode.BACKOFF)
+        return self.lead is None and self.stops.kind is None and (running or self._state.mode is Mode.BACKOFF)
 
     def living(self) -> int:
         """The number of the attempt's ranks that are alive, as far as is known."""
@@ -136,11 +143,13 @@ class Driver:
     def _take_up(self, pace: Pace) -> None:
         """Adopts the living attempt of a dead supervisor, or ends the rest of it."""
         now, previous = self.clock(), self.previous
-        takeover = Takeover(self.run, self.spec, previous, self._tracker, self._narrator, self._flusher, self._reaper)
-        attempt = takeover.adopt(now)
+        parts = (self._tracker, self._narrator, self._flusher, self._reaper, frozenset(self._others.pids()))
+        takeover = Takeover(self.run, self.spec, previous, *parts)
+        # On several nodes nothing is adopted: what a dead supervisor has left was fenced, or ends now.
+        attempt = takeover.adopt(now) if self.lead is None else None
         if attempt is None and (left := takeover.clear(self.stops)):
             self._ended = machine.stuck(left, self.spec.policy.stuck_after)
-        self._wait(Standby(self.spec, self.run, self.environ, self.log, attempt.gate if attempt else None))
+        self._wait(self._new_standby(attempt.gate if attempt else None))
         if attempt is None:
             self._state = machine.begin(previous.last_attempt, self.history, pace, self._tracker.progress.high_step)
             return
@@ -148,6 +157,9 @@ class Driver:
         began, verdict = previous.began(now), previous.verdict()
         self._state, actions = machine.adopt(attempt.number, self.history, pace, began, now, verdict)
         self._act(actions)
+
+    def _new_standby(self, adopted: Path | None = None) -> Standby:
+        return Standby(self.spec, self.run, self.environ, self.log, adopted, self._others.seats)
 
     def _wait(self, standby: Standby) -> None:
         """Groups come from `standby` from now on."""
@@ -160,13 +172,16 @@ class Driver:
         now, mode = self.clock(), self._state.mode
         self._reaper.reap()
         self.stops.read(self.run.stop)
+        self._others.tick()
         trains = mode is Mode.RUNNING and self._state.stepped
         self._standby.tick(now, ended, trains, self._limb.number)
         if mode is Mode.RUNNING:
             self._raise_up(now)
         self._tracker.flushed(self._flusher.tick(ended, trains), now)
-        seen, news = self._limb.look(now, ended, mode, self._state.unexplained)
-        over = mode is Mode.STOPPING and not seen.alive
+        seen, news = self._others.merge(*self._limb.look(now, ended, mode, self._state.unexplained), now)
+        if all_left_with_0(seen):
+            self._limb.let_go()
+        over = mode is Mode.STOPPING and seen.gone
         if self._limb.attempt is not None:
             self._hear(self._limb.attempt, news, now, over)
         for text in self._limb.settle(now) if trains else ():
@@ -194,7 +209,7 @@ class Driver:
 
     def _hear(self, attempt: Attempt, news: News, now: float, over: bool) -> None:
         """Passes the news to all parts that need it."""
-        self._tracker.see(news, attempt.number, self.spec.nproc)
+        self._tracker.see(news, attempt.number, self._others.world(self.spec.nproc))
         self._curve.see(attempt.number, news.trained)
         self._narrator.saves(news.saves, now, final=over)
         self._flusher.hear(news.notes)
@@ -204,11 +219,12 @@ class Driver:
             self._lanes.see(attempt.number, [b for b in attempt.watch.beats if b.rank in attempt.watch.ranks], now)
             self._narrator.faults(*self._injector.news())
             warming, high_step = self._standby.is_warming(), self._tracker.progress.high_step
-            self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number)
+            if self._injector.act(attempt.watch, self._flusher.process, high_step, warming, attempt.number):
+                self._others.ask_faults()
 
     def _helpers(self) -> set[int]:
         """Processes of the run that belong to no attempt, beside those that wait to be one."""
-        return self._flusher.pids() | self._own_saves.pids()
+        return self._flusher.pids() | self._own_saves.pids() | self._others.pids()
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -221,11 +237,12 @@ class Driver:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Launch(number, rollback, lost):
-                self._launch(number, rollback, lost)
+            case Launch(number, rollback, lost, nodes):
+                self._launch(number, rollback, lost, nodes)
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
+                self._others.dump(self.clock())
                 if dumped := self._limb.dump():
                     self._narrator.stacks(dumped)
             case Emit(event, _, fields):
@@ -234,7 +251,7 @@ class Driver:
             case End():
                 self._ended = action
 
-    def _launch(self, number: int, rollback: Rollback | None, lost: Verdict | None) -> None:
+    def _launch(self, number: int, rollback: Rollback | None, lost: Verdict | None, nodes: tuple[int, ...]) -> None:
         self._own_saves.over(number - 1)
         self._limb.leave(self.clock())
         self._narrator.new_attempt(number)
@@ -248,6 +265,7 @@ class Driver:
         now, resume, checkpoint = self.clock(), self._attempts.resume, self._tracker.progress.checkpoint
         ours = max(checkpoint, self._flusher.newest()) if rollback is None else -1
         relaunch, briefing = self._briefer.brief(number, resume, rollback, bool(changes), checkpoint, ours)
+        self._others.launch(number, nodes)
         self._attempts.launch(number, relaunch, rollback, briefing, self._flusher.took, now)
         self._raise_up(now)
 
@@ -265,7 +283,7 @@ class Driver:
         save(self.run, spec)
         self._attempts.use(spec)
         self._briefer.use(spec)
-        self._wait(Standby(spec, self.run, self.environ, self.log))
+        self._wait(self._new_standby())
         ranks = f"{spec.nproc} rank{'s' if spec.nproc > 1 else ''}"
         self._narrator.warn(f"a GPU is lost: the run goes on with {ranks}, on the devices {spec.devices}")
         return True
@@ -273,9 +291,11 @@ class Driver:
     def _raise_up(self, now: float) -> None:
         attempt = self._limb.attempt
         if attempt is not None and attempt.raise_up(self._standby, now):
-            self._narrator.started(attempt, self.spec.nproc, self._tracker.progress.checkpoint)
+            ranks, about = self._others.world(self.spec.nproc), self._others.released()
+            self._narrator.started(attempt, ranks, self._tracker.progress.checkpoint, **about)
 
     def _send(self, name: str, reach: Reach) -> None:
+        self._others.send(name, reach)
         if sent := self._limb.send(name, reach, self.clock()):
             fields = {"signal": f"SIG{name}", "to": reach.value, "processes": sent}
             self._narrator.tell([Emit("signal_sent", fields=fields, once=f"signal {name}")])
@@ -305,6 +325,7 @@ class Driver:
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
+        self._others.end(end.exit_code, end.reason, keep=self._flusher.segment.exists())
         # Processes that could not be killed have had their time already.
         spared = self._own_saves.pids() | kept
         left = end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)

@@ -61,13 +61,23 @@ class FaultInjector:
         self._told |= set(fired)
         return asked, new
 
-    def act(self, watch: Watch, flush: Process | None, high_step: int, warming: bool, attempt: int) -> None:
+    def act(self, watch: Watch, flush: Process | None, high_step: int, warming: bool, attempt: int) -> bool:
         """Fires all due faults of the supervisor, and lets the ranks look for theirs. `flush` is the running flush,
-        `high_step` the highest step of the run. `warming`: a standby is being made."""
-        if self.ripen(high_step, warming) or self._unasked:
+        `high_step` the highest step of the run. `warming`: a standby is being made. Returns whether ranks have to
+        look."""
+        if asked := self.ripen(high_step, warming) or self._unasked:
             watch.ask_faults()
         self._unasked = False
         self._fire(watch.beats, watch.ranks, {"kill-launcher": watch.launcher, "kill-flush": flush}, attempt)
+        return asked
+
+    def strike(self, watch: Watch, attempt: int) -> None:
+        """Sends the signals of all due faults to the ranks of `watch`, on a node that follows."""
+        self.news()
+        step, now = max((b.step for b in watch.beats), default=0), time.monotonic()
+        for fault in self._armed:
+            if fault.by_supervisor and fault.what.by is By.SIGNAL:
+                self._signal(fault, watch.ranks, attempt, step, now)
 
     def ripen(self, step: int, warming: bool) -> bool:
         """Makes the faults ripe that waited for `step` finished steps, or for a standby in the making (`warming`).

@@ -76,14 +76,15 @@ class Narrator:
             text = sentence(self._log.attempt, self._log.attempt - 1, found)
             self._log.emit("program_changed", "warning", files=[asdict(change) for change in found], text=text)
 
-    def started(self, attempt: Attempt, nproc: int, checkpoint: int) -> None:
-        """Tells that the attempt has a launcher."""
+    def started(self, attempt: Attempt, nproc: int, checkpoint: int, **about: Any) -> None:
+        """Tells that the attempt has a launcher, and more `about` it."""
         fields: dict[str, Any] = {
             "launcher_pid": attempt.launcher_pid,
             "kind": attempt.kind,
             "nproc": nproc,
             "checkpoint_step": checkpoint,
             "wanted_mono": attempt.wanted,
+            **about,
         }
         self._log.emit("attempt_started", **fields)
 

@@ -110,6 +110,11 @@ class Limb:
         """Sends the signal. Returns the number of receivers."""
         return self.attempt.send(name, reach, self.spared(), now) if self.attempt is not None else 0
 
+    def let_go(self) -> None:
+        """Every rank of every node has exited with 0. So the launcher that serves their store may end."""
+        if self.attempt is not None:
+            self.attempt.let_go()
+
     def dump(self) -> Stacks | None:
         """The stacks of the ranks here, now also in the attempt's folder. None before there are ranks."""
         return self.attempt.dump() if self.attempt is not None else None

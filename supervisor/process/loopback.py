@@ -8,6 +8,8 @@ import ipaddress
 import socket
 import struct
 
+import psutil
+
 from supervisor.errors import Refusal
 
 _SIOCGIFFLAGS = 0x8913
@@ -62,3 +64,27 @@ def needed(local: str | None) -> None:
     if found and not any(found.values()):
         name = next(iter(found))
         raise Refusal(f"the loopback interface {name} is down, and the ranks meet there: ip link set {name} up")
+
+
+def reserved(address: str) -> socket.socket:
+    """A socket that keeps a free port of `address` from all programs but one that listens there with SO_REUSEADDR.
+    OSError if there is none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kept = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((address, 0))
+    except OSError:
+        kept.close()
+        raise
+    return kept
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface of this machine that has `address`; of a loopback address, the loopback interface."""
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return chosen()
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in found):
+            return name
+    return None

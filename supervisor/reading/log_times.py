@@ -64,26 +64,32 @@ class TimesWriter:
 
 
 class Times:
-    """The file, for a reader, while it grows."""
+    """The file, for a reader, while it grows, and those of other nodes beside it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read = 0
+        self._read: dict[Path, int] = {}
         self._sizes: dict[int, array[int]] = {}
         self._at: dict[int, array[int]] = {}
 
     def refresh(self) -> None:
-        """Reads what has been added. Whatever is in the file, it raises nothing."""
+        """Reads what has been added. Whatever is in the files, it raises nothing."""
+        for path in (self._path, *self._path.parent.glob(f"{self._path.name}.node*")):
+            self._refresh(path)
+
+    def _refresh(self, path: Path) -> None:
         try:
-            fd = open_file(self._path)
+            fd = open_file(path)
         except OSError:
             return
         try:
-            while data := os.pread(fd, _BLOCK, self._read):
+            while data := os.pread(fd, _BLOCK, self._read.get(path, 0)):
                 whole = data[: len(data) // _RECORD.size * _RECORD.size]
-                self._read += len(whole)
+                self._read[path] = self._read.get(path, 0) + len(whole)
                 for word, size in _RECORD.iter_unpack(whole):
-                    self._take((word & 0xFFFF) - 1, word >> 16, size)
+                    rank = (word & 0xFFFF) - 1
+                    if rank != LAUNCHER or path == self._path:
+                        self._take(rank, word >> 16, size)
                 if len(whole) < len(data):
                     return
         except OSError:

@@ -79,8 +79,10 @@ def saves_of(run: RunDir, attempt: int) -> Saves:
 def sweep(saves: Saves, mark: str) -> None:
     """In the places of `saves`, no hidden folder is left that a rank of the run with this mark used for saving. Call it
     only when no rank is alive."""
+    # Ranks on other nodes have a mark of their node.
+    ours = (f"{BESIDE}{mark}.", f"{BESIDE}{mark}-n")
     for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:  # noqa: PTH120
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):
-                if entry.name.startswith(f"{BESIDE}{mark}.") and entry.is_dir(follow_symlinks=False):
+                if entry.name.startswith(ours) and entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)

@@ -79,6 +79,11 @@ class Spec:
     """CUDA_VISIBLE_DEVICES of the ranks, once a GPU was lost and the run has gone on without it."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
+    @property
+    def several(self) -> bool:
+        """Whether it is a run over several nodes."""
+        return self.nnodes.rpartition(":")[2] not in ("", "0", "1")
+
 
 BUILT_IN = "_supervise"
 """The private name of the built-in trainer's package."""

@@ -13,6 +13,7 @@ from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.ledger import ledger, missed
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
+from supervisor.live.mirror import all_beats
 from supervisor.live.numbers import numbers
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
@@ -23,7 +24,6 @@ from supervisor.run.spec import Spec, restore, typed
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
 from trainer.rundir.machine.shm import segment_of
-from trainer.rundir.records.beats import last_beats
 
 
 def story_of(run: RunDir, events: Iterable[Mapping[str, Any]] | None = None) -> Story:
@@ -43,7 +43,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
     attempt = story.attempt
     workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
     snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), newest_saved(run)
-    beats = last_beats(run.attempt(attempt.number).beats) if attempt else []
+    beats = all_beats(run.attempt(attempt.number)) if attempt else []
     now = numbers(story, beats, Paces(run).last())
     return {
         "schema": SCHEMA,
@@ -57,6 +57,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "supervisor_pid": holder(run).get("pid") if alive else None,
         "launcher_pid": story.launcher_pid if alive else None,
         "workers": workers,
+        "nodes": _nodes(attempt, spec.nproc) if attempt else [],
         "stragglers": _stragglers(attempt) if alive and attempt else [],
         "pauses": _pauses(story, attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
@@ -185,6 +186,14 @@ def _pss(pid: int) -> int:
     return 0
 
 
+def _nodes(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
+    """The nodes of an attempt, with their hosts and ranks; none for a run on one node."""
+    return [
+        {"node": node, "host": host, "ranks": list(range(index * nproc, (index + 1) * nproc))}
+        for index, (node, host) in enumerate(attempt.nodes.items())
+    ]
+
+
 def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
     now = time.monotonic()
     return [
@@ -195,7 +204,7 @@ def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
             "phase": beat.phase.word,
             "beat_age_s": round(max(0.0, now - beat.at), 3),
         }
-        for beat in last_beats(run.attempt(attempt).beats)
+        for beat in all_beats(run.attempt(attempt))
     ]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from supervisor.commands.folder import Folder
-from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
 from supervisor.run.folder.lock import RunLock, holder
+from supervisor.run.folder.stops import Stops
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from supervisor.run.status import story_of

@@ -33,6 +33,8 @@ class AttemptDir:
     path: Path
     place: Path | None = None
     """Its folder on this node, if that is another one."""
+    node: int = 0
+    """The number of this node. What each node writes has the number in its name, but for that of the leader, 0."""
 
     @property
     def here(self) -> Path:
@@ -40,17 +42,26 @@ class AttemptDir:
         return self.place or self.path
 
     @property
+    def _node(self) -> str:
+        return f".node{self.node}" if self.node else ""
+
+    @property
     def beats(self) -> Path:
         return self.here / "beats"
 
     @property
+    def mirror(self) -> Path:
+        """The beats of the ranks on other nodes, for people."""
+        return self.path / "beats.others"
+
+    @property
     def launcher_log(self) -> Path:
-        return self.path / "launcher.log"
+        return self.path / f"launcher{self._node}.log"
 
     @property
     def evidence(self) -> Path:
         """The evidence of its failure; supervisor/attempt/evidence.py explains each field."""
-        return self.path / "evidence.json"
+        return self.path / f"evidence{self._node}.json"
 
     @property
     def program(self) -> Path:
@@ -87,7 +98,7 @@ class AttemptDir:
     @property
     def times(self) -> Path:
         """When its logs grew; supervisor/reading/log_times.py explains it."""
-        return self.path / "times"
+        return self.path / f"times{self._node}"
 
     def rank_log(self, rank: int) -> Path:
         """The log of `rank`. For SCRIPT: the log that it had before it was known that it is not a rank."""
@@ -125,6 +136,7 @@ class RunDir:
     path: Path
     place: Path | None = None
     """The folder of this node alone, of a run over several nodes."""
+    node: int = 0
 
     @property
     def here(self) -> Path:
@@ -234,13 +246,17 @@ class RunDir:
     def faults(self) -> Path:
         return self.path / "faults"
 
+    def launcher_log(self, group: str) -> Path:
+        """The log of a group's launcher until it has an attempt, where the node's place may be on another disk."""
+        return self.path / "launchers" / f"node{self.node}-{group}.log"
+
     @property
     def attempts_folder(self) -> Path:
         return self.path / "attempts"
 
     def attempt(self, number: int) -> AttemptDir:
         name = f"attempts/{number:04d}"
-        return AttemptDir(self.path / name, self.place / name if self.place is not None else None)
+        return AttemptDir(self.path / name, self.place / name if self.place is not None else None, self.node)
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts that have a folder, oldest first."""

@@ -17,6 +17,8 @@ class AttemptStory:
     """`started` by the wall clock, in seconds since the epoch."""
     offset: float = 0.0
     """Seconds to add to a CLOCK_MONOTONIC of the attempt's own files."""
+    nodes: Mapping[int, str] = field(default_factory=dict)
+    """The hosts of its nodes, in the order of their ranks. Empty for a run on one node."""
     ready: float | None = None
     resumed: float | None = None
     first_step: float | None = None

@@ -23,5 +23,12 @@ def optional(event: Event, key: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def hosts(event: Event) -> dict[int, str]:
+    """The nodes of an attempt with their hosts."""
+    nodes = event.get("nodes")
+    found = nodes.items() if isinstance(nodes, Mapping) else ()
+    return {int(node): host for node, host in found if str(node).isdecimal() and isinstance(host, str)}
+
+
 def known(step: int) -> int | None:
     return step if step >= 0 else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.fields import known, number, optional, whole
+from supervisor.core.telling.fields import hosts, known, number, optional, whole
 from supervisor.core.telling.time_line import TimeLine, wall
 from supervisor.core.words import EventName, RunState
 
@@ -168,7 +168,7 @@ def _attempt_started(story: Story, event: Event, mono: float) -> None:
     which = whole(event, "attempt", len(story.attempts))
     started, told = number(event, "wanted_mono", mono), wall(event)
     began = told - (mono - started) if told is not None else None
-    story.attempts.append(AttemptStory(which, started, began, story.offset))
+    story.attempts.append(AttemptStory(which, started, began, story.offset, hosts(event)))
     story.launcher_pid, story.standby, story.next_at = optional(event, "launcher_pid"), None, None
     story.state = RunState.RECOVERING if which > 0 else RunState.STARTING
 

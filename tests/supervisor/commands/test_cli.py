@@ -28,14 +28,15 @@ COMMAND_NAMES = (
 )
 LAUNCH_OPTIONS = (
     "--adapter --backoff --config --detach --grace --hang-timeout --inject --inject-failure --json "
-    "--keep-warm --local-addr --log-restarts --max-restarts --metrics-file --module --name --no-log-restarts "
-    "--no-plain-saves --no-progress-limit --no-spawns --no-standby --nproc --park --plain-saves --policy "
-    "--quiet --resume --resume-args --run-dir --spawns --standby --startup-timeout --window"
+    "--keep-warm --lease --local-addr --local-dir --log-restarts --max-restarts --metrics-file --module --name "
+    "--nnodes --no-log-restarts --no-plain-saves --no-progress-limit --no-spawns --no-standby --node-rank --node-wait "
+    "--nproc --park --plain-saves --policy --quiet --rdzv-endpoint --resume --resume-args --run-dir --spawns "
+    "--standby --startup-timeout --window"
 )
 TORCHRUN_OPTIONS = (
-    "--lease --local-dir --local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port "
-    "--monitor-interval --nnodes --no-python --node-rank --node-wait --nproc-per-node --rdzv-backend --rdzv-conf "
-    "--rdzv-endpoint --rdzv-id --redirects --role --standalone --start-method --tee"
+    "--local-ranks-filter --log-dir --log-line-prefix-template --master-addr --master-port "
+    "--monitor-interval --no-python --nproc-per-node --rdzv-backend --rdzv-conf "
+    "--rdzv-id --redirects --role --standalone --start-method --tee"
 )
 """Taken, and not shown."""
 
@@ -217,9 +218,10 @@ def test_help_is_text(run: Run, given: tuple[str, ...], said: int) -> None:
     [
         ({"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, [], "SLURM_STEP_NUM_TASKS"),
         ({"SLURM_JOB_NUM_NODES": "2"}, [], "SLURM_JOB_NUM_NODES"),
-        ({"PET_NNODES": "1:4", "PET_MASTER_ADDR": "a"}, [], "PET_NNODES asks for several nodes"),
-        ({"SUPERVISE_NNODES": "2", "SUPERVISE_NODE_RANK": "0"}, [], "several nodes"),
-        ({}, ["--nnodes", "2", "--master-addr", "a"], "several nodes"),
+        ({"PET_NNODES": "1:4", "PET_MASTER_ADDR": "a"}, ["-d"], "leave out --detach"),
+        ({"SUPERVISE_NNODES": "2", "SUPERVISE_NODE_RANK": "0"}, ["--spawns"], "--spawns is for"),
+        ({}, ["--nnodes", "2", "--master-addr", "a.invalid", "--node-wait", "0s"], "no address of it is known"),
+        ({}, ["--nnodes", "2", "--node-rank", "0", "--local-addr", "192.0.2.7"], "no interface here has it"),
         ({}, ["--nnodes", "2"], "--rdzv-endpoint"),
         ({}, ["--nnodes", "1.5"], "--nnodes 1.5"),
         ({}, ["--node-rank", "first"], "neither a number"),

@@ -14,9 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from supervisor.commands import cli
-from supervisor.loop.stop_requests import Stops
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import is_held
+from supervisor.run.folder.stops import Stops
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import recovered_run

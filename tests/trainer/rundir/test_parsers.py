@@ -20,11 +20,11 @@ from supervisor.core.telling.story import tell
 from supervisor.errors import Refusal
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
-from supervisor.loop.stop_requests import Stops
 from supervisor.reading.events_file import EventReader, read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
 from supervisor.run.folder.lock import describe, holder
+from supervisor.run.folder.stops import Stops
 from supervisor.run.hang_limits import Paces
 from supervisor.run.runs import Known, load
 from supervisor.run.status import status

@@ -1,0 +1,147 @@
+"""A run over several nodes, from the command line: this node leads it, or follows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from supervisor.commands import nodes, target
+from supervisor.commands.nodes import Located
+from supervisor.core.model import Cause, Do
+from supervisor.core.nodes.lease import LONGEST
+from supervisor.core.nodes.membership import Membership
+from supervisor.core.nodes.place import Place
+from supervisor.errors import InternalError, Refusal
+from supervisor.loop.follower import Follower, Node
+from supervisor.nodes.hub import Hub
+from supervisor.nodes.lead.leader import Here, Leader
+from supervisor.nodes.line import Line
+from supervisor.nodes.talk.probe import about
+from supervisor.nodes.token import token_of
+from supervisor.process.descriptors import enough
+from supervisor.process.place import here
+from supervisor.reading.plain import plain
+from supervisor.run.events import EventLog
+from supervisor.run.folder.stops import Stops
+from supervisor.run.previous import Previous
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
+from trainer.rundir.machine import shm
+
+_LOOK_EVERY = 0.1
+
+
+def place(given: dict[str, Any], where: Place, detached: bool) -> Located:
+    """The place of this node, which is not alone, in addresses. `given` are the options of launch; those that the
+    engine decides are in them from here on."""
+    if detached:
+        raise Refusal("a run over several nodes belongs to what started it on each of them: leave out --detach")
+    if given["spawns"]:
+        raise Refusal("--spawns is for a script that starts its ranks itself, on one node")
+    if given["actions"].get(Cause.GPU_LOST) == Do.SHRINK:
+        raise Refusal("gpu_lost=shrink: on several nodes, all have the same number of ranks; use --nnodes MIN:MAX")
+    given["nnodes"] = str(where.most) if where.least == where.most else f"{where.least}:{where.most}"
+    located = nodes.located(where, given["local_addr"], given["node_wait"])
+    given["local_addr"] = located.address
+    if given["run_dir"] is None:
+        given["run_dir"] = nodes.folder(where, given["name"] or target.stem(given["command_line"]))
+    return located
+
+
+def leader_of(
+    run: RunDir, spec: Spec, previous: Previous, log: EventLog, located: Located
+) -> Callable[[Stops], Leader]:
+    """Makes the leader, which listens from then on. Refusal if it cannot listen."""
+    enough(spec.nproc * nodes.count(spec)[1])
+    lease = spec.lease or LONGEST
+    told = previous.told("attempt_started") or {}
+    members = {int(node): str(host) for node, host in told.get("nodes", {}).items()} if previous.unfinished else {}
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    known = Membership.begin(0, here()["host"], previous.last_attempt, members, now, lease)
+
+    address, port = located.leader
+    try:
+        token = token_of(run, os.environ, create=True)
+        own = _own_folder(spec.local_dir, token, address)
+        hub = Hub((address, port), token, spec.lease, own)
+    except OSError as error:
+        raise Refusal(
+            f"this node leads and cannot listen at {address}:{port} ({error.strerror}); "
+            "give all nodes another --rdzv-endpoint HOST:PORT"
+        ) from None
+    return lambda stops: Leader(hub, run, spec, log, stops, known, Here(located.address, own))
+
+
+def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
+    """This node follows to the end of the run. Returns the exit code of `launch`."""
+    run, wait = RunDir(Path(given["run_dir"]).resolve()), float(given["node_wait"])
+    token = _token(run, wait)
+    arguments, module = list(given["command_line"]), bool(given["module"])
+    script: dict[str, Any] = target.command(arguments, module)
+    same = about(script["command"] if arguments else (), script["module"], script["cwd"])
+    enough(given["nproc"])
+    own = _own_folder(given["local_dir"], token, located.address)
+    node = Node(located.place.node, located.address, given["nproc"], same, own, wait)
+    line = Line(located.leader, located.address, token, own)
+    try:
+        return Follower(line, run, node, dict(os.environ), (lambda text: None) if quiet else _say).follow()
+    except Refusal:
+        raise
+    except Exception as error:
+        # The warden ends what runs here, and the leader sees that. The run goes on without this node, or waits for it.
+        log = run.path / f"supervisor.{located.address}.log"
+        with contextlib.suppress(OSError), log.open("a") as file:
+            file.write("".join(traceback.format_exception(error)))
+        why = f"internal error ({type(error).__name__}: {error}), please report it with {log}"
+        raise InternalError(f"{why}; the run may go on without this node: start it here again") from error
+
+
+def _say(text: str) -> None:
+    print(plain(f"supervise: {text}"), file=sys.stderr)
+
+
+def _token(run: RunDir, wait: float) -> bytes:
+    """The token of the run, once the leader has made it. Refusal after `wait` seconds."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            return token_of(run, os.environ, create=False)
+        except FileNotFoundError:
+            if time.monotonic() >= until:
+                raise Refusal(
+                    f"no leader has begun a run in {run.path} within {wait:.0f} s: all nodes need the same --run-dir, "
+                    "on a disk that they share"
+                ) from None
+        time.sleep(_LOOK_EVERY)
+
+
+def _own_folder(asked: str | None, token: bytes, address: str) -> Path:
+    """This node's own folder, which is empty and private."""
+    name = f"supervise-{hashlib.sha256(token + address.encode()).hexdigest()[:16]}.place"
+    if problem := "" if asked else shm.problem():
+        raise Refusal(f"{problem}; give a folder of this node for what cannot be on a shared disk: --local-dir DIR")
+    folder = Path(asked or shm.ROOT) / name
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shm.claim(folder)
+    except OSError as error:
+        raise Refusal(f"{folder} cannot be used: {error.strerror or error}; see --local-dir") from None
+    return folder
+
+
+def refuse_alone(spec: Spec, located: Located | None) -> None:
+    """Refusal if the run is one over several nodes, and only this one was asked."""
+    if located is None and spec.several:
+        words: Sequence[str] = spec.command[:1]
+        raise Refusal(
+            f"{spec.run} trains {' '.join(words)} on several nodes: give its launch command again on each of them"
+        )

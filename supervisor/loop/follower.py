@@ -1,0 +1,257 @@
+"""The loop of a node that follows: it looks at its part of an attempt, tells the leader, and does what that says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from supervisor.core.actions import Reach
+from supervisor.core.model import StopKind
+from supervisor.core.poll_interval import CALM
+from supervisor.errors import Refusal
+from supervisor.loop.fault_injector import FaultInjector
+from supervisor.loop.flush import Flusher
+from supervisor.loop.sleep import sleep
+from supervisor.nodes import line as links
+from supervisor.nodes.follow.duty import Duty
+from supervisor.nodes.talk import messages as says
+from supervisor.nodes.talk.probe import shares
+from supervisor.nodes.warden import start_warden
+from supervisor.process.kill import end_all
+from supervisor.process.place import here
+from supervisor.process.proctree import become_subreaper
+from supervisor.process.reaper import Reaper
+from supervisor.run import spec as specs
+from supervisor.run.folder.stops import Stops, signals
+from trainer.checkpoint.memory import snapshots
+from trainer.rundir.codes import ExitCode
+from trainer.rundir.files.codec import decode
+from trainer.rundir.layout import RunDir
+from trainer.rundir.variables import LEASH
+
+_FIRST_LEASE = 1.0
+"""Seconds that the first lease may take after the leader's welcome."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """This node, as it was launched."""
+
+    number: int | None
+    """None: the leader gives it one."""
+    address: str
+    nproc: int
+    about: dict[str, str]
+    """What must be the same on all nodes."""
+    place: Path
+    """Its own folder, which exists."""
+    wait: float
+    """Seconds that it waits for a leader."""
+
+
+class Follower:
+    """The life of one supervisor that follows."""
+
+    def __init__(
+        self,
+        line: links.Line,
+        run: RunDir,
+        node: Node,
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._line, self._run, self._node, self._environ, self._say, self._clock = line, run, node, environ, say, clock
+        self._stops = Stops()
+        self._told_stop: tuple[StopKind | None, bool] = (None, False)
+        self._reaper = Reaper()
+        self._duty: Duty | None = None
+        self._number = node.number
+        self._linked = False
+        self._since = clock()
+        """When the link was lost, or this loop began."""
+        self._over: says.Over | None = None
+        self._injector: FaultInjector | None = None
+        self._released: tuple[says.ReleaseGroup, float] | None = None
+        """What the leader has released here, and when, until it begins."""
+
+    def follow(self) -> int:
+        """The run is over, or this node is of no use to it. Nothing of it is alive here. Returns the exit code of
+        `launch`. Refusal if this node cannot be part of the run."""
+        become_subreaper()
+        with signals(self._stops) as wakeup, ExitStack() as stack:
+            stack.callback(self._line.close)
+            stack.callback(self._clear_up)
+            ended, code = set[int](), None
+            while code is None:
+                self._reaper.reap()
+                self._listen()
+                code = self._work(ended)
+                if code is None:
+                    ended = self._sleep(wakeup)
+        return code
+
+    def _sleep(self, wakeup: int) -> set[int]:
+        duty = self._duty
+        if duty is None:
+            return sleep(CALM, wakeup, [self._line.fd])
+        return sleep(duty.interval(self._clock()), wakeup, [self._line.fd, *duty.fds()], duty.limb.ranks())
+
+    def _work(self, ended: set[int]) -> int | None:
+        """One turn. Returns the exit code if this was the last one."""
+        now = self._clock()
+        if self._duty is not None:
+            self._launch(self._duty, now)
+            for message in self._duty.look(now, ended):
+                self._tell(message)
+            if self._injector is not None and (watch := self._duty.watch) is not None:
+                self._injector.strike(watch, self._duty.limb.number)
+            if self._duty.freed():
+                self._line.clear()
+        if self._over is not None:
+            return self._over.exit_code
+        self._pass_on_stops()
+        nobody = not self._linked and now >= self._since + self._node.wait
+        asked = self._stops.kind is not None and not self._linked
+        if not (nobody or asked):
+            return None
+        if self._duty is None and nobody and not asked:
+            raise Refusal(f"no leader within {self._node.wait:.0f} s: {self._line.trouble}")
+        return self._lost_leader(now)
+
+    def _launch(self, duty: Duty, now: float) -> None:
+        """The attempt that was released begins, as soon as this node has a lease."""
+        if self._released is None:
+            return
+        order, at = self._released
+        begun = False
+        with contextlib.suppress(ValueError):
+            self._line.arm()
+            begun = duty.launch(order.group, order.seat, order.body, now)
+        if begun or now >= at + _FIRST_LEASE:
+            self._released = None
+        if not begun and self._released is None:
+            self._tell(says.Gone(order.body.attempt))
+
+    def _lost_leader(self, now: float) -> int | None:
+        """Ends what is left here, and keeps the state. The engine shall start this node again."""
+        if self._duty is not None and self._duty.busy:
+            self._duty.fence(now)
+            return None
+        if self._duty is not None:
+            flusher = Flusher(self._duty.run, self._duty.spec.mark)
+            if flusher.newest() >= 0:
+                for outcome in flusher.finish():
+                    if outcome is not None and "error" in outcome:
+                        self._say(f"the newest snapshot could not be saved: {outcome['error']}")
+        self._say("the leader is lost: this node ends with 75, to be started again")
+        return ExitCode.PREEMPTED
+
+    def _pass_on_stops(self) -> None:
+        stops = self._stops
+        if stops.kind is not None and self._linked and self._told_stop != (stops.kind, stops.now):
+            self._told_stop = stops.kind, stops.now
+            self._tell(says.Asked(stops.kind.value, stops.now, stops.warned))
+
+    # ── what the leader says ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _listen(self) -> None:
+        for event in self._line.take():
+            match event:
+                case links.Linked():
+                    self._line.hello(says.encode(self._hello()))
+                case links.Welcomed(body):
+                    self._welcomed(says.as_(says.Welcome, body))
+                case links.Refused(body):
+                    raise Refusal(f"the leader refuses this node: {says.as_(says.Refuse, body).text}")
+                case links.Received(body):
+                    self._obey(says.down(body))
+                case links.Closed():
+                    # What came on that link is void.
+                    self._released = None
+                    if self._linked:
+                        self._linked, self._since = False, self._clock()
+                    if self._duty is not None:
+                        # What waits here was part of groups that the leader gives up without us.
+                        self._duty.groups.drop_all()
+                case links.Fenced():
+                    if self._duty is not None and self._duty.busy:
+                        self._duty.fence(self._clock())
+                    else:
+                        self._line.clear()
+
+    def _hello(self) -> says.Hello:
+        duty, node = self._duty, self._node
+        attempt = duty.limb.number if duty is not None and duty.busy else None
+        return says.Hello(self._number, here()["host"], node.address, node.nproc, attempt, node.about)
+
+    def _welcomed(self, welcome: says.Welcome) -> None:
+        if not shares(self._run, welcome.probe, welcome.nonce):
+            raise Refusal(
+                f"{self._run.path} is not the folder that the leader calls {welcome.run}: all nodes need the same one, "
+                "on a disk that they share; give it with --run-dir"
+            )
+        self._linked, self._line.node = True, welcome.node
+        if self._duty is None:
+            self._number = welcome.node
+            self._duty = self._prepare(welcome)
+            self._say(f"node {welcome.node} of {welcome.run}, led from {self._line.leader}")
+
+    def _prepare(self, welcome: says.Welcome) -> Duty:
+        spec = specs.revealed(specs.restore(decode(welcome.spec, dict)), self._environ)
+        mark, address = f"{spec.mark}-n{welcome.node}", self._node.address
+        spec = dataclasses.replace(spec, mark=mark, local_addr=address, keep_warm=0.0)
+        run = dataclasses.replace(self._run, place=self._node.place, node=welcome.node)
+        end_all(spec.mark, set(), self._reaper, spec.policy.stuck_after)
+        warden = start_warden(self._node.place, spec.mark)
+        self._injector = FaultInjector(run.faults, run.checkpoints, (), ())
+        variables = {LEASH: str(self._line.leash)}
+        return Duty(run, spec, self._environ, self._reaper, self._tell, variables, {warden.pid})
+
+    def _obey(self, message: says.Down) -> None:
+        duty = self._duty
+        if duty is None:
+            return
+        now = self._clock()
+        match message:
+            case says.MakeGroup(group, seat):
+                duty.groups.make(group, seat)
+            case says.DropGroup(group):
+                duty.groups.drop(group)
+            case says.ReleaseGroup():
+                self._released = message, now
+            case says.Signal(attempt, name, reach):
+                if not duty.signal(attempt, name, Reach(reach), now):
+                    self._tell(says.Gone(attempt))
+            case says.State():
+                duty.hear(message)
+            case says.Dump(attempt):
+                duty.dump(attempt)
+            case says.Faults(attempt):
+                duty.ask_faults(attempt)
+            case says.Over():
+                self._over = message
+                duty.fence(now)
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        self._line.send(says.encode(message))
+
+    # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _clear_up(self) -> None:
+        """No process of the run is alive here, and nothing of it is left in this node's folder."""
+        duty = self._duty
+        if duty is not None:
+            duty.groups.close()
+            end_all(duty.spec.mark, duty.helpers, self._reaper, duty.spec.policy.stuck_after)
+            duty.close()
+            if self._over is not None and not self._over.keep:
+                snapshots.remove(Flusher(duty.run, duty.spec.mark).segment)
+        shutil.rmtree(self._node.place, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A node that follows: its groups, and its part of an attempt."""

@@ -1,0 +1,1 @@
+"""The node that leads: what the others see, and their parts of groups."""

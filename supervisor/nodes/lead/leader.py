@@ -1,0 +1,291 @@
+"""The other nodes of a run, for the node that leads: what they have seen comes in, and what they shall do goes out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from supervisor.core.actions import Reach
+from supervisor.core.machine import Mode
+from supervisor.core.model import Observation, StopKind
+from supervisor.core.nodes.membership import Membership
+from supervisor.core.nodes.merge import LimbView
+from supervisor.core.nodes.nodes import Nodes
+from supervisor.core.telling.news import News
+from supervisor.group.seat import Elsewhere, Seat
+from supervisor.live.mirror import Mirror
+from supervisor.nodes import hub as links
+from supervisor.nodes.lead.parts import Part, Parts
+from supervisor.nodes.lead.views import Views
+from supervisor.nodes.talk import messages as says
+from supervisor.nodes.talk.probe import Probe, about_spec
+from supervisor.nodes.warden import start_warden
+from supervisor.run.events import EventLog
+from supervisor.run.folder.stops import Stops
+from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
+
+_AGAIN = 0.5
+"""Seconds after which an order that is still in force is given again."""
+
+
+def _clock() -> float:
+    """Seconds of the clock that counts a sleep of the machine, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The node that leads."""
+
+    address: str
+    """Where the ranks meet."""
+    place: Path
+    """Its own folder, on this machine."""
+
+
+class Leader:
+    """Keeps the links to all followers. Nothing here blocks; tick() does the work."""
+
+    def __init__(
+        self, hub: links.Hub, run: RunDir, spec: Spec, log: EventLog, stops: Stops, known: Membership, here: Here
+    ) -> None:
+        """OSError if the run's folder cannot be written, or no warden can be started."""
+        self.known = known
+        self._hub, self._run, self._spec, self._log, self._stops = hub, run, spec, log, stops
+        self._probe = Probe(run)
+        self._about = about_spec(spec)
+        self._addresses: dict[int, str] = {}
+        self._place, self._warden = here.place, start_warden(here.place, spec.mark)
+        self._parts = Parts(spec, here.address, self._send)
+        self._views = Views()
+        self._mirror: Mirror | None = None
+        self.seats: Callable[[], tuple[Seat, Elsewhere | None]] | None = self._seats
+        self._state: says.State | None = None
+        self._sent: tuple[says.Signal, float] | None = None
+
+    # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pids(self) -> set[int]:
+        return {self._warden.pid}
+
+    def fds(self) -> list[int]:
+        """The descriptors that are readable when there is something for tick()."""
+        return [self._hub.fd]
+
+    def tick(self) -> None:
+        """All that has come from other nodes is known."""
+        now = _clock()
+        for event in self._hub.take():
+            match event:
+                case links.Asked():
+                    self._asked(event, now)
+                case links.Received():
+                    self._received(event)
+                case links.Closed():
+                    self.known = self.known.closed(event.node, event.link)
+                    self._tell(event.node, "node_left", "warning", why=event.why)
+                case links.Leash():
+                    self.known = self.known.leash(event.node, event.attempt, event.rank, event.ended)
+        for node, heard in self._hub.heard().items():
+            self.known = self.known.heard(node, heard.link, heard.at, heard.leased_until)
+            self._views.offsets[node] = heard.offset
+        before = set(self.known.lost)
+        self.known = self.known.looked(now)
+        for node in set(self.known.lost) - before:
+            self._hub.drop(node)
+        self._parts.wanted = self._next() if self.known.members else ()
+        for node, attempt in self.known.stale():
+            self._send(node, says.Signal(attempt, "KILL", Reach.ALL.value))
+
+    def _nodes(self) -> Nodes:
+        """The nodes now. Times are of the clock of the loop."""
+        now = _clock()
+        asleep = now - time.monotonic()
+        nodes = self.known.nodes(*self._asked_for, self._spec.node_wait, now)
+        return replace(nodes, views=tuple(replace(view, since=view.since - asleep) for view in nodes.views))
+
+    @property
+    def _asked_for(self) -> tuple[int, int]:
+        least, _, most = self._spec.nnodes.partition(":")
+        return int(least), int(most or least)
+
+    def merge(self, seen: Observation, news: News, now: float) -> tuple[Observation, News]:
+        """What all members see and tell, as of `now`, with what this node sees."""
+        others = [node for node in self.known.members if node != self.known.local and node not in self.known.lost]
+        seen = self._views.observation(LimbView(self.known.local, seen), others, self.world(self._spec.nproc), now)
+        return replace(seen, nodes=self._nodes()), self._views.news(news, others)
+
+    def world(self, nproc: int) -> int:
+        """The number of ranks of the attempt, with `nproc` on each node."""
+        return len(self.known.members) * nproc
+
+    # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _seats(self) -> tuple[Seat, Part]:
+        """Orders the parts of a new group on the other nodes. OSError if no port is free."""
+        return self._parts.order(self._parts.due or self._next(), self._links)
+
+    def _next(self) -> tuple[int, ...]:
+        """The nodes of the next attempt, if nothing changes: those of this one, and others that wait."""
+        nodes = self._nodes()
+        spare = [view.node for view in nodes.views if view.ready and not view.member]
+        members = [node for node in self.known.members if node != self.known.local]
+        return (self.known.local, *sorted([*members, *spare][: nodes.most - 1]))
+
+    def _links(self, nodes: tuple[int, ...]) -> tuple[int, ...]:
+        return self.known.links(nodes)
+
+    def launch(self, number: int, nodes: tuple[int, ...]) -> None:
+        """The attempt `number` has begun, on these nodes. Their groups are released with this node's."""
+        self._hub.arm()
+        self._parts.due = nodes
+        self._close_mirror()
+        self._views.begin(number)
+        self.known = self.known.launched(number, nodes, dict.fromkeys(nodes, self._spec.nproc))
+        self._state = None
+
+    def released(self) -> dict[str, Any]:
+        """The group of the attempt was released. Later groups are for the next one. Returns what to tell of it."""
+        self._parts.due = ()
+        hosts = {node: peer.host for node, peer in self.known.peers.items()}
+        return {"nodes": {str(node): hosts.get(node, self.known.host) for node in self.known.members}}
+
+    def state(self, mode: Mode, stepped: bool, silent: Mapping[int, float]) -> None:
+        """The members know what is thought of the attempt."""
+        state = says.State(self.known.attempt, mode is Mode.STOPPING, stepped, {k: round(v) for k, v in silent.items()})
+        if state != self._state and mode in (Mode.RUNNING, Mode.STOPPING):
+            self._state = state
+            self._to_members(state)
+
+    def send(self, name: str, reach: Reach) -> None:
+        """The members send the signal to their processes of the attempt."""
+        signal, now = says.Signal(self.known.attempt, name, reach.value), time.monotonic()
+        if self._sent is None or self._sent[0] != signal or now >= self._sent[1] + _AGAIN:
+            # A node repeats a KILL by itself.
+            self._sent = signal, now
+            self._to_members(signal)
+
+    def dump(self, now: float) -> None:
+        """The members dump the stacks of their ranks. The stacks come with what they see."""
+        self._views.asked(now, [node for node in self.known.members if node != self.known.local])
+        self._to_members(says.Dump(self.known.attempt))
+
+    def ask_faults(self) -> None:
+        """The ranks of all members look for new faults."""
+        self._to_members(says.Faults(self.known.attempt))
+
+    def end(self, exit_code: int, reason: str, keep: bool) -> None:
+        """Every node knows that the run is over, if it can be reached within a moment."""
+        for node in self.known.peers:
+            self._send(node, says.Over(exit_code, reason, keep))
+        self._hub.close()
+        self._close_mirror()
+        self._probe.close(self._run)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def _to_members(self, message: msgspec.Struct) -> None:
+        for node in self.known.members:
+            if node != self.known.local and node not in self.known.lost:
+                self._send(node, message)
+
+    def _send(self, node: int, message: msgspec.Struct) -> None:
+        self._hub.send(node, says.encode(message))
+
+    # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _asked(self, asked: links.Asked, now: float) -> None:
+        try:
+            hello = says.as_(says.Hello, asked.hello)
+        except ValueError as error:
+            self._hub.refuse(asked.link, says.encode(says.Refuse(f"the leader does not understand this node: {error}")))
+            return
+        node = self._number(hello)
+        if why := self._unfit(hello, node):
+            self._hub.refuse(asked.link, says.encode(says.Refuse(why)))
+            self._tell(node, "node_refused", "warning", why=why)
+            return
+        self._addresses[node] = hello.address
+        body = says.Welcome(
+            node, str(self._run.path), self._probe.name, self._probe.nonce, self._run.run_json.read_bytes()
+        )
+        lease = self._hub.admit(asked.link, node, says.encode(body))
+        self.known = self.known.joined(node, hello.host, asked.link, hello.attempt, now, lease)
+        self._tell(node, "node_joined", about=hello.attempt)
+
+    def _number(self, hello: says.Hello) -> int:
+        """The number of that node: what it says, what it had, or the next one."""
+        if hello.node is not None:
+            return hello.node
+        had = next((node for node, address in self._addresses.items() if address == hello.address), None)
+        linked = {node for node, peer in self.known.peers.items() if peer.linked}
+        if had is not None and had not in linked:
+            return had
+        return max([self.known.local, *self.known.peers]) + 1
+
+    def _unfit(self, hello: says.Hello, node: int) -> str:
+        """Why that node cannot be part of this run; empty if it can."""
+        if node == self.known.local:
+            return f"node {node} leads, from another supervisor: give each node a --node-rank of its own"
+        if hello.nproc != self._spec.nproc:
+            return f"--nproc is {hello.nproc} there and {self._spec.nproc} here: give the same on all nodes"
+        if differs := says.differs(self._about, hello.about):
+            return f"not the same on both nodes: {differs}"
+        peer = self.known.peers.get(node)
+        if peer is not None and peer.linked and self._addresses.get(node, hello.address) != hello.address:
+            return f"node {node} is there already, at {self._addresses[node]}: give each node a --node-rank of its own"
+        return ""
+
+    def _received(self, event: links.Received) -> None:
+        peer = self.known.peers.get(event.node)
+        if peer is None or peer.link != event.link:
+            return
+        try:
+            message = says.up(event.body)
+        except ValueError as error:
+            self._hub.drop(event.node)
+            self._tell(
+                event.node, "warning", "warning", text=f"node {event.node} said what nobody understands: {error}"
+            )
+            return
+        match message:
+            case says.Seen():
+                self._views.take(event.node, message)
+                self._mirror_beats(event.node, message)
+            case says.Gone(attempt):
+                self.known = self.known.told_gone(event.node, event.link, attempt)
+            case says.Parked(group):
+                self._parts.parked(event.node, group)
+            case says.GroupLost(group, why):
+                self._parts.lost(group, f"node {event.node}: {why}")
+            case says.Asked(kind, now, warned):
+                self._stops.warned = self._stops.warned or warned
+                self._stops.kind = self._stops.kind or StopKind(kind)
+                self._stops.now = self._stops.now or now
+            case says.Told(name, level, fields):
+                self._tell(event.node, name, level, **fields)
+
+    def _mirror_beats(self, node: int, seen: says.Seen) -> None:
+        """Keeps the beats of other nodes' ranks in a file, for `status` and the like."""
+        if seen.attempt != self.known.attempt:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if self._mirror is None:
+                self._mirror = Mirror.new(self._run.attempt(seen.attempt), self.world(self._spec.nproc))
+            self._mirror.put(seen.beats, self._views.offsets.get(node, 0.0))
+
+    def _close_mirror(self) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
+
+    def _tell(self, node: int, name: str, level: str = "info", **fields: object) -> None:
+        peer = self.known.peers.get(node)
+        self._log.emit(name, level, node=node, host=peer.host if peer else "", **fields)

@@ -1,0 +1,197 @@
+"""What the supervisors of a run tell each other, as values. Encoded as MessagePack: JSON has no infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from supervisor.core.model import Observation
+from supervisor.core.telling.news import News
+from supervisor.group.seat import Seat
+from trainer.rundir.records.beats import Beat
+from trainer.rundir.records.gate import Release
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The first words of a node, on each new link."""
+
+    node: int | None
+    """Its number, or None: the leader gives it one."""
+    host: str
+    address: str
+    """Where its ranks can be reached."""
+    nproc: int
+    attempt: int | None
+    """The attempt of which something may run there. None: nothing runs."""
+    about: dict[str, str]
+    """What must be the same on all nodes: versions, and the script."""
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """The leader's answer."""
+
+    node: int
+    run: str
+    """The run's folder, which all nodes share."""
+    probe: str
+    """A file there that only this leader can have made, just now."""
+    nonce: str
+    """Its content."""
+    spec: bytes
+    """run.json. It has no secrets; each node has those of its own environment."""
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """The leader will not have this node, and says why."""
+
+    text: str
+
+
+# ── a node to the leader ──
+
+
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    """One look at this node's part of `attempt`. Times are of this node's clock."""
+
+    attempt: int
+    seen: Observation
+    news: News
+    beats: list[Beat] = []
+    """For people."""
+
+
+class Parked(msgspec.Struct, frozen=True, tag=True):
+    """The ranks of that group wait here."""
+
+    group: str
+
+
+class GroupLost(msgspec.Struct, frozen=True, tag=True):
+    """The group will not wait here any more."""
+
+    group: str
+    why: str
+
+
+class Gone(msgspec.Struct, frozen=True, tag=True):
+    """Nothing of that attempt runs here any more."""
+
+    attempt: int
+
+
+class Asked(msgspec.Struct, frozen=True, tag=True):
+    """Somebody has asked this node's supervisor to stop."""
+
+    kind: str
+    now: bool
+    warned: bool
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """An event of this node."""
+
+    event: str
+    level: str
+    fields: dict[str, Any]
+
+
+Up = Seen | Parked | GroupLost | Gone | Asked | Told
+
+
+# ── the leader to a node ──
+
+
+class MakeGroup(msgspec.Struct, frozen=True, tag=True):
+    """Make that node's part of a group, which then waits."""
+
+    group: str
+    seat: Seat
+
+
+class DropGroup(msgspec.Struct, frozen=True, tag=True):
+    """Nobody needs that group any more."""
+
+    group: str
+
+
+class ReleaseGroup(msgspec.Struct, frozen=True, tag=True):
+    """The group becomes the attempt of `body`."""
+
+    group: str
+    seat: Seat
+    body: Release
+
+
+class Signal(msgspec.Struct, frozen=True, tag=True):
+    """TERM or KILL for the processes of `attempt`."""
+
+    attempt: int
+    name: str
+    reach: str
+
+
+class State(msgspec.Struct, frozen=True, tag=True):
+    """What the leader thinks of `attempt`."""
+
+    attempt: int
+    stopping: bool
+    stepped: bool
+    silent: dict[int, float]
+    """The ranks of which samples are wanted, with their seconds of silence."""
+
+
+class Dump(msgspec.Struct, frozen=True, tag=True):
+    """The stacks of the ranks of `attempt` are wanted."""
+
+    attempt: int
+
+
+class Faults(msgspec.Struct, frozen=True, tag=True):
+    """The ranks of `attempt` shall look for new faults."""
+
+    attempt: int
+
+
+class Over(msgspec.Struct, frozen=True, tag=True):
+    """The run is over. With `keep`, the snapshots in memory stay."""
+
+    exit_code: int
+    reason: str
+    keep: bool
+
+
+Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Faults | Over
+
+_ENCODER = msgspec.msgpack.Encoder()
+_UP: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
+_DOWN: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def up(body: bytes) -> Up:
+    """A node's message. ValueError if it is none."""
+    return _UP.decode(body)
+
+
+def down(body: bytes) -> Down:
+    """The leader's message. ValueError if it is none."""
+    return _DOWN.decode(body)
+
+
+def as_(kind: type[M], body: bytes) -> M:
+    """A message of that kind. ValueError if it is none."""
+    return msgspec.msgpack.decode(body, type=kind)
+
+
+def differs(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """What another node says of itself and is not the same here, in words; empty if nothing is."""
+    pairs = {name: (ours.get(name, "none"), there) for name, there in theirs.items()}
+    return ", ".join(
+        f"{name} is {there} there and {here} here" for name, (here, there) in pairs.items() if here != there
+    )

@@ -1,0 +1,214 @@
+"""Two supervisors, one that leads and one that follows, on two addresses of one machine: one run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supervisor.process.proctree import marked
+from tests.support.jobs import TINY, final_state, same
+from tests.support.launched import Launched, environment
+from tests.support.scripts import STEPPING
+from tests.support.supervised import SUPERVISE, Run, start, until
+from tests.support.undisturbed import undisturbed
+from trainer.rundir.machine import shm
+
+STEPS = 60
+JOB = [*TINY, "--steps", str(STEPS), "--checkpoint-every", "10"]
+OTHER = "127.0.0.2"
+
+
+class Two(Run):
+    """A run over two nodes. The supervisor of node 1 is `other`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.nnodes = "2"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.where = f"127.0.0.1:{free.getsockname()[1]}"
+        self.other: subprocess.Popen[str] | Launched | None = None
+        self.before = {path.name for path in shm.ROOT.iterdir()}
+
+    def lead(self, *arguments: str, nproc: int = 1) -> None:
+        self.start(*self._nodes(0, nproc), *arguments)
+
+    def follow(self, *arguments: str, nproc: int = 1, folder: str = "run") -> None:
+        own = ["launch", "--run-dir", folder, *self._nodes(1, nproc), "--local-addr", OTHER, *arguments]
+        with (self.folder / "out1").open("a") as out, (self.folder / "err1").open("a") as err:
+            self.other = start([SUPERVISE, *own], self.folder, environment(), out, err)
+
+    def _nodes(self, node: int, nproc: int) -> list[str]:
+        return [
+            "--nnodes",
+            self.nnodes,
+            "--lease",
+            "1s",
+            "--node-rank",
+            str(node),
+            "--rdzv-endpoint",
+            self.where,
+            "--nproc",
+            str(nproc),
+        ]
+
+    def ended(self, seconds: float = 60.0) -> tuple[int, int]:
+        """The exit codes of both supervisors. Nothing of the run is left."""
+        assert self.process is not None and self.other is not None
+        codes = self.process.wait(seconds), self.other.wait(seconds)
+        self.assert_nothing_left()
+        assert marked(f"{self.mark()}-n1") == []
+        left = {path.name for path in shm.ROOT.iterdir() if path.name.startswith("supervise-")} - self.before
+        assert not [name for name in left if name.endswith(".place") or self.mark() in name]
+        return codes
+
+    def said(self) -> str:
+        """What the supervisor of node 1 has said to its user."""
+        return (self.folder / "err1").read_text()
+
+    def kill(self) -> None:
+        if self.other is not None and self.other.poll() is None:
+            self.other.kill()
+            self.other.wait()
+        if self.dir.run_json.exists():
+            for process in marked(f"{self.mark()}-n1"):
+                process.send_signal(signal.SIGKILL)
+            shm.remove(shm.segment_of(f"{self.mark()}-n1"))
+        super().kill()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    made = Two(tmp_path)
+    yield made
+    made.kill()
+
+
+def test_killed_on_both_nodes(two: Two, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A rank of each node is killed; both times the ranks of both nodes begin again, and the end has the bits of an
+    undisturbed run on one node. One console, one history; every rank's log."""
+    faults = ("--inject", "kill:rank=1@step=15", "--inject", "kill:rank=0@step=35")
+    two.lead(*faults, "--", *JOB)
+    two.follow("--", *JOB)
+
+    assert two.ended() == (0, 0)
+    assert sorted(two.verdicts()) == [("finished", None), ("killed", 0), ("killed", 1)]
+    assert [event["nodes"].keys() for event in two.events("attempt_started")] == [{"0": "", "1": ""}.keys()] * 3
+    assert [event["nproc"] for event in two.events("attempt_started")] == [2, 2, 2]
+    reference = undisturbed(tmp_path_factory, "followers", STEPS, ["--", *JOB], lambda run: None)
+    assert same(final_state(two.dir.path, STEPS), reference)
+    for number in range(3):
+        folder = two.dir.attempt(number)
+        assert all(path.exists() for path in (folder.rank_log(0), folder.rank_log(1), folder.launcher_log))
+        assert (folder.path / "launcher.node1.log").exists()
+
+
+def test_a_group_that_waits_on_both_nodes(two: Two) -> None:
+    """The next group waits on both nodes, and is the next attempt; a signal that reaches only node 1 stops all."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    standby = two.until_standby()
+    two.cli("inject", "run", "kill:rank=1")
+    two.until_event("first_step", 2)
+    assert two.other is not None
+    os.kill(two.other.pid, signal.SIGTERM)
+
+    assert two.ended() == (75, 75)
+    assert two.events("attempt_started")[1]["launcher_pid"] == standby["launcher_pid"]
+    assert two.events("stop_requested")[-1]["by"] == "preemption"
+
+
+def test_nodes_that_do_not_fit(two: Two) -> None:
+    """Another number of ranks, another script or another folder: the node is refused in a sentence with 2, and the
+    leader, which has waited in vain, ends with 75."""
+    two.lead("--node-wait", "6s", two.script(STEPPING), "5", "0")
+    two.until_event("nodes_awaited")
+    (two.folder / "other.py").write_text(STEPPING)
+    shown = []
+    for arguments, nproc in ((("script.py", "5", "0"), 2), (("other.py", "5", "0"), 1)):
+        two.follow(*arguments, nproc=nproc)
+        assert two.other is not None and two.other.wait(30) == 2
+        shown = two.said().splitlines()
+    refused = [event["why"] for event in two.events("node_refused")]
+
+    assert refused[0] == "--nproc is 2 there and 1 here: give the same on all nodes"
+    assert refused[1] == "not the same on both nodes: the script is other.py there and script.py here"
+    assert [line.removeprefix("supervise: the leader refuses this node: ") for line in shown] == refused
+    assert two.ended() == (75, 2)
+    assert "1 of 2 nodes is there" in until(lambda: two.events("run_ended"))[0]["reason"]
+
+
+def marked_ranks(two: Two) -> set[int]:
+    """The processes of the run on node 1 that are no fork server: those of attempts."""
+    return {process.pid for process in marked(f"{two.mark()}-n1")}
+
+
+def test_the_supervisor_of_a_node_dies(two: Two) -> None:
+    """Its ranks die with it, at once; the run goes on with the other node, and with both when that one is back."""
+    two.nnodes = "1:2"
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    two.until_event("first_step")
+    assert two.other is not None
+    two.other.kill()
+    two.other.wait()
+    alone = two.until_event("attempt_started", 2)
+    verdict = two.events("verdict")[0]
+
+    assert (verdict["cause"], verdict["node"]) == ("node_lost", 1)
+    assert list(alone["nodes"]) == ["0"] and marked_ranks(two) == set()
+
+    two.until_event("first_step", 2)
+    two.follow("script.py", "100000", "0.05")
+    until(lambda: len(two.events("node_joined")) == 2)
+    two.cli("inject", "run", "kill:rank=0")
+    two.until_event("first_step", 3)
+    both = two.events("attempt_started")[2]
+    two.cli("stop", "run", "--now")
+
+    assert list(both["nodes"]) == ["0", "1"]
+    assert two.ended() == (103, 103)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_leader_is_lost(two: Two, stopped: bool) -> None:
+    """Node 1 ends its ranks within the lease, whether the leader's supervisor is dead or stopped; so do those of the
+    leader's node. The leader that comes back takes both nodes up again."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    two.until_event("first_step")
+    ranks = two.until_event("group_ready")["pids"]
+    assert two.process is not None
+    os.kill(two.process.pid, signal.SIGSTOP if stopped else signal.SIGKILL)
+    until(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in ranks), 3.0)
+    if stopped:
+        os.kill(two.process.pid, signal.SIGCONT)
+    else:
+        two.process.wait()
+        two.lead("script.py", "100000", "0.05")
+    two.until_event("first_step", 2)
+    two.cli("stop", "run", "--now")
+
+    assert two.ended() == (103, 103)
+    assert len(two.events("attempt_started")) == 2
+
+
+@pytest.mark.long
+def test_the_leader_does_not_come_back(two: Two) -> None:
+    """Node 1 waits, keeps its state, and ends with 75 for the engine."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("--node-wait", "3s", "script.py", "100000", "0.05")
+    two.until_event("first_step")
+    two.kill_supervisor()
+
+    assert two.other is not None and two.other.wait(30) == 75
+    assert marked_ranks(two) == set()
+    assert "the leader is lost" in two.said()

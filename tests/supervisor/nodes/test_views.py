@@ -1,0 +1,81 @@
+"""What the nodes of an attempt see, as one: by one clock, each note once, the stacks of all or of none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from supervisor.core.model import Observation, RankView
+from supervisor.core.nodes.merge import LimbView
+from supervisor.core.stack import Stack, Stacks
+from supervisor.core.telling.news import News
+from supervisor.core.telling.progress import Trained
+from supervisor.nodes.lead.views import Views
+from supervisor.nodes.talk.messages import Seen
+from trainer.rundir.codes import Phase
+
+AHEAD = 1000.0
+"""The clock of node 1 minus that of the leader."""
+
+
+def looked(rank: int, now: float) -> Observation:
+    return Observation(now, ranks=(RankView(rank, 3, Phase.TRAIN, now - 0.1, True),), steps={rank: 3})
+
+
+def views() -> Views:
+    found = Views()
+    found.offsets[1] = AHEAD
+    found.begin(4)
+    return found
+
+
+def test_one_clock() -> None:
+    """Beats, notes and first steps of another node have the times of ours."""
+    found = views()
+    news = News({1: 22}, notes=((1, {"kind": "warning", "mono": AHEAD + 5.0}),), trained=Trained(3, 0, AHEAD + 6.0))
+    found.take(1, Seen(4, looked(1, AHEAD + 7.0), news))
+    seen = found.observation(LimbView(0, looked(0, 7.0)), [1], 2, 7.0)
+    told = found.news(News({0: 11}, trained=Trained(4, 1, 6.5)), [1])
+
+    assert seen.now == 7.0 and [view.rank for view in seen.ranks] == [0, 1]
+    assert all(abs(view.beat_at - 6.9) < 1e-6 for view in seen.ranks)
+    assert (seen.steps, told.pids) == ({0: 3, 1: 3}, {0: 11, 1: 22})
+    assert told.notes == ((1, {"kind": "warning", "mono": 5.0}),)
+    assert told.trained == Trained(4, 0, 6.0)
+
+
+def test_notes_come_once() -> None:
+    """Each note is news once, also if a node looks twice between two looks of ours."""
+    found = views()
+    for number in (1, 2):
+        found.take(
+            1, Seen(4, looked(1, 0.0), News(notes=((1, {"kind": "warning", "n": number}),), joined=((1, number),)))
+        )
+
+    first, second = found.news(News(), [1]), found.news(News(), [1])
+
+    assert [note["n"] for _, note in first.notes] == [1, 2] and len(first.joined) == 2
+    assert (second.notes, second.joined) == ((), ())
+
+
+def test_of_another_attempt() -> None:
+    """What was seen of an earlier attempt is nothing of this one."""
+    found = views()
+    found.take(1, Seen(3, looked(1, 0.0), News({1: 22})))
+
+    assert [view.rank for view in found.observation(LimbView(0, looked(0, 0.0)), [1], 2, 0.0).ranks] == [0]
+    assert found.news(News(), [1]).pids == {}
+
+
+def test_stacks_of_all() -> None:
+    """No conclusion is drawn from the stacks of some nodes, unless the others do not answer."""
+    found = views()
+    own = replace(looked(0, 10.0), stacks=Stacks(10.0, (Stack(0),)))
+    found.asked(10.0, [1])
+    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.0), stacks=Stacks(AHEAD + 9.0, (Stack(1),))), News()))
+    old = found.observation(LimbView(0, own), [1], 2, 10.1).stacks
+    late = found.observation(LimbView(0, own), [1], 2, 14.0).stacks
+    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.2), stacks=Stacks(AHEAD + 10.1, (Stack(1),))), News()))
+    both = found.observation(LimbView(0, own), [1], 2, 10.3).stacks
+
+    assert old is None and late is not None
+    assert both is not None and [stack.rank for stack in both.stacks] == [0, 1]
