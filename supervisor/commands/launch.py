@@ -305,10 +305,11 @@ def _sound(options: Mapping[str, Any]) -> None:
     if options["spawns"] and options["nproc"] > 1:
         often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
+    world = options["nproc"] * nodes.most(options["nnodes"])
     for fault in map(parse_fault, options["inject"]):
         # A script that is started once may start ranks itself.
-        if (fault.rank or 0) >= options["nproc"] > 1:
-            last = options["nproc"] - 1
+        if (fault.rank or 0) >= world > 1:
+            last = world - 1
             raise Refusal(f"--inject {fault.text}: there is no rank {fault.rank}; the ranks are 0 to {last}")
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])

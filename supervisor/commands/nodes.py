@@ -20,7 +20,6 @@ from supervisor.core.nodes.place import Asked, Place, place_of, spelled
 from supervisor.errors import Refusal
 from supervisor.process import addresses
 from supervisor.run.runs import RUNS
-from supervisor.run.spec import Spec
 
 LEASES = (0.3, 60.0)
 """Seconds: below, a busy machine would lose its lease; above, a dead node is noticed too late to matter."""
@@ -183,6 +182,6 @@ def ignored(given: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in _TORCHRUN if given.get(name) is not None]
 
 
-def count(spec: Spec) -> tuple[int, int]:
-    """The least and the most nodes of a run."""
-    return nodes_of(spec.nnodes, "nnodes") if spec.nnodes else (1, 1)
+def most(nnodes: str) -> int:
+    """The most nodes of a run, from `nnodes` in its Spec."""
+    return nodes_of(nnodes, "nnodes")[1] if nnodes else 1

@@ -60,7 +60,7 @@ def leader_of(
     run: RunDir, spec: Spec, previous: Previous, log: EventLog, located: Located
 ) -> Callable[[Stops], Leader]:
     """Makes the leader, which listens from then on. Refusal if it cannot listen."""
-    enough(spec.nproc * nodes.count(spec)[1])
+    enough(spec.nproc * nodes.most(spec.nnodes))
     lease = spec.lease or LONGEST
     told = previous.told("attempt_started") or {}
     members = {int(node): str(host) for node, host in told.get("nodes", {}).items()} if previous.unfinished else {}

@@ -151,6 +151,8 @@ class Follower:
                 for outcome in flusher.finish():
                     if outcome is not None and "error" in outcome:
                         self._say(f"the newest snapshot could not be saved: {outcome['error']}")
+                if (step := flusher.leave()) is not None:
+                    self._say(f"step {step} is in memory only, in {flusher.segment}, until this node stops")
         self._say("the leader is lost: this node ends with 75, to be started again")
         return ExitCode.PREEMPTED
 

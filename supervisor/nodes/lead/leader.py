@@ -110,7 +110,18 @@ class Leader:
         now = _clock()
         asleep = now - time.monotonic()
         nodes = self.known.nodes(*self._asked_for, self._spec.node_wait, now)
-        return replace(nodes, views=tuple(replace(view, since=view.since - asleep) for view in nodes.views))
+        runs = self._state is not None and not self._state.stopping
+        return replace(
+            nodes,
+            views=tuple(
+                # Ranks that a node does not see are not silent: so nobody judges them meanwhile.
+                replace(view, since=view.since - asleep, silent=view.silent or (runs and self._blind(view.node)))
+                for view in nodes.views
+            ),
+        )
+
+    def _blind(self, node: int) -> bool:
+        return node in self.known.members and self._views.blind(node, time.monotonic())
 
     @property
     def _asked_for(self) -> tuple[int, int]:
@@ -257,7 +268,7 @@ class Leader:
             return
         match message:
             case says.Seen():
-                self._views.take(event.node, message)
+                self._views.take(event.node, message, time.monotonic())
                 self._mirror_beats(event.node, message)
             case says.Gone(attempt):
                 self.known = self.known.told_gone(event.node, event.link, attempt)

@@ -16,6 +16,10 @@ _ANSWER = 3.0
 """Seconds that the stacks of all nodes are waited for."""
 
 
+_BLIND = 1.0
+"""Seconds without a look, of which there are five in a second. What was seen before says nothing about now."""
+
+
 class Views:
     """The newest look of each node at its part of one attempt."""
 
@@ -25,6 +29,8 @@ class Views:
         self._attempt = -1
         self._seen: dict[int, Observation] = {}
         self._news: dict[int, News] = {}
+        self._looked: dict[int, float] = {}
+        """By node: when its newest look came."""
         self._notes: list[Note] = []
         self._joined: list[tuple[int, int]] = []
         self._asked_at, self._unanswered = float("-inf"), set[int]()
@@ -34,6 +40,7 @@ class Views:
         self._attempt = attempt
         self._seen.clear()
         self._news.clear()
+        self._looked.clear()
         self._notes.clear()
         self._joined.clear()
         self._unanswered.clear()
@@ -42,15 +49,20 @@ class Views:
         """The nodes were asked for the stacks of their ranks."""
         self._asked_at, self._unanswered = now, set(nodes)
 
-    def take(self, node: int, message: Seen) -> None:
+    def take(self, node: int, message: Seen, now: float) -> None:
         """A node has looked."""
         if message.attempt != self._attempt:
             return
+        self._looked[node] = now
         self._seen[node], self._news[node] = message.seen, message.news
         if message.seen.stacks is not None and self._here(node, message.seen.stacks.at) >= self._asked_at:
             self._unanswered.discard(node)
         self._notes += [(rank, self._dated(node, note)) for rank, note in message.news.notes]
         self._joined += message.news.joined
+
+    def blind(self, node: int, now: float) -> bool:
+        """Whether that node has looked at the attempt, and then not for a while: it may wait for a disk."""
+        return now >= self._looked.get(node, now) + _BLIND
 
     def _here(self, node: int, at: float) -> float:
         return at - self.offsets.get(node, 0.0)

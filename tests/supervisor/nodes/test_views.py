@@ -32,7 +32,7 @@ def test_one_clock() -> None:
     """Beats, notes and first steps of another node have the times of ours."""
     found = views()
     news = News({1: 22}, notes=((1, {"kind": "warning", "mono": AHEAD + 5.0}),), trained=Trained(3, 0, AHEAD + 6.0))
-    found.take(1, Seen(4, looked(1, AHEAD + 7.0), news))
+    found.take(1, Seen(4, looked(1, AHEAD + 7.0), news), 0.0)
     seen = found.observation(LimbView(0, looked(0, 7.0)), [1], 2, 7.0)
     told = found.news(News({0: 11}, trained=Trained(4, 1, 6.5)), [1])
 
@@ -48,7 +48,7 @@ def test_notes_come_once() -> None:
     found = views()
     for number in (1, 2):
         found.take(
-            1, Seen(4, looked(1, 0.0), News(notes=((1, {"kind": "warning", "n": number}),), joined=((1, number),)))
+            1, Seen(4, looked(1, 0.0), News(notes=((1, {"kind": "warning", "n": number}),), joined=((1, number),))), 0.0
         )
 
     first, second = found.news(News(), [1]), found.news(News(), [1])
@@ -60,7 +60,7 @@ def test_notes_come_once() -> None:
 def test_of_another_attempt() -> None:
     """What was seen of an earlier attempt is nothing of this one."""
     found = views()
-    found.take(1, Seen(3, looked(1, 0.0), News({1: 22})))
+    found.take(1, Seen(3, looked(1, 0.0), News({1: 22})), 0.0)
 
     assert [view.rank for view in found.observation(LimbView(0, looked(0, 0.0)), [1], 2, 0.0).ranks] == [0]
     assert found.news(News(), [1]).pids == {}
@@ -71,11 +71,22 @@ def test_stacks_of_all() -> None:
     found = views()
     own = replace(looked(0, 10.0), stacks=Stacks(10.0, (Stack(0),)))
     found.asked(10.0, [1])
-    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.0), stacks=Stacks(AHEAD + 9.0, (Stack(1),))), News()))
+    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.0), stacks=Stacks(AHEAD + 9.0, (Stack(1),))), News()), 0.0)
     old = found.observation(LimbView(0, own), [1], 2, 10.1).stacks
     late = found.observation(LimbView(0, own), [1], 2, 14.0).stacks
-    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.2), stacks=Stacks(AHEAD + 10.1, (Stack(1),))), News()))
+    found.take(1, Seen(4, replace(looked(1, AHEAD + 10.2), stacks=Stacks(AHEAD + 10.1, (Stack(1),))), News()), 0.0)
     both = found.observation(LimbView(0, own), [1], 2, 10.3).stacks
 
     assert old is None and late is not None
     assert both is not None and [stack.rank for stack in both.stacks] == [0, 1]
+
+
+def test_blind() -> None:
+    """A node that has looked, and does not any more, sees nothing of now."""
+    found = views()
+    before = found.blind(1, 100.0)
+    found.take(1, Seen(4, looked(1, 0.0), News()), 100.0)
+
+    assert (before, found.blind(1, 100.5), found.blind(1, 101.0)) == (False, False, True)
+    found.begin(5)
+    assert not found.blind(1, 200.0)
