@@ -15,7 +15,7 @@ from supervisor.live.lanes import Part
 from supervisor.pages.timeline import WIDE, Drawing, Mark, Row, Shape, columns, ticks
 
 _RANKS = 64
-_SHAPES = 6000
+_SHAPES = 4000
 """Stretches in the whole drawing. Of more, each column of a rank is what fills most of it."""
 _LEAST, _MOST = 60, 1000
 _MARKS = 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -132,24 +132,24 @@ def _ledger(book: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _checkpoints(events: Iterable[Mapping[str, Any]], there: set[int]) -> list[dict[str, Any]]:
     """The newest first. A step that was committed twice has its last commit."""
-    found: dict[tuple[str, Any], dict[str, Any]] = {}
+    found: dict[tuple[str, Any], Mapping[str, Any]] = {}
     for event in events:
-        step, size = event.get("step"), event.get("bytes")
-        own = event.get("msg") == "script_saved"
-        if not (own or event.get("msg") == "checkpoint_committed") or not isinstance(step, int):
-            continue
-        key = (str(event.get("path")), None) if own else ("", step)
-        found.pop(key, None)
-        found[key] = {
-            "step": step if step >= 0 else None,
-            "when": local(str(event.get("ts", ""))),
-            "attempt": event.get("attempt"),
-            "size": human_bytes(size) if isinstance(size, int | float) else "",
-            "by": f"the script: {event.get('path')}" if own else str(event.get("by") or "the ranks"),
-            "kept": "" if own else ("yes" if step in there else "no"),
-        }
-    return _last(list(found.values()))
+        step, own = event.get("step"), event.get("msg") == "script_saved"
+        if (own or event.get("msg") == "checkpoint_committed") and isinstance(step, int):
+            key = (str(event.get("path")), None) if own else ("", step)
+            found.pop(key, None)
+            found[key] = event
+    # A long run has ten thousand of them: only what is shown is put into words.
+    return [_checkpoint(event, there) for event in [*found.values()][: -_CHECKPOINTS - 1 : -1]]
 
 
-def _last(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list(rows[-_CHECKPOINTS:][::-1])
+def _checkpoint(event: Mapping[str, Any], there: set[int]) -> dict[str, Any]:
+    step, size, own = int(event["step"]), event.get("bytes"), event.get("msg") == "script_saved"
+    return {
+        "step": step if step >= 0 else None,
+        "when": local(str(event.get("ts", ""))),
+        "attempt": event.get("attempt"),
+        "size": human_bytes(size) if isinstance(size, int | float) else "",
+        "by": f"the script: {event.get('path')}" if own else str(event.get("by") or "the ranks"),
+        "kept": "" if own else ("yes" if step in there else "no"),
+    }

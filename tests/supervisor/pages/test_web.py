@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import signal
@@ -131,6 +132,10 @@ def test_who_gets_in_and_what_they_see(server: Server) -> None:
     with server.ask("/run/a-1") as answer:
         assert answer.headers["Referrer-Policy"] == "no-referrer" and answer.headers["X-Frame-Options"] == "DENY"
         assert answer.headers["Cache-Control"] == "no-store"
+    with server.ask("/run/a-1", **{"Accept-Encoding": "br, gzip;q=1.0"}) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        packed = answer.read()
+        assert b"a-1" in gzip.decompress(packed) and len(packed) < 40_000
     listed, page = server.page("/"), server.page("/run/a-1")
     assert EVIL in listed.text and EVIL in page.text and not [tag for tag in page.tags if tag == "img"]
     assert len(page.inside["script"]) == 5 and len(listed.inside["script"]) == 2
