@@ -56,6 +56,8 @@ class Membership:
     attempt: int = -1
     members: tuple[int, ...] = ()
     """In the order of their ranks."""
+    abandoned: bool = False
+    """It is that of a leader that is dead. Nothing of it may go on."""
     peers: Mapping[int, Peer] = field(default_factory=dict)
     gone: frozenset[int] = frozenset()
     """The members whose part is over, by their own word."""
@@ -73,7 +75,7 @@ class Membership:
             for node, name in members.items()
             if node != local
         }
-        return cls(local, host, attempt, tuple(members), peers)
+        return cls(local, host, attempt, tuple(members), True, peers)
 
     def joined(self, node: int, host: str, link: int, attempt: int | None, now: float, lease: float) -> Membership:
         """The follower `node` has said hello on a link. Links are numbered in the order in which they came. `attempt`
@@ -125,7 +127,7 @@ class Membership:
                 peers[node] = replace(
                     peers[node], ranks=ranks[node], has=attempt, leashed=frozenset(), ended=frozenset()
                 )
-        return replace(self, attempt=attempt, members=nodes, peers=peers, gone=frozenset(), lost={})
+        return replace(self, attempt=attempt, members=nodes, abandoned=False, peers=peers, gone=frozenset(), lost={})
 
     def looked(self, now: float, margin: float = MARGIN) -> Membership:
         """As of `now`: members without a lease, or without a link and a living rank, are lost."""
@@ -161,7 +163,7 @@ class Membership:
 
     def _takes_part(self, peer: Peer) -> bool:
         counted = peer.node in self.members and peer.node not in self.lost and peer.node not in self.gone
-        return counted and peer.has == self.attempt
+        return counted and peer.has == self.attempt and not self.abandoned
 
     def _view(self, peer: Peer, now: float) -> NodeView:
         member = peer.node in self.members

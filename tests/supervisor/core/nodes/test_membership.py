@@ -79,7 +79,9 @@ def test_what_a_new_leader_knows() -> None:
     assert [v.node for v in known.nodes(2, 2, 30.0, 100.0).unfenced()] == [1]
     assert not known.looked(103.0 + MARGIN).lost and known.looked(103.4).nodes(2, 2, 30.0, 103.4).unfenced() == ()
     assert known.joined(1, "b", 1, None, 100.5, LEASE).nodes(2, 2, 30.0, 100.5).unfenced() == ()
-    assert known.joined(1, "b", 1, 3, 100.5, LEASE).nodes(2, 2, 30.0, 100.5).unfenced() != ()
+    back = known.joined(1, "b", 1, 3, 100.5, LEASE)
+    assert back.nodes(2, 2, 30.0, 100.5).unfenced() != ()
+    assert back.stale() == ((1, 3),), "it renews its lease, and would go on for ever"
 
 
 def test_a_group_that_waits_is_void() -> None:
