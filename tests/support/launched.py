@@ -64,18 +64,18 @@ class Launched:
 class Warm:
     """One process with all imports done; it goes with this one."""
 
-    def __init__(self, env: Mapping[str, str], modules: Sequence[str]) -> None:
-        """The forks of its fork server have `modules` imported, beside torch."""
+    def __init__(self, env: Mapping[str, str], modules: Sequence[str], through: Sequence[str] = ()) -> None:
+        """The forks of its fork server have `modules` imported, beside torch. It is started by `through`."""
         self._env = _read_by_imports(env)
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", warm.__file__, json.dumps(modules), *["room for command lines"] * 100],
+                [*through, sys.executable, "-u", warm.__file__, json.dumps(modules), *["room for command lines"] * 100],
                 env={**env, warm.ROOM: "x" * (1 << 16)},
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
             )
-        atexit.register(self._end)
+        atexit.register(self.end)
 
     def fits(self, env: Mapping[str, str]) -> bool:
         """Whether what it has imported is what would be imported with `env`."""
@@ -92,7 +92,9 @@ class Warm:
         os.close(theirs)
         return Launched(int(self._requests.recv(64)), ours)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """It is gone; what it has forked is not touched."""
+        atexit.unregister(self.end)
         self._requests.close()
         self._process.wait()
 

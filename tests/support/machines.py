@@ -31,6 +31,7 @@ sys.stdin.read()
 _BOOT = """set -e
 mount -t tmpfs -o size=4g tmpfs /dev/shm
 mount --bind "$1/hosts" /etc/hosts
+mount --bind "$1/resolv.conf" /etc/resolv.conf
 mount --bind "$1/boot-id" /proc/sys/kernel/random/boot_id
 hostname "$2"
 exec "$3" -c "$4"
@@ -69,12 +70,18 @@ class Machine:
         self._pid = 0
         self._cut: set[tuple[str, ...]] = set()
 
+    @property
+    def up(self) -> bool:
+        return self._holder is not None
+
     def boot(self) -> None:
         """It is up, with empty memory, and its cable is in."""
         assert self._holder is None, f"{self.name} is up"
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         shutil.copy(self._folder.parent / "hosts", self._folder / "hosts")
+        # No name server: who asks for a name that is not in hosts is told so at once.
+        (self._folder / "resolv.conf").touch()
         clocks = [f"--{clock}={self.clock_ahead:.0f}" for clock in ("monotonic", "boottime")]
         boot = [str(self._folder), self.name, sys.executable, _HELD]
         self._holder, self._pid = _held([*_KINDS, "--mount-proc", *clocks, "sh", "-c", _BOOT, "sh", *boot])
@@ -119,6 +126,20 @@ class Machine:
                     line = next(line for line in lines if line.startswith("NSpid:"))
                     found[int(line.split()[-1])] = int(folder.name)
         return found
+
+    def commands(self) -> dict[int, str]:
+        """The command lines of its processes, by the pid inside."""
+        found = {}
+        for inside, outside in self.pids().items():
+            with contextlib.suppress(OSError):
+                found[inside] = (
+                    Path(f"/proc/{outside}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+        return found
+
+    def shared_memory(self) -> list[str]:
+        """What is in its /dev/shm."""
+        return sorted(path.name for path in Path(f"/proc/{self._pid}/root/dev/shm").iterdir())
 
     def send(self, pid: int, number: int) -> bool:
         """The process with that pid on this machine gets the signal; False if there is none."""
