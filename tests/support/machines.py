@@ -189,13 +189,15 @@ class Machine:
 
 
 @contextlib.contextmanager
-def network(count: int) -> Iterator[list[Machine]]:
-    """`count` machines that reach each other by name and address. All of them are up."""
+def network(count: int, alias: str = "") -> Iterator[list[Machine]]:
+    """`count` machines that reach each other by name (and by `alias`, in which {} is the number) and address. All of
+    them are up."""
     with tempfile.TemporaryDirectory(prefix="machines-") as name:
         folder = Path(name)
         holder, switch = _held(["--net", sys.executable, "-c", _HELD])
         machines = [Machine(number, folder / f"node{number}", switch) for number in range(count)]
-        (folder / "hosts").write_text("".join(f"{m.address} {m.name}\n" for m in machines) + "127.0.0.1 localhost\n")
+        known = [f"{m.address} {m.name} {alias.format(m.number)}\n" for m in machines]
+        (folder / "hosts").write_text("".join(known) + "127.0.0.1 localhost\n")
         try:
             forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
             _run(["nsenter", f"--net=/proc/{switch}/ns/net", "sh", "-c", forward])

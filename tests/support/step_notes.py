@@ -26,10 +26,14 @@ class Noted:
     bits: str | None
 
 
-def read(folder: Path) -> list[Noted]:
-    """All ranks that have begun, in the order of attempts."""
+def read(folder: Path, newest: bool = False) -> list[Noted]:
+    """All ranks that have begun, or those of the newest attempt, in the order of attempts."""
+    paths = [path for path in folder.iterdir() if path.stat().st_size] if folder.exists() else []
+    last = max((int(path.name.partition(".")[0]) for path in paths), default=-1)
     found = []
-    for path in folder.iterdir() if folder.exists() else ():
+    for path in paths:
+        if newest and int(path.name.partition(".")[0]) < last:
+            continue
         attempt, host, rank, pid = path.name.rsplit(".", 3)
         lines = [line.split() for line in path.read_text().split("\n")[:-1]]
         if not lines:
