@@ -115,16 +115,16 @@ class Machine:
         return ["nsenter", "--target", str(self._pid), *_KINDS, f"--wd={Path.cwd()}"]
 
     def pids(self) -> dict[int, int]:
-        """Its processes but for the first: the pid outside by the pid inside."""
+        """Its processes but for the first and those that have ended: the pid outside by the pid inside."""
         if self._holder is None:
             return {}
         namespace, found = _namespace(self._pid), {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal() and int(folder.name) != self._pid and _namespace(int(folder.name)) == namespace:
-                with contextlib.suppress(OSError, StopIteration):
-                    lines = (folder / "status").read_text().splitlines()
-                    line = next(line for line in lines if line.startswith("NSpid:"))
-                    found[int(line.split()[-1])] = int(folder.name)
+                with contextlib.suppress(OSError):
+                    told = dict(line.partition(":")[::2] for line in (folder / "status").read_text().splitlines())
+                    if told["State"].split()[0] not in "ZX":
+                        found[int(told["NSpid"].split()[-1])] = int(folder.name)
         return found
 
     def commands(self) -> dict[int, str]:
