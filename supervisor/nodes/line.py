@@ -29,6 +29,10 @@ from supervisor.nodes.wire.link import Link, LinkLost
 _AGAIN = 0.2
 """Seconds between two calls."""
 _FAREWELL = 0.2
+_SILENT = 1.0
+"""Seconds after the end of a lease at which a link without an answer is given up."""
+_UNANSWERED = 10.0
+"""The same after a hello: the leader may be busy with the last attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +229,19 @@ class Line:
         self._desk.tick(self.node, now)
         try:
             if self._link is not None:
+                self._unless_silent()
                 self._serve(self._link, now)
             elif self._stage is _Stage.NONE and self._until is None:
                 self._dial(now)
         except (LinkLost, struct.error) as error:
             self._lose(str(error))
+
+    def _unless_silent(self) -> None:
+        """LinkLost if nothing has come for so long that nothing will: a machine without power closes no connection."""
+        admitted = self._stage is _Stage.ADMITTED
+        until = self._lease.until + _SILENT if admitted else self._answered + _UNANSWERED
+        if boottime() >= until and self._stage is not _Stage.REFUSED:
+            raise LinkLost("the leader is silent")
 
     def _call(self, now: float) -> Dialing:
         return Dialing(*self._to, self._token, now, self._local)

@@ -310,6 +310,38 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert not (tmp_path / "leash").exists()
 
 
+SILENT = """
+import sys, time
+from supervisor.nodes import hub
+made = hub.Hub(("127.0.0.1", int(sys.argv[1])), sys.argv[2].encode(), 0.3)
+print(made.port, flush=True)
+while True:
+    for event in made.take():
+        if isinstance(event, hub.Asked):
+            made.admit(event.link, 1, b"welcome")
+    time.sleep(0.01)
+"""
+
+
+def test_a_leader_that_says_nothing_any_more(tmp_path: Path) -> None:
+    """A machine without power closes no connection. The link is given up, and the next leader found."""
+    command = [sys.executable, "-c", SILENT, "0", TOKEN.decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as leads:
+        assert leads.stdout is not None
+        port = int(leads.stdout.readline())
+        with contextlib.closing(Line((HOST, port), HOST, TOKEN, tmp_path)) as follower:
+            mine = Loop(follower)
+            mine.until(line.Linked)
+            follower.hello(b"it is me")
+            mine.until(line.Welcomed)
+            leads.send_signal(signal.SIGSTOP)
+            assert mine.until(line.Closed).why == "the leader is silent"
+            leads.kill()
+            leads.wait()
+            with contextlib.closing(Hub((HOST, port), TOKEN, LEASE)) as second:
+                admitted(second, follower)
+
+
 def test_nobody_leads_yet(tmp_path: Path) -> None:
     """A follower calls until somebody answers, and says why nobody does."""
     with socket.create_server((HOST, 0)) as taken:
