@@ -36,7 +36,7 @@ def main() -> None:
         launch = ["launch", "--name", "gpt", "--nproc", "2", "--hang-timeout", "5s", *faults, "--", *MODEL]
         subprocess.run([*supervise, *launch], cwd=folder, check=True)
         subprocess.run([*supervise, "report", "--html", "page.html"], cwd=folder, check=True)
-        quiet = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
+        quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
         words = [browser, *quiet, f"--user-data-dir={folder}/browser", f"--window-size={SIZE}"]
         page = Path(folder, "page.html").as_uri()
         subprocess.run([*words, f"--screenshot={picture}", page], check=True, stderr=subprocess.DEVNULL)

@@ -119,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         asked.show(sys.stdout)
         return 0
     except click.UsageError as error:
-        return _say(_usage(error), ExitCode.USAGE)
+        return _say(_usage(error, arguments), ExitCode.USAGE)
     except click.ClickException as error:
         return _say(error.format_message(), ExitCode.USAGE)
     except click.exceptions.Exit as done:
@@ -142,12 +142,14 @@ def _is_here() -> bool:
         return False
 
 
-def _usage(error: click.UsageError) -> str:
+def _usage(error: click.UsageError, arguments: Sequence[str]) -> str:
     text = error.format_message().rstrip(".")
     if isinstance(error, click.NoSuchOption):
         # click proposes options that have little in common with what was typed.
         text = f"no option {error.option_name!r}{option_hint(error)}"
-    where = error.ctx.command_path if error.ctx else "supervise"
+    # click does not say where the value of an option is missing.
+    command = next((f" {word}" for word in arguments[:1] if word in COMMANDS), "")
+    where = error.ctx.command_path if error.ctx else f"supervise{command}"
     return f"{text}; see: {where} --help"
 
 

@@ -35,6 +35,7 @@ from supervisor.run.status import newest_saved, story_of
 from trainer.rundir.files.codec import read
 from trainer.rundir.files.json_lines import Follower
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records import faults
 from trainer.rundir.records.errors import ErrorRecord
 
 _TRACEBACK = 20
@@ -151,7 +152,7 @@ class Console:
 def name_of(run: RunDir, spec: Spec) -> str:
     """The name of the run for a command line typed here."""
     here = (RUNS.resolve() / spec.run) == run.path
-    return spec.run if here else os.path.relpath(run.path)
+    return spec.run if here else shlex.quote(os.path.relpath(run.path))
 
 
 def saved(run: RunDir) -> Saved | None:
@@ -190,6 +191,8 @@ def closing_words(run: RunDir, end: End) -> str:
     lines.append(f"  {count} attempt{'' if count == 1 else 's'} in {wall}, exit code {end.exit_code}")
     lines += [f"  {line}" for line in attempt_lines(story)]
     lines += [f"  {line}" for line in loss_lines(run, story)]
+    if end.state is RunState.FINISHED:
+        lines += [f"  unused   --inject {text}: it never came to it" for text in unused_faults(run)]
     if end.state is RunState.FAILED:
         lines += [f"  {line}" for line in traceback_lines(run, story)]
     name = name_of(run, _spec_of(run))
@@ -197,6 +200,12 @@ def closing_words(run: RunDir, end: End) -> str:
     if end.exit_code not in (0, 2):
         lines.append(f"  go on    supervise resume {name}")
     return "\n".join(lines)
+
+
+def unused_faults(run: RunDir) -> list[str]:
+    """The faults that were asked for and have not struck: a rank or a step that there was not."""
+    struck = {str(each["spec"]) for each in faults.fired(run.faults).values()}
+    return [fault.text for fault in faults.armed(run.faults) if fault.text not in struck]
 
 
 def loss_lines(run: RunDir, story: Story) -> list[str]:

@@ -32,7 +32,8 @@ class Folder:
             self._run = run
             make_private(run.path)
         except FileExistsError:
-            raise Refusal(f"{run.path} is a file; --run-dir takes a folder") from None
+            file = next((path for path in (run.path, *run.path.parents) if path.is_file()), run.path)
+            raise Refusal(f"{file} is a file, and a folder is needed there; see --run-dir") from None
         except OSError as error:
             raise Refusal(f"{run.path} cannot be used: {error.strerror or error}") from None
 

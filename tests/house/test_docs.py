@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from supervisor.commands.launch import command as launch
 from tests.support.jobs import environment
 from tests.support.screen import Terminal
 from tests.support.supervised import ROOT, SUPERVISE, Run, until
@@ -64,6 +65,8 @@ def of(*names: str) -> list[str]:
     return [line for line in ALL if line.split()[1] in names]
 
 
+ELSEWHERE = [line for line in of("launch") if "--nnodes" in line]
+"""They need other machines: their own tests launch such runs."""
 LIVE = of("watch", "stacks", "inject", "attach", "stop", "resume", "web")
 READ = [line for line in ALL if line not in {*of("launch", "chaos"), *LIVE}]
 
@@ -83,7 +86,14 @@ def prepared(folder: Path) -> None:
     torch.save({"weight": torch.ones(2)}, folder / "state.pt")
 
 
-@pytest.mark.parametrize("line", of("launch"))
+@pytest.mark.parametrize("line", ELSEWHERE)
+def test_launches_over_several_nodes(line: str) -> None:
+    """Its options are there, with values that they take."""
+    context = launch.make_context("launch", shlex.split(line)[2:])
+    assert context.params["command_line"]
+
+
+@pytest.mark.parametrize("line", [line for line in of("launch") if line not in ELSEWHERE])
 def test_launches(run: Run, line: str) -> None:
     """It trains to the end, whatever it injects."""
     prepared(run.folder)

@@ -14,12 +14,15 @@ from click.shell_completion import BashComplete
 
 from supervisor.commands import completion, help, man
 from supervisor.commands.cli import ALIASES, COMMANDS, supervise
+from supervisor.commands.cli import run as call
+from supervisor.commands.console import unused_faults
 from supervisor.commands.launch import command as launch
 from supervisor.run.folder.lock import RunLock
 from tests.support.runs_on_disk import Writer
 from tests.support.supervised import SUPERVISE, Run, until
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records import faults
 
 # Frozen: tests outside the project and people's scripts use these names.
 COMMAND_NAMES = (
@@ -352,3 +355,25 @@ def test_torn_events_are_mended(run: Run) -> None:
     assert events[: len(whole)] == whole
     assert [e["seq"] for e in events] == list(range(1, len(events) + 1))
     assert all(json.loads(line) for line in run.dir.events.read_bytes().splitlines())
+
+
+def test_what_stands_in_the_way_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file where a folder is needed, and the help of the command whose option has no value."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    (tmp_path / "train.py").touch()
+    assert call(["launch", "train.py"]) == ExitCode.USAGE
+    assert f"{tmp_path}/runs is a file" in capsys.readouterr().err
+    assert call(["launch", "--nproc"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.endswith("see: supervise launch --help\n")
+
+
+def test_faults_that_never_struck(tmp_path: Path) -> None:
+    """They are told at the end: a rank or a step that there was not."""
+    for text in ("kill:rank=7", "kill:rank=0@step=5", "stop:rank=0@step=99"):
+        faults.arm(tmp_path / "faults", faults.parse_fault(text))
+    struck = faults.armed(tmp_path / "faults")[1]
+    assert faults.claim(tmp_path / "faults", struck, 0, 0, 5)
+    assert unused_faults(RunDir(tmp_path)) == ["kill:rank=7", "stop:rank=0@step=99"]
