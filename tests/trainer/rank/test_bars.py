@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from tests.support.frameworks import needs
 from tests.support.supervised import Run
-from trainer.rank.hooks.bars import Bars
+from trainer.rank.hooks.bars import Bars, loss_in
 
 SCRIPT = """
 import sys, torch
@@ -20,8 +21,9 @@ def step():
     optimizer.step()
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(80, 4)), batch_size=2)
 if sys.argv[1] == "range":
-    for _ in tqdm(range(120), mininterval=0):
+    for n in (bar := tqdm(range(120), mininterval=0)):
         step()
+        bar.set_postfix(lr=0.1, loss=f"{n / 100:.2f}")
 elif sys.argv[1] == "own":
     bar = tqdm(total=120, mininterval=0)
     for _ in range(120):
@@ -40,7 +42,8 @@ def test_a_program_with_a_bar(run: Run, how: str, total: int | None) -> None:
     nothing."""
     needs("tqdm")
     assert run.launch("--no-standby", run.script(SCRIPT), how) == 0, run.warnings()
-    assert json.loads(run.cli("status", "run", "--json").stdout)["total"] == total
+    told = json.loads(run.cli("status", "run", "--json").stdout)
+    assert (told["total"], told["loss"]) == (total, 1.19 if how == "range" else None)
 
 
 class Bar:
@@ -50,6 +53,12 @@ class Bar:
 
     def __init__(self, iterable: object, total: int | None) -> None:
         self.iterable, self.total, self.n = iterable, total, 0
+
+
+def test_the_loss_behind_a_bar() -> None:
+    """That of the training, as a number or as text. A tensor is not asked: it may be on a GPU."""
+    assert loss_in({"lr": 1.0, "loss": 0.25}) == loss_in({"train/loss": "0.25"}) == 0.25
+    assert loss_in({"val_loss": 0.5, "loss": torch.ones(1)}) is None
 
 
 def test_only_a_bar_that_counts_the_steps_is_believed() -> None:

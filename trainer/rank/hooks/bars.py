@@ -1,4 +1,5 @@
-"""How many steps a program will do, as its tqdm bar says: `for step in tqdm(range(1000))`.
+"""How many steps a program will do, and its loss, as its tqdm bar says: `for step in (bar := tqdm(range(1000)))`,
+`bar.set_postfix(loss=…)`.
 
 A bar is believed only if it counts the steps: it has gone on by as many as were done. A bar over a range, or one that
 the program moves itself, is the whole training. A bar over a loader is one pass over its data: it needs another bar
@@ -10,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ...rundir.records.boards import is_training_loss
 from ..imports import after_import
+from ..progress import progress
 
 _MOST = 8
 """The newest bars that are looked at."""
@@ -68,7 +72,7 @@ def follow() -> None:
 
 def _hook(module: ModuleType) -> None:
     kind: Any = module.tqdm
-    make = kind.__init__
+    make, said = kind.__init__, kind.set_postfix
 
     @functools.wraps(make)
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -76,4 +80,19 @@ def _hook(module: ModuleType) -> None:
         with contextlib.suppress(Exception):  # a class of somebody's own
             BARS.made(self)
 
-    kind.__init__ = made
+    @functools.wraps(said)
+    def set_postfix(self: Any, ordered_dict: Any = None, refresh: Any = True, **kwargs: Any) -> Any:
+        with contextlib.suppress(Exception):
+            if (loss := loss_in({**(ordered_dict or {}), **kwargs})) is not None:
+                progress().told(loss=loss)
+        return said(self, ordered_dict, refresh, **kwargs)
+
+    kind.__init__, kind.set_postfix = made, set_postfix
+
+
+def loss_in(told: Mapping[str, Any]) -> float | None:
+    """The loss of the training among what is shown behind a bar. A tensor, which may be on a GPU, is left alone."""
+    for name, value in told.items():
+        if is_training_loss(name) and type(value) in (float, int, str):
+            return float(value)
+    return None
