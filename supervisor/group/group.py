@@ -14,7 +14,7 @@ from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.proc import stat
 from trainer.rundir.records.gate import Gate, Launcher, Release
-from trainer.rundir.records.parking import Parked
+from trainer.rundir.records.parking import Parked, Unfit
 
 
 class WorkerGroup:
@@ -92,6 +92,13 @@ class WorkerGroup:
             with contextlib.suppress(OSError, ValueError):
                 found.append(read(self.gate.parked(rank), Parked))
         return found
+
+    def unfit(self) -> str:
+        """Why one of its ranks cannot wait in restore(). Empty if none has said so."""
+        for rank in self.seat.ranks:
+            with contextlib.suppress(OSError, ValueError):
+                return f"rank {rank}: {read(self.gate.unfit(rank), Unfit).why}"
+        return ""
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
         """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there."""

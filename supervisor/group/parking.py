@@ -16,7 +16,7 @@ from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import last_beats
 from trainer.rundir.records.gate import Release
-from trainer.rundir.records.parking import File, Reached, Unfit
+from trainer.rundir.records.parking import File, Reached
 
 _AT_RELEASE = {
     names.MARK,
@@ -47,9 +47,6 @@ class Parking:
     def expected(self, attempt: int) -> Release | None:
         """The release that is expected for the group that waits while `attempt` runs. None: it waits at the first
         line."""
-        if self._spec.several:
-            self.why, self.on_gpu = "a group over several nodes waits at the first line", False
-            return None
         facts = self._facts(attempt)
         place, self.why = where(self._spec.park, facts)
         self.on_gpu = place is Place.RESTORE and bool(facts.gpus)
@@ -84,11 +81,10 @@ class Parking:
 
     def lost(self, group: WorkerGroup) -> str:
         """Why `group`, which was to wait in restore(), has ended."""
-        why = "its launcher has ended"
-        for rank in group.seat.ranks:
-            with contextlib.suppress(OSError, ValueError):
-                why = f"rank {rank}: {read(group.gate.unfit(rank), Unfit).why}"
-                break
+        return self.failed(group.unfit() or "its launcher has ended")
+
+    def failed(self, why: str) -> str:
+        """A group could not wait in restore(). Returns that in words."""
         self._failures.append(why)
         return f"the standby cannot wait in restore(): {why}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,8 +47,17 @@ class Elsewhere(Protocol):
     def lost(self) -> str:
         """Why they cannot be used any more, or empty."""
 
+    @property
+    def unfit(self) -> bool:
+        """Whether they are lost because they could not wait where they should."""
+
     def release(self, body: Release) -> None:
         """Their ranks go on as the attempt of `body`."""
 
     def drop(self) -> None:
         """They are given up, unless they were released."""
+
+
+Seats = Callable[[Release | None], tuple[Seat, Elsewhere | None]]
+"""Orders the parts of a new group on the other nodes, and tells the part of this one. The ranks expect that release:
+they wait in restore(). None: at the first line."""

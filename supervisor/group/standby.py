@@ -21,7 +21,7 @@ from supervisor.group.fork_server import ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.maker import GroupMaker
 from supervisor.group.parking import Parking
-from supervisor.group.seat import Elsewhere, Seat
+from supervisor.group.seat import Seat, Seats
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -43,7 +43,7 @@ class Standby:
         outer: Mapping[str, str],
         log: EventLog,
         adopted: Path | None = None,
-        seats: Callable[[], tuple[Seat, Elsewhere | None]] | None = None,
+        seats: Seats | None = None,
     ) -> None:
         """Folders that an earlier supervisor left are removed, except that of the `adopted` group. `seats` orders the
         other nodes' part of a new group, and tells the part of this one. None: this node is alone."""
@@ -52,7 +52,7 @@ class Standby:
         for folder in list(run.standby.glob("[0-9]*")):
             if folder.is_dir() and folder != adopted:
                 shutil.rmtree(folder, ignore_errors=True)
-        self._seats = seats or (lambda: (Seat((spec.nproc,)), None))
+        self._seats: Seats = seats or (lambda _: (Seat((spec.nproc,)), None))
         self._group: WorkerGroup | None = None
         self._trains_since: float | None = None
         self._said_parked = False
@@ -161,14 +161,14 @@ class Standby:
         self._said_parked = False
 
     def _fork(self, server: ForkServer, expected: Release | None = None) -> WorkerGroup:
-        return self._made(lambda seat: self._maker.fork(server, seat, expected))
+        return self._made(expected, lambda seat: self._maker.fork(server, seat, expected))
 
     def _cold(self, park: bool, expected: Release | None = None) -> WorkerGroup:
-        return self._made(lambda seat: self._maker.cold(seat, park, expected))
+        return self._made(expected, lambda seat: self._maker.cold(seat, park, expected))
 
-    def _made(self, make: Callable[[Seat], WorkerGroup]) -> WorkerGroup:
+    def _made(self, expected: Release | None, make: Callable[[Seat], WorkerGroup]) -> WorkerGroup:
         """A group at a new seat, with its parts on the other nodes."""
-        seat, elsewhere = self._seats()
+        seat, elsewhere = self._seats(expected)
         try:
             group = make(seat)
         except OSError:
@@ -188,6 +188,8 @@ class Standby:
         if group is None:
             return
         if why := _lost_elsewhere(group):
+            if group.expected is not None and group.elsewhere is not None and group.elsewhere.unfit:
+                self._parking.failed(why)
             self._drop()
             maker.rest(now)
             self._log.emit("standby_lost", reason=why)

@@ -223,8 +223,8 @@ class Follower:
             return
         now = self._clock()
         match message:
-            case says.MakeGroup(group, seat):
-                duty.groups.make(group, seat)
+            case says.MakeGroup(group, seat, expected):
+                duty.groups.make(group, seat, expected)
             case says.DropGroup(group):
                 duty.groups.drop(group)
             case says.ReleaseGroup():

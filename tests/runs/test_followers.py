@@ -125,6 +125,22 @@ def test_a_group_that_waits_on_both_nodes(two: Two) -> None:
     assert two.events("stop_requested")[-1]["by"] == "preemption"
 
 
+def test_a_group_that_waits_in_restore_on_both_nodes(two: Two) -> None:
+    """Where the program asks for it, the ranks of all nodes build their model together, before the release."""
+    endless = [*TINY, "--steps", "100000", "--checkpoint-every", "1000"]
+    two.lead("--", *endless)
+    two.follow("--", *endless)
+    until(lambda: [event for event in two.events("standby_ready") if event["at"] == "restore"])
+    standby = two.events("standby_ready")[-1]
+    two.cli("inject", "run", "kill:rank=1")
+    two.until_event("first_step", 2)
+    two.cli("stop", "run", "--now")
+
+    assert two.ended() == (103, 103)
+    assert two.events("attempt_started")[1]["launcher_pid"] == standby["launcher_pid"]
+    assert two.events("group_ready")[1]["pids"][0] in standby["pids"]
+
+
 def test_nodes_that_do_not_fit(two: Two) -> None:
     """Another number of ranks, another script or another folder: the node is refused in a sentence with 2, and the
     leader, which has waited in vain, ends with 75."""

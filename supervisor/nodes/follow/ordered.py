@@ -21,9 +21,6 @@ from trainer.rundir.records.gate import Release
 class Ordered:
     """Nothing here blocks; tick() does the work. What becomes of the groups is told to the leader."""
 
-    on_gpu = False
-    """Its groups wait at the script's first line."""
-
     def __init__(
         self, spec: Spec, run: RunDir, outer: Mapping[str, str], tell: Callable[[msgspec.Struct], object]
     ) -> None:
@@ -31,16 +28,16 @@ class Ordered:
         shutil.rmtree(run.standby, ignore_errors=True)
         self._spec, self._tell = spec, tell
         self._maker = GroupMaker(spec, run, outer, self._told_by_maker)
-        self._wanted: dict[str, Seat] = {}
+        self._wanted: dict[str, tuple[Seat, Release | None]] = {}
         self._groups: dict[str, WorkerGroup] = {}
         self._told = set[str]()
         self._due: tuple[str, Seat] | None = None
 
     # ── what the leader says ────────────────────────────────────────────────────────────────────────────────────────
 
-    def make(self, name: str, seat: Seat) -> None:
-        """A group will be made, as soon as it can be."""
-        self._wanted[name] = seat
+    def make(self, name: str, seat: Seat, expected: Release | None) -> None:
+        """A group will be made, as soon as it can be. Its ranks expect that release: then they wait in restore()."""
+        self._wanted[name] = seat, expected
 
     def drop(self, name: str) -> None:
         """The group is ended, if it was not released."""
@@ -84,9 +81,9 @@ class Ordered:
             maker.start(now)
         if calm:
             maker.learn()
-        for name, seat in list(self._wanted.items()):
+        for name, (seat, expected) in list(self._wanted.items()):
             try:
-                group = self._make(seat, now, park=True)
+                group = self._make(seat, now, True, expected)
             except OSError as error:
                 del self._wanted[name]
                 self._tell(says.GroupLost(name, str(error)))
@@ -97,17 +94,18 @@ class Ordered:
         for name, group in list(self._groups.items()):
             self._check(name, group, ended)
 
-    def _make(self, seat: Seat, now: float, park: bool) -> WorkerGroup | None:
+    def _make(self, seat: Seat, now: float, park: bool, expected: Release | None = None) -> WorkerGroup | None:
         """A new group. None while it is better to wait for the fork server."""
         if server := self._maker.ready:
-            return self._maker.fork(server, seat)
-        return None if self._maker.is_due(now) else self._maker.cold(seat, park and self._spec.standby)
+            return self._maker.fork(server, seat, expected)
+        return None if self._maker.is_due(now) else self._maker.cold(seat, park and self._spec.standby, expected)
 
     def _check(self, name: str, group: WorkerGroup, ended: set[int]) -> None:
         if group.stillborn or (group.launcher is not None and group.launcher.fd in ended):
             del self._groups[name]
+            why, unfit = group.unfit(), group.expected is not None and not group.parked
             self._maker.disband(group)
-            self._tell(says.GroupLost(name, "the waiting worker group has died"))
+            self._tell(says.GroupLost(name, why or "the waiting worker group has died", unfit))
         elif name not in self._told and group.parked:
             self._told.add(name)
             self._tell(says.Parked(name))
@@ -116,6 +114,11 @@ class Ordered:
         """The descriptors that are readable when there is news for tick()."""
         launchers = [group.launcher.fd for group in self._groups.values() if group.launcher is not None]
         return [*launchers, *self._maker.fds()]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a waiting group may hold memory of a GPU."""
+        return any(group.expected is not None for group in self._groups.values())
 
     @property
     def making(self) -> bool:

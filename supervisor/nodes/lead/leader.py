@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from supervisor.core.nodes.membership import Membership
 from supervisor.core.nodes.merge import LimbView
 from supervisor.core.nodes.nodes import Nodes
 from supervisor.core.telling.news import News
-from supervisor.group.seat import Elsewhere, Seat
+from supervisor.group.seat import Seat, Seats
 from supervisor.live.mirror import Mirror
 from supervisor.nodes import hub as links
 from supervisor.nodes.lead.parts import Part, Parts
@@ -31,6 +31,7 @@ from supervisor.run.events import EventLog
 from supervisor.run.folder.stops import Stops
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
 
 _AGAIN = 0.5
 """Seconds after which an order that is still in force is given again."""
@@ -67,7 +68,7 @@ class Leader:
         self._parts = Parts(spec, here.address, self._send)
         self._views = Views()
         self._mirror: Mirror | None = None
-        self.seats: Callable[[], tuple[Seat, Elsewhere | None]] | None = self._seats
+        self.seats: Seats | None = self._seats
         self._state: says.State | None = None
         self._sent: tuple[says.Signal, float] | None = None
 
@@ -140,9 +141,9 @@ class Leader:
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _seats(self) -> tuple[Seat, Part]:
+    def _seats(self, expected: Release | None) -> tuple[Seat, Part]:
         """Orders the parts of a new group on the other nodes. OSError if no port is free."""
-        return self._parts.order(self._parts.due or self._next(), self._links)
+        return self._parts.order(self._parts.due or self._next(), self._links, expected)
 
     def _next(self) -> tuple[int, ...]:
         """The nodes of the next attempt, if nothing changes: those of this one, and others that wait."""
@@ -274,8 +275,8 @@ class Leader:
                 self.known = self.known.told_gone(event.node, event.link, attempt)
             case says.Parked(group):
                 self._parts.parked(event.node, group)
-            case says.GroupLost(group, why):
-                self._parts.lost(group, f"node {event.node}: {why}")
+            case says.GroupLost(group, why, unfit):
+                self._parts.lost(group, f"node {event.node}: {why}", unfit)
             case says.Asked(kind, now, warned):
                 self._stops.warned = self._stops.warned or warned
                 self._stops.kind = self._stops.kind or StopKind(kind)

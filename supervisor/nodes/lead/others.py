@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from supervisor.core.actions import Reach
 from supervisor.core.machine import Mode
 from supervisor.core.model import Observation
 from supervisor.core.telling.news import News
-from supervisor.group.seat import Elsewhere, Seat
+from supervisor.group.seat import Seats
 
 
 class Others(Protocol):
     """The nodes beside this one, which leads."""
 
-    seats: Callable[[], tuple[Seat, Elsewhere | None]] | None
-    """Orders the other nodes' parts of a new group, and tells the part of this one. None: this node is alone."""
+    seats: Seats | None
+    """None: this node is alone."""
 
     def world(self, nproc: int) -> int:
         """The number of ranks of the attempt, if this node has `nproc`."""

@@ -30,7 +30,7 @@ class Parts:
         self._groups: dict[str, Part] = {}
         self._count = 0
 
-    def order(self, nodes: tuple[int, ...], links: Links) -> tuple[Seat, Part]:
+    def order(self, nodes: tuple[int, ...], links: Links, expected: Release | None = None) -> tuple[Seat, Part]:
         """Each of `nodes` but the first, which is this one, makes its part of a new group. OSError if there is no port
         for the ranks to meet at."""
         self._count += 1
@@ -40,7 +40,7 @@ class Parts:
         part = Part(f"{self._count:04d}", nodes, seat, port, self, links)
         self._groups[part.name] = part
         for index, node in enumerate(nodes[1:], 1):
-            self._send(node, says.MakeGroup(part.name, replace(seat, node=index)))
+            self._send(node, says.MakeGroup(part.name, replace(seat, node=index), expected))
         return seat, part
 
     def parked(self, node: int, group: str) -> None:
@@ -48,10 +48,10 @@ class Parts:
         if group in self._groups:
             self._groups[group].here.add(node)
 
-    def lost(self, group: str, why: str) -> None:
-        """The group cannot be used any more."""
+    def lost(self, group: str, why: str, unfit: bool = False) -> None:
+        """The group cannot be used any more. `unfit`: it cannot wait in restore()."""
         if group in self._groups:
-            self._groups[group].why = why
+            self._groups[group].why, self._groups[group].unfit = why, unfit
 
     def forget(self, group: str) -> None:
         self._groups.pop(group, None)
@@ -70,7 +70,7 @@ class Part:
         self.name, self.nodes = name, nodes
         self.here: set[int] = set()
         """The nodes where its ranks wait."""
-        self.why = ""
+        self.why, self.unfit = "", False
         self._seat, self._port, self._parts, self._links = seat, port, parts, links
         self._began = links(nodes)
         self._open = True

@@ -69,10 +69,11 @@ class Parked(msgspec.Struct, frozen=True, tag=True):
 
 
 class GroupLost(msgspec.Struct, frozen=True, tag=True):
-    """The group will not wait here any more."""
+    """The group will not wait here any more. `unfit`: it cannot wait in restore()."""
 
     group: str
     why: str
+    unfit: bool = False
 
 
 class Gone(msgspec.Struct, frozen=True, tag=True):
@@ -104,10 +105,11 @@ Up = Seen | Parked | GroupLost | Gone | Asked | Told
 
 
 class MakeGroup(msgspec.Struct, frozen=True, tag=True):
-    """Make that node's part of a group, which then waits."""
+    """Make that node's part of a group, which then waits: in restore() if it can expect a release."""
 
     group: str
     seat: Seat
+    expected: Release | None = None
 
 
 class DropGroup(msgspec.Struct, frozen=True, tag=True):
