@@ -41,7 +41,9 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
     story = story_of(run) if story is None else story
     alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
-    workers = _workers(run, attempt.number) if alive and attempt and attempt.gone is None else []
+    # One look for all values: the ranks step on meanwhile.
+    looked = _workers(run, attempt.number) if attempt and not story.over else []
+    workers = looked if alive and attempt and attempt.gone is None else []
     snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), newest_saved(run)
     beats = all_beats(run.attempt(attempt.number)) if attempt else []
     now = numbers(story, beats, Paces(run).last())
@@ -64,7 +66,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "snapshot": {"step": snapshot},
         "checkpoint": checkpoint,
         "saves_nothing": _saves_nothing(story, snapshot, checkpoint),
-        "step": _step(run, story),
+        "step": _step(story, looked),
         "attempt_step": max((worker["step"] for worker in workers if worker["step"] is not None), default=None),
         "total": now.total,
         "step_ms": now.step_ms,
@@ -225,12 +227,11 @@ def _age(written: float) -> float:
     return round(max(0.0, time.time() - written), 3)
 
 
-def _step(run: RunDir, story: Story) -> int | None:
+def _step(story: Story, workers: list[dict[str, Any]]) -> int | None:
     if story.unplaced:
         return None
     steps = [story.high_step, story.attempt.to_step if story.attempt else -1]
-    if story.attempt and not story.over:
-        steps += [step for worker in _workers(run, story.attempt.number) if (step := worker["step"]) is not None]
+    steps += [step for worker in workers if (step := worker["step"]) is not None]
     return max(steps) if max(steps) >= 0 else None
 
 
