@@ -27,11 +27,22 @@ def on_ctrl_z(stops: Stops, say: Callable[[str], None], name: str) -> Iterator[N
             again = f"Ctrl-Z again: it goes on in the background (back with: supervise attach {name})"
             say(f"\nthe run is not paused. {again}\nCtrl-C: a checkpoint, then stop")
 
+    with _handled(asked):
+        yield
+
+
+def never_paused(say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    """Inside, Ctrl-Z does nothing: a node that is paused would lose its lease, and its ranks."""
+    return _handled(lambda number, frame: say("\na run over several nodes cannot be paused; Ctrl-C: save, then stop"))
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTSTP)
     if before is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTSTP, asked)
+    signal.signal(signal.SIGTSTP, handler)
     try:
         yield
     finally:

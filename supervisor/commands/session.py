@@ -97,7 +97,9 @@ def drive(
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
-        with console, _numbers(run, spec, log), background.on_ctrl_z(driver.stops, console.say, name_of(run, spec)):
+        leaves = background.on_ctrl_z(driver.stops, console.say, name_of(run, spec))
+        paused = leaves if located is None else background.never_paused(console.say)
+        with console, _numbers(run, spec, log), paused:
             end = driver.drive()
     except Moved as moved:
         _close(log, notifier)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from supervisor.commands import nodes, target
+from supervisor.commands import background, nodes, target
 from supervisor.commands.nodes import Located
 from supervisor.core.model import Cause, Do
 from supervisor.core.nodes.lease import LONGEST
@@ -91,8 +91,10 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
     own = _own_folder(given["local_dir"], token, located.address)
     node = Node(located.place.node, located.address, given["nproc"], same, own, wait)
     line = Line(located.leader, located.address, token, own)
+    say: Callable[[str], None] = (lambda text: None) if quiet else _say
     try:
-        return Follower(line, run, node, dict(os.environ), (lambda text: None) if quiet else _say).follow()
+        with background.never_paused(say):
+            return Follower(line, run, node, dict(os.environ), say).follow()
     except Refusal:
         raise
     except Exception as error:

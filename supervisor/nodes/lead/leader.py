@@ -230,7 +230,7 @@ class Leader:
         )
         lease = self._hub.admit(asked.link, node, says.encode(body))
         self.known = self.known.joined(node, hello.host, asked.link, hello.attempt, now, lease)
-        self._tell(node, "node_joined", about=hello.attempt)
+        self._tell(node, "node_joined", address=hello.address)
 
     def _number(self, hello: says.Hello) -> int:
         """The number of that node: what it says, what it had, or the next one."""
