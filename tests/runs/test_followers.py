@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -115,6 +116,7 @@ def test_a_group_that_waits_on_both_nodes(two: Two) -> None:
     two.lead(two.script(STEPPING), "100000", "0.05")
     two.follow("script.py", "100000", "0.05")
     standby = two.until_standby()
+    shown = json.loads(two.cli("status", "run", "--json").stdout)
     two.cli("inject", "run", "kill:rank=1")
     two.until_event("first_step", 2)
     assert two.other is not None
@@ -123,6 +125,8 @@ def test_a_group_that_waits_on_both_nodes(two: Two) -> None:
     assert two.ended() == (75, 75)
     assert two.events("attempt_started")[1]["launcher_pid"] == standby["launcher_pid"]
     assert two.events("stop_requested")[-1]["by"] == "preemption"
+    assert [(node["node"], node["ranks"]) for node in shown["nodes"]] == [(0, [0]), (1, [1])]
+    assert [(worker["rank"], worker["step"] > 0) for worker in shown["workers"]] == [(0, True), (1, True)]
 
 
 def test_a_group_that_waits_in_restore_on_both_nodes(two: Two) -> None:
