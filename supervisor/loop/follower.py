@@ -110,7 +110,9 @@ class Follower:
         if self._duty is not None:
             self._launch(self._duty, now)
             for message in self._duty.look(now, ended):
+                self._beat(self._duty)
                 self._tell(message)
+            self._beat(self._duty)
             if self._injector is not None and (watch := self._duty.watch) is not None:
                 self._injector.strike(watch, self._duty.limb.number)
             if self._duty.freed():
@@ -125,6 +127,12 @@ class Follower:
         if self._duty is None and nobody and not asked:
             raise Refusal(f"no leader within {self._node.wait:.0f} s: {self._line.trouble}")
         return self._lost_leader(now)
+
+    def _beat(self, duty: Duty) -> None:
+        """The next beat carries the newest look."""
+        if duty.newest is not None:
+            self._line.beat(says.encode(duty.newest))
+            duty.newest = None
 
     def _launch(self, duty: Duty, now: float) -> None:
         """The attempt that was released begins, as soon as this node has a lease."""

@@ -26,8 +26,8 @@ from trainer.rundir.layout import RunDir
 from trainer.rundir.records.gate import Release
 from trainer.rundir.variables import MARK
 
-_SEEN_EVERY = 0.2
-"""Seconds between two messages about an attempt without news."""
+_FRESH_EVERY = 0.15
+"""Seconds between two looks that go with a beat, which wakes nobody."""
 
 
 class Duty:
@@ -57,8 +57,10 @@ class Duty:
         self._launched_at = 0.0
         self._killed_at: float | None = None
         self._freed = False
-        self._told_at = float("-inf")
+        self._fresh_at = float("-inf")
         self._told: Any = None
+        self.newest: says.Seen | None = None
+        """The newest look, for the next beat."""
         self._notes: News = News()
 
     # ── what the leader says ────────────────────────────────────────────────────────────────────────────────────────
@@ -73,7 +75,7 @@ class Duty:
         self.groups.release(group, seat)
         self.limb.attempt = Attempt(self.run, self.spec, body.attempt, lambda: own, self._reaper, now)
         self.busy, self._mode, self._launched_at, self._killed_at = True, Mode.RUNNING, now, None
-        self._stepped, self._silent, self._told_at = False, {}, float("-inf")
+        self._stepped, self._silent, self._told = False, {}, None
         return True
 
     def hear(self, state: says.State) -> None:
@@ -122,11 +124,16 @@ class Duty:
             self.limb.send("KILL", Reach.ALL, now)
         seen, news = self.limb.look(now, ended, self._mode, self._silent)
         over = self._mode is Mode.STOPPING and not seen.alive
-        if over or self._is_news(seen, news, now):
+        news, urgent = self._kept(news), self._is_news(seen, news) or over
+        if urgent or now >= self._fresh_at + _FRESH_EVERY:
             beats = attempt.watch.beats if attempt.watch is not None else []
-            yield says.Seen(attempt.number, seen, self._kept(news), beats)
-        else:
-            self._notes = replace(self._kept(news))
+            self._fresh_at = now
+            # First the beat: none that comes after the message may be older.
+            self.newest = says.Seen(attempt.number, seen, replace(news, notes=(), joined=()), beats)
+            if urgent:
+                yield says.Seen(attempt.number, seen, news, beats)
+        if not urgent:
+            self._notes = news
         for text in self.limb.settle(now) if trains else ():
             yield says.Told("warning", "warning", {"text": text})
         if over:
@@ -139,14 +146,12 @@ class Duty:
         before, self._notes = self._notes, News()
         return replace(news, notes=(*before.notes, *news.notes), joined=(*before.joined, *news.joined))
 
-    def _is_news(self, seen: Observation, news: News, now: float) -> bool:
-        """Whether the leader should know at once, or has heard nothing for a moment."""
+    def _is_news(self, seen: Observation, news: News) -> bool:
+        """Whether the leader should know at once."""
         phases = tuple((view.rank, view.phase, view.stopped, bool(view.held)) for view in seen.ranks)
         told = (len(seen.exits), len(seen.raised), seen.alive, seen.launch_error, seen.stacks, phases, bool(seen.steps))
-        if told == self._told and not news.notes and not news.joined and now < self._told_at + _SEEN_EVERY:
-            return False
-        self._told, self._told_at = told, now
-        return True
+        before, self._told = self._told, told
+        return bool(told != before or news.notes or news.joined)
 
     def freed(self) -> bool:
         """Whether this node has got rid of its part of an attempt since the last call."""

@@ -64,6 +64,8 @@ class Leader:
         self._probe = Probe(run)
         self._about = about_spec(spec)
         self._addresses: dict[int, str] = {}
+        self._bodies: dict[int, bytes] = {}
+        """The newest beat of each node that was read."""
         self._place, self._warden = here.place, start_warden(here.place, spec.mark)
         self._parts = Parts(spec, here.address, self._send)
         self._views = Views()
@@ -98,6 +100,9 @@ class Leader:
         for node, heard in self._hub.heard().items():
             self.known = self.known.heard(node, heard.link, heard.at, heard.leased_until)
             self._views.offsets[node] = heard.offset
+            if heard.body != self._bodies.get(node, b""):
+                self._bodies[node] = heard.body
+                self._seen(node, heard.body)
         before = set(self.known.lost)
         self.known = self.known.looked(now)
         for node in set(self.known.lost) - before:
@@ -269,8 +274,7 @@ class Leader:
             return
         match message:
             case says.Seen():
-                self._views.take(event.node, message, time.monotonic())
-                self._mirror_beats(event.node, message)
+                self._saw(event.node, message)
             case says.Gone(attempt):
                 self.known = self.known.told_gone(event.node, event.link, attempt)
             case says.Parked(group):
@@ -283,6 +287,16 @@ class Leader:
                 self._stops.now = self._stops.now or now
             case says.Told(name, level, fields):
                 self._tell(event.node, name, level, **fields)
+
+    def _seen(self, node: int, body: bytes) -> None:
+        """A beat has come with a look."""
+        with contextlib.suppress(ValueError):
+            if isinstance(message := says.up(body), says.Seen):
+                self._saw(node, message)
+
+    def _saw(self, node: int, seen: says.Seen) -> None:
+        self._views.take(node, seen, time.monotonic())
+        self._mirror_beats(node, seen)
 
     def _mirror_beats(self, node: int, seen: says.Seen) -> None:
         """Keeps the beats of other nodes' ranks in a file, for `status` and the like."""

@@ -54,7 +54,10 @@ class Views:
         if message.attempt != self._attempt:
             return
         self._looked[node] = now
-        self._seen[node], self._news[node] = message.seen, message.news
+        before = self._seen.get(node)
+        if before is None or before.now <= message.seen.now:
+            # Else it came with a beat that is older than a message.
+            self._seen[node], self._news[node] = message.seen, message.news
         if message.seen.stacks is not None and self._here(node, message.seen.stacks.at) >= self._asked_at:
             self._unanswered.discard(node)
         self._notes += [(rank, self._dated(node, note)) for rank, note in message.news.notes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from supervisor.core.model import Observation, RankView
+from supervisor.core.model import Exit, Observation, RankView
 from supervisor.core.nodes.merge import LimbView
 from supervisor.core.stack import Stack, Stacks
 from supervisor.core.telling.news import News
@@ -90,3 +90,15 @@ def test_blind() -> None:
     assert (before, found.blind(1, 100.5), found.blind(1, 101.0)) == (False, False, True)
     found.begin(5)
     assert not found.blind(1, 200.0)
+
+
+def test_an_older_look_comes_later() -> None:
+    """A look that came with a beat does not replace a newer one, and what it tells is told all the same."""
+    found = views()
+    newer = replace(looked(1, 2.0), exits=(Exit(1, -9, 2.0),))
+    found.take(1, Seen(4, newer, News({1: 22})), 0.0)
+    found.take(1, Seen(4, looked(1, 1.0), News(notes=((1, {"kind": "warning"}),))), 0.0)
+
+    assert len(found.observation(LimbView(0, looked(0, 0.0)), [1], 2, 0.0).exits) == 1
+    told = found.news(News(), [1])
+    assert (told.pids, len(told.notes)) == ({1: 22}, 1)
