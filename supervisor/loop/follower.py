@@ -184,8 +184,8 @@ class Follower:
                 case links.Received(body):
                     self._obey(says.down(body))
                 case links.Closed():
-                    # What came on that link is void.
-                    self._released = None
+                    # What came on that link is void. The next leader does not know what the last one was told.
+                    self._released, self._told_stop = None, (None, False)
                     if self._linked:
                         self._linked, self._since = False, self._clock()
                     if self._duty is not None:
@@ -238,6 +238,9 @@ class Follower:
             case says.ReleaseGroup():
                 self._released = message, now
             case says.Signal(attempt, name, reach):
+                if self._released is not None and self._released[0].body.attempt == attempt:
+                    # It is over before it has begun here.
+                    self._released = None
                 if not duty.signal(attempt, name, Reach(reach), now):
                     self._tell(says.Gone(attempt))
             case says.State():
