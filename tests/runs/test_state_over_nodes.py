@@ -13,6 +13,7 @@ from tests.support.training import Notes
 from tests.support.two_nodes import nodes
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.disk.store import verify
+from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import committed_steps, step_name
 
 
@@ -58,3 +59,26 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, notes: Notes) -> None:
     assert [fields["moved_to"] for fields in bad] == [None]
     assert "rank 1 does not find it; the folder must be on storage that all nodes share" in bad[0]["reason"]
     assert committed_steps(apart(0)) == [1]
+
+
+def test_a_rank_is_killed_and_nothing_is_done_again(tmp_path: Path) -> None:
+    """Two nodes of two ranks, killed together after a snapshot of step 6: both go on from it, each from its own memory,
+    with the bits of an undisturbed run on every rank. So do they if one node is a new one, which has nothing."""
+    with nodes(tmp_path / "whole", "state-whole", ranks=2) as whole:
+        assert [end.code for end in whole.train(9, attempt=0, every=100)] == [0] * 4
+        undisturbed = whole.lines(0, 4)
+
+    with nodes(tmp_path / "cut", "state-cut", ranks=2) as cut:
+        killed = cut.train(9, "die=0@6,1@6,2@6,3@6", attempt=0, every=100)
+        assert all(end.code for end in killed)
+        assert [newest_snapshot(cut.segment(node)) for node in (0, 1)] == [6, 6]
+        assert [end.code for end in cut.train(8, "die=0@8,1@8,2@8,3@8", attempt=1, every=100)] == [-9] * 4
+        assert cut.began(1, 4) == [6] * 4
+
+        shutil.rmtree(cut.segment(0))
+        ends = cut.train(9, attempt=2, every=100)
+        assert [end.code for end in ends] == [0] * 4, ends
+        assert cut.began(2, 4) == [8] * 4
+        for rank, steps in enumerate(undisturbed):
+            again = {**cut.lines(0, 4)[rank], **cut.lines(1, 4)[rank], **cut.lines(2, 4)[rank]}
+            assert again == steps

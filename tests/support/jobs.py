@@ -17,7 +17,7 @@ from trainer.checkpoint.disk.commit import tidy
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.disk.save import Order, Outcome, save
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.memory.nodes import Nodes
+from trainer.checkpoint.nodes.nodes import Nodes
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.files.durable import DISK, Disk

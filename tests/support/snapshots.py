@@ -8,7 +8,8 @@ from typing import Any
 from tests.support.jobs import state_of
 from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.memory.image import Image, copy_here
-from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory
+from trainer.checkpoint.memory.place import Place
 from trainer.checkpoint.memory.segment import Segment
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank

@@ -150,7 +150,9 @@ class Checkpointer(Here, Losses, Tiered, Looks):
 
     def peek(self) -> Peek | None:
         """What restore() would go on from; None if there is nothing. Nothing is changed. Each rank looks by itself."""
-        return peek(Tiers(self.directory, self._segment, self._run, self._rollback), self.resume, self._ranks.rank)
+        return peek(
+            Tiers(self.directory, self._segment, self._run, self._rollback, self._home), self.resume, self._ranks.rank
+        )
 
     def restore(self, partial: bool = False) -> int:
         """The number of steps that are done. Every part now has the state of the newest good checkpoint; without one it
@@ -186,8 +188,8 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         """The newest good state, the same on every rank (of sharded tensors: `places`; of its parts: those that are
         `wanted`). No part has it yet."""
         progress().phase(Phase.RESTORE)
-        segment = None if self._ranks.nodes.several else self._segment
-        tiers = Tiers(self.directory, segment, self._run, self._rollback, places, lending, wanted)
+        where = self._segment, self._run, self._rollback, self._home
+        tiers = Tiers(self.directory, *where, places, lending, wanted)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
 
     def _put_back(self, loaded: Loaded, fresh: Packed, partial: bool = False) -> None:
@@ -206,6 +208,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._pass_over(loaded, self._notices)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
+        self._record(self._done)
         self._open_tier()
         self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
         progress().phase(Phase.FIRST_STEP)
@@ -264,7 +267,9 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             disk = progress().disk
             shared, own = self._capture(self._compare())
             layout = self._source.layouts.agree(shared, self._ranks)
-            order = Order(self.directory, self._done, shared, own, self._run, self._attempt, self._seal, layout)
+            order = Order(
+                self.directory, self._done, shared, own, self._run, self._attempt, self._seal, layout, self._fence
+            )
             outcome = save(order, self._ranks, disk)
             led = outcome.error is None and self._ranks.rank == 0
             if led and (problem := tidy(self.directory, self._done, self._keep, disk)):

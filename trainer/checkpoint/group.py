@@ -6,14 +6,14 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..rundir.machine import shm
 from .errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
-from .memory.nodes import Nodes, numbered
+from .nodes.nodes import Nodes, numbered
 
 T = TypeVar("T")
 
@@ -21,6 +21,12 @@ TIMEOUT = datetime.timedelta(minutes=30)
 """A save may take longer than the timeout of the job's own process group. That must not kill the job."""
 
 _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
+
+
+class Sent(Protocol):
+    """What is on its way to another rank."""
+
+    def wait(self) -> object: ...
 
 
 class Ranks:
@@ -37,6 +43,15 @@ class Ranks:
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: whether any rank has set it. The answer is the same on every rank."""
         return flags
+
+    def send(self, data: torch.Tensor, to: int, tag: int) -> Sent:
+        """`data` (bytes) is on its way to the rank `to`, which takes it with the same tag. Any thread may call it."""
+        raise NotImplementedError
+
+    def take(self, data: torch.Tensor, of: int, tag: int) -> None:
+        """`data` holds the next bytes that the rank `of` has sent with that tag; they are as many. Any thread may call
+        it."""
+        raise NotImplementedError
 
     def lead(self, action: Callable[[], T]) -> T:
         """Rank 0 alone runs `action`; every rank gets its result. If it raised OSError or CheckpointError, every rank
@@ -93,6 +108,14 @@ class GlooRanks(Ranks):
         seen = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._group)
         return tuple(bool(flag) for flag in seen.tolist())
+
+    def send(self, data: torch.Tensor, to: int, tag: int) -> Sent:
+        sent = dist.isend(data, to, group=self._group, tag=tag)
+        assert sent is not None  # of a group that this rank is not in
+        return sent
+
+    def take(self, data: torch.Tensor, of: int, tag: int) -> None:
+        dist.recv(data, of, group=self._group, tag=tag)
 
 
 def ranks() -> Ranks:

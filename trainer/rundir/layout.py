@@ -115,6 +115,11 @@ class AttemptDir:
         return self.path / f"restore.rank{rank}.json"
 
     @property
+    def resumed(self) -> Path:
+        """The step from which it goes on, if its ranks are on several nodes (trainer/checkpoint/nodes/lineage.py)."""
+        return self.path / "resumed.json"
+
+    @property
     def durable(self) -> Path:
         """The list of the script's own saves that are synced."""
         return self.path / "durable.jsonl"

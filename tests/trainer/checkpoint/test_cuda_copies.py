@@ -16,7 +16,8 @@ from tests.support.jobs import same
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.interval import Pace
 from trainer.checkpoint.memory import cuda, snapshots
-from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory
+from trainer.checkpoint.memory.place import Place
 
 
 class Job:

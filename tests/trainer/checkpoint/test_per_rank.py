@@ -23,7 +23,8 @@ from trainer.checkpoint.disk.restore import load, recall
 from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
-from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory
+from trainer.checkpoint.memory.place import Place
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.per_rank import Resize, buffers_of
 from trainer.checkpoint.state.state import capture_rank

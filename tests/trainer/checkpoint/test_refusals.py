@@ -20,7 +20,8 @@ from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.errors import Misfit
 from trainer.checkpoint.format import manifest
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.checkpoint.memory.memory import Memory
+from trainer.checkpoint.memory.place import Place
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.refusals import refuse
 from trainer.checkpoint.state.state import apply, capture_rank, present

@@ -22,8 +22,10 @@ from ...rundir.variables import RUN_DIR
 from ..errors import CheckpointError, Damaged
 from ..format import manifest as manifests
 from ..format.manifest import Manifest
+from ..nodes.fence import Fence
 from . import retention, store
 
+SUPERSEDED = "a later attempt went on from before it: a node that was lost has saved it afterwards"
 _SPARE = 1 << 20
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
@@ -33,9 +35,9 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> str | None:
-    """The name of a fresh folder to write into. None if this step already has a whole checkpoint. OSError if the disk
-    has no room for `size` bytes."""
+def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "", fence: Fence | None = None) -> str | None:
+    """The name of a fresh folder to write into. None if this step already has a whole checkpoint, which counts. OSError
+    if the disk has no room for `size` bytes."""
     if label or str(folder.parent) == os.environ.get(RUN_DIR):
         # If the run's own folder was moved or removed, it is not made again.
         _make(folder, disk)
@@ -44,8 +46,9 @@ def begin(folder: Path, step: int, size: int, disk: Disk, label: str = "") -> st
     name = step_name(step)
     if os.path.lexists(folder / name):
         try:
-            store.verify(folder / name)
-            return None
+            if not is_superseded(store.verify(folder / name), fence):
+                return None
+            retention.quarantine(folder, name, SUPERSEDED, disk)
         except Damaged as error:
             retention.quarantine(folder, name, str(error), disk)
     free = shutil.disk_usage(folder).free
@@ -64,29 +67,46 @@ def _make(folder: Path, disk: Disk) -> None:
         disk.sync_dir(folder.parent)
 
 
-def commit(folder: Path, temporary: str, manifest: Manifest, seal: Callable[[], None], disk: Disk) -> bool:
+def commit(
+    folder: Path,
+    temporary: str,
+    manifest: Manifest,
+    seal: Callable[[], None],
+    disk: Disk,
+    fence: Fence | None = None,
+) -> bool:
     """The finished files in `temporary` are the checkpoint of their step, durably. False if another process has
-    committed a whole checkpoint of that step meanwhile."""
+    committed a whole checkpoint of that step meanwhile. CheckpointError if its attempt may not commit it any more."""
     seal()
     final = folder / step_name(manifest.step)
     disk.create(folder / temporary / manifests.NAME, [manifests.encode(manifest)])
+    if fence is not None and (why := fence.refusal(manifest.step)):
+        raise CheckpointError(why)
     try:
         publish_dir(folder / temporary, final, disk)
     except OSError as error:
-        if error.errno not in _TAKEN or not is_whole(final):
+        if error.errno not in _TAKEN or (there := whole(final)) is None:
             raise
+        if is_superseded(there, fence):
+            retention.quarantine(folder, final.name, SUPERSEDED, disk)
+            publish_dir(folder / temporary, final, disk)
+            return True
         retention.discard(folder / temporary, disk)
         return False
     return True
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the checkpoint `path` exists and every byte of it is as it was written."""
+def whole(path: Path) -> Manifest | None:
+    """The manifest of the checkpoint `path` if it exists and every byte of it is as it was written."""
     try:
-        store.verify(path)
+        return store.verify(path)
     except CheckpointError:
-        return False
-    return True
+        return None
+
+
+def is_superseded(manifest: Manifest, fence: Fence | None) -> bool:
+    """Whether a later attempt has gone on from before the checkpoint of `manifest`."""
+    return fence is not None and fence.lineage().supersedes(manifest.attempt, manifest.step)
 
 
 def tidy(folder: Path, step: int, keep: int, disk: Disk) -> str | None:

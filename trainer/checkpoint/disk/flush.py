@@ -25,14 +25,16 @@ from typing import Any
 
 from ...names import ours_alone
 from ...rundir.files.durable import DISK, Disk
-from ...rundir.layout import committed_steps, step_name
+from ...rundir.layout import RunDir, committed_steps, step_name
 from ..errors import CheckpointError, Damaged
 from ..format.manifest import Manifest, StoredFile, rank_of
 from ..format.shard import CHUNK, Digest, check_entries, entries_in
 from ..memory import snapshots
 from ..memory.snapshots import Snapshot
+from ..nodes.fence import Fence
+from ..nodes.lineage import recorded
 from . import retention
-from .commit import begin, commit, is_whole, tidy
+from .commit import begin, commit, is_superseded, tidy, whole
 from .description import describe, payload
 
 
@@ -41,7 +43,7 @@ def flush(
 ) -> dict[str, Any]:
     """The snapshot of `step` (None: the newest) is a durable checkpoint in `folder`, and is no longer pinned."""
     began = time.monotonic()
-    snapshot = snapshots.find(segment, step)
+    snapshot = snapshots.find(segment, step, lineage=recorded(RunDir(folder.parent)))
     found = snapshot.step if snapshot else step
     try:
         if snapshot is None:
@@ -63,10 +65,12 @@ def flush(
 
 def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | None, disk: Disk) -> bool:
     """The snapshot is a checkpoint in `folder`. False if it was one before."""
-    if only_newer and any(is_whole(folder / step_name(s)) for s in committed_steps(folder) if s >= snapshot.step):
+    fence = Fence(RunDir(folder.parent), snapshot.attempt)
+    newer = (whole(folder / step_name(s)) for s in committed_steps(folder) if s >= snapshot.step) if only_newer else ()
+    if any(there is not None and not is_superseded(there, fence) for there in newer):
         return False
     began = time.monotonic()
-    temporary = begin(folder, snapshot.step, snapshot.bytes, disk, "flush-")
+    temporary = begin(folder, snapshot.step, snapshot.bytes, disk, "flush-", fence)
     if temporary is None:
         return False
     try:
@@ -77,7 +81,7 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
             manifest = replace(manifest, files=files, save_seconds=seconds)
             if not snapshots.unchanged(snapshot):
                 raise CheckpointError(f"the snapshot of step {snapshot.step} was written over while it was read")
-            return commit(folder, temporary, manifest, lambda: _sync(seal, disk), disk)
+            return commit(folder, temporary, manifest, lambda: _sync(seal, disk), disk, fence)
     except (OSError, CheckpointError):
         retention.discard(folder / temporary, disk)
         raise

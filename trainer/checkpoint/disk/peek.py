@@ -10,6 +10,7 @@ from typing import Any
 from ...rundir.layout import committed_steps, step_name
 from ..errors import CheckpointError, NoUsableCheckpoint
 from ..format.manifest import NAME
+from ..nodes.lineage import recorded
 from ..state.per_rank import with_values
 from .assembly import NO_PLACES, Loaded, Places
 from .restore import SNAPSHOT, Tiers, load, newest, recall
@@ -51,6 +52,8 @@ def peek(tiers: Tiers, mode: str, rank: int) -> Peek | None:
         except (CheckpointError, OSError):
             continue
         manifest, order = loaded.manifest, tiers.rollback
+        if tiers.home is not None and recorded(tiers.home).supersedes(manifest.attempt, manifest.step):
+            continue
         if order is None or not order.covers(-1 if manifest.attempt is None else manifest.attempt, manifest.step):
             return _seen(loaded, loaded.where(tiers.folder))
     return None

@@ -1,6 +1,7 @@
 """Finds the newest state, in memory or on disk, that every rank can read whole. The run goes on from it.
 
     rank 0      sweep what dead attempts left; name a candidate, newest first: a snapshot if newer than any checkpoint
+    (several nodes: those that do not have the snapshot get it from one that has)
     all ranks   read it, digesting the bytes as they are parsed -> exchange (manifest's digest, problem)
     all good    it is the one
     any bad     rank 0 moves it to quarantine/ (a snapshot is forgotten) -> the next older one
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import xxhash
 
+from ...rundir.files.codec import encode
 from ...rundir.files.durable import Disk
-from ...rundir.layout import committed_steps, step_name, step_of
+from ...rundir.layout import RunDir, committed_steps, step_name, step_of
 from ...rundir.records.rollback import Rollback
 from ..errors import CheckpointMismatch, Damaged, Misfit, NoUsableCheckpoint, Unreadable
 from ..format import boxes
@@ -28,8 +31,11 @@ from ..format.plan import Spec
 from ..format.shard import Sink, entries_in, misfit
 from ..group import Ranks
 from ..memory import snapshots
+from ..nodes.holdings import Holdings, bring, held
+from ..nodes.lineage import NONE, recorded
 from . import retention, store
 from .assembly import NO_PLACES, Lent, Loaded, Places, Read, Wanted, assemble
+from .commit import SUPERSEDED
 from .description import Mapped, describe, payload
 
 MODES = ("auto", "never", "must")
@@ -65,6 +71,8 @@ class Tiers:
     segment: Path | None = None
     run: str | None = None
     rollback: Rollback | None = None
+    home: RunDir | None = None
+    """The run's folder: what its attempts went on from is recorded there."""
     places: Places | None = None
     """What each rank has of a tensor that is sharded here."""
     lending: Lending | None = None
@@ -92,9 +100,11 @@ def recall(
     places: Places = NO_PLACES,
     wanted: Wanted = None,
     lending: Lending | None = None,
+    attempt: int | None = None,
 ) -> Loaded:
-    """The snapshot of `step` as `rank` needs it; its world may have another size. Else Damaged."""
-    snapshot = snapshots.find(segment, step)
+    """The snapshot of `step` as `rank` needs it; its world may have another size. With `attempt`, the one that it has
+    made; another node may have it, too. Else Damaged."""
+    snapshot = snapshots.find(segment, step, attempt)
     if snapshot is None:
         raise Damaged("it is gone")
     manifest = describe(snapshot)
@@ -111,6 +121,9 @@ def recall(
     if not snapshots.unchanged(snapshot):
         raise Damaged("it was written over while it was read")
     identity = "-".join(str(record.serial) for _, record in snapshot.places)
+    if attempt is not None:
+        # Each node has buffers of its own. Rank 0 has described the snapshot for all.
+        identity = f"{attempt}-{xxhash.xxh3_128_hexdigest(encode(manifest.state))}"
     return replace(loaded, manifest=replace(manifest, digest=identity), source="memory")
 
 
@@ -136,12 +149,20 @@ def _taken(file: memoryview, sink: Sink) -> dict[str, str]:
     return metadata
 
 
-def _attempt(tiers: Tiers, name: str, ranks: Ranks) -> tuple[Loaded | None, dict[str, Any]]:
+def _attempt(tiers: Tiers, name: str, ranks: Ranks, holdings: Holdings | None) -> tuple[Loaded | None, dict[str, Any]]:
     here = ranks.rank, ranks.world_size, tiers.places or NO_PLACES
+    of: int | None = None
+    if name.startswith(SNAPSHOT) and tiers.segment and holdings is not None:
+        whole = holdings.of(int(name.removeprefix(SNAPSHOT)))
+        problem = "it is gone" if whole is None else bring(tiers.segment, whole, holdings, ranks)
+        if whole is None or problem is not None:
+            return None, {"problem": problem, "damaged": False}
+        of = whole.attempt
     try:
         if name.startswith(SNAPSHOT) and tiers.segment:
             step = int(name.removeprefix(SNAPSHOT))
-            loaded = recall(tiers.segment, step, tiers.run, *here, wanted=tiers.wanted, lending=tiers.lending)
+            about = {"wanted": tiers.wanted, "lending": tiers.lending, "attempt": of}
+            loaded = recall(tiers.segment, step, tiers.run, *here, **about)
         else:
             loaded = load(tiers.folder / name, *here, wanted=tiers.wanted)
     except Damaged as error:
@@ -166,19 +187,39 @@ def _problem(reports: list[Mapping[str, Any]]) -> tuple[str, bool] | None:
     return None
 
 
-def _prepare(tiers: Tiers, mode: str, disk: Disk) -> list[tuple[str, str]]:
-    """What was moved aside for an order to go back: the name, and where it is now."""
-    retention.sweep(tiers.folder, disk)
+def _prepare(tiers: Tiers, mode: str, disk: Disk, leads: bool) -> list[tuple[str, str, str]]:
+    """On each node: its memory holds nothing that the run must not go on from. On the one that `leads`, nor does the
+    folder. What was moved aside: the name, where it is now, and why."""
+    moved = []
+    if leads:
+        retention.sweep(tiers.folder, disk)
+        moved = _put_aside(tiers, disk) if mode != "never" else []
     if mode != "never":
-        return _go_back(tiers, tiers.rollback, disk) if tiers.rollback else []
+        # They are removed from both tiers for good. A later attempt, or a flush, could take them for new saves.
+        if tiers.segment and tiers.rollback:
+            snapshots.drop(tiers.segment, tiers.rollback.covers)
+        if tiers.segment and tiers.home and (lineage := recorded(tiers.home)).steps:
+            snapshots.drop(tiers.segment, lineage.supersedes)
+        return moved
     if tiers.segment:
         snapshots.remove(tiers.segment)
-    if tiers.folder.is_dir():
+    if leads and tiers.folder.is_dir():
         retention.start_over(tiers.folder, disk)
     return []
 
 
-def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]:
+def _put_aside(tiers: Tiers, disk: Disk) -> list[tuple[str, str, str]]:
+    """Moves the checkpoints that an order to go back covers, and those that a lost node has saved too late."""
+    moved = _go_back(tiers, tiers.rollback, disk) if tiers.rollback else []
+    lineage = recorded(tiers.home) if tiers.home else NONE
+    for step in committed_steps(tiers.folder) if lineage.steps else ():
+        name = step_name(step)
+        if lineage.supersedes(store.attempt_of(tiers.folder / name), step):
+            moved.append((name, str(retention.quarantine(tiers.folder, name, SUPERSEDED, disk)), SUPERSEDED))
+    return moved
+
+
+def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str, str]]:
     covered = [
         step_name(step)
         for step in committed_steps(tiers.folder)
@@ -188,16 +229,16 @@ def _go_back(tiers: Tiers, order: Rollback, disk: Disk) -> list[tuple[str, str]]
         raise NoUsableCheckpoint(
             f"the run is to go back before step {order.before}, and {tiers.folder} has no checkpoint that old"
         )
-    # They are removed from both tiers for good. A later attempt, or a flush, could take them for new saves.
-    if tiers.segment:
-        snapshots.drop(tiers.segment, order.covers)
-    return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk))) for name in covered]
+    return [(name, str(retention.quarantine(tiers.folder, name, _WENT_BACK, disk)), _WENT_BACK) for name in covered]
 
 
-def newest(tiers: Tiers, tried: list[str]) -> str | None:
-    """The newest state that was not tried. If both tiers have its step: the checkpoint, since it can be verified."""
+def newest(tiers: Tiers, tried: list[str], holdings: Holdings | None = None) -> str | None:
+    """The newest state that was not tried. If both tiers have its step: the checkpoint, since it can be verified.
+    `holdings`: the snapshots of all nodes; None: there is one node, or this one alone looks."""
     names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
-    if tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
+    if holdings is not None:
+        names += [(whole.step, 0, f"{SNAPSHOT}{whole.step}") for held in holdings.by_node for whole in held]
+    elif tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
         names.append((step, 0, f"{SNAPSHOT}{step}"))
     return max(((at, tier, name) for at, tier, name in names if name not in tried), default=(0, 0, None))[2]
 
@@ -219,13 +260,13 @@ def restore(
     another state must not find them later. NoUsableCheckpoint if there were checkpoints and none is good, or if mode is
     "must" and there are none. CheckpointMismatch if it is a whole checkpoint whose ranks' parts do not fit together.
     With mode "never" all old checkpoints have been moved aside."""
-    for name, moved in ranks.lead(lambda: _prepare(tiers, mode, disk)):
-        on_bad(Bad(tiers.folder / name, _WENT_BACK, Path(moved)))
+    for name, moved, why in ranks.each_node(lambda: _prepare(tiers, mode, disk, ranks.rank == 0))[0]:
+        on_bad(Bad(tiers.folder / name, why, Path(moved)))
     tried: list[str] = []
     loaded = _newest_whole(tiers, ranks, disk, on_bad, tried)
     if tiers.segment and (loaded is None or loaded.source == "disk"):
         segment = tiers.segment
-        ranks.lead(lambda: snapshots.remove(segment))
+        ranks.each_node(lambda: snapshots.remove(segment))
     if loaded is not None:
         return loaded
     lost = ranks.lead(lambda: retention.ever_held(tiers.folder))
@@ -244,9 +285,10 @@ def restore(
 def _newest_whole(
     tiers: Tiers, ranks: Ranks, disk: Disk, on_bad: Callable[[Bad], None], tried: list[str]
 ) -> Loaded | None:
-    while (name := ranks.lead(lambda: newest(tiers, tried))) is not None:
+    holdings = held(tiers.segment, ranks) if tiers.segment and ranks.nodes.several else None
+    while (name := ranks.lead(lambda: newest(tiers, tried, holdings))) is not None:
         tried.append(name)
-        loaded, report = _attempt(tiers, name, ranks)
+        loaded, report = _attempt(tiers, name, ranks, holdings)
         reports = ranks.exchange(report)
         problem = _problem(reports)
         if problem is None:

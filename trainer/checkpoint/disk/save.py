@@ -26,6 +26,7 @@ from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_o
 from ..format.plan import ITEM_BYTES, Layout, Share, plan, total
 from ..format.shard import Digest, Entry, entry_of, header
 from ..group import Ranks
+from ..nodes.fence import Fence
 from ..state.packing import Packed
 from ..state.tensors import bytes_of, flattened, is_plain
 from . import retention
@@ -48,6 +49,7 @@ class Order:
     seal: Callable[[], None] = lambda: None
     layout: Layout | None = None
     """What the ranks have agreed on; None: each rank holds all tensors whole."""
+    fence: Fence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     size = total(layout.specs)
     temporary = None
     try:
-        temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk))
+        temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk, fence=order.fence))
         if temporary is None:
             return Outcome(order.step, size, time.monotonic() - began, existed=True)
         reports = ranks.exchange(_write(order, order.folder / temporary, layout, ranks.rank, disk))
@@ -104,7 +106,7 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
         if error:
             raise CheckpointError(error)
         manifest = _manifest(order, layout, reports, time.monotonic() - began)
-        ours = ranks.lead(lambda: commit(order.folder, str(temporary), manifest, order.seal, disk))
+        ours = ranks.lead(lambda: commit(order.folder, str(temporary), manifest, order.seal, disk, order.fence))
     except CheckpointError as error:
         if ranks.rank == 0 and temporary is not None:
             retention.discard(order.folder / temporary, disk)

@@ -71,10 +71,12 @@ class Layout:
     """How those that are DTensors lie on their mesh: a hint for people, and for a state without a live tensor."""
 
 
-def plan(tensors: Mapping[str, Spec], world_size: int, led: Set[str] = frozenset()) -> Layout:
-    """The layout of tensors that every rank holds whole. Rank 0 writes the tensors in `led`. Otherwise ranks differ by
-    less than the bytes of one row per cut."""
-    everyone = tuple(range(world_size))
+def plan(
+    tensors: Mapping[str, Spec], world_size: int, led: Set[str] = frozenset(), among: Sequence[int] | None = None
+) -> Layout:
+    """The layout of tensors that every rank holds whole. Rank 0 writes the tensors in `led`, the ranks `among` them
+    (None: all) the others. These differ by less than the bytes of one row per cut."""
+    everyone = tuple(range(world_size)) if among is None else tuple(among)
     held = {name: {whole(spec.shape): (0,) if name in led else everyone} for name, spec in tensors.items()}
     return shared_out(tensors, held, world_size)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Set
 import torch
 
 from ...rundir.files.codec import encode
-from ..format.plan import Layout, Share, Spec
+from ..format.plan import ITEM_BYTES, Layout, Share, Spec
 from ..format.shard import Entry, entry_of, header_of, index
 from ..state.packing import Packed
 from ..state.tensors import bytes_of, flattened, is_plain
@@ -73,7 +73,7 @@ class Image:
         mine = layout.shares[rank]
         shares = [share for share in mine if share.count]
         self._entries = [entry_of(share, layout.specs[share.name]) for share in mine]
-        self._index = b""
+        self._index, self._apart = b"", b""
         self._own_specs: dict[str, Spec] | None = None
         self._stage: dict[str, torch.Tensor] = {}
         """Whole tensors, copied aside."""
@@ -90,8 +90,12 @@ class Image:
         used = dict.fromkeys(pieces, 0)
         last: tuple[int, torch.device] | None = None
         at = 0
+        self._led: list[tuple[Share, int]] = []
+        """The shares that only this rank can write, wherever the others are written."""
         for share in shares:
             tensor = shared.tensors[share.name]
+            if share.name in shared.led:
+                self._led.append((share, at))
             size, device = share.count * tensor.element_size(), device_of(tensor)
             if device in pieces and is_plain(tensor):
                 start = used[device]
@@ -142,6 +146,9 @@ class Image:
             self._own_specs = dict(own.specs)
             entries = self._entries + [Entry(name, spec) for name, spec in own.specs.items()]
             self._index = index(entries, {"format": "pt", "rank": str(self._rank)})
+            led = [entry_of(share, self.layout.specs[share.name]) for share, _ in self._led]
+            entries = led + [Entry(name, spec) for name, spec in own.specs.items()]
+            self._apart = index(entries, {"format": "pt", "rank": str(self._rank)})
         return header_of(self._index, {"state": encode(own.tree).decode()})
 
     def payload(self, header: bytes, own: Packed) -> int:
@@ -172,6 +179,18 @@ class Image:
             _alive, view = bytes_of(tensor)
             buffer.memory[start : start + len(view)] = view
         buffer.memory[at : at + len(sidecar)] = sidecar
+
+    def apart(self, buffer: Buffer, header: bytes, own: Packed) -> tuple[bytes, memoryview]:
+        """The file that `buffer` holds without the shares that any rank could write, in two pieces. The second one lies
+        in `buffer`."""
+        file, at = memoryview(buffer.memory)[: self.payload(header, own)], len(header)
+        if not self._shared_bytes:
+            return b"", file
+        text = header_of(self._apart, {"state": encode(own.tree).decode()})
+        sizes = [
+            (at + start, share.count * ITEM_BYTES[self.layout.specs[share.name].dtype]) for share, start in self._led
+        ]
+        return text + b"".join(file[start : start + size] for start, size in sizes), file[at + self._shared_bytes :]
 
     def _placed(self, buffer: Buffer, head: int) -> tuple[torch.Tensor, list[Pair]]:
         known = self._pairs.get(buffer.slot)

@@ -18,38 +18,27 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ...rundir.files.codec import encode
 from ..errors import StateError
-from ..format.manifest import table
+from ..group import Ranks
+from ..nodes.twins import Part, Twins
 from ..sharded.layouts import Layouts
-from ..state.packing import Led
+from ..state.packing import Led, Packed
 from ..state.state import Stateful, capture_rank
 from .copier import spare_cores
 from .cuda import is_captured
-from .planner import Job, Planner
+from .place import Place
+from .planner import Job, NoSnapshots, Planner
 from .segment import Buffer, Removed, Segment
+from .sidecar import Sidecars
 
 _BANDWIDTH = 0.25
+_SETTLED_S = 10.0
 _LATE_S = 1.0
 """Seconds that an owed snapshot waits for a buffer. The cause is a late rank or a flush."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The run, attempt and rank of the snapshots, and their place."""
-
-    folder: Path
-    rank: int
-    world_size: int
-    attempt: int
-    run: str | None
 
 
 class Memory:
@@ -62,9 +51,11 @@ class Memory:
         spare: bool | None = None,
         led: Led = lambda specs: frozenset(),
         layouts: Layouts | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """`spare`: whether a core is spare for copying; None: found out here. `led` chooses the tensors that each rank
-        has its own of. `layouts`: what the ranks agree on; None: each rank holds all tensors whole."""
+        has its own of. `layouts`: what the ranks agree on; None: each rank holds all tensors whole.
+        `ranks`: those of the place; None: all are on this node."""
         self.problem: str | None = None
         self.removed = False
         """Whether the problem is that somebody else has removed the snapshots. Then there is room for new ones."""
@@ -75,18 +66,25 @@ class Memory:
         self.cost_s = 0.0
         """The cost of the newest snapshot for training, in seconds: the training thread's time, its waiting, and a
         quarter of the copying thread's CPU time (for memory bandwidth)."""
-        self.segment = Segment(place.folder, place.rank, place.world_size, place.attempt)
+        nodes = place.nodes if place.nodes is not None and place.nodes.several else None
+        named = place.world_size, place.attempt
+        self.segment = Segment(
+            place.folder, place.rank, *named, alone=nodes is not None and not nodes.keeps(place.rank)
+        )
         self.made = 0
         """How often memory was made beside training."""
         self.unready: int | None = None
         """The newest step whose snapshot was left out because memory for it was being made."""
-        self.spare = spare_cores(place.world_size) if spare is None else spare
-        self._place = place
-        self._planner = Planner(parts, place.rank, place.world_size, self.spare, led, layouts)
+        self.spare = spare_cores(place.here) if spare is None else spare
+        self._place, self._pins = place, nodes is None or nodes.of[place.rank] == 0
+        self._planner = Planner(parts, place.rank, place.world_size, self.spare, led, layouts, nodes)
+        self._twins: Twins | None = None
+        if nodes is not None and ranks is not None:
+            kept = {rank: Segment(place.folder, rank, *named) for rank in nodes.kept_by(place.rank)}
+            self._twins = Twins(ranks, kept, self._pins)
         self._job: Job | None = None
         self._needed = 0
-        self._table: tuple[object, bytes] = (None, b"")
-        """The newest layout, and its text in a sidecar."""
+        self._sidecars = Sidecars(place)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
@@ -115,6 +113,7 @@ class Memory:
         out."""
         if self._is_making() and not pin:
             self._leave_out(step)
+            self._pass_on(Part(step))
             return
         self.wait()
         late_s = self._job.copier.late_s if self._job is not None else 0.0
@@ -126,11 +125,13 @@ class Memory:
         except StateError:
             raise  # no checkpoint can hold it: better now than after hours without one
         except Exception as error:
-            self.problem = f"no snapshots: {error!r}"
+            self.problem = str(error) if isinstance(error, NoSnapshots) else f"no snapshots: {error!r}"
+            self._pass_on(Part(step))
             return
         if job is None:
             self.left_out = step
             self.segment.skip(step)
+            self._pass_on(Part(step))
             return
         if self._planner.unseen and not unseen and self._job is not None and not self._job.is_gated:
             # A CUDA graph may have changed it while it was copied.
@@ -206,17 +207,34 @@ class Memory:
         """Called once a step: (seconds on the device, whether a snapshot was copied) of steps that have ended."""
         return self._planner.copier.tick(self.busy) if self._planner.copier is not None else []
 
+    @property
+    def over(self) -> str | None:
+        """Why there are no more snapshots."""
+        return self.problem or (self._twins.problem if self._twins is not None else None)
+
+    def _pass_on(self, part: Part) -> None:
+        if self._twins is not None:
+            self._twins.pass_on(part)
+
+    def settle(self) -> None:
+        """The last snapshot is committed on every node that keeps it, unless another rank stands still."""
+        self.wait()
+        if self._twins is not None:
+            self._twins.settle(_SETTLED_S)
+
     def close(self) -> None:
         """No snapshot is being copied, and none will be. Existing snapshots stay."""
         self._hook.remove()
         self._finish()
+        if self._twins is not None:
+            self._twins.close(_SETTLED_S)
         self.segment.close()
 
     def work(self, job: Job) -> None:
         """`job` is done; called by the copying thread, if there is one."""
-        began = time.thread_time()
+        began, part = time.thread_time(), Part(job.step)
         try:
-            self._write(job)
+            part = self._write(job) or part
         except Removed as error:
             self.removed, self.problem = True, str(error)
         except OSError as error:
@@ -225,15 +243,16 @@ class Memory:
             # Any exception: if the copying thread died of it, training would wait for it for ever.
             self.problem = f"no snapshots: {error!r}"
         finally:
+            self._pass_on(part)
             if job.copier.overlaps:
                 self._copied_s = time.thread_time() - began
                 job.copier.finish()
                 self._idle.set()
 
-    def _write(self, job: Job) -> None:
+    def _write(self, job: Job) -> Part | None:
         own = capture_rank(self._place.rank, job.generators, job.own)
         header = job.image.header(own)
-        sidecar = self._sidecar(job) if self._place.rank == 0 else b""
+        sidecar = self._sidecars.text(job.tree, job.image.layout) if self._place.rank == 0 else b""
         payload = job.image.payload(header, own)
         self._needed = payload
         copier, size = job.copier, payload + len(sidecar)
@@ -244,50 +263,61 @@ class Memory:
         if buffer is None:
             self.left_out = job.step
             self.segment.skip(job.step)
-            return
+            return None
         copier.register(buffer)
         if copier.making and not job.image.held:
             self._leave_out(job.step)
-            return
+            return None
         job.image.fill(buffer, header, own, sidecar, copier.copy)
         if changed := job.changed() if job.moved is None else job.moved:
             # It has values of after its step. From now on these are copied before training goes on.
             self._planner.give_up(changed)
             self.segment.skip(job.step)
-            return
+            return None
         self.segment.commit(buffer, job.step, payload, len(sidecar))
+        return self._part(job, buffer, header, own)
+
+    def _part(self, job: Job, buffer: Buffer, header: bytes, own: Packed) -> Part | None:
+        """What the other nodes need of the snapshot in `buffer`."""
+        if self._twins is None or not self._twins.sends:
+            return None
+        layout = self._planner.elsewhere
+        sidecar = (
+            self._sidecars.text(job.tree, layout, elsewhere=True)
+            if layout is not None and self._place.rank == 0
+            else b""
+        )
+        return Part(job.step, job.pin, *job.image.apart(buffer, header, own), sidecar)
 
     def _begin(self, job: Job, size: int) -> Buffer | None:
         """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain."""
+        buffer = None
         until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
-        while (buffer := self.segment.begin(size, job.step if job.pin else None)) is None:
+        pin = job.step if job.pin and self._pins else None
+        while self._is_behind() or (buffer := self.segment.begin(size, pin)) is None:
             if time.monotonic() >= until:
                 break
             time.sleep(0.001)
         self._patient = buffer is not None or (self._patient and not job.owed)
         return buffer
 
+    def _is_behind(self) -> bool:
+        return self._twins is not None and self._twins.behind
+
     def _room(self) -> str:
-        needed = 3 * self._place.world_size * self._needed / 2**20 + 16
+        needed = 3 * self._place.here * self._needed / 2**20 + 16
         return (
             f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
             f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"
         )
 
-    def _sidecar(self, job: Job) -> bytes:
-        """The fields of a manifest that are not in the files."""
-        known, text = self._table
-        if known is not job.image.layout:
-            text = encode(table(job.image.layout))
-            self._table = (job.image.layout, text)
-        about = {"run": self._place.run, "attempt": self._place.attempt, "torch": torch.__version__, "state": job.tree}
-        return encode(about)[:-1] + b',"tensors":' + text + b"}"
 
-
-def opened(place: Place, parts: Mapping[str, Stateful], led: Led, layouts: Layouts) -> tuple[Memory | None, str | None]:
+def opened(
+    place: Place, parts: Mapping[str, Stateful], led: Led, layouts: Layouts, ranks: Ranks
+) -> tuple[Memory | None, str | None]:
     """The memory tier of this rank, or why it cannot have one."""
     try:
-        return Memory(place, parts, led=led, layouts=layouts), None
+        return Memory(place, parts, led=led, layouts=layouts, ranks=ranks), None
     except (OSError, ValueError) as error:
         return None, str(error)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..format.plan import Layout, plan
+from ..nodes.nodes import Nodes
 from ..sharded.layouts import Layouts
 from ..state import rng, several
 from ..state.packing import Led, Packed, Packer, Steadiness
@@ -20,6 +21,10 @@ from .image import Image, is_on_gpu, on_devices
 from .walks import Walked
 
 _PROBES = 2
+
+
+class NoSnapshots(Exception):
+    """There can be no snapshots of this state; the text says why."""
 
 
 @dataclass(slots=True)
@@ -62,6 +67,7 @@ class Planner:
         spare: bool,
         led: Led,
         layouts: Layouts | None,
+        nodes: Nodes | None = None,
     ) -> None:
         self.unplanned = False
         """Whether the newest snapshot that was due was left out because the ranks have not agreed on its layout."""
@@ -75,7 +81,10 @@ class Planner:
         self._walked = walked = Walked(model) if isinstance(model := parts.get("model"), nn.Module) else None
         slices = (layouts or Layouts()).slices.held
         self._packer = Packer(self._steadiness, led, slices, lambda: walked and walked.state)
-        self._layouts = layouts
+        self._layouts, self._nodes = layouts, nodes or Nodes()
+        self._cut: Packed | None = None
+        self._kept: list[Layout] = []
+        """On several nodes, the layout of `_cut` on each node that keeps it."""
         self._unsteady: frozenset[int] = frozenset()
         """The addresses of tensors that were seen to change between a snapshot and the optimizer's next step."""
         self._probes: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -153,12 +162,33 @@ class Planner:
         for live, before in self._probes:
             before.copy_(live)
 
+    @property
+    def elsewhere(self) -> Layout | None:
+        """The layout of the newest snapshot on the node that keeps it, too."""
+        return self._kept[1] if self._kept else None
+
     def _layout(self, shared: Packed) -> Layout | None:
+        if self._nodes.several:
+            return self._layout_here(shared)
         if self._layouts is not None:
             return self._layouts.known(shared, self._rank, self._world_size)
         if self.image is not None and self.image.specs is shared.specs:
             return self.image.layout
         return plan(shared.specs, self._world_size, shared.led)
+
+    def _layout_here(self, shared: Packed) -> Layout:
+        if shared.placed:
+            raise NoSnapshots(
+                "sharded state over several nodes has no snapshots: a lost node would take its part along"
+            )
+        known = self._cut
+        if known is None or known.specs is not shared.specs or known.led != shared.led:
+            nodes = self._nodes
+            among = [nodes.ranks(node) for node in nodes.keepers]
+            self._kept = [plan(shared.specs, self._world_size, shared.led, ranks) for ranks in among]
+            self._cut = shared
+        keepers = self._nodes.keepers
+        return self._kept[keepers.index(node) if (node := self._nodes.of[self._rank]) in keepers else 0]
 
     def _steadiness(self) -> Steadiness:
         steady = steadiness(self._parts)

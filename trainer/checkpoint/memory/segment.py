@@ -53,7 +53,9 @@ class Buffer:
 class Segment:
     """The files of one rank. Made by one thread, used by one thread."""
 
-    def __init__(self, folder: Path, rank: int, world_size: int, attempt: int) -> None:
+    def __init__(self, folder: Path, rank: int, world_size: int, attempt: int, alone: bool = False) -> None:
+        """`alone`: no snapshot of all ranks will be here. The newest one of this rank is kept."""
+        self._alone = alone
         self.folder, self.rank, self.world_size, self.attempt = folder, rank, world_size, attempt
         self._owner = owner_of(folder)
         claim(folder)
@@ -75,7 +77,7 @@ class Segment:
 
     def boards(self) -> dict[int, Board]:
         """The boards of all ranks that have a board."""
-        if any(rank not in self._boards for rank in range(self.world_size)):
+        if not self._alone and any(rank not in self._boards for rank in range(self.world_size)):
             self._boards = {**boards(self.folder), **self._boards}
         return self._boards
 
@@ -152,6 +154,9 @@ class Segment:
     def _free(self, newest: Snapshot | None) -> list[str]:
         """The slots that may be written over, the oldest content first."""
         pins, records = self._own.pins(), self._own.records()
+        if self._alone:
+            newest_own = max((record.step for record in records.values()), default=-1)
+            return [slot for slot in "ab" if slot not in records or records[slot].step < newest_own]
         kept = newest.places[self.rank][0] if newest and self.rank < newest.world_size else None
         two = sorted(self._held | {"a", "b"})[:2] if len(self._held) < 2 else self._held
         free = [

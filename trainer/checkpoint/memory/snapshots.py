@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...rundir.machine import shm
 from ...rundir.machine.shm import board_path, buffer_path, ranks_in
+from ..nodes.lineage import NONE, Lineage
 from .board import Board, Record, owner_of
 
 
@@ -64,9 +65,17 @@ def common(segment: Path, found: Mapping[int, Board]) -> list[Snapshot]:
     ]
 
 
-def find(segment: Path, step: int | None = None) -> Snapshot | None:
-    """The newest snapshot that all ranks have; with `step`, the one of that step. None if there is none."""
-    found = [s for s in common(segment, boards(segment)) if step is None or s.step == step]
+def find(
+    segment: Path, step: int | None = None, attempt: int | None = None, lineage: Lineage = NONE
+) -> Snapshot | None:
+    """The newest snapshot that all ranks have; with `step` or `attempt`, the one of that step, of that attempt. None if
+    there is none but those that `lineage` supersedes."""
+    found = [
+        snapshot
+        for snapshot in common(segment, boards(segment))
+        if step in (None, snapshot.step) and attempt in (None, snapshot.attempt)
+        if not lineage.supersedes(snapshot.attempt, snapshot.step)
+    ]
     return found[-1] if found else None
 
 

@@ -25,6 +25,7 @@ from . import snapshots
 from .board import Board
 from .memory import Memory
 
+_AWAITED_S = 10.0
 REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
 
@@ -82,7 +83,7 @@ class Tier:
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
         """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
-        lost = self._memory.problem is not None
+        lost = self._memory.over is not None
         if self._ranks.rank != 0:
             return False, False, lost
         snapshot = self._every is None and self._pace.due(self._since + 1)
@@ -120,9 +121,11 @@ class Tier:
         call it."""
         self._memory.wait()
         for _ in SLOTS:  # on a GPU, one that had to be made leaves a snapshot out
-            if self._since or self._memory.left_out == done:
+            # All or none: what a rank has of its own goes to a rank that waits for it.
+            if any(self._ranks.any(bool(self._since) or self._memory.left_out == done)):
                 self._take(done, extra, owed=True)
                 self._memory.wait()
+        self._memory.settle()
         # When the first rank leaves, the supervisor ends the others. So no rank leaves before all have the snapshot.
         self._ranks.exchange(None)
 
@@ -131,7 +134,7 @@ class Tier:
         self._memory.wait()
         self.close()
         self._ranks.exchange(None)
-        self._ranks.lead(lambda: snapshots.drop(self._memory.segment.folder, lambda attempt, at: at > step))
+        self._ranks.each_node(lambda: snapshots.drop(self._memory.segment.folder, lambda attempt, at: at > step))
 
     def forget(self) -> None:
         """The next snapshot is planned anew: what each rank has of its own has changed."""
@@ -209,9 +212,13 @@ class Tier:
         if self._pinned is None or self._said or self._ranks.rank != 0:
             return
         self._memory.wait()
-        self._said = True
         folder = self._memory.segment.folder
-        if snapshots.find(folder, self._pinned) is not None:
+        awaited = self._is_awaited()
+        found = snapshots.find(folder, self._pinned)
+        if found is None and awaited:
+            return
+        self._said = True
+        if found is not None:
             progress().note("flush_due", step=self._pinned, keep=self._keep, stall_s=self.untold())
             return
         snapshots.clear_pins(folder, self._pinned)
@@ -220,13 +227,20 @@ class Tier:
         # Else the next snapshot serves as well.
         self._pinned, self._owed = None, not self._promised
 
+    def _is_awaited(self) -> bool:
+        """Whether parts of the pinned snapshot may still come from other nodes."""
+        if not self._ranks.nodes.several or time.monotonic() > self._pinned_at + _AWAITED_S:
+            return False
+        segment = self._memory.segment
+        return any(board.passed(segment.attempt) < (self._pinned or 0) for board in segment.boards().values())
+
     def give_up(self) -> tuple[str, bool]:
         """Ends the snapshots. Returns why, and whether the only reason is that they were removed; the same on every
         rank. All ranks call it at the same step."""
-        found = self._ranks.exchange([self._memory.problem, self._memory.removed])
+        found = self._ranks.exchange([self._memory.over, self._memory.removed])
         problems = [problem for problem, _ in found if problem]
         self.close()
-        self._ranks.lead(lambda: snapshots.empty(self._memory.segment.folder))
+        self._ranks.each_node(lambda: snapshots.empty(self._memory.segment.folder))
         if self._pinned is not None and self._promised and not self._said and self._ranks.rank == 0:
             progress().note("checkpoint_failed", step=self._pinned, error="it has no snapshot to be made from")
         why = str(problems[0]) if problems else "no snapshots: a rank had trouble with them"

@@ -10,7 +10,9 @@ from ..notices import Notices
 from ..options import Every
 from ..source import Source
 from ..state.per_rank import Parts
-from .memory import Place, opened
+from . import snapshots
+from .memory import opened
+from .place import Place
 from .tier import REMOVALS, Tier
 
 
@@ -43,11 +45,12 @@ class Tiered:
         """The memory tier is open if every rank can have it."""
         if self._segment is None or self._snapshot_every is None:
             return
-        if self._ranks.nodes.several:
-            self._notices.no_snapshots("the ranks are on several nodes, and see only their own node's memory")
-            return
-        place = Place(self._segment, self._ranks.rank, self._ranks.world_size, self._attempt or 0, self._run)
-        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts)
+        rank, nodes, segment = self._ranks.rank, self._ranks.nodes, self._segment
+        if nodes.several:
+            # What a node has fetched for a restore, and will not keep.
+            self._ranks.each_node(lambda: None if nodes.keeps(rank) else snapshots.empty(segment))
+        place = Place(segment, rank, self._ranks.world_size, self._attempt or 0, self._run, nodes)
+        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts, self._ranks)
         problems = list(filter(None, self._ranks.exchange(problem)))
         if memory is not None and not problems:
             if self._flush_s is not None:

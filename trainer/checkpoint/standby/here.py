@@ -7,11 +7,14 @@ from pathlib import Path
 
 from ...rank import parking
 from ...rundir.environment import supervised
+from ...rundir.layout import RunDir
 from ...rundir.records.rollback import Rollback
 from .. import options
 from ..disk.assembly import Loaded
 from ..group import Ranks
 from ..interval import Pace
+from ..nodes.fence import Fence
+from ..nodes.lineage import recorded, went_on
 from ..state.buckets import Buckets
 from ..state.packing import Packed
 from ..state.per_rank import Parts
@@ -38,10 +41,28 @@ class Here:
         here = supervised()
         self.resume = options.checked_resume(self._chosen or (here.resume if here else "auto"))
         self._run = here.run.path.name if here else None
+        self._home: RunDir | None = here.run if here else None
         self._attempt: int | None = here.attempt_number if here else None
         self._rollback: Rollback | None = here.rollback if here else None
         self._pace = Pace(here.mtbf_s) if here and here.mtbf_s is not None else Pace()
         self._flush_s = here.flush_s if here else None
+
+    def _record(self, step: int) -> None:
+        """If the ranks of this run are, or were, on several nodes, it is recorded that its attempt goes on from `step`.
+        CheckpointError or OSError if it cannot be: what a lost node commits later could not be told apart."""
+        if (home := self._home) is None or (number := self._attempt) is None:
+            return
+        if self._ranks.nodes.several:
+            self._ranks.lead(lambda: went_on(home, number, step))
+        elif self._ranks.rank == 0 and recorded(home).steps:
+            went_on(home, number, step)
+
+    @property
+    def _fence(self) -> Fence | None:
+        """What its ranks may still save; None on one node, where no rank outlives its attempt."""
+        if self._home is None or not self._ranks.nodes.several:
+            return None
+        return Fence(self._home, self._attempt, by_ranks=True)
 
     def _wait(self) -> None:
         """In a rank of a standby: it has warmed up, of which nothing is left in its parts and generators, and returns

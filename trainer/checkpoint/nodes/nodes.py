@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The node of each rank, by rank. Nodes are numbered in the order of their first ranks."""
+    """The node of each rank, by rank, if there are several. Nodes are numbered in the order of their first ranks."""
 
     of: tuple[int, ...] = (0,)
 
@@ -28,9 +28,27 @@ class Nodes:
         """The ranks on the node of `rank`, itself among them."""
         return self.ranks(self.of[rank])
 
+    @property
+    def keepers(self) -> tuple[int, ...]:
+        """The nodes on which a snapshot is whole. One of two may go. More would only cost more."""
+        return (0, 1) if self.several else (0,)
+
+    def keeps(self, rank: int) -> bool:
+        """Whether the node of `rank` keeps the whole state."""
+        return self.of[rank] in self.keepers
+
+    def twins(self, rank: int) -> tuple[int, ...]:
+        """The ranks that keep what `rank` alone has: one on each keeper that is not its own node."""
+        there = [self.ranks(node) for node in self.keepers if node != self.of[rank]]
+        return tuple(ranks[rank % len(ranks)] for ranks in there)
+
+    def kept_by(self, rank: int) -> tuple[int, ...]:
+        """The ranks of other nodes whose own part `rank` keeps."""
+        return tuple(other for other in range(len(self.of)) if rank in self.twins(other))
+
     def leads(self, rank: int) -> bool:
         """Whether `rank` acts for its node, where one must."""
-        return self.of.index(self.of[rank]) == rank
+        return self.of.index(self.of[rank]) == rank if self.several else rank == 0
 
 
 def numbered(memories: Sequence[str]) -> Nodes:

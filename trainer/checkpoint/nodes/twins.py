@@ -1,0 +1,138 @@
+"""What each rank alone has (generators, its place in the data: about 10 KB) is kept on other nodes too.
+
+    rank 2, node 1                                    its twin on node 0
+    snapshot of step k committed  ── own part ──>     committed there, as a file of rank 2
+
+So a node that keeps the state has a file of every rank: its own ranks' shares make up the whole replicated state, and
+the others' files hold what only they have. A snapshot is whole there once all of these have arrived. A thread of each
+rank sends and takes them beside training, in the order of the snapshots; each rank sends one message for each, also for
+one that it has left out.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..group import Ranks
+from ..memory.segment import Buffer, Segment
+
+_TAG = 0x7A11
+_HEAD = 5
+_BYTE = torch.uint8
+Bytes = bytes | bytearray | memoryview
+_LATE_S = 1.0
+"""Seconds for which a part waits for a buffer."""
+_BEHIND = 2
+"""With so many parts on their way, the next snapshot is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a rank sends of its snapshot of `step`: a file in two pieces, and its sidecar. Nothing if it was left out.
+    The second piece lies in the buffer of the snapshot, which is not written over while two parts are on their way."""
+
+    step: int
+    pin: bool = False
+    first: Bytes = b""
+    second: Bytes = b""
+    sidecar: Bytes = b""
+
+
+class Twins:
+    """The thread of one rank. `kept` are the files of the ranks of other nodes that this rank keeps; nobody else uses
+    them. `problem` says why it has ended."""
+
+    def __init__(self, ranks: Ranks, kept: Mapping[int, Segment], pins: bool) -> None:
+        """`pins`: whether flushes are made on this node."""
+        self.problem: str | None = None
+        self._ranks, self._kept, self._pins = ranks, kept, pins
+        self._to = ranks.nodes.twins(ranks.rank)
+        self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._sent = 0
+        self._done = 0
+        self._thread = threading.Thread(target=self._serve, name="twins", daemon=True)
+        self._thread.start()
+
+    @property
+    def sends(self) -> bool:
+        return bool(self._to)
+
+    @property
+    def behind(self) -> bool:
+        """Whether this rank's parts take longer than its steps."""
+        return self._sent - self._done >= _BEHIND
+
+    def pass_on(self, part: Part) -> None:
+        """`part` will be sent. Every rank calls it once for every snapshot that is due."""
+        self._sent += 1
+        self._parts.put(part)
+
+    def settle(self, seconds: float) -> bool:
+        """Whether all parts so far, of this rank and for it, have arrived. It waits for them so long."""
+        until = time.monotonic() + seconds
+        while self._done < self._sent and self.problem is None and time.monotonic() < until:
+            time.sleep(0.001)
+        return self._done >= self._sent
+
+    def close(self, seconds: float = 10.0) -> None:
+        """No part is on its way any more, unless another rank stands still for so long."""
+        self.settle(seconds)
+        self._parts.put(None)
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            for segment in self._kept.values():
+                segment.close()
+
+    def _serve(self) -> None:
+        try:
+            while (part := self._parts.get()) is not None:
+                self._exchange(part)
+                self._done += 1
+        except Exception as error:
+            # Any: a rank that is gone, memory that is full. Training must learn of it at its next step.
+            self.problem = f"no snapshots: what each rank has of its own does not reach the other node ({error})"
+
+    def _exchange(self, part: Part) -> None:
+        pieces = [part.first, part.second, part.sidecar]
+        head = torch.tensor([part.step, part.pin, *map(len, pieces)])
+        bodies = [head, *(torch.frombuffer(_writable(piece), dtype=_BYTE) for piece in pieces if len(piece))]
+        sent = [self._ranks.send(body, rank, _TAG) for rank in self._to for body in bodies]
+        for rank, segment in self._kept.items():
+            self._keep(rank, segment)
+        for one in sent:
+            one.wait()
+
+    def _keep(self, rank: int, segment: Segment) -> None:
+        head = torch.zeros(_HEAD, dtype=torch.int64)
+        self._ranks.take(head, rank, _TAG)
+        step, pin, *sizes = head.tolist()
+        size, buffer = sum(sizes), None
+        if size:
+            buffer = self._buffer(segment, size, step if pin and self._pins else None)
+        # Without a buffer it is taken all the same: the next part comes after it.
+        body = torch.empty(size, dtype=torch.uint8) if buffer is None else torch.frombuffer(buffer.memory, dtype=_BYTE)
+        at = 0
+        for length in filter(None, sizes):
+            self._ranks.take(body[at : at + length], rank, _TAG)
+            at += length
+        if buffer is None:
+            segment.skip(step)
+        else:
+            segment.commit(buffer, step, size - sizes[2], sizes[2])
+
+    def _buffer(self, segment: Segment, size: int, pin: int | None) -> Buffer | None:
+        until = time.monotonic() + _LATE_S
+        while (buffer := segment.begin(size, pin)) is None and time.monotonic() < until:
+            time.sleep(0.001)
+        return buffer
+
+
+def _writable(piece: Bytes) -> bytearray | memoryview:
+    """`piece`; torch warns of memory that it must not change."""
+    return bytearray(piece) if isinstance(piece, bytes) else piece
