@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.jobs import on_ranks
@@ -17,6 +18,7 @@ from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import committed_steps, step_name
 
 
+@pytest.mark.long
 def test_plain_torchrun_over_two_nodes(tmp_path: Path) -> None:
     """Without a supervisor: a checkpoint at each fourth step, by the ranks of both nodes, in the folder that they
     share; and the next start goes on from it with the same bits."""
@@ -61,24 +63,25 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, notes: Notes) -> None:
     assert committed_steps(apart(0)) == [1]
 
 
-def test_a_rank_is_killed_and_nothing_is_done_again(tmp_path: Path) -> None:
-    """Two nodes of two ranks, killed together after a snapshot of step 6: both go on from it, each from its own memory,
-    with the bits of an undisturbed run on every rank. So do they if one node is a new one, which has nothing."""
-    with nodes(tmp_path / "whole", "state-whole", ranks=2) as whole:
-        assert [end.code for end in whole.train(9, attempt=0, every=100)] == [0] * 4
-        undisturbed = whole.lines(0, 4)
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_all_ranks_are_killed_and_nothing_is_done_again(tmp_path: Path, ranks: int) -> None:
+    """Two nodes, killed after a snapshot of step 6: the next attempt goes on from it, with the bits of an undisturbed
+    run on every rank, also where one node is a new one, which has nothing."""
+    world, die = 2 * ranks, lambda step: "die=" + ",".join(f"{rank}@{step}" for rank in range(2 * ranks))
+    with nodes(tmp_path / "whole", "state-whole", ranks) as whole:
+        assert [end.code for end in whole.train(9, attempt=0, every=100)] == [0] * world
+        undisturbed = whole.lines(0, world)
 
-    with nodes(tmp_path / "cut", "state-cut", ranks=2) as cut:
-        killed = cut.train(9, "die=0@6,1@6,2@6,3@6", attempt=0, every=100)
-        assert all(end.code for end in killed)
+    with nodes(tmp_path / "cut", "state-cut", ranks) as cut:
+        assert [end.code for end in cut.train(9, die(6), attempt=0, every=100)] == [-9] * world
         assert [newest_snapshot(cut.segment(node)) for node in (0, 1)] == [6, 6]
-        assert [end.code for end in cut.train(8, "die=0@8,1@8,2@8,3@8", attempt=1, every=100)] == [-9] * 4
-        assert cut.began(1, 4) == [6] * 4
+        if ranks == 2:
+            assert [end.code for end in cut.train(9, die(8), attempt=1, every=100)] == [-9] * world
+            assert cut.began(1, world) == [6] * world
 
-        shutil.rmtree(cut.segment(0))
-        ends = cut.train(9, attempt=2, every=100)
-        assert [end.code for end in ends] == [0] * 4, ends
-        assert cut.began(2, 4) == [8] * 4
+        shutil.rmtree(cut.segment(ranks % 2))
+        assert [end.code for end in cut.train(9, attempt=2, every=100)] == [0] * world
+        assert cut.began(2, world) == [8 if ranks == 2 else 6] * world
+        attempts = (0, 1, 2) if ranks == 2 else (0, 2)
         for rank, steps in enumerate(undisturbed):
-            again = {**cut.lines(0, 4)[rank], **cut.lines(1, 4)[rank], **cut.lines(2, 4)[rank]}
-            assert again == steps
+            assert {at: told for attempt in attempts for at, told in cut.lines(attempt, world)[rank].items()} == steps

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,13 +72,18 @@ def holds(folder: Path, step: int) -> bool:
     return same(load(folder / step_name(step), 0).shared, state_of(step))
 
 
+class Mail(defaultdict[tuple[int, int, int], "queue.SimpleQueue[torch.Tensor]"]):
+    """What ranks have sent, by sender, receiver and tag."""
+
+
 class ThreadRanks(Ranks):
     """Ranks that are threads of one process."""
 
-    def __init__(self, rank: int, world_size: int, barrier: threading.Barrier, board: list[Any]) -> None:
+    def __init__(
+        self, rank: int, world_size: int, barrier: threading.Barrier, board: list[Any], mail: Mail | None = None
+    ) -> None:
         self.rank, self.world_size = rank, world_size
-        self.nodes = Nodes((0,) * world_size)
-        self._barrier, self._board = barrier, board
+        self._barrier, self._board, self._mail = barrier, board, Mail(queue.SimpleQueue) if mail is None else mail
 
     def exchange(self, value: Any) -> list[Any]:
         self._board[self.rank] = json.dumps(value)
@@ -87,15 +95,25 @@ class ThreadRanks(Ranks):
     def any(self, *flags: bool) -> tuple[bool, ...]:
         return tuple(any(column) for column in zip(*self.exchange(list(flags)), strict=True))
 
+    def send(self, data: torch.Tensor, to: int, tag: int) -> Any:
+        self._mail[self.rank, to, tag].put(data.clone())
+        return SimpleNamespace(wait=lambda: None)
 
-def on_ranks(world_size: int, body: Callable[[Ranks], Any]) -> list[Any]:
-    """What `body` returned, or raised, on each of `world_size` ranks."""
+    def take(self, data: torch.Tensor, of: int, tag: int) -> None:
+        data.copy_(self._mail[of, self.rank, tag].get(timeout=20))
+
+
+def on_ranks(world_size: int, body: Callable[[Ranks], Any], nodes: tuple[int, ...] = ()) -> list[Any]:
+    """What `body` returned, or raised, on each of `world_size` ranks. `nodes`: the node of each; none: there is one."""
     barrier, board = threading.Barrier(world_size, timeout=20), [None] * world_size
     results: list[Any] = [None] * world_size
+    mail = Mail(queue.SimpleQueue)
 
     def run(rank: int) -> None:
+        ranks = ThreadRanks(rank, world_size, barrier, board, mail)
+        ranks.nodes = Nodes(nodes or (0,) * world_size)
         try:
-            results[rank] = body(ThreadRanks(rank, world_size, barrier, board))
+            results[rank] = body(ranks)
         except BaseException as error:
             results[rank] = error
             barrier.abort()

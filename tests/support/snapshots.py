@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tests.support.jobs import state_of
 from trainer.checkpoint.format.plan import plan
 from trainer.checkpoint.memory.image import Image, copy_here
-from trainer.checkpoint.memory.memory import Memory
 from trainer.checkpoint.memory.place import Place
 from trainer.checkpoint.memory.segment import Segment
+from trainer.checkpoint.memory.sidecar import Sidecars
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 
@@ -19,14 +18,11 @@ def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
     """All ranks' snapshot of state_of(step), as the memory tier takes it."""
     shared = pack(state_of(step))
     for rank in range(world_size):
-        memory = Memory.__new__(Memory)
-        memory._place = Place(folder, rank, world_size, 0, "run")
-        memory._table = (None, b"")
         own = capture_rank(rank)
         image = Image(shared, plan(shared.specs, world_size), rank, frozenset(shared.tensors))
         header = image.header(own)
-        job: Any = type("Job", (), {"image": image, "tree": shared.tree})
-        sidecar = memory._sidecar(job) if rank == 0 else b""
+        place = Place(folder, rank, world_size, 0, "run")
+        sidecar = Sidecars(place).text(shared.tree, image.layout) if rank == 0 else b""
         writer = Segment(folder, rank, world_size, 0)
         buffer = writer.begin(image.payload(header, own) + len(sidecar))
         assert buffer is not None

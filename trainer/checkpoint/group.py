@@ -62,6 +62,8 @@ class Ranks:
     def each_node(self, action: Callable[[], T]) -> list[T]:
         """One rank of each node runs `action`; every rank gets the results, by node. If one raised OSError or
         CheckpointError, every rank raises CheckpointError."""
+        if not self.nodes.several:
+            return [self.lead(action)]
         leads = self.nodes.leads(self.rank)
         outcomes = self.exchange(_done(action) if leads else {})
         return [_value(outcome) for rank, outcome in enumerate(outcomes) if self.nodes.leads(rank)]

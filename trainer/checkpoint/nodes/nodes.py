@@ -48,7 +48,7 @@ class Nodes:
 
     def leads(self, rank: int) -> bool:
         """Whether `rank` acts for its node, where one must."""
-        return self.of.index(self.of[rank]) == rank if self.several else rank == 0
+        return self.of.index(self.of[rank]) == rank
 
 
 def numbered(memories: Sequence[str]) -> Nodes:

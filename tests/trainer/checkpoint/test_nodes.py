@@ -1,0 +1,289 @@
+"""Ranks on several nodes: whichever node is lost, the newest snapshot goes on, with every rank's own part."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.support.jobs import on_ranks, same
+from tests.support.training import Here, Notes
+from trainer.checkpoint import Checkpointer, PerRank
+from trainer.checkpoint.disk import flush as flushing
+from trainer.checkpoint.disk.description import payload
+from trainer.checkpoint.disk.restore import Tiers, load, restore
+from trainer.checkpoint.disk.save import Order, save
+from trainer.checkpoint.format.shard import entries_in
+from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.checkpoint.memory.tier import Wish
+from trainer.checkpoint.nodes.fence import Fence
+from trainer.checkpoint.nodes.lineage import Lineage, went_on
+from trainer.checkpoint.nodes.nodes import Nodes
+from trainer.checkpoint.state.packing import pack
+from trainer.checkpoint.state.state import capture_rank
+from trainer.rundir.files.durable import DISK
+from trainer.rundir.layout import RunDir, committed_steps, step_name
+
+TAKE, SAVE = Wish(snapshot=True), Wish(save=True)
+
+
+class Cluster:
+    """Nodes whose ranks are threads. Each node has a folder in place of its shared memory."""
+
+    def __init__(self, here: Here, place: Path) -> None:
+        self.here, self.place = here, place
+        self.attempt = -1
+
+    def segment(self, machine: str) -> Path:
+        return self.place / machine / "supervise-m"
+
+    def lose(self, *machines: str) -> None:
+        """What these have in their memory is gone."""
+        for machine in machines:
+            shutil.rmtree(self.segment(machine).parent)
+
+    def train(
+        self,
+        on: str,
+        until: int,
+        agreed: Callable[[int], Wish] = lambda step: TAKE,
+        settle: bool = True,
+        **options: Any,
+    ) -> list[Any]:
+        """An attempt with a rank for each letter of `on`, the name of its machine: from which step each went on, its
+        weights and its own part. It has ended as if killed after step `until`, when that was safe (`settle`)."""
+        self.attempt += 1
+        self.here._patch.setenv("SUPERVISE_ATTEMPT", str(self.attempt))
+        RunDir(self.here.run).attempt(self.attempt).path.mkdir(parents=True, exist_ok=True)
+        for machine in on:
+            self.segment(machine).parent.mkdir(parents=True, exist_ok=True)
+        numbers = {machine: number for number, machine in enumerate(dict.fromkeys(on))}
+        nodes = tuple(numbers[machine] for machine in on)
+        body = lambda ranks: self.rank(ranks, self.segment(on[ranks.rank]), until, agreed, **options)  # noqa: E731
+        results = on_ranks(len(on), body, nodes)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            raise errors[0]
+        return results
+
+    def rank(
+        self, ranks: Any, segment: Path, until: int, agreed: Callable[[int], Wish] = lambda step: TAKE, **options: Any
+    ) -> Any:
+        """One rank of an attempt."""
+        numbers = torch.Generator().manual_seed(3)
+        model = nn.Linear(30, 30)
+        for p in model.parameters():
+            p.data.copy_(torch.rand(p.shape, generator=numbers))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        own: list[int] = []
+        chosen = {"every": None, "snapshot_every": 1, "on_resize": "reset", **options}
+        extra = lambda: {"own": PerRank(own), "done": len(own)}  # noqa: E731
+        ckpt = Checkpointer(model=model, optimizer=optimizer, extra=extra, directory=self.here.checkpoints, **chosen)
+        ckpt._ranks, ckpt._segment = ranks, segment
+        start = ckpt.restore()
+        own[:] = ckpt.extra.get("own") or [-1] * start
+        for step in range(start, until):
+            for p in model.parameters():
+                p.grad = torch.full_like(p, step + 1.0)
+            optimizer.step()
+            own.append(1000 * ranks.rank + step)
+            ranks.exchange(None)
+            ckpt.step(step + 1, agreed(step + 1))
+            if ckpt._tier:
+                # These steps take no time, so what is beside them would be late.
+                ckpt._tier._memory.settle()
+                ranks.exchange(None)
+        if ckpt._tier:
+            ckpt._tier.close()
+            assert ckpt._tier._memory.over is None
+        return start, model.weight.detach().clone(), list(own)
+
+
+@pytest.fixture
+def cluster(here: Here, tmp_path: Path) -> Cluster:
+    return Cluster(here, tmp_path / "machines")
+
+
+def _undisturbed(cluster: Cluster, until: int) -> Any:
+    body = lambda ranks: cluster.rank(ranks, cluster.place, until, snapshot_every=None)  # noqa: E731
+    return on_ranks(1, body)[0][1]
+
+
+@pytest.mark.parametrize(("on", "lost"), [("aabb", "a"), ("aabbb", "b"), ("abc", "a"), ("abc", "c"), ("aabbbcc", "b")])
+def test_any_one_node_is_lost(cluster: Cluster, on: str, lost: str) -> None:
+    """A new machine takes its place. No step is lost, and each rank has its own part again, wherever it was kept."""
+    for done in (4, 7):
+        results = cluster.train(on, done)
+        assert [start for start, _, _ in results] == [{4: 0, 7: 4}[done]] * len(on)
+        cluster.lose(lost)
+    results = cluster.train(on, 8)
+
+    assert [start for start, _, _ in results] == [7] * len(on)
+    whole = _undisturbed(cluster, 8)
+    assert all(same(weight, whole) for _, weight, _ in results)
+    assert [own for _, _, own in results] == [[1000 * rank + step for step in range(8)] for rank in range(len(on))]
+
+
+def test_what_is_kept_where(cluster: Cluster) -> None:
+    """Two nodes have the whole state, each rank's part of it there is half as large as with one rank; other nodes have
+    nothing whole. Nodes of which one keeps no more are emptied."""
+    cluster.train("aabbc", 3)
+    kept = [snapshots.find(cluster.segment(machine)) for machine in "abc"]
+    assert kept[2] is None
+    for found, own in ((kept[0], (0, 1)), (kept[1], (2, 3))):
+        assert found is not None
+        assert found.step == 3
+        for rank in range(5):
+            entries, _ = entries_in(payload(found, rank))
+            shares = [entry.spec.bytes for entry, _ in entries if entry.key.startswith(("model/", "optimizer/"))]
+            assert sum(shares) == (pytest.approx(3 * 4 * (30 * 30 + 30) / 2, abs=130) if rank in own else 0)
+
+    cluster.train("ccaab", 4)
+    assert [newest_snapshot(cluster.segment(machine)) for machine in "abc"] == [4, None, 4]
+    assert [path.name for path in cluster.segment("b").iterdir()] == ["rank4", "rank4.a"]
+
+
+@pytest.mark.parametrize("after", ["a", "bb", "bbaa", "caab", "d", "ccbb"])
+def test_other_nodes_and_numbers_of_ranks(cluster: Cluster, after: str) -> None:
+    """What is left goes on with fewer nodes, more, or in another order; those without the state get it."""
+    cluster.train("aabb", 3)
+    if after == "ccbb":
+        cluster.lose("a")
+    if after == "d":
+        cluster.segment("d").parent.mkdir(parents=True)
+        shutil.copytree(cluster.segment("b"), cluster.segment("d"))
+    results = cluster.train(after, 5)
+    assert [start for start, _, _ in results] == [3] * len(after)
+    whole = _undisturbed(cluster, 5)
+    assert all(same(weight, whole) for _, weight, _ in results)
+    if len(after) == 4:
+        assert [own[:3] for _, _, own in results] == [[1000 * rank + step for step in range(3)] for rank in range(4)]
+    cluster.train(after, 6)
+    if after != "d":
+        assert cluster.train("aabb", 7)[0][0] == 6
+
+
+def test_both_keepers_are_lost(cluster: Cluster, notes: Notes) -> None:
+    """The run goes on from the disk; no snapshot of the lost time is left anywhere."""
+    cluster.train("abc", 6, lambda step: SAVE if step == 3 else TAKE)
+    assert "error" not in flushing.flush(cluster.segment("a"), cluster.here.checkpoints, 3, 3, None)
+    cluster.lose("a", "b")
+    assert [start for start, _, _ in cluster.train("abc", 4)] == [3] * 3
+
+
+@pytest.mark.parametrize("machine", ["a", "b"])
+def test_a_flush_on_either_node(cluster: Cluster, notes: Notes, machine: str) -> None:
+    """A pinned snapshot is told to the supervisor once it has arrived, is pinned on the first node alone, and makes a
+    checkpoint for all ranks; also on the other node, if its supervisor must do it."""
+    cluster.train("aabb", 6, lambda step: SAVE if step == 3 else TAKE)
+    assert [fields["step"] for kind, fields in notes.kept if kind == "flush_due"] == [3]
+    assert [snapshots.pinned(cluster.segment(one)) for one in "ab"] == [[3], []]
+    outcome = flushing.flush(cluster.segment(machine), cluster.here.checkpoints, None if machine == "b" else 3, 3, None)
+    step = 3 if machine == "a" else 6
+    assert outcome["step"] == step
+    assert "error" not in outcome
+    found = [load(cluster.here.checkpoints / step_name(step), rank) for rank in range(4)]
+    assert [one.own["per_rank"] for one in found if one.own] == [
+        {"extra/own": [1000 * rank + at for at in range(step)]} for rank in range(4)
+    ]
+    assert found[0].manifest.world_size == 4
+    assert snapshots.pinned(cluster.segment("a")) == ([] if machine == "a" else [3])
+
+
+def test_a_machine_that_stood_still_wakes_up(cluster: Cluster, notes: Notes) -> None:
+    """b was given up at step 4, and a went on alone. What b has of step 5 is no part of the run, in memory or on disk,
+    when it is there again; and what it would save then is refused."""
+    cluster.train("aabb", 5)
+    shutil.copytree(cluster.segment("b"), cluster.place / "frozen")
+    shutil.rmtree(cluster.segment("b"))
+    for segment in (cluster.segment("a"), cluster.place / "frozen"):
+        assert newest_snapshot(segment) in (None, 5)
+    # As if the snapshot of step 5 had been whole on b alone.
+    snapshots.drop(cluster.segment("a"), lambda attempt, step: step > 4)
+    assert cluster.train("aa", 5)[0][0] == 4
+
+    shutil.copytree(cluster.place / "frozen", cluster.segment("b"))
+    snapshots.drop(cluster.segment("a"), lambda attempt, step: attempt == 1)
+    run, late = RunDir(cluster.here.run), cluster.segment("b")
+    assert flushing.flush(late, cluster.here.checkpoints, 5, 3, None)["error"].startswith("no snapshot of step 5")
+    results = cluster.train("aabb", 6)
+    assert [start for start, _, _ in results] == [4] * 4
+    assert committed_steps(run.checkpoints) == []
+
+
+def test_what_is_saved_too_late(tmp_path: Path) -> None:
+    """A checkpoint of an attempt that others have left behind is refused at its commit; one that was committed in the
+    last moment is in nobody's way."""
+    run = RunDir(tmp_path)
+    folder = run.checkpoints
+    for attempt in range(2):
+        run.attempt(attempt).path.mkdir(parents=True)
+    late, ours = Fence(run, 0, by_ranks=True), Fence(run, 1, by_ranks=True)
+    made = lambda step, fence, value: save(  # noqa: E731
+        Order(folder, step, pack({"value": value}), capture_rank(0), "run", fence.attempt, fence=fence), Ranks(), DISK
+    )
+    assert "attempt 1 has begun, so attempt 0" in str(made(5, late, "late").error)
+    assert committed_steps(folder) == []
+    assert list(folder.glob(".*")) == []
+
+    went_on(run, 1, 4)
+    (run.attempts_folder / "0001").rename(run.path / "0001")  # it was not seen yet
+    assert made(5, late, "late").error is None
+    (run.path / "0001").rename(run.attempts_folder / "0001")
+    assert not made(5, ours, "ours").existed
+    assert load(folder / step_name(5), 0).shared["value"] == "ours"
+    assert [path.name for path in (folder / "quarantine").iterdir() if path.is_dir()] == ["step-00000005-1"]
+    assert made(5, ours, "ours").existed
+
+    shutil.rmtree(folder)
+    (run.attempts_folder / "0001").rename(run.path / "0001")
+    assert made(4, late, "true").error is made(6, late, "late").error is None
+    (run.path / "0001").rename(run.attempts_folder / "0001")
+    tiers = Tiers(folder, home=run)
+    found = restore(tiers, "auto", Ranks(), DISK)
+    assert found is not None
+    assert found.shared["value"] == "true"
+    assert committed_steps(folder) == [4]
+
+
+@given(st.data())
+def test_nothing_of_a_lost_node_is_ever_read(data: st.DataObject) -> None:
+    """Attempts go on one after another from the newest state that counts, and left-over ranks of earlier attempts
+    commit later steps at any time: what counts is always what the run itself has done."""
+    truth: dict[int, int] = {}  # of each step: the attempt whose state is that of the run
+    committed: list[tuple[int, int]] = []
+    steps: dict[int, int] = {}
+    for attempt in range(data.draw(st.integers(1, 6))):
+        counts = [(step, by) for step, by in committed if not Lineage(steps).supersedes(by, step)]
+        assert all(truth.get(step) == by for step, by in counts)
+        # A node that was lost may have taken the newest ones along.
+        start, _ = data.draw(st.sampled_from([*counts, (0, -1)]))
+        steps[attempt] = start
+        reached = start + data.draw(st.integers(0, 5))
+        truth = {step: by for step, by in truth.items() if step <= start}
+        truth.update(dict.fromkeys(range(start + 1, reached + 1), attempt))
+        committed += [(step, attempt) for step in range(start + 1, reached + 1) if data.draw(st.booleans())]
+        for late in range(attempt):
+            # What a rank that stood still commits lies beyond the step from which the run went on without it.
+            beyond = min(begun for number, begun in steps.items() if number > late)
+            committed += [(beyond + 1 + more, late) for more in range(data.draw(st.integers(0, 2)))]
+
+
+def test_nodes() -> None:
+    """Each rank of another node has one twin on each keeper."""
+    nodes = Nodes((0, 0, 1, 1, 1, 2))
+    assert [nodes.twins(rank) for rank in range(6)] == [(2,), (3,), (0,), (1,), (0,), (1, 4)]
+    assert [nodes.kept_by(rank) for rank in range(6)] == [(2, 4), (3, 5), (0,), (1,), (5,), ()]
+    for rank in range(6):
+        assert all(rank in nodes.kept_by(twin) for twin in nodes.twins(rank))
+    assert not Nodes((0, 0)).several
+    assert Nodes((0, 0)).twins(1) == ()
