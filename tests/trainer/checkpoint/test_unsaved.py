@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import AveragedModel
 
 from tests.support.training import Notes
@@ -157,3 +160,23 @@ def test_a_hook_of_ddp_with_a_state(tmp_path: Path, notes: Notes) -> None:
     finally:
         dist.destroy_process_group()
     assert any("hook powerSGD_hook has a state (PowerSGDState)" in str(fields) for _, fields in notes.kept)
+
+
+def test_a_checkpointer_is_collected_within_a_step(tmp_path: Path, notes: Notes) -> None:
+    """Torch goes over its hooks then. One that went away meanwhile would be an error in the program's training."""
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    collecting = register_optimizer_step_post_hook(lambda *_: gc.collect())  # type: ignore[arg-type, return-value]
+    ckpt = Checkpointer(model=net, optimizer=optimizer, directory=tmp_path)
+    ckpt._stop.close()
+    gone = weakref.ref(ckpt)
+    held: list[Any] = [ckpt]
+    held.append(held)  # only the collector finds it
+    del ckpt, held
+    gc.disable()
+    try:
+        optimizer.step()
+    finally:
+        gc.enable()
+        collecting.remove()
+    assert gone() is None

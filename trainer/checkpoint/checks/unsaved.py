@@ -119,7 +119,8 @@ class Unsaved:
             if (unsaved := itself()) is not None:
                 unsaved._note(optimizer)
 
-        weakref.finalize(self, register_optimizer_step_post_hook(after_step).remove)
+        # It stays. Removed by the garbage collector within a step, it would break torch's loop over the hooks.
+        register_optimizer_step_post_hook(after_step)
 
     def _note(self, optimizer: Any) -> None:
         _, count, newest = self._stepped.get(id(optimizer), (None, 0, -1))
@@ -197,7 +198,9 @@ class Unsaved:
         models = self._models()
         known = {id(module) for model in models for module in model.modules()}
         shapes = [_shapes(model) for model in models]
-        found = [one for one in alive if isinstance(one, nn.Module) and type(one) in self._classes()]
+        # Another thread may be making one at this moment.
+        made = [one for one in alive if isinstance(one, nn.Module) and "_parameters" in vars(one)]
+        found = [one for one in made if type(one) in self._classes()]
         found = [one for one in found if id(one) not in known and (mine := _shapes(one)) and mine in shapes]
         return [one for one in found if not all(map(saved.has_itself, _tensors(one)))]
 

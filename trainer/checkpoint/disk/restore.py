@@ -161,8 +161,8 @@ def _attempt(tiers: Tiers, name: str, ranks: Ranks, holdings: Holdings | None) -
     try:
         if name.startswith(SNAPSHOT) and tiers.segment:
             step = int(name.removeprefix(SNAPSHOT))
-            about = {"wanted": tiers.wanted, "lending": tiers.lending, "attempt": of}
-            loaded = recall(tiers.segment, step, tiers.run, *here, **about)
+            given = tiers.wanted, tiers.lending, of
+            loaded = recall(tiers.segment, step, tiers.run, *here, *given)
         else:
             loaded = load(tiers.folder / name, *here, wanted=tiers.wanted)
     except Damaged as error:

@@ -160,9 +160,9 @@ class Gradients:
             if (gradients := itself()) is not None:
                 gradients._stepped = True
 
-        # Of every optimizer: the given one may be a framework's, around another.
-        hook = register_optimizer_step_post_hook(after_step)
-        weakref.finalize(self, hook.remove)
+        # Of every optimizer: the given one may be a framework's, around another. It stays: removed by the garbage
+        # collector within a step, it would break torch's loop over the hooks.
+        register_optimizer_step_post_hook(after_step)
 
     def pending(self, saves: bool) -> str | None:
         """Called once for each finished step. Returns a sentence, once, if gradients wait that a resume from this step
