@@ -80,7 +80,8 @@ def test_all_ranks_are_killed_and_nothing_is_done_again(tmp_path: Path, ranks: i
             assert cut.began(1, world) == [6] * world
 
         shutil.rmtree(cut.segment(ranks % 2))
-        assert [end.code for end in cut.train(9, attempt=2, every=100)] == [0] * world
+        ends = cut.train(9, attempt=2, every=100)
+        assert [end.code for end in ends] == [0] * world, ends
         assert cut.began(2, world) == [8 if ranks == 2 else 6] * world
         attempts = (0, 1, 2) if ranks == 2 else (0, 2)
         for rank, steps in enumerate(undisturbed):
