@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +51,8 @@ class ForkServer:
         self.why_gone = ""
         self.born: deque[tuple[str, int]] = deque()
         """(group's folder, launcher's pid) of new groups that were not handled yet."""
+        self._ran: dict[str, int] = {}
+        """For each file that a program of ours prints to: its pid, or 0."""
         self._spec = spec
         self._buffer = b""
         self._unsent = b""
@@ -92,6 +94,17 @@ class ForkServer:
         """It will fork a group at `gate`, with the ranks of `seat`. The launcher's pid comes in `born`."""
         self._ask({"group": str(gate.path), "flags": flags(self._spec, gate, seat)})
 
+    def run(self, name: str, arguments: list[str], out: Path, mark: str) -> Callable[[], int | None]:
+        """It will run that program of ours in a fork, which prints to the file `out`. What is returned tells its pid:
+        None while nobody knows, 0 if it will not run."""
+        self._ask({"run": name, "arguments": arguments, "out": str(out), "mark": mark})
+
+        def pid() -> int | None:
+            self.listen()
+            return self._ran.pop(str(out), 0 if self.unfit else None)
+
+        return pid
+
     def stay(self, within: float) -> None:
         """It was asked to stay after this run, and has answered, or has not for `within` seconds. The answer is in
         `stays`."""
@@ -129,6 +142,7 @@ class ForkServer:
 
     def close(self) -> None:
         """Its pipes are closed. So it ends by itself, if it can."""
+        self.unfit = self.unfit or "it is closed"
         with contextlib.suppress(OSError):
             self._stdin.close()
         self._stdout.close()
@@ -137,6 +151,8 @@ class ForkServer:
     def _take(self, answer: dict[str, Any]) -> None:
         if "unfit" in answer:
             self.unfit = str(answer["unfit"])
+        elif "ran" in answer:
+            self._ran[str(answer["ran"])] = int(answer["pid"])
         elif "stays" in answer:
             self.stays, self.why_gone = int(answer["stays"]), str(answer["why"])
         elif "group" in answer:

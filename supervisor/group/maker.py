@@ -46,6 +46,7 @@ class GroupMaker:
         self._unborn: dict[str, WorkerGroup] = {}
         folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         self._count = max(folders, default=0)
+        self._count_of_runs = 0
         self._failures = 0
         self._since: float | None = None
         self._loaded: list[str] = []
@@ -141,6 +142,16 @@ class GroupMaker:
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is news for listen()."""
         return self.server.fds() if self.server else []
+
+    def run(self, name: str, arguments: list[str], mark: str) -> tuple[Path, Callable[[], int | None]] | None:
+        """A program of ours will run as a fork of the fork server: the file that it prints to, and what tells its pid
+        (see ForkServer.run). None if there is no fork server that has time."""
+        server = self.ready
+        if server is None or server.loading:
+            return None
+        self._count_of_runs += 1
+        out = self._run.standby / f"{name}.{self._count_of_runs}"
+        return out, server.run(name, arguments, out, mark)
 
     def keep(self) -> int | None:
         """With --keep-warm a fork server stays for the next run. Returns its pid."""

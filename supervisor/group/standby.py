@@ -136,15 +136,23 @@ class Standby:
             roots |= {self._group.launcher.pid, *self._group.rank_pids()}
         return roots
 
+    def run(self, name: str, arguments: list[str], mark: str) -> tuple[Path, Callable[[], int | None]] | None:
+        """As GroupMaker.run()."""
+        return self._maker.run(name, arguments, mark)
+
     def keep(self) -> int | None:
         """With --keep-warm a fork server stays for the next run. Returns its pid."""
         return self._maker.keep()
 
-    def close(self) -> None:
-        """No group waits any more. The caller must still kill the processes."""
+    def disperse(self) -> None:
+        """No group waits any more; the fork server is there."""
         if self._group is not None:
             self._group.dissolve()
             self._group = None
+
+    def close(self) -> None:
+        """No group waits any more. The caller must still kill the processes."""
+        self.disperse()
         self._maker.close()
 
     # ── the waiting group ───────────────────────────────────────────────────────────────────────────────────────────

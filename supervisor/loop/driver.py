@@ -164,6 +164,7 @@ class Driver:
     def _wait(self, standby: Standby) -> None:
         """Groups come from `standby` from now on."""
         self._standby = self._limb.groups = standby
+        self._flusher.forks = standby.run
 
     # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -318,14 +319,16 @@ class Driver:
         """No process of the run is alive, and the state in memory is on disk. The returned End tells the exceptions to
         that."""
         stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
-        kept = {pid} if not stuck and (pid := self._standby.keep()) else set()
-        self._standby.close()
+        kept = set[int]()
+        self._standby.disperse()
         if not stuck:
             self._tracker.flushed(self._flusher.finish(), self.clock())
+            kept |= {pid} if (pid := self._standby.keep()) else set()
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
         self._others.end(end.exit_code, end.reason, keep=self._flusher.segment.exists())
+        self._standby.close()
         # Processes that could not be killed have had their time already.
         spared = self._own_saves.pids() | kept
         left = end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)

@@ -19,14 +19,20 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.rundir.layout import RunDir, committed_steps, step_name, step_of
 from trainer.rundir.programs import program
 
+FLUSH = "checkpoint.disk.flush"
+"""Our program that flushes."""
 KEEP_ALL = 1 << 30
 """The number of checkpoints to keep if the run's own number is not known. A pruned checkpoint does not come back."""
 
 
 def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
     """The command that flushes the snapshot of `step` (or "newest") into the run's checkpoints. `keep` of them stay."""
-    flush = [sys.executable, *program("checkpoint.disk.flush"), str(segment), str(run.checkpoints)]
-    return [*flush, "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
+    return [sys.executable, *program(FLUSH), *flush_arguments(segment, run, step, keep)]
+
+
+def flush_arguments(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
+    """The arguments of FLUSH, for the same."""
+    return [str(segment), str(run.checkpoints), "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
 
 
 def folder_of(name: str | None) -> tuple[RunDir | None, Path]:

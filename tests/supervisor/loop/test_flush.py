@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from supervisor.loop.flush import Flusher
+from supervisor.process.proctree import marked
 from tests.support.disks import CrashingDisk, Cut, FullDisk
 from tests.support.jobs import ROOT, environment, holds, write
 from tests.support.snapshots import snapshot_of
+from tests.support.supervised import until
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.commit import begin
 from trainer.checkpoint.disk.flush import flush
@@ -23,7 +26,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.board import Board
 from trainer.rundir.files.durable import DISK, Disk
-from trainer.rundir.layout import committed_steps
+from trainer.rundir.layout import RunDir, committed_steps
 from trainer.rundir.machine import shm
 from trainer.rundir.programs import program
 
@@ -264,6 +267,55 @@ def test_the_program(segment: Path, tmp_path: Path) -> None:
     path = f"sys.path.insert(0, {str(ROOT)!r})"
     code = f"import sys; {path}; import trainer.checkpoint.disk.flush; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.sep, check=False).returncode == 0
+
+
+def test_a_fork_flushes(segment: Path, tmp_path: Path) -> None:
+    """The fork server runs the same program in a fork: its own session and mark, its report in a file."""
+    snapshot_of(segment, 3)
+    folder, mark = tmp_path / "c", "0123456789abcdef"
+    env = {**environment(), "SUPERVISE_MARK": f"{mark}.group"}
+    command = [sys.executable, *program("rank.engine.fork_server")]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def ask(step: str, out: Path, mark: str) -> int:
+            arguments = [str(segment), str(folder), "--step", step]
+            body = {"run": "checkpoint.disk.flush", "arguments": arguments, "out": str(out), "mark": mark}
+            server.stdin.write(json.dumps(body).encode() + b"\n")
+            server.stdin.flush()
+            answer = json.loads(server.stdout.readline())
+            assert answer["ran"] == str(out)
+            return int(answer["pid"])
+
+        held = tmp_path / "held"
+        os.mkfifo(held)  # it waits there before it flushes
+        pid = ask("3", held, f"{mark}.flush")
+        until(lambda: [process.pid for process in marked(f"{mark}.flush")] == [pid])
+        assert os.getsid(pid) == pid
+        with held.open() as told:
+            assert json.loads(told.read())["step"] == 3
+        assert holds(folder, 3)
+        until(lambda: not marked(f"{mark}.flush"))
+        ask("9", tmp_path / "out", f"{mark}.flush")
+        until(lambda: (tmp_path / "out").exists() and b"step 9" in (tmp_path / "out").read_bytes())
+        assert ask("3", tmp_path / "no", "a mark of another length") == 0
+        assert not (tmp_path / "no").exists()
+
+
+def test_a_fork_that_never_comes(segment: Path, tmp_path: Path) -> None:
+    """The fork server dies before it has forked the flush: the flush is a process of its own."""
+    snapshot_of(segment, 3)
+    run = RunDir(tmp_path)
+    flusher = Flusher(run, "m")
+    flusher.segment = segment
+    asked = []
+    flusher.forks = lambda *order: asked.append(order) or (tmp_path / "out", lambda: 0)  # type: ignore[func-returns-value]
+    outcomes = list(flusher.finish())
+
+    assert [name for name, *_ in asked] == ["checkpoint.disk.flush"]
+    assert [outcome["step"] for outcome in outcomes if outcome] == [3]
+    assert holds(run.checkpoints, 3)
+    assert not _pinned(segment)
 
 
 @pytest.mark.skipif(not AUTOGROUPS, reason="the kernel weighs no sessions")

@@ -6,6 +6,7 @@ stdin (none: they can read nothing). SCRIPT and ARGUMENTS are for `ps`, and give
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
     {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
+    {"run": program, "arguments": […], "out": file, "mark": text} -> {"ran": file, "pid": pid, or 0: it cannot}
     {"stay": {…}}                     -> {"stays": pid, "why": reason}: a fork stays for the next run, see kept.py
 
 Both files are a learned.Wanted; the second one names the modules that cannot be imported. A fork copies one thread, so
@@ -17,10 +18,12 @@ forks the groups.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,12 @@ from ...rundir.files.codec import read
 from ...rundir.records.gate import Gate
 from ...rundir.records.kept import Stay
 from ...rundir.records.learned import Wanted
+from ...rundir.variables import MARK
 from .. import torch_patches
 from ..journal import saves
 from ..preload import modules, trial
-from ..preload.fitness import unfit
-from ..process import fork_environment, inherited
+from ..preload.fitness import threads, unfit
+from ..process import fork_environment, inherited, mark
 from . import kept
 
 _REAP_EVERY = 0.2
@@ -69,6 +73,9 @@ class _Server:
             return self._stay(Stay(**request["stay"]))
         if "import" in request:
             return self._load(Path(request["import"]), bool(request.get("gently")))
+        if "run" in request:
+            fits = threads() == 1 and len(request["mark"]) == mark.room()
+            return {"ran": request["out"], "pid": _fork_program(request) if fits else 0}
         if reason := unfit():
             return {"unfit": reason}
         return {
@@ -149,6 +156,26 @@ def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
         finish(launch_forked(gate, flags))
     finally:
         os._exit(1)
+
+
+def _fork_program(request: dict[str, Any]) -> int:
+    """The pid of a fork that runs one of our programs, in a session of its own. All that it prints goes to the file."""
+    # Imported here, once: it is one of ours, and harms no fork.
+    module = importlib.import_module(f"...{request['run']}", __package__)
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        mark.show(request["mark"])
+        os.environ[MARK] = request["mark"]
+        _become(Path(request["out"]), os.open(os.devnull, os.O_RDONLY))
+        code = module.main(request["arguments"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _become(log: Path, stdin: int) -> None:

@@ -11,7 +11,6 @@ same environment, with the same limits, groups and namespaces, and from the same
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import select
@@ -22,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...rundir.machine.inheritance import inherited as inheritance
-from ...rundir.machine.proc import environment
 from ...rundir.records import kept
 from ...rundir.records.kept import Answer, Ask, Stay
 from ...rundir.variables import MARK
-from ..process import inherited
+from ..process import inherited, mark
 
 FILES = 4
 """The descriptors of who takes it: the script's stdin, the requests, the answers, the log."""
@@ -95,7 +93,7 @@ def _settle(told: int) -> None:
     for fd in range(3):
         os.dup2(null, fd)
     inherited.leave(but={told})
-    _show_mark("kept")
+    mark.show("kept")
 
 
 def _listening(path: Path) -> tuple[socket.socket, int]:
@@ -159,7 +157,7 @@ def _refused(ask: Ask, fds: list[int], began: Began, files: dict[str, Stamp]) ->
         return f"it was started with another {name}"
     if (changed := _changed(files)) is not None:
         return f"{changed} has changed"
-    return "" if len(ask.environ.get(MARK, "")) == len(began.environ.get(MARK, "")) else "its mark is too long"
+    return "" if len(ask.environ.get(MARK, "")) == mark.room() else "it has no room for the mark"
 
 
 def _serve(ask: Ask, began: Began) -> None:
@@ -172,19 +170,7 @@ def _serve(ask: Ask, began: Began) -> None:
         else:
             os.environ[name] = value
     began.environ = ask.environ
-    _show_mark(ask.environ[MARK])
-
-
-def _show_mark(mark: str) -> None:
-    """Others see `mark` as the mark of this process, and of its forks. The kernel shows the environment from the place
-    where it put it at the start, so it is written there. OSError if it is not there."""
-    start, end = environment()
-    text = ctypes.string_at(start, end - start) if 0 < start < end else b""
-    found = re.search(rb"(?:\A|\0)" + MARK.encode() + rb"=([^\0]*)\0", text)
-    if found is None:
-        raise OSError("its environment is not where it was")
-    room = found.end(1) - found.start(1)
-    ctypes.memmove(start + found.start(1), mark.encode()[:room].ljust(room, b"-"), room)
+    mark.show(ask.environ[MARK])
 
 
 def _is_at(path: Path, inode: int) -> bool:
