@@ -40,6 +40,10 @@ class Groups(Protocol):
         """A group for the attempt of `body`. None while there is none yet. OSError if there will be none."""
 
 
+_SIZES_EVERY = 5.0
+"""Seconds between two looks at how much memory the ranks have."""
+
+
 class Attempt:
     """An attempt. It is wanted as soon as it is made. It has a `watch` as soon as its launcher runs."""
 
@@ -65,6 +69,8 @@ class Attempt:
         self._told: set[int] | None = None
         """The pids that were told to stop, since the ranks were asked to. A rank that shows up later is told, too."""
         self.stacks: Stacks | None = None
+        self._slow: dict[int, bool] = {}
+        self._sizes_at = float("-inf")
 
     def adopt(self, group: WorkerGroup) -> None:
         """The attempt takes `group`, which another supervisor released. OSError or ValueError if its beats cannot be
@@ -186,6 +192,14 @@ class Attempt:
     def ranks(self) -> tuple[proctree.Process, ...]:
         """Its living ranks that have registered."""
         return tuple(self.watch.ranks.values()) if self.watch is not None else ()
+
+    def slow_to_go(self, now: float) -> tuple[proctree.Process, ...]:
+        """Those of ranks() whose descriptors tell their end late: they have much memory to free, or a GPU."""
+        ranks = self.ranks()
+        if now >= self._sizes_at + _SIZES_EVERY or self._slow.keys() != {process.pid for process in ranks}:
+            self._sizes_at = now
+            self._slow = {process.pid: self.ending.is_slow(process.pid) for process in ranks}
+        return tuple(process for process in ranks if self._slow[process.pid])
 
     def living(self) -> int:
         """The number of its ranks that are alive, as far as is known."""

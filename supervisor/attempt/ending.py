@@ -21,6 +21,8 @@ from trainer.rundir.machine.proc import stat
 
 _WALKS = 10
 """The most walks of one look. A program that forks without end is looked at again anyway."""
+_MUCH = 200_000_000
+"""Bytes. To free more takes a process longer than we sleep between two glances (0.1 to 0.25 s a GB)."""
 _SETTLE = 0.02
 """Seconds that a kill waits until nothing of the attempt runs. After that the loop looks again, between its other
 work."""
@@ -63,6 +65,10 @@ class Ending:
         """The `ranks` step. So they have opened their GPUs, if they use any."""
         if self._gpu is None:
             self._gpu = any(map(has_gpu, ranks))
+
+    def is_slow(self, pid: int) -> bool:
+        """Whether the process may be gone much later than it runs no code any more."""
+        return bool(self._gpu) or family.resident(pid) > _MUCH
 
     @property
     def on_gpu(self) -> dict[int, int]:

@@ -123,7 +123,8 @@ class Driver:
         paces.keep(self._state.hang.pace, seen.now)
         self._others.state(self._state.mode, self._state.stepped, self._state.unexplained)
         fds = [*self._limb.fds(), *self._flusher.fds(), *self._others.fds()]
-        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, self._limb.ranks())
+        slow = self._limb.slow_to_go(self.clock())
+        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, slow)
 
     def _blind(self, error: Exception) -> None:
         """Without descriptors or memory we cannot look or act. Training goes on. We try again soon."""

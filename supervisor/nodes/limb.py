@@ -87,9 +87,9 @@ class Limb:
         """The descriptors that are readable when something has ended."""
         return [*self.groups.fds(), *(self.attempt.fds() if self.attempt else [])]
 
-    def ranks(self) -> tuple[Process, ...]:
-        """Its living ranks that have registered."""
-        return self.attempt.ranks() if self.attempt else ()
+    def slow_to_go(self, now: float) -> tuple[Process, ...]:
+        """As Attempt.slow_to_go()."""
+        return self.attempt.slow_to_go(now) if self.attempt else ()
 
     def living(self) -> int:
         """The number of its ranks that are alive, as far as is known."""

@@ -2,8 +2,9 @@
 
     start.py checkpoint.disk.flush SEGMENT CHECKPOINTS --step N|newest [--keep K] [--seal FILE] [--nice 10]
 
-It is a fork of the fork server, or a process without torch if there is none that has time. It prints one JSON line. Exit status 0: {"step", "bytes", "seconds"} when the
-checkpoint is durable, or {"step", "existed": true} if there was nothing to do. Exit status 1: {"step", "error"}.
+It is a fork of the fork server, or a process without torch if there is none that has time. It prints one JSON line.
+Exit status 0: {"step", "bytes", "seconds"} when the checkpoint is durable, or {"step", "existed": true} if there was
+nothing to do. Exit status 1: {"step", "error"}.
 
     pin (so that no rank writes over it)
     mkdir .step-N.tmp-flush-<id>/, locked  ->  each rank's file: read, digest, write, sync
