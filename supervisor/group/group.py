@@ -39,6 +39,8 @@ class WorkerGroup:
         """Whether the process that had to make it is gone. Then it will never have a launcher."""
         self.elsewhere: Elsewhere | None = None
         """Its parts on other nodes."""
+        self._came: dict[int, int] = {}
+        """The pid of each rank that has come to the gate."""
         self._fd = fd
 
     @classmethod
@@ -116,11 +118,11 @@ class WorkerGroup:
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate."""
-        found = []
         for rank in self.seat.ranks:
-            with contextlib.suppress(OSError, ValueError):
-                found.append(int(self.gate.ready(rank).read_text()))
-        return found
+            if rank not in self._came:
+                with contextlib.suppress(OSError, ValueError):
+                    self._came[rank] = int(self.gate.ready(rank).read_text())
+        return list(self._came.values())
 
     def abandon(self) -> None:
         """The group is given up. No rank waits for this supervisor any more."""

@@ -27,12 +27,15 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def walk(roots: Iterable[int], spared: Collection[int] = ()) -> list[int]:
     """The descendants of `roots`, nearest first, without those in `spared` and their descendants."""
     found: dict[int, None] = {}
-    left = list(roots)
+    left = list(dict.fromkeys(roots))
+    asked = set(left)
     for parent in left:
         for child in _children(parent):
-            if child not in found and child not in spared:
+            if child not in spared:
                 found[child] = None
-                left.append(child)
+                if child not in asked:
+                    asked.add(child)
+                    left.append(child)
     return list(found)
 
 
@@ -44,11 +47,25 @@ def _children(pid: int) -> Iterator[int]:
     for thread in _threads(pid):
         # The thread, or the process, may have just ended.
         with contextlib.suppress(OSError):
-            yield from map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+            yield from map(int, _whole(f"/proc/{pid}/task/{thread}/children").split())
 
 
+_PAGE = 4096
 _CHILDREN_ARE_TOLD = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 """Whether the kernel tells the children of a thread (CONFIG_PROC_CHILDREN). Otherwise all processes are read."""
+
+
+def _whole(path: str) -> bytes:
+    """The content of a file in /proc, of any length."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, _PAGE)
+        # Only a text that fills a page has more.
+        while len(text) > _PAGE // 2 and (more := os.read(fd, _PAGE)):
+            text += more
+        return text
+    finally:
+        os.close(fd)
 
 
 def _threads(pid: int) -> list[str]:
