@@ -98,6 +98,20 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"n": len(values), "min": min(values), "p50": middle, "p95": percentile(values, 0.95), "max": max(values)}
 
 
+def at_least(found: int, of: int, sure: float = 0.975) -> float:
+    """The share that is surely there if `found` of so many samples showed it: the lower end of Clopper and Pearson's
+    interval, of 95 % on both sides together."""
+    if found == 0:
+        return 0.0
+    low, high = 0.0, found / of
+    for _ in range(60):
+        share = (low + high) / 2
+        # How likely so many are, or more, with this share.
+        tail = sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(found, of + 1))
+        low, high = (share, high) if tail < 1 - sure else (low, share)
+    return low
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns, the first to the left, the others to the right."""
     lines = [[str(cell) for cell in row] for row in [head, *rows]]

@@ -36,7 +36,7 @@ import common
 import sides
 from kills import next_group, strike
 from sides import Plan, Side
-from steps import intervals
+from steps import intervals, trained
 
 TIME_LIMIT = 300.0
 """Seconds without a step after which a run is given up. torchrun waits 30 s for a survivor that does not go."""
@@ -88,7 +88,7 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
         if ended:
             side.process.wait(60)
         end = max(step.at for step in side.steps.steps if step.done == steps) if ended else side.steps.steps[-1].at
-        trained = len(side.steps.of({step.pid for step in side.steps.steps if step.rank == 0}))
+        again = len(trained(side.steps.steps)) - reached[-1]
         own = own_steps(side)
         return {
             "wall_s": end - begin,
@@ -97,7 +97,7 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
             "exit_code": side.process.returncode if ended else None,
             "ended": ended,
             "steps_reached": reached[-1],
-            "steps_done_again": trained - reached[-1],
+            "steps_done_again": again,
             "own_step_s": statistics.median(own) if own else None,
             "ledger": ledger(side) if plan.supervised else None,
         }

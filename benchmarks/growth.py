@@ -5,6 +5,9 @@
     processes   of others on this machine, asleep     100 to 5,000
     events      of the run before the kill            1,000 to 1,000,000
 
+and, with --only supervisor, what the supervisor itself takes beside so many ranks that train: its memory, and its CPU
+over a minute.
+
 Each size is a run of its own under supervise, killed so many times. The slope is that of the medians in a log-log plot:
 0 where the size costs nothing, 1 where twice the size takes twice as long. It is fitted over the upper half of the
 sizes too, since a constant hides a line's beginning.
@@ -19,16 +22,19 @@ import math
 import random
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import common
 import kills
+import psutil
 import sides
 from scale import long_run
 
 STATEFUL = Path(__file__).resolve().parent / "scripts" / "stateful.py"
+SUPERVISOR = "supervisor"
 SIZES = {
     "ranks": "2,4,8,16,32",
     "state": "1,16,128,1024",
@@ -82,6 +88,25 @@ def measured(what: str, size: int, count: int) -> list[dict[str, Any]]:
         return kills.recoveries(longer, workload, 2, count, _GAP)
 
 
+def supervisor(ranks: int, seconds: float) -> dict[str, Any]:
+    """What it takes while so many ranks of a tiny model train, with a standby behind them."""
+    plan, workload = sides.supervise(ranks, *sides.ENDLESS), ["-m", "trainer", "--steps", "1000000", *common.SMALL]
+    with sides.Side(plan, workload) as side:
+        kills.next_group(side, set(), ranks)
+        common.until(lambda: side.events("standby_ready") or None, 120.0, "a standby")
+        before, begin = _used(side.process.pid), time.monotonic()
+        time.sleep(seconds)
+        share = (_used(side.process.pid) - before) / (time.monotonic() - begin)
+        rss = psutil.Process(side.process.pid).memory_info().rss
+        return {"ranks": ranks, "cpu_share": share, "rss_mb": rss / 1e6, "seconds": seconds}
+
+
+def _used(pid: int) -> float:
+    """CPU seconds of all threads of the process so far, to the microsecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def grown(what: str, sizes: Sequence[int], count: int) -> dict[str, Any]:
     """The kills at each size, and how their medians grow."""
     found: list[dict[str, Any]] = []
@@ -102,13 +127,20 @@ def main() -> None:
     ]
     given = common.options(
         __doc__,
-        ("--only", {"default": ",".join(SIZES), "metavar": "WHAT,…"}),
+        ("--only", {"default": ",".join([*SIZES, SUPERVISOR]), "metavar": "WHAT,…"}),
+        ("--seconds", {"type": float, "default": 60.0, "help": "over which the supervisor's CPU is taken"}),
         ("--kills", {"type": int, "default": 5, "help": "of each run"}),
         *sizes,
     )
     random.seed(given.seed)
     body: dict[str, Any] = {}
     for what in given.only.split(","):
+        if what == SUPERVISOR:
+            body[what] = [supervisor(int(size), given.seconds) for size in given.ranks.split(",")]
+            cells = [(one["ranks"], f"{one['rss_mb']:.0f} MB", f"{100 * one['cpu_share']:.2f} %") for one in body[what]]
+            common.show("The supervisor beside ranks that train", ("ranks", "memory", "of a core"), cells)
+            common.write(given.json, "growth", here, given, body)
+            continue
         body[what] = grown(what, [int(size) for size in getattr(given, what).split(",")], given.kills)
         rows = [
             (f"{one['size']:,}", one["seconds"]["n"], *(f"{one['seconds'][k]:.3f}" for k in ("min", "p50", "max")))

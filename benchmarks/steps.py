@@ -68,6 +68,18 @@ class StepLog:
         return [found[rank] for rank in sorted(found)] if len(found) == nproc else None
 
 
+def trained(steps: list[Step], rank: int = 0) -> list[Step]:
+    """The steps of one rank without those that a waiting group has made to warm up: the optimizer's first, in a process
+    that went on from another one."""
+    by_pid: dict[int, list[Step]] = {}
+    for step in steps:
+        if step.rank == rank:
+            by_pid.setdefault(step.pid, []).append(step)
+    first, *later = by_pid.values() if by_pid else [[]]
+    warm = {id(own[0]) for own in later if own[0].done == 1 and (len(own) == 1 or own[1].done != 2)}
+    return [step for own in (first, *later) for step in own if id(step) not in warm]
+
+
 def intervals(steps: list[Step], rank: int = 0) -> list[float]:
     """Seconds between the finished steps of one rank, in the order of its steps."""
     times = [step.at for step in steps if step.rank == rank]
