@@ -43,8 +43,10 @@ SIZES = {
 }
 
 
-_GAP = 4.0
-"""Seconds from a first step to the next kill, at least: the next group is parked by then."""
+_GAP = 2.0
+"""Seconds from a first step to the next kill, at least."""
+_PARKED = 120.0
+"""Seconds that a kill waits until the next group is parked."""
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -75,17 +77,17 @@ def measured(what: str, size: int, count: int) -> list[dict[str, Any]]:
     """The kills of one run of this size."""
     plan, workload = sides.supervise(2, *sides.ENDLESS), [*("-m", "trainer", "--steps", "1000000"), *common.SMALL]
     if what == "ranks":
-        return kills.recoveries(sides.supervise(size, *sides.ENDLESS), workload, size, count, _GAP)
+        return kills.recoveries(sides.supervise(size, *sides.ENDLESS), workload, size, count, _GAP, _PARKED)
     if what == "state":
-        return kills.recoveries(plan, [str(STATEFUL), str(size)], 2, count, _GAP)
+        return kills.recoveries(plan, [str(STATEFUL), str(size)], 2, count, _GAP, _PARKED)
     if what == "processes":
         with sleepers(size):
-            return kills.recoveries(plan, workload, 2, count, _GAP)
+            return kills.recoveries(plan, workload, 2, count, _GAP, _PARKED)
     with tempfile.TemporaryDirectory(prefix="bench-long-") as folder:
         path = Path(folder, "run")
         long_run(path, size)
         longer = sides.supervise(2, *sides.ENDLESS, "--run-dir", str(path))
-        return kills.recoveries(longer, workload, 2, count, _GAP)
+        return kills.recoveries(longer, workload, 2, count, _GAP, _PARKED)
 
 
 def supervisor(ranks: int, seconds: float) -> dict[str, Any]:

@@ -60,8 +60,11 @@ def components(events: list[dict[str, Any]], struck: float, stepped: float) -> d
     return found
 
 
-def recoveries(plan: Plan, workload: Sequence[str], nproc: int, kills: int, gap: float) -> list[dict[str, Any]]:
-    """One record a kill. A side that does not come back (`seconds` is null then) is started anew."""
+def recoveries(
+    plan: Plan, workload: Sequence[str], nproc: int, kills: int, gap: float, parked_within: float = 0.0
+) -> list[dict[str, Any]]:
+    """One record a kill. A side that does not come back (`seconds` is null then) is started anew. A kill waits for a
+    standby for up to `parked_within` seconds."""
     found: list[dict[str, Any]] = []
     while len(found) < kills:
         with Side(plan, workload) as side:
@@ -69,6 +72,7 @@ def recoveries(plan: Plan, workload: Sequence[str], nproc: int, kills: int, gap:
             old: set[int] = set()
             while len(found) < kills:
                 time.sleep(gap + random.random())
+                _wait_for_standby(side, parked_within)
                 record = _recovery(side, old, nproc)
                 found.append(record)
                 how = "not back" if record["seconds"] is None else f"back in {record['seconds']:.2f} s"
@@ -78,12 +82,27 @@ def recoveries(plan: Plan, workload: Sequence[str], nproc: int, kills: int, gap:
     return found
 
 
+def _wait_for_standby(side: Side, seconds: float) -> None:
+    """The next group waits in restore(), or that long was not enough. (A first one may wait at the first line, until
+    the fork server has the program's imports.)"""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and _standby(side).get("at") != "restore":
+        side.check()
+        time.sleep(0.1)
+
+
+def _standby(side: Side) -> dict[str, Any]:
+    """The event of the group that waits; empty if none does."""
+    told = side.events("standby_ready", "standby_lost", "attempt_started")
+    return told[-1] if told and told[-1]["msg"] == "standby_ready" else {}
+
+
 def _recovery(side: Side, old: set[int], nproc: int) -> dict[str, Any]:
     """A kill and what came of it; `old` has the killed group's processes afterwards."""
     side.check()
     pids = side.steps.pids(nproc)
     assert pids is not None
-    told = side.events("standby_ready", "standby_lost", "attempt_started")
+    ready = bool(_standby(side))
     rank = random.randrange(nproc)
     old |= set(pids.values())
     struck = strike(pids[rank])
@@ -98,7 +117,7 @@ def _recovery(side: Side, old: set[int], nproc: int) -> dict[str, Any]:
     record["first_new_step"] = first[0].done
     if side.plan.supervised:
         time.sleep(0.3)  # for the event of the first step
-        record["standby_was_ready"] = bool(told) and told[-1]["msg"] == "standby_ready"
+        record["standby_was_ready"] = ready
         record["components"] = components(side.events(), struck, struck + record["seconds"])
     return record
 

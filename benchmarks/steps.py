@@ -59,11 +59,13 @@ class StepLog:
 
     def first_after(self, old: Iterable[int], nproc: int, since: float = 0.0) -> list[Step] | None:
         """The first step after `since` of each rank's process that is none of `old`; None until every rank has made
-        one. A process that waited had made steps before, to warm up."""
+        one. A process that waits makes a step to warm up, perhaps after `since`: its optimizer's first, where `old`
+        had come further."""
         self.read()
         gone, found = set(old), dict[int, Step]()
+        further = any(step.done > 1 for step in self.steps if step.pid in gone)
         for step in self.steps:
-            if step.pid not in gone and step.at > since:
+            if step.pid not in gone and step.at > since and not (further and step.done == 1):
                 found.setdefault(step.rank, step)
         return [found[rank] for rank in sorted(found)] if len(found) == nproc else None
 
