@@ -49,6 +49,8 @@ class Standby:
         other nodes' part of a new group, and tells the part of this one. None: this node is alone."""
         self._spec, self._log = spec, log
         self._maker = GroupMaker(spec, run, outer, log.emit)
+        self.kept = set[int]()
+        """The process that stays after the run. It is not of the run any more."""
         for folder in list(run.standby.glob("[0-9]*")):
             if folder.is_dir() and folder != adopted:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -140,9 +142,9 @@ class Standby:
         """As GroupMaker.run()."""
         return self._maker.run(name, arguments, mark)
 
-    def keep(self) -> int | None:
-        """With --keep-warm a fork server stays for the next run. Returns its pid."""
-        return self._maker.keep()
+    def keep(self) -> None:
+        """With --keep-warm a fork server stays for the next run. It is `kept`."""
+        self.kept = {pid} if (pid := self._maker.keep()) else set()
 
     def disperse(self) -> None:
         """No group waits any more; the fork server is there."""

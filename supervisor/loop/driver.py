@@ -79,7 +79,7 @@ class Driver:
         self._limb = Limb(self.run, self.spec, self.environ, self._helpers)
         self._attempts = Attempts(self.run, self.spec, self._reaper, self._limb)
         self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
-        self._flusher = Flusher(self.run, self.spec.mark)
+        self._flusher = Flusher(self.run, self.spec.mark, lambda *order: self._standby.run(*order))
         self._curve, self._lanes = Curve(self.run), Lanes(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)
         fired, armed = self.previous.faults_fired, self.previous.faults_armed
@@ -123,8 +123,7 @@ class Driver:
         paces.keep(self._state.hang.pace, seen.now)
         self._others.state(self._state.mode, self._state.stepped, self._state.unexplained)
         fds = [*self._limb.fds(), *self._flusher.fds(), *self._others.fds()]
-        slow = self._limb.slow_to_go(self.clock())
-        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, slow)
+        return sleep(poll_interval(self._state, self.clock()), wakeup, fds, self._limb.slow_to_go(self.clock()))
 
     def _blind(self, error: Exception) -> None:
         """Without descriptors or memory we cannot look or act. Training goes on. We try again soon."""
@@ -165,7 +164,6 @@ class Driver:
     def _wait(self, standby: Standby) -> None:
         """Groups come from `standby` from now on."""
         self._standby = self._limb.groups = standby
-        self._flusher.forks = standby.run
 
     # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -317,21 +315,19 @@ class Driver:
         )
 
     def _clear_up(self, end: End) -> End:
-        """No process of the run is alive, and the state in memory is on disk. The returned End tells the exceptions to
-        that."""
+        """No process of the run is alive, and what was in memory is on disk. The returned End tells exceptions."""
         stuck, time_limit = end.exit_code == ExitCode.STUCK, self.spec.policy.stuck_after
-        kept = set[int]()
         self._standby.disperse()
         if not stuck:
             self._tracker.flushed(self._flusher.finish(), self.clock())
-            kept |= {pid} if (pid := self._standby.keep()) else set()
+            self._standby.keep()
             if (step := self._flusher.leave()) is not None:
                 self._narrator.only_in_memory(step, self._flusher.segment)
             self._own_saves.close()
         self._others.end(end.exit_code, end.reason, keep=self._flusher.segment.exists())
         self._standby.close()
         # Processes that could not be killed have had their time already.
-        spared = self._own_saves.pids() | kept
+        spared = self._own_saves.pids() | self._standby.kept
         left = end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)
         return machine.stuck(left, time_limit) if left and not stuck else end
 

@@ -59,10 +59,9 @@ class Flusher:
     read, the pin alone does. A flush that dies is made again, once. A flush that is not made is told.
     """
 
-    def __init__(self, run: RunDir, mark: str) -> None:
-        self._run, self._mark = run, mark
-        self.forks: Fork = lambda *_: None
-        """Runs a program of ours as a fork of the fork server, if there is one: Standby.run()."""
+    def __init__(self, run: RunDir, mark: str, forks: Fork = lambda *_: None) -> None:
+        """`forks` runs a program of ours as a fork of the fork server, if there is one: Standby.run()."""
+        self._run, self._mark, self._forks = run, mark, forks
         self._ordered: Callable[[], int | None] | None = None
         """Tells the pid of the flush that is ordered from the fork server."""
         self.segment = segment_of(mark)
@@ -281,7 +280,7 @@ class Flusher:
         step = "newest" if wanted.step is None else str(wanted.step)
         self._began, self._under_way = time.monotonic(), wanted
         arguments = flush_arguments(self.segment, self._run, step, wanted.keep)
-        if not wanted.again and (ordered := self.forks(FLUSH, arguments, f"{self._mark}.flush")) is not None:
+        if not wanted.again and (ordered := self._forks(FLUSH, arguments, f"{self._mark}.flush")) is not None:
             self._said_to, self._ordered = ordered
             return
         yield from self._start_alone(wanted, step)

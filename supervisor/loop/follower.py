@@ -102,7 +102,9 @@ class Follower:
         duty = self._duty
         if duty is None:
             return sleep(CALM, wakeup, [self._line.fd])
-        return sleep(duty.interval(self._clock()), wakeup, [self._line.fd, *duty.fds()], duty.limb.ranks())
+        return sleep(
+            duty.interval(self._clock()), wakeup, [self._line.fd, *duty.fds()], duty.limb.slow_to_go(self._clock())
+        )
 
     def _work(self, ended: set[int]) -> int | None:
         """One turn. Returns the exit code if this was the last one."""

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -306,10 +307,14 @@ def test_a_fork_that_never_comes(segment: Path, tmp_path: Path) -> None:
     """The fork server dies before it has forked the flush: the flush is a process of its own."""
     snapshot_of(segment, 3)
     run = RunDir(tmp_path)
-    flusher = Flusher(run, "m")
-    flusher.segment = segment
     asked = []
-    flusher.forks = lambda *order: asked.append(order) or (tmp_path / "out", lambda: 0)  # type: ignore[func-returns-value]
+
+    def forks(*order: object) -> tuple[Path, Callable[[], int]]:
+        asked.append(order)
+        return tmp_path / "out", lambda: 0
+
+    flusher = Flusher(run, "m", forks)
+    flusher.segment = segment
     outcomes = list(flusher.finish())
 
     assert [name for name, *_ in asked] == ["checkpoint.disk.flush"]
