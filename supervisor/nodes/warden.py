@@ -105,8 +105,9 @@ class Warden:
         return kill_family(lambda: next(steps, []), {}, _WITHIN, time.monotonic())
 
     def _find(self) -> Iterator[list[int]]:
-        """First those that are known, and their children, which is quick. Then all that have the mark: to read what
-        each process of the machine has takes a while, so each is read once."""
+        """First those that are known, and their children, which is quick. Then all that have the mark, the youngest
+        first: to read what each process of the machine has takes a while, so each is read once, and killed as soon as
+        it is found."""
         known = [pid for pid, started in self._known.items() if self._is_still(pid, started)]
         read = set(known)
         yield [*known, *family.walk(known, self._spared())]
@@ -114,7 +115,8 @@ class Warden:
             with os.scandir("/proc") as entries:
                 new = {int(entry.name) for entry in entries if entry.name.isdecimal()} - read
             read |= new
-            yield [pid for pid in new if self._is_ours(pid)]
+            yield from ([pid] for pid in sorted(new, reverse=True) if self._is_ours(pid))
+            yield []
 
     def _walk(self, now: float) -> None:
         """The processes of the run are known: the supervisor's descendants with its mark."""
