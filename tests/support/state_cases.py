@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
@@ -362,3 +363,50 @@ def _stages(rank: int, world: int) -> Case:
         for number, param in enumerate(net.parameters()):
             param.fill_(0.1 * (rank + number))
     return _alone(net, rank, world)
+
+
+class _Stage(nn.Module):
+    def __init__(self, numbers: range) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(number): nn.Linear(8, 8) for number in numbers})
+        with torch.no_grad():
+            for number, param in enumerate(self.parameters()):
+                param.copy_(torch.sin(torch.arange(param.numel()) + number + numbers.start).reshape(param.shape) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers.values():
+            x = layer(x).tanh()
+        return x
+
+
+def _pipeline(wrap: str) -> Made:
+    """torch's own schedule over stages; wrapped: two stages, each on half of the ranks."""
+
+    def made(rank: int, world: int) -> Case:
+        stages = 2 if wrap else world
+        mesh = init_device_mesh("cpu", (stages, world // stages), mesh_dim_names=("pp", "dp"))
+        here, copy_ = mesh["pp"].get_local_rank(), mesh["dp"].get_local_rank()
+        net: Any = _Stage(range(here * 8 // stages, (here + 1) * 8 // stages))
+        given: Any = fully_shard(net, mesh=mesh["dp"]) if wrap == "FSDP2" else net
+        if wrap == "DDP":
+            given = DistributedDataParallel(net, process_group=mesh["dp"].get_group())
+        opt = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        shapes = {
+            "input_args": torch.zeros(3, 8, requires_grad=here > 0),
+            "output_args": torch.zeros(3, 8, requires_grad=True),
+        }
+        stage = PipelineStage(given, here, stages, torch.device("cpu"), group=mesh["pp"].get_group(), **shapes)
+        schedule = Schedule1F1B(stage, 4, loss_fn=lambda out, wanted: (out - wanted).square().mean())
+
+        def step(number: int) -> None:
+            opt.zero_grad()
+            batch = [_batch(number, copy_)] if here == 0 else []
+            schedule.step(*batch, **({"target": _batch(number, copy_, 7)} if here == stages - 1 else {}))
+            opt.step()
+
+        return Case({"model": given, "optimizer": opt}, step, lambda: [net.state_dict(), opt.state_dict()])
+
+    return made
+
+
+CASES["a pipeline"], CASES["a pipeline of DDPs"], CASES["a pipeline of FSDP2"] = map(_pipeline, ("", "DDP", "FSDP2"))

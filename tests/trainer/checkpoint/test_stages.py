@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.support.jobs import on_ranks, same
 from tests.support.training import TAKE, Here
 from trainer.checkpoint import Checkpointer, CheckpointMismatch, PerRank, StateError
 from trainer.checkpoint.group import Ranks
+from trainer.checkpoint.sharded.parts import apart, together
 
 
 def _stage(rank: int, names: bool | None) -> nn.Module:
@@ -118,3 +122,23 @@ def test_stages_of_equal_names_are_refused_with_the_way_to_write_them(here: Here
     assert "model/0.weight is not the same on all ranks" in text and "model=PerRank(model)" in text
     with pytest.raises(StateError, match="cannot be resharded"):
         Checkpointer(model=PerRank(nn.Linear(1, 1), reshard=lambda *_: None))  # type: ignore[arg-type]
+
+
+def test_a_part_is_of_one_place_only() -> None:
+    """Of a DTensor in a stage: it comes back where the rank has the same part, and is a mismatch else."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        net: Any = fully_shard(nn.Linear(4, 3), mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.AdamW(net.parameters())
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        for name, part in {"model": net, "optimizer": optimizer}.items():
+            state = part.state_dict()
+            found = together(apart(state, name), part, name)
+            assert str(dict(found)) == str(dict(state))
+        taken = apart(net.state_dict(), "model")
+        taken["weight"]["at"] = [1, 0]
+        with pytest.raises(CheckpointMismatch, match=r"model/weight is a part of \[3, 4\] from \[1, 0\] on"):
+            together(taken, net, "model")
+    finally:
+        dist.destroy_process_group()

@@ -17,7 +17,7 @@ import torch
 from ..errors import Damaged, Misfit, StateError, Unreadable
 from ..format import boxes
 from ..format.boxes import Box
-from ..format.manifest import Manifest, Piece, StoredTensor, shard_name
+from ..format.manifest import Manifest, Piece, StoredTensor, rank_of, shard_name
 from ..format.plan import Spec
 from ..format.shard import Entry, Sink, Take, misfit
 from ..state import tensors, tree
@@ -170,6 +170,7 @@ class _Assembly:
         """All that is wanted of `file`, and if it is `mine`, the state of its rank alone."""
         shared = {p.key for stored in self.manifest.tensors.values() for p in stored.pieces if p.file == file}
         own: dict[str, torch.Tensor] = {}
+        own_prefix = f"rank{rank_of(file)}/"
         problems: list[str] = []
 
         def sink(entry: Entry) -> list[Take]:
@@ -178,7 +179,7 @@ class _Assembly:
                     problems.append(problem)
                     return []
                 return wanted.takes
-            if entry.key in shared or not mine:
+            if entry.key in shared or not mine or not entry.key.startswith(own_prefix):
                 return []
             own[entry.key] = tensors.empty(entry.spec)
             return [(0, tensors.view_of(own[entry.key]))]

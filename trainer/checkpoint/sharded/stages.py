@@ -3,9 +3,10 @@
 given as PerRank(part)                         it is each rank's own
 the ranks' models have other tensors, by name  the model and its optimizers are each rank's own, without an argument
 
-What is each rank's own lies in its own file, and comes back on the rank of the same number, on as many ranks. Stages
-whose tensors have the same names on all ranks cannot be told from weights that have drifted apart: these are given as
-PerRank, or refused when the ranks compare their states.
+Of a DTensor in a stage (FSDP2) each rank has its part (see parts). What is each rank's own lies in its own file, and
+comes back on the rank of the same number, on as many ranks. Stages whose tensors have the same names on all ranks
+cannot be told from weights that have drifted apart: these are given as PerRank, or refused when the ranks compare their
+states.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from ..group import Ranks
 from ..state import several
 from ..state.marks import PerRank
 from ..state.per_rank import Parts
-from .held import is_sharded
 
 _FOLLOWING = {"model": ("optimizer", "parameters", "ddp"), "optimizer": ("parameters",)}
 """What belongs to a part, and is each rank's own as it is."""
@@ -51,18 +51,12 @@ def set_apart(parts: Parts, marked: frozenset[str]) -> Parts:
 
 def learn(parts: Parts, ranks: Ranks, log: Callable[[str], object]) -> None:
     """The ranks' models are stages if they differ in the names of their tensors; `log` gets a sentence if nobody has
-    marked them. StateError, on every rank, for stages of DTensors. All ranks call it."""
+    marked them. All ranks call it."""
     state = parts["model"].state_dict() if ranks.world_size > 1 and "model" in parts else {}
     names = xxhash.xxh3_128_hexdigest(encode(sorted(map(str, state))))
-    told = ranks.exchange([names, any(map(is_sharded, state.values())), "model" in parts.own])
-    found = len({one for one, _, _ in told}) > 1
-    if not found and not any(own for _, _, own in told):
+    told = ranks.exchange([names, "model" in parts.own])
+    if len({one for one, _ in told}) == 1 and not any(own for _, own in told):
         return
-    if any(sharded for _, sharded, _ in told):
-        raise StateError(
-            "the ranks' models have other tensors, as pipeline stages have, and some are DTensors: each rank saves its "
-            "own stage, which it must have whole; use plain tensors in the stages"
-        )
     said = "model" in parts.own
     set_apart(parts, frozenset({"model"}))
     if not said:

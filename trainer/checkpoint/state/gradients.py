@@ -3,10 +3,8 @@ save in between loses them otherwise."""
 
 from __future__ import annotations
 
-import re
-import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,14 +12,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..errors import StateError
-from ..format.boxes import Box
-from ..format.plan import Spec
-from ..sharded import unreduced
-from ..sharded.held import Held, box_of, is_sharded, local_of
+from ..sharded import parts, unreduced
+from ..sharded.held import is_sharded
 from . import several
-
-_PLACEMENT = re.compile(r"R|S\((?P<dim>\d+)\)|P\((?P<op>\w+)\)|_S\((?P<strided>\d+), (?P<split>\d+)\)")
-"""How torch writes a placement."""
 
 
 class Waiting:
@@ -35,7 +28,7 @@ class Waiting:
         found: dict[str, Any] = {}
         for name, param in self._params():
             if param.grad is not None:
-                found[name] = _part(name, param.grad) if is_sharded(param.grad) else param.grad
+                found[name] = {"part": parts.part_of(name, param.grad)} if is_sharded(param.grad) else param.grad
         for name, record in unreduced.parameters(self._parts.get("model")):
             if (grad := unreduced.gradient(record)) is not None:
                 if is_sharded(grad):
@@ -59,7 +52,7 @@ class Waiting:
         for name, param in self._params():
             grad = state.get(name)
             if isinstance(grad, dict):
-                grad = _made(grad, param) if "part" in grad else None
+                grad = parts.made(grad["part"], param) if "part" in grad else None
             param.grad = None if grad is None else grad.to(param.device)
         for name, record in unreduced.parameters(self._parts.get("model")):
             kept = state.get(name)
@@ -78,67 +71,20 @@ class Waiting:
                     yield f"{part}/{number}", param
 
 
-def _part(name: str, grad: Any) -> dict[str, Any]:
-    """What this rank has of the gradient `grad`, and where that is."""
-    texts = [str(placement) for placement in grad.placements]
-    if not all(map(_PLACEMENT.fullmatch, texts)):
-        raise StateError(
-            f"{name} has a gradient with the placements {texts}, which cannot be saved: leave grads=True out"
-        )
-    found = {"part": local_of(grad), "placements": texts, "shape": list(grad.shape)}
-    return {**found, "at": list(_box(found, grad).at)}
-
-
 def _shape(grad: Any) -> list[int]:
-    return (
-        list(grad["shape"] if "part" in grad else grad["unreduced"].shape) if isinstance(grad, dict) else [*grad.shape]
-    )
+    if not isinstance(grad, dict):
+        return [*grad.shape]
+    return list(grad["part"]["shape"] if "part" in grad else grad["unreduced"].shape)
 
 
 def _fits(grad: Any, param: Any, is_recorded: bool) -> bool:
-    """Whether `grad`, as it was saved, is of a parameter like `param`, on a mesh like its own."""
+    """Whether `grad`, as it was saved, is of a parameter like `param`, on a mesh like its own. `is_recorded`: FSDP2 can
+    take a gradient that it has not reduced."""
     if _shape(grad) != list(param.shape) or (isinstance(grad, dict) != is_sharded(param)):
         return False
     if not isinstance(grad, dict):
         return True
-    if "unreduced" in grad and not is_recorded:
-        return False
-    return "part" not in grad or (
-        len(grad["placements"]) == param.device_mesh.ndim and tuple(_box(grad, param).size) == tuple(grad["part"].shape)
-    )
-
-
-def _box(grad: Any, param: Any) -> Box:
-    """Where the part of a gradient is, on the mesh of `param`. A summand is as large as what is not cut."""
-    placements = _placements(grad["placements"])
-    whole = sys.modules["torch.distributed.tensor"].Replicate()
-    return box_of(grad["shape"], param.device_mesh, [whole if p.is_partial() else p for p in placements], "a gradient")
-
-
-def _placements(texts: Sequence[str]) -> list[Any]:
-    """The placements that were saved as these texts."""
-    kinds = sys.modules["torch.distributed.tensor"]
-    made = []
-    for text in texts:
-        match _PLACEMENT.fullmatch(text):
-            case re.Match() as found if found["strided"]:
-                from torch.distributed.tensor.placement_types import _StridedShard
-
-                made.append(_StridedShard(int(found["strided"]), split_factor=int(found["split"])))
-            case re.Match() as found if found["dim"]:
-                made.append(kinds.Shard(int(found["dim"])))
-            case re.Match() as found if found["op"]:
-                made.append(kinds.Partial(found["op"]))
-            case _:
-                made.append(kinds.Replicate())
-    return made
-
-
-def _made(grad: Any, param: Any) -> torch.Tensor:
-    """The gradient, for a parameter like `param`."""
-    spec = Spec("", tuple(grad["shape"]))
-    held = Held(spec, _box(grad, param), param.device_mesh, tuple(_placements(grad["placements"])), param.stride())
-    return held.made(grad["part"].to(param.device))
+    return ("unreduced" not in grad or is_recorded) and ("part" not in grad or parts.fits(grad["part"], param))
 
 
 class Gradients:

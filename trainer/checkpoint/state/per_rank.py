@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import CheckpointMismatch
 from ..format.plan import Spec
+from ..sharded.parts import apart, together
 from .marks import PerRank, Reference
 from .values import samples
 from .values.records import inside, replaced
@@ -99,11 +100,16 @@ class Saved(Protocol):
     def everyone(self) -> Sequence[dict[str, Any]] | None: ...
 
 
+def _is_of_stage(name: str) -> bool:
+    return name.partition(".")[0] in _OF_STAGES
+
+
 def own_state(
     parts: Mapping[str, Any], marked: Mapping[str, PerRank], buffers: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
     """The state of this rank alone, without its generators."""
     found = {name: parts[name].state_dict() for name in own_names(parts)}
+    found = {name: apart(value, name) if _is_of_stage(name) else value for name, value in found.items()}
     state: dict[str, Any] = {name: dict(v) if type(v) is OrderedDict else v for name, v in found.items()}
     if marked:
         state["per_rank"] = {path: mark.value for path, mark in marked.items()}
@@ -160,7 +166,8 @@ class Resize:
         state.update(self._with_buffers(state, own))
         self._check_stages(saved, parts)
         if self._was == self._world_size:
-            state.update({name: own[name] for name in (*OWN, *own_names(parts)) if name in own})
+            names = [name for name in (*OWN, *own_names(parts)) if name in own]
+            state.update({n: together(own[n], parts[n], n) if _is_of_stage(n) else own[n] for n in names})
             values = own.get("per_rank") or {}
             return Settlement({key: with_values(value, values) for key, value in state.items()})
         everyone = list(saved.everyone or ())
@@ -185,8 +192,8 @@ class Resize:
         """CheckpointMismatch unless the stages of a pipeline, if it holds any, are of this many ranks, and of the same
         parts."""
         kept = saved.everyone if self._was != self._world_size else [saved.own or {}]
-        stored = {name for own in kept or () for name in own if name.partition(".")[0] in _OF_STAGES}
-        here = {name for name in own_names(parts) if name.partition(".")[0] in _OF_STAGES}
+        stored = {name for own in kept or () for name in own if _is_of_stage(name)}
+        here = {name for name in own_names(parts) if _is_of_stage(name)}
         if self._was != self._world_size and (part := min(stored | here, default=None)):
             raise CheckpointMismatch(
                 f"{self._where} is of {self._was} ranks, and there are {self._world_size} now: the {part} is each "
