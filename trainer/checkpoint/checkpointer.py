@@ -265,8 +265,9 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             return True
         with progress().during(Phase.SAVE):
             disk = progress().disk
-            shared, own = self._capture(self._compare())
-            layout = self._source.layouts.agree(shared, self._ranks)
+            compared = self._compare()
+            shared, own = self._capture(compared)
+            layout = self._source.layout(shared, self._ranks, compared)
             order = Order(
                 self.directory, self._done, shared, own, self._run, self._attempt, self._seal, layout, self._fence
             )

@@ -14,11 +14,15 @@ import torch.distributed as dist
 from ..rundir.machine import shm
 from .errors import CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError
 from .nodes.nodes import Nodes, numbered
+from .state.tensors import view_of
 
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """A save may take longer than the timeout of the job's own process group. That must not kill the job."""
+
+_SHORT = 4096
+"""A text of so many bytes goes with its size, in one collective."""
 
 _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
 
@@ -96,15 +100,19 @@ class GlooRanks(Ranks):
 
     def exchange(self, value: Any) -> list[Any]:
         # JSON, not all_gather_object: all_gather_object unpickles what other ranks send.
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([text.numel()]), group=self._group)
-        room = max(int(size) for size in sizes)
-        padded = torch.zeros(room, dtype=torch.uint8)
-        padded[: text.numel()] = text
-        texts = [torch.empty_like(padded) for _ in sizes]
+        text = json.dumps(value).encode()
+        found = self._gathered(len(text).to_bytes(8, "little") + text[:_SHORT], 8 + _SHORT)
+        sizes = [int.from_bytes(each[:8], "little") for each in found]
+        if max(sizes) > _SHORT:
+            found = self._gathered(bytes(8) + text, 8 + max(sizes))
+        return [json.loads(each[8 : 8 + size]) for each, size in zip(found, sizes, strict=True)]
+
+    def _gathered(self, mine: bytes, room: int) -> list[bytes]:
+        """The bytes of every rank, each made up to `room` of them."""
+        padded = torch.frombuffer(bytearray(mine.ljust(room, b"\0")), dtype=torch.uint8)
+        texts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(texts, padded, group=self._group)
-        return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, sizes, strict=True)]
+        return [bytes(view_of(text)) for text in texts]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         seen = torch.tensor(flags, dtype=torch.int32)

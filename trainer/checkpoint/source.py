@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .format.plan import Spec
+from .format.plan import Layout, Spec
+from .group import Ranks
 from .replicas import Replicas
 from .sharded.layouts import Layouts
 from .sharded.slices import Slices
@@ -45,6 +46,12 @@ class Source:
         it was compared just now."""
         shared = self.shared(step) if compared is None else compared
         return shared, capture_rank(rank, own=capture_own(rank, shared, self._parts))
+
+    def layout(self, shared: Packed, ranks: Ranks, compared: Packed | None) -> Layout:
+        """The layout of `shared`. The ranks need not agree on it if it is the state that was `compared` just now. All
+        ranks call it."""
+        known = None if compared is None else self.layouts.known(shared, ranks.rank, ranks.world_size)
+        return known or self.layouts.agree(shared, ranks)
 
     def compare(self, step: int) -> tuple[bool, Packed | None]:
         """All ranks have the same state after `step` steps, or StateError or ReplicasDiffer is raised. Returns whether
