@@ -118,7 +118,9 @@ def drive(
     if log.unwritten:
         console.say(f"  {log.unwritten}")
     console.say(closing_words(run, end))
-    if end.exit_code == ExitCode.PREEMPTED and driver.stops.warned and (said := slurm.requeue(os.environ)):
+    # Nobody asked for it: nodes are missing. Whoever sends a SIGTERM knows whether the job shall run again.
+    unasked = driver.stops.warned or driver.stops.kind is None
+    if end.exit_code == ExitCode.PREEMPTED and unasked and (said := slurm.requeue(os.environ)):
         console.say(f"  {said}")
     if as_json:
         print_status(run)

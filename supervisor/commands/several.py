@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from supervisor.commands import background, nodes, target
+from supervisor.commands import background, nodes, slurm, target
 from supervisor.commands.nodes import Located
 from supervisor.core.model import Cause, Do
 from supervisor.core.nodes.lease import LONGEST
@@ -93,8 +93,12 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
     line = Line(located.leader, located.address, token, own)
     say: Callable[[str], None] = (lambda text: None) if quiet else _say
     try:
+        follower = Follower(line, run, node, dict(os.environ), say)
         with background.never_paused(say):
-            return Follower(line, run, node, dict(os.environ), say).follow()
+            code = follower.follow()
+        if follower.leaderless and (said := slurm.requeue(os.environ)):
+            say(said)
+        return code
     except Refusal:
         raise
     except Exception as error:

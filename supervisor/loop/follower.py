@@ -78,6 +78,10 @@ class Follower:
         self._since = clock()
         """When the link was lost, or this loop began."""
         self._over: says.Over | None = None
+        self._nonce = ""
+        """Of the leader that has admitted this node; each has its own."""
+        self.leaderless = False
+        """Whether it has ended because no leader was there, and nobody had asked for the end."""
         self._injector: FaultInjector | None = None
         self._released: tuple[says.ReleaseGroup, float] | None = None
         """What the leader has released here, and when, until it begins."""
@@ -164,6 +168,7 @@ class Follower:
                 if (step := flusher.leave()) is not None:
                     self._say(f"step {step} is in memory only, in {flusher.segment}, until this node stops")
         self._say("the leader is lost: this node ends with 75, to be started again")
+        self.leaderless = self._stops.kind is None
         return ExitCode.PREEMPTED
 
     def _pass_on_stops(self) -> None:
@@ -211,6 +216,10 @@ class Follower:
                 "on a disk that they share; give it with --run-dir"
             )
         self._linked, self._line.node = True, welcome.node
+        anew, self._nonce = welcome.nonce != self._nonce, welcome.nonce
+        if self._duty is not None and anew:
+            # Another leader, which has not begun what runs here, and waits for its end.
+            self._duty.fence(self._clock())
         if self._duty is None:
             self._number = welcome.node
             self._duty = self._prepare(welcome)
