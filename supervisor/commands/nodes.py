@@ -80,6 +80,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--nnodes",
                 type=NodeCount(),
                 metavar="N|MIN:MAX",
+                show_default=False,
                 help="Nodes that train; MIN:MAX: go on with fewer.  [default: as srun or NNODES say, else 1]",
             ),
             setting(

@@ -41,8 +41,8 @@ def setting(*names: str, **settings: Any) -> Callable[[Any], Any]:
     key = key_of(names)
     default = SPEC_DEFAULTS.get(key)
     spelled = getattr(settings.get("type"), "spelled", None)
-    settings = {"default": spelled(default) if spelled else default, **settings}
-    made: Callable[[Any], Any] = click.option(*names, envvar=PREFIX + key.upper(), show_default=True, **settings)
+    settings = {"default": spelled(default) if spelled else default, "show_default": True, **settings}
+    made: Callable[[Any], Any] = click.option(*names, envvar=PREFIX + key.upper(), **settings)
     return made
 
 

@@ -1,4 +1,4 @@
-"""What a run has to know of Slurm, on one node: its time to save, its next try, its batch script.
+"""What a run has to know of Slurm: its time to save, its next try, its batch script.
 
 Seen with Slurm 22.05; sbatch(1), srun(1), slurm.conf(5). A signal of Slurm reaches the supervisor, not the ranks: these
 are in sessions of their own. A job is requeued by Slurm itself after a preemption or a lost node, and never after
@@ -23,16 +23,18 @@ _LIMIT_S = 10.0
 
 
 def batch_script(launch: Sequence[str], asked: Sequence[str], name: str) -> str:
-    """A script for sbatch that runs the command `launch` on one node. `asked` are sbatch's options, which are stronger
-    than ours. The job ends as the command does: with its exit code."""
+    """A script for sbatch that runs the command `launch` once on each node. `asked` are sbatch's options, which are
+    stronger than ours. The job ends as the command does: with its exit code."""
+    several = nodes_asked(asked) > 1
     ours = [
         f"--job-name={name}",
-        "--nodes=1",
-        "--ntasks=1",
+        *(["--ntasks-per-node=1", "--no-kill"] if several else ["--nodes=1", "--ntasks=1"]),
         "--requeue",
         "--open-mode=append",
         f"--signal=USR1@{WARN_S}",
     ]
+    # Without --no-kill, Slurm ends the whole job when one node is lost.
+    each = "--nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --no-kill"
     return "\n".join(
         [
             "#!/bin/bash",
@@ -40,10 +42,24 @@ def batch_script(launch: Sequence[str], asked: Sequence[str], name: str) -> str:
             *(f"#SBATCH {option}" for option in _lines(asked)),
             "# srun gives a step one core unless it is told of more.",
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}",
-            f"exec srun --ntasks=1 --kill-on-bad-exit=0 {shlex.join(launch)}",
+            f"exec srun {each if several else '--ntasks=1'} --kill-on-bad-exit=0 {shlex.join(launch)}",
             "",
         ]
     )
+
+
+def nodes_asked(asked: Sequence[str]) -> int:
+    """The most nodes that sbatch's options ask for: --nodes=2, -N 2, -N2, --nodes=2-4."""
+    found = 1
+    for word, following in zip(asked, [*asked[1:], ""], strict=False):
+        value = following if word in ("-N", "--nodes") else None
+        if word.startswith("--nodes="):
+            value = word.partition("=")[2]
+        elif word.startswith("-N") and word != "-N":
+            value = word[2:]
+        if value is not None:
+            found = max(map(int, re.findall(r"\d+", value)), default=1)
+    return found
 
 
 def _lines(asked: Sequence[str]) -> list[str]:

@@ -39,6 +39,28 @@ def test_the_script_runs_the_command_and_ends_as_it_does(tmp_path: Path, monkeyp
     assert lines[-2:] == ["#SBATCH -p gpu", "#SBATCH --time=8:00:00"], "the user's are last, so they are stronger"
 
 
+@pytest.mark.parametrize(
+    ("asked", "count"),
+    [
+        ([], 1),
+        (["-N1"], 1),
+        (["-N", "2"], 2),
+        (["-N4"], 4),
+        (["--nodes=2-4", "-p", "gpu"], 4),
+        (["-p", "gpu", "--nodes", "3"], 3),
+        (["-N2", "--nodes=1"], 1),
+        (["--nodelist=n2", "--ntasks=2"], 1),
+    ],
+)
+def test_once_on_each_node(asked: list[str], count: int) -> None:
+    """One task a node, in a job that outlives a node, if there is more than one."""
+    assert slurm.nodes_asked(asked) == count
+    script = slurm.batch_script(["supervise"], asked, "train")
+    assert ("#SBATCH --ntasks-per-node=1\n#SBATCH --no-kill\n" in script) == (count > 1)
+    each = "--nodes=$SLURM_JOB_NUM_NODES --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 --no-kill"
+    assert f"exec srun {each if count > 1 else '--ntasks=1'} --kill-on-bad-exit=0 supervise\n" in script
+
+
 def test_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The number of the job comes on stdout; two submissions are two runs, and each has its folder before it starts."""
     monkeypatch.chdir(tmp_path)
