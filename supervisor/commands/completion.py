@@ -24,7 +24,9 @@ def command(ctx: click.Context, shell: str) -> None:
     """Print the completion of SHELL: of commands, options, values and the names of runs."""
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(ctx.find_root().command, {}, "supervise", VARIABLE).source())
+    source = found(ctx.find_root().command, {}, "supervise", VARIABLE).source()
+    # click's own function for fish cuts what is said about a command at its first comma.
+    click.echo(source.replace('string split ","', 'string split -m 1 ","'))
 
 
 def known_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

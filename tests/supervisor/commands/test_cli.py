@@ -169,6 +169,12 @@ def test_mistakes_get_one_line(run: Run, arguments: list[str], code: int, says: 
     assert (run.folder / "foreign" / "thesis.tex").read_text() == "mine"
 
 
+def test_fish_gets_what_is_said_about_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what stands behind a comma."""
+    assert call(["completion", "fish"]) == 0
+    assert 'split -m 1 ","' in capsys.readouterr().out
+
+
 def test_completion_offers_runs_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands, options, every run or only those that run, and else files."""
     monkeypatch.chdir(tmp_path)
