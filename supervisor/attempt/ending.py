@@ -21,8 +21,9 @@ from trainer.rundir.machine.proc import stat
 
 _WALKS = 10
 """The most walks of one look. A program that forks without end is looked at again anyway."""
-_MUCH = 200_000_000
-"""Bytes. To free more takes a process longer than we sleep between two glances (0.1 to 0.25 s a GB)."""
+_MUCH = 400_000_000
+"""Bytes. To free more takes a process longer than we sleep between two glances (0.1 to 0.25 s a GB; of these, a forked
+rank shares some 200 MB with the fork server, which cost it nothing)."""
 _SETTLE = 0.02
 """Seconds that a kill waits until nothing of the attempt runs. After that the loop looks again, between its other
 work."""

@@ -32,7 +32,7 @@ def holding(megabytes: int) -> Iterator[Process]:
 def test_who_is_looked_at() -> None:
     """By the memory that only it has: small ranks cost no glance, large ones do."""
     ending = Ending("m", dict, foreign=False)
-    with holding(1) as small, holding(300) as large:
+    with holding(1) as small, holding(450) as large:
         assert (ending.is_slow(small.pid), ending.is_slow(large.pid)) == (False, True)
 
 
