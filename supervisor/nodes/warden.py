@@ -121,8 +121,13 @@ class Warden:
     def _walk(self, now: float) -> None:
         """The processes of the run are known: the supervisor's descendants with its mark."""
         self._walked_at = now
-        found = {pid: stat(pid) for pid in family.walk([self._supervisor.pid], self._spared()) if self._is_ours(pid)}
-        self._known = {pid: each.started for pid, each in found.items() if each is not None}
+        found = dict[int, int]()
+        for pid in family.walk([self._supervisor.pid], self._spared()):
+            if pid in self._known:
+                found[pid] = self._known[pid]  # If it is another one by now, its start time will tell.
+            elif self._is_ours(pid) and (each := stat(pid)) is not None:
+                found[pid] = each.started
+        self._known = found
 
     def _spared(self) -> set[int]:
         return {os.getpid()}
