@@ -32,8 +32,9 @@ _TIME_LIMIT = 120.0
 
 _STOPPED = 1.0
 """Seconds after which a stopped flush is given up."""
-_ANSWERS = 1.0
-"""Seconds that the fork server gets to say whether it has forked a flush that is not wanted any more."""
+ANSWERS = 2.0
+"""Seconds that the fork server gets to say whether it has forked a flush. One that stands still must not keep a run
+from its checkpoints; a flush that it forks later finds the work done."""
 _MADE = 16
 
 
@@ -224,7 +225,7 @@ class Flusher:
 
     def _kill(self) -> None:
         """No flush of ours is running. Its snapshot stays pinned."""
-        until = time.monotonic() + _ANSWERS
+        until = time.monotonic() + ANSWERS
         while self._ordered is not None and time.monotonic() < until:
             if (pid := self._ordered()) is None:
                 time.sleep(0.001)
@@ -287,7 +288,9 @@ class Flusher:
 
     def _look_for_fork(self) -> Iterator[Outcome]:
         """The ordered flush is held as soon as it has a pid. If it will never have one, it starts alone."""
-        if self._ordered is None or (pid := self._ordered()) is None:
+        if self._ordered is None:
+            return
+        if (pid := self._ordered()) is None and time.monotonic() < self._began + ANSWERS:
             return
         self._ordered = None
         try:

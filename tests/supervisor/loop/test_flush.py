@@ -303,15 +303,20 @@ def test_a_fork_flushes(segment: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "no").exists()
 
 
-def test_a_fork_that_never_comes(segment: Path, tmp_path: Path) -> None:
-    """The fork server dies before it has forked the flush: the flush is a process of its own."""
+@pytest.mark.parametrize("pid", [0, None])
+def test_a_fork_that_never_comes(
+    segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int | None
+) -> None:
+    """The fork server dies before it has forked the flush (0), or stands still (None): the flush is a process of its
+    own."""
+    monkeypatch.setattr("supervisor.loop.flush.ANSWERS", 0.05)
     snapshot_of(segment, 3)
     run = RunDir(tmp_path)
     asked = []
 
-    def forks(*order: object) -> tuple[Path, Callable[[], int]]:
+    def forks(*order: object) -> tuple[Path, Callable[[], int | None]]:
         asked.append(order)
-        return tmp_path / "out", lambda: 0
+        return tmp_path / "out", lambda: pid
 
     flusher = Flusher(run, "m", forks)
     flusher.segment = segment
