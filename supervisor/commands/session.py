@@ -21,6 +21,7 @@ from supervisor.checkup import checks, installed, space
 from supervisor.commands import background, several, slurm
 from supervisor.commands.console import Console, closing_words, name_of, opening_words
 from supervisor.commands.nodes import Located
+from supervisor.core.actions import End
 from supervisor.core.model import StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.live.shared_numbers import SharedNumbers
@@ -115,6 +116,14 @@ def drive(
         _close(log, notifier)
         raise _internal(run, spec, error, driver.living()) from error
     _close(log, notifier)
+    _say_end(run, console, log, driver, end)
+    if as_json:
+        print_status(run)
+    return end.exit_code
+
+
+def _say_end(run: RunDir, console: Console, log: EventLog, driver: Driver, end: End) -> None:
+    """The end is said. A job that should run again is queued."""
     if log.unwritten:
         console.say(f"  {log.unwritten}")
     console.say(closing_words(run, end))
@@ -122,9 +131,6 @@ def drive(
     unasked = driver.stops.warned or driver.stops.kind is None
     if end.exit_code == ExitCode.PREEMPTED and unasked and (said := slurm.requeue(os.environ)):
         console.say(f"  {said}")
-    if as_json:
-        print_status(run)
-    return end.exit_code
 
 
 @contextlib.contextmanager
