@@ -176,7 +176,8 @@ def _age(seconds: float | None) -> str | None:
 def _node(node: dict[str, Any]) -> str:
     first, last = node["ranks"][0], node["ranks"][-1]
     ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
-    return f"{node['node']} on {node['host']}: {ranks}"
+    leads = "; it leads: if it is lost, all nodes save what they hold and end with 75" if node["node"] == 0 else ""
+    return f"{node['node']} on {node['host']}: {ranks}{leads}"
 
 
 def _pause(pause: dict[str, Any]) -> str:
