@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from dataclasses import asdict
 
 import click
@@ -13,13 +14,14 @@ from supervisor.commands.flags import json_flag, run_argument
 from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.group import kept
+from supervisor.nodes.own import abandoned
 from supervisor.process.memory import resident
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
 from supervisor.run.folder.lock import claimed
 from supervisor.run.folder.ownership import vet
 from supervisor.run.folder.registry import registered
-from supervisor.run.leftovers import Fate, Kind, Leftover, clear, find, mark_of, marks
+from supervisor.run.leftovers import Fate, Kind, Leftover, clear, find, mark_of, marks, size_of
 from supervisor.run.runs import Known, all_runs, load
 from supervisor.run.runs import find as find_run
 from trainer.rundir.codes import ExitCode
@@ -47,7 +49,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
         vet(runs[0].run)
     processes = marks()
     fates = [fate for known in runs for fate in _collect(known, processes.get(mark_of(known), []), yes)]
-    fates += [] if run is not None else _kept(yes)
+    fates += [] if run is not None else [*_kept(yes), *_places(yes)]
     if as_json:
         click.echo(encode({"schema": SCHEMA, "dry_run": not yes, "leftovers": list(map(_json, fates))}))
     else:
@@ -86,6 +88,17 @@ def _kept(yes: bool) -> list[Fate]:
         found = Leftover("-", Kind.KEPT, str(one.pid), resident(one.pid), told(one).partition(", for ")[2])
         problem = kept.end(one) if yes else None
         fates.append(Fate(found, yes and problem is None, problem))
+    return fates
+
+
+def _places(yes: bool) -> list[Fate]:
+    """The folders of nodes whose supervisors are dead."""
+    fates = []
+    for path in abandoned():
+        found = Leftover("-", Kind.MEMORY, str(path), size_of(path), "a node's own folder")
+        if yes:
+            shutil.rmtree(path, ignore_errors=True)
+        fates.append(Fate(found, yes))
     return fates
 
 

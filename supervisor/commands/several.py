@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -24,6 +22,7 @@ from supervisor.loop.follower import Follower, Node
 from supervisor.nodes.hub import Hub
 from supervisor.nodes.lead.leader import Here, Leader
 from supervisor.nodes.line import Line
+from supervisor.nodes.own import Own
 from supervisor.nodes.talk.probe import about
 from supervisor.nodes.token import token_of
 from supervisor.process.descriptors import enough
@@ -34,7 +33,6 @@ from supervisor.run.folder.stops import Stops
 from supervisor.run.previous import Previous
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
-from trainer.rundir.machine import shm
 
 _LOOK_EVERY = 0.1
 
@@ -67,12 +65,12 @@ def leader_of(
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     known = Membership.begin(0, here()["host"], previous.last_attempt, members, now, lease)
 
-    address, port = located.leader
+    (address, port), token = located.leader, token_of(run, os.environ, create=True)
+    own = Own(spec.local_dir, token, address)
     try:
-        token = token_of(run, os.environ, create=True)
-        own = _own_folder(spec.local_dir, token, address)
-        hub = Hub((address, port), token, spec.lease, own)
+        hub = Hub((address, port), token, spec.lease, own.path)
     except OSError as error:
+        own.close()
         raise Refusal(
             f"this node leads and cannot listen at {address}:{port} ({error.strerror}); "
             "give all nodes another --rdzv-endpoint HOST:PORT"
@@ -88,9 +86,9 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
     script: dict[str, Any] = target.command(arguments, module)
     same = about(script["command"] if arguments else (), script["module"], script["cwd"])
     enough(given["nproc"])
-    own = _own_folder(given["local_dir"], token, located.address)
+    own = Own(given["local_dir"], token, located.address)
     node = Node(located.place.node, located.address, given["nproc"], same, own, wait)
-    line = Line(located.leader, located.address, token, own)
+    line = Line(located.leader, located.address, token, own.path)
     say: Callable[[str], None] = (lambda text: None) if quiet else _say
     try:
         follower = Follower(line, run, node, dict(os.environ), say)
@@ -127,21 +125,6 @@ def _token(run: RunDir, wait: float) -> bytes:
                     "on a disk that they share"
                 ) from None
         time.sleep(_LOOK_EVERY)
-
-
-def _own_folder(asked: str | None, token: bytes, address: str) -> Path:
-    """This node's own folder, which is empty and private."""
-    name = f"supervise-{hashlib.sha256(token + address.encode()).hexdigest()[:16]}.place"
-    if problem := "" if asked else shm.problem():
-        raise Refusal(f"{problem}; give a folder of this node for what cannot be on a shared disk: --local-dir DIR")
-    folder = Path(asked or shm.ROOT) / name
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shm.claim(folder)
-    except OSError as error:
-        raise Refusal(f"{folder} cannot be used: {error.strerror or error}; see --local-dir") from None
-    return folder
 
 
 def refuse_alone(spec: Spec, located: Located | None) -> None:

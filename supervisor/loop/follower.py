@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 
@@ -21,6 +19,7 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.sleep import sleep
 from supervisor.nodes import line as links
 from supervisor.nodes.follow.duty import Duty
+from supervisor.nodes.own import Own
 from supervisor.nodes.talk import messages as says
 from supervisor.nodes.talk.probe import shares
 from supervisor.nodes.warden import start_warden
@@ -50,8 +49,7 @@ class Node:
     nproc: int
     about: dict[str, str]
     """What must be the same on all nodes."""
-    place: Path
-    """Its own folder, which exists."""
+    own: Own
     wait: float
     """Seconds that it waits for a leader."""
 
@@ -229,9 +227,9 @@ class Follower:
         spec = specs.revealed(specs.restore(decode(welcome.spec, dict)), self._environ)
         mark, address = f"{spec.mark}-n{welcome.node}", self._node.address
         spec = dataclasses.replace(spec, mark=mark, local_addr=address, keep_warm=0.0)
-        run = dataclasses.replace(self._run, place=self._node.place, node=welcome.node)
+        run = dataclasses.replace(self._run, place=self._node.own.path, node=welcome.node)
         end_all(spec.mark, set(), self._reaper, spec.policy.stuck_after)
-        warden = start_warden(self._node.place, spec.mark)
+        warden = start_warden(self._node.own.path, spec.mark)
         self._injector = FaultInjector(run.faults, run.checkpoints, (), ())
         variables = {LEASH: str(self._line.leash)}
         return Duty(run, spec, self._environ, self._reaper, self._tell, variables, {warden.pid})
@@ -278,4 +276,4 @@ class Follower:
             duty.close()
             if self._over is not None and not self._over.keep:
                 snapshots.remove(Flusher(duty.run, duty.spec.mark).segment)
-        shutil.rmtree(self._node.place, ignore_errors=True)
+        self._node.own.close()

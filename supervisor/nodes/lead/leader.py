@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +22,7 @@ from supervisor.live.mirror import Mirror
 from supervisor.nodes import hub as links
 from supervisor.nodes.lead.parts import Part, Parts
 from supervisor.nodes.lead.views import Views
+from supervisor.nodes.own import Own
 from supervisor.nodes.talk import messages as says
 from supervisor.nodes.talk.probe import Probe, about_spec
 from supervisor.nodes.warden import start_warden
@@ -48,8 +47,7 @@ class Here:
 
     address: str
     """Where the ranks meet."""
-    place: Path
-    """Its own folder, on this machine."""
+    own: Own
 
 
 class Leader:
@@ -66,7 +64,7 @@ class Leader:
         self._addresses: dict[int, str] = {}
         self._bodies: dict[int, bytes] = {}
         """The newest beat of each node that was read."""
-        self._place, self._warden = here.place, start_warden(here.place, spec.mark)
+        self._own, self._warden = here.own, start_warden(here.own.path, spec.mark)
         self._parts = Parts(spec, here.address, self._send)
         self._views = Views()
         self._mirror: Mirror | None = None
@@ -206,7 +204,7 @@ class Leader:
         self._hub.close()
         self._close_mirror()
         self._probe.close(self._run)
-        shutil.rmtree(self._place, ignore_errors=True)
+        self._own.close()
 
     def _to_members(self, message: msgspec.Struct) -> None:
         for node in self.known.members:
