@@ -114,6 +114,8 @@ def tried(side: str, fault: str, seconds: float, folder: Path) -> dict[str, Any]
             for node in machines:
                 node.power_off()
             for process in started:
+                # A nsenter stops with the process that it waits for.
+                process.kill()
                 process.wait()
 
 
