@@ -37,9 +37,9 @@ def nodes(machines: Cluster) -> Iterator[Cluster]:
 
 def went_on(run: NodesRun, *, lost: int = 1) -> None:
     """Each change of attempt was one: the old one's ranks were still before the new one's first step, and nothing that
-    all ranks had done was lost but what was being copied."""
+    all ranks had done was lost but what was being copied. A step may be kept before it is noted."""
     for change in run.changes():
-        assert change.still > 0 and change.lost <= lost and change.skipped == 0, change
+        assert change.still > 0 and change.lost <= lost and change.skipped <= 1, change
 
 
 @pytest.fixture(scope="module")
