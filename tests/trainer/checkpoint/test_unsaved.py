@@ -146,6 +146,21 @@ def test_what_is_left_out(name: str, tmp_path: Path, notes: Notes) -> None:
     assert says is None or says in sentences[0]
 
 
+def test_what_cannot_be_looked_at_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Odd(lr_scheduler.ExponentialLR):
+        def state_dict(self) -> dict[str, Any]:
+            raise RuntimeError("not now")
+
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    odd = Odd(optimizer, 0.9)
+    ckpt = Checkpointer(model=net, optimizer=optimizer, directory=tmp_path, every=None)
+    ckpt.restore()
+    optimizer.step()
+    ckpt.step(1)
+    assert odd and "could not be looked at: RuntimeError('not now')" in capfd.readouterr().err
+
+
 def test_a_hook_of_ddp_with_a_state(tmp_path: Path, notes: Notes) -> None:
     """Of torch's PowerSGD: what it has left out of a step is not saved."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

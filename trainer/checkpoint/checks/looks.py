@@ -36,8 +36,16 @@ class Looks:
             if first or agreed.layout:
                 # Optimizers make their states in their first step. If they cannot be saved, it is known now.
                 self._source.layouts.agree(shared, self._ranks)
-            for sentence in self._unsaved.look(shared, own) if whole else ():
-                Notices(self._ranks.rank).say(sentence)
+            if whole:
+                self._tell_what_is_left_out(shared, own)
+
+    def _tell_what_is_left_out(self, shared: Packed, own: Packed) -> None:
+        notices = Notices(self._ranks.rank)
+        try:
+            for sentence in self._unsaved.look(shared, own):
+                notices.say(sentence)
+        except Exception as error:  # it looks at objects of anybody; training must not end of it
+            notices.log(f"whether anything is left out of the checkpoints could not be looked at: {error!r}")
 
     def _compare(self) -> Packed | None:
         """All ranks have the same state, or an error is raised and no snapshot of another state is left. Returns it."""
