@@ -29,8 +29,10 @@ def state() -> Path | None:
 def runtime() -> Path | None:
     """The folder for sockets of processes that live now. None if there can be none."""
     given = Path(os.environ.get("XDG_RUNTIME_DIR") or ".")
-    own = [given / "supervise"] if given.is_absolute() else []
-    return next(filter(_private, [*own, *(folder / "kept" for folder in filter(_private, _temporaries()))]), None)
+    if given.is_absolute() and _private(given / "supervise"):
+        return given / "supervise"
+    # One at a time: what is not needed is not made.
+    return next((folder / "kept" for folder in _temporaries() if _private(folder) and _private(folder / "kept")), None)
 
 
 def home() -> Path | None:

@@ -19,6 +19,7 @@ import pytest
 
 from supervisor.group import kept
 from supervisor.process.proctree import carries
+from supervisor.run.folder import user_folders
 from supervisor.run.spec import Spec
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run, until
@@ -333,3 +334,14 @@ def test_what_cannot_be_kept_is_refused(run: Run) -> None:
     said = (run.folder / "stderr").read_text()
     assert "leave out --no-standby" in said and "give at most 1d" in said
     assert kept.found() == []
+
+
+def test_no_folder_is_made_that_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a runtime folder, the first temporary one will do; the others stay as they are."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    places = [tmp_path / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.setattr(user_folders, "_TEMPORARY", places)
+    assert user_folders.runtime() == places[0] / f"supervise-user-{os.geteuid()}" / "kept"
+    assert list(places[1].iterdir()) == []
