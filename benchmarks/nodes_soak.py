@@ -71,9 +71,11 @@ class Soak:
 
     def _all(self, node: int) -> None:
         self.nodes.kill_all(node)
+        del self.run.launches[node]
 
     def _power(self, node: int) -> Callable[[], None]:
         self.nodes.power_off(node)
+        del self.run.launches[node]
         return self.nodes.machines[node].boot
 
     def keep(self) -> None:
@@ -112,6 +114,9 @@ def soaked(soak: Soak, minutes: float, longest: float) -> list[dict[str, Any]]:
     while time.monotonic() < end:
         name, node = soak.random.choice(list(soak.faults)), soak.random.randrange(NODES)
         lasts, before = soak.random.choice((0.3, 0.6, 0.9, 1.2, 2.0, 4.0)), soak.run.now()[0].attempt
+        if soak.run.now()[0].world < NODES:
+            # A node that has come back takes part from the next restart on.
+            name, node = "rank killed", 0
         takes_part = soak.takes_part(node)
         undo = soak.faults[name](node)
         if undo is not None:

@@ -53,6 +53,13 @@ class Cluster:
         newest = [noted for noted in ranks if noted.attempt == ranks[-1].attempt and len(noted.steps) > 10]
         return len(newest) == world == newest[0].world if newest else False
 
+    def repair(self, node: int) -> None:
+        """That machine has power again, and Slurm's daemon."""
+        machine = self.machines[node]
+        machine.boot()
+        slurmd = [*machine.inside, "slurmd", "-N", machine.name]
+        subprocess.run(slurmd, env=self.env, check=True, stdin=subprocess.DEVNULL)
+
     def attempts(self) -> int:
         return max(noted.attempt for noted in step_notes.read(self.notes))
 
@@ -93,9 +100,7 @@ def test_a_node_is_lost_and_the_job_is_queued_again(cluster: Cluster) -> None:
     until(lambda: "down" in cluster.asked("sinfo", "--noheader", "--Node", "--format=%T"), 60)
     assert cluster.state(job) == "RUNNING"
 
-    cluster.machines[1].boot()
-    slurmd = [*cluster.machines[1].inside, "slurmd", "-N", cluster.machines[1].name]
-    subprocess.run(slurmd, env=cluster.env, check=True, stdin=subprocess.DEVNULL)
+    cluster.repair(1)
     before = cluster.attempts()
     cluster.asked("scontrol", "requeue", job)
     until(lambda: cluster.ends() == [75] and cluster.state(job) == "PENDING", 60)
@@ -103,5 +108,22 @@ def test_a_node_is_lost_and_the_job_is_queued_again(cluster: Cluster) -> None:
     until(lambda: cluster.stepping(2, after=before), 120)
     cluster.asked("scancel", job)
     until(lambda: cluster.ends() == [75, 75] and "CANCELLED" in cluster.asked("scontrol", "show", "job", job), 60)
+    cluster.assert_no_overlap()
+    cluster.assert_nothing_left()
+
+
+def test_the_first_node_is_lost(cluster: Cluster) -> None:
+    """The batch script and the leader are lost with it. The other node ends its ranks, saves what it has, and queues
+    the job again, which goes on from there."""
+    job = cluster.submitted("--lease", "1s", "--node-wait", "5s")
+    until(lambda: cluster.stepping(2), 120)
+    cluster.machines[0].power_off()
+    until(lambda: not [line for line in cluster.machines[1].commands().values() if "supervise" in line], 40)
+    until(lambda: cluster.state(job) == "PENDING", 60)
+    cluster.repair(0)
+    cluster.asked("scontrol", "update", f"JobId={job}", "StartTime=now")
+    until(lambda: cluster.stepping(2, after=0), 120)
+    cluster.asked("scancel", job)
+    until(lambda: cluster.ends() == [75] and "CANCELLED" in cluster.asked("scontrol", "show", "job", job), 60)
     cluster.assert_no_overlap()
     cluster.assert_nothing_left()
