@@ -7,6 +7,7 @@ the path of its step log in the environment, by which it is found and ended when
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from common import ROOT
 from steps import HOOK, StepLog
 
 from supervisor.reading.events_file import read_events
+from trainer.rundir.machine.shm import remove, segment_of
 
 SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 _MANY = "1000000"
@@ -133,6 +135,9 @@ class Side:
         if kind is not None and issubclass(kind, Exception):
             print(f"── the end of what {self.plan.name} said ──\n{self.output()[-3000:]}", file=sys.stderr)
         self._stop()
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # One that had to be killed leaves its snapshots.
+            remove(segment_of(json.loads((self.run / "run.json").read_bytes())["mark"]))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def output(self) -> str:
