@@ -21,6 +21,7 @@ _PACKAGES = (
     "msgspec",
     "xxhash",
     "safetensors",
+    "structlog",
     "psutil",
     "py-spy",
     "triton",

@@ -1,4 +1,4 @@
-"""events.jsonl: one flat JSON line for each event, written by the supervisor alone.
+"""events.jsonl: one flat JSON line for each event, written by the supervisor alone, through structlog.
 
 Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
 name, one of EventName) and its own fields, without the secrets of the environment. A full disk does not stop a run:
@@ -31,7 +31,7 @@ _ROOM = 32_768
 
 
 class EventLog:
-    """The events of one run, into its file. Only the holder of the run's lock has one."""
+    """The events of one run, by structlog into its file. Only the holder of the run's lock has one."""
 
     def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
@@ -41,7 +41,15 @@ class EventLog:
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
         self._file = _File(run.events, disk)
-        self._run_id = run_id
+        # Its import takes 70 ms, which a command that writes no events does not pay.
+        import structlog
+
+        self._log = structlog.wrap_logger(
+            self._file,
+            processors=[self._stamp, structlog.processors.EventRenamer("msg"), self._render],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+            run=run_id,
+        )
         if cut:
             self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
 
@@ -52,7 +60,7 @@ class EventLog:
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
         """The event is in the file (not yet synced), or it waits in memory while the disk refuses it."""
-        self._write(EventName(event), level, fields)
+        getattr(self._log, level)(EventName(event).value, **fields)
         self._tell()
 
     def sync(self) -> None:
@@ -70,21 +78,23 @@ class EventLog:
     def _tell(self) -> None:
         """Trouble with the file becomes an event in it, as soon as possible."""
         while self._file.troubles:
-            self._write(EventName.WARNING, "warning", {"text": self._file.troubles.pop(0)})
+            self._log.warning(EventName.WARNING.value, text=self._file.troubles.pop(0))
 
-    def _write(self, event: EventName, level: str, fields: Mapping[str, Any]) -> None:
+    def _stamp(self, _: Any, level: str, fields: Any) -> Any:
         self._seq += 1
         ts = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        head = {"ts": ts, "mono": round(time.monotonic(), 6), "seq": self._seq, "level": level, "run": self._run_id}
-        body = {**head, "attempt": self.attempt, **fields, "msg": event.value}
-        line = self._redactor.json(encode(body))
+        head = {"ts": ts, "mono": round(time.monotonic(), 6), "seq": self._seq, "level": level, "run": fields["run"]}
+        return {**head, "attempt": self.attempt, **fields}
+
+    def _render(self, _: Any, __: str, fields: Any) -> bytes:
+        line = self._redactor.json(encode(fields))
         if self.heard is not None:
             self.heard(line)
-        self._file.write(line)
+        return line
 
 
 class _File:
-    """Takes finished lines. They are appended whole, or wait in memory until the disk takes them."""
+    """structlog writes finished lines to it. They are appended whole, or wait in memory until the disk takes them."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.troubles: list[str] = []
@@ -105,6 +115,8 @@ class _File:
             self._waiting.popleft()
             self._dropped += 1
         self.flush()
+
+    info = warning = error = write
 
     def flush(self) -> None:
         """All lines are in the file, or `unwritten`."""
