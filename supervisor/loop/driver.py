@@ -258,7 +258,7 @@ class Driver:
         if lost is not None and not self._shrink(lost):
             return
         if not self._attempts.first and self._flusher.attempt_died():
-            self._narrator.removed_from_memory(self._flusher.segment)
+            self._narrator.removed_from_memory(self._flusher.segment, len(nodes) > 1)
         if rollback is not None and rollback.attempt == number - 1:
             self._flusher.abandon()
         self._narrator.program_changed(changes := self._attempts.changes())

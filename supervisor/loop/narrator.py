@@ -116,9 +116,11 @@ class Narrator:
             fields = {key: body[key] for key in ("spec", "fault", "rank", "step") if key in body}
             self._log.emit("fault_injected", "warning", injected=True, fired_mono=body.get("mono"), **fields)
 
-    def removed_from_memory(self, segment: Path) -> None:
-        """Tells that somebody else has removed the snapshots that a restart needs."""
-        self.warn(f"another program has removed this run's snapshots from {segment.parent}: it goes on from the disk")
+    def removed_from_memory(self, segment: Path, several: bool) -> None:
+        """Tells that somebody else has removed the snapshots that a restart needs. `several`: another node may have
+        them."""
+        where = "another node's, or from the disk" if several else "the disk"
+        self.warn(f"another program has removed this run's snapshots from {segment.parent}: it goes on from {where}")
 
     def only_in_memory(self, step: int, segment: Path) -> None:
         """Tells that the newest step is safe only until the machine stops."""

@@ -8,7 +8,6 @@ import queue
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,8 +71,12 @@ def holds(folder: Path, step: int) -> bool:
     return same(load(folder / step_name(step), 0).shared, state_of(step))
 
 
-class Mail(defaultdict[tuple[int, int, int], "queue.SimpleQueue[torch.Tensor]"]):
+class Mail(dict[tuple[int, int, int], "queue.SimpleQueue[torch.Tensor]"]):
     """What ranks have sent, by sender, receiver and tag."""
+
+    def of(self, sender: int, receiver: int, tag: int) -> queue.SimpleQueue[torch.Tensor]:
+        """The same queue for both, whoever comes first."""
+        return self.setdefault((sender, receiver, tag), queue.SimpleQueue())
 
 
 class ThreadRanks(Ranks):
@@ -83,7 +86,7 @@ class ThreadRanks(Ranks):
         self, rank: int, world_size: int, barrier: threading.Barrier, board: list[Any], mail: Mail | None = None
     ) -> None:
         self.rank, self.world_size = rank, world_size
-        self._barrier, self._board, self._mail = barrier, board, Mail(queue.SimpleQueue) if mail is None else mail
+        self._barrier, self._board, self._mail = barrier, board, Mail() if mail is None else mail
 
     def exchange(self, value: Any) -> list[Any]:
         self._board[self.rank] = json.dumps(value)
@@ -96,18 +99,18 @@ class ThreadRanks(Ranks):
         return tuple(any(column) for column in zip(*self.exchange(list(flags)), strict=True))
 
     def send(self, data: torch.Tensor, to: int, tag: int) -> Any:
-        self._mail[self.rank, to, tag].put(data.clone())
+        self._mail.of(self.rank, to, tag).put(data.clone())
         return SimpleNamespace(wait=lambda: None)
 
     def take(self, data: torch.Tensor, of: int, tag: int) -> None:
-        data.copy_(self._mail[of, self.rank, tag].get(timeout=20))
+        data.copy_(self._mail.of(of, self.rank, tag).get(timeout=60))
 
 
 def on_ranks(world_size: int, body: Callable[[Ranks], Any], nodes: tuple[int, ...] = ()) -> list[Any]:
     """What `body` returned, or raised, on each of `world_size` ranks. `nodes`: the node of each; none: there is one."""
-    barrier, board = threading.Barrier(world_size, timeout=20), [None] * world_size
+    barrier, board = threading.Barrier(world_size, timeout=60), [None] * world_size
     results: list[Any] = [None] * world_size
-    mail = Mail(queue.SimpleQueue)
+    mail = Mail()
 
     def run(rank: int) -> None:
         ranks = ThreadRanks(rank, world_size, barrier, board, mail)

@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.support.jobs import on_ranks, same
 from tests.support.training import Here, Notes
-from trainer.checkpoint import Checkpointer, PerRank
+from trainer.checkpoint import Checkpointer, PerRank, Shard
 from trainer.checkpoint.disk import flush as flushing
 from trainer.checkpoint.disk.description import payload
 from trainer.checkpoint.disk.restore import Tiers, load, restore
@@ -26,6 +26,7 @@ from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.checkpoint.memory.tier import Wish
+from trainer.checkpoint.nodes import twins
 from trainer.checkpoint.nodes.fence import Fence
 from trainer.checkpoint.nodes.lineage import Lineage, went_on
 from trainer.checkpoint.nodes.nodes import Nodes
@@ -79,15 +80,21 @@ class Cluster:
     def rank(
         self, ranks: Any, segment: Path, until: int, agreed: Callable[[int], Wish] = lambda step: TAKE, **options: Any
     ) -> Any:
-        """One rank of an attempt."""
+        """One rank of an attempt. `sharded`: it has a slice of the model."""
+        width = slice(None)
+        if sharded := options.pop("sharded", False):
+            rows = 30 // ranks.world_size
+            width = slice(ranks.rank * rows, (ranks.rank + 1) * rows)
+            options["shard_spec"] = {"*": Shard(0, ranks.rank, ranks.world_size)}
         numbers = torch.Generator().manual_seed(3)
-        model = nn.Linear(30, 30)
-        for p in model.parameters():
-            p.data.copy_(torch.rand(p.shape, generator=numbers))
+        model = nn.Linear(30, 30 // ranks.world_size if sharded else 30)
+        for p, shape in zip(model.parameters(), ((30, 30), (30,)), strict=True):
+            p.data.copy_(torch.rand(shape, generator=numbers)[width])
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         own: list[int] = []
         chosen = {"every": None, "snapshot_every": 1, "on_resize": "reset", **options}
         extra = lambda: {"own": PerRank(own), "done": len(own)}  # noqa: E731
+        gives_up = chosen.pop("gives_up", False)
         ckpt = Checkpointer(model=model, optimizer=optimizer, extra=extra, directory=self.here.checkpoints, **chosen)
         ckpt._ranks, ckpt._segment = ranks, segment
         ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]  # ranks are threads here: what one has, another would find
@@ -99,7 +106,7 @@ class Cluster:
             optimizer.step()
             own.append(1000 * ranks.rank + step)
             ranks.exchange(None)
-            ckpt.step(step + 1, agreed(step + 1))
+            ckpt.step(step + 1, Wish(*ranks.any(*ckpt.wish())) if gives_up else agreed(step + 1))
             if ckpt._tier:
                 # These steps take no time, so what is beside them would be late.
                 ckpt._tier._memory.settle()
@@ -183,6 +190,31 @@ def test_both_keepers_are_lost(cluster: Cluster, notes: Notes) -> None:
     assert "error" not in flushing.flush(cluster.segment("a"), cluster.here.checkpoints, 3, 3, None)
     cluster.lose("a", "b")
     assert [start for start, _, _ in cluster.train("abc", 4)] == [3] * 3
+
+
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_sharded_state_on_two_nodes(cluster: Cluster, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node has the whole files of the other's ranks, too. A node is lost, then its machine for good: the slices
+    come back on as many ranks as there are."""
+    monkeypatch.setattr(twins, "_CHUNK", 1000)
+    whole = _undisturbed(cluster, 8)
+    for on, until in (("aabbb", 4), ("aabbb", 6), ("aa", 7), ("bbbaa", 8)):
+        results = cluster.train(on, until, sharded=True)
+        assert [start for start, _, _ in results] == [{4: 0, 6: 4, 7: 6, 8: 7}[until]] * len(on)
+        if until == 4:
+            cluster.lose(lost)
+        elif until == 6:
+            cluster.lose("b")
+    assert same(torch.cat([weight for _, weight, _ in results]), whole)
+
+
+def test_sharded_state_on_more_nodes(cluster: Cluster, notes: Notes) -> None:
+    """There are no snapshots, which is said, and nothing is lost in silence: saves go to the disk."""
+    results = cluster.train("abc", 4, lambda step: SAVE if step == 3 else TAKE, sharded=True, every=2, gives_up=True)
+    assert [start for start, _, _ in results] == [0] * 3
+    assert any("sharded state over more than two nodes is saved to disk only" in text for text in notes.warnings())
+    assert committed_steps(cluster.here.checkpoints)[-1] == 4
+    assert [start for start, _, _ in cluster.train("abc", 4, sharded=True)] == [4] * 3
 
 
 @pytest.mark.parametrize("machine", ["a", "b"])

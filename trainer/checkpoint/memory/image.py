@@ -180,11 +180,11 @@ class Image:
             buffer.memory[start : start + len(view)] = view
         buffer.memory[at : at + len(sidecar)] = sidecar
 
-    def apart(self, buffer: Buffer, header: bytes, own: Packed) -> tuple[bytes, memoryview]:
-        """The file that `buffer` holds without the shares that any rank could write, in two pieces. The second one lies
-        in `buffer`."""
+    def apart(self, buffer: Buffer, header: bytes, own: Packed, whole: bool) -> tuple[bytes, memoryview]:
+        """The file that `buffer` holds, in two pieces, without the shares that any rank could write unless it is needed
+        `whole`. The second piece lies in `buffer`."""
         file, at = memoryview(buffer.memory)[: self.payload(header, own)], len(header)
-        if not self._shared_bytes:
+        if whole or not self._shared_bytes:
             return b"", file
         text = header_of(self._apart, {"state": encode(own.tree).decode()})
         sizes = [

@@ -287,7 +287,7 @@ class Memory:
             if layout is not None and self._place.rank == 0
             else b""
         )
-        return Part(job.step, job.pin, *job.image.apart(buffer, header, own), sidecar)
+        return Part(job.step, job.pin, *job.image.apart(buffer, header, own, self._planner.whole), sidecar)
 
     def _begin(self, job: Job, size: int) -> Buffer | None:
         """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain."""
@@ -305,7 +305,8 @@ class Memory:
         return self._twins is not None and self._twins.behind
 
     def _room(self) -> str:
-        needed = 3 * self._place.here * self._needed / 2**20 + 16
+        files = self._place.world_size if self._planner.whole else self._place.here
+        needed = 3 * files * self._needed / 2**20 + 16
         return (
             f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
             f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"

@@ -82,6 +82,8 @@ class Planner:
         slices = (layouts or Layouts()).slices.held
         self._packer = Packer(self._steadiness, led, slices, lambda: walked and walked.state)
         self._layouts, self._nodes = layouts, nodes or Nodes()
+        self.whole = False
+        """Whether the other node needs the whole file of this rank: the state is sharded."""
         self._cut: Packed | None = None
         self._kept: list[Layout] = []
         """On several nodes, the layout of `_cut` on each node that keeps it."""
@@ -176,11 +178,10 @@ class Planner:
             return self.image.layout
         return plan(shared.specs, self._world_size, shared.led)
 
-    def _layout_here(self, shared: Packed) -> Layout:
-        if shared.placed:
-            raise NoSnapshots(
-                "sharded state over several nodes has no snapshots: a lost node would take its part along"
-            )
+    def _layout_here(self, shared: Packed) -> Layout | None:
+        self.whole = bool(shared.placed) or (self._layouts is not None and self._layouts.is_sharded)
+        if self.whole:
+            return self._layout_of_all(shared)
         known = self._cut
         if known is None or known.specs is not shared.specs or known.led != shared.led:
             nodes = self._nodes
@@ -189,6 +190,15 @@ class Planner:
             self._cut = shared
         keepers = self._nodes.keepers
         return self._kept[keepers.index(node) if (node := self._nodes.of[self._rank]) in keepers else 0]
+
+    def _layout_of_all(self, shared: Packed) -> Layout | None:
+        """Each of two nodes has a part, and gets the other's."""
+        if max(self._nodes.of) > 1:
+            raise NoSnapshots("no snapshots: sharded state over more than two nodes is saved to disk only")
+        assert self._layouts is not None
+        layout = self._layouts.known(shared, self._rank, self._world_size)
+        self._kept, self._cut = [layout] * 2 if layout is not None else [], None
+        return layout
 
     def _steadiness(self) -> Steadiness:
         steady = steadiness(self._parts)

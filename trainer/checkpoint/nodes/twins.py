@@ -3,6 +3,8 @@
     rank 2, node 1                                    its twin on node 0
     snapshot of step k committed  ── own part ──>     committed there, as a file of rank 2
 
+Of sharded state, on two nodes, it is the whole file: what each rank has is there only.
+
 So a node that keeps the state has a file of every rank: its own ranks' shares make up the whole replicated state, and
 the others' files hold what only they have. A snapshot is whole there once all of these have arrived. A thread of each
 rank sends and takes them beside training, in the order of the snapshots; each rank sends one message for each, also for
@@ -26,6 +28,9 @@ _TAG = 0x7A11
 _HEAD = 5
 _BYTE = torch.uint8
 Bytes = bytes | bytearray | memoryview
+_CHUNK = 4 << 20
+_REST_S = 0.1
+"""After each chunk the network and the cores rest for as long as it took, up to so many seconds."""
 _LATE_S = 1.0
 """Seconds for which a part waits for a buffer."""
 _BEHIND = 2
@@ -101,7 +106,9 @@ class Twins:
     def _exchange(self, part: Part) -> None:
         pieces = [part.first, part.second, part.sidecar]
         head = torch.tensor([part.step, part.pin, *map(len, pieces)])
-        bodies = [head, *(torch.frombuffer(_writable(piece), dtype=_BYTE) for piece in pieces if len(piece))]
+        bodies = [head]
+        for piece in filter(len, pieces):
+            bodies += torch.frombuffer(_writable(piece), dtype=_BYTE).tensor_split(_cuts(len(piece)))
         sent = [self._ranks.send(body, rank, _TAG) for rank in self._to for body in bodies]
         for rank, segment in self._kept.items():
             self._keep(rank, segment)
@@ -119,7 +126,11 @@ class Twins:
         body = torch.empty(size, dtype=torch.uint8) if buffer is None else torch.frombuffer(buffer.memory, dtype=_BYTE)
         at = 0
         for length in filter(None, sizes):
-            self._ranks.take(body[at : at + length], rank, _TAG)
+            for part in body[at : at + length].tensor_split(_cuts(length)):
+                began = time.monotonic()
+                self._ranks.take(part, rank, _TAG)
+                if len(part) == _CHUNK:
+                    time.sleep(min(_REST_S, time.monotonic() - began))
             at += length
         if buffer is None:
             segment.skip(step)
@@ -131,6 +142,11 @@ class Twins:
         while (buffer := segment.begin(size, pin)) is None and time.monotonic() < until:
             time.sleep(0.001)
         return buffer
+
+
+def _cuts(size: int) -> tuple[int, ...]:
+    """Where a piece of that size is cut: many bytes must not fill the network that training needs."""
+    return tuple(range(_CHUNK, size, _CHUNK))
 
 
 def _writable(piece: Bytes) -> bytearray | memoryview:

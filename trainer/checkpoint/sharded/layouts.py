@@ -45,6 +45,11 @@ class Layouts:
         self.sharers: Mapping[str, tuple[int, ...]] = {}
         """The ranks that hold the same box as this one, by sharded tensor. None of those with an empty box."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether any rank has a part only, as far as the ranks have agreed."""
+        return self._layout is not None
+
     def agree(self, shared: Packed, ranks: Ranks) -> Layout:
         """The layout of `shared`. StateError, the same on every rank, if what the ranks hold does not fit together.
         All ranks call it at the same step."""
