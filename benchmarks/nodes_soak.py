@@ -136,7 +136,8 @@ def soaked(soak: Soak, minutes: float, longest: float) -> list[dict[str, Any]]:
                 "stepping_s": took,
             }
         )
-        print(f"{name:22} node {node}  {f'{lasts} s' if undo else '':6}  stepping again: {took}", flush=True)
+        again = "never" if took is None else f"{took:.1f} s"
+        print(f"{name:22} node {node}  {f'{lasts} s' if undo else '':6}  stepping again: {again}", flush=True)
         if took is None:
             break
         soak.until(lambda: False, soak.random.uniform(0.5, 2.0))
