@@ -86,3 +86,21 @@ def test_all_ranks_are_killed_and_nothing_is_done_again(tmp_path: Path, ranks: i
         attempts = (0, 1, 2) if ranks == 2 else (0, 2)
         for rank, steps in enumerate(undisturbed):
             assert {at: told for attempt in attempts for at, told in cut.lines(attempt, world)[rank].items()} == steps
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lost", [0, 1])
+def test_sharded_state_outlives_a_machine(tmp_path: Path, lost: int) -> None:
+    """FSDP2 over two nodes: each has the other's part, too. A new machine takes the place of either; the bits are those
+    of an undisturbed run."""
+    with nodes(tmp_path / "whole", "state-fsdp") as whole:
+        assert [end.code for end in whole.train(8, "sharded", attempt=0, every=100)] == [0, 0]
+        undisturbed = whole.lines(0)
+    with nodes(tmp_path / "cut", "state-fsdp") as cut:
+        assert [end.code for end in cut.train(8, "sharded", "die=0@5,1@5", attempt=0, every=100)] == [-9, -9]
+        shutil.rmtree(cut.segment(lost))
+        ends = cut.train(8, "sharded", attempt=1, every=100)
+        assert [end.code for end in ends] == [0, 0], ends
+        assert cut.began(1) == [5, 5]
+        for rank, steps in enumerate(undisturbed):
+            assert {**cut.lines(0)[rank], **cut.lines(1)[rank]} == steps

@@ -1,7 +1,7 @@
 """A rank of a training whose ranks are on several nodes, started by torchrun itself. It writes a digest of all that it
 has, weights, optimizer, generators, after every step: DIGESTS/rank<r>.<attempt>.
 
-    node_trainer.py STEPS DIGESTS CHECKPOINTS EVERY SNAPSHOT_EVERY|none [die=RANK@STEP]
+    node_trainer.py STEPS DIGESTS CHECKPOINTS EVERY SNAPSHOT_EVERY|none [sharded] [die=RANK@STEP]
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 import xxhash
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.checkpoint import Checkpointer, PerRank
+from trainer.checkpoint.sharded.held import local_of
 
 
 def digest(model: nn.Module, optimizer: torch.optim.Optimizer, extra: list[int]) -> str:
@@ -26,6 +28,7 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer, extra: list[int])
     found = xxhash.xxh3_64()
     states: list[Any] = [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
     for tensor in [*model.state_dict().values(), *states, torch.get_rng_state()]:
+        tensor = local_of(tensor).detach()
         found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return f"{found.hexdigest()} {extra}"
 
@@ -33,10 +36,15 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer, extra: list[int])
 def main(steps: str, digests: str, checkpoints: str, every: str, snapshot_every: str, *more: str) -> None:
     dist.init_process_group("gloo")
     rank, attempt = dist.get_rank(), os.environ.get("SUPERVISE_ATTEMPT", "-")
-    dying = dict(at.split("@") for at in more[0].removeprefix("die=").split(",")) if more else {}
+    die = [word.removeprefix("die=") for word in more if word.startswith("die=")]
+    dying = dict(at.split("@") for at in die[0].split(",")) if die else {}
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.Linear(32, 1))
-    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    ddp: nn.Module = model
+    if "sharded" in more:
+        fully_shard(model)
+    else:
+        ddp = DistributedDataParallel(model, broadcast_buffers=False)
     torch.manual_seed(rank)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=0.01)
     drawn: list[int] = []
