@@ -276,11 +276,12 @@ import os, socket, sys
 sys.path[:0] = {[str(Path(__file__).parents[3])]!r}
 import _supervise
 from trainer.rundir.records import kept
+os.chdir(os.path.dirname(sys.argv[1]))  # the whole path may be too long for a socket
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 peer = socket.socket(socket.AF_UNIX)
 peer.settimeout(10)
 try:
-    peer.connect(sys.argv[1])
+    peer.connect(os.path.basename(sys.argv[1]))
     kept.send(peer, kept.Ask("leave"))
     print("answer", peer.recv(100))
 except OSError as error:
@@ -313,7 +314,8 @@ def test_another_users_server_is_told_nothing(spec: Spec, env: dict[str, str]) -
     code = f"""
 import os, socket, sys
 listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
+os.chdir(os.path.dirname(sys.argv[1]))  # the whole path may be too long for a socket
+listener.bind(os.path.basename(sys.argv[1]))
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 listener.listen()
 print("ready", flush=True)

@@ -246,10 +246,10 @@ def test_ranks_that_cannot_read_do_not_condemn(tmp_path: Path, monkeypatch: pyte
         on_ranks(2, lambda ranks, step=step: write(tmp_path, step, ranks=ranks).error)
     genuine = load
 
-    def refused(path: Path, rank: int, *rest: object) -> object:
+    def refused(path: Path, rank: int, *rest: object, **more: object) -> object:
         if rank == 1 and path.name == "step-00000002":
             raise Unreadable("manifest.json cannot be opened: Permission denied")
-        return genuine(path, rank, *rest)
+        return genuine(path, rank, *rest, **more)
 
     monkeypatch.setattr("trainer.checkpoint.disk.restore.load", refused)
     loaded = on_ranks(2, lambda ranks: restore(Tiers(tmp_path), "auto", ranks, DISK))
