@@ -67,7 +67,7 @@ class Two(Run):
         self.assert_nothing_left()
         assert marked(f"{self.mark()}-n1") == []
         left = {path.name for path in shm.ROOT.iterdir() if path.name.startswith("supervise-")} - self.before
-        assert not [name for name in left if name.endswith(".place") or self.mark() in name]
+        assert not [name for name in left if self.mark() in name]
         return codes
 
     def said(self) -> str:

@@ -86,7 +86,7 @@ WAYS = {"by the names of their tensors": (True, False), "by a mark": (False, Tru
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("tier", ["memory", "disk"])
+@pytest.mark.parametrize("tier", ["memory", pytest.param("disk", marks=pytest.mark.long)])
 def test_each_stage_comes_back_on_its_rank(here: Here, way: str, tier: str) -> None:
     names, marked = WAYS[way]
     more: dict[str, Any] = {"names": names, "marked": marked, **({} if tier == "memory" else {"snapshot_every": None})}

@@ -44,7 +44,7 @@ def _trained(out: Path, amp: str) -> None:
     train(parse(_flags(out, amp)), Place())
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["off", pytest.param("bf16", marks=pytest.mark.long), "fp16"])
 def test_resume_equals_uninterrupted(tmp_path: Path, amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process that dies after any step, fp16 with its GradScaler and dropout included."""
     _trained(tmp_path / "whole", amp)

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing import PContext, RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ..process.children import exit_code, send
+from . import rendezvous
 
 _TICK = 0.02
 
@@ -51,10 +52,12 @@ class ForkedRanks(PContext):
             if pid == 0:
                 self._live(local)
             self._pids[local] = pid
+        rendezvous.forked(rank=False)
 
     def _live(self, local: int) -> NoReturn:
         code = 1
         try:
+            rendezvous.forked(rank=True)
             os.environ.update(self.envs[local])
             self.entrypoint(*self.args[local])  # type: ignore[operator]
             code = 0

@@ -55,7 +55,7 @@ def launch_forked(gate: Gate, flags: list[str]) -> int:
     from .forked import ForkedRanks
 
     os.environ[GROUP] = str(gate.path)
-    rendezvous.register()
+    rendezvous.register(forks=True)
     torch_patches.replace_forks(ForkedRanks)
     config, _, _ = run.config_from_args(run.parse_args([*flags, *_WORKER]))  # type: ignore[no-untyped-call]
     config.start_method = "fork"

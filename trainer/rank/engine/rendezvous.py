@@ -50,6 +50,13 @@ _ROLE = "default"
 _LOOK_EVERY = 0.05
 _LAST = 300.0
 """Seconds that torch's own launchers wait for the last one."""
+_late: list[tuple[socket.socket, str, int, list[Store]]] | None = None
+"""The stores that are served once the ranks are forked: (socket that listens, address, port, the store when it is
+made). None: ranks are not forked, and a store is served at once.
+
+A server asks the resolver for names, in threads of its own. A fork that comes at that moment inherits the locks of the
+resolver, and hangs as soon as one of its own threads ends. Until then, whoever connects waits in the socket's queue.
+"""
 
 
 class Ranks(HashStore):
@@ -134,14 +141,36 @@ class Members(RendezvousHandler):
 
 
 def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
-    """The store is open. It is in the returned list as soon as torch has made it.
+    """The store is open, or will be once the ranks are forked. It is in the returned list as soon as torch has made it.
 
     torch's own client asks the resolver for the name of that address, only for its log. A resolver may answer very
     late, and we do not wait for it then. By then the server exists, or will when somebody connects.
     """
     made: list[Store] = []
-    failed: list[Exception] = []
     owned = socket.socket(fileno=listener.detach())
+    if _late is None:
+        _open(owned, address, port, made)
+    else:
+        _late.append((owned, address, port, made))
+    return made
+
+
+def forked(rank: bool) -> None:
+    """The ranks have been forked, and this process is one of them or their launcher. In the launcher the stores are
+    served now."""
+    waiting = list(_late or ())
+    if _late is not None:
+        _late.clear()
+    for owned, address, port, made in waiting:
+        if rank:
+            owned.close()
+        else:
+            _open(owned, address, port, made)
+
+
+def _open(owned: socket.socket, address: str, port: int, made: list[Store]) -> None:
+    """A server listens on the socket, and is in `made` as soon as torch has made it."""
+    failed: list[Exception] = []
     options = {"is_master": True, "wait_for_workers": False, "timeout": _TIMEOUT}
 
     def serve() -> None:
@@ -153,11 +182,9 @@ def _serve(listener: socket.socket, address: str, port: int) -> list[Store]:
 
     thread = threading.Thread(target=serve, name="store", daemon=True)
     thread.start()
-    # Ranks are forked from this process. By then the thread has ended, or sleeps in the resolver and holds nothing.
     thread.join(_ANSWERED)
     if failed:
         raise failed[0]
-    return made
 
 
 def _unnamed_file() -> str:
@@ -167,6 +194,8 @@ def _unnamed_file() -> str:
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def register() -> None:
-    """Makes the backend known to torchrun."""
+def register(forks: bool = False) -> None:
+    """Makes the backend known to torchrun. `forks`: this process forks the ranks, and calls forked() afterwards."""
+    global _late
+    _late = [] if forks else None
     torch_patches.register(BACKEND, Members)
