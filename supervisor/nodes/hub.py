@@ -218,8 +218,8 @@ class Hub:
         """Waits for the next thing, and does all that is there."""
         with self._lock:
             self._watch_writers()
-            patience = self._patience()
-        ready = self._selector.select(patience)
+            timeout = self._timeout()
+        ready = self._selector.select(timeout)
         with self._lock:
             self._renew()
             numbers = [key.data for key, _ in ready]
@@ -232,7 +232,7 @@ class Hub:
             if self._until is not None:
                 self._say_farewell()
 
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         """The most seconds until there is something to do."""
         due = [at - time.monotonic() for at in (self._listener.deadline(), self._until) if at is not None]
         return max(0.0, min([*due, *([_OWN_EVERY] if self._word is not None else [])], default=60.0))

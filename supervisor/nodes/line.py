@@ -197,7 +197,7 @@ class Line:
         with self._lock:
             for fd, writes in self._waits():
                 poll.register(fd, select.POLLOUT if writes else select.POLLIN)
-            seconds = self._patience(time.monotonic())
+            seconds = self._timeout(time.monotonic())
         # A link that sends also listens: what it waits for may be the other side's reading.
         poll.poll(max(1.0, seconds * 1000))
 
@@ -209,7 +209,7 @@ class Line:
             found += [(fd, self._link.wants_write) for fd in self._link.fds()]
         return found
 
-    def _patience(self, now: float) -> float:
+    def _timeout(self, now: float) -> float:
         """The most seconds until something is due."""
         due = [1.0]
         if self._stage is _Stage.ADMITTED:

@@ -157,7 +157,8 @@ def train(ranks: Any, steps: range, agreed: Callable[[int], Wish] = lambda step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     ckpt = Checkpointer(model=model, optimizer=optimizer, **{"every": None, "snapshot_every": 1, **options})
     ckpt._ranks = ranks
-    ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]  # ranks are threads here: what one has, another would find
+    # Ranks are threads here: what one has, another would find.
+    ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]
     start = ckpt.restore()
     for step in range(max(start, steps.start), steps.stop):
         for p in model.parameters():

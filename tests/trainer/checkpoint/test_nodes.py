@@ -97,7 +97,8 @@ class Cluster:
         gives_up = chosen.pop("gives_up", False)
         ckpt = Checkpointer(model=model, optimizer=optimizer, extra=extra, directory=self.here.checkpoints, **chosen)
         ckpt._ranks, ckpt._segment = ranks, segment
-        ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]  # ranks are threads here: what one has, another would find
+        # Ranks are threads here: what one has, another would find.
+        ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]
         start = ckpt.restore()
         own[:] = ckpt.extra.get("own") or [-1] * start
         for step in range(start, until):

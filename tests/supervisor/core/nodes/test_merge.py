@@ -14,7 +14,8 @@ AHEAD = 500.0
 
 
 def of(node: int, *exits: Exit, offset: float = 0.0, **more: object) -> LimbView:
-    seen = Observation(10.0 + offset, exits=exits, group=Group(1, Member(100 + node, launcher=True)), **more)  # type: ignore[arg-type]
+    group = Group(1, Member(100 + node, launcher=True))
+    seen = Observation(10.0 + offset, exits=exits, group=group, **more)  # type: ignore[arg-type]
     return LimbView(node, seen, offset)
 
 
