@@ -102,7 +102,6 @@ class Hub:
         """Whose the connections of ranks are."""
         self._heard: dict[int, Heard] = {}
         self._offsets: dict[int, Offset] = {}
-        self._failed: BaseException | None = None
         self._until: float | None = None
         """When the thread ends."""
         self._selector = selectors.DefaultSelector()
@@ -123,8 +122,6 @@ class Hub:
 
     def take(self) -> list[Event]:
         """All events since the last call. RuntimeError if the thread has failed: then no lease is granted any more."""
-        if self._failed is not None:
-            raise RuntimeError("the thread of the links has failed") from self._failed
         return self._inbox.take()
 
     def heard(self) -> Mapping[int, Heard]:
@@ -211,8 +208,7 @@ class Hub:
             while self._until is None or (time.monotonic() < self._until and self._links.keys() - self._bonds.keys()):
                 self._turn()
         except BaseException as error:
-            self._failed = error
-            self._inbox.put(Closed(-1, -1, "the thread of the links has failed"))
+            self._inbox.fail(error)
 
     def _turn(self) -> None:
         """Waits for the next thing, and does all that is there."""

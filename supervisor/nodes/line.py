@@ -109,7 +109,6 @@ class Line:
         """When the newest beat was sent that was answered."""
         self._gap = 0.0
         self._body = b""
-        self._failed: BaseException | None = None
         self._until: float | None = None
         self._thread = threading.Thread(target=self._run, name="line", daemon=True)
         self._thread.start()
@@ -123,8 +122,6 @@ class Line:
 
     def take(self) -> list[Event]:
         """All events since the last call. RuntimeError if the thread has failed."""
-        if self._failed is not None:
-            raise RuntimeError("the thread of the link has failed") from self._failed
         return self._inbox.take()
 
     def hello(self, body: bytes) -> None:
@@ -187,8 +184,7 @@ class Line:
                     self._wake.take()
                     self._turn(time.monotonic())
         except BaseException as error:
-            self._failed = error
-            self._inbox.put(Closed("the thread of the link has failed"))
+            self._inbox.fail(error)
 
     def _sleep(self) -> None:
         """Until something can be done."""
