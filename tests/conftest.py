@@ -12,10 +12,14 @@ import hypothesis
 import pytest
 import torch
 
-from tests.support.supervised import Run
-from tests.support.training import Here, Notes
 from trainer.checkpoint.memory import memory
 from trainer.rank import progress
+
+# What an assertion there has compared is told, as in a test. It is done when a module is imported.
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.supervised import Run  # noqa: E402
+from tests.support.training import Here, Notes  # noqa: E402
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 

@@ -20,9 +20,11 @@ from supervisor.process.kernel import glance
 from supervisor.process.kill import kill
 from supervisor.process.proctree import Process
 from supervisor.run.checkpoints import FLUSH, KEEP_ALL, flush_arguments, flush_command
+from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import variables as names
 from trainer.rundir.files.codec import decode
+from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
 from trainer.rundir.machine.shm import segment_of
 
@@ -190,7 +192,11 @@ class Flusher:
             if "seconds" in outcome:
                 self.took = time.monotonic() - self._began
             yield self._with_stall(outcome)
-        elif wanted.again:
+            return
+        # A rank that restored before the kernel was done with it has left its folder alone.
+        with contextlib.suppress(OSError):
+            retention.sweep_flushes(self._run.checkpoints, DISK)
+        if wanted.again:
             yield self._failed(wanted, f"the flush process died twice{self._said}")
         else:
             self._wanted.insert(0, replace(wanted, again=True))
@@ -249,7 +255,7 @@ class Flusher:
 
     def finish(self) -> Iterator[Outcome | None]:
         """Promised snapshots, and a snapshot newer than the checkpoints, become durable. Yields the outcome of each
-        flush."""
+        flush. Then nothing half written is left among the checkpoints. No rank is alive."""
         self._want_pinned()
         if self.newest() > newest_checkpoint(self._run.checkpoints):
             self._want(None)
@@ -267,6 +273,8 @@ class Flusher:
         self._kill()
         for wanted in [wanted for wanted in late if wanted.step is not None]:
             yield self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
+        with contextlib.suppress(OSError):
+            retention.sweep(self._run.checkpoints, DISK)
 
     def leave(self) -> int | None:
         """Removes all snapshots and returns None. If one is newer than the checkpoints, it stays, and its step is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from supervisor.loop.flush import Flusher
 from supervisor.process.proctree import marked
+from supervisor.run.checkpoints import flush_command
 from tests.support.disks import CrashingDisk, Cut, FullDisk
 from tests.support.jobs import ROOT, environment, holds, write
 from tests.support.snapshots import snapshot_of
@@ -326,6 +328,38 @@ def test_a_fork_that_never_comes(
     assert [outcome["step"] for outcome in outcomes if outcome] == [3]
     assert holds(run.checkpoints, 3)
     assert not _pinned(segment)
+
+
+def test_what_a_flush_that_was_killed_has_begun_is_removed(
+    segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush dies in the middle, and no rank restores afterwards: its folder is removed at once; one that a rank is
+    saving into stays until no rank is alive."""
+    snapshot_of(segment, 3)
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    saving = run.checkpoints / retention.temporary_name(9)
+    saving.mkdir()
+    script = tmp_path / "dies.py"
+    begun = retention.temporary_name(3, retention.FLUSHED)
+    script.write_text(f"import os; os.mkdir({str(run.checkpoints / begun)!r}); os.kill(os.getpid(), 9)")
+    whole = flush_command(segment, run, "3", 2)
+    commands = [[sys.executable, str(script)], whole]
+    monkeypatch.setattr("supervisor.loop.flush.flush_command", lambda *_: commands.pop(0))
+    flusher = Flusher(run, "m")
+    flusher.segment = segment
+    flusher.hear([(0, {"kind": "flush_due", "step": 3, "keep": 2})])  # type: ignore[list-item]
+    list(flusher.tick(set(), True))
+    until(lambda: select.select(flusher.fds(), [], [], 0)[0])
+    list(flusher.tick(set(flusher.fds()), True))
+
+    assert not (run.checkpoints / begun).exists()
+    assert saving.exists()
+
+    list(flusher.finish())
+
+    assert holds(run.checkpoints, 3)
+    assert [path.name for path in run.checkpoints.glob(".*")] == []
 
 
 @pytest.mark.skipif(not AUTOGROUPS, reason="the kernel weighs no sessions")

@@ -71,7 +71,7 @@ def _flushed(snapshot: Snapshot, folder: Path, only_newer: bool, seal: Path | No
     if any(there is not None and not is_superseded(there, fence) for there in newer):
         return False
     began = time.monotonic()
-    temporary = begin(folder, snapshot.step, snapshot.bytes, disk, "flush-", fence)
+    temporary = begin(folder, snapshot.step, snapshot.bytes, disk, retention.FLUSHED, fence)
     if temporary is None:
         return False
     try:

@@ -5,8 +5,9 @@
     start over:  all there is  -> rename one by one -> superseded-1.tmp/ -> rename = done -> superseded-1/
     sweep:       .step-*.tmp-* and .latest.tmp-* of dead processes removed; a start over that was cut short is finished
 
-Only rank 0 calls these functions. A flush calls prune, and what concerns its own temporary folder. A death at any point
-leaves nothing that a reader could take for a checkpoint.
+Only rank 0 calls these functions. A flush calls prune, and what concerns its own temporary folder; the supervisor
+sweeps after a flush that died, and once no rank is alive. A death at any point leaves nothing that a reader could take
+for a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ...rundir.layout import committed_steps, step_name
 from ...rundir.machine.proc import lives
 from .store import LATEST, QUARANTINE, listing, read_latest
 
+FLUSHED = "flush-"
+"""The label of the folders that flushes write into."""
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
 _ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")
 """A temporary file of replace_file(); the first number is the pid."""
@@ -107,8 +110,15 @@ def _sweep(path: Path, disk: Disk) -> None:
             discard(path, disk)
 
 
+def sweep_flushes(folder: Path, disk: Disk) -> None:
+    """No temporary folder of a dead flush is left. Ranks may be saving meanwhile: their folders are not locked."""
+    for path in folder.glob(f".step-*.tmp-{FLUSHED}*"):
+        _sweep(path, disk)
+
+
 def sweep(folder: Path, disk: Disk) -> None:
-    """No temporary folder or file of a dead process is left. A start over that was cut short is finished."""
+    """No temporary folder or file of a dead process is left. A start over that was cut short is finished. No rank is
+    saving."""
     if not folder.is_dir():
         return
     for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
