@@ -23,6 +23,7 @@ from supervisor.nodes.hub import Hub
 from supervisor.nodes.lead.leader import Here, Leader
 from supervisor.nodes.line import Line
 from supervisor.nodes.own import Own
+from supervisor.nodes.roads import Roads
 from supervisor.nodes.talk.probe import about
 from supervisor.nodes.token import token_of
 from supervisor.process.descriptors import enough
@@ -75,7 +76,8 @@ def leader_of(
             f"this node leads and cannot listen at {address}:{port} ({error.strerror}); "
             "give all nodes another --rdzv-endpoint HOST:PORT"
         ) from None
-    return lambda stops: Leader(hub, run, spec, log, stops, known, Here(located.address, own))
+    roads = _roads(located, token)
+    return lambda stops: Leader(hub, run, spec, log, stops, known, Here(located.address, own, roads))
 
 
 def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
@@ -87,7 +89,7 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
     same = about(script["command"] if arguments else (), script["module"], script["cwd"])
     enough(given["nproc"])
     own = Own(given["local_dir"], token, located.address)
-    node = Node(located.place.node, located.address, given["nproc"], same, own, wait)
+    node = Node(located.place.node, located.address, given["nproc"], same, own, wait, _roads(located, token))
     line = Line(located.leader, located.address, token, own.path)
     say: Callable[[str], None] = (lambda text: None) if quiet else _say
     try:
@@ -106,6 +108,15 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
             file.write("".join(traceback.format_exception(error)))
         why = f"internal error ({type(error).__name__}: {error}), please report it with {log}"
         raise InternalError(f"{why}; the run may go on without this node: start it here again") from error
+
+
+def _roads(located: Located, token: bytes) -> Roads:
+    """Refusal if this node cannot be called at its address."""
+    try:
+        return Roads(located.address, token)
+    except OSError as error:
+        where = f"{located.address} ({error.strerror or error})"
+        raise Refusal(f"no port can be opened at {where}; give an address of this node: --local-addr ADDR") from None
 
 
 def _say(text: str) -> None:

@@ -105,6 +105,8 @@ class EventName(Word):
     """Its link is closed. Whether the node is lost, its lease tells."""
     NODE_REFUSED = "node_refused"
     """A node cannot be part of the run. The event says why."""
+    NODES_APART = "nodes_apart"
+    """A node cannot call another one, or (`over`) can again. Their ranks could not train together."""
     NODES_AWAITED = "nodes_awaited"
     """The next attempt could begin, but nodes are missing, or one may still run its part of the last attempt."""
     RUN_ENDED = "run_ended"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from supervisor.loop.sleep import sleep
 from supervisor.nodes import line as links
 from supervisor.nodes.follow.duty import Duty
 from supervisor.nodes.own import Own
+from supervisor.nodes.roads import Roads
 from supervisor.nodes.talk import messages as says
 from supervisor.nodes.talk.probe import shares
 from supervisor.nodes.warden import start_warden
@@ -52,6 +54,7 @@ class Node:
     own: Own
     wait: float
     """Seconds that it waits for a leader."""
+    roads: Roads
 
 
 class Follower:
@@ -71,7 +74,7 @@ class Follower:
         self._told_stop: tuple[StopKind | None, bool] = (None, False)
         self._reaper = Reaper()
         self._duty: Duty | None = None
-        self._number = node.number
+        self._number, self._who = node.number, secrets.token_hex(8)
         self._linked = False
         self._since = clock()
         """When the link was lost, or this loop began."""
@@ -90,6 +93,7 @@ class Follower:
         become_subreaper()
         with signals(self._stops) as wakeup, ExitStack() as stack:
             stack.callback(self._line.close)
+            stack.callback(self._node.roads.close)
             stack.callback(self._clear_up)
             ended, code = set[int](), None
             while code is None:
@@ -104,9 +108,8 @@ class Follower:
         duty = self._duty
         if duty is None:
             return sleep(CALM, wakeup, [self._line.fd])
-        return sleep(
-            duty.interval(self._clock()), wakeup, [self._line.fd, *duty.fds()], duty.limb.slow_to_go(self._clock())
-        )
+        fds = [self._line.fd, self._node.roads.fd, *duty.fds()]
+        return sleep(duty.interval(self._clock()), wakeup, fds, duty.limb.slow_to_go(self._clock()))
 
     def _work(self, ended: set[int]) -> int | None:
         """One turn. Returns the exit code if this was the last one."""
@@ -124,6 +127,8 @@ class Follower:
         if self._over is not None:
             return self._over.exit_code
         self._pass_on_stops()
+        for tried in self._node.roads.take():
+            self._tell(says.Called(tried.node, tried.why))
         nobody = not self._linked and now >= self._since + self._node.wait
         asked = self._stops.kind is not None and not self._linked
         if not (nobody or asked):
@@ -190,6 +195,7 @@ class Follower:
                     self._obey(says.down(body))
                 case links.Closed():
                     # What came on that link is void. The next leader does not know what the last one was told.
+                    self._node.roads.call({})
                     self._released, self._told_stop = None, (None, False)
                     if self._linked:
                         self._linked, self._since = False, self._clock()
@@ -205,7 +211,8 @@ class Follower:
     def _hello(self) -> says.Hello:
         duty, node = self._duty, self._node
         attempt = duty.limb.number if duty is not None and duty.busy else None
-        return says.Hello(self._number, here()["host"], node.address, node.nproc, attempt, node.about)
+        where = here()["host"], node.address
+        return says.Hello(self._number, *where, node.nproc, attempt, node.about, self._who, node.roads.port)
 
     def _welcomed(self, welcome: says.Welcome) -> None:
         if not shares(self._run, welcome.probe, welcome.nonce):
@@ -258,6 +265,8 @@ class Follower:
                 duty.dump(attempt)
             case says.Faults(attempt):
                 duty.ask_faults(attempt)
+            case says.CallNodes(others, anew):
+                self._node.roads.call(others, anew)
             case says.Over():
                 self._over = message
                 duty.fence(now)

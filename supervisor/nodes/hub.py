@@ -150,6 +150,11 @@ class Hub:
                 self._send(self._links[link], beats.welcome(seconds, body))
             return seconds
 
+    def holds(self, link: int) -> bool:
+        """Whether that link is there still."""
+        with self._lock:
+            return link in self._links
+
     def refuse(self, link: int, body: bytes) -> None:
         """The follower on that link gets `body`, and is not admitted."""
         with self._lock:

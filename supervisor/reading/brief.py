@@ -92,6 +92,7 @@ _WORDS: Mapping[str, Callable[[Fields], str]] = {
     "stacks_dumped": lambda fields: "the stacks of the ranks were kept",
     "signal_sent": _silent,
     "relaunch_scheduled": _relaunch,
+    "node_refused": lambda fields: f"a node is refused: {fields.get('why', '')}",
     "run_ended": _silent,
     "supervisor_failed": lambda fields: f"the supervisor failed: {fields.get('error', '')}",
 }

@@ -216,6 +216,7 @@ WALL_CLOCK = {
     "page.py": "when a chaos report was made",
     "reporter.py": "when an exception was raised",
     "going_on.py": "whether a tracker's file is older than this attempt",
+    "roads.py": "whether the clocks of two nodes agree",
     "torn.py": "whether a file is of a save or older than it",
     "kept.py": "whether a file has changed since it was loaded",
     "kernel.py": "when a rank's own wait, for a time of day, will end",

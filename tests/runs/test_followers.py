@@ -41,8 +41,8 @@ class Two(Run):
     def lead(self, *arguments: str, nproc: int = 1) -> None:
         self.start(*self._nodes(0, nproc), *arguments)
 
-    def follow(self, *arguments: str, nproc: int = 1, folder: str = "run") -> None:
-        own = ["launch", "--run-dir", folder, *self._nodes(1, nproc), "--local-addr", OTHER, *arguments]
+    def follow(self, *arguments: str, nproc: int = 1, folder: str = "run", address: str = OTHER) -> None:
+        own = ["launch", "--run-dir", folder, *self._nodes(1, nproc), "--local-addr", address, *arguments]
         with (self.folder / "out1").open("a") as out, (self.folder / "err1").open("a") as err:
             self.other = start([SUPERVISE, *own], self.folder, environment(), out, err)
 
@@ -163,6 +163,32 @@ def test_nodes_that_do_not_fit(two: Two) -> None:
     assert [line.removeprefix("supervise: the leader refuses this node: ") for line in shown] == refused
     assert two.ended() == (75, 2)
     assert "1 of 2 nodes is there" in until(lambda: two.events("run_ended"))[0]["reason"]
+
+
+@pytest.mark.parametrize("address", [OTHER, "127.0.0.3"])
+def test_a_second_supervisor_with_the_same_number(two: Two, tmp_path: Path, address: str) -> None:
+    """It is refused while the first one lives, at its address or another one, and the run goes on undisturbed. Once the
+    first one is dead, it takes the place."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    two.until_event("first_step")
+    first = two.other
+    # In a container of its own it would not see the folder of the first one.
+    second = ("--local-dir", str(tmp_path / "local"), "script.py", "100000", "0.05")
+    two.follow(*second, address=address)
+    assert two.other is not None and two.other.wait(30) == 2
+    assert f"node 1 is there already, at {OTHER} (" in two.said()
+    assert len(two.events("node_joined")) == 1 and two.events("node_left") == []
+    assert len(two.events("attempt_started")) == 1
+
+    assert first is not None
+    first.kill()
+    first.wait()
+    two.follow(*second, address=address)
+    two.until_event("first_step", 2)
+    two.cli("stop", "run", "--now")
+
+    assert two.ended() == (103, 103)
 
 
 def marked_ranks(two: Two) -> set[int]:

@@ -69,6 +69,7 @@ class Machine:
         self._holder: subprocess.Popen[str] | None = None
         self._pid = 0
         self._cut: set[tuple[str, ...]] = set()
+        self._small = False
 
     @property
     def up(self) -> bool:
@@ -182,10 +183,26 @@ class Machine:
         _ip(self._switch, f"rule add {' '.join(rule)} blackhole")
         self._cut.add(rule)
 
+    def drop_to(self, other: Machine) -> None:
+        """The same, for what it sends to that machine."""
+        rule = ("iif", self._port, "to", other.address)
+        _ip(self._switch, f"rule add {' '.join(rule)} blackhole")
+        self._cut.add(rule)
+
+    def drop_large_to(self, other: Machine) -> None:
+        """The same, for the packets that are larger than some interface on the way would take."""
+        chain = "add table inet mtu; add chain inet mtu on {type filter hook forward priority 0;}"
+        rule = f"add rule inet mtu on iifname {self._port} ip daddr {other.address} meta length > 1000 drop"
+        _run(["nsenter", f"--net=/proc/{self._switch}/ns/net", "nft", "-f", "-"], f"{chain}; {rule}\n")
+        self._small = True
+
     def heal(self) -> None:
         """Nothing is lost any more."""
         while self._cut:
             _ip(self._switch, f"rule del {' '.join(self._cut.pop())} blackhole")
+        if self._small:
+            _run(["nsenter", f"--net=/proc/{self._switch}/ns/net", "nft", "delete table inet mtu"])
+            self._small = False
 
 
 @contextlib.contextmanager

@@ -24,19 +24,28 @@ def gather(nodes: Nodes | None, first: bool, since: float, now: float) -> Gather
     """The nodes of an attempt that could begin since the time `since`.
 
     The `first` attempt of a leader waits for as many nodes as it may have: they come one after the other. Later ones
-    take what is there, if it is enough. On one node there is nothing to wait for.
+    take what is there, if it is enough. Nodes that cannot call each other do not train together, so none begins before
+    that is known. On one node there is nothing to wait for.
     """
     if nodes is None:
         return Gathered(())
     late = now >= since + nodes.wait
     chosen = nodes.chosen()
     if len(chosen) >= (nodes.most if first and not late else nodes.least):
-        # A lease ends by itself, so this wait does, too.
-        return _waits(nodes) if nodes.unfenced() else Gathered(chosen)
-    if not late:
-        return _waits(nodes)
-    why = f"{nodes.missing()} after {nodes.wait:.0f} s (--node-wait); safe to launch again"
-    return Gathered(end=End(ExitCode.PREEMPTED, RunState.PREEMPTED, why))
+        if nodes.unfenced():
+            # A lease ends by itself, so this wait does, too.
+            return _waits(nodes)
+        # A call is answered at once, or has failed within seconds.
+        return Gathered() if nodes.unknown(chosen) else Gathered(chosen)
+    return Gathered(end=_too_few(nodes, first)) if late else _waits(nodes)
+
+
+def _too_few(nodes: Nodes, first: bool) -> End:
+    """The end of a wait in vain. A network in which no attempt can `first` begin must be mended by a person."""
+    why = f"{nodes.missing()} after {nodes.wait:.0f} s (--node-wait)"
+    if first and nodes.apart():
+        return End(ExitCode.USAGE, RunState.FAILED, f"{why}; the ranks of all nodes must reach each other at any port")
+    return End(ExitCode.PREEMPTED, RunState.PREEMPTED, f"{why}; safe to launch again")
 
 
 def _waits(nodes: Nodes) -> Gathered:

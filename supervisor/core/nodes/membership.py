@@ -153,6 +153,10 @@ class Membership:
         found = (self.peers.get(node) for node in nodes if node != self.local)
         return tuple(peer.link if peer is not None and peer.linked else 0 for peer in found)
 
+    def is_linked(self, node: int) -> bool:
+        """Whether that follower has a link now."""
+        return node in self.peers and self.peers[node].linked
+
     def stale(self) -> tuple[tuple[int, int], ...]:
         """(node, attempt) that must be killed there: its followers are linked, and it is not part of what runs."""
         return tuple(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from supervisor.core.nodes.roads import Road, together
 
 UNLUCKY = 2
 """A node that was lost this many times is the last choice."""
@@ -45,6 +48,10 @@ class Nodes:
     wait: float
     """Seconds to wait for nodes that are missing."""
     views: tuple[NodeView, ...] = ()
+    cut: Mapping[Road, str] = field(default_factory=dict)
+    """The roads on which a call fails, and why."""
+    untried: frozenset[Road] = frozenset()
+    """Those of which nothing is known yet."""
 
     def unfenced(self) -> tuple[NodeView, ...]:
         """The members that may still run a part of the attempt. No other attempt may begin beside them."""
@@ -63,14 +70,28 @@ class Nodes:
         """The nodes of the next attempt in the order of their ranks, the leader's own first. They may be too few.
 
         The members of the last attempt come first: they have the state in memory. A node that was lost twice comes
-        last.
+        last. All of them can call each other, as far as is known.
         """
-        ready = [view for view in self.views if view.ready or view.leads]
-        best = sorted(ready, key=lambda v: (not v.leads, v.losses >= UNLUCKY, not v.member, v.node))[: self.most]
-        return tuple(view.node for view in sorted(best, key=lambda v: (not v.leads, v.node)))
+        best = sorted(self._ready(), key=lambda v: (not v.leads, v.losses >= UNLUCKY, not v.member, v.node))
+        found = set(together([view.node for view in best], self.cut, self.most))
+        return tuple(view.node for view in sorted(best, key=lambda v: (not v.leads, v.node)) if view.node in found)
+
+    def _ready(self) -> list[NodeView]:
+        return [view for view in self.views if view.ready or view.leads]
+
+    def unknown(self, nodes: tuple[int, ...]) -> bool:
+        """Whether it is not known yet if these nodes can call each other."""
+        return any(set(road) <= set(nodes) for road in self.untried)
+
+    def apart(self) -> str:
+        """Which nodes that are there cannot call each other, and why, for people; empty if all can."""
+        names = {view.node: view.name for view in self._ready()}
+        cut = [(road, why) for road, why in sorted(self.cut.items()) if set(road) <= names.keys()]
+        return "; ".join(f"{names[caller]} cannot reach {names[node]} {why}" for (caller, node), why in cut)
 
     def missing(self) -> str:
         """What the run waits for, for people."""
-        have = len(self.chosen())
+        have = len(self._ready())
         want = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
-        return f"{have} of {want} nodes {'is' if have == 1 else 'are'} there"
+        there = f"{min(have, self.most)} of {want} nodes {'is' if have == 1 else 'are'} there"
+        return f"{there}, and {apart}" if (apart := self.apart()) else there

@@ -16,15 +16,18 @@ from supervisor.core.model import Observation, StopKind
 from supervisor.core.nodes.membership import Membership
 from supervisor.core.nodes.merge import LimbView
 from supervisor.core.nodes.nodes import Nodes
+from supervisor.core.nodes.roads import together
 from supervisor.core.telling.news import News
 from supervisor.group.seat import Seat, Seats
 from supervisor.live.mirror import Mirror
 from supervisor.nodes import hub as links
+from supervisor.nodes.lead.admission import Admission, Guest
+from supervisor.nodes.lead.network import Network
 from supervisor.nodes.lead.parts import Part, Parts
 from supervisor.nodes.lead.views import Views
 from supervisor.nodes.own import Own
+from supervisor.nodes.roads import Roads
 from supervisor.nodes.talk import messages as says
-from supervisor.nodes.talk.probe import Probe, about_spec
 from supervisor.nodes.warden import start_warden
 from supervisor.run.events import EventLog
 from supervisor.run.folder.stops import Stops
@@ -34,6 +37,8 @@ from trainer.rundir.records.gate import Release
 
 _AGAIN = 0.5
 """Seconds after which an order that is still in force is given again."""
+_LONG_START = 10.0
+"""Seconds without a step after which the nodes call each other again."""
 
 
 def _clock() -> float:
@@ -48,6 +53,7 @@ class Here:
     address: str
     """Where the ranks meet."""
     own: Own
+    roads: Roads
 
 
 class Leader:
@@ -59,18 +65,18 @@ class Leader:
         """OSError if the run's folder cannot be written, or no warden can be started."""
         self.known = known
         self._hub, self._run, self._spec, self._log, self._stops = hub, run, spec, log, stops
-        self._probe = Probe(run)
-        self._about = about_spec(spec)
-        self._addresses: dict[int, str] = {}
+        self._admission = Admission(hub, run, spec)
         self._bodies: dict[int, bytes] = {}
         """The newest beat of each node that was read."""
         self._own, self._warden = here.own, start_warden(here.own.path, spec.mark)
         self._parts = Parts(spec, here.address, self._send)
+        self._network = Network(here.roads, known.local, here.address, self._send, self._tell)
         self._views = Views()
         self._mirror: Mirror | None = None
         self.seats: Seats | None = self._seats
         self._state: says.State | None = None
         self._sent: tuple[says.Signal, float] | None = None
+        self._launched_at = 0.0
 
     # ── look ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -79,7 +85,7 @@ class Leader:
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is something for tick()."""
-        return [self._hub.fd]
+        return [self._hub.fd, self._network.fd]
 
     def tick(self) -> None:
         """All that has come from other nodes is known."""
@@ -87,12 +93,15 @@ class Leader:
         for event in self._hub.take():
             match event:
                 case links.Asked():
-                    self._asked(event, now)
+                    if refused := self._admission.hello(event, now):
+                        self._tell(refused.node, "node_refused", "warning", why=refused.why)
                 case links.Received():
                     self._received(event)
                 case links.Closed():
                     self.known = self.known.closed(event.node, event.link)
                     self._tell(event.node, "node_left", "warning", why=event.why)
+                    if not self.known.is_linked(event.node):
+                        self._network.left(event.node)
                 case links.Leash():
                     self.known = self.known.leash(event.node, event.attempt, event.rank, event.ended)
         for node, heard in self._hub.heard().items():
@@ -103,6 +112,8 @@ class Leader:
                 self._seen(node, heard.body)
         before = set(self.known.lost)
         self.known = self.known.looked(now)
+        self._answer(now)
+        self._network.tick()
         for node in set(self.known.lost) - before:
             self._hub.drop(node)
         self._parts.wanted = self._next() if self.known.members else ()
@@ -113,7 +124,7 @@ class Leader:
         """The nodes now. Times are of the clock of the loop."""
         now = _clock()
         asleep = now - time.monotonic()
-        nodes = self.known.nodes(*self._asked_for, self._spec.node_wait, now)
+        nodes = self._network.seen(self.known.nodes(*self._asked_for, self._spec.node_wait, now))
         runs = self._state is not None and not self._state.stopping
         return replace(
             nodes,
@@ -153,7 +164,7 @@ class Leader:
         nodes = self._nodes()
         spare = [view.node for view in nodes.views if view.ready and not view.member]
         members = [node for node in self.known.members if node != self.known.local]
-        return (self.known.local, *sorted([*members, *spare][: nodes.most - 1]))
+        return (self.known.local, *sorted(together([self.known.local, *members, *spare], nodes.cut, nodes.most)[1:]))
 
     def _links(self, nodes: tuple[int, ...]) -> tuple[int, ...]:
         return self.known.links(nodes)
@@ -161,7 +172,7 @@ class Leader:
     def launch(self, number: int, nodes: tuple[int, ...]) -> None:
         """The attempt `number` has begun, on these nodes. Their groups are released with this node's."""
         self._hub.arm()
-        self._parts.due = nodes
+        self._parts.due, self._launched_at = nodes, time.monotonic()
         self._close_mirror()
         self._views.begin(number)
         self.known = self.known.launched(number, nodes, dict.fromkeys(nodes, self._spec.nproc))
@@ -176,6 +187,8 @@ class Leader:
     def state(self, mode: Mode, stepped: bool, silent: Mapping[int, float]) -> None:
         """The members know what is thought of the attempt."""
         state = says.State(self.known.attempt, mode is Mode.STOPPING, stepped, {k: round(v) for k, v in silent.items()})
+        if mode is Mode.RUNNING and (silent or (not stepped and time.monotonic() >= self._launched_at + _LONG_START)):
+            self._network.doubt(self.known.attempt)
         if state != self._state and mode in (Mode.RUNNING, Mode.STOPPING):
             self._state = state
             self._to_members(state)
@@ -203,7 +216,8 @@ class Leader:
             self._send(node, says.Over(exit_code, reason, keep))
         self._hub.close()
         self._close_mirror()
-        self._probe.close(self._run)
+        self._network.close()
+        self._admission.close()
         self._own.close()
 
     def _to_members(self, message: msgspec.Struct) -> None:
@@ -216,47 +230,18 @@ class Leader:
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _asked(self, asked: links.Asked, now: float) -> None:
-        try:
-            hello = says.as_(says.Hello, asked.hello)
-        except ValueError as error:
-            self._hub.refuse(asked.link, says.encode(says.Refuse(f"the leader does not understand this node: {error}")))
-            return
-        node = self._number(hello)
-        if why := self._unfit(hello, node):
-            self._hub.refuse(asked.link, says.encode(says.Refuse(why)))
-            self._tell(node, "node_refused", "warning", why=why)
-            return
-        self._addresses[node] = hello.address
-        body = says.Welcome(
-            node, str(self._run.path), self._probe.name, self._probe.nonce, self._run.run_json.read_bytes()
-        )
-        lease = self._hub.admit(asked.link, node, says.encode(body))
-        self.known = self.known.joined(node, hello.host, asked.link, hello.attempt, now, lease)
+    def _answer(self, now: float) -> None:
+        """Everybody who has said hello has an answer, or waits for one."""
+        for refused in self._admission.look(self.known, now, lambda guest, node: self._admit(guest, node, now)):
+            self._tell(refused.node, "node_refused", "warning", why=refused.why)
+
+    def _admit(self, guest: Guest, node: int, now: float) -> Membership:
+        hello = guest.hello
+        lease = self._hub.admit(guest.link, node, self._admission.welcome(node))
+        self.known = self.known.joined(node, hello.host, guest.link, hello.attempt, now, lease)
         self._tell(node, "node_joined", address=hello.address)
-
-    def _number(self, hello: says.Hello) -> int:
-        """The number of that node: what it says, what it had, or the next one."""
-        if hello.node is not None:
-            return hello.node
-        had = next((node for node, address in self._addresses.items() if address == hello.address), None)
-        linked = {node for node, peer in self.known.peers.items() if peer.linked}
-        if had is not None and had not in linked:
-            return had
-        return max([self.known.local, *self.known.peers]) + 1
-
-    def _unfit(self, hello: says.Hello, node: int) -> str:
-        """Why that node cannot be part of this run; empty if it can."""
-        if node == self.known.local:
-            return f"node {node} leads, from another supervisor: give each node a --node-rank of its own"
-        if hello.nproc != self._spec.nproc:
-            return f"--nproc is {hello.nproc} there and {self._spec.nproc} here: give the same on all nodes"
-        if differs := says.differs(self._about, hello.about):
-            return f"not the same on both nodes: {differs}"
-        peer = self.known.peers.get(node)
-        if peer is not None and peer.linked and self._addresses.get(node, hello.address) != hello.address:
-            return f"node {node} is there already, at {self._addresses[node]}: give each node a --node-rank of its own"
-        return ""
+        self._network.joined(node, (hello.address, hello.port))
+        return self.known
 
     def _received(self, event: links.Received) -> None:
         peer = self.known.peers.get(event.node)
@@ -283,6 +268,8 @@ class Leader:
                 self._stops.warned = self._stops.warned or warned
                 self._stops.kind = self._stops.kind or StopKind(kind)
                 self._stops.now = self._stops.now or now
+            case says.Called():
+                self._network.called(event.node, message)
             case says.Told(name, level, fields):
                 self._tell(event.node, name, level, **fields)
 

@@ -27,6 +27,10 @@ class Hello(msgspec.Struct, frozen=True):
     """The attempt of which something may run there. None: nothing runs."""
     about: dict[str, str]
     """What must be the same on all nodes: versions, and the script."""
+    who: str = ""
+    """The supervisor: no other one has said that."""
+    port: int = 0
+    """Where `address` can be called by other nodes."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
@@ -98,7 +102,15 @@ class Told(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Up = Seen | Parked | GroupLost | Gone | Asked | Told
+class Called(msgspec.Struct, frozen=True, tag=True):
+    """This node has called `node`, which answers, or does not any more."""
+
+    node: int
+    why: str = ""
+    """Why it does not answer, and where it was called."""
+
+
+Up = Seen | Parked | GroupLost | Gone | Asked | Told | Called
 
 
 # ── the leader to a node ──
@@ -156,6 +168,14 @@ class Faults(msgspec.Struct, frozen=True, tag=True):
     attempt: int
 
 
+class CallNodes(msgspec.Struct, frozen=True, tag=True):
+    """Call these nodes, and no others. `anew`: also those that have answered."""
+
+    nodes: dict[int, tuple[str, int]]
+    """By number: an address, and a port."""
+    anew: bool = False
+
+
 class Over(msgspec.Struct, frozen=True, tag=True):
     """The run is over. With `keep`, the snapshots in memory stay."""
 
@@ -164,7 +184,7 @@ class Over(msgspec.Struct, frozen=True, tag=True):
     keep: bool
 
 
-Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Faults | Over
+Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Faults | CallNodes | Over
 
 _ENCODER = msgspec.msgpack.Encoder()
 _UP: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import secrets
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 
 _LARGEST = 1 << 24
+_CUDA = re.compile(r"^cuda\b.*= *['\"](.+?)['\"]", re.MULTILINE)
+_NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
+_NONE = "none"
 
 
 class Probe:
@@ -38,11 +43,12 @@ def shares(run: RunDir, name: str, nonce: str) -> bool:
 
 
 def about(command: tuple[str, ...], module: bool, cwd: str) -> dict[str, str]:
-    """What must be the same on all nodes: the versions, and the script."""
+    """What must be the same on all nodes: the versions, and the script. Without a command it is the run's."""
     found = {"Python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("torch", "supervise"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+    found |= {name: version for name in ("torch", "supervise") if (version := _version(name))}
+    found |= {"CUDA of torch": _cuda(), "NCCL": next(filter(None, map(_version, _NCCL)), _NONE)}
+    if not command:
+        return found
     found["the script"] = command[0]
     if not module:
         with contextlib.suppress(OSError):
@@ -50,6 +56,25 @@ def about(command: tuple[str, ...], module: bool, cwd: str) -> dict[str, str]:
             if script.stat().st_size <= _LARGEST:
                 found["the script's digest"] = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
     return found
+
+
+def _version(name: str) -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return ""
+
+
+def _cuda() -> str:
+    """The version that torch was built for, by torch's own file: the version of the package does not always tell."""
+    spec = find_spec("torch")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if spec is not None and spec.origin and (said := _CUDA.search(_beside(spec.origin).read_text())):
+            return said[1]
+    return _NONE
+
+
+def _beside(origin: str) -> Path:
+    return Path(origin).with_name("version.py")
 
 
 def about_spec(spec: Spec) -> dict[str, str]:

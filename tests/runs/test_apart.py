@@ -1,0 +1,65 @@
+"""Nodes that the leader reaches, and that do not reach each other."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster, NodesRun, cluster
+from tests.support.machines import missing
+from tests.support.supervised import until
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Cluster]:
+    with cluster(3) as made:
+        yield made
+
+
+@pytest.fixture
+def nodes(machines: Cluster) -> Iterator[Cluster]:
+    yield machines
+    machines.mend()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_pair_of_followers_is_named(nodes: Cluster, tmp_path: Path, large: bool) -> None:
+    """Nothing, or no large packet, gets from node 1 to node 2: no attempt hangs at its rendezvous; the run ends with 2
+    on all nodes, with the pair, the address and what happened."""
+    one, two = nodes.machines[1:]
+    (one.drop_large_to if large else one.drop_to)(two)
+    run = NodesRun(nodes, tmp_path, "3")
+    run.start(0, 1, 2, more=("--node-wait", "10s"))
+    codes = [run.wait(node) for node in range(3)]
+    run.assert_nothing_left(0, 1, 2)
+
+    [ended] = run.events("run_ended")
+    assert codes == [2, 2, 2], run.said(0)
+    assert f"node 1 (node1) cannot reach node 2 (node2) at {two.address}:" in ended["reason"]
+    assert ("large packets are lost" if large else "nobody answers") in ended["reason"]
+    assert "node 0" not in ended["reason"] and ended["reason"].splitlines()[0] in run.said(0)
+    assert {(e["node"], e["to"]) for e in run.events("nodes_apart")} >= {(1, 2)}
+    assert run.events("attempt_started") == []
+
+
+@pytest.mark.long
+def test_without_one_of_the_pair(nodes: Cluster, tmp_path: Path) -> None:
+    """With 2:3 nodes the run begins without one of them, and takes it in at the next restart once they are mended."""
+    one, two = nodes.machines[1:]
+    one.drop_to(two)
+    run = NodesRun(nodes, tmp_path, "2:3")
+    run.start(0, 1, 2, more=("--node-wait", "8s"))
+    ranks = run.until_step(5, world=2)
+    assert {rank.host for rank in ranks} == {"node0", "node1"}
+    one.heal()
+    until(lambda: [event for event in run.events("nodes_apart") if event.get("over")])
+    assert nodes.machines[0].send(next(rank.pid for rank in ranks if rank.host == "node0"), signal.SIGKILL)
+    run.until_step(5, world=3, after=0)
+    run.signal(0, signal.SIGTERM)
+    assert [run.wait(node) for node in range(3)] == [75, 75, 75]
+    run.assert_nothing_left(0, 1, 2)
