@@ -35,6 +35,9 @@ ENDLESS = ["--max-restarts", _MANY, "--no-progress-limit", _MANY]
 PEERS = ("nvrx", "torchrun-shared-store")
 _STALE = ("SUPERVISE_", "TORCHELASTIC_", "PET_", "BENCH_")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
+_COMPILES_ANEW = "PYTHONDONTWRITEBYTECODE"
+"""With it a checkout is compiled anew by each process: 0.2 s of a launch, which nobody pays who has the wheel. pip has
+compiled it, as it has compiled torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,8 @@ def extra(names: Sequence[str], nproc: int) -> list[Plan]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of a shell in which nobody supervises anything, with the step hook; the same on every side."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_STALE) and k not in _RANK_VARIABLES}
+    left_out = {*_RANK_VARIABLES, _COMPILES_ANEW}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_STALE) and k not in left_out}
     return {
         **kept,
         # The checkout as well: supervise does not find a module that is installed as editable.

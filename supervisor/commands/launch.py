@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from supervisor.commands import nodes, several, slurm, target, torchrun
+from supervisor.commands import nodes, slurm, target, torchrun
 from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
@@ -218,6 +218,8 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")
     )
     if located is not None and not located.leads:
+        from supervisor.commands import several
+
         return several.follow(located, given, quiet)
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
@@ -229,6 +231,8 @@ def _located(given: dict[str, Any], detached: bool) -> Located | None:
     meaningless = nodes.ignored(given)
     place = nodes.placed(given)
     if not place.alone:
+        from supervisor.commands import several
+
         return several.place(given, place, detached)
     for name in meaningless:
         click.echo(f"supervise: {name} is ignored: {torchrun.MEETS}", err=True)

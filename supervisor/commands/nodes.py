@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from supervisor.core.nodes.place import Asked, Place, place_of, spelled
 from supervisor.errors import Refusal
 from supervisor.process import addresses
 from supervisor.run.runs import RUNS
+from supervisor.run.spec import Spec
 
 LEASES = (0.3, 60.0)
 """Seconds: below, a busy machine would lose its lease; above, a dead node is noticed too late to matter."""
@@ -186,3 +187,12 @@ def ignored(given: Mapping[str, Any]) -> list[str]:
 def most(nnodes: str) -> int:
     """The most nodes of a run, from `nnodes` in its Spec."""
     return nodes_of(nnodes, "nnodes")[1] if nnodes else 1
+
+
+def refuse_alone(spec: Spec, located: Located | None) -> None:
+    """Refusal if the run is one over several nodes, and only this one was asked."""
+    if located is None and spec.several:
+        words: Sequence[str] = spec.command[:1]
+        raise Refusal(
+            f"{spec.run} trains {' '.join(words)} on several nodes: give its launch command again on each of them"
+        )

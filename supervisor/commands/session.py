@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from supervisor.checkup import checks, installed, space
-from supervisor.commands import background, several, slurm
+from supervisor.commands import background, nodes, slurm
 from supervisor.commands.console import Console, closing_words, name_of, opening_words
 from supervisor.commands.nodes import Located
 from supervisor.core.actions import End
@@ -74,7 +74,7 @@ def drive(
     """The run is over. Returns the exit code of `launch`. The caller holds the lock. `located`: this node leads others.
     HandedOver: its ranks go on, and somebody must take them over at once."""
     if stopping is None:
-        several.refuse_alone(spec, located)
+        nodes.refuse_alone(spec, located)
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     register(run)
@@ -84,7 +84,11 @@ def drive(
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
     log.attempt = previous.last_attempt
-    lead = several.leader_of(run, spec, previous, log, located) if located is not None else None
+    lead = None
+    if located is not None:
+        from supervisor.commands import several
+
+        lead = several.leader_of(run, spec, previous, log, located)
     about = {"command": specs.typed(spec), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
     log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
     for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:

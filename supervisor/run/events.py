@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _ROOM = 32_768
 
 
 class EventLog:
-    """The events of one run, by structlog into its file. Only the holder of the run's lock has one."""
+    """The events of one run, into its file. Only the holder of the run's lock has one."""
 
     def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
         self.attempt = -1
@@ -41,15 +42,7 @@ class EventLog:
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
         self._file = _File(run.events, disk)
-        # Its import takes 70 ms, which a command that writes no events does not pay.
-        import structlog
-
-        self._log = structlog.wrap_logger(
-            self._file,
-            processors=[self._stamp, structlog.processors.EventRenamer("msg"), self._render],
-            wrapper_class=structlog.make_filtering_bound_logger(0),
-            run=run_id,
-        )
+        self._log: Any = _Direct([self._stamp, _renamed, self._render], self._file, run_id)
         if cut:
             self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
 
@@ -61,6 +54,8 @@ class EventLog:
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
         """The event is in the file (not yet synced), or it waits in memory while the disk refuses it."""
         getattr(self._log, level)(EventName(event).value, **fields)
+        if event == EventName.FIRST_STEP and isinstance(self._log, _Direct):
+            self._log = self._log.through_structlog()
         self._tell()
 
     def sync(self) -> None:
@@ -93,8 +88,42 @@ class EventLog:
         return line
 
 
+def _renamed(_: Any, __: str, fields: Any) -> Any:
+    """The name of the event is its `msg`."""
+    fields["msg"] = fields.pop("event")
+    return fields
+
+
+class _Direct:
+    """Calls the processors as structlog does, for the lines up to the first step.
+
+    The import of structlog takes 50 ms of CPU, since rich and asyncio come with it. Nothing waits for the supervisor
+    once the ranks train: then it is imported, and calls them.
+    """
+
+    def __init__(self, processors: list[Callable[[Any, str, Any], Any]], file: _File, run_id: str) -> None:
+        self._processors, self._file, self._run_id = processors, file, run_id
+
+    def through_structlog(self) -> Any:
+        """What writes the same lines by structlog."""
+        import structlog
+
+        make = structlog.make_filtering_bound_logger(0)
+        return structlog.wrap_logger(self._file, self._processors, make, run=self._run_id)
+
+    def _write(self, level: str, event: str, **fields: Any) -> None:
+        line: Any = {"run": self._run_id, **fields, "event": event}
+        for processor in self._processors:
+            line = processor(self, level, line)
+        self._file.write(line)
+
+    info = partialmethod(_write, "info")
+    warning = partialmethod(_write, "warning")
+    error = partialmethod(_write, "error")
+
+
 class _File:
-    """structlog writes finished lines to it. They are appended whole, or wait in memory until the disk takes them."""
+    """Finished lines are written to it. They are appended whole, or wait in memory until the disk takes them."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.troubles: list[str] = []

@@ -78,6 +78,24 @@ def test_help_loads_little() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_launch_loads_little(tmp_path: Path) -> None:
+    """Launch to the first step counts: what no run needs before that is not imported."""
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "import _supervisor.commands.cli, _supervisor.commands.launch, _supervisor.loop.driver\n"
+        "from _supervisor.run.events import EventLog\nfrom _supervise.rundir.layout import RunDir\n"
+        "log = EventLog(RunDir(Path(sys.argv[1])), 'demo')\nlog.emit('run_started')\nlog.emit('attempt_started')\n"
+        "late = {'structlog', 'rich.text', 'asyncio', 'ssl', '_supervisor.commands.several', '_supervisor.nodes.hub'}\n"
+        "late |= {'torch', 'numpy', 'jinja2', 'starlette', 'prometheus_client', 'pynvml'}\n"
+        "early = late & set(sys.modules)\n"
+        "log.emit('first_step')\nassert 'structlog' in sys.modules\n"
+        "sys.exit(str(early) if early else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 import time
@@ -40,6 +41,22 @@ def test_full_disk_delays_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found, skipped = read_events(run.events)
     assert [e["msg"] for e in found] == ["run_started", "verdict", "warning", "group_gone", "run_ended"]
     assert [e["seq"] for e in found] == [1, 2, 3, 4, 5] and skipped == 0
+
+
+def test_before_and_after_structlog(tmp_path: Path) -> None:
+    """The lines before the first step, which structlog does not write, look like those after it."""
+    run = RunDir(tmp_path)
+    log = events.EventLog(run, "gpt")
+    said = {"rank": 1, "level_of": "disk", "msg_": "", "run_dir": "x"}
+    log.emit("warning", "warning", text="the same", **said)
+    log.emit("first_step")
+    log.emit("warning", "warning", text="the same", **said)
+    log.close()
+
+    first, _, last = run.events.read_text().splitlines()
+    own = {"ts": "", "mono": 0, "seq": 0}
+    assert list(json.loads(first)) == list(json.loads(last))
+    assert {**json.loads(first), **own} == {**json.loads(last), **own}
 
 
 def test_text_that_is_none(tmp_path: Path) -> None:
