@@ -73,6 +73,8 @@ def _load_supervisor() -> None:
     _load("_supervise", ROOT / "trainer")
     package = _load("_supervisor", ROOT / "supervisor")
     importlib.import_module("_supervise.names").ours_alone()
+    # Imported where the first event is written.
+    importlib.import_module("structlog")
     for module in pkgutil.walk_packages(package.__path__, "supervisor."):
         if not module.name.endswith(".__main__"):
             try:
