@@ -12,7 +12,7 @@ from supervisor.commands.flags import json_flag, run_argument
 from supervisor.commands.meant import to_read
 from supervisor.commands.status import command_of, saves_nothing, times
 from supervisor.core.size import counted, human_bytes, human_seconds
-from supervisor.core.telling import ledger
+from supervisor.core.telling import figures, ledger
 from supervisor.core.telling.ledger import MEANING
 from supervisor.core.telling.story import Story
 from supervisor.errors import Refusal
@@ -108,6 +108,8 @@ def _ledger(body: dict[str, Any]) -> str:
     recover = body["recover_s"]
     if recover["p50"] is not None:
         text += f"recover p50 {recover['p50']:.2f} s, p95 {recover['p95']:.2f} s, max {recover['max']:.2f} s\n"
+    if paid := figures.standbys(body["standby"]):
+        text += f"{paid}\n"
     text += f"goodput {100 * body['goodput']:.1f} %"
     if stopped := body["ledger"]["stopped_s"]:
         text += (

@@ -84,6 +84,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("last fault", f"attempt {failure['attempt']}: {failure['reason']}" if failure else ""),
         ("not loaded", str(now["started_over"]["text"]) if now["started_over"] else ""),
         ("standby", _standby(now["standby"]) if now["standby"] else ""),
+        ("", figures.standbys(now["standby_cost"])),
         ("kept warm", _stays(now["kept"]) if now["kept"] else ""),
         *(("node", _node(node)) for node in now["nodes"]),
         *(("straggler", slow["text"]) for slow in now["stragglers"]),

@@ -71,6 +71,8 @@ class EventName(Word):
     """The attempt ended while it was saving into that folder. The folder was renamed, and is no checkpoint now."""
     STANDBY_READY = "standby_ready"
     """The next worker group waits. Its rendezvous is done."""
+    STANDBY_COST = "standby_cost"
+    """What the making of the next worker group has taken from the training beside it."""
     STANDBY_LOST = "standby_lost"
     """The fork server or the waiting group died, or cannot be used. The event says why."""
     FORK_SERVER_TAKEN = "fork_server_taken"

@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.standby.cost import Meter
 from supervisor.core.standby.parking import Place
+from supervisor.core.telling.progress import Trained
 from supervisor.group.fork_server import ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.maker import GroupMaker
@@ -61,6 +63,7 @@ class Standby:
         self._parking = Parking(spec, run)
         self._look_at = 0.0
         self._warned = set[str]()
+        self._meter = Meter()
 
     # ── what the driver asks ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,6 +133,17 @@ class Standby:
     def is_warming(self) -> bool:
         """Whether a group is being made."""
         return self._group is not None and not self._said_parked
+
+    def measure(self, attempt: int, trained: Trained | None) -> None:
+        """The attempt has come that far. What the making of a standby has taken from its steps is told, once that is
+        known."""
+        if trained is None or not self._spec.standby:
+            return
+        server = self._maker.server
+        making = self.is_warming() or (server is not None and (server.loading or not server.ready))
+        if (paid := self._meter.see(attempt, trained.step, trained.at, making)) is not None:
+            found: dict[str, Any] = {"cost_s": paid.seconds, "share": paid.share, "made_s": paid.made_s}
+            self._log.emit("standby_cost", **{name: round(value, 4) for name, value in found.items()})
 
     def spared(self) -> set[int]:
         """The root processes of the trees that belong to no attempt yet."""

@@ -211,6 +211,7 @@ class Driver:
         """Passes the news to all parts that need it."""
         self._tracker.see(news, attempt.number, self._others.world(self.spec.nproc))
         self._curve.see(attempt.number, news.trained)
+        self._standby.measure(attempt.number, news.trained)
         self._narrator.saves(news.saves, now, final=over)
         self._flusher.hear(news.notes)
         self._own_saves.tick(attempt.number, news.saves)
@@ -273,8 +274,7 @@ class Driver:
         """The run goes on without the lost GPU. False if no other is left: then the run ends."""
         spec = shrunk(self.spec, lost, self.environ)
         if spec is None:
-            why = f"no other GPU is left: {lost.reason}"
-            self._ended = End(ExitCode.POINTLESS, RunState.FAILED, why)
+            self._ended = End(ExitCode.POINTLESS, RunState.FAILED, f"no other GPU is left: {lost.reason}")
             return False
         # What waits was made for all devices.
         self._standby.close()

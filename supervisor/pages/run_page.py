@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.core.size import counted, human_bytes, human_seconds
-from supervisor.core.telling import advice, lanes
+from supervisor.core.telling import advice, figures, lanes
 from supervisor.core.telling.ledger import BUCKETS, MEANING, report
 from supervisor.core.telling.story import Story
 from supervisor.core.telling.time_line import one_line
@@ -57,6 +57,7 @@ def run_page(known: Known, command: Callable[[Mapping[str, Any]], str], live: st
         drawings=[one for one in (drawing(story, events, at), ranks) if one],
         buckets=_key(book, ranks),
         ledger=_ledger(book),
+        standbys=figures.standbys(book["standby"]),
         wall=human_seconds(book["wall_s"]),
         failures=found,
         more_failures=max(0, len(story.failures()) - SHOWN),

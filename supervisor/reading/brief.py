@@ -86,6 +86,7 @@ _WORDS: Mapping[str, Callable[[Fields], str]] = {
     "checkpoint_quarantined": _bad,
     "script_saved": lambda fields: f"the script saved {_at(fields)}: {fields.get('path', '')}",
     "standby_ready": _silent,
+    "standby_cost": _silent,
     "fault_armed": lambda fields: f"fault armed: {fields.get('spec')}",
     "fault_injected": lambda fields: f"fault: {fields.get('spec')}",
     "stop_requested": _stop,

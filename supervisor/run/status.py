@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.core.rules import spent
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.ledger import ledger, missed
+from supervisor.core.telling.ledger import ledger, missed, standbys
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.live.mirror import all_beats
@@ -63,6 +63,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "stragglers": _stragglers(attempt) if alive and attempt else [],
         "pauses": _pauses(story, attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
+        "standby_cost": standbys(story),
         "snapshot": {"step": snapshot},
         "checkpoint": checkpoint,
         "saves_nothing": _saves_nothing(story, snapshot, checkpoint),

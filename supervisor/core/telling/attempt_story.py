@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from supervisor.core.standby.cost import Cost
+from supervisor.core.telling.fields import number
 
 
 @dataclass(slots=True)
@@ -45,6 +49,8 @@ class AttemptStory:
     detect_s: float | None = None
     stall_s: float = 0.0
     """Seconds for which saves held up training."""
+    standbys: list[Cost] = field(default_factory=list)
+    """What the standbys that were made beside it have cost."""
     stragglers: dict[int, str] = field(default_factory=dict)
     """By rank: how the rank is slower than the others."""
     pauses: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -56,3 +62,13 @@ class AttemptStory:
     def unplaced(self) -> bool:
         """Whether it has trained but nothing tells which steps of the run."""
         return self.first_step is not None and self.from_step is None
+
+    def paid(self, event: Mapping[str, Any]) -> None:
+        """Takes the event that tells what a standby has cost."""
+        seconds, share, made_s = (_finite(event, key) for key in ("cost_s", "share", "made_s"))
+        self.standbys.append(Cost(seconds, share, made_s))
+
+
+def _finite(event: Mapping[str, Any], key: str) -> float:
+    value = number(event, key, 0.0)
+    return value if math.isfinite(value) else 0.0

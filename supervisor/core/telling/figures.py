@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def share(step: int, total: int) -> str:
@@ -34,3 +36,12 @@ def loss(value: float) -> str:
 
 def rate(lr: float) -> str:
     return f"{lr:.3g}"
+
+
+def standbys(paid: Mapping[str, Any]) -> str:
+    """What the making of a standby costs the training, as ledger.standbys() tells it; empty if none was measured."""
+    if not paid["measured"]:
+        return ""
+    longer = f"{abs(100 * paid['share']):.1f} % {'longer' if paid['share'] >= 0 else 'less'}"
+    of = f", median of {paid['measured']}" if paid["measured"] > 1 else ""
+    return f"{paid['cost_s']:.2f} s a standby{of}: while it was made, for {paid['made_s']:.1f} s, steps took {longer}"

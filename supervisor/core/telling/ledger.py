@@ -5,7 +5,8 @@ An attempt's time line, and the bucket of each stretch:
     started ─launch─ ready ─restore─ resumed ─first_step─ first step ─redone─ caught up ─productive─ failed
     failed ─detect─ verdict ─stop─ gone ─backoff─ next attempt started
 
-The time of saves is taken out of the training stretches, as stall. Work that was lost and done again is productive the
+The time of saves is taken out of the training stretches, as stall, and what the standbys have cost the steps, as
+standby. Work that was lost and done again is productive the
 first time and redone the second time. So it is counted once as what the failure cost. The time between the end of a run
 and its next supervisor, or without a supervisor, is stopped, if no attempt lived in it.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.core.model import Cause
+from supervisor.core.standby.cost import median
 from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.story import Story
 
@@ -29,6 +31,7 @@ MEANING = {
     "restore": "from there until the state was loaded",
     "first_step": "from there until the first step was done: data, compilation",
     "stall": "training waited for a save",
+    "standby": "steps took longer while the next worker group was made",
     "backoff": "the wait before a restart",
     "stopped": "the run was stopped, or nobody ran it",
     "other": "the supervisor's own start and end; steps whose number nothing tells",
@@ -80,6 +83,10 @@ def ledger(story: Story, now: float) -> Ledger:
         trained[attempt.number] -= stall
         seconds["stall"] += stall
         seconds["productive"] -= stall
+    # Each is above or below the truth by chance. Their sum is not, so only that is not below 0.
+    paid = sum(one.seconds for attempt in story.attempts for one in attempt.standbys)
+    seconds["standby"] = min(max(0.0, paid), max(0.0, seconds["productive"]))
+    seconds["productive"] -= seconds["standby"]
     return Ledger(_end(story, now) - story.started, seconds)
 
 
@@ -185,6 +192,19 @@ def percentile(values: list[float], share: float) -> float | None:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def standbys(story: Story) -> dict[str, Any]:
+    """What the standbys of the run have cost the training beside them: how many were measured; of one of them, the
+    median: by so much of a step its steps were longer, for so many seconds of training, which makes so many seconds.
+    None where none was measured."""
+    paid = [one for attempt in story.attempts for one in attempt.standbys]
+    found = {
+        "cost_s": median(one.seconds for one in paid),
+        "share": median(one.share for one in paid),
+        "made_s": median(one.made_s for one in paid),
+    }
+    return {"measured": len(paid), **{key: None if v is None else round(v, 4) for key, v in found.items()}}
+
+
 def report(story: Story, now: float) -> dict[str, Any]:
     """The content of `report --json`, without the run's name."""
     book = ledger(story, now)
@@ -214,6 +234,7 @@ def report(story: Story, now: float) -> dict[str, Any]:
             for i, a in enumerate(story.attempts)
         ],
         "ledger": {f"{bucket}_s": round(book.seconds[bucket], 6) for bucket in BUCKETS},
+        "standby": standbys(story),
         "recover_s": {
             "p50": percentile(times, 0.50),
             "p95": percentile(times, 0.95),

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from supervisor.core.model import Cause, History, Rollback, StopKind
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.fields import hosts, known, number, optional, whole
+from supervisor.core.telling.fields import Event, hosts, known, number, optional, whole
 from supervisor.core.telling.time_line import TimeLine, wall
 from supervisor.core.words import EventName, RunState
-
-Event = Mapping[str, Any]
 
 _FATAL = ("kill", "term", "stop", "segv", "abort", "exc", "exit", "oom", "gil", "hang", "kill-launcher")
 """Faults that are the beginning of a failure."""
@@ -339,6 +336,7 @@ _TELLERS: Mapping[str, Callable[[Story, Event, float], None]] = {
     EventName.FAULT_INJECTED: _fault,
     EventName.STANDBY_READY: _standby,
     EventName.STANDBY_LOST: _standby,
+    EventName.STANDBY_COST: lambda story, event, mono: story.attempts[-1].paid(event) if story.attempts else None,
     EventName.STOP_REQUESTED: _stop_requested,
     EventName.VERDICT: _verdict,
     EventName.STACKS_DUMPED: _stacks,

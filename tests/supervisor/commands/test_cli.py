@@ -334,7 +334,7 @@ def test_json_of_a_run(run: Run) -> None:
     assert set(report["attempts"][0]) >= set(
         "attempt from_step to_step cause rank signal reason lost_steps detect_s recover_s".split()
     )
-    names = "productive redone detect stop launch restore first_step stall backoff stopped other".split()
+    names = "productive redone detect stop launch restore first_step stall standby backoff stopped other".split()
     assert set(report["ledger"]) == {f"{name}_s" for name in names}
     assert sum(report["ledger"].values()) == pytest.approx(report["wall_s"], abs=1e-3)
     assert set(report["recover_s"]) == {"p50", "p95", "max"}

@@ -81,6 +81,7 @@ def test_every_stretch_has_its_bucket() -> None:
         "restore": 1.0 + 1.0,
         "first_step": 0.5 + 0.2,
         "stall": 0.25,
+        "standby": 0.0,
         "backoff": 1.0,
         "stopped": 0.0,
         "other": 0.5 + 0.1,
