@@ -62,15 +62,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def head(name: str, here: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """What a result begins with: when, where and how it was measured."""
+    asked = {key: value for key, value in vars(given).items() if key != "json"}
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"benchmark": name, "date": when, "machine": here, "options": asked}
+
+
 def write(path: Path | None, name: str, here: dict[str, Any], given: argparse.Namespace, body: dict[str, Any]) -> None:
     """The result is in the file, if one was asked for. `here` is machine(), taken before the benchmark began."""
     if path is None:
         return
-    asked = {key: value for key, value in vars(given).items() if key != "json"}
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"benchmark": name, "date": when, "machine": here, "options": asked}
-    path.write_text(json.dumps(_finite({**head, **body}), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(_finite({**head(name, here, given), **body}), indent=1, allow_nan=False) + "\n")
     print(f"written to {path}", file=sys.stderr)
 
 

@@ -1,7 +1,8 @@
 """Growth: SIGKILL of a rank to the first new step of every rank, against what a run can have more of.
 
     ranks       of a tiny model                       2 to 32
-    state       megabytes that every snapshot holds   1 to 1,024
+    state       megabytes that every snapshot holds   1 to 4,096, by one rank: two of 4 GB, their standbys and their
+                                                      snapshots are more than 24 GB of memory (--state-ranks)
     processes   of others on this machine, asleep     100 to 5,000
     events      of the run before the kill            1,000 to 1,000,000
 
@@ -12,12 +13,15 @@ Each size is a run of its own under supervise, killed so many times. The slope i
 0 where the size costs nothing, 1 where twice the size takes twice as long. It is fitted over the upper half of the
 sizes too, since a constant hides a line's beginning.
 
-python benchmarks/growth.py [--only ranks,…] [--kills 5] [--ranks 2,4,8] … [--json FILE]
+--svg draws it. With --json what the file has already stays, so that the parts can be measured one by one.
+
+python benchmarks/growth.py [--only ranks,…] [--kills 5] [--ranks 2,4,8] … [--json FILE] [--svg docs/growth.svg]
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 import subprocess
@@ -29,6 +33,7 @@ from typing import Any
 
 import common
 import kills
+import plots
 import psutil
 import sides
 from scale import long_run
@@ -37,7 +42,7 @@ STATEFUL = Path(__file__).resolve().parent / "scripts" / "stateful.py"
 SUPERVISOR = "supervisor"
 SIZES = {
     "ranks": "2,4,8,16,32",
-    "state": "1,16,128,1024",
+    "state": "1,16,128,1024,4096",
     "processes": "100,500,2000,5000",
     "events": "1000,10000,100000,1000000",
 }
@@ -73,13 +78,13 @@ def sleepers(count: int) -> Iterator[None]:
             process.wait()
 
 
-def measured(what: str, size: int, count: int) -> list[dict[str, Any]]:
-    """The kills of one run of this size."""
-    plan, workload = sides.supervise(2, *sides.ENDLESS), [*("-m", "trainer", "--steps", "1000000"), *common.SMALL]
+def measured(what: str, size: int, count: int, ranks: int) -> list[dict[str, Any]]:
+    """The kills of one run of this size, with so many ranks if the size is of something else."""
+    plan, workload = sides.supervise(ranks, *sides.ENDLESS), [*("-m", "trainer", "--steps", "1000000"), *common.SMALL]
     if what == "ranks":
         return kills.recoveries(sides.supervise(size, *sides.ENDLESS), workload, size, count, _GAP, _PARKED)
     if what == "state":
-        return kills.recoveries(plan, [str(STATEFUL), str(size)], 2, count, _GAP, _PARKED)
+        return kills.recoveries(plan, [str(STATEFUL), str(size)], ranks, count, _GAP, _PARKED)
     if what == "processes":
         with sleepers(size):
             return kills.recoveries(plan, workload, 2, count, _GAP, _PARKED)
@@ -109,17 +114,19 @@ def _used(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def grown(what: str, sizes: Sequence[int], count: int) -> dict[str, Any]:
+def grown(what: str, sizes: Sequence[int], count: int, ranks: int) -> dict[str, Any]:
     """The kills at each size, and how their medians grow."""
     found: list[dict[str, Any]] = []
     for size in sizes:
-        records = measured(what, size, count)
+        records = measured(what, size, count, ranks)
         seconds = common.summary([record["seconds"] for record in records if record["seconds"] is not None])
         found.append({"size": size, "seconds": seconds, "samples": records})
         common.say(f"{what} {size:,}: p50 {seconds['p50']:.3f} s")
     points = [(float(one["size"]), one["seconds"]["p50"]) for one in found if one["seconds"]["n"]]
     upper = points[len(points) // 2 - 1 :] if len(points) > 2 else points
-    return {"sizes": found, "slope": slope(points), "slope_of_the_upper_half": slope(upper)}
+    added = points[-1][1] - points[0][1] if points else math.nan
+    slopes = {"slope": slope(points), "slope_of_the_upper_half": slope(upper), "added_s": added}
+    return {"sizes": found, **slopes, "date": time.strftime("%Y-%m-%d")}
 
 
 def main() -> None:
@@ -132,26 +139,44 @@ def main() -> None:
         ("--only", {"default": ",".join([*SIZES, SUPERVISOR]), "metavar": "WHAT,…"}),
         ("--seconds", {"type": float, "default": 60.0, "help": "over which the supervisor's CPU is taken"}),
         ("--kills", {"type": int, "default": 5, "help": "of each run"}),
+        ("--state-ranks", {"type": int, "default": 1, "help": "of the runs with more state"}),
+        ("--svg", {"type": Path, "metavar": "FILE", "help": "the plot"}),
         *sizes,
     )
     random.seed(given.seed)
-    body: dict[str, Any] = {}
+    body = _before(given.json)
     for what in given.only.split(","):
         if what == SUPERVISOR:
             body[what] = [supervisor(int(size), given.seconds) for size in given.ranks.split(",")]
             cells = [(one["ranks"], f"{one['rss_mb']:.0f} MB", f"{100 * one['cpu_share']:.2f} %") for one in body[what]]
             common.show("The supervisor beside ranks that train", ("ranks", "memory", "of a core"), cells)
-            common.write(given.json, "growth", here, given, body)
-            continue
-        body[what] = grown(what, [int(size) for size in getattr(given, what).split(",")], given.kills)
-        rows = [
-            (f"{one['size']:,}", one["seconds"]["n"], *(f"{one['seconds'][k]:.3f}" for k in ("min", "p50", "max")))
-            for one in body[what]["sizes"]
-        ]
-        steep = f"slope {body[what]['slope']:.2f}, of the upper half {body[what]['slope_of_the_upper_half']:.2f}"
-        common.show(f"Kill to first step against {what}, seconds ({steep})", (what, "kills", "min", "p50", "max"), rows)
+        else:
+            ranks = given.state_ranks if what == "state" else 2
+            body[what] = grown(what, [int(size) for size in getattr(given, what).split(",")], given.kills, ranks)
+            _show(what, body[what])
         # After each part: what was measured is not lost with the rest.
         common.write(given.json, "growth", here, given, body)
+        if given.svg:
+            plots.growth({**common.head("growth", here, given), **body}, given.svg)
+
+
+def _before(path: Path | None) -> dict[str, Any]:
+    """The parts that are in the file already."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_bytes())
+    return {what: found[what] for what in [*SIZES, SUPERVISOR] if what in found}
+
+
+def _show(what: str, found: dict[str, Any]) -> None:
+    head = (what, "kills", "min", "p50", "max")
+    rows = [
+        (f"{one['size']:,}", one["seconds"]["n"], *(f"{one['seconds'][k]:.3f}" for k in head[2:]))
+        for one in found["sizes"]
+    ]
+    steep = f"slope {found['slope']:.2f}, of the upper half {found['slope_of_the_upper_half']:.2f}"
+    added = f"the largest takes {1000 * found['added_s']:+.1f} ms more than the smallest"
+    common.show(f"Kill to first step against {what}, seconds ({steep}; {added})", head, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,25 +73,27 @@ def goodput(result: dict[str, Any], path: Path) -> None:
     svg.grouped(path, "Goodput against the failure rate", subtitle, axes, rows, "%")
 
 
+GROWN = {"ranks": "ranks", "state": "MB of state", "processes": "other processes", "events": "events of the run"}
+"""What a run can have more of, and the unit of its axis."""
+
+
 def growth(result: dict[str, Any], path: Path) -> None:
-    """Medians by component, a bar for each size of each kind."""
-    rows: list[tuple[str, list[tuple[str, float, str]]]] = []
-    for what in ("ranks", "state", "processes", "events"):
-        for one in result.get(what, {}).get("sizes", ()):
-            told = [sample["components"] for sample in one["samples"] if sample.get("components")]
-            parts = {part: statistics.median(each[part] for each in told) for part in COMPONENTS} if told else {}
-            scale = one["seconds"]["p50"] / sum(parts.values()) if parts else 0.0
-            bars = [(part, parts[part] * scale, svg.PALETTE[n]) for n, part in enumerate(COMPONENTS) if part in parts]
-            unit = " MB" if what == "state" else ""
-            rows.append((f"{what} {one['size']:,}{unit}", bars))
+    """Medians against each size, with the least and the most, in logarithmic axes."""
+    shown = []
+    for what, unit in GROWN.items():
+        sizes = [one for one in result.get(what, {}).get("sizes", ()) if one["seconds"]["n"]]
+        points = [(float(one["size"]), *(one["seconds"][key] for key in ("min", "p50", "max"))) for one in sizes]
+        slopes = [(said, result[what][key]) for said, key in SLOPES.items() if points]
+        title = ", ".join([what, *(f"{said} {value:.2f}" for said, value in slopes if value and math.isfinite(value))])
+        shown += [svg.Panel(title, unit, points)] if points else []
+    title = "SIGKILL of a rank to the first new step, as a run grows"
     kills = result["options"]["kills"]
-    svg.stacked(
-        path,
-        "SIGKILL of a rank to the first new step, as a run grows",
-        f"Medians of {kills} kills of each run. {machine_line(result)}",
-        "seconds",
-        rows,
-    )
+    if shown:
+        svg.panels(path, title, f"Medians of {kills} kills of each run. {machine_line(result)}", "seconds", shown)
+
+
+SLOPES = {"slope": "slope", "of the upper half": "slope_of_the_upper_half"}
+"""The slopes of a growth, as people and as its JSON name them."""
 
 
 def main() -> None:

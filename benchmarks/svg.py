@@ -1,7 +1,8 @@
-"""A small writer of bar charts as SVG: light, with axis labels, and every value printed at its bar."""
+"""A small writer of charts as SVG: light, with axis labels, and every value printed at its bar or point."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -144,3 +145,66 @@ def grouped(
             x += wide
     drawing.line(left, floor, drawing.width - right, floor, ink=GREY)
     drawing.write(path, title)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Points (x, least, middle, most) in logarithmic axes."""
+
+    title: str
+    axis: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """The powers of ten from at most `low` to at least `high`, two at least."""
+    first = math.floor(math.log10(low) + 1e-9)
+    last = max(first + 1, math.ceil(math.log10(high) - 1e-9))
+    return [10.0**power for power in range(first, last + 1)]
+
+
+def panels(path: Path, title: str, subtitle: str, axis: str, shown: Sequence[Panel]) -> None:
+    """Two panels beside each other, with one vertical axis for all. A line joins the middles; least and most are a
+    stroke through each."""
+    wide, high, left, top = 340.0, 200.0, 84.0, 104.0
+    drawing = Drawing(2 * (wide + left) + 30, top + (len(shown) + 1) // 2 * (high + 96))
+    heading(drawing, title, subtitle)
+    spans = [point for panel in shown for point in panel.points]
+    ys = _decades(min(point[1] for point in spans), max(point[3] for point in spans))
+    for number, panel in enumerate(shown):
+        x0, y0 = left + number % 2 * (wide + left), top + number // 2 * (high + 96)
+        _panel(drawing, panel, (x0, y0, wide, high), ys, axis)
+    drawing.write(path, title)
+
+
+def _panel(
+    drawing: Drawing, panel: Panel, box: tuple[float, float, float, float], ys: Sequence[float], axis: str
+) -> None:
+    x0, y0, wide, high = box
+    xs = _decades(min(point[0] for point in panel.points), max(point[0] for point in panel.points))
+
+    def across(x: float) -> float:
+        return x0 + wide * math.log10(x / xs[0]) / math.log10(xs[-1] / xs[0])
+
+    def down(y: float) -> float:
+        return y0 + high * (1 - math.log10(y / ys[0]) / math.log10(ys[-1] / ys[0]))
+
+    drawing.text(x0, y0 - 12, panel.title, font_weight="600")
+    for y in ys:
+        drawing.line(x0, down(y), x0 + wide, down(y))
+        drawing.text(x0 - 8, down(y) + 4, f"{y:g}", size=12, anchor="end", ink=GREY)
+    for x in xs:
+        drawing.line(across(x), y0, across(x), y0 + high)
+        drawing.text(across(x), y0 + high + 18, f"{x:,.0f}", size=12, anchor="middle", ink=GREY)
+    drawing.text(x0 + wide / 2, y0 + high + 38, panel.axis, size=12, anchor="middle", ink=GREY)
+    drawing.text(
+        x0 - 52, y0 + high / 2, axis, size=12, anchor="middle", ink=GREY,
+        transform=f"rotate(-90 {x0 - 52:.1f} {y0 + high / 2:.1f})",
+    )  # fmt: skip
+    for one, other in zip(panel.points, panel.points[1:], strict=False):
+        drawing.line(across(one[0]), down(one[2]), across(other[0]), down(other[2]), ink=PALETTE[0])
+    for x, least, middle, most in panel.points:
+        drawing.line(across(x), down(least), across(x), down(most), ink=OTHERS)
+        said = f"{x:,.0f} {panel.axis}: {middle:.3f} s ({least:.3f} to {most:.3f})"
+        drawing.bar(across(x) - 4, down(middle) - 4, 8, 8, PALETTE[0], said)
+        drawing.text(across(x), down(middle) - 10, f"{middle:.2f}", size=12, anchor="middle")
