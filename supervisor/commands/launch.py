@@ -70,7 +70,7 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
         source = (value or Path("supervise.toml")).absolute()
         notify_of(table, source)
         ctx.meta[NOTIFY] = str(source)
-    settings = {names[key]: setting for key, setting in read.items()}
+    settings = {**torchrun.defaults(os.environ), **{names[key]: setting for key, setting in read.items()}}
     for option in options:
         if isinstance(settings.get(str(option.name)), list) and not option.multiple:
             raise Refusal(f"{value or 'supervise.toml'}: {option.name} is a list; it takes one value")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -87,7 +87,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("", figures.standbys(now["standby_cost"])),
         ("kept warm", _stays(now["kept"]) if now["kept"] else ""),
         *(("node", _node(node)) for node in now["nodes"]),
-        *(("straggler", slow["text"]) for slow in now["stragglers"]),
+        *(("straggler", text) for text in stragglers(now)),
         *(("pause", _pause(pause)) for pause in now["pauses"]),
         ("log", os.path.relpath(now["log"]) if now["log"] else ""),
         ("folder", now["run_dir"]),
@@ -172,6 +172,17 @@ def _next(now: dict[str, Any], name: str) -> str:
 
 def _age(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.1f} s"
+
+
+def stragglers(now: dict[str, Any]) -> Iterator[str]:
+    """One line for each slow rank, or for a node with several ranks that are all slow: then it is the node's doing."""
+    slow = {row["rank"]: row for row in now["stragglers"]}
+    for node in now["nodes"]:
+        if len(node["ranks"]) > 1 and slow.keys() >= set(node["ranks"]):
+            yield f"node {node['node']} on {node['host']}: all its ranks; {slow[node['ranks'][0]]['text']}"
+            slow = {rank: row for rank, row in slow.items() if rank not in node["ranks"]}
+    for row in slow.values():
+        yield f"{row['text']}, on node {row['node']} ({row['host']})" if "node" in row else row["text"]
 
 
 def _node(node: dict[str, Any]) -> str:

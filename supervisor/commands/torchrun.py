@@ -5,7 +5,7 @@ Read in torch 2.13 (torch/distributed/run.py). How torchrun starts ranks is ours
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ _IGNORED = {
 }
 """Options with a value that change nothing here, and why."""
 _SHORT = {"--tee": "-t", "--redirects": "-r"}
+_DEFAULTS: Mapping[str, tuple[str, click.ParamType[Any]]] = {
+    "PET_NPROC_PER_NODE": ("nproc", Nproc()),
+    "PET_MAX_RESTARTS": ("max_restarts", click.IntRange(0, 10**6)),
+    "PET_LOCAL_ADDR": ("local_addr", click.STRING),
+}
+"""The option of ours that each variable means, and its values."""
 _TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 
 
@@ -81,6 +87,20 @@ def unwrapped(arguments: Sequence[str], script: Sequence[str]) -> list[str] | No
     if not rest:
         raise Refusal(f"{script[0]}: no script after it")
     return ours + rest
+
+
+def defaults(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The options of launch that variables of torchrun give: PET_ and an option's name are its default there. They are
+    weaker than a person's own words. Those of several nodes are in core/nodes/engines.py, which believes the whole
+    engine or nothing of it. Refusal if one has no meaning."""
+    found = dict[str, Any]()
+    for variable, (name, kind) in _DEFAULTS.items():
+        if text := environ.get(variable, "").strip():
+            try:
+                found[name] = kind.convert(text, None, None)
+            except click.UsageError as error:
+                raise Refusal(f"{variable}: {error.message}; unset it, or give --{name.replace('_', '-')}") from None
+    return found
 
 
 def ranks(nproc: int, given: bool, per_node: int | None) -> int:

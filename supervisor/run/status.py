@@ -59,8 +59,8 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "supervisor_pid": holder(run).get("pid") if alive else None,
         "launcher_pid": story.launcher_pid if alive else None,
         "workers": workers,
-        "nodes": _nodes(attempt, spec.nproc) if attempt else [],
-        "stragglers": _stragglers(attempt) if alive and attempt else [],
+        "nodes": nodes_of(attempt, spec.nproc) if attempt else [],
+        "stragglers": stragglers_of(attempt, spec.nproc) if alive and attempt else [],
         "pauses": _pauses(story, attempt) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
         "standby_cost": standbys(story),
@@ -162,8 +162,14 @@ def _cold(story: Story) -> float | None:
     return round(first.first_step - first.started, 1)
 
 
-def _stragglers(attempt: AttemptStory) -> list[dict[str, Any]]:
-    return [{"rank": rank, "text": text} for rank, text in sorted(attempt.stragglers.items())]
+def stragglers_of(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
+    """The slow ranks; on several nodes each with its node."""
+    where = {
+        rank: {"node": node["node"], "host": node["host"]}
+        for node in nodes_of(attempt, nproc)
+        for rank in node["ranks"]
+    }
+    return [{"rank": rank, **where.get(rank, {}), "text": text} for rank, text in sorted(attempt.stragglers.items())]
 
 
 def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
@@ -189,7 +195,7 @@ def _pss(pid: int) -> int:
     return 0
 
 
-def _nodes(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
+def nodes_of(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
     """The nodes of an attempt, with their hosts and ranks; none for a run on one node."""
     return [
         {"node": node, "host": host, "ranks": list(range(index * nproc, (index + 1) * nproc))}

@@ -281,6 +281,25 @@ def test_torchruns_own_command(run: Run) -> None:
     assert "--rdzv-backend is ignored" in told and "--rdzv-endpoint is ignored" in told
 
 
+def test_torchruns_variables(run: Run) -> None:
+    """Its variables are defaults, as they are for torchrun: anybody's own words are stronger. A value without a meaning
+    is refused by its variable's name."""
+    run.script("import os\nopen('world', 'w').write(os.environ['WORLD_SIZE'])")
+    given = {"PET_NPROC_PER_NODE": "2", "PET_MAX_RESTARTS": "7"}
+    assert run.launch("script.py", **given) == 0
+    spec = json.loads(run.dir.run_json.read_bytes())
+    assert (spec["nproc"], spec["max_restarts"]) == (2, 7)
+    assert (run.folder / "world").read_text() == "2"
+
+    (run.folder / "supervise.toml").write_text("max-restarts = 3\n")
+    assert run.launch("--run-dir", "other", "--nproc", "1", "script.py", **given) == 0
+    spec = json.loads(RunDir(run.folder / "other").run_json.read_bytes())
+    assert (spec["nproc"], spec["max_restarts"]) == (1, 3)
+
+    assert run.launch("--run-dir", "third", "script.py", PET_NPROC_PER_NODE="two") == 2
+    assert "PET_NPROC_PER_NODE: 'two' is neither a number" in (run.folder / "stderr").read_text()
+
+
 def test_config_file(run: Run) -> None:
     """supervise.toml gives options; the environment and flags stand above it; an unknown key names the nearest."""
     run.script("import os\nopen('world', 'w').write(os.environ['WORLD_SIZE'])")

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from supervisor.commands import nodes, slurm
+from supervisor.commands.status import stragglers
 from supervisor.core.nodes.place import PORT, Place
+from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.errors import Refusal
 from supervisor.process import addresses
+from supervisor.run import status as statuses
 
 NOTHING: dict[str, Any] = dict.fromkeys(("node_rank", "rdzv_id", "master_addr", "master_port", "rdzv_endpoint"))
 
@@ -79,3 +82,23 @@ def test_the_folder_of_all_nodes() -> None:
     assert nodes.folder(Place(2, 2, 0, "a", 7, "srun", "7.0"), "train") == Path("runs/train-7.0")
     with pytest.raises(Refusal, match="--run-dir"):
         nodes.folder(Place(2, 2, 0, "a", 7, "--nnodes"), "train")
+
+
+@pytest.mark.parametrize(
+    ("slow", "lines"),
+    [
+        ([2], ["rank 2 takes long, on node 1 (b)"]),
+        ([2, 3], ["node 1 on b: all its ranks; rank 2 takes long"]),
+        ([0, 2, 3], ["node 1 on b: all its ranks; rank 2 takes long", "rank 0 takes long, on node 0 (a)"]),
+    ],
+)
+def test_slow_ranks_by_node(slow: list[int], lines: list[str]) -> None:
+    """`status` names the node of a slow rank, and the node alone if all its ranks are slow."""
+    attempt = AttemptStory(
+        0, 0.0, nodes={0: "a", 1: "b"}, stragglers={rank: f"rank {rank} takes long" for rank in slow}
+    )
+    nodes = statuses.nodes_of(attempt, 2)
+    now = {"nodes": nodes, "stragglers": statuses.stragglers_of(attempt, 2)}
+
+    assert [(row["rank"], row["node"]) for row in now["stragglers"]] == [(rank, rank // 2) for rank in slow]
+    assert list(stragglers(now)) == lines
