@@ -242,7 +242,7 @@ class Attempt:
         """The stacks of the ranks, now also in the attempt's folder. None before there are ranks."""
         if self.watch is not None:
             with contextlib.suppress(OSError):
-                self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks)
+                self.stacks = stacks.dump(self.watch.ranks, self.watch.folder.stacks, self.watch.folder.groups)
             if self._witness is not None:
                 self._witness.ask(list(self.watch.ranks))
         return self.stacks

@@ -34,8 +34,8 @@ _FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<f
 _PYSPY = re.compile(r"^    (?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)$")
 
 
-def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
-    """The stacks are in `folder`: one file for each rank with all its threads, and groups.txt with the ranks that stand
+def dump(ranks: dict[int, Process], folder: Path, groups: Path) -> Stacks:
+    """The stacks are in `folder`: one file for each rank with all its threads; and in `groups` the ranks that stand
     together."""
     folder.mkdir(mode=0o700, exist_ok=True)
     until = time.monotonic() + TIME_LIMIT
@@ -49,8 +49,13 @@ def dump(ranks: dict[int, Process], folder: Path) -> Stacks:
     stacks = [Stack(rank, found.get(rank, ()), kernel.wait_text(process.pid)) for rank, process in ranks.items()]
     stacks += _children(ranks, folder, until)
     result = Stacks(time.monotonic(), tuple(stacks))
-    (folder / "groups.txt").write_text(_told(result))
+    keep(result, groups)
     return result
+
+
+def keep(found: Stacks, groups: Path) -> None:
+    """The ranks that stand together are in the file `groups`, for people. OSError if it cannot be written."""
+    groups.write_text(_told(found))
 
 
 def observed(ranks: dict[int, Process], folder: Path) -> Stacks:

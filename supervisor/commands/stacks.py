@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -17,18 +20,23 @@ from supervisor.commands.options import Duration
 from supervisor.core.stack import Stacks, grouped, named, summary
 from supervisor.core.telling.profile import Share, shares
 from supervisor.errors import Refusal
+from supervisor.nodes.look import Answer
 from supervisor.process.proctree import Process
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.table import table
 from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.ownership import vet
+from supervisor.run.folder.requests import ask_to_look
 from supervisor.run.runs import Known
 from supervisor.run.status import story_of
-from trainer.rundir.files.codec import encode
+from trainer.rundir.files.codec import encode, read
 from trainer.rundir.records.beats import last_beats
 
 SCHEMA = 1
 _ROWS = 12
+_ANSWER = 20.0
+"""Seconds that the answer of several nodes may take longer than the look."""
+_LOOK_EVERY = 0.05
 _COLUMNS = 4
 """The most ranks that have a column of their own."""
 
@@ -42,12 +50,23 @@ def command(run: str | None, top: float | None, as_json: bool) -> None:
 
     The ranks are looked at from outside, by py-spy, and are not disturbed; where that is not allowed, they are asked
     by a signal. With --top, the main thread of each rank is
-    sampled; waiting counts, too.
+    sampled; waiting counts, too. On several nodes each supervisor looks at its own ranks.
     """
     known = to_act_on(run)
     vet(known.run)
     if not is_held(known.run):
         raise Refusal(f"{known.id} is not running; the stacks of a rank that hung: supervise report {known.id}")
+    attempt = story_of(known.run).attempt
+    if attempt is not None and attempt.nodes:
+        answer = _asked(known, attempt.number, top or 0.0)
+        for node in answer.silent:
+            click.echo(f"supervise: node {node} has not answered", err=True)
+        if top is None:
+            _stand(known, Stacks(0.0, tuple(answer.stacks)), as_json)
+        else:
+            samples = {rank: Counter(found) for rank, found in answer.samples.items()}
+            _spend(known, profiler.Profile(samples, answer.problem), top, as_json)
+        return
     with _ranks(known) as ranks:
         if not ranks:
             raise Refusal(f"{known.id} has no rank at this moment; see: supervise status {known.id}")
@@ -55,6 +74,25 @@ def command(run: str | None, top: float | None, as_json: bool) -> None:
             _stand(known, observed(ranks, known.run.attempt(known.run.attempts()[-1]).stacks), as_json)
         else:
             _spend(known, profiler.profile({r: p.pid for r, p in ranks.items()}, top), top, as_json)
+
+
+def _asked(known: Known, attempt: int, seconds: float) -> Answer:
+    """What the supervisors of a run over several nodes see: each looks at its own ranks. Refusal if the one that leads
+    does not answer."""
+    name = secrets.token_hex(4)
+    path = known.run.attempt(attempt).stacks / f"look.{name}.json"
+    ask_to_look(known.run, name, max(1.0, seconds) if seconds else 0.0)
+    until = time.monotonic() + seconds + _ANSWER
+    while time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            answer = read(path, Answer)
+            path.unlink()
+            if not answer.stacks and not answer.samples:
+                raise Refusal(f"{known.id} has no rank at this moment; see: supervise status {known.id}")
+            return answer
+        time.sleep(_LOOK_EVERY)
+    known.run.look.unlink(missing_ok=True)
+    raise Refusal(f"the supervisor that leads {known.id} does not answer within {seconds + _ANSWER:.0f} s")
 
 
 def _stand(known: Known, found: Stacks, as_json: bool) -> None:

@@ -179,6 +179,7 @@ class Driver:
             self._raise_up(now)
         self._tracker.flushed(self._flusher.tick(ended, trains), now)
         seen, news = self._others.merge(*self._limb.look(now, ended, mode, self._state.unexplained), now)
+        self._narrator.stacks(seen.stacks)
         if all_left_with_0(seen):
             self._limb.let_go()
         over = mode is Mode.STOPPING and seen.gone
@@ -243,9 +244,8 @@ class Driver:
             case Send(name, reach):
                 self._send(name, reach)
             case DumpStacks():
-                self._others.dump(self.clock())
-                if dumped := self._limb.dump():
-                    self._narrator.stacks(dumped)
+                more = self._others.dump(self.clock())
+                self._narrator.dumped(self._limb.dump(), more)
             case Emit(event, _, fields):
                 self._briefer.hear(event, fields)
                 self._narrator.tell([action])

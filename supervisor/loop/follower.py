@@ -20,6 +20,7 @@ from supervisor.loop.flush import Flusher
 from supervisor.loop.sleep import sleep
 from supervisor.nodes import line as links
 from supervisor.nodes.follow.duty import Duty
+from supervisor.nodes.look import Eyes
 from supervisor.nodes.own import Own
 from supervisor.nodes.roads import Roads
 from supervisor.nodes.talk import messages as says
@@ -74,6 +75,7 @@ class Follower:
         self._told_stop: tuple[StopKind | None, bool] = (None, False)
         self._reaper = Reaper()
         self._duty: Duty | None = None
+        self._eyes = Eyes()
         self._number, self._who = node.number, secrets.token_hex(8)
         self._linked = False
         self._since = clock()
@@ -108,7 +110,7 @@ class Follower:
         duty = self._duty
         if duty is None:
             return sleep(CALM, wakeup, [self._line.fd])
-        fds = [self._line.fd, self._node.roads.fd, *duty.fds()]
+        fds = [self._line.fd, self._node.roads.fd, self._eyes.fd, *duty.fds()]
         return sleep(duty.interval(self._clock()), wakeup, fds, duty.limb.slow_to_go(self._clock()))
 
     def _work(self, ended: set[int]) -> int | None:
@@ -127,6 +129,8 @@ class Follower:
         if self._over is not None:
             return self._over.exit_code
         self._pass_on_stops()
+        for answer in self._eyes.take():
+            self._tell(answer)
         for tried in self._node.roads.take():
             self._tell(says.Called(tried.node, tried.why))
         nobody = not self._linked and now >= self._since + self._node.wait
@@ -265,6 +269,10 @@ class Follower:
                 duty.dump(attempt)
             case says.Faults(attempt):
                 duty.ask_faults(attempt)
+            case says.Look(attempt, ask, seconds):
+                watch = duty.watch if attempt == duty.limb.number else None
+                pids = {rank: process.pid for rank, process in watch.ranks.items()} if watch is not None else {}
+                self._eyes.look(ask, pids, duty.run.attempt(attempt).stacks, seconds)
             case says.CallNodes(others, anew):
                 self._node.roads.call(others, anew)
             case says.Over():

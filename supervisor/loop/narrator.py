@@ -33,6 +33,7 @@ class Narrator:
         """The times of the notes that an earlier supervisor has told."""
         self._save: Save | None = None
         self._save_at = float("-inf")
+        self._awaits_stacks = False
 
     def new_attempt(self, number: int) -> None:
         """Events that are told once an attempt may be told again."""
@@ -40,6 +41,7 @@ class Narrator:
         self._said.clear()
         self._heard.clear()
         self._known.clear()
+        self._awaits_stacks = False
 
     def go_on(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Events of the adopted attempt that are in `events` are not told again."""
@@ -130,8 +132,16 @@ class Narrator:
         text += "then save it with supervise gc --yes, or go on from it with supervise resume"
         self.warn(text, "error")
 
-    def stacks(self, found: Stacks) -> None:
-        """Tells the places of the ranks, in groups."""
+    def dumped(self, found: Stacks | None, more: bool) -> None:
+        """The stacks of the ranks here, if there are ranks, were kept. `more`: those of all nodes come later."""
+        self._awaits_stacks = True
+        self.stacks(None if more else found)
+
+    def stacks(self, found: Stacks | None) -> None:
+        """Tells the places of the ranks, in groups, if that was awaited."""
+        if found is None or not self._awaits_stacks:
+            return
+        self._awaits_stacks = False
         ranks = sorted(stack.rank for stack in found.stacks if stack.frames and stack.child is None)
         missing = sorted(stack.rank for stack in found.stacks if not stack.frames and stack.child is None)
         self._log.emit("stacks_dumped", ranks=ranks, missing=missing, groups=summary(found.stacks))

@@ -165,6 +165,28 @@ def test_nodes_that_do_not_fit(two: Two) -> None:
     assert "1 of 2 nodes is there" in until(lambda: two.events("run_ended"))[0]["reason"]
 
 
+def test_where_the_ranks_of_all_nodes_stand(two: Two) -> None:
+    """`stacks` asks the supervisors of both nodes, once or for some time. If a rank stands still, the stacks of both
+    nodes' ranks are kept and told."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    two.until_event("first_step")
+    stand = json.loads(two.cli("stacks", "run", "--json").stdout)
+    spend = json.loads(two.cli("stacks", "run", "--top", "1s", "--json").stdout)
+    two.cli("inject", "run", "stop:rank=1")
+    dumped = two.until_event("stacks_dumped")
+    text = two.dir.attempt(0).groups.read_text()
+    two.cli("stop", "run", "--now")
+
+    assert two.ended() == (103, 103)
+    assert [stack["rank"] for stack in stand["stacks"] if stack["child"] is None] == [0, 1]
+    assert all("script.py" in stack["place"] for stack in stand["stacks"] if stack["child"] is None)
+    assert {rank for rank, places in spend["samples"].items() if places} == {"0", "1"}
+    assert sorted(dumped["ranks"] + dumped["missing"]) == [0, 1]
+    assert "rank 0" in text and "rank 1" in text
+    assert not list(two.dir.attempt(0).stacks.glob("look.*")) and not two.dir.look.exists()
+
+
 @pytest.mark.parametrize("address", [OTHER, "127.0.0.3"])
 def test_a_second_supervisor_with_the_same_number(two: Two, tmp_path: Path, address: str) -> None:
     """It is refused while the first one lives, at its address or another one, and the run goes on undisturbed. Once the

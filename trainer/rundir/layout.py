@@ -1,6 +1,6 @@
 """All path names inside a run directory, each in one place.
 
-run.json  events.jsonl  lock  lock.json  stop  retry  metrics.jsonl  curve  lanes  pace.json  options.json
+run.json  events.jsonl  lock  lock.json  stop  retry  look  metrics.jsonl  curve  lanes  pace.json  options.json
 supervisor.log
 attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.jsonl  saves.rank0.jsonl  evidence.json
                   stacks/
@@ -88,7 +88,7 @@ class AttemptDir:
     @property
     def groups(self) -> Path:
         """The place of each rank when the attempt hung, for people."""
-        return self.stacks / "groups.txt"
+        return self.stacks / f"groups{self._node}.txt"
 
     @property
     def ended(self) -> Path:
@@ -206,6 +206,11 @@ class RunDir:
     def stop(self) -> Path:
         """Asks the supervisor to stop: it contains `ask` or `now`, and is removed when it was read."""
         return self.path / "stop"
+
+    @property
+    def look(self) -> Path:
+        """Asks the supervisor of a run over several nodes for a look at all ranks (supervisor/nodes/lead/looks.py)."""
+        return self.path / "look"
 
     @property
     def retry(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor.attempt import stacks
 from supervisor.core.actions import Reach
 from supervisor.core.machine import Mode
 from supervisor.core.model import Observation, StopKind
@@ -22,9 +23,11 @@ from supervisor.group.seat import Seat, Seats
 from supervisor.live.mirror import Mirror
 from supervisor.nodes import hub as links
 from supervisor.nodes.lead.admission import Admission, Guest
+from supervisor.nodes.lead.looks import Looks
 from supervisor.nodes.lead.network import Network
 from supervisor.nodes.lead.parts import Part, Parts
 from supervisor.nodes.lead.views import Views
+from supervisor.nodes.look import Answer
 from supervisor.nodes.own import Own
 from supervisor.nodes.roads import Roads
 from supervisor.nodes.talk import messages as says
@@ -72,6 +75,9 @@ class Leader:
         self._parts = Parts(spec, here.address, self._send)
         self._network = Network(here.roads, known.local, here.address, self._send, self._tell)
         self._views = Views()
+        self._looks = Looks(run, self._send)
+        self._dumps = False
+        """Whether the stacks of all nodes are awaited."""
         self._mirror: Mirror | None = None
         self.seats: Seats | None = self._seats
         self._state: says.State | None = None
@@ -85,7 +91,7 @@ class Leader:
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is something for tick()."""
-        return [self._hub.fd, self._network.fd]
+        return [self._hub.fd, self._network.fd, self._looks.fd]
 
     def tick(self) -> None:
         """All that has come from other nodes is known."""
@@ -146,7 +152,13 @@ class Leader:
     def merge(self, seen: Observation, news: News, now: float) -> tuple[Observation, News]:
         """What all members see and tell, as of `now`, with what this node sees."""
         others = [node for node in self.known.members if node != self.known.local and node not in self.known.lost]
+        self._looks.pids = news.pids
+        self._looks.tick(self.known.attempt, others)
         seen = self._views.observation(LimbView(self.known.local, seen), others, self.world(self._spec.nproc), now)
+        if self._dumps and seen.stacks is not None:
+            self._dumps = False
+            with contextlib.suppress(OSError):
+                stacks.keep(seen.stacks, self._run.attempt(self.known.attempt).groups)
         return replace(seen, nodes=self._nodes()), self._views.news(news, others)
 
     def world(self, nproc: int) -> int:
@@ -201,10 +213,13 @@ class Leader:
             self._sent = signal, now
             self._to_members(signal)
 
-    def dump(self, now: float) -> None:
-        """The members dump the stacks of their ranks. The stacks come with what they see."""
-        self._views.asked(now, [node for node in self.known.members if node != self.known.local])
+    def dump(self, now: float) -> bool:
+        """The members dump the stacks of their ranks. Whether stacks will come with what they see."""
+        others = [node for node in self.known.members if node != self.known.local]
+        self._views.asked(now, others)
         self._to_members(says.Dump(self.known.attempt))
+        self._dumps = bool(others)
+        return self._dumps
 
     def ask_faults(self) -> None:
         """The ranks of all members look for new faults."""
@@ -268,6 +283,8 @@ class Leader:
                 self._stops.warned = self._stops.warned or warned
                 self._stops.kind = self._stops.kind or StopKind(kind)
                 self._stops.now = self._stops.now or now
+            case Answer():
+                self._looks.answered(event.node, message)
             case says.Called():
                 self._network.called(event.node, message)
             case says.Told(name, level, fields):

@@ -45,8 +45,8 @@ class Others(Protocol):
     def send(self, name: str, reach: Reach) -> None:
         """They send the signal to their processes of the attempt."""
 
-    def dump(self, now: float) -> None:
-        """They dump the stacks of their ranks. The stacks come with what they see."""
+    def dump(self, now: float) -> bool:
+        """They dump the stacks of their ranks. Whether stacks will come with what they see."""
 
     def ask_faults(self) -> None:
         """Their ranks look for new faults."""
@@ -87,8 +87,8 @@ class Alone:
     def send(self, name: str, reach: Reach) -> None:
         pass
 
-    def dump(self, now: float) -> None:
-        pass
+    def dump(self, now: float) -> bool:
+        return False
 
     def ask_faults(self) -> None:
         pass

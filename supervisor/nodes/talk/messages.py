@@ -10,6 +10,7 @@ import msgspec
 from supervisor.core.model import Observation
 from supervisor.core.telling.news import News
 from supervisor.group.seat import Seat
+from supervisor.nodes.look import Answer
 from trainer.rundir.records.beats import Beat
 from trainer.rundir.records.gate import Release
 
@@ -110,7 +111,7 @@ class Called(msgspec.Struct, frozen=True, tag=True):
     """Why it does not answer, and where it was called."""
 
 
-Up = Seen | Parked | GroupLost | Gone | Asked | Told | Called
+Up = Seen | Parked | GroupLost | Gone | Asked | Told | Called | Answer
 
 
 # ── the leader to a node ──
@@ -162,6 +163,14 @@ class Dump(msgspec.Struct, frozen=True, tag=True):
     attempt: int
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """A person wants to know where the ranks of `attempt` stand, or for what they need their `seconds`."""
+
+    attempt: int
+    ask: str
+    seconds: float
+
+
 class Faults(msgspec.Struct, frozen=True, tag=True):
     """The ranks of `attempt` shall look for new faults."""
 
@@ -184,7 +193,7 @@ class Over(msgspec.Struct, frozen=True, tag=True):
     keep: bool
 
 
-Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Faults | CallNodes | Over
+Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Look | Faults | CallNodes | Over
 
 _ENCODER = msgspec.msgpack.Encoder()
 _UP: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)

@@ -29,6 +29,15 @@ def ask_to_stop(run: RunDir, now: bool) -> None:
                 time.sleep(0.02)
 
 
+def ask_to_look(run: RunDir, ask: str, seconds: float) -> None:
+    """The supervisor of a run over several nodes is asked for a look at all ranks, once or for some `seconds`. `ask` is
+    a name for it, of at most 8 letters and digits."""
+    try:
+        replace_file(run.look, f"{ask} {min(round(seconds), 999_999)}".encode())
+    except OSError as error:
+        raise Refusal(f"{run.look} cannot be written: {error.strerror or error}") from None
+
+
 def ask_to_retry(run: RunDir, attempt: int) -> None:
     """If the run waits before `attempt`, it begins it now."""
     try:

@@ -45,6 +45,12 @@ def retried(path: Path) -> int | None:
     return int(asked) if asked.isdigit() else None
 
 
+def looked_for(path: Path) -> tuple[str, float] | None:
+    """Who wants a look at the ranks, and for how many seconds (0: once), by the file at `path`, which is removed."""
+    name, _, seconds = (_taken(path) or b"").decode("ascii", "replace").partition(" ")
+    return (name, float(seconds)) if name.isalnum() and seconds.isdigit() else None
+
+
 def _taken(path: Path) -> bytes | None:
     """The request in the file at `path`, which is removed. None if there is none, or if it is not from the run's
     owner."""
