@@ -1,7 +1,7 @@
 """The supervisor of a detached run. `launch -d` and `resume -d` run this file: `python detached.py RUN_DIR`.
 
-The secrets of the command line are not in run.json. They come on stdin: [command, resume_args]. The second argument is
-a descriptor: there it says that it will now take the run's lock.
+The secrets of the command line are not in run.json. They come on stdin, as a Told. The second argument is a
+descriptor: there it says that it will now take the run's lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if not getattr(sys.flags, "safe_path", False):
     del sys.path[0]
 importlib.import_module("_supervise.names").ours_alone()
 
-from supervisor.commands.session import drive
+from supervisor.commands.session import Told, drive
 from supervisor.errors import InternalError, Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
@@ -38,11 +38,11 @@ def main(path: Path, ready: int) -> int:
             known = load(path)
             if known is None:
                 raise Refusal(f"no run in {path}")
-            command, resume_args = decode(sys.stdin.buffer.read(), tuple[tuple[str, ...], str])
+            told = decode(sys.stdin.buffer.read(), Told)
             # The ranks get an empty stdin.
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            spec = dataclasses.replace(specs.restore(known.spec), command=command, resume_args=resume_args)
-            return drive(run, spec, quiet=True)
+            spec = dataclasses.replace(specs.restore(known.spec), command=told.command, resume_args=told.resume_args)
+            return drive(run, spec, quiet=True, located=told.located)
     except (Refusal, InternalError) as ended:
         print(f"supervise: {ended}", file=sys.stderr)
         return ended.exit_code

@@ -218,9 +218,9 @@ def command(ctx: click.Context, /, detached: bool, as_json: bool, quiet: bool, *
         given["nproc"], ctx.get_parameter_source("nproc") is ParameterSource.COMMANDLINE, given.pop("nproc_per_node")
     )
     if located is not None and not located.leads:
-        from supervisor.commands import several
+        from supervisor.commands import far, several
 
-        return several.follow(located, given, quiet)
+        return (far.detached_follow if detached else several.follow)(located, given, quiet)
     with Folder() as folder:
         spec, run = _resolve(ctx, given, folder)
         return _launched(run, _in_a_job(spec), detached, as_json, quiet, located)

@@ -63,6 +63,17 @@ class Stopping:
     why: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a supervisor in the background is told beside the run's folder."""
+
+    command: tuple[str, ...]
+    resume_args: str
+    """Both with their secrets."""
+    located: Located | None
+    """Its place, if it leads other nodes."""
+
+
 def drive(
     run: RunDir,
     spec: Spec,
@@ -197,7 +208,7 @@ def begin(
             with contextlib.suppress(HandedOver):
                 return drive(run, spec, as_json=as_json, quiet=quiet, located=located)
             return _hand_over(run, spec, lock)
-    return detach(run, spec, as_json=as_json, quiet=quiet)
+    return detach(run, spec, as_json=as_json, quiet=quiet, located=located)
 
 
 def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:
@@ -211,9 +222,17 @@ def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:
     return ExitCode.FINISHED
 
 
-def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, lock: RunLock | None = None) -> int:
-    """A supervisor of the run lives in its own session. It does not depend on this terminal. If we hold the `lock`, we
-    give it away when the other one can take it: so nobody sees a run without a supervisor."""
+def detach(
+    run: RunDir,
+    spec: Spec,
+    as_json: bool = False,
+    quiet: bool = False,
+    lock: RunLock | None = None,
+    located: Located | None = None,
+) -> int:
+    """A supervisor of the run lives in its own session, and leads other nodes if it is `located`. It does not depend on
+    this terminal. If we hold the `lock`, we give it away when the other one can take it: so nobody sees a run without a
+    supervisor."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
     read, write = os.pipe()
@@ -232,7 +251,7 @@ def detach(run: RunDir, spec: Spec, as_json: bool = False, quiet: bool = False, 
         # The pipe carries the secrets, which are not in run.json.
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError), child.stdin:
-            child.stdin.write(encode([spec.command, spec.resume_args]))
+            child.stdin.write(encode(Told(spec.command, spec.resume_args, located)))
         # It says that it is ready, or it ends.
         select.select([ready], [], [], 30.0)
     if lock is not None:

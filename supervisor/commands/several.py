@@ -17,6 +17,7 @@ from typing import Any
 from supervisor.commands import background, nodes, slurm, target
 from supervisor.commands.nodes import Located
 from supervisor.core.model import Cause, Do
+from supervisor.core.nodes.engines import ENGINES
 from supervisor.core.nodes.lease import LONGEST
 from supervisor.core.nodes.membership import Membership
 from supervisor.core.nodes.place import Place
@@ -44,8 +45,11 @@ _LOOK_EVERY = 0.1
 def place(given: dict[str, Any], where: Place, detached: bool) -> Located:
     """The place of this node, which is not alone, in addresses. `given` are the options of launch; those that the
     engine decides are in them from here on."""
-    if detached:
-        raise Refusal("a run over several nodes belongs to what started it on each of them: leave out --detach")
+    if detached and where.source in ENGINES:
+        raise Refusal(
+            f"{where.source} ends what it has started when this command is over: leave out --detach, and see the run "
+            "with supervise attach"
+        )
     if given["spawns"]:
         raise Refusal("--spawns is for a script that starts its ranks itself, on one node")
     if given["actions"].get(Cause.GPU_LOST) == Do.SHRINK:
@@ -83,10 +87,11 @@ def leader_of(
     return lambda stops: Leader(hub, run, spec, log, stops, known, Here(located.address, own, roads))
 
 
-def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
-    """This node follows to the end of the run. Returns the exit code of `launch`."""
+def follow(located: Located, given: Mapping[str, Any], quiet: bool, say: Callable[[str], None] | None = None) -> int:
+    """This node follows to the end of the run. Returns the exit code of `launch`. `say` tells people; its first
+    words are that a leader has admitted this node."""
     run, wait = RunDir(Path(given["run_dir"]).resolve()), float(given["node_wait"])
-    token = _token(run, wait)
+    token = wait_for_token(run, wait)
     arguments, module = list(given["command_line"]), bool(given["module"])
     script: dict[str, Any] = target.command(arguments, module)
     same = about(script["command"] if arguments else (), script["module"], script["cwd"])
@@ -94,7 +99,7 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
     own = Own(given["local_dir"], token, located.address)
     node = Node(located.place.node, located.address, given["nproc"], same, own, wait, _roads(located, token))
     line = Line(located.leader, located.address, token, own.path)
-    say: Callable[[str], None] = (lambda text: None) if quiet else _say
+    say = say or ((lambda text: None) if quiet else _say)
     try:
         follower = Follower(line, run, node, dict(os.environ), say)
         with background.never_paused(say):
@@ -106,11 +111,16 @@ def follow(located: Located, given: Mapping[str, Any], quiet: bool) -> int:
         raise
     except Exception as error:
         # The warden ends what runs here, and the leader sees that. The run goes on without this node, or waits for it.
-        log = run.path / f"supervisor.{located.address}.log"
+        log = log_of(run, located)
         with contextlib.suppress(OSError), log.open("a") as file:
             file.write("".join(traceback.format_exception(error)))
         why = f"internal error ({type(error).__name__}: {error}), please report it with {log}"
         raise InternalError(f"{why}; the run may go on without this node: start it here again") from error
+
+
+def log_of(run: RunDir, located: Located) -> Path:
+    """Where the supervisor of a node that follows writes what nobody is there to read."""
+    return run.path / f"supervisor.{located.address}.log"
 
 
 def _roads(located: Located, token: bytes) -> Roads:
@@ -126,7 +136,7 @@ def _say(text: str) -> None:
     print(plain(f"supervise: {text}"), file=sys.stderr)
 
 
-def _token(run: RunDir, wait: float) -> bytes:
+def wait_for_token(run: RunDir, wait: float) -> bytes:
     """The token of the run, once the leader has made it. Refusal after `wait` seconds."""
     until = time.monotonic() + wait
     while True:

@@ -165,6 +165,25 @@ def test_nodes_that_do_not_fit(two: Two) -> None:
     assert "1 of 2 nodes is there" in until(lambda: two.events("run_ended"))[0]["reason"]
 
 
+def test_both_in_the_background(two: Two) -> None:
+    """Each launch returns when its supervisor is at work, or with what that said; the run is stopped from anywhere."""
+    two.lead("-d", two.script(STEPPING), "100000", "0.05")
+    assert two.process is not None and two.process.wait(30) == 0
+    two.follow("-d", "script.py", "100000", "0.05", nproc=2)
+    assert two.other is not None and two.other.wait(30) == 2
+    assert "the leader refuses this node: --nproc is 2 there and 1 here" in two.said()
+    two.follow("-d", "script.py", "100000", "0.05")
+    assert two.other.wait(30) == 0
+    assert "this node follows" in two.said()
+    two.until_event("first_step")
+    assert two.cli("stop", "run", "--now").returncode == 0
+    [ended] = until(lambda: two.events("run_ended"))
+
+    assert ended["exit_code"] == 103
+    until(lambda: marked(two.mark()) == marked(f"{two.mark()}-n1") == [])
+    two.assert_nothing_left()
+
+
 def test_where_the_ranks_of_all_nodes_stand(two: Two) -> None:
     """`stacks` asks the supervisors of both nodes, once or for some time. If a rank stands still, the stacks of both
     nodes' ranks are kept and told."""

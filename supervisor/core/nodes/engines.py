@@ -74,6 +74,10 @@ def endpoint_of(text: str, name: str) -> tuple[str, int | None]:
     return host, port
 
 
+ENGINES = ("srun", "JobSet", "PET_NNODES")
+"""The names of those that end a node's part with the command that they have started."""
+
+
 def _srun(environ: Environ) -> Engine | None:
     """A step of srun: one task on each of its nodes, the first of which leads."""
     job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")

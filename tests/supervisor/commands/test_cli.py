@@ -271,6 +271,15 @@ def test_one_node_of_several(run: Run) -> None:
     assert run.launch("--nnodes", "1", "script.py", SLURM_JOB_NUM_NODES="2", NNODES="several") == 0
 
 
+def test_a_node_of_an_engine_is_not_detached(run: Run) -> None:
+    """A pod or a step of srun ends with the command that it was started for, and would take the supervisor with it."""
+    run.script("")
+    place = {"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "127.0.0.1"}
+    assert run.launch("-d", "--run-dir", "run", "script.py", **place) == 2
+    assert "leave out --detach" in (run.folder / "stderr").read_text()
+    assert not run.dir.run_json.exists()
+
+
 def test_torchruns_own_command(run: Run) -> None:
     """The command that somebody has is taken as it is; what means nothing here is named."""
     script = run.script("import os, sys\nopen('seen' + os.environ['RANK'], 'w').write(' '.join(sys.argv[1:]))")
