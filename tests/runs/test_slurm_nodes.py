@@ -65,7 +65,8 @@ class Cluster:
 
     def assert_no_overlap(self) -> None:
         for change in step_notes.changes(step_notes.read(self.notes)):
-            assert change.still > 0 and change.lost <= 1 and change.skipped == 0, change
+            # The step with the last save is kept, and its rank ends before it has noted it.
+            assert change.still > 0 and change.lost <= 1 and change.skipped <= 1, change
 
     def assert_nothing_left(self) -> None:
         """On the nodes there is Slurm, and nothing else."""
