@@ -5,6 +5,7 @@ Arguments: a folder, "with" or "without" the order of the sums, and numbers of r
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
@@ -93,6 +95,8 @@ def _rank(rank: int, world_size: int, folder: Path) -> None:
 def main(folder: str, order: str, *ranks: str) -> None:
     if order == "without":
         torch_patches.fill_buckets = lambda ddp, order: False
+    # Each rank looks for its DDPs among all objects, again and again.
+    gc.freeze()
     for world_size in map(int, ranks):
         place = Path(folder) / str(world_size)
         place.mkdir()
