@@ -33,7 +33,7 @@ class Cluster:
         """That of a machine that is up and runs nothing."""
         if node not in self._warm:
             machine = self.machines[node]
-            self._warm[node] = Warm(_environment(), (), through=machine.inside)
+            self._warm[node] = Warm.own(_environment(), (), through=machine.inside)
             self._own[node] = until(lambda: [pid for pid, line in machine.commands().items() if "warm.py" in line])[0]
         return self._warm[node]
 

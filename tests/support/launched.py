@@ -1,9 +1,10 @@
 """Commands of `supervise` as forks of a process that has its modules, and torch, imported (warm.py): one for all tests
-of this one, and one for each framework that they want, too."""
+of a session, and one for each framework that they want, too."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -62,20 +64,45 @@ class Launched:
 
 
 class Warm:
-    """One process with all imports done; it goes with this one."""
+    """A process with all imports done."""
 
-    def __init__(self, env: Mapping[str, str], modules: Sequence[str], through: Sequence[str] = ()) -> None:
-        """The forks of its fork server have `modules` imported, beside torch. It is started by `through`."""
-        self._env = _read_by_imports(env)
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [*through, sys.executable, "-u", warm.__file__, json.dumps(modules), *["room for command lines"] * 100],
-                env={**env, warm.ROOM: "x" * (1 << 16)},
-                stdin=theirs,
-                stdout=subprocess.DEVNULL,
-            )
+    def __init__(self, env: Mapping[str, str], requests: socket.socket, process: subprocess.Popen[bytes] | None = None):
+        """It was started with `env`, and is asked over `requests`. With `process` it is this process's own, and goes
+        with it."""
+        self._env, self._requests, self._process = _read_by_imports(env), requests, process
         atexit.register(self.end)
+
+    @classmethod
+    def own(cls, env: Mapping[str, str], modules: Sequence[str], through: Sequence[str] = ()) -> Warm:
+        """A new one, started by `through`. The forks of its fork server have `modules` imported, beside torch."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, Path(os.devnull).open("wb") as out:
+            # The system makes a name up.
+            listener.bind("")
+            listener.listen()
+            command = [*through, *_command(modules, 0)]
+            process = subprocess.Popen(command, env=_with_room(env), stdin=listener, stdout=out)
+            return cls(env, _connected(listener.getsockname()), process)
+
+    @classmethod
+    def shared(cls, env: Mapping[str, str], modules: Sequence[str], session: str) -> Warm:
+        """That of all processes of a test session. The first that asks for it starts it; it ends with their parent."""
+        address = f"\0supervise-tests {session} {' '.join(modules)}"[:100].encode()
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                return cls(env, _connected(address))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                try:
+                    listener.bind(address)
+                except OSError:
+                    # Another process has it, and does not listen yet.
+                    time.sleep(0.01)
+                    continue
+                listener.listen(64)
+                actions = [
+                    (os.POSIX_SPAWN_DUP2, listener.fileno(), 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                ]
+                os.posix_spawn(sys.executable, _command(modules, os.getppid()), _with_room(env), file_actions=actions)
 
     def fits(self, env: Mapping[str, str]) -> bool:
         """Whether what it has imported is what would be imported with `env`."""
@@ -83,20 +110,41 @@ class Warm:
 
     def start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
         """`command` without its interpreter: a script with its arguments, or -c and code."""
-        assert self._process.poll() is None, f"the process to fork from ended with {self._process.returncode}"
         request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
         ours, theirs = os.pipe()
         stdin = os.open(os.devnull, os.O_RDONLY)
         socket.send_fds(self._requests, [request], [stdin, out.fileno(), err.fileno(), theirs])
         os.close(stdin)
         os.close(theirs)
-        return Launched(int(self._requests.recv(64)), ours)
+        pid = self._requests.recv(64)
+        assert pid, "the process to fork from has ended"
+        return Launched(int(pid), ours)
 
     def end(self) -> None:
-        """It is gone; what it has forked is not touched."""
+        """It is asked nothing more, and if it is our own it is gone; what it has forked is not touched."""
         atexit.unregister(self.end)
         self._requests.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
+
+
+def _command(modules: Sequence[str], owner: int) -> list[str]:
+    """warm.py with its arguments, and with room for those of what it forks."""
+    return [sys.executable, "-u", warm.__file__, json.dumps(modules), str(owner), *["room for command lines"] * 100]
+
+
+def _with_room(env: Mapping[str, str]) -> dict[str, str]:
+    return {**env, warm.ROOM: "x" * (1 << 16)}
+
+
+def _connected(address: bytes) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.connect(address)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
@@ -104,12 +152,15 @@ def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in read if (name, value) != _OF_TWO_RANKS}
 
 
-_started = functools.cache(lambda modules: Warm(environment(), modules))
+@functools.cache
+def _started(modules: tuple[str, ...]) -> Warm:
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    return Warm.shared(environment(), modules, session) if session else Warm.own(environment(), modules)
 
 
 def warm_for(env: Mapping[str, str], modules: tuple[str, ...] = ()) -> Warm | None:
-    """The one of this process with `modules`, if it is as good for `env` as what would be imported."""
-    started: Warm = _started(modules)
+    """The one of this session with `modules`, if it is as good for `env` as what would be imported."""
+    started = _started(modules)
     return started if started.fits(env) else None
 
 

@@ -1,8 +1,9 @@
 """A process with all imports done, of which commands of tests are forks: a launch saves 3 s of a core for torch in its
 fork server, and any command 0.2 s for modules of the supervisor.
 
-Run by path, and asked over the socket that is its stdin (launched.py asks). A command that it forks has the modules of
-the supervisor and no others; its fork server, which it forks where it would start one, has torch, and nothing of the
+Run by path, and asked over connections to the socket that is its stdin (launched.py asks). It ends with the process
+whose pid it is given, or, without one, with its last connection. A command that it forks has the modules of the
+supervisor and no others; its fork server, which it forks where it would start one, has torch, and nothing of the
 supervisor's. Both have the arguments, environment, folder, files, session and signals that they would have been started
 with. What they train, fork and kill is as real as ever; only `python` has not begun anew. Whoever tests that starts
 cold.
@@ -237,6 +238,64 @@ def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: l
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+class _Forker:
+    """Forks what its clients ask for, and tells each how what it asked for has ended."""
+
+    def __init__(self, cold: Interpreter, warm: Interpreter, owner: int) -> None:
+        """`owner`: the pid with which it ends; 0: it ends with its last client."""
+        self._cold, self._warm = cold, warm
+        self._listener = socket.socket(fileno=os.dup(0))
+        self._owner = [os.pidfd_open(owner)] if owner else []
+        self._clients = [] if owner else [self._listener.accept()[0]]
+        self._running: dict[int, tuple[int, int]] = {}
+        """By pidfd: the pid, and where to tell its end."""
+
+    def serve(self) -> None:
+        while self._owner or self._clients:
+            for one in select.select([self._listener, *self._owner, *self._clients, *self._running], [], [])[0]:
+                if one in self._owner:
+                    return
+                if one is self._listener:
+                    self._clients.append(self._listener.accept()[0])
+                elif one in self._clients:
+                    self._hear(one)
+                else:
+                    self._tell(one)
+
+    def _hear(self, client: socket.socket) -> None:
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            data, fds, _, _ = socket.recv_fds(client, 1 << 20, 4)
+        if not data:
+            self._clients.remove(client)
+            client.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._close()
+            _end(lambda: _command(self._cold, self._warm, json.loads(data), fds))
+        self._running[os.pidfd_open(pid)] = pid, fds.pop()
+        for fd in fds:
+            os.close(fd)
+        client.send(str(pid).encode())
+
+    def _tell(self, ended: int) -> None:
+        pid, told = self._running.pop(ended)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        # Who asked for it may be gone.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(told, str(status).encode())
+        os.close(ended)
+        os.close(told)
+
+    def _close(self) -> None:
+        """In a fork: nothing of this is open."""
+        for one in (self._listener, *self._clients):
+            one.close()
+        for number in (*self._owner, *self._running, *(told for _, told in self._running.values())):
+            os.close(number)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     del sys.path[0], os.environ[ROOM]
@@ -245,32 +304,7 @@ def main() -> None:
     cold = Interpreter()
     bare.restore()
     _load_fork_server(json.loads(sys.argv[1]))
-    warm = Interpreter()
-    requests = socket.socket(fileno=os.dup(0))
-    running: dict[int, tuple[int, int]] = {}
-    while True:
-        for fd in select.select([requests, *running], [], [])[0]:
-            if fd is not requests:
-                pid, told = running.pop(fd)
-                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                os.close(fd)
-                os.write(told, str(status).encode())
-                os.close(told)
-                continue
-            data, fds, _, _ = socket.recv_fds(requests, 1 << 20, 4)
-            if not data:
-                return
-            pid = os.fork()
-            if pid == 0:
-                requests.close()
-                for ended, (_, told) in running.items():
-                    os.close(ended)
-                    os.close(told)
-                _end(lambda: _command(cold, warm, json.loads(data), fds))  # noqa: B023
-            running[os.pidfd_open(pid)] = pid, fds.pop()
-            for fd in fds:
-                os.close(fd)
-            requests.send(str(pid).encode())
+    _Forker(cold, Interpreter(), int(sys.argv[2])).serve()
 
 
 if __name__ == "__main__":
