@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.reading.events_file import read_events
 from tests.support import step_notes
-from tests.support.launched import Launched, Warm, environment
+from tests.support.launched import Launched, Warm, environment, started
 from tests.support.machines import Machine, network
 from tests.support.supervised import ROOT, SUPERVISE, until
 from trainer.rundir.layout import RunDir
@@ -33,7 +33,7 @@ class Cluster:
         """That of a machine that is up and runs nothing."""
         if node not in self._warm:
             machine = self.machines[node]
-            self._warm[node] = Warm.own(_environment(), (), through=machine.inside)
+            self._warm[node] = started(_environment()).on(machine.pid)
             self._own[node] = until(lambda: [pid for pid, line in machine.commands().items() if "warm.py" in line])[0]
         return self._warm[node]
 

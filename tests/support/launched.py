@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import hashlib
 import json
 import os
 import select
@@ -66,38 +66,39 @@ class Launched:
 class Warm:
     """A process with all imports done."""
 
-    def __init__(self, env: Mapping[str, str], requests: socket.socket, process: subprocess.Popen[bytes] | None = None):
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        requests: socket.socket,
+        process: subprocess.Popen[bytes] | Launched | None = None,
+    ) -> None:
         """It was started with `env`, and is asked over `requests`. With `process` it is this process's own, and goes
         with it."""
         self._env, self._requests, self._process = _read_by_imports(env), requests, process
         atexit.register(self.end)
 
     @classmethod
-    def own(cls, env: Mapping[str, str], modules: Sequence[str], through: Sequence[str] = ()) -> Warm:
-        """A new one, started by `through`. The forks of its fork server have `modules` imported, beside torch."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, Path(os.devnull).open("wb") as out:
-            # The system makes a name up.
-            listener.bind("")
-            listener.listen()
-            command = [*through, *_command(modules, 0)]
-            process = subprocess.Popen(command, env=_with_room(env), stdin=listener, stdout=out)
+    def own(cls, env: Mapping[str, str], modules: Sequence[str]) -> Warm:
+        """A new one. The forks of its fork server have `modules` imported, beside torch."""
+        with _listener() as listener, Path(os.devnull).open("wb") as out:
+            process = subprocess.Popen(_command(modules, 0), env=_with_room(env), stdin=listener, stdout=out)
             return cls(env, _connected(listener.getsockname()), process)
 
     @classmethod
     def shared(cls, env: Mapping[str, str], modules: Sequence[str], session: str) -> Warm:
         """That of all processes of a test session. The first that asks for it starts it; it ends with their parent."""
-        address = f"\0supervise-tests {session} {' '.join(modules)}"[:100].encode()
+        kind = hashlib.sha256(json.dumps([modules, _read_by_imports(env)]).encode()).hexdigest()[:16]
+        address = f"\0supervise-tests {session} {kind}".encode()
         while True:
             with contextlib.suppress(ConnectionRefusedError):
                 return cls(env, _connected(address))
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-                try:
-                    listener.bind(address)
-                except OSError:
-                    # Another process has it, and does not listen yet.
-                    time.sleep(0.01)
-                    continue
-                listener.listen(64)
+            try:
+                listener = _listener(address)
+            except OSError:
+                # Another process has it, and does not listen yet.
+                time.sleep(0.01)
+                continue
+            with listener:
                 actions = [
                     (os.POSIX_SPAWN_DUP2, listener.fileno(), 0),
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -110,11 +111,19 @@ class Warm:
 
     def start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
         """`command` without its interpreter: a script with its arguments, or -c and code."""
-        request = json.dumps({"command": list(command), "cwd": str(cwd), "env": dict(env)}).encode()
+        with Path(os.devnull).open("rb") as stdin:
+            asked = {"command": list(command), "cwd": str(cwd), "env": dict(env)}
+            return self._ask(asked, stdin.fileno(), out.fileno(), err.fileno())
+
+    def on(self, machine: int) -> Warm:
+        """A fork of it on the machine (machines.py) whose first process has that pid."""
+        with _listener() as listener:
+            process = self._ask({"machine": machine}, listener.fileno())
+            return Warm(self._env, _connected(listener.getsockname()), process)
+
+    def _ask(self, request: Mapping[str, object], *fds: int) -> Launched:
         ours, theirs = os.pipe()
-        stdin = os.open(os.devnull, os.O_RDONLY)
-        socket.send_fds(self._requests, [request], [stdin, out.fileno(), err.fileno(), theirs])
-        os.close(stdin)
+        socket.send_fds(self._requests, [json.dumps(request).encode()], [*fds, theirs])
         os.close(theirs)
         pid = self._requests.recv(64)
         assert pid, "the process to fork from has ended"
@@ -137,6 +146,18 @@ def _with_room(env: Mapping[str, str]) -> dict[str, str]:
     return {**env, warm.ROOM: "x" * (1 << 16)}
 
 
+def _listener(address: bytes = b"") -> socket.socket:
+    """It listens there, or where the system chooses."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.bind(address)
+        made.listen(64)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def _connected(address: bytes) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -152,16 +173,22 @@ def _read_by_imports(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in read if (name, value) != _OF_TWO_RANKS}
 
 
-@functools.cache
-def _started(modules: tuple[str, ...]) -> Warm:
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    return Warm.shared(environment(), modules, session) if session else Warm.own(environment(), modules)
+_known: dict[str, Warm] = {}
+
+
+def started(env: Mapping[str, str], modules: tuple[str, ...] = ()) -> Warm:
+    """The one of this session with `modules` that is as good as one started with `env`."""
+    key = json.dumps([modules, _read_by_imports(env)])
+    if key not in _known:
+        session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+        _known[key] = Warm.shared(env, modules, session) if session else Warm.own(env, modules)
+    return _known[key]
 
 
 def warm_for(env: Mapping[str, str], modules: tuple[str, ...] = ()) -> Warm | None:
     """The one of this session with `modules`, if it is as good for `env` as what would be imported."""
-    started = _started(modules)
-    return started if started.fits(env) else None
+    ours = started(environment(), modules)
+    return ours if ours.fits(env) else None
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -72,6 +72,11 @@ class Machine:
         self._small = False
 
     @property
+    def pid(self) -> int:
+        """Of its first process, seen from outside."""
+        return self._pid
+
+    @property
     def up(self) -> bool:
         return self._holder is not None
 

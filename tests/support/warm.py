@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOM = "ROOM_FOR_ENVIRONMENTS"
 """A variable that this process is started with, so that /proc has room for what a fork's environment is."""
 _FORK_SERVER = "rank.engine.fork_server"
+_NAMESPACES = ("net", "uts", "ipc", "time", "pid", "mnt")
 _Popen = subprocess.Popen
 _AS_STARTED = {"env", "cwd", "stdin", "stdout", "stderr", "pass_fds", "start_new_session"}
 
@@ -238,15 +239,30 @@ def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: l
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def _on_machine(pid: int, body: Callable[[], object]) -> None:
+    """A child does `body` on the machine (machines.py) whose first process is `pid`; this process ends as it does."""
+    folder = Path.cwd()
+    there = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in _NAMESPACES]
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind, fd in zip(_NAMESPACES, there, strict=True):
+        if libc.setns(fd, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace of {pid}")
+        os.close(fd)
+    os.chdir(folder)
+    child = os.fork()
+    if child == 0:
+        _end(body)
+    sys.exit(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+
+
 class _Forker:
     """Forks what its clients ask for, and tells each how what it asked for has ended."""
 
-    def __init__(self, cold: Interpreter, warm: Interpreter, owner: int) -> None:
+    def __init__(self, cold: Interpreter, warm: Interpreter, listener: socket.socket, owner: int = 0) -> None:
         """`owner`: the pid with which it ends; 0: it ends with its last client."""
-        self._cold, self._warm = cold, warm
-        self._listener = socket.socket(fileno=os.dup(0))
+        self._cold, self._warm, self._listener = cold, warm, listener
         self._owner = [os.pidfd_open(owner)] if owner else []
-        self._clients = [] if owner else [self._listener.accept()[0]]
+        self._clients = [] if owner else [listener.accept()[0]]
         self._running: dict[int, tuple[int, int]] = {}
         """By pidfd: the pid, and where to tell its end."""
 
@@ -273,11 +289,19 @@ class _Forker:
         pid = os.fork()
         if pid == 0:
             self._close()
-            _end(lambda: _command(self._cold, self._warm, json.loads(data), fds))
+            _end(lambda: self._become(json.loads(data), fds))
         self._running[os.pidfd_open(pid)] = pid, fds.pop()
         for fd in fds:
             os.close(fd)
         client.send(str(pid).encode())
+
+    def _become(self, asked: dict[str, Any], fds: list[int]) -> None:
+        if "command" in asked:
+            _command(self._cold, self._warm, asked, fds)
+        else:
+            os.close(fds[1])
+            listener = socket.socket(fileno=fds[0])
+            _on_machine(asked["machine"], lambda: _Forker(self._cold, self._warm, listener).serve())
 
     def _tell(self, ended: int) -> None:
         pid, told = self._running.pop(ended)
@@ -304,7 +328,7 @@ def main() -> None:
     cold = Interpreter()
     bare.restore()
     _load_fork_server(json.loads(sys.argv[1]))
-    _Forker(cold, Interpreter(), int(sys.argv[2])).serve()
+    _Forker(cold, Interpreter(), socket.socket(fileno=os.dup(0)), int(sys.argv[2])).serve()
 
 
 if __name__ == "__main__":
