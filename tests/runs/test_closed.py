@@ -255,5 +255,5 @@ def test_a_choice_of_the_user_stands(run: Run) -> None:
     """The ranks' libraries use the loopback interface, unless they were told another."""
     names = [f"{library}_SOCKET_IFNAME" for library in ("GLOO", "NCCL", "TP")]
     run.script(f"import os\nopen('seen', 'w').write(' '.join(os.environ[n] for n in {names}))")
-    assert run.launch("--no-standby", "script.py", NCCL_SOCKET_IFNAME="eth7") == 0
+    assert run.launch("script.py", NCCL_SOCKET_IFNAME="eth7") == 0
     assert (run.folder / "seen").read_text() == "lo eth7 lo"

@@ -27,7 +27,7 @@ dist.destroy_process_group()
 
 def test_a_rank_that_evaluates(run: Run) -> None:
     """It is seen to do so, from its model's eval() to its next step; the other one waits."""
-    assert run.launch("--no-standby", "--nproc", "2", run.script(EVALUATES)) == 0, run.warnings()
+    assert run.launch("--nproc", "2", run.script(EVALUATES)) == 0, run.warnings()
     found = {(part.rank, part.kind.word): part.end - part.begin for part in parts(run.dir)}
     assert found[0, "evaluating"] > 1.0 and found[1, "waiting"] > 1.0
     run.cli("report", str(run.dir.path), "--html", "page.html")

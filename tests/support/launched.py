@@ -112,7 +112,7 @@ class Warm:
     def start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[str], err: IO[str]) -> Launched:
         """`command` without its interpreter: a script with its arguments, or -c and code."""
         with Path(os.devnull).open("rb") as stdin:
-            asked = {"command": list(command), "cwd": str(cwd), "env": dict(env)}
+            asked = {"command": list(command), "cwd": str(cwd), "env": dict(env), "umask": warm.umask()}
             return self._ask(asked, stdin.fileno(), out.fileno(), err.fileno())
 
     def on(self, machine: int) -> Warm:

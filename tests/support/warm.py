@@ -98,6 +98,13 @@ def _load_fork_server(more: list[str]) -> None:
     server.fork_environment.leave()
 
 
+def umask() -> int:
+    """That of this process."""
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
+
+
 def _show(env: dict[str, str], command: Sequence[str]) -> None:
     """This process has `env` and `command`, also in /proc."""
     os.environ.clear()
@@ -175,7 +182,7 @@ class _Launch:
     """What `chaos` gets for a launch that it starts: a fork, too."""
 
     def __init__(self, cold: Interpreter, warm: Interpreter, command: list[str], **asked: Any) -> None:
-        wanted = {"command": command[1:], "env": asked["env"], "cwd": str(Path.cwd())}
+        wanted = {"command": command[1:], "env": asked["env"], "cwd": str(Path.cwd()), "umask": umask()}
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -215,6 +222,7 @@ def _command(cold: Interpreter, warm: Interpreter, asked: dict[str, Any], fds: l
     for fd in fds:
         os.close(fd)
     os.chdir(asked["cwd"])
+    os.umask(asked["umask"])
     cold.restore()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(asked["env"], [sys.executable, *asked["command"]])

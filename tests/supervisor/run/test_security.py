@@ -20,7 +20,7 @@ from supervisor.run.folder.stops import Stops
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import recovered_run
-from tests.support.supervised import SUPERVISE, Run, environment, until
+from tests.support.supervised import SUPERVISE, Run, environment, start, until
 from trainer.checkpoint.memory.segment import Segment
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import RunDir
@@ -146,7 +146,7 @@ def test_a_run_is_private(run: Run) -> None:
     run.script("print('here')")
     before = os.umask(0)
     try:
-        assert run.launch("--no-standby", "script.py") == 0
+        assert run.launch("script.py") == 0
     finally:
         os.umask(before)
     assert run.dir.path.stat().st_mode & 0o777 == 0o700
@@ -244,13 +244,14 @@ def test_resume_takes_secrets_from_its_own_environment(run: Run) -> None:
         "import json, os, sys\n"
         "open('seen' + os.environ['SUPERVISE_ATTEMPT'], 'w').write(json.dumps(sys.argv))\nsys.exit(78)"
     )
-    assert run.launch("--no-standby", "script.py", f"--auth={TOKEN}", HF_TOKEN=TOKEN) == 104
+    assert run.launch("script.py", f"--auth={TOKEN}", HF_TOKEN=TOKEN) == 104
     refused = run.cli("resume", "run", check=2)
     assert "HF_TOKEN" in refused.stderr and not (run.folder / "seen1").exists()
 
     for number, extra in enumerate(([], ["--detach"]), 1):
         environ = {**environment(), "HF_TOKEN": "hf_rotated_1"}
-        subprocess.run([SUPERVISE, "resume", "run", "--quiet", *extra], cwd=run.folder, env=environ, timeout=60)
+        with Path(os.devnull).open("w") as out:
+            start([SUPERVISE, "resume", "run", "--quiet", *extra], run.folder, environ, out, out).wait(60)
         seen = until(lambda n=number: [p for p in [run.folder / f"seen{n}"] if p.exists() and p.stat().st_size])[0]
         assert json.loads(seen.read_text()) == ["script.py", "--auth=hf_rotated_1"]
         until(lambda: not is_held(run.dir))

@@ -41,7 +41,7 @@ def test_a_program_with_a_bar(run: Run, how: str, total: int | None) -> None:
     """A bar over a range, one that the program moves, one in another. One pass of nobody knows how many tells
     nothing."""
     needs("tqdm")
-    assert run.launch("--no-standby", run.script(SCRIPT), how) == 0, run.warnings()
+    assert run.launch(run.script(SCRIPT), how) == 0, run.warnings()
     told = json.loads(run.cli("status", "run", "--json").stdout)
     assert (told["total"], told["loss"]) == (total, 1.19 if how == "range" else None)
 
