@@ -80,6 +80,3 @@ def main(steps: str, digests: str, checkpoints: str, every: str, snapshot_every:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    sys.stdout.flush()
-    # As a rank of ours ends (trainer/rank/ending.py): torch's threads are not taken down one by one.
-    os._exit(0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
+import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +28,27 @@ TIMEOUT = datetime.timedelta(minutes=30)
 _SHORT = 4096
 """A text of so many bytes goes with its size, in one collective."""
 
+_RECENT: deque[list[torch.Tensor]] = deque(maxlen=8)
+"""The tensors of the newest collectives."""
+_LET_GO_S = 1.0
+
 _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
+
+
+@atexit.register
+def _let_go() -> None:
+    """No thread of gloo has the tensors of a collective any more, or a second has passed.
+
+    They let go of them a moment after a collective is over, for which they take the GIL, since a tensor that C++ holds
+    holds its Python object (torch 2.13: `c10d::ProcessGroupGloo::runLoop`, `TensorImpl::decref_pyobject`; so that
+    object has one reference more). A thread of C++ that waits for the GIL when the interpreter ends aborts the process:
+    "terminate called without an active exception". Older torch asks for the GIL only if Python has let go before."""
+    until = time.monotonic() + _LET_GO_S
+    ours = 3  # of the list, of the loop, of the call
+    while any(sys.getrefcount(tensor) > ours for tensors in _RECENT for tensor in tensors):
+        if time.monotonic() > until:
+            return
+        time.sleep(0.0005)
 
 
 class Sent(Protocol):
@@ -111,11 +135,13 @@ class GlooRanks(Ranks):
         """The bytes of every rank, each made up to `room` of them."""
         padded = torch.frombuffer(bytearray(mine.ljust(room, b"\0")), dtype=torch.uint8)
         texts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        _RECENT.append([padded, *texts])
         dist.all_gather(texts, padded, group=self._group)
         return [bytes(view_of(text)) for text in texts]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         seen = torch.tensor(flags, dtype=torch.int32)
+        _RECENT.append([seen])
         dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._group)
         return tuple(bool(flag) for flag in seen.tolist())
 
