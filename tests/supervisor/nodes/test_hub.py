@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
@@ -25,43 +24,8 @@ from supervisor.nodes.wire import beats
 from supervisor.nodes.wire.beats import Bond
 from supervisor.nodes.wire.dialing import connect
 from supervisor.nodes.wire.link import Link
+from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, eventually
 from tests.support.supervised import ROOT
-
-TOKEN, HOST = b"the token of this run", "127.0.0.1"
-LEASE = 0.6
-T = TypeVar("T")
-
-
-class Loop:
-    """Keeps what a hub or a line has told."""
-
-    def __init__(self, of: Hub | Line) -> None:
-        self.of, self.events = of, list[Any]()
-
-    def until(self, kind: type[T], seconds: float = 5.0) -> T:
-        """The next event of that kind. Those before it are passed over."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.events += self.of.take()
-            while self.events:
-                event = self.events.pop(0)
-                if isinstance(event, kind):
-                    return event
-            time.sleep(0.002)
-        raise AssertionError(f"no {kind.__name__}")
-
-    def none(self, kind: type, seconds: float = 0.1) -> None:
-        """No event of that kind comes for so long."""
-        time.sleep(seconds)
-        self.events += self.of.take()
-        assert not [event for event in self.events if isinstance(event, kind)]
-
-
-def eventually(look: Callable[[], object], seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -74,18 +38,6 @@ def leader() -> Iterator[Hub]:
 def follower(leader: Hub, tmp_path: Path) -> Iterator[Line]:
     with contextlib.closing(Line((HOST, leader.port), HOST, TOKEN, tmp_path)) as made:
         yield made
-
-
-def admitted(leader: Hub, follower: Line, node: int = 1) -> tuple[Loop, Loop, int]:
-    """Their loops, and the number of the link."""
-    theirs, mine = Loop(leader), Loop(follower)
-    mine.until(line.Linked)
-    follower.hello(b"it is me")
-    asked = theirs.until(hub.Asked)
-    assert asked.hello == b"it is me" and asked.host == HOST
-    assert leader.admit(asked.link, node, b"welcome") == leader.seconds
-    assert mine.until(line.Welcomed).body == b"welcome"
-    return theirs, mine, asked.link
 
 
 def test_messages(leader: Hub, follower: Line) -> None:

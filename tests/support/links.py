@@ -1,0 +1,59 @@
+"""A hub and a line as a leader and a follower use them: what they tell, waited for, and the way to be admitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from supervisor.nodes import hub, line
+from supervisor.nodes.hub import Hub
+from supervisor.nodes.line import Line
+
+TOKEN, HOST = b"the token of this run", "127.0.0.1"
+LEASE = 0.6
+T = TypeVar("T")
+
+
+class Loop:
+    """Keeps what a hub or a line has told."""
+
+    def __init__(self, of: Hub | Line) -> None:
+        self.of, self.events = of, list[Any]()
+
+    def until(self, kind: type[T], seconds: float = 5.0) -> T:
+        """The next event of that kind. Those before it are passed over."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.events += self.of.take()
+            while self.events:
+                event = self.events.pop(0)
+                if isinstance(event, kind):
+                    return event
+            time.sleep(0.002)
+        raise AssertionError(f"no {kind.__name__}")
+
+    def none(self, kind: type, seconds: float = 0.1) -> None:
+        """No event of that kind comes for so long."""
+        time.sleep(seconds)
+        self.events += self.of.take()
+        assert not [event for event in self.events if isinstance(event, kind)]
+
+
+def eventually(look: Callable[[], object], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.002)
+
+
+def admitted(leader: Hub, follower: Line, node: int = 1) -> tuple[Loop, Loop, int]:
+    """Their loops, and the number of the link."""
+    theirs, mine = Loop(leader), Loop(follower)
+    mine.until(line.Linked)
+    follower.hello(b"it is me")
+    asked = theirs.until(hub.Asked)
+    assert asked.hello == b"it is me" and asked.host == HOST
+    assert leader.admit(asked.link, node, b"welcome") == leader.seconds
+    assert mine.until(line.Welcomed).body == b"welcome"
+    return theirs, mine, asked.link
