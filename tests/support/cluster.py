@@ -92,8 +92,16 @@ def cluster(count: int, alias: str = "") -> Iterator[Cluster]:
 class NodesRun:
     """One run over the nodes of a cluster. All see its folder."""
 
-    def __init__(self, nodes: Cluster, folder: Path, nnodes: str = "2", steps: int = 100_000, pause: float = 0.03):
-        self.nodes, self.folder = nodes, folder
+    def __init__(
+        self,
+        nodes: Cluster,
+        folder: Path,
+        nnodes: str = "2",
+        steps: int = 100_000,
+        pause: float = 0.03,
+        sharded: bool = False,
+    ):
+        self.nodes, self.folder, self.sharded = nodes, folder, sharded
         self.nnodes, self.steps, self.pause = nnodes, steps, pause
         self.dir = RunDir(folder / "run")
         self.launches: dict[int, Launched] = {}
@@ -109,7 +117,7 @@ class NodesRun:
 
     @property
     def script(self) -> list[str]:
-        return [SCRIPT, str(self._notes), str(self.steps), str(self.pause)]
+        return [SCRIPT, str(self._notes), str(self.steps), str(self.pause), *(["-", "sharded"] if self.sharded else [])]
 
     def start_as(self, node: int, command: list[str], **env: str) -> None:
         """That command, with these variables more."""

@@ -220,8 +220,9 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         due = self._every == "auto" and self._ranks.rank == 0 and self._interval.due(time.monotonic())
         spiked = self._ranks.rank == 0 and self._guard.spiked()
         compare = self._ranks.rank == 0 and self._replicas.due(time.monotonic())
-        tier = self._tier.wish(due) if self._tier else (due, False, False)
-        return Wish(self._stop.is_set, *tier, spiked, compare=compare, layout=bool(self._tier and self._tier.unplanned))
+        tier, safe = (self._tier.wish(due), self._tier.safe()) if self._tier else ((due, False, False), (False, False))
+        layout = bool(self._tier and self._tier.unplanned)
+        return Wish(self._stop.is_set, *tier, spiked, False, compare, layout, *safe)
 
     def step(self, done: int, agreed: Wish | None = None, loss: float | Tensor | None = None) -> None:
         """`done` steps are finished, and saved if a save was due. Under a supervisor the save is a snapshot, and
@@ -238,7 +239,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         (progress().step if self._announces else progress().counted)(done, self._optimizer)
-        stop, save, snapshot, lost = agreed[:4]
+        stop, save, _, lost = agreed[:4]
         due = isinstance(self._every, int) and done % self._every == 0
         if sentence := self._gradients.pending(stop or save or due or self._tier is not None):
             self._notices.say(sentence)
@@ -251,7 +252,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             self._lose_tier()
         began, snapshots_s = time.monotonic(), self._tier.stall_s if self._tier else 0.0
         if self._tier is not None:
-            self._tier.step(done, save, due, snapshot, self._source.extra)
+            self._tier.step(done, agreed, due, self._source.extra)
             snapshots_s = self._tier.stall_s - snapshots_s
         elif save or due:
             self.save()

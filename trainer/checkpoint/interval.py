@@ -60,8 +60,8 @@ class Pace:
     Daly's interval, sqrt(cost / (2 x time between failures)), up to 1 %. Times are medians of the last nine, so that
     one slow step changes nothing. At the start a snapshot is due at every step.
 
-    What a snapshot costs on a GPU cannot be seen by the host. There, steps beside which one is copied are compared with
-    those of the same run that have none; so now and then a step is left without one.
+    What a snapshot costs on a GPU, or on the network, cannot be seen by the host. There, steps beside which one is
+    copied are compared with those of the same run that have none; so now and then a step is left without one.
     """
 
     mtbf_s: float = math.inf
@@ -76,6 +76,7 @@ class Pace:
     _taken: int = 0
     """Snapshots since then."""
     _extras: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
+    _moving: deque[float] = field(default_factory=lambda: deque(maxlen=_MEMORY))
     _timed: bool = False
 
     def due(self, steps: int) -> bool:
@@ -101,20 +102,27 @@ class Pace:
         costs."""
         self._taken = 0
 
-    def stepped(self, now: float) -> None:
-        """A step has ended at `now`, seconds of the caller's clock."""
+    def stepped(self, now: float, beside: bool | None = None) -> None:
+        """A step has ended at `now`, seconds of the caller's clock. `beside`: whether a snapshot was on the network
+        meanwhile; None: the network counts for nothing."""
         if self._last is not None:
             self._steps.append(now - self._last)
+            if beside is not None:
+                self.timed(now - self._last, beside)
         self._last = now
 
-    def spent(self, cost_s: float) -> None:
-        """A snapshot has cost `cost_s` seconds."""
+    def spent(self, cost_s: float, moving_s: float | None = None) -> None:
+        """A snapshot has cost `cost_s` seconds. It was on the network for `moving_s`: so much longer, at the most, are
+        the steps beside which it was."""
         self._costs.append(cost_s)
         self._taken += 1
+        if moving_s is not None:
+            self._moving.append(moving_s)
         if len(self._costs) >= 3 and self._steps:
             cost, step = statistics.median(self._costs), max(statistics.median(self._steps), 1e-6)
             if self._extras:
-                cost = max(cost, statistics.median(self._extras))
+                most_s = cost + statistics.median(self._moving) if self._moving else math.inf
+                cost = max(cost, min(statistics.median(self._extras), most_s))
             least, most = _SNAPSHOT_OVERHEAD
             overhead = min(max(math.sqrt(cost / (2 * max(self.mtbf_s, 1e-6))), least), most)
             self.every = max(1, math.ceil(cost / (overhead * step)))

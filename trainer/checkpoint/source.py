@@ -41,6 +41,10 @@ class Source:
         shared = capture(self._parts, step, self.extra(), self._pack)
         return replace(shared, led=self.led(shared.replicated))
 
+    def is_sharded(self) -> bool:
+        """Whether this rank has a box only of some tensor of its parts."""
+        return bool(capture(self._parts, 0, {}, self._pack).placed)
+
     def whole(self, step: int, rank: int, compared: Packed | None = None) -> tuple[Packed, Packed]:
         """(shared, own) after `step` steps. StateError if a checkpoint cannot hold it. `compared`: the shared state, if
         it was compared just now."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.format.shard import entries_in
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory.segment import Buffer, Segment
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.checkpoint.memory.tier import Wish
 from trainer.checkpoint.nodes import twins
 from trainer.checkpoint.nodes.fence import Fence
+from trainer.checkpoint.nodes.holdings import Holdings, Whole, _counted
 from trainer.checkpoint.nodes.lineage import Lineage, went_on
 from trainer.checkpoint.nodes.nodes import Nodes
 from trainer.checkpoint.state.packing import pack
@@ -57,12 +61,12 @@ class Cluster:
         self,
         on: str,
         until: int,
-        agreed: Callable[[int], Wish] = lambda step: TAKE,
-        settle: bool = True,
+        agreed: Callable[[int], Wish] | None = lambda step: TAKE,
         **options: Any,
     ) -> list[Any]:
         """An attempt with a rank for each letter of `on`, the name of its machine: from which step each went on, its
-        weights and its own part. It has ended as if killed after step `until`, when that was safe (`settle`)."""
+        weights and its own part. It has ended as if killed after step `until`, when that was safe. `agreed`: what the
+        ranks wish at each step; None: what they wish by themselves. `look` is called after each step."""
         self.attempt += 1
         self.here._patch.setenv("SUPERVISE_ATTEMPT", str(self.attempt))
         RunDir(self.here.run).attempt(self.attempt).path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,12 @@ class Cluster:
         return results
 
     def rank(
-        self, ranks: Any, segment: Path, until: int, agreed: Callable[[int], Wish] = lambda step: TAKE, **options: Any
+        self,
+        ranks: Any,
+        segment: Path,
+        until: int,
+        agreed: Callable[[int], Wish] | None = lambda step: TAKE,
+        **options: Any,
     ) -> Any:
         """One rank of an attempt. `sharded`: it has a slice of the model."""
         width = slice(None)
@@ -94,7 +103,7 @@ class Cluster:
         own: list[int] = []
         chosen = {"every": None, "snapshot_every": 1, "on_resize": "reset", **options}
         extra = lambda: {"own": PerRank(own), "done": len(own)}  # noqa: E731
-        gives_up = chosen.pop("gives_up", False)
+        look = chosen.pop("look", None)
         ckpt = Checkpointer(model=model, optimizer=optimizer, extra=extra, directory=self.here.checkpoints, **chosen)
         ckpt._ranks, ckpt._segment = ranks, segment
         # Ranks are threads here: what one has, another would find.
@@ -107,8 +116,12 @@ class Cluster:
             optimizer.step()
             own.append(1000 * ranks.rank + step)
             ranks.exchange(None)
-            ckpt.step(step + 1, Wish(*ranks.any(*ckpt.wish())) if gives_up else agreed(step + 1))
-            if ckpt._tier:
+            ckpt.step(step + 1, Wish(*ranks.any(*ckpt.wish())) if agreed is None else agreed(step + 1))
+            if look is not None:
+                if ranks.exchange(None) and ranks.rank == 0:
+                    look(step + 1)
+                ranks.exchange(None)
+            elif ckpt._tier:
                 # These steps take no time, so what is beside them would be late.
                 ckpt._tier._memory.settle()
                 ranks.exchange(None)
@@ -209,13 +222,59 @@ def test_sharded_state_on_two_nodes(cluster: Cluster, lost: str, monkeypatch: py
     assert same(torch.cat([weight for _, weight, _ in results]), whole)
 
 
-def test_sharded_state_on_more_nodes(cluster: Cluster, notes: Notes) -> None:
-    """There are no snapshots, which is said, and nothing is lost in silence: saves go to the disk."""
-    results = cluster.train("abc", 4, lambda step: SAVE if step == 3 else TAKE, sharded=True, every=2, gives_up=True)
-    assert [start for start, _, _ in results] == [0] * 3
-    assert any("sharded state over more than two nodes is saved to disk only" in text for text in notes.warnings())
-    assert committed_steps(cluster.here.checkpoints)[-1] == 4
-    assert [start for start, _, _ in cluster.train("abc", 4, sharded=True)] == [4] * 3
+@pytest.mark.parametrize("lost", ["a", "b", "c"])
+def test_sharded_state_in_a_ring(cluster: Cluster, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On three nodes each has the files of its ranks and of those of the node before it. Any one node is lost, and its
+    machine replaced, then another one; then it goes on with fewer nodes, and with more: no step is lost."""
+    monkeypatch.setattr(twins, "_CHUNK", 1000)
+    whole = _undisturbed(cluster, 10)
+    begun = 0
+    for on, until, gone in (("abbccc", 4, lost), ("abbccc", 6, "a"), ("bca", 7, "c"), ("ba", 8, ""), ("abcde", 10, "")):
+        results = cluster.train(on, until, None, sharded=True)
+        assert [start for start, _, _ in results] == [begun] * len(on)
+        begun = until
+        for machine in gone:
+            cluster.lose(machine)
+    assert same(torch.cat([weight for _, weight, _ in results]), whole)
+    assert [newest_snapshot(cluster.segment(machine)) for machine in "abcde"] == [None] * 5
+    kept = [{path.name[:5] for path in cluster.segment(machine).iterdir()} for machine in "abcde"]
+    assert kept == [{f"rank{rank}", f"rank{(rank - 1) % 5}"} for rank in range(5)]
+
+
+def test_a_ring_saves_to_disk_too(cluster: Cluster) -> None:
+    """No node could make a checkpoint of its snapshot, so the ranks do, at the steps that are due."""
+    cluster.train("abc", 5, None, sharded=True, every=2)
+    assert committed_steps(cluster.here.checkpoints) == [2, 4]
+    cluster.lose("a", "b")
+    assert [start for start, _, _ in cluster.train("abc", 5, None, sharded=True)] == [4] * 3
+
+
+def test_whichever_node_goes_whenever(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts take their time, now and then one finds no buffer: at any moment the nodes that are left have a snapshot
+    that is whole together, and none older than one that was safe before, whichever went."""
+    numbers, keep, safe = random.Random(4), twins.Twins._keep, [0]
+
+    def slowly(self: twins.Twins, rank: int, segment: Segment) -> float:
+        time.sleep(numbers.choice((0.0, 0.0, 0.02)))
+        return keep(self, rank, segment)
+
+    def without(self: twins.Twins, *args: Any) -> Buffer | None:
+        return None if numbers.random() < 0.2 else find(self, *args)
+
+    def look(step: int) -> None:
+        found = []
+        for gone in "abc":
+            left = [_counted(cluster.segment(machine)) for machine in "abc" if machine != gone]
+            held = Holdings(tuple({Whole(*key): frozenset(files) for key, files in each} for each in left))
+            found.append(newest.step if (newest := held.newest()) else 0)
+        assert min(found) >= safe[-1], (step, found, safe)
+        safe.append(min(found))
+
+    find = twins.Twins._buffer
+    monkeypatch.setattr(twins.Twins, "_keep", slowly)
+    monkeypatch.setattr(twins.Twins, "_buffer", without)
+    cluster.train("abc", 120, None, sharded=True, look=look)
+    assert len(set(safe)) > 5
 
 
 @pytest.mark.parametrize("machine", ["a", "b"])

@@ -237,7 +237,7 @@ def newest(tiers: Tiers, tried: list[str], holdings: Holdings | None = None) -> 
     `holdings`: the snapshots of all nodes; None: there is one node, or this one alone looks."""
     names = [(step_of(name) or 0, 1, name) for name in retention.held(tiers.folder)]
     if holdings is not None:
-        names += [(whole.step, 0, f"{SNAPSHOT}{whole.step}") for held in holdings.by_node for whole in held]
+        names += [(whole.step, 0, f"{SNAPSHOT}{whole.step}") for whole in holdings.wholes]
     elif tiers.segment and (step := snapshots.newest_snapshot(tiers.segment)) is not None:
         names.append((step, 0, f"{SNAPSHOT}{step}"))
     return max(((at, tier, name) for at, tier, name in names if name not in tried), default=(0, 0, None))[2]

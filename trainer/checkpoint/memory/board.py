@@ -1,12 +1,14 @@
 """The board of a rank says which snapshot each of its buffers holds. A snapshot exists once its commit record is there.
 
-    4096 bytes:  slot a | slot b | slot c | passed (8)     a slot, 128 bytes:  record (72) | checksum (8) | … | pin (8)
+    4096 bytes:          slot a | slot b | slot c | passed (8) | scattered (8)
+    a slot, 128 bytes:   record (72) | checksum (8) | … | pin (8)
 
     write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
 
 A record that is not whole does not match its checksum and does not count. The memory is shared: writes of a dead
 process stay, in the order in which it made them. A pin is one word: the step that a flush will read, plus one. `passed`
-is one word too: the attempt, and the last step that this rank has committed or skipped.
+is one word too: the attempt, and the last step that this rank has committed or skipped. `scattered` is the attempt,
+plus one, whose snapshots are spread over nodes: a file of them counts although others are elsewhere.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _MAGIC = b"SNAPSHT1"
 _SLOT_BYTES = 128
 _PIN_AT = 120
 _PASSED_AT = 3 * _SLOT_BYTES
+_SCATTERED_AT = _PASSED_AT + 8
 _STEP_BITS = 40
 _BYTES = 4096
 RECORD_BYTES = _FIELDS.size + _CHECK.size
@@ -141,6 +144,14 @@ class Board:
     def pins(self) -> dict[str, int]:
         found = {slot: self.pinned(slot) for slot in SLOTS}
         return {slot: step for slot, step in found.items() if step is not None}
+
+    def scatter(self, attempt: int) -> None:
+        """The snapshots of `attempt` are spread over nodes."""
+        self._words[_SCATTERED_AT // 8] = attempt + 1
+
+    def scattered(self, attempt: int) -> bool:
+        """Whether those of that attempt are."""
+        return self._words[_SCATTERED_AT // 8] == attempt + 1
 
     def go_past(self, attempt: int, step: int) -> None:
         """This rank is done with the snapshot of `step`: it has committed it, or never will."""

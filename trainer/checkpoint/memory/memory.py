@@ -24,15 +24,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import StateError
 from ..group import Ranks
-from ..nodes.twins import Part, Twins
+from ..nodes.twins import Part
 from ..sharded.layouts import Layouts
 from ..state.packing import Led, Packed
 from ..state.state import Stateful, capture_rank
 from .copier import spare_cores
 from .cuda import is_captured
+from .newest import Newest, segment_of, twins_of
 from .place import Place
 from .planner import Job, NoSnapshots, Planner
-from .segment import Buffer, Removed, Segment
+from .segment import Buffer, Removed
 from .sidecar import Sidecars
 
 _BANDWIDTH = 0.25
@@ -64,13 +65,12 @@ class Memory:
         self.stall_s = 0.0
         """Seconds for which all snapshots so far have stopped training."""
         self.cost_s = 0.0
-        """The cost of the newest snapshot for training, in seconds: the training thread's time, its waiting, and a
-        quarter of the copying thread's CPU time (for memory bandwidth)."""
+        """Seconds that the newest snapshot has cost training: its thread's time, its waiting, and a quarter of the
+        copying thread's CPU time (for memory bandwidth)."""
         nodes = place.nodes if place.nodes is not None and place.nodes.several else None
-        named = place.world_size, place.attempt
-        self.segment = Segment(
-            place.folder, place.rank, *named, alone=nodes is not None and not nodes.keeps(place.rank)
-        )
+        self.ring = nodes is not None and nodes.ring
+        """Whether no node has a whole snapshot. Whoever takes one looks whether the newest is safe (see Newest)."""
+        self.segment = segment_of(place, place.rank)
         self.made = 0
         """How often memory was made beside training."""
         self.unready: int | None = None
@@ -78,10 +78,8 @@ class Memory:
         self.spare = spare_cores(place.here) if spare is None else spare
         self._place, self._pins = place, nodes is None or nodes.of[place.rank] == 0
         self._planner = Planner(parts, place.rank, place.world_size, self.spare, led, layouts, nodes)
-        self._twins: Twins | None = None
-        if nodes is not None and ranks is not None:
-            kept = {rank: Segment(place.folder, rank, *named) for rank in nodes.kept_by(place.rank)}
-            self._twins = Twins(ranks, kept, self._pins)
+        self._twins = twins_of(place, ranks, self._pins) if ranks is not None else None
+        self.newest = Newest(self.segment, self._twins, place)
         self._job: Job | None = None
         self._needed = 0
         self._sidecars = Sidecars(place)
@@ -111,6 +109,7 @@ class Memory:
         StateError if no checkpoint can hold it.
         With `pin` it stays until a flush has read it. If it is `owed`, it waits a little for a buffer before it is left
         out."""
+        self.newest.step = step
         if self._is_making() and not pin:
             self._leave_out(step)
             self._pass_on(Part(step))
@@ -216,6 +215,16 @@ class Memory:
         if self._twins is not None:
             self._twins.pass_on(part)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether the newest snapshot is being copied here, or is on its way to, or from, another node."""
+        return not self._idle.is_set() or (self._twins is not None and self._twins.under_way)
+
+    @property
+    def moving_s(self) -> float | None:
+        """Seconds for which the newest snapshot was on the network; None if only little of it goes to other nodes."""
+        return self._twins.moving_s if self._twins is not None and self._planner.whole else None
+
     def settle(self) -> None:
         """The last snapshot is committed on every node that keeps it, unless another rank stands still."""
         self.wait()
@@ -294,19 +303,18 @@ class Memory:
         buffer = None
         until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
         pin = job.step if job.pin and self._pins else None
-        while self._is_behind() or (buffer := self.segment.begin(size, pin)) is None:
+        while (self._twins is not None and self._twins.behind) or (buffer := self.segment.begin(size, pin)) is None:
             if time.monotonic() >= until:
                 break
             time.sleep(0.001)
         self._patient = buffer is not None or (self._patient and not job.owed)
         return buffer
 
-    def _is_behind(self) -> bool:
-        return self._twins is not None and self._twins.behind
-
     def _room(self) -> str:
-        files = self._place.world_size if self._planner.whole else self._place.here
-        needed = 3 * files * self._needed / 2**20 + 16
+        place, whole = self._place, self._planner.whole
+        # In a ring: three buffers for each of two nodes' ranks, and once the whole state, for a restore.
+        files = 6 * place.here + place.world_size if self.ring else 3 * (place.world_size if whole else place.here)
+        needed = files * self._needed / 2**20 + 16
         return (
             f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
             f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"

@@ -83,7 +83,7 @@ class Planner:
         self._packer = Packer(self._steadiness, led, slices, lambda: walked and walked.state)
         self._layouts, self._nodes = layouts, nodes or Nodes()
         self.whole = False
-        """Whether the other node needs the whole file of this rank: the state is sharded."""
+        """Whether another node needs the whole file of this rank: the state is sharded."""
         self._cut: Packed | None = None
         self._kept: list[Layout] = []
         """On several nodes, the layout of `_cut` on each node that keeps it."""
@@ -192,9 +192,9 @@ class Planner:
         return self._kept[keepers.index(node) if (node := self._nodes.of[self._rank]) in keepers else 0]
 
     def _layout_of_all(self, shared: Packed) -> Layout | None:
-        """Each of two nodes has a part, and gets the other's."""
-        if max(self._nodes.of) > 1:
-            raise NoSnapshots("no snapshots: sharded state over more than two nodes is saved to disk only")
+        """Each node has a part, and gets that of another one."""
+        if self._nodes.count > 2 and not self._nodes.ring:
+            raise NoSnapshots("no snapshots: the state has become sharded, over more than two nodes, since restore()")
         assert self._layouts is not None
         layout = self._layouts.known(shared, self._rank, self._world_size)
         self._kept, self._cut = [layout] * 2 if layout is not None else [], None

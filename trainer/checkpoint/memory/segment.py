@@ -53,13 +53,24 @@ class Buffer:
 class Segment:
     """The files of one rank. Made by one thread, used by one thread."""
 
-    def __init__(self, folder: Path, rank: int, world_size: int, attempt: int, alone: bool = False) -> None:
-        """`alone`: no snapshot of all ranks will be here. The newest one of this rank is kept."""
-        self._alone = alone
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        attempt: int,
+        alone: bool = False,
+        scattered: bool = False,
+    ) -> None:
+        """`alone`: no snapshot of all ranks will be here. The newest one of this rank is kept, and what is pinned.
+        `scattered`: it counts although the others are elsewhere."""
+        self._alone = alone or scattered
         self.folder, self.rank, self.world_size, self.attempt = folder, rank, world_size, attempt
         self._owner = owner_of(folder)
         claim(folder)
         self._own = Board.create(board_path(folder, rank))
+        if scattered:
+            self._own.scatter(attempt)
         # Boards of a larger world too: its last snapshot counts until this world has one.
         self._boards = {**boards(folder), rank: self._own}
         self._buffers: dict[str, Buffer] = {}
@@ -129,6 +140,10 @@ class Segment:
         buffer = self._buffers.get(free[0]) if free else None
         return not free or (buffer is not None and len(buffer.memory) >= size)
 
+    def has(self, step: int) -> bool:
+        """Whether this rank's snapshot of `step` is committed."""
+        return any((r.attempt, r.step) == (self.attempt, step) for r in self._own.records().values())
+
     def take_back(self, step: int) -> None:
         """This rank's snapshot of `step` does not count: its state may be of a later step."""
         for slot, record in self._own.records().items():
@@ -156,7 +171,8 @@ class Segment:
         pins, records = self._own.pins(), self._own.records()
         if self._alone:
             newest_own = max((record.step for record in records.values()), default=-1)
-            return [slot for slot in "ab" if slot not in records or records[slot].step < newest_own]
+            slots = [slot for slot in (SLOTS if pins or "c" in self._held else "ab") if slot not in pins]
+            return [slot for slot in slots if slot not in records or records[slot].step < newest_own]
         kept = newest.places[self.rank][0] if newest and self.rank < newest.world_size else None
         two = sorted(self._held | {"a", "b"})[:2] if len(self._held) < 2 else self._held
         free = [

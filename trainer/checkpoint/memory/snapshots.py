@@ -9,12 +9,12 @@ The ranks of one snapshot belong to one attempt and one world size. Needs no tor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...rundir.machine import shm
-from ...rundir.machine.shm import board_path, buffer_path, ranks_in
+from ...rundir.machine.shm import SLOTS, board_path, buffer_path, ranks_in
 from ..nodes.lineage import NONE, Lineage
 from .board import Board, Record, owner_of
 
@@ -49,18 +49,27 @@ def boards(segment: Path) -> dict[int, Board]:
     return found
 
 
-def common(segment: Path, found: Mapping[int, Board]) -> list[Snapshot]:
-    """The snapshots that all ranks have, oldest first."""
+Key = tuple[int, int, int]
+"""(step, attempt, world size) of a snapshot."""
+
+
+def files(segment: Path, found: Mapping[int, Board]) -> dict[Key, dict[int, tuple[str, Record]]]:
+    """What is there of each snapshot: (slot, record), by rank."""
     owner = owner_of(segment)
-    places: dict[tuple[int, int, int], dict[int, tuple[str, Record]]] = {}
+    places: dict[Key, dict[int, tuple[str, Record]]] = {}
     for rank, board in found.items():
         for slot, record in board.records().items():
             if (record.owner, record.rank) == (owner, rank):
                 key = (record.step, record.attempt, record.world_size)
                 places.setdefault(key, {})[rank] = (slot, record)
+    return places
+
+
+def common(segment: Path, found: Mapping[int, Board]) -> list[Snapshot]:
+    """The snapshots that all ranks have, oldest first."""
     return [
         Snapshot(segment, attempt, step, size, tuple(by_rank[rank] for rank in range(size)))
-        for (step, attempt, size), by_rank in sorted(places.items())
+        for (step, attempt, size), by_rank in sorted(files(segment, found).items())
         if size > 0 and all(rank in by_rank for rank in range(size))
     ]
 
@@ -133,6 +142,17 @@ def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
             if covers(record.attempt, record.step):
                 board.invalidate(slot)
                 board.pin(slot, None)
+
+
+def keep_only(segment: Path, ranks: Container[int]) -> bool:
+    """Whether there are no files of ranks other than `ranks`. They are removed unless one is pinned for a flush."""
+    others = [rank for rank in ranks_in(segment) if rank not in ranks]
+    if others and any_pinned(board for rank, board in boards(segment).items() if rank in others):
+        return False
+    for rank in others:
+        for path in (board_path(segment, rank), *(buffer_path(segment, rank, slot) for slot in SLOTS)):
+            path.unlink(missing_ok=True)
+    return True
 
 
 def empty(segment: Path) -> None:

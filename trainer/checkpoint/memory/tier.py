@@ -46,6 +46,10 @@ class Wish(NamedTuple):
     """Rank 0 wishes to compare the states of all ranks."""
     layout: bool = False
     """This rank has tensors on whose layout the ranks have not agreed."""
+    under_way: bool = False
+    """The newest snapshot has not arrived yet, on this rank or from it."""
+    missing: bool = False
+    """This rank lacks something of the newest snapshot."""
 
 
 class Tier:
@@ -80,6 +84,11 @@ class Tier:
         self._owed = False
         self._cramped = False
         self._made = 0
+        self._moving = False
+        """Whether a snapshot is on the network beside the step that begins now."""
+        self._waiting = False
+        """Whether a snapshot is due, once the newest one has arrived everywhere."""
+        self._shed = False
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
         """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
@@ -91,10 +100,43 @@ class Tier:
             snapshot = False  # it would stop training until the last one is over
         return (due or self._owed) and self._is_free(), snapshot, lost
 
-    def step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
-        """`done` steps are finished. The flags are the same on all ranks. `save`: rank 0 wishes to save. `due`: a save
-        is due by the number of steps. `snapshot`: rank 0 wishes a snapshot."""
-        self._pace.stepped(time.monotonic())
+    def safe(self) -> tuple[bool, bool]:
+        """(under way, missing) of the newest snapshot, as this rank alone sees it."""
+        under_way = self._memory.under_way
+        return under_way, self._memory.ring and not under_way and self._memory.newest.missing
+
+    def step(self, done: int, agreed: Wish, due: bool, extra: Callable[[], Any]) -> None:
+        """`done` steps are finished. `due`: a save is due by the number of steps."""
+        moves, busy = self._memory.moving_s is not None, self._moving
+        self._pace.stepped(time.monotonic(), busy if moves and not self._memory.by_steps else None)
+        self._moving = agreed.under_way
+        if self._memory.ring:
+            self._step_in_ring(done, agreed, due, extra)
+        else:
+            self._step(done, agreed.save, due, agreed.snapshot, extra)
+        if self._made != self._memory.made:
+            self._made = self._memory.made
+            self._pace.made()
+        for seconds, copied in self._memory.tick():
+            self._pace.timed(seconds, copied or (moves and busy))
+
+    def _step_in_ring(self, done: int, agreed: Wish, due: bool, extra: Callable[[], Any]) -> None:
+        """No node has a whole snapshot, so the ranks save to disk themselves. A snapshot is taken over an older one
+        only when all ranks have the newest one, with what they keep of others; else a fault could leave none."""
+        if agreed.save or due:
+            self._save()
+        self._since += 1
+        self._waiting |= agreed.snapshot if self._every is None else done % self._every == 0
+        if not self._waiting or agreed.under_way:
+            return
+        self._waiting = False
+        if agreed.missing:
+            self._memory.newest.take_back()
+        elif not self._shed:
+            self._shed = self._memory.newest.shed()
+        self._take(done, extra())
+
+    def _step(self, done: int, save: bool, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
         self._announce()
         self._learn()
         if due and not save:
@@ -110,15 +152,12 @@ class Tier:
             self._interval.since = self._pinned_at
         elif snapshot:
             self._take(done, extra(), owed=self._every is not None)
-        if self._made != self._memory.made:
-            self._made = self._memory.made
-            self._pace.made()
-        for seconds, busy in self._memory.tick():
-            self._pace.timed(seconds, busy)
 
     def keep(self, done: int, extra: Any) -> None:
         """For a state that could not be saved: the state after `done` steps is in memory, if there is room. All ranks
         call it."""
+        if self._memory.ring:
+            return  # no supervisor would know that it is there
         self._memory.wait()
         for _ in SLOTS:  # on a GPU, one that had to be made leaves a snapshot out
             # All or none: what a rank has of its own goes to a rank that waits for it.
@@ -180,9 +219,9 @@ class Tier:
         before = self._memory.stall_s
         self._memory.take(done, extra, pin, owed)
         self._untold_s += self._memory.stall_s - before
-        self._since = 0
+        self._since, self._moving = 0, True
         if self._memory.unready != done:
-            self._pace.spent(self._memory.cost_s)
+            self._pace.spent(self._memory.cost_s, self._memory.moving_s)
         left_out = self._memory.left_out
         if self._every is not None and left_out != self._left_out and left_out != self._memory.unready:
             self._left_out = left_out

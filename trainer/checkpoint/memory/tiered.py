@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..group import Ranks
@@ -26,6 +27,7 @@ class Tiered:
     _snapshot_every: Every
     _run: str | None
     _attempt: int | None
+    _done: int
     _pace: Pace
     _flush_s: float | None
     _interval: Interval
@@ -46,6 +48,10 @@ class Tiered:
         if self._segment is None or self._snapshot_every is None:
             return
         rank, nodes, segment = self._ranks.rank, self._ranks.nodes, self._segment
+        if nodes.count > 2 and any(self._ranks.exchange(self._source.is_sharded())):
+            nodes = replace(nodes, ring=True)
+            # What some ranks have of a later step would be kept, as the newest of theirs.
+            self._ranks.each_node(lambda: snapshots.drop(segment, lambda attempt, step: step > self._done))
         if nodes.several:
             # What a node has fetched for a restore, and will not keep.
             self._ranks.each_node(lambda: None if nodes.keeps(rank) else snapshots.empty(segment))
