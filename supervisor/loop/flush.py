@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.telling.news import Note
+from supervisor.loop import flush_report
 from supervisor.process import proctree
 from supervisor.process.kernel import glance
 from supervisor.process.kill import kill
@@ -23,7 +24,6 @@ from supervisor.run.checkpoints import FLUSH, KEEP_ALL, flush_arguments, flush_c
 from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir import variables as names
-from trainer.rundir.files.codec import decode
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, committed_steps, newest_checkpoint
 from trainer.rundir.machine.shm import segment_of
@@ -332,27 +332,11 @@ class Flusher:
 
     def _outcome(self) -> dict[str, Any] | None:
         """The report of the flush; None if it died before it could report."""
-        text = self._printed().decode(errors="replace").strip()
+        path, self._said_to = self._said_to, None
+        text = flush_report.printed(self._stdout if path is None else path)
         if self.process is not None:
             self.process.close()
             self.process = None
-        with contextlib.suppress(ValueError, IndexError):
-            outcome = decode(text.splitlines()[-1].encode(), dict[str, Any])
-            if "error" in outcome or type(outcome.get("step")) is int:
-                return outcome
-        self._said = f": {text[-500:]}" if text else ""
-        return None
-
-    def _printed(self) -> bytes:
-        """All that the flush has printed. Nothing, if that cannot be read."""
-        path, self._said_to = self._said_to, None
-        if path is None:
-            with self._stdout as stdout:
-                return bytes(stdout.read())
-        try:
-            return path.read_bytes()
-        except OSError:
-            return b""
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        if (outcome := flush_report.of(text)) is None:
+            self._said = f": {text[-500:]}" if text else ""
+        return outcome
