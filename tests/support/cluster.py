@@ -63,6 +63,7 @@ class Cluster:
         """All machines are up, reach each other, and run nothing."""
         for node, machine in enumerate(self.machines):
             machine.heal()
+            machine.thaw()
             if machine.up:
                 machine.plug()
                 if self.left_on(node):
@@ -100,10 +101,14 @@ class NodesRun:
         steps: int = 100_000,
         pause: float = 0.03,
         sharded: bool = False,
-    ):
+        at: Path | None = None,
+    ) -> None:
+        """The run's folder is `at`, or in `folder`."""
         self.nodes, self.folder, self.sharded = nodes, folder, sharded
         self.nnodes, self.steps, self.pause = nnodes, steps, pause
-        self.dir = RunDir(folder / "run")
+        self.dir = RunDir(at or folder / "run")
+        self.leads = 0
+        """The machine of node 0. The later ones are the nodes after it."""
         self.launches: dict[int, Launched] = {}
         self._notes = folder / "notes"
         self._notes.mkdir(parents=True)
@@ -111,7 +116,8 @@ class NodesRun:
     def start(self, *numbers: int, more: tuple[str, ...] = (), **env: str) -> None:
         """`supervise launch` on those nodes."""
         for node in numbers:
-            where = ["--node-rank", str(node), "--rdzv-endpoint", f"{self.nodes.machines[0].name}:{PORT}"]
+            endpoint = f"{self.nodes.machines[self.leads].name}:{PORT}"
+            where = ["--node-rank", str(node - self.leads), "--rdzv-endpoint", endpoint]
             ours = ["--nnodes", self.nnodes, *where, "--lease", f"{LEASE_S:.0f}s", "--run-dir", str(self.dir.path)]
             self.start_as(node, [SUPERVISE, "launch", *ours, "--backoff", "10ms:50ms", *more, *self.script], **env)
 

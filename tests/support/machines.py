@@ -16,9 +16,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from trainer.rundir.machine.proc import stat
 
 _KINDS = ("--net", "--mount", "--uts", "--pid", "--time", "--ipc")
 _HELD = """
@@ -69,6 +71,7 @@ class Machine:
         self._holder: subprocess.Popen[str] | None = None
         self._pid = 0
         self._cut: set[tuple[str, ...]] = set()
+        self._frozen: set[int] = set()
         self._small = False
 
     @property
@@ -165,10 +168,33 @@ class Machine:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
 
+    def freeze(self) -> None:
+        """None of its processes runs on, until thaw(). Its kernel lives."""
+        while new := set(self.pids().values()) - self._frozen:
+            self._frozen |= new
+            self._signal(new, signal.SIGSTOP)
+
+    def thaw(self, *first: int) -> None:
+        """They run on, those with these pids on this machine a moment before the others."""
+        known = self.pids()
+        self._signal({known[pid] for pid in first if pid in known}, signal.SIGCONT)
+        time.sleep(0.2 if first else 0.0)
+        # An nsenter stops when its child does.
+        outside = {each.parent for pid in self._frozen if (each := stat(pid)) is not None} - self._frozen - {self._pid}
+        self._signal(self._frozen | outside, signal.SIGCONT)
+        self._frozen.clear()
+
+    @staticmethod
+    def _signal(pids: Iterable[int], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def power_off(self) -> None:
         """Nobody hears of it again; its memory is lost."""
         if self._holder is None:
             return
+        self._frozen.clear()
         # The cable first: the dying kernel closes connections.
         with contextlib.suppress(subprocess.CalledProcessError):
             _ip(self._switch, f"link del {self._port}")

@@ -104,11 +104,14 @@ def create_beats(path: Path, nproc: int) -> None:
     try:
         # On a full disk this must be an OSError here, not a SIGBUS in the middle of training.
         os.posix_fallocate(fd, 0, _RECORD * (world_size + 1))
-        with mmap.mmap(fd, 0) as memory, memoryview(memory) as raw, raw.cast("q") as words:
-            words[_H_WORLD] = world_size
-            for rank in range(world_size):
-                words[(rank + 1) * _WORDS + _LOWEST] = -1
-            words[_H_MAGIC] = _MAGIC
+        words = array("q", bytes(_RECORD * (world_size + 1)))
+        words[_H_WORLD] = world_size
+        for rank in range(world_size):
+            words[(rank + 1) * _WORDS + _LOWEST] = -1
+        # Written, not mapped: a disk that does not answer would hold up every thread of this process.
+        os.pwrite(fd, words.tobytes()[_RECORD:], _RECORD)
+        words[_H_MAGIC] = _MAGIC
+        os.pwrite(fd, words.tobytes()[:_RECORD], 0)
     finally:
         os.close(fd)
 
