@@ -48,7 +48,7 @@ def command(run: str | None, as_json: bool, page: Path | None) -> None:
         click.echo(encode(body))
         return
     click.echo(plain(f"{known.id}  {str(body['state']).upper()}  {body['reason']}".rstrip()))
-    for line in [*_made(known, story), *_attempts(story), *_stacks(story, known.run)]:
+    for line in [*_made(known, story), *_aside(known.run), *_attempts(story), *_stacks(story, known.run)]:
         click.echo(folded(plain(line)))
     click.echo("\n" + _ledger(body), nl=False)
 
@@ -71,6 +71,12 @@ def _made(known: Known, story: Story) -> list[str]:
     code, began = origin.told(now), times(now)
     lines = [f"  {command_of(now)}{f'  (git {code})' if code else ''}", *([f"  {began}"] if began else [])]
     return lines + [f"  {'  ' if i else ''}{said}" for i, said in enumerate(saves_nothing(now))]
+
+
+def _aside(run: RunDir) -> list[str]:
+    """What leaders have told after a later one had begun, if any did."""
+    names = [path.name for path in sorted(run.path.glob("events.[0-9]*.jsonl"))]
+    return [f"  {name}: what a leader saw after a later one had begun; no part of this" for name in names]
 
 
 def _attempts(story: Story) -> list[str]:

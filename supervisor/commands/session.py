@@ -35,6 +35,7 @@ from supervisor.run import spec as specs
 from supervisor.run import status as statuses
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Moved
+from supervisor.run.folder.epoch import Epoch
 from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
 from supervisor.run.folder.stops import HandedOver
@@ -91,7 +92,7 @@ def drive(
     register(run)
     previous = previous_of(run)
     try:
-        log = EventLog(run, spec.run)
+        log = EventLog(run, spec.run, epoch=Epoch(run) if located is not None else None)
     except OSError as error:
         raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
     log.attempt = previous.last_attempt

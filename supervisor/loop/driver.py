@@ -41,7 +41,7 @@ from supervisor.process.kill import end_all
 from supervisor.process.proctree import become_subreaper
 from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
-from supervisor.run.folder.anchor import Anchor, Moved, Removed
+from supervisor.run.folder.anchor import Anchor, Moved
 from supervisor.run.folder.stops import HandedOver, Stops, retried, signals
 from supervisor.run.hang_limits import Paces
 from supervisor.run.previous import Previous
@@ -89,7 +89,7 @@ class Driver:
         """Drives the run to its end. No process of it is alive, unless the End says that something could not be
         killed."""
         become_subreaper()
-        with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path)) as anchor:
+        with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path, self.log.epoch)) as anchor:
             paces, ended = Paces(self.run), set[int]()
             self._take_up(paces.last())
             while self._ended is None:
@@ -303,16 +303,16 @@ class Driver:
     # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _quit(self, anchor: Anchor) -> NoReturn:
-        """Ends all processes of a run whose folder was moved or removed, so that nothing is written in two places."""
+        """Ends all processes of a run that is not ours any more, so that nothing is written in two places."""
         end_all(self.spec.mark, set(), self._reaper, self.spec.policy.stuck_after)
         self._standby.close()
         self._flusher.abandon()
-        if (path := anchor.found()) is not None:
-            raise Moved(path)
-        snapshots.remove(self._flusher.segment)
-        raise Removed(
-            f"{self.run.path} was removed while the run was alive; the run is ended, and nothing is left to resume"
-        )
+        why = anchor.lost()
+        if not isinstance(why, Moved):
+            snapshots.remove(self._flusher.segment)
+            self._narrator.warn(str(why))
+        self._others.end(why.exit_code, str(why), keep=isinstance(why, Moved))
+        raise why
 
     def _clear_up(self, end: End) -> End:
         """No process of the run is alive, and what was in memory is on disk. The returned End tells exceptions."""

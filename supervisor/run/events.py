@@ -2,7 +2,8 @@
 
 Each line carries ts (ISO, UTC), mono (CLOCK_MONOTONIC seconds), seq (no gaps), level, run, attempt, msg (the event's
 name, one of EventName) and its own fields, without the secrets of the environment. A full disk does not stop a run:
-lines wait in memory until there is room again. A slow disk does not either: a thread syncs the file.
+lines wait in memory until there is room again. A slow disk does not either: a thread syncs the file. On several nodes,
+a leader that a later one has followed writes to a file of its own (folder/epoch.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.words import EventName
+from supervisor.run.folder.epoch import Epoch
 from trainer.rundir.files import room
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail
@@ -34,14 +36,23 @@ _ROOM = 32_768
 class EventLog:
     """The events of one run, into its file. Only the holder of the run's lock has one."""
 
-    def __init__(self, run: RunDir, run_id: str, environ: Mapping[str, str] = os.environ, disk: Disk = DISK) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        run_id: str,
+        environ: Mapping[str, str] = os.environ,
+        disk: Disk = DISK,
+        epoch: Epoch | None = None,
+    ) -> None:
         self.attempt = -1
+        self.epoch = epoch
+        """Of the leader that writes, on several nodes."""
         self.heard: Callable[[bytes], None] | None = None
         """Is called with each line, before it is in the file. It must not wait."""
         self._redactor = Redactor(environ)
         cut = mend_tail(run.events)
         self._seq = _last_seq(run)
-        self._file = _File(run.events, disk)
+        self._file = _File(run.events, disk, epoch)
         self._log: Any = _Direct([self._stamp, _renamed, self._render], self._file, run_id)
         if cut:
             self.emit("warning", "warning", text=f"cut a torn last line of {cut} bytes off events.jsonl")
@@ -53,6 +64,8 @@ class EventLog:
 
     def emit(self, event: str, level: str = "info", **fields: Any) -> None:
         """The event is in the file (not yet synced), or it waits in memory while the disk refuses it."""
+        if self.epoch is not None and self.epoch.is_over():
+            self.heard = None  # Nobody is told of what is not part of the run.
         getattr(self._log, level)(EventName(event).value, **fields)
         if event == EventName.FIRST_STEP and isinstance(self._log, _Direct):
             self._log = self._log.through_structlog()
@@ -125,7 +138,7 @@ class _Direct:
 class _File:
     """Finished lines are written to it. They are appended whole, or wait in memory until the disk takes them."""
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    def __init__(self, path: Path, disk: Disk, epoch: Epoch | None) -> None:
         self.troubles: list[str] = []
         """Trouble with the disk that is not told yet. It is removed when it is told."""
         self.unwritten = ""
@@ -136,6 +149,7 @@ class _File:
         """The error of the last sync; empty if it was good."""
         self._room = room.keep(self._fd, _ROOM)
         """The file has room up to this offset, even on a full disk."""
+        self._disk, self._epoch = disk, epoch
         self._syncer = _Syncer(self._fd, path, disk)
 
     def write(self, line: bytes) -> None:
@@ -150,6 +164,8 @@ class _File:
     def flush(self) -> None:
         """All lines are in the file, or `unwritten`."""
         try:
+            if self._waiting:
+                self._unless_over()
             while self._waiting:
                 append_line(self._fd, self._waiting[0])
                 self._waiting.popleft()
@@ -166,6 +182,19 @@ class _File:
         if self._dropped:
             self.troubles.append(f"{self._dropped} events were lost: there were too many to wait in memory")
             self._dropped = 0
+
+    def _unless_over(self) -> None:
+        """Lines of a leader that a later one has followed go to a file of its own, from now on. OSError if there can be
+        none."""
+        if self._epoch is None or not self._epoch.is_over():
+            return
+        fd = open_file(self._epoch.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._syncer.close()
+        # Its room is not given back: the file is another one's, and may have grown since we looked at its length.
+        os.close(self._fd)
+        self._fd, self._room = fd, room.keep(fd, _ROOM)
+        self._syncer = _Syncer(fd, self._epoch.events, self._disk)
+        self._epoch = None
 
     def sync(self) -> None:
         """Starts a sync of the lines that could be written."""

@@ -198,6 +198,7 @@ def test_folders_are_rooms() -> None:
 WALL_CLOCK = {
     "events.py": "what people read in an event",
     "lock.py": "since when the run is held",
+    "epoch.py": "since when a leader leads",
     "spec.py": "when the run was made",
     "commit.py": "when a checkpoint was made",
     "checkpoints.py": "the age of a checkpoint",

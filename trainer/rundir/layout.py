@@ -6,6 +6,7 @@ attempts/0003/    beats  launcher.log  rank0.log  error.rank0.json  notes.rank0.
                   stacks/
 checkpoints/      step-00000040/{manifest.json, rank0.safetensors}  latest  quarantine/
 faults/           0001.spec  0001.fired
+leaders/          0001         of a run over several nodes; events.0001.jsonl: what a leader saw after a later one began
 
 What works within one machine only (mapped memory, FIFOs) is in the place of each node: standby/ and each attempt's
 beats. On one node the place is the run directory itself.
@@ -155,6 +156,15 @@ class RunDir:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def leaders(self) -> Path:
+        """Its leaders, of a run over several nodes (supervisor/run/folder/epoch.py)."""
+        return self.path / "leaders"
+
+    def events_of(self, leader: int) -> Path:
+        """What that leader has told after a later one had begun."""
+        return self.path / f"events.{leader:04d}.jsonl"
 
     @property
     def lock(self) -> Path:

@@ -46,7 +46,7 @@ def vet(run: RunDir) -> None:
         )
     asked = (run.stop, run.retry)
     files = (run.run_json, run.events, run.lock, run.holder, *asked, run.metrics, run.supervisor_log, run.modules)
-    folders = (run.attempts_folder, run.checkpoints, run.standby, run.faults)
+    folders = (run.attempts_folder, run.checkpoints, run.standby, run.faults, run.leaders)
     for path, is_kind, kind in (
         *((path, stat.S_ISREG, "file") for path in files),
         *((path, stat.S_ISDIR, "folder") for path in folders),

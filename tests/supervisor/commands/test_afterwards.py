@@ -89,6 +89,11 @@ def test_a_run_that_saved_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     report = said(capsys, "report")
     assert [f"attempt {n}  2026-11-24 02:00:{10 * n:02d}, 6 s, steps 0→40" in report for n in range(3)] == [True] * 3
     assert "docs/checkpoints.md" in report and "None" not in report
+    # What an earlier leader has told is no part of it.
+    all_runs()[0].run.events_of(1).write_bytes(all_runs()[0].run.events.read_bytes().replace(b"killed", b"hang"))
+    aside = said(capsys, "report").splitlines()
+    assert [line for line in aside if "events.0001.jsonl: what a leader saw" not in line] == report.splitlines()
+    assert len(aside) == len(report.splitlines()) + 1
     # A script that saves by itself is not told to save.
     writer = Writer.__new__(Writer)
     writer.run, writer.name, writer.seq = all_runs()[0].run, "lazy-1", 99
