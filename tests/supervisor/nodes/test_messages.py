@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from supervisor.core.telling.news import News
 from supervisor.core.telling.progress import Trained
 from supervisor.group.seat import Seat
 from supervisor.nodes.talk import messages as says
+from supervisor.nodes.talk import probe
 from supervisor.nodes.talk.probe import Probe, about, shares
 from trainer.rundir.codes import Phase
 from trainer.rundir.layout import RunDir
@@ -86,14 +88,32 @@ def test_nodes_that_differ(tmp_path: Path) -> None:
     assert says.differs({**here, "torch": "2.6.0"}, here) == f"torch is {here['torch']} there and 2.6.0 here"
 
 
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [("cuda: Optional[str] = '12.8'", "12.8"), ('cuda = "11.8"', "11.8"), ("cuda: Optional[str] = None", "none")],
+)
+def test_another_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, version: str) -> None:
+    """What torch was built for is in its own file, in the way of each of its versions; torch is not imported. Without a
+    script it is that of the run, and not compared."""
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ndebug = False\n{line}\nhip = None\n")
+    here = about((), True, str(tmp_path))
+    torch = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(probe, "find_spec", lambda name: torch)
+    there = about((), True, str(tmp_path))
+
+    assert there["CUDA of torch"] == version and "the script" not in there
+    said = f"CUDA of torch is {version} there and {here['CUDA of torch']} here"
+    assert says.differs(here, there) == (said if version != here["CUDA of torch"] else "")
+
+
 def test_a_shared_folder(tmp_path: Path) -> None:
     """A node knows the leader's folder by a file that only this leader has made."""
     (tmp_path / "run").mkdir()
     run, other = RunDir(tmp_path / "run"), RunDir(tmp_path)
-    probe, newer = Probe(run), Probe(run)
+    older, newer = Probe(run), Probe(run)
 
     assert shares(run, newer.name, newer.nonce)
-    assert not shares(run, probe.name, probe.nonce)
+    assert not shares(run, older.name, older.nonce)
     assert not shares(run, newer.name, "x") and not shares(other, newer.name, newer.nonce)
     assert not shares(other, f"run/{newer.name}", newer.nonce)
 
