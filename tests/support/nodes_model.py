@@ -7,6 +7,9 @@ whose lease has run out has killed its ranks within MARGIN (the follower, or its
 
 from __future__ import annotations
 
+import itertools
+import marshal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +28,12 @@ Queues = tuple[tuple[int, tuple[Message, ...]], ...]
 """By link: what is under way, oldest first."""
 TIMED = ("beat", "lease", "hello")
 """The messages that tell when something was sent."""
+QUIET = ("gone", "closed", "leashed", "ended")
+"""Those that the leader does not answer."""
+GIVEN = ("lease", "wait")
+"""Those that no follower answers."""
+NODES = 10
+"""More than there are; a link's number leaves its node's when it is divided by it."""
 LEASH = 0
 """The number of the link that the ranks' own connections count as."""
 
@@ -35,6 +44,8 @@ class Follower:
 
     node: int
     link: int = 0
+    """The number of its newest link, by which that node is known; 0: none."""
+    made: int = 0
     beaten: float = -1.0
     """When it has sent its last beat. Two at one time are as good as one."""
     lives: bool = True
@@ -78,7 +89,6 @@ class World:
     """The leader's own ranks."""
     failed: bool = False
     """One of them has failed."""
-    links: int = 0
     waits: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """(nodes, links) of the group that waits."""
     ended: bool = False
@@ -90,49 +100,81 @@ class World:
     told: frozenset[tuple[int, int, int]] = field(default_factory=frozenset)
     """(node, link, attempt) of the kills that were ordered."""
 
-    def key(self) -> tuple[Any, ...]:
-        """Equal for worlds with the same future. Times are seconds from now, and what is long ago is all the same. So
-        there are finitely many worlds, however long they go on."""
-        state, known = self.state, self.known
-        at = (state.mode, state.attempt, state.verdict is None, self._when(state.due_since))
-        peers = tuple(
-            (
-                p.node,
-                p.ranks,
-                p.link,
-                p.linked,
-                self.now > p.heard,
-                self._when(p.leased_until),
-                p.has,
-                p.leashed,
-                p.ended,
-            )
-            for p in known.peers.values()
-        )
-        members = (known.attempt, known.members, known.gone, frozenset(known.lost), peers)
-        current = frozenset(order for order in self.told if known.peers[order[0]].link == order[1])
-        mine = (self.alive, self.failed, self.links, self.waits, self.ended, current)
-        return (
-            at,
-            members,
-            mine,
-            tuple(map(self._of, self.followers)),
-            self.cuts,
-            self.crashes,
-            self.fails,
-            self.leads,
+    def key(self) -> int:
+        """Equal for worlds with the same future. Times are seconds from now, what is long ago is all the same, and only
+        the order of a node's links counts. So there are finitely many worlds, however long they go on. And followers
+        are as good as each other, so worlds that differ in their numbers alone are one.
+
+        Of 64 bits: that two of a million worlds have the same one by chance has a probability of 3e-8.
+        """
+        at = (self.state.mode.value, self.state.attempt, self.state.verdict is None, self._when(self.state.due_since))
+        bounds = (self.cuts, self.crashes, self.fails, self.leads)
+        mine = (at, self.known.attempt, self.known.abandoned, self.alive, self.failed, self.ended, bounds)
+        links = self._links()
+        return min(
+            hash(marshal.dumps((mine, self._seen_by(order, links)), 2))
+            for order in itertools.permutations(self.followers)
         )
 
-    def _when(self, at: float | None) -> float | None:
-        return None if at is None else max(at - self.now, -LEASE - MARGIN - 1)
+    def _seen_by(self, order: tuple[Follower, ...], links: dict[int, list[int]]) -> tuple[Any, ...]:
+        """All that there is of each follower, in that order."""
+        place = {f.node: at for at, f in enumerate(order)}
+        names = {n: (place[node], at) for node, known in links.items() for at, n in enumerate(known)} | {0: (-1, 0)}
 
-    def _of(self, f: Follower) -> tuple[Any, ...]:
-        lease = (self._when(f.lease.until), f.lease.armed)
-        up = tuple((link, tuple(map(self._message, queue))) for link, queue in f.up)
-        return (f.link, f.beaten < self.now, f.lives, lease, f.runs, f.waits, up, tuple(map(self._message, f.down)))
+        def named(group: tuple[int, ...] | None) -> Any:
+            return None if group is None else tuple(sorted(names[n] for n in group))
 
-    def _message(self, message: Message) -> Message:
-        return (message[0], self._when(message[1]), *message[2:]) if message[0] in TIMED else message
+        # A group over links that are gone is never released.
+        stands = self.waits is not None and self.waits[1] == self.known.links(self.waits[0])
+        group = self.waits if stands else None
+
+        def message(told: Message) -> Message:
+            what, *rest = told
+            if what in TIMED:
+                # A lease from then is over.
+                return (what, self._when(rest[0], -LEASE), *rest[1:])
+            return (what, *(named(each) if isinstance(each, tuple) else each for each in rest))
+
+        def of(f: Follower) -> tuple[Any, ...]:
+            # How long a lease is over matters to ranks alone.
+            lease = (self._when(f.lease.until, None if f.runs >= 0 else 0.0), f.lease.armed)
+            up = tuple((names[link], tuple(map(message, queue))) for link, queue in f.up)
+            used = f.waits is not None and ((group and f.waits == group[1]) or any(f.waits in m for m in f.down))
+            waits = named(f.waits) if used else None
+            down = tuple(map(message, f.down))
+            return (names[f.link], f.beaten < self.now, f.lives, lease, f.runs, waits, up, down)
+
+        def peer(node: int) -> tuple[Any, ...]:
+            p, known = self.known.peers.get(node), self.known
+            at = (node in known.members, node in known.gone, node in known.lost)
+            if p is None:
+                return at
+            told = tuple(sorted(attempt for n, link, attempt in self.told if (n, link) == (node, p.link)))
+            until = self._when(p.leased_until, -MARGIN - 1 if at == (True, False, False) else -1.0)
+            leash = (len(p.leashed), len(p.ended))
+            return (*at, p.ranks, names[p.link], p.linked, self.now > p.heard, until, p.has, leash, told)
+
+        over = None if group is None else (tuple(sorted(place[n] for n in group[0] if n)), named(group[1]))
+        return (over, *((peer(f.node), of(f)) for f in order))
+
+    def _links(self) -> dict[int, list[int]]:
+        """The links of each node that are of any interest, oldest first."""
+        found = {f.node: {f.link, *(link for link, _ in f.up)} for f in self.followers}
+        groups = [self.waits[1] if self.waits is not None else (), *(f.waits or () for f in self.followers)]
+        groups += [each for f in self.followers for m in f.down for each in m if isinstance(each, tuple)]
+        for link in itertools.chain(*groups, (p.link for p in self.known.peers.values())):
+            if link:
+                found[link % NODES].add(link)
+        return {node: sorted(links - {0}) for node, links in found.items()}
+
+    def _when(self, at: float | None, least: float | None = None) -> float | None:
+        """Seconds from now; those below `least` are all the same."""
+        return None if at is None else max(at - self.now, -LEASE - MARGIN - 1 if least is None else least)
+
+
+def _head(queue: tuple[Message, ...], kinds: tuple[str, ...]) -> int:
+    """How many messages of these kinds come first."""
+    return next((n for n, message in enumerate(queue) if message[0] not in kinds), len(queue))
 
 
 class Overlap(AssertionError):
@@ -164,19 +206,76 @@ class Model:
     # ── what may happen ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
-        """All that may happen next, with a name for each."""
+        """All that may happen next, with a name for each. What is seen by nobody yet has no step of its own: what the
+        leader has read shows at its next look, and a lease that was heard when time passes or the link is cut. So it
+        happens there, as much of it as may have happened by then."""
         if world.ended or world.state.attempt > self.attempts:
             return
-        yield "look", self.look(world)
+        for read in self.all_followers(world, self.read):
+            yield "look", self.look(read)
         if world.alive and not world.failed and world.fails < self.fails:
             yield "fail", replace(world, failed=True, fails=world.fails + 1)
         if world.leads < self.leads:
-            yield "lead", self.lead(world)
-        if not any(self.must_fence(f, world.now + 1) for f in world.followers):
-            yield "tick", replace(world, now=world.now + 1)
+            for took in self.all_followers(world, self.took):
+                yield "lead", self.lead(took)
+        for took in self.all_followers(world, self.took):
+            if not any(self.must_fence(f, took.now + 1) for f in took.followers):
+                yield "tick", replace(took, now=took.now + 1)
         for at, follower in enumerate(world.followers):
-            for name, after in self.of(world, follower):
+            for name, after in self.changes(world, follower):
                 yield f"{name} {follower.node}", self.with_(after, at)
+
+    def all_followers(self, world: World, choices: Any) -> Iterator[World]:
+        """The worlds after any one of the choices of each follower."""
+        worlds = [world]
+        for at in range(len(world.followers)):
+            worlds = [self.with_(each, at) for w in worlds for each in choices(w, w.followers[at])]
+        return iter(worlds)
+
+    def read(self, world: World, f: Follower) -> Iterator[tuple[World, Follower]]:
+        """What the leader may have read of that follower by now, but for what it answers."""
+        heads = [_head(queue, QUIET) for _, queue in f.up]
+        for counts in itertools.product(*(range(n + 1) for n in heads)):
+            yield self.delivered(world, f, dict(zip((link for link, _ in f.up), counts, strict=True)))
+
+    def delivered(self, world: World, f: Follower, counts: dict[int, int]) -> tuple[World, Follower]:
+        """The leader has heard so many messages of each link."""
+        for link, count in counts.items():
+            for _ in range(count):
+                queues = dict(f.up)
+                message, *rest = queues[link]
+                queues[link] = tuple(rest)
+                f = replace(f, up=tuple(sorted((n, q) for n, q in queues.items() if q)))
+                world, f = self.deliver(world, f, link, message)
+        return world, f
+
+    def took(self, world: World, f: Follower) -> Iterator[tuple[World, Follower]]:
+        """The leases that a follower may have heard of by now."""
+        yield world, f
+        for _ in range(_head(f.down, GIVEN) if f.lives and f.link else 0):
+            f = self.hear(f, world.now)
+            yield world, f
+
+    def changes(self, world: World, f: Follower) -> Iterator[tuple[str, tuple[World, Follower]]]:
+        """What may happen at one follower, or to what it has sent."""
+        *_, (_, heard) = self.took(world, f)
+        for name, after in self.of(world, heard):
+            if name in ("hear", "beat"):
+                yield name, after
+        for name, after in self.of(world, f):
+            if name in ("link", "restart", "fence"):
+                yield name, after
+        if f.lives and (world.cuts < self.cuts or world.crashes < self.crashes):
+            for (_, took), (seen, read) in itertools.product(self.took(world, f), self.read(world, f)):
+                both = replace(took, up=read.up)
+                yield from ((n, a) for n, a in self.of(seen, both) if n in ("cut", "lose", "crash"))
+        for link, queue in f.up:
+            head = _head(queue, QUIET)
+            if head < len(queue):
+                others = replace(f, up=tuple((n, q) for n, q in f.up if n != link))
+                for seen, read in self.read(world, others):
+                    whole = replace(read, up=tuple(sorted((*read.up, (link, queue)))))
+                    yield f"deliver {queue[head][0]}", self.delivered(seen, whole, {link: head + 1})
 
     @staticmethod
     def with_(change: tuple[World, Follower], at: int) -> World:
@@ -195,9 +294,10 @@ class Model:
                 yield "cut", (cut, f.cut(arrives=True))
                 yield "lose", (cut, f.cut(arrives=False))
         elif f.lives:
-            linked = replace(f, link=world.links + 1)
+            made = f.made + NODES
+            linked = replace(f, link=made + f.node, made=made)
             has = f.runs if f.runs >= 0 else None
-            yield "link", (replace(world, links=world.links + 1), linked.says("hello", world.now, has))
+            yield "link", (world, linked.says("hello", world.now, has))
         else:
             # It clears what is left of the one before it, and begins without a lease.
             yield "restart", (world, replace(f.killed(self.leashes), lives=True, lease=Lease()))
@@ -351,7 +451,7 @@ class Model:
 
     # ── a fair future ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def settles(self, world: World, known: set[Any], rounds: int = 30) -> bool:
+    def settles(self, world: World, known: set[int], rounds: int = 30) -> bool:
         """Whether, once nothing fails any more and everybody does its part, an attempt runs on all its nodes, or the
         run ends. `known`: the keys of worlds that do; it grows."""
         path = []
@@ -401,21 +501,22 @@ def explore(model: Model, settles: int = 1, most: int | None = None) -> Explored
     """Every world that can be reached, breadth first, or the `most` that are reached first. The fault is the first one
     found, with the steps to it. One world of `settles` must settle, too (0: none)."""
     first = model.begin()
-    parents: dict[Any, tuple[Any, str]] = {first.key(): (None, "")}
-    layer, found, well = [first], Explored(), set[Any]()
+    parents: dict[int, tuple[int, str]] = {first.key(): (0, "")}
+    layer, found, well = [(first.key(), first)], Explored(), set[int]()
 
-    def trace(key: Any) -> tuple[str, ...]:
+    def trace(key: int) -> tuple[str, ...]:
         names: list[str] = []
-        while key is not None:
+        while key:
             key, name = parents[key]
             names.append(name)
         return tuple(reversed(names[:-1]))
 
     while layer:
         following = []
-        for world in layer:
+        for key, world in layer:
+            if found.worlds == most:
+                return found
             found.worlds += 1
-            key = world.key()
             try:
                 if settles and found.worlds % settles == 0 and not model.settles(world, well):
                     found.trace, found.fault = trace(key), "it never settles"
@@ -423,11 +524,11 @@ def explore(model: Model, settles: int = 1, most: int | None = None) -> Explored
                 for name, after in model.steps(world):
                     again = after.key()
                     if again not in parents:
-                        parents[again] = (key, name)
-                        following.append(after)
+                        parents[again] = (key, sys.intern(name))
+                        following.append((again, after))
                         found.launches += after.state.attempt > max(0, world.state.attempt)
             except Overlap as fault:
                 found.trace, found.fault = (*trace(key), "look"), str(fault)
                 return found
-        layer = following if most is None or found.worlds < most else []
+        layer = following
     return found
