@@ -62,6 +62,7 @@ def test_nobody_can_write(run: NodesRun, disk: Path, seconds: float) -> None:
     went_on(run, attempt)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", SECONDS)
 @pytest.mark.parametrize("node", [0, 1], ids=["the leader", "the follower"])
 def test_a_node_cannot_read(run: NodesRun, disk: Path, node: int, seconds: float) -> None:
