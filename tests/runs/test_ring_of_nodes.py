@@ -44,5 +44,6 @@ def test_a_machine_is_lost(nodes: Cluster, tmp_path: Path) -> None:
     assert change.still > 0 and change.lost <= 2, change
     begun = {noted.began for noted in run.noted() if noted.attempt > 0}
     assert len(begun) == 1 and min(begun) > 20
+    assert not run.events("checkpoint_failed", "warning")
     assert committed_steps(run.dir.checkpoints)[-1] == STEPS
     assert run.bits() == whole.bits() and len(run.bits()) == 1

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from tests.support.jobs import on_ranks, same
+from tests.support.jobs import same
+from tests.support.thread_nodes import SAVE, TAKE, Cluster, undisturbed
 from tests.support.training import Here, Notes
-from trainer.checkpoint import Checkpointer, PerRank, Shard
 from trainer.checkpoint.disk import flush as flushing
 from trainer.checkpoint.disk.description import payload
 from trainer.checkpoint.disk.restore import Tiers, load, restore
@@ -26,12 +20,9 @@ from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.format.shard import entries_in
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import snapshots
-from trainer.checkpoint.memory.segment import Buffer, Segment
 from trainer.checkpoint.memory.snapshots import newest_snapshot
-from trainer.checkpoint.memory.tier import Wish
 from trainer.checkpoint.nodes import twins
 from trainer.checkpoint.nodes.fence import Fence
-from trainer.checkpoint.nodes.holdings import Holdings, Whole, _counted
 from trainer.checkpoint.nodes.lineage import Lineage, went_on
 from trainer.checkpoint.nodes.nodes import Nodes
 from trainer.checkpoint.state.packing import pack
@@ -39,109 +30,10 @@ from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import RunDir, committed_steps, step_name
 
-TAKE, SAVE = Wish(snapshot=True), Wish(save=True)
-
-
-class Cluster:
-    """Nodes whose ranks are threads. Each node has a folder in place of its shared memory."""
-
-    def __init__(self, here: Here, place: Path) -> None:
-        self.here, self.place = here, place
-        self.attempt = -1
-
-    def segment(self, machine: str) -> Path:
-        return self.place / machine / "supervise-m"
-
-    def lose(self, *machines: str) -> None:
-        """What these have in their memory is gone."""
-        for machine in machines:
-            shutil.rmtree(self.segment(machine).parent)
-
-    def train(
-        self,
-        on: str,
-        until: int,
-        agreed: Callable[[int], Wish] | None = lambda step: TAKE,
-        **options: Any,
-    ) -> list[Any]:
-        """An attempt with a rank for each letter of `on`, the name of its machine: from which step each went on, its
-        weights and its own part. It has ended as if killed after step `until`, when that was safe. `agreed`: what the
-        ranks wish at each step; None: what they wish by themselves. `look` is called after each step."""
-        self.attempt += 1
-        self.here._patch.setenv("SUPERVISE_ATTEMPT", str(self.attempt))
-        RunDir(self.here.run).attempt(self.attempt).path.mkdir(parents=True, exist_ok=True)
-        for machine in on:
-            self.segment(machine).parent.mkdir(parents=True, exist_ok=True)
-        numbers = {machine: number for number, machine in enumerate(dict.fromkeys(on))}
-        nodes = tuple(numbers[machine] for machine in on)
-        body = lambda ranks: self.rank(ranks, self.segment(on[ranks.rank]), until, agreed, **options)  # noqa: E731
-        results = on_ranks(len(on), body, nodes)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
-            raise error
-        return results
-
-    def rank(
-        self,
-        ranks: Any,
-        segment: Path,
-        until: int,
-        agreed: Callable[[int], Wish] | None = lambda step: TAKE,
-        **options: Any,
-    ) -> Any:
-        """One rank of an attempt. `sharded`: it has a slice of the model."""
-        width = slice(None)
-        if sharded := options.pop("sharded", False):
-            rows = 30 // ranks.world_size
-            width = slice(ranks.rank * rows, (ranks.rank + 1) * rows)
-            options["shard_spec"] = {"*": Shard(0, ranks.rank, ranks.world_size)}
-        numbers = torch.Generator().manual_seed(3)
-        model = nn.Linear(30, 30 // ranks.world_size if sharded else 30)
-        for p, shape in zip(model.parameters(), ((30, 30), (30,)), strict=True):
-            p.data.copy_(torch.rand(shape, generator=numbers)[width])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        own: list[int] = []
-        chosen = {"every": None, "snapshot_every": 1, "on_resize": "reset", **options}
-        extra = lambda: {"own": PerRank(own), "done": len(own)}  # noqa: E731
-        look = chosen.pop("look", None)
-        ckpt = Checkpointer(model=model, optimizer=optimizer, extra=extra, directory=self.here.checkpoints, **chosen)
-        ckpt._ranks, ckpt._segment = ranks, segment
-        # Ranks are threads here: what one has, another would find.
-        ckpt._unsaved.due = lambda: False  # type: ignore[method-assign]
-        start = ckpt.restore()
-        own[:] = ckpt.extra.get("own") or [-1] * start
-        for step in range(start, until):
-            for p in model.parameters():
-                p.grad = torch.full_like(p, step + 1.0)
-            optimizer.step()
-            own.append(1000 * ranks.rank + step)
-            ranks.exchange(None)
-            ckpt.step(step + 1, Wish(*ranks.any(*ckpt.wish())) if agreed is None else agreed(step + 1))
-            if look is not None:
-                if ranks.exchange(None) and ranks.rank == 0:
-                    look(step + 1)
-                ranks.exchange(None)
-            elif ckpt._tier:
-                # These steps take no time, so what is beside them would be late.
-                ckpt._tier._memory.settle()
-                ranks.exchange(None)
-        if ckpt._tier:
-            ckpt._tier.close()
-            assert ckpt._tier._memory.over is None
-        return start, model.weight.detach().clone(), list(own)
-
 
 @pytest.fixture
 def cluster(here: Here, tmp_path: Path) -> Cluster:
     return Cluster(here, tmp_path / "machines")
-
-
-def _undisturbed(cluster: Cluster, until: int) -> Any:
-    body = lambda ranks: cluster.rank(ranks, cluster.place, until, snapshot_every=None)  # noqa: E731
-    (result,) = on_ranks(1, body)
-    if isinstance(result, BaseException):
-        raise result
-    return result[1]
 
 
 @pytest.mark.parametrize(("on", "lost"), [("aabb", "a"), ("aabbb", "b"), ("abc", "a"), ("abc", "c"), ("aabbbcc", "b")])
@@ -154,7 +46,7 @@ def test_any_one_node_is_lost(cluster: Cluster, on: str, lost: str) -> None:
     results = cluster.train(on, 8)
 
     assert [start for start, _, _ in results] == [7] * len(on)
-    whole = _undisturbed(cluster, 8)
+    whole = undisturbed(cluster, 8)
     assert all(same(weight, whole) for _, weight, _ in results)
     assert [own for _, _, own in results] == [[1000 * rank + step for step in range(8)] for rank in range(len(on))]
 
@@ -189,7 +81,7 @@ def test_other_nodes_and_numbers_of_ranks(cluster: Cluster, after: str) -> None:
         shutil.copytree(cluster.segment("b"), cluster.segment("d"))
     results = cluster.train(after, 5)
     assert [start for start, _, _ in results] == [3] * len(after)
-    whole = _undisturbed(cluster, 5)
+    whole = undisturbed(cluster, 5)
     assert all(same(weight, whole) for _, weight, _ in results)
     if len(after) == 4:
         assert [own[:3] for _, _, own in results] == [[1000 * rank + step for step in range(3)] for rank in range(4)]
@@ -211,7 +103,7 @@ def test_sharded_state_on_two_nodes(cluster: Cluster, lost: str, monkeypatch: py
     """Each node has the whole files of the other's ranks, too. A node is lost, then its machine for good: the slices
     come back on as many ranks as there are."""
     monkeypatch.setattr(twins, "_CHUNK", 1000)
-    whole = _undisturbed(cluster, 8)
+    whole = undisturbed(cluster, 8)
     for on, until in (("aabbb", 4), ("aabbb", 6), ("aa", 7), ("bbbaa", 8)):
         results = cluster.train(on, until, sharded=True)
         assert [start for start, _, _ in results] == [{4: 0, 6: 4, 7: 6, 8: 7}[until]] * len(on)
@@ -220,61 +112,6 @@ def test_sharded_state_on_two_nodes(cluster: Cluster, lost: str, monkeypatch: py
         elif until == 6:
             cluster.lose("b")
     assert same(torch.cat([weight for _, weight, _ in results]), whole)
-
-
-@pytest.mark.parametrize("lost", ["a", "b", "c"])
-def test_sharded_state_in_a_ring(cluster: Cluster, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On three nodes each has the files of its ranks and of those of the node before it. Any one node is lost, and its
-    machine replaced, then another one; then it goes on with fewer nodes, and with more: no step is lost."""
-    monkeypatch.setattr(twins, "_CHUNK", 1000)
-    whole = _undisturbed(cluster, 10)
-    begun = 0
-    for on, until, gone in (("abbccc", 4, lost), ("abbccc", 6, "a"), ("bca", 7, "c"), ("ba", 8, ""), ("abcde", 10, "")):
-        results = cluster.train(on, until, None, sharded=True)
-        assert [start for start, _, _ in results] == [begun] * len(on)
-        begun = until
-        for machine in gone:
-            cluster.lose(machine)
-    assert same(torch.cat([weight for _, weight, _ in results]), whole)
-    assert [newest_snapshot(cluster.segment(machine)) for machine in "abcde"] == [None] * 5
-    kept = [{path.name[:5] for path in cluster.segment(machine).iterdir()} for machine in "abcde"]
-    assert kept == [{f"rank{rank}", f"rank{(rank - 1) % 5}"} for rank in range(5)]
-
-
-def test_a_ring_saves_to_disk_too(cluster: Cluster) -> None:
-    """No node could make a checkpoint of its snapshot, so the ranks do, at the steps that are due."""
-    cluster.train("abc", 5, None, sharded=True, every=2)
-    assert committed_steps(cluster.here.checkpoints) == [2, 4]
-    cluster.lose("a", "b")
-    assert [start for start, _, _ in cluster.train("abc", 5, None, sharded=True)] == [4] * 3
-
-
-def test_whichever_node_goes_whenever(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts take their time, now and then one finds no buffer: at any moment the nodes that are left have a snapshot
-    that is whole together, and none older than one that was safe before, whichever went."""
-    numbers, keep, safe = random.Random(4), twins.Twins._keep, [0]
-
-    def slowly(self: twins.Twins, rank: int, segment: Segment) -> float:
-        time.sleep(numbers.choice((0.0, 0.0, 0.02)))
-        return keep(self, rank, segment)
-
-    def without(self: twins.Twins, *args: Any) -> Buffer | None:
-        return None if numbers.random() < 0.2 else find(self, *args)
-
-    def look(step: int) -> None:
-        found = []
-        for gone in "abc":
-            left = [_counted(cluster.segment(machine)) for machine in "abc" if machine != gone]
-            held = Holdings(tuple({Whole(*key): frozenset(files) for key, files in each} for each in left))
-            found.append(newest.step if (newest := held.newest()) else 0)
-        assert min(found) >= safe[-1], (step, found, safe)
-        safe.append(min(found))
-
-    find = twins.Twins._buffer
-    monkeypatch.setattr(twins.Twins, "_keep", slowly)
-    monkeypatch.setattr(twins.Twins, "_buffer", without)
-    cluster.train("abc", 120, None, sharded=True, look=look)
-    assert len(set(safe)) > 5
 
 
 @pytest.mark.parametrize("machine", ["a", "b"])
