@@ -30,6 +30,7 @@ from torch.distributed.fsdp import fully_shard
 
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.memory.memory import Memory, Place
+from trainer.rundir.files.durable import DISK
 
 WIDTH = 2000
 WARM = 2
@@ -64,6 +65,13 @@ def _checkpointer(net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
     return Checkpointer(model=net, optimizer=optimizer, directory=folder, every=None)
 
 
+def _removed(folder: Path, rank: int) -> None:
+    """`folder` is gone for good, so that the next fsync does not pay for it."""
+    if rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        DISK.sync_dir(folder.parent)
+
+
 def _load(times: Times, way: str, mb: int, folder: Path) -> None:
     """As after a restart: the optimizer has no states yet."""
     net, optimizer = _made(mb, stepped=False)
@@ -83,11 +91,13 @@ def _load(times: Times, way: str, mb: int, folder: Path) -> None:
     _timed(times, f"{way}: DCP", theirs)
 
 
-def _dcp(times: Times, net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def _dcp(times: Times, net: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank: int) -> None:
     model, state = get_state_dict(net, optimizer)
     both, made = {"model": model, "optimizer": state}, []
+    _removed(folder / "dcp", rank)
     _timed(times, "save: DCP", lambda: dcp.save(both, checkpoint_id=folder / "dcp"))
     later = folder / "async"
+    _removed(later, rank)
     _timed(times, "save: DCP async, blocked", lambda: made.append(dcp.async_save(both, checkpoint_id=later)))
     made[0].result()
 
@@ -107,12 +117,10 @@ def _save(times: Times, given: Any, folder: Path, rank: int) -> None:
         _timed(mine, "copy in memory: memcpy", lambda: torch._foreach_copy_(copies, parts))
         step = number + WARM + 1
         _timed(mine, "copy in memory: a snapshot", lambda step=step: memory.take(step, {}, owed=True))
-        for name in ("ours", "dcp", "async"):
-            if rank == 0:
-                shutil.rmtree(folder / name, ignore_errors=True)
+        _removed(folder / "ours", rank)
         ckpt._saved, ckpt._done = -1, step
         _timed(mine, "save: ours, with digests", ckpt.save)
-        _dcp(mine, net, optimizer, folder)
+        _dcp(mine, net, optimizer, folder, rank)
         _load(mine, "load, as many ranks", given.mb, folder)
     assert memory.problem is None and memory.left_out is None
     memory.close()

@@ -40,6 +40,10 @@ class CrashingDisk(Disk):
             raise
         super().write(fd, path, chunk)
 
+    def write_back(self, fd: int, path: Path, start: int, count: int) -> None:
+        self._point()
+        super().write_back(fd, path, start, count)
+
     def fsync(self, fd: int, path: Path) -> None:
         self._point()
         super().fsync(fd, path)

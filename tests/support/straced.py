@@ -125,6 +125,9 @@ def operations(trace: str, root: Path, before: Tree) -> list[Op]:
         elif kind == "fallocate":
             # Room for what is to come; nothing that a reader sees.
             assert path is None or b"KEEP_SIZE" in given[1], f"makes it longer: {line}"
+        elif kind == "sync_file_range":
+            # Begun, not waited for: what it may have written, a power cut may leave or lose as before.
+            assert path is None or given[3] == b"SYNC_FILE_RANGE_WRITE", f"waits: {line}"
         elif kind == "mmap":
             mapped = name(given[4])
             assert mapped is None or b"PROT_WRITE" not in given[2] or b"MAP_PRIVATE" in given[3], f"mapped: {line}"

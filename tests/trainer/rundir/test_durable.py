@@ -3,12 +3,13 @@ test_power_cuts."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.disks import CrashingDisk, Cut, FullDisk
-from trainer.rundir.files.durable import append_line, mend_tail, replace_file
+from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail, replace_file
 
 
 def _calls(tmp_path: Path) -> int:
@@ -38,6 +39,40 @@ def test_replace_file_on_a_full_disk(tmp_path: Path) -> None:
 
         assert path.read_bytes() == b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class _Told(Disk):
+    """It notes what is asked of it, and how long the file was then."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, int, int]] = []
+
+    def write_back(self, fd: int, path: Path, start: int, count: int) -> None:
+        super().write_back(fd, path, start, count)
+        self.asked.append(("begin", start, count, path.stat().st_size))
+
+    def fsync(self, fd: int, path: Path) -> None:
+        super().fsync(fd, path)
+        self.asked.append(("sync", 0, 0, path.stat().st_size))
+
+
+def test_a_large_file_is_on_its_way_before_it_is_synced(tmp_path: Path) -> None:
+    """Of each 8 MB that were written the write-back is begun, once, and the whole file is synced at the end."""
+    disk, chunk = _Told(), bytes(range(256)) * 12288
+    disk.create(tmp_path / "file", (memoryview(chunk)[at : at + (1 << 20)] for _ in range(7) for at in (0, 1 << 20)))
+
+    assert disk.asked == [("begin", 0, 8 << 20, 8 << 20), ("sync", 0, 0, 14 << 20)]
+    assert (tmp_path / "file").read_bytes() == chunk[: 2 << 20] * 7
+
+
+def test_write_back_of_what_has_none(tmp_path: Path) -> None:
+    """It is a wish: on a pipe, which the system refuses, nothing happens."""
+    read, write = os.pipe()
+    try:
+        DISK.write_back(write, tmp_path, 0, 4096)
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import room
+from . import room, write_back
 from .untrusted_files import open_file
 
 Buffer = bytes | bytearray | memoryview
 
 _LARGE = 1 << 20
+_BEHIND = 8 << 20
+"""Bytes of a file after which their write-back is begun. With 16 and 32 MB a save takes the same time, or 5 % more."""
 _serial = itertools.count()
 
 
@@ -39,8 +41,14 @@ class Disk:
             if size >= _LARGE:
                 # A file whose place on the disk is chosen at once costs a third less CPU time than one that grows.
                 room.keep(fd, size)
+            begun = end = 0
             for chunk in chunks:
                 self.write(fd, path, chunk)
+                end += memoryview(chunk).nbytes
+                if end - begun >= _BEHIND:
+                    # Else the disk is idle until the fsync, and the fsync waits for all of the file.
+                    self.write_back(fd, path, begun, end - begun)
+                    begun = end
             self.fsync(fd, path)
         finally:
             os.close(fd)
@@ -50,6 +58,10 @@ class Disk:
         while view:
             # Linux writes at most 2 GiB a call, and a full disk shows first as a short write.
             view = view[os.write(fd, view) :]
+
+    def write_back(self, fd: int, path: Path, start: int, count: int) -> None:
+        """Those bytes may become durable before the fsync, or not."""
+        write_back.begin(fd, start, count)
 
     def fsync(self, fd: int, path: Path) -> None:
         os.fsync(fd)
