@@ -14,13 +14,15 @@ from torch import nn
 
 from tests.support.jobs import same, state_of
 from tests.support.snapshots import snapshot_of
+from tests.support.training import Here, training
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.format.plan import Spec
 from trainer.checkpoint.standby import lending
-from trainer.checkpoint.standby.lending import Mapped
+from trainer.checkpoint.standby.lending import Lending, Mapped
 from trainer.checkpoint.standby.warm_up import warm
 from trainer.checkpoint.state import rng
 from trainer.checkpoint.state.buckets import of
+from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import present
 from trainer.checkpoint.state.tensors import DTYPES
 from trainer.rundir.machine.shm import buffer_path
@@ -85,6 +87,98 @@ def test_lent_from_mapped_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert view is not None and bytes(view) == content
     mapped.close()
     assert runtime.registered == {}
+
+
+class Own(nn.Linear):
+    """Looks at what it is loaded from, and might keep it."""
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def hooked(model: nn.Module) -> nn.Module:
+    model.register_load_state_dict_post_hook(lambda module, keys: None)
+    return model
+
+
+def lent_of(model: nn.Module) -> set[str]:
+    """The tensors that a restore of `model`, with an optimizer, is lent."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    parts = present(model=model, optimizer=optimizer)
+    fresh = pack({name: part.state_dict() for name, part in parts.items()})
+    lends = Lending(parts, fresh)
+    assert bool(lends) == any(map(lends.lends, fresh.tensors))
+    return {name for name in fresh.tensors if lends.lends(name)}
+
+
+def test_lent_on_the_cpu_is_what_is_copied_in_place() -> None:
+    """A large parameter of a module that torch loads: not a small one, not an optimizer's state, which would become a
+    part of it, and nothing of a module that somebody else loads or looks at."""
+    wide = nn.Sequential(nn.Linear(1024, 512), nn.BatchNorm1d(512))
+
+    assert lent_of(wide) == {"model/0.weight"}
+    assert lent_of(nn.Sequential(nn.Linear(1024, 512), Own(2, 2))) == set()
+    assert lent_of(nn.Sequential(hooked(nn.Linear(1024, 512)))) == set()
+    assert lent_of(nn.utils.parametrizations.weight_norm(nn.Linear(1024, 512))) == set()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        assert lent_of(wide) == set()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_a_module_keeps_nothing_that_was_lent(tmp_path: Path) -> None:
+    """Loaded from memory that is lent, it has the values where its parameters lay, also when that memory changes."""
+    model = nn.Linear(1024, 512)
+    before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    lending_ = Lending(present(model=model), pack({"model": model.state_dict()}))
+    wanted = torch.rand(512, 1024)
+    content = bytearray(wanted.numpy().tobytes())
+
+    lent = lending_.lent("model/weight", Spec("F32", (512, 1024)), memoryview(content))
+    assert lent is not None and lending_.lent("model/bias", Spec("F32", (512,)), memoryview(bytes(2048))) is None
+    model.load_state_dict({"weight": lent, "bias": model.bias.detach()})
+    content[:] = bytes(len(content))
+
+    assert torch.equal(model.weight, wanted)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+@pytest.mark.parametrize("here", [True], indirect=True, ids=["overlapped"])
+def test_a_run_that_is_lent_everything_goes_on_to_the_bit(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt reads what the last one left in memory, and writes its own beside it; the end is that of a run
+    without a failure."""
+    monkeypatch.setattr(lending, "_LEAST", 1)
+    monkeypatch.setattr(lending, "_LEAST_ON_CPU", 1)
+    lent: list[str] = []
+    real = Lending.lent
+
+    def told(self: Lending, name: str, spec: Spec, content: memoryview) -> torch.Tensor | None:
+        found = real(self, name, spec, content)
+        lent.extend([name] if found is not None else [])
+        return found
+
+    monkeypatch.setattr(Lending, "lent", told)
+    for attempt, steps in enumerate((3, 4, 6, 9)):
+        here.attempt(attempt, tmp_path / "shm")
+        with training() as made:
+            assert made.start == (0, 3, 4, 6)[attempt] and bool(lent) == (attempt > 0)
+            made.run(steps)
+            made.copied()
+            killed = copy.deepcopy(made.state())
+    here.attempt(0, tmp_path / "undisturbed")
+    with training() as plain:
+        plain.run(9)
+        assert same(killed, plain.state())
+    assert {name.rpartition(".")[2] for name in lent} == {"weight", "bias", "running_mean", "running_var"} | {
+        "num_batches_tracked"
+    }
 
 
 def test_warm_up_leaves_nothing() -> None:

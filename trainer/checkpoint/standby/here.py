@@ -77,10 +77,8 @@ class Here:
             self._know()
 
     def _lending(self, fresh: Packed) -> Lending | None:
-        """What may be lent to a restore of its parts, of which `fresh` was captured. Nothing without a GPU."""
-        if not any(tensor.is_cuda for tensor in fresh.tensors.values()):
-            return None
-        return Lending(self._parts, fresh, self._mapped)
+        """What may be lent to a restore of its parts, of which `fresh` was captured. None: nothing."""
+        return Lending(self._parts, fresh, self._mapped) or None
 
     def _reached(self, start: int, loaded: Loaded | None) -> int:
         """`start`, the step from which restore() goes on, by `loaded`. The supervisor knows that a standby can wait

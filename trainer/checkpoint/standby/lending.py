@@ -1,8 +1,10 @@
-"""Snapshots as they lie in shared memory, lent to a restore that copies them to a GPU: no copy is made in between.
+"""Snapshots as they lie in shared memory, lent to a restore that copies them: no copy is made in between.
 
 A standby maps the buffers before they are needed, and registers them with CUDA, so that copies from them are fast. A
 tensor is lent only where whoever takes it surely copies it: the parameters and buffers of modules, and the states of
-torch's own optimizers, if they lie on a GPU.
+torch's own optimizers, if they lie on a GPU. On the CPU only a large one of a module of torch's own ways is lent: it
+is copied to where the parameter lies, whose memory was touched long before. Memory in between is touched for the first
+time, which takes longer than both copies.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ..state.state import Stateful
 
 _LEAST = 64 << 10
 """Bytes of the smallest tensor that is lent. The counters of optimizers, which stay on the CPU, are smaller."""
+_LEAST_ON_CPU = 1 << 20
 _KEPT = 10.0
 """Seconds for which buffers stay mapped after the restore. To unmap them takes time that the first steps need."""
 
@@ -114,17 +117,22 @@ class Lending:
 
     def __init__(self, parts: Mapping[str, Stateful], fresh: Packed, mapped: Mapped | None = None) -> None:
         self.mapped = mapped
-        self._fresh = fresh
-        self._copies = {name for name, part in parts.items() if _copies(part)}
+        self._on_gpu = {name for name, tensor in fresh.tensors.items() if tensor.is_cuda}
+        self._copies = {name for name, part in parts.items() if _copies(part)} if self._on_gpu else set()
+        self._in_place = _in_place(parts.get("model"), fresh) if not self._on_gpu else set()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything that may be lent."""
+        return bool(self._on_gpu or self._in_place)
 
     def lends(self, name: str) -> bool:
         """Whether the tensor `name` of a state may be lent."""
+        if name in self._in_place:
+            return True
         part, _, rest = name.partition("/")
         if part not in self._copies:
             return False
-        if part == "model":
-            return name in self._fresh.tensors and self._fresh.tensors[name].is_cuda
-        return rest.startswith("state/")
+        return name in self._on_gpu if part == "model" else rest.startswith("state/")
 
     def lent(self, name: str, spec: Spec, content: memoryview) -> torch.Tensor | None:
         """The tensor `name`, whose bytes are `content`, without a copy; None if it must be copied. It must not be
@@ -146,3 +154,28 @@ def _copies(part: Any) -> bool:
         return False
     plain = type(part).load_state_dict is torch.optim.Optimizer.load_state_dict
     return plain and all(p.is_cuda and p.is_floating_point() for group in part.param_groups for p in group["params"])
+
+
+def _in_place(model: Any, fresh: Packed) -> set[str]:
+    """The large tensors in `fresh` of `model` on the CPU, if it surely copies what is loaded to where they lie."""
+    models = list(model.by_name.values()) if isinstance(model, several.Models) else [model]
+    if torch.__future__.get_swap_module_params_on_conversion() or not all(map(_is_plain, models)):
+        return set()
+    plain = (torch.Tensor, nn.Parameter)
+    held = [tensor for one in models for tensor in (*one.parameters(), *one.buffers()) if type(tensor) in plain]
+    places = {tensor.data_ptr() for tensor in held if tensor.is_cpu and tensor.nbytes >= _LEAST_ON_CPU}
+    return {n for n, tensor in fresh.tensors.items() if n.startswith("model/") and tensor.data_ptr() in places}
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether it is loaded as torch's own modules are, by copies into its parameters, and nobody else sees them."""
+    if not isinstance(model, nn.Module) or type(model).load_state_dict is not nn.Module.load_state_dict:
+        return False
+    for one in model.modules():
+        if one._load_state_dict_pre_hooks or one._load_state_dict_post_hooks:
+            return False
+        if not type(one)._load_from_state_dict.__module__.startswith("torch.nn.modules."):
+            return False
+        if "load_state_dict" in vars(one) or "_load_from_state_dict" in vars(one):
+            return False
+    return True
