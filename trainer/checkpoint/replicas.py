@@ -149,14 +149,22 @@ class Replicas:
         """Whether a comparison now would cost no more than its share of the time. `now`: time.monotonic()."""
         return self.compares and now - self._since >= _SHARE * self._cost_s
 
-    def compare(self, shared: Packed, step: int, buffers: frozenset[str], layouts: Layouts | None = None) -> bool:
+    def compare(
+        self,
+        shared: Packed,
+        step: int,
+        buffers: frozenset[str],
+        layouts: Layouts | None = None,
+        began: float | None = None,
+    ) -> bool:
         """The ranks have the same state after `step` steps, but for `buffers` of the model that are large; returns
         whether such buffers differ and were not known to. Of sharded tensors, those ranks have the same that hold the
-        same box, which they agree on. StateError or ReplicasDiffer on every rank if anything else differs. All ranks
-        call it at the same step."""
+        same box, which they agree on. `began`: when the making of `shared` began (time.monotonic()), which is a part
+        of the cost. StateError or ReplicasDiffer on every rank if anything else differs. All ranks call it at the same
+        step."""
         if not self.compares or self.equal_at == step:
             return False
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         tree = {part: value for part, value in shared.tree.items() if part not in self._left_out}
         tensors, rest = digests(shared, self._left_out), encode(tree)
         mine = xxhash.xxh3_128_hexdigest(encode(tensors) + rest)

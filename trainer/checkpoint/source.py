@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -63,7 +64,8 @@ class Source:
         ranks call it at the same step."""
         if not self.replicas.compares or self.replicas.equal_at == step:
             return False, None
+        began = time.monotonic()
         shared = self.shared(step)
         buffers = buffers_of(self._parts.get("model"), shared.replicated, frozenset(shared.specs))
-        new = self.replicas.compare(shared, step, buffers, self.layouts)
+        new = self.replicas.compare(shared, step, buffers, self.layouts, began)
         return new, None if new else shared  # which tensors these are is a part of the state, too

@@ -163,7 +163,11 @@ def test_comparisons_keep_to_their_share() -> None:
         cost = time.monotonic() - began
         assert not replicas.due(time.monotonic() + 0.1)
         assert replicas.due(time.monotonic() + 1000 * cost + 0.1)
-        return replicas.compare(shared, 1, frozenset()), replicas.equal_at
+        again = replicas.compare(shared, 1, frozenset()), replicas.equal_at
+        # To make the state is a part of the cost, here a minute.
+        replicas.compare(shared, 2, frozenset(), began=time.monotonic() - 60)
+        assert not replicas.due(time.monotonic() + 59_000)
+        return again
 
     assert on_ranks(2, body) == [(False, 1)] * 2
     assert not Replicas(Ranks()).due(time.monotonic() + 1e9)
