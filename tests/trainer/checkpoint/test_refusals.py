@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.support.frameworks import needs
 from tests.support.jobs import on_ranks, same
 from tests.support.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointMismatch, StateError
@@ -98,6 +100,31 @@ def test_states_that_the_first_step_makes(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"optimizer/state/0/m is a .*Coded"):
         ckpt.step(1)
     ckpt._stop.close()
+
+
+def test_weights_in_nf4(tmp_path: Path) -> None:
+    """torchao's, as QLoRA trains beside them: refused by name in restore(), before the first step."""
+    needs("torchao")
+    quantization = importlib.import_module("torchao.quantization")
+    if not hasattr(quantization, "NF4Tensor"):
+        pytest.skip("this torchao has its NF4Tensor elsewhere")
+    kind = quantization.NF4Tensor
+    weight = nn.Parameter(kind.from_tensor(torch.randn(64, 64), 64, 4), requires_grad=False)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 2))
+    model[0].weight = weight
+    optimizer = torch.optim.AdamW(model[1].parameters())
+    ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, every=1)
+    with pytest.raises(StateError, match=r"model/0.weight is a torchao\..*NF4Tensor, a tensor that is made of other"):
+        ckpt.restore()
+    ckpt._stop.close()
+
+
+def test_states_of_torchao_in_8_bits(tmp_path: Path) -> None:
+    """As the real optimizer makes them in its first step; it compiles that step for 20 s."""
+    needs("torchao")
+    state = importlib.import_module("torchao.optim.subclass_8bit").OptimState8bit.zeros((64, 64))
+    with pytest.raises(StateError, match=r"extra/m is a torchao\..*OptimState8bit, a tensor that is made of other"):
+        Checkpointer(extra={"m": state}, directory=tmp_path).restore()
 
 
 def _accumulated(folder: Path, scaler: torch.amp.GradScaler | None, micro: bool) -> None:
