@@ -1,7 +1,8 @@
-"""A program: every case of state_cases trained by ranks that are all killed in the middle, and resumed.
+"""A program: each case of state_cases and state_programs trained by ranks that are killed in the middle, and resumed.
 
-Arguments: a folder, "memory" or "disk", a number of ranks, and names of cases (none: all). Prints a line of JSON for
-each case: where the resumed ranks began, and "same", "refused: …" or what differs from a run that nobody killed.
+Arguments: a folder, "memory" or "disk" (with "-one": only the last rank is killed, and the others when it is gone), a
+number of ranks, and names of cases (none: all). Prints a line of JSON for each case: where the resumed ranks began, and
+"same", "refused: …" or what differs from a run that nobody killed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch._dynamo
 import torch.distributed as dist
 
 from tests.support.jobs import same
-from tests.support.state_cases import CASES
+from tests.support.state_programs import CASES
 from trainer.checkpoint import Checkpointer, CheckpointError
 from trainer.rundir.machine import shm
 from trainer.rundir.variables import ATTEMPT, MARK, RUN_DIR
@@ -31,6 +32,7 @@ def _rank(name: str, rank: int, world: int, folder: Path, phase: str, tier: str)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store-{phase}"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    tier, _, one = tier.partition("-")
     case = CASES[name](rank, world)
     restored = case.given.pop("restored", lambda extra: None)
     torch.manual_seed(100 + rank)
@@ -47,7 +49,7 @@ def _rank(name: str, rank: int, world: int, folder: Path, phase: str, tier: str)
             restored(ckpt.extra)
         for step in range(found["start"], STEPS):
             case.step(step)
-            if phase == "killed1" and step + 1 == KILL:
+            if phase == "killed1" and step + 1 == KILL and (rank == world - 1 or not one):
                 os.kill(os.getpid(), signal.SIGKILL)
             ckpt.step(step + 1)
         # The generators too.

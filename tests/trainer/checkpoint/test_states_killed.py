@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import ROOT, environment
-from tests.support.state_cases import CASES, REFUSED
+from tests.support.state_programs import CASES, PROGRAMS, REFUSED
 from tests.support.states_killed import EVERY, KILL
 
 SOME = ("stages by their names", "a part of what DDP wraps")
@@ -26,6 +26,7 @@ SOME = ("stages by their names", "a part of what DDP wraps")
             for tier in ("memory", "disk")
             for ranks in (2, 4)
         ),
+        pytest.param("memory-one", 2, PROGRAMS, marks=pytest.mark.long, id="memory, one rank is killed"),
     ],
 )
 def test_killed_and_resumed(tmp_path: Path, tier: str, ranks: int, names: tuple[str, ...]) -> None:
@@ -43,4 +44,4 @@ def test_killed_and_resumed(tmp_path: Path, tier: str, ranks: int, names: tuple[
         else:
             assert line["outcome"] == "same", (name, line, done.stderr[-1000:])
             # From memory at most the step that was being copied is lost; from disk at most what came after the save.
-            assert KILL - line["start"] <= (2 if tier == "memory" else EVERY + 1), (name, line)
+            assert KILL - line["start"] <= (2 if tier.startswith("memory") else EVERY + 1), (name, line)
