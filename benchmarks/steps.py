@@ -44,7 +44,9 @@ class StepLog:
         whole = len(data) - len(data) % RECORD.size
         new = [Step(*fields) for fields in RECORD.iter_unpack(data[:whole])]
         self.steps += new
-        self.newest.update({step.rank: step for step in new})
+        # The process that waits makes a step to warm up, its optimizer's first. It does not train.
+        trains = [step for step in new if step.done > 1 or step.rank not in self.newest]
+        self.newest.update({step.rank: step for step in trains})
         return new
 
     def pids(self, nproc: int) -> dict[int, int] | None:
