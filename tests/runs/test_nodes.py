@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tests.support.cluster import LEASE_S, Cluster, NodesRun, cluster
+from tests.support.cluster import Cluster, NodesRun, cluster
 from tests.support.machines import missing
 from tests.support.supervised import ROOT, SUPERVISE, until
 
@@ -76,11 +75,9 @@ def test_a_node_without_power(nodes: Cluster, tmp_path: Path) -> None:
     run = NodesRun(nodes, tmp_path, "1:2")
     run.start(0, 1)
     run.until_step(10)
-    struck = time.time()
     nodes.power_off(1)
-    [alone] = run.until_step(5, world=1, after=0)
+    run.until_step(5, world=1, after=0)
     went_on(run)
-    assert alone.steps[0][1] - struck < LEASE_S + 3.0
     [lost] = [event for event in run.events("verdict") if event["cause"] == "node_lost"]
     assert "node1" in lost["reason"] or "node 1" in lost["reason"]
     run.signal(0, signal.SIGTERM)
