@@ -23,10 +23,21 @@ SIZE = 64
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """All segments that a test makes are closed after it: a rank has few, and these tests make hundreds, whose
+    descriptors would be too many for select() in the tests that follow."""
+    made, init = list[Segment](), Segment.__init__
+
+    def remembered(segment: Segment, *arguments: Any, **options: Any) -> None:
+        init(segment, *arguments, **options)
+        made.append(segment)
+
+    monkeypatch.setattr(Segment, "__init__", remembered)
     monkeypatch.setattr(shm, "ROOT", tmp_path)
     monkeypatch.setattr("trainer.checkpoint.memory.segment._SLACK", 0)
-    return shm.segment_of("test")
+    yield shm.segment_of("test")
+    for segment in made:
+        segment.close()
 
 
 def _content(step: int, rank: int) -> bytes:
