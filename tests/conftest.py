@@ -23,8 +23,6 @@ from tests.support.supervised import Run  # noqa: E402
 from tests.support.training import Here, Notes  # noqa: E402
 
 _TRIED = pytest.StashKey[dict[str, str]]()
-_MANY = 200
-"""Descriptors."""
 
 # A shell that starts us in the background ignores Ctrl-C for us, and so would everything that a test starts and
 # interrupts.
@@ -111,13 +109,6 @@ def pytest_collection_finish() -> None:
     looks at it again in each test."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_runtest_teardown() -> None:
-    """Garbage of earlier tests that has files open has them closed, before there are so many that select() takes
-    none."""
-    if len(os.listdir("/proc/self/fd")) > _MANY:  # noqa: PTH208
-        gc.collect()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
