@@ -24,10 +24,11 @@ from tests.support.training import Here, Notes  # noqa: E402
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 
-# A shell that starts us in the background ignores Ctrl-C for us, and so would everything that a test starts and
-# interrupts.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts us in the background ignores Ctrl-C for us, nohup a lost terminal, and so would everything that a
+# test starts and sends these to.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 # There is a test for each core already: more threads would wait for each other, and use the CPU while they do.

@@ -32,7 +32,7 @@ class LeaseWord:
 
     def __init__(self, place: Path, writes: bool) -> None:
         """`writes`: it is made anew, without a lease. OSError if it cannot be made, or is not there."""
-        path = place / "lease"
+        self._path = path = place / "lease"
         if writes:
             path.unlink(missing_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -43,6 +43,7 @@ class LeaseWord:
                 os.posix_fallocate(fd, 0, _SIZE)
             elif os.fstat(fd).st_size < _SIZE:
                 raise OSError(f"{path} is damaged")
+            self._inode = os.fstat(fd).st_ino
             self._memory = mmap.mmap(fd, _SIZE, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writes else 0))
         finally:
             os.close(fd)
@@ -68,6 +69,14 @@ class LeaseWord:
     @property
     def over(self) -> bool:
         return bool(self._number(_OVER))
+
+    @property
+    def stands(self) -> bool:
+        """Whether no other supervisor has made a word of its own in this place since."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         self._memory.close()

@@ -86,7 +86,7 @@ class Warden:
             if dead:
                 # It may have ended the run and then itself since we looked.
                 if not self._word.over:
-                    self.clear()
+                    self.clear_for_good()
                 return
             if lease.fenced(now) and (now >= lease.until + _FIRST or self._is_stopped()):
                 self.clear()
@@ -98,6 +98,12 @@ class Warden:
             soon = lease.until - now if lease.armed and lease.until > now else _LOOK_EVERY
             poll.poll(max(_SOONEST, min(soon, _LOOK_EVERY)) * 1000)
 
+    def clear_for_good(self) -> None:
+        """Nothing of the run runs here any more, however long that takes, unless another supervisor has begun: it ends
+        what it finds, and what it starts is not to be killed."""
+        while self._word.stands and self.clear():
+            pass
+
     def clear(self) -> int:
         """Nothing of the run runs here any more, unless it waits for a disk or a driver. Returns the number of
         processes that got the signal."""
@@ -107,16 +113,22 @@ class Warden:
     def _find(self) -> Iterator[list[int]]:
         """First those that are known, and their children, which is quick. Then all that have the mark, the youngest
         first: to read what each process of the machine has takes a while, so each is read once, and killed as soon as
-        it is found."""
+        it is found. Nobody, once a look at all processes has found nobody: what was found may have forked."""
         known = [pid for pid, started in self._known.items() if self._is_still(pid, started)]
+        if known:
+            yield [*known, *family.walk(known, self._spared())]
         read = set(known)
-        yield [*known, *family.walk(known, self._spared())]
         while True:
             with os.scandir("/proc") as entries:
                 new = {int(entry.name) for entry in entries if entry.name.isdecimal()} - read
             read |= new
-            yield from ([pid] for pid in sorted(new, reverse=True) if self._is_ours(pid))
-            yield []
+            found = False
+            for pid in sorted(new, reverse=True):
+                if self._is_ours(pid):
+                    found = True
+                    yield [pid]
+            if not found:
+                yield []
 
     def _walk(self, now: float) -> None:
         """The processes of the run are known: the supervisor's descendants with its mark."""
@@ -164,7 +176,7 @@ def main(place: Path, mark: str, pid: int, started: int) -> None:
     if supervisor is None or found is None or found.started != started:
         # It died before we could hold it.
         dead = Process(os.getpid())
-        Warden(word, mark, dead).clear()
+        Warden(word, mark, dead).clear_for_good()
         return
     Warden(word, mark, supervisor).watch()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+import psutil
 
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
@@ -166,5 +169,6 @@ class Run:
             self.process.wait()
         if self.dir.run_json.exists():
             for process in marked(self.mark()):
-                process.send_signal(signal.SIGKILL)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
             remove(segment_of(self.mark()))

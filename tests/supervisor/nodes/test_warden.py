@@ -16,12 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.core.nodes.lease import Lease
 from supervisor.nodes.lease import LeaseWord, boottime
-from supervisor.process.proctree import marked
+from supervisor.nodes.warden import Warden
+from supervisor.process.proctree import Process, marked
 from tests.support.supervised import ROOT, until
 from trainer.rundir.machine.proc import lives
 
 LEASE = 0.6
+RANK = "import time; time.sleep(60)"
 SUPERVISOR = """
 import os, subprocess, sys, time
 from pathlib import Path
@@ -63,7 +66,7 @@ class Node:
     def guards(self) -> bool:
         """Whether the warden has begun: from then on it ignores signals."""
         ignored = re.search(r"SigIgn:\t(\w+)", Path(f"/proc/{self.warden}/status").read_text())
-        return ignored is not None and bool(int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1)
+        return ignored is not None and bool(int(ignored[1], 16) >> (signal.SIGUSR2 - 1) & 1)
 
     def ranks(self) -> list[int]:
         return [process.pid for process in marked(self.mark) if process.pid != self.flush]
@@ -130,6 +133,40 @@ def test_a_signal_to_all(node: Node) -> None:
     time.sleep(0.05)
     assert lives(node.warden)
     node.gone(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("within", [1.0, 0.0])
+def test_nobody_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: float) -> None:
+    """The supervisor has died right after it started ranks, before the warden has seen them: they are found all the
+    same, also where one try is too short for all of them."""
+    monkeypatch.setattr("supervisor.nodes.warden._WITHIN", within)
+    mark = f"warden-{secrets.token_hex(6)}"
+    ranks = [
+        subprocess.Popen([sys.executable, "-S", "-c", RANK], env={**os.environ, "SUPERVISE_MARK": f"{mark}.0"})
+        for _ in range(4)
+    ]
+    dead = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    supervisor = Process(dead.pid)
+    dead.wait()
+    try:
+        until(lambda: len(marked(mark)) == 4)
+        made = LeaseWord(tmp_path, writes=True)
+        made.put(Lease(until=boottime() + 60.0, armed=True))
+        Warden(LeaseWord(tmp_path, writes=False), mark, supervisor).watch()
+        until(lambda: not any(map(lives, [rank.pid for rank in ranks])))
+    finally:
+        supervisor.close()
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def test_another_supervisor_has_begun(tmp_path: Path) -> None:
+    """It has made the lease word anew: what it starts is not killed by the warden of the dead one."""
+    old = LeaseWord(tmp_path, writes=True)
+    assert old.stands
+    LeaseWord(tmp_path, writes=True)
+    assert not old.stands
 
 
 def test_nothing_of_the_run_is_held(node: Node) -> None:
