@@ -99,11 +99,11 @@ class Warm:
                 time.sleep(0.01)
                 continue
             with listener:
-                actions = [
-                    (os.POSIX_SPAWN_DUP2, listener.fileno(), 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                ]
-                os.posix_spawn(sys.executable, _command(modules, os.getppid()), _with_room(env), file_actions=actions)
+                # Not posix_spawn(): there glibc has its own signals ignored, and forks would show it.
+                command = _command(modules, os.getppid())
+                process = subprocess.Popen(command, env=_with_room(env), stdin=listener, stdout=subprocess.DEVNULL)
+                # Nobody here waits for its end.
+                process.returncode = 0
 
     def fits(self, env: Mapping[str, str]) -> bool:
         """Whether what it has imported is what would be imported with `env`."""

@@ -13,6 +13,11 @@ from trainer.rundir.layout import RunDir
 EPOCH = datetime.datetime(2026, 11, 24, 2, 0, tzinfo=datetime.timezone.utc).timestamp()
 
 
+def mark_of(name: str) -> str:
+    """The mark of the run with that name. Another test process has other marks: processes are found by them."""
+    return f"mark-{os.getpid()}-{name}"
+
+
 class Writer:
     """Writes events and logs of a run whose clock starts at EPOCH."""
 
@@ -21,7 +26,7 @@ class Writer:
         self.run = RunDir(path)
         self.name = name
         self.seq = 0
-        spec = {"schema": 1, "run": name, "created": "2026-11-24T02:00:00Z", "mark": f"mark-{name}"}
+        spec = {"schema": 1, "run": name, "created": "2026-11-24T02:00:00Z", "mark": mark_of(name)}
         spec["inode"] = path.stat().st_ino
         self.run.run_json.write_text(json.dumps(spec))
 

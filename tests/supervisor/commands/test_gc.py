@@ -17,18 +17,24 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.commands import gc
+from supervisor.nodes.own import abandoned
 from supervisor.run import leftovers
 from supervisor.run.folder.lock import claimed
 from supervisor.run.runs import load
-from tests.support.runs_on_disk import Writer, recovered_run
+from tests.support.runs_on_disk import Writer, mark_of, recovered_run
 from trainer.rundir.variables import MARK
+
+MINE, OTHER = mark_of("gpt-7f3a"), mark_of("other")
 
 
 @pytest.fixture
-def dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writer:
+def dead(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Writer:
     """A run that left a half-written checkpoint, temporary files and shared memory beside what must stay."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(leftovers, "SHM", tmp_path / "shm")
+    # What other tests have on this machine is not to be found, nor removed.
+    monkeypatch.setattr(gc, "abandoned", lambda: abandoned(tmp_path / "shm"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
     writer = recovered_run(tmp_path / "runs" / "gpt")
     run = writer.run
     run.lock.touch()
@@ -39,7 +45,7 @@ def dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writer:
     (run.checkpoints / ".latest.tmp-12-4").write_bytes(b"step")
     (run.path / ".mine").touch()
     (tmp_path / "shm").mkdir()
-    for name in ("supervise-mark-gpt-7f3a.rank0", "supervise-mark-gpt-7f3a1.rank0", "other"):
+    for name in (f"supervise-{MINE}.rank0", f"supervise-{MINE}1.rank0", "other"):
         (tmp_path / "shm" / name).write_bytes(b"x" * 5000)
     return writer
 
@@ -78,14 +84,14 @@ LEFT = {
     "runs/gpt/checkpoints/.step-00000050.tmp-abc/rank0.safetensors",
     "runs/gpt/.run.json.tmp-12-3",
     "runs/gpt/checkpoints/.latest.tmp-12-4",
-    "shm/supervise-mark-gpt-7f3a.rank0",
+    f"shm/supervise-{MINE}.rank0",
 }
 
 
 def test_a_dry_run_lists_and_removes_nothing(dead: Writer, tmp_path: Path) -> None:
     """Without --yes everything is found and everything stays."""
     before = names(tmp_path)
-    with marked("mark-gpt-7f3a") as process:
+    with marked(MINE) as process:
         found = run_gc()
         assert process.poll() is None
     assert [item["kind"] for item in found] == ["process", "file", "file", "folder", "memory"]
@@ -95,7 +101,7 @@ def test_a_dry_run_lists_and_removes_nothing(dead: Writer, tmp_path: Path) -> No
 def test_yes_removes_exactly_what_was_left(dead: Writer, tmp_path: Path) -> None:
     """Processes with the run's mark die, its temporary folders, files and memory go, all else stays."""
     before = names(tmp_path)
-    with marked("mark-gpt-7f3a") as process, marked("mark-other") as other:
+    with marked(MINE) as process, marked(OTHER) as other:
         found = run_gc("--yes")
         assert (process.wait(timeout=5), other.poll()) == (-9, None)
     assert all(item["removed"] for item in found)
@@ -105,9 +111,9 @@ def test_yes_removes_exactly_what_was_left(dead: Writer, tmp_path: Path) -> None
 
 def test_what_was_born_after_the_look_dies_too(dead: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that its parent forked between the look and the parent's end is not left behind."""
-    with marked("mark-gpt-7f3a") as parent, marked("mark-gpt-7f3a") as child:
+    with marked(MINE) as parent, marked(MINE) as child:
         look = leftovers.marks
-        looks = iter([{"mark-gpt-7f3a": [psutil.Process(parent.pid)]}])
+        looks = iter([{MINE: [psutil.Process(parent.pid)]}])
         monkeypatch.setattr(gc, "marks", lambda: next(looks, None) or look())
         found = run_gc("--yes")
         assert (parent.wait(timeout=5), child.wait(timeout=5)) == (-9, -9)
@@ -117,7 +123,7 @@ def test_what_was_born_after_the_look_dies_too(dead: Writer, monkeypatch: pytest
 def test_a_held_run_is_never_touched(dead: Writer, tmp_path: Path) -> None:
     """While a supervisor holds the lock, its processes and files are nobody's leftovers."""
     before = names(tmp_path)
-    with marked("mark-gpt-7f3a") as process, dead.run.lock.open() as file:
+    with marked(MINE) as process, dead.run.lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert run_gc("--yes") == []
         assert process.poll() is None
@@ -126,7 +132,7 @@ def test_a_held_run_is_never_touched(dead: Writer, tmp_path: Path) -> None:
 
 def test_a_process_that_lost_the_mark_is_spared(dead: Writer) -> None:
     """A pid that was reused since the look names another process, which lives on."""
-    with marked("mark-other") as process:
+    with marked(OTHER) as process:
         leftover = leftovers.Leftover("gpt", leftovers.Kind.PROCESS, str(process.pid), 0)
         known = load(dead.run.path)
         assert known is not None and leftovers.remove(leftover, known) is None
@@ -139,7 +145,7 @@ def test_nothing_is_removed_under_a_process_that_lives(
     """If a process would not die, what it may be writing stays, and the exit code says so."""
     monkeypatch.setattr(leftovers, "_kill", lambda pid, mark: "alive 5 s after SIGKILL")
     before = names(tmp_path)
-    with marked("mark-gpt-7f3a"):
+    with marked(MINE):
         result = CliRunner().invoke(gc.command, ["--yes"], catch_exceptions=False)
     assert (result.exit_code, names(tmp_path)) == (1, before)
     assert "alive 5 s after SIGKILL" in result.stdout
