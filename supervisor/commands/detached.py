@@ -22,6 +22,7 @@ importlib.import_module("_supervise.names").ours_alone()
 
 from supervisor.commands.session import Told, drive
 from supervisor.errors import InternalError, Refusal
+from supervisor.process.own_session import READY
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.runs import load
@@ -31,7 +32,7 @@ from trainer.rundir.layout import RunDir
 
 def main(path: Path, ready: int) -> int:
     run = RunDir(path)
-    os.write(ready, b"1")
+    os.write(ready, READY)
     os.close(ready)
     try:
         with RunLock(run, every=0.001):

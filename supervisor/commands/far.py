@@ -5,10 +5,8 @@ What the launch was given comes on stdin. At the descriptor it says that a leade
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -25,6 +23,7 @@ if __name__ == "__main__":
 from supervisor.commands import several
 from supervisor.commands.nodes import Located
 from supervisor.errors import InternalError, Refusal
+from supervisor.process.own_session import READY, start_in_own_session
 from supervisor.reading.plain import plain
 from trainer.rundir.files.codec import decode, encode
 from trainer.rundir.layout import RunDir
@@ -42,25 +41,12 @@ def detached_follow(located: Located, given: Mapping[str, Any], quiet: bool) -> 
     # Then there is a folder, and in it a place for the log.
     several.wait_for_token(run, wait)
     path = several.log_of(run, located)
-    read, write = os.pipe()
-    with os.fdopen(read, "rb", 0) as led, path.open("ab") as log:
+    options = {name: given[name] for name in _GIVEN} | {"run_dir": str(run.path)}
+    with path.open("ab") as log:
         began = log.tell()
-        try:
-            child = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), str(write)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=[write],
-            )
-        finally:
-            os.close(write)
-        assert child.stdin is not None
-        options = {name: given[name] for name in _GIVEN} | {"run_dir": str(run.path)}
-        with contextlib.suppress(BrokenPipeError), child.stdin:
-            child.stdin.write(encode([located, options]))
-        ready = bool(select.select([led], [], [], wait + _SLACK)[0]) and led.read(1) == b"1"
+        child, ready = start_in_own_session(
+            Path(__file__).resolve(), (), encode([located, options]), log, wait + _SLACK
+        )
     if not ready:
         raise _failed(path, began, None if _lives(child) else child.returncode)
     child.returncode = 0
@@ -100,7 +86,7 @@ def main(ready: int) -> int:
         print(plain(f"supervise: {text}"), file=sys.stderr, flush=True)
         if not told:
             told = True
-            os.write(ready, b"1")
+            os.write(ready, READY)
             os.close(ready)
 
     try:

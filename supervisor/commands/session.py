@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import select
-import subprocess
 import sys
 import time
 import traceback
@@ -29,6 +27,7 @@ from supervisor.loop.driver import Driver
 from supervisor.notify.notifier import Notifier
 from supervisor.process import loopback
 from supervisor.process.descriptors import enough
+from supervisor.process.own_session import start_in_own_session
 from supervisor.process.place import here
 from supervisor.reading.plain import plain_lines
 from supervisor.run import spec as specs
@@ -46,6 +45,9 @@ from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
+
+_STARTS_WITHIN = 30.0
+"""Seconds that a supervisor in the background may take to be ready, and then to hold its run."""
 
 
 def arm_faults(run: RunDir, spec: Spec) -> None:
@@ -236,28 +238,13 @@ def detach(
     supervisor."""
     enough(spec.nproc)
     loopback.needed(spec.local_addr)
-    read, write = os.pipe()
-    with os.fdopen(read, "rb", 0) as ready, run.supervisor_log.open("ab") as log:
-        try:
-            child = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("detached.py")), str(run.path), str(write)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=[write],
-            )
-        finally:
-            os.close(write)
-        # The pipe carries the secrets, which are not in run.json.
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin:
-            child.stdin.write(encode(Told(spec.command, spec.resume_args, located)))
-        # It says that it is ready, or it ends.
-        select.select([ready], [], [], 30.0)
+    told = encode(Told(spec.command, spec.resume_args, located))
+    with run.supervisor_log.open("ab") as log:
+        program = Path(__file__).with_name("detached.py")
+        child, _ = start_in_own_session(program, [str(run.path)], told, log, _STARTS_WITHIN)
     if lock is not None:
         lock.give_back()
-    until = time.monotonic() + 30.0
+    until = time.monotonic() + _STARTS_WITHIN
     while time.monotonic() < until and child.poll() is None and holder(run).get("pid") != child.pid:
         time.sleep(0.02)
     holds = holder(run).get("pid") == child.pid

@@ -21,12 +21,6 @@ def machines() -> Iterator[Cluster]:
         yield made
 
 
-@pytest.fixture
-def nodes(machines: Cluster) -> Iterator[Cluster]:
-    yield machines
-    machines.mend()
-
-
 @pytest.mark.parametrize("large", [False, True])
 def test_a_pair_of_followers_is_named(nodes: Cluster, tmp_path: Path, large: bool) -> None:
     """Nothing, or no large packet, gets from node 1 to node 2: no attempt hangs at its rendezvous; the run ends with 2

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from tests.support.cluster import Cluster, NodesRun, cluster
+from tests.support.cluster import Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
 from tests.support.supervised import ROOT, SUPERVISE, until
 
@@ -28,12 +28,6 @@ def machines() -> Iterator[Cluster]:
         yield made
 
 
-@pytest.fixture
-def nodes(machines: Cluster) -> Iterator[Cluster]:
-    yield machines
-    machines.mend()
-
-
 def went_on(run: NodesRun, *, lost: int = 1) -> None:
     """Each change of attempt was one: the old one's ranks were still before the new one's first step, and nothing that
     all ranks had done was lost but what was being copied. A step may be kept before it is noted."""
@@ -43,13 +37,7 @@ def went_on(run: NodesRun, *, lost: int = 1) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The bits of a run of two nodes and STEPS steps that nothing happened to."""
-    run = NodesRun(machines, tmp_path_factory.mktemp("undisturbed"), steps=STEPS, pause=0.0)
-    run.start(0, 1)
-    assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
-    run.assert_nothing_left(0, 1)
-    assert len(run.bits()) == 1 and len({noted.host for noted in run.noted()}) == 2
-    return run.bits()
+    return undisturbed_bits(machines, tmp_path_factory.mktemp("undisturbed"), STEPS)
 
 
 def test_a_rank_of_another_node_is_killed(nodes: Cluster, tmp_path: Path, undisturbed: set[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster, NodesRun, cluster
+from tests.support.cluster import Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
 from tests.support.supervised import until
 from trainer.rundir.layout import committed_steps
@@ -24,20 +24,9 @@ def machines() -> Iterator[Cluster]:
         yield made
 
 
-@pytest.fixture
-def nodes(machines: Cluster) -> Iterator[Cluster]:
-    yield machines
-    machines.mend()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    run = NodesRun(machines, tmp_path_factory.mktemp("undisturbed"), steps=STEPS, pause=0.0)
-    run.start(0, 1)
-    assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
-    run.assert_nothing_left(0, 1)
-    assert len(run.bits()) == 1
-    return run.bits()
+    return undisturbed_bits(machines, tmp_path_factory.mktemp("undisturbed"), STEPS)
 
 
 def went_on(run: NodesRun, undisturbed: set[str]) -> None:

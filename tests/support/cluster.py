@@ -178,3 +178,13 @@ class NodesRun:
 
 def _environment(**more: str) -> dict[str, str]:
     return environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), **more)
+
+
+def undisturbed_bits(cluster: Cluster, folder: Path, steps: int) -> set[str]:
+    """The bits of a run of the first two nodes and so many steps that nothing happens to."""
+    run = NodesRun(cluster, folder, steps=steps, pause=0.0)
+    run.start(0, 1)
+    assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
+    run.assert_nothing_left(0, 1)
+    assert len(run.bits()) == 1 and len({noted.host for noted in run.noted()}) == 2
+    return run.bits()
