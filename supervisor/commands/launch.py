@@ -272,7 +272,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
     known = load(folder) if folder is not None else None
     arguments, module = list(given.pop("command_line")), given.pop("module")
     options = {key: value for key, value in given.items() if key in specs.NAMES}
-    _sound(options)
+    _sound(options, starts_ranks=bool(arguments) or known is not None)
     if known is not None:
         old = specs.restore(known.spec)
         values = specs.flat(old)
@@ -286,7 +286,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         values["inject"] = tuple(given["inject"])
         values |= _notify(ctx)
         values["actions"] = resolved(({} if arguments else {**old.policy.actions}) | options["actions"])
-        _sound(values)
+        _sound(values, starts_ranks=True)
         spec = specs.made(values)
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or target.stem(arguments)}-{secrets.token_hex(2)}"
@@ -303,18 +303,18 @@ def _notify(ctx: click.Context) -> dict[str, str]:
     return {NOTIFY: ctx.meta[NOTIFY]} if NOTIFY in ctx.meta else {}
 
 
-def _sound(options: Mapping[str, Any]) -> None:
-    """Refusal for options that exclude each other, or that this machine cannot satisfy."""
+def _sound(options: Mapping[str, Any], starts_ranks: bool) -> None:
+    """Refusal for options that exclude each other, or that this machine cannot satisfy. `starts_ranks`: a script that
+    is started once may start ranks itself."""
     kept.check(options["keep_warm"], options["standby"])
     if options["spawns"] and options["nproc"] > 1:
         often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
         raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
     world = options["nproc"] * nodes.most(options["nnodes"])
     for fault in map(parse_fault, options["inject"]):
-        # A script that is started once may start ranks itself.
-        if (fault.rank or 0) >= world > 1:
-            last = world - 1
-            raise Refusal(f"--inject {fault.text}: there is no rank {fault.rank}; the ranks are 0 to {last}")
+        if (fault.rank or 0) >= world and (world > 1 or not starts_ranks):
+            there = f"the ranks are 0 to {world - 1}" if world > 1 else "rank 0 is the only one; see --nproc"
+            raise Refusal(f"--inject {fault.text}: there is no rank {fault.rank}; {there}")
     if options["local_addr"] is not None:
         loopback.has(options["local_addr"])
     adapter = options["adapter"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,10 @@ def machines() -> Iterator[Cluster]:
         yield made
 
 
-@pytest.mark.parametrize("large", [False, True])
+LARGE = pytest.param(True, marks=pytest.mark.skipif(shutil.which("nft") is None, reason="nftables is not installed"))
+
+
+@pytest.mark.parametrize("large", [False, LARGE])
 def test_a_pair_of_followers_is_named(nodes: Cluster, tmp_path: Path, large: bool) -> None:
     """Nothing, or no large packet, gets from node 1 to node 2: no attempt hangs at its rendezvous; the run ends with 2
     on all nodes, with the pair, the address and what happened."""

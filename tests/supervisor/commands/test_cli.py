@@ -129,6 +129,7 @@ def test_launch_loads_little(tmp_path: Path) -> None:
         (["launch", "python", "-O", "script.py"], 2, "leave out python"),
         (["launch", "python3"], 2, "no script after it"),
         (["launch", "--nproc", "2", "--inject", "kill:rank=2", "script.py"], 2, "the ranks are 0 to 1"),
+        (["launch", "--inject", "kill:rank=1"], 2, "rank 0 is the only one"),
         (["launch", "--nprc", "2", "script.py"], 2, "--nproc"),
         (["launch", "--nproc", "0", "script.py"], 2, "at least 1"),
         (["launch", "--nproc", "100000", "script.py"], 2, "too many"),
