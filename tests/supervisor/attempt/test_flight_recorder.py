@@ -130,7 +130,9 @@ def test_a_dump_is_asked_for(tmp_path: Path) -> None:
     folder.trace(0).write_text(json.dumps(trace(*SUM)))
     folder.trace_pipe(2).write_text("")
     os.mkfifo(folder.trace_pipe(1))
+    # Opened before there is a writer, but read as torch reads it: of a writer that has not written yet, it waits.
     fd = os.open(folder.trace_pipe(1), os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
 
     def answer() -> None:
         while not os.read(fd, 128):
