@@ -16,6 +16,9 @@ from ..sharded import parts, unreduced
 from ..sharded.held import is_sharded
 from . import several
 
+_SUMMED = ", and those reduced with it"
+"""After the name of a parameter: what FSDP2 has summed up of its group among the shards only. No parameter has it."""
+
 
 class Waiting:
     """A part of a checkpoint: the gradients of all parameters of the model and the optimizers, as they are now. Of a
@@ -37,15 +40,20 @@ class Waiting:
                         "cannot be saved; leave grads=True out and call step() only after optimizer.step()"
                     )
                 found[name] = {**found.get(name, {}), "unreduced": grad}
+        for name, group in unreduced.groups(self._parts.get("model")):
+            if (sums := unreduced.summed(group)) is not None:
+                found[f"{name}{_SUMMED}"] = sums
         return found
 
     def check(self, state: Mapping[str, Any]) -> list[str]:
         """What in `state` is no gradient of a parameter here."""
         params, records = dict(self._params()), dict(unreduced.parameters(self._parts.get("model")))
+        groups = {f"{name}{_SUMMED}": group for name, group in unreduced.groups(self._parts.get("model"))}
         return [
             f"it has a gradient of {name}, {_shape(grad)}, which no parameter here has"
             for name, grad in state.items()
-            if name not in params or not _fits(grad, params[name], name in records)
+            if not (name in groups and unreduced.fits(grad, groups[name]))
+            and (name not in params or not _fits(grad, params[name], name in records))
         ]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -57,6 +65,8 @@ class Waiting:
         for name, record in unreduced.parameters(self._parts.get("model")):
             kept = state.get(name)
             unreduced.put(record, kept.get("unreduced") if isinstance(kept, dict) else None)
+        for name, group in unreduced.groups(self._parts.get("model")):
+            unreduced.put_summed(group, state.get(f"{name}{_SUMMED}"))
 
     def _params(self) -> Iterator[tuple[str, torch.Tensor]]:
         model, known = self._parts.get("model"), set[int]()
@@ -118,7 +128,8 @@ class Gradients:
             return None
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         found = any(param.grad is not None for group in groups for param in group["params"])
-        hidden = (unreduced.gradient(record) for _, record in unreduced.parameters(self._model))
+        hidden = [unreduced.gradient(record) for _, record in unreduced.parameters(self._model)]
+        hidden += [unreduced.summed(group) for _, group in unreduced.groups(self._model)]
         if not (found or any(grad is not None for grad in hidden)) or self._was_left_out():
             return None
         self._told = True
