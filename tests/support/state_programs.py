@@ -142,7 +142,6 @@ class _Queue(nn.Module):
 
 
 CASES["a buffer that grows"] = _of(net=_Queue)
-REFUSED["a buffer that grows"] = "seen is ["
 
 
 @_case_of("bf16 with masters in fp32")

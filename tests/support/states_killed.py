@@ -20,7 +20,7 @@ import torch._dynamo
 import torch.distributed as dist
 
 from tests.support.jobs import same
-from tests.support.state_programs import CASES
+from tests.support.state_rarities import CASES
 from trainer.checkpoint import Checkpointer, CheckpointError
 from trainer.rundir.machine import shm
 from trainer.rundir.variables import ATTEMPT, MARK, RUN_DIR

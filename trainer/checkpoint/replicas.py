@@ -29,8 +29,8 @@ _SHARE = 1000
 """A comparison may take one part in this many of the time."""
 _LEAST_S = 0.0002
 _ASSUMED_BYTES_PER_S = 4e9
-_NOT_COMPARED = frozenset({"guard"})
-"""Rank 0's by design: only its losses are looked at."""
+_NOT_COMPARED = frozenset({"guard", "made"})
+"""Rank 0's by design: only its losses are looked at, and each rank's buffers may be made in another shape."""
 _WRITTEN_FIRST = re.compile(r"optimizer(\.[^/]+)?/state/[^/]+/prev_loss")
 """LBFGS keeps the loss of this rank's batch there, and replaces it before it reads it: rank 0's is as good."""
 _TOLD = 3
@@ -209,7 +209,8 @@ class Replicas:
             raise StateError(
                 f"{what}; a checkpoint holds it once for all ranks. What is each rank's own is marked in extra as "
                 "PerRank(value); a slice made by hand is declared: shard_spec={name: Shard(dim, rank, of)}; stages of "
-                "a pipeline are given as model=PerRank(model); weights that should be the same need "
+                "a pipeline are given as model=PerRank(model), an optimizer of which ranks take other steps (under "
+                "join()) as optimizer=PerRank(optimizer); weights that should be the same need "
                 "DistributedDataParallel, or the same seed on each rank"
             )
         raise ReplicasDiffer(

@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import ROOT, environment
-from tests.support.state_programs import CASES, PROGRAMS, REFUSED
+from tests.support.state_cases import REFUSED
+from tests.support.state_programs import PROGRAMS
+from tests.support.state_rarities import CASES, RARITIES
 from tests.support.states_killed import EVERY, KILL
 
-SOME = ("stages by their names", "a part of what DDP wraps")
+SOME = (
+    *("stages by their names", "a part of what DDP wraps", "HSDP, reduced among the shards only"),
+    *("ranges of a quantized model", "a buffer of another length on each rank"),
+)
 """The cases that no other test of a kill has, for a run that is short."""
+
+USUAL = tuple(name for name in CASES if name not in RARITIES)
 
 
 @pytest.mark.parametrize(
@@ -22,11 +29,12 @@ SOME = ("stages by their names", "a part of what DDP wraps")
     [
         pytest.param("memory", 3, SOME, id="memory, some"),
         *(
-            pytest.param(tier, ranks, tuple(CASES), marks=pytest.mark.long, id=f"{tier}, {ranks}")
+            pytest.param(tier, ranks, names, marks=pytest.mark.long, id=f"{tier}, {ranks}, {kinds}")
             for tier in ("memory", "disk")
             for ranks in (2, 4)
+            for kinds, names in (("usual", USUAL), ("rare", RARITIES))
         ),
-        pytest.param("memory-one", 2, PROGRAMS, marks=pytest.mark.long, id="memory, one rank is killed"),
+        pytest.param("memory-one", 2, (*PROGRAMS, *RARITIES), marks=pytest.mark.long, id="memory, one rank is killed"),
     ],
 )
 def test_killed_and_resumed(tmp_path: Path, tier: str, ranks: int, names: tuple[str, ...]) -> None:

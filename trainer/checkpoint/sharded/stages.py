@@ -23,7 +23,7 @@ from ..state import several
 from ..state.marks import PerRank
 from ..state.per_rank import Parts
 
-_FOLLOWING = {"model": ("optimizer", "parameters", "ddp"), "optimizer": ("parameters",)}
+_FOLLOWING = {"model": ("optimizer", "parameters", "ddp", "made"), "optimizer": ("parameters",)}
 """What belongs to a part, and is each rank's own as it is."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -41,8 +41,9 @@ def sentence(where: str, problems: list[str]) -> str:
     return f"{where} does not fit: {told}" + (f"; and {more} more" if more > 0 else "")
 
 
-def model_problems(live: Any, stored: Any) -> list[str]:
-    """The names, types and shapes in which `stored` differs from `live`, the state_dict() of the model."""
+def model_problems(live: Any, stored: Any, grown: Set[str] = frozenset()) -> list[str]:
+    """The names, types and shapes in which `stored` differs from `live`, the state_dict() of the model. Those that have
+    `grown` may have another shape."""
     if not isinstance(stored, dict):
         return ["it holds no model"]
     problems = []
@@ -52,7 +53,7 @@ def model_problems(live: Any, stored: Any) -> list[str]:
             continue
         other = stored[name]
         tensors = [isinstance(one, torch.Tensor) for one in (value, other)]
-        if not any(tensors):
+        if not any(tensors) or name in grown:
             continue
         if not all(tensors) or (value.shape, value.dtype) != (other.shape, other.dtype):
             problems.append(f"{name} is {described(other)} in the checkpoint and {described(value)} in the model")

@@ -1,7 +1,7 @@
 """The state that a run needs to go on. It is gathered from the parts as one nested dict, and put back into them.
 
-    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  parameters  step  extra
-                                      (several optimizers, ...: see several)
+    shared (the same on every rank):  model  optimizer  scaler  scheduler  guard  replicas  ddp  parameters  made  step
+                                      extra (several optimizers, ...: see several)
     per rank:                         rng  data  values marked PerRank  small buffers of the model (from rank 1 on)
 
 Everything is compared before anything is put back, so a mismatch changes nothing. Then come model, optimizer,
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..checks.made import Made
 from ..errors import CheckpointMismatch, StateError
 from ..sharded.held import local_of
 from . import mismatch, partial, rng, several
@@ -58,6 +59,8 @@ def present(*, model: Any = None, grads: bool = False, **parts: Any) -> Parts:
         there["data"] = as_loader(there["data"])
     if grads:
         there["gradients"] = Waiting(dict(there))
+    if isinstance(there.get("model"), nn.Module):
+        there["made"] = Made(there["model"])
     for name in list(several.of("optimizer", there)):
         there[f"parameters{name.removeprefix('optimizer')}"] = Parameters(there.get("model"), there[name])
     return there
@@ -130,7 +133,9 @@ def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
     and these optimizers. The text has all differences."""
     problems: list[str] = []
     if "model" in parts:
-        problems += mismatch.model_problems(parts["model"].state_dict(), state.get("model"))
+        made = parts.get("made")
+        grown = made.grown(state) if isinstance(made, Made) else {}
+        problems += mismatch.model_problems(parts["model"].state_dict(), state.get("model"), grown.keys())
     for name in several.of("optimizer", parts):
         if name not in state:
             problems.append(f"it holds no {several.told(name)} state")
@@ -172,6 +177,8 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str, i
         state, missing = fitted(parts, state, where)
     else:
         state = check(parts, state, where)
+        if isinstance(made := parts.get("made"), Made):
+            made.grow(state)
     if "ddp" in parts:
         # No warning: without DDP, or before its first backward pass, there is no order.
         parts["ddp"].load_state_dict(state.get("ddp") or {})
