@@ -26,6 +26,8 @@ _TEXT = bytes(range(256)) * (SIZE // 256)
 _TIME = struct.Struct(">d")
 ANSWER = 3.0
 """Seconds that the bytes may take, there and back."""
+_HEARD = 2 * ANSWER
+"""Seconds that a caller may stay. The one that called tells what was lost on the way, so it is not hung up on first."""
 TRIES = 2
 """Calls that must fail, one after the other, before a road counts as cut: the other side may be busy."""
 _SOON, _LATER = 0.3, 1.0
@@ -143,7 +145,7 @@ class Roads:
     def _answer(self, now: float) -> None:
         """Everybody with the token gets the bytes back, and the time of day."""
         for link in self._listener.accept(now):
-            self._callers[link] = now + ANSWER
+            self._callers[link] = now + _HEARD
         for link, until in list(self._callers.items()):
             try:
                 for body in link.tick():
@@ -216,7 +218,7 @@ class _Call:
                 return None
             self._dialing, self._began, self._ends = None, clock(), now + ANSWER
             self._link.send(_TEXT)
-        for body in self._link.tick():
+        for body in self._answers(self._link, now):
             if body[_TIME.size :] != _TEXT:
                 raise LinkLost("it answers, and with something else than what was sent")
             # It told its time between these two moments.
@@ -226,6 +228,15 @@ class _Call:
             lost = f"of {SIZE >> 10} KiB nothing comes back within {ANSWER:g} s"
             raise LinkLost(f"{lost}, though it answers: large packets are lost on the way (compare the MTUs: ip link)")
         return None
+
+    def _answers(self, link: Link, now: float) -> list[bytes]:
+        """What has come. LinkLost if the other side hung up in time: later it did because nothing came to it."""
+        try:
+            return link.tick()
+        except LinkLost:
+            if now < self._ends:
+                raise
+            return []
 
     def _tell(self, tried: Tried) -> Tried | None:
         answers = not tried.why

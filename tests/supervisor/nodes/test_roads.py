@@ -10,7 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from supervisor.nodes import roads as module
 from supervisor.nodes.roads import Roads, Tried
+from supervisor.nodes.wire.dialing import Dialing
+from supervisor.nodes.wire.link import Link
+from supervisor.nodes.wire.listener import Listener
 
 TOKEN = b"0123456789abcdef"
 HERE, THERE = "127.0.0.1", "127.0.0.2"
@@ -78,6 +82,44 @@ def test_somebody_else_at_the_port(token: bytes | None) -> None:
         found = told(here)
 
     assert found.node == 2 and found.why.startswith(f"at {THERE}:{port}: ") and "token" in found.why
+
+
+@pytest.mark.parametrize(("after", "why"), [(1.0, "large packets are lost on the way"), (0.5, "the other side closed")])
+def test_who_hangs_up_on_a_call(after: float, why: str) -> None:
+    """A side that hangs up once its time is over does so because nothing has come: the one that called tells that, also
+    if it looks late. A side that hangs up before has done just that."""
+    listener = Listener(THERE, 0, TOKEN)
+    call = module._Call(2, (THERE, listener.port), 0.0)
+    try:
+        found = [_hung_up_on(call, listener, call.due, call.due + after * module.ANSWER) for _ in range(module.TRIES)]
+    finally:
+        call.close()
+        listener.close()
+
+    assert found[:-1] == [None] * (module.TRIES - 1)
+    assert found[-1] is not None and why in found[-1].why
+
+
+def _hung_up_on(call: module._Call, listener: Listener, began: float, looked: float) -> Tried | None:
+    """What is told by a call that begins at one time, is closed by the other side without an answer, and is looked at
+    again at another time."""
+
+    def dial(place: module.Place, now: float) -> Dialing:
+        return Dialing(*place, TOKEN, now, HERE)
+
+    links: list[Link] = []
+    heard: list[bytes] = []
+    until = time.monotonic() + 20
+    while not heard:
+        assert time.monotonic() < until
+        assert call.tick(began, dial, time.time) is None
+        links += listener.accept(began)
+        # All is read: else the system says more than that it was closed.
+        heard += [body for link in links for body in link.tick()]
+    links[0].close()
+    [(fd, _)] = call.waits()
+    assert select.select([fd], [], [], 20)[0]
+    return call.tick(looked, dial, time.time)
 
 
 def test_nobody_is_called_any_more() -> None:
