@@ -12,16 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.jobs import ThreadRanks, holds, state_of, write
+from tests.support.checkpoints_found import (
+    checkpoints_in,
+    metrics_from,
+    one_of,
+    restored,
+    resumed,
+)
+from tests.support.jobs import ThreadRanks, state_of, write
 from tests.support.kernel import Recorder
 from tests.support.protocols import Marks, Protocol
 from tests.support.snapshots import snapshot_of
-from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk import retention
 from trainer.checkpoint.disk.commit import tidy
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import Tiers, restore
 from trainer.checkpoint.disk.save import Order, save
-from trainer.checkpoint.errors import CheckpointError, NoUsableCheckpoint
+from trainer.checkpoint.errors import NoUsableCheckpoint
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
@@ -29,73 +36,6 @@ from trainer.checkpoint.transfer.safetensors_files import export_safetensors
 from trainer.checkpoint.transfer.torch_files import export_torch
 from trainer.gpt.metrics import Metrics
 from trainer.rundir.files.durable import DISK
-
-
-def found_by_restore(folder: Path) -> tuple[Any, list[int]]:
-    """(step restored, None, or the name of the error; the steps that were whole before that)."""
-    good = [one.step for one in store.listing(folder, store.verify) if one.problem is None]
-    try:
-        loaded = restore(Tiers(folder), "auto", Ranks(), DISK)
-    except CheckpointError as error:
-        return type(error).__name__, good
-    return loaded.manifest.step if loaded else None, good
-
-
-def metrics_from(run: Path, step: int) -> list[int]:
-    """The steps in metrics.jsonl once a run that resumed at `step` has done one more."""
-    metrics = Metrics(run / "metrics.jsonl")
-    metrics.resume_at(step)
-    metrics.write(step=step + 1)
-    metrics.close()
-    return [json.loads(line)["step"] for line in metrics.path.read_bytes().splitlines()]
-
-
-def _recovered(folder: Path) -> dict[str, Any]:
-    """What a run that starts on `folder` would find and do."""
-    bad = [one.step for one in store.listing(folder, store.verify) if one.problem]
-    latest = (folder / store.LATEST).is_file(), store.read_latest(folder)
-    step, good = found_by_restore(folder)
-    return {
-        "good": good,
-        "bad": bad,
-        "restored": step,
-        "exact": holds(folder, step) if isinstance(step, int) else True,
-        "left": [path.name for path in folder.glob(".step-*")] if folder.is_dir() else [],
-        "aside": sorted(str(path.relative_to(folder)) for path in folder.glob("superseded-*/step-????????")),
-        "latest": latest[1] is not None or not latest[0],
-        "again": write(folder, 9).error is None and holds(folder, 9),
-    }
-
-
-def _restored(root: Path) -> None:
-    found_by_restore(root / "run" / "checkpoints")
-
-
-def _resumed(root: Path) -> None:
-    step, _ = found_by_restore(root / "run" / "checkpoints")
-    metrics = Metrics(root / "run" / "metrics.jsonl")
-    metrics.resume_at(step)
-    metrics.write(step=step + 1)
-    os.close(metrics._fd)
-
-
-def _checkpoints(root: Path, folder: str = "run/checkpoints") -> dict[str, Any]:
-    return _recovered(root / folder)
-
-
-def one_of(*steps: Any, good: int = 0, bad: tuple[int, ...] = ()) -> Callable[[Marks, dict[str, Any]], str | None]:
-    """What is restored is one of `steps`, and none before the last that was said to be durable; at least `good` are
-    whole."""
-
-    def allowed(marks: Marks, seen: dict[str, Any]) -> str | None:
-        durable = max((steps.index(None if mark == "none" else int(mark)) for mark in marks), default=0)
-        if seen["restored"] not in steps[durable:] or not seen["exact"]:
-            return f"restored {seen['restored']}, not one of {steps[durable:]}"
-        if not set(seen["bad"]) <= set(bad) or len(seen["good"]) < good:
-            return f"good: {seen['good']}, damaged: {seen['bad']}"
-        return None if seen["again"] and seen["latest"] and not seen["left"] else f"after that: {seen}"
-
-    return allowed
 
 
 def _two(root: Path) -> None:
@@ -161,7 +101,7 @@ def two_with_metrics(root: Path) -> None:
 
 def trained(root: Path, folder: str = "run/checkpoints") -> dict[str, Any]:
     """As above, and the metrics of a run that goes on from there."""
-    seen = _checkpoints(root, folder)
+    seen = checkpoints_in(root, folder)
     step = seen["restored"] if isinstance(seen["restored"], int) else 0
     lines = metrics_from(root / "run", step)
     return {**seen, "metrics": lines == list(range(1, step + 2)), "lines": lines}
@@ -311,11 +251,11 @@ _CUT_AGAIN = (
 
 CHECKPOINTS: dict[str, Protocol] = {
     "first save": Protocol(
-        _save_alone, _checkpoints, one_of(None, 3), _run_folder, {"no sync run/checkpoints (2)": _HINT}
+        _save_alone, checkpoints_in, one_of(None, 3), _run_folder, {"no sync run/checkpoints (2)": _HINT}
     ),
-    "save, prune": Protocol(_save_alone, _checkpoints, one_of(2, 3, good=2), _two, _PRUNE, recover=_restored),
+    "save, prune": Protocol(_save_alone, checkpoints_in, one_of(2, 3, good=2), _two, _PRUNE, recover=restored),
     "save by two ranks, prune": Protocol(
-        _save_by_two, _checkpoints, one_of(2, 3, good=2), _two, _PRUNE, recover=_restored
+        _save_by_two, checkpoints_in, one_of(2, 3, good=2), _two, _PRUNE, recover=restored
     ),
     "flush, prune": Protocol(
         _flush,
@@ -323,7 +263,7 @@ CHECKPOINTS: dict[str, Protocol] = {
         with_metrics(one_of(2, 3, good=2)),
         two_with_metrics,
         {**_PRUNE, "no sync run/checkpoints": _LATER, "no sync run": "metrics.jsonl was there before"},
-        recover=_resumed,
+        recover=resumed,
     ),
     "three saves with metrics": Protocol(
         _train, functools.partial(trained, folder="big"), with_metrics(one_of(None, 1, 2, 3)), _run_folder
@@ -334,29 +274,29 @@ CHECKPOINTS: dict[str, Protocol] = {
         with_metrics(one_of(2, good=2)),
         _ahead,
         {"no sync run/metrics.jsonl": _CUT_AGAIN},
-        recover=_resumed,
+        recover=resumed,
     ),
     "quarantine of the only one": Protocol(
         _restore_nothing,
-        _checkpoints,
+        checkpoints_in,
         one_of("NoUsableCheckpoint", bad=(2,)),
         _only_one_damaged,
         _ONLY_ONE,
-        recover=_restored,
+        recover=restored,
     ),
     "quarantine": Protocol(
-        _restore, _checkpoints, one_of(1, good=1, bad=(2,)), _damaged, _QUARANTINE, recover=_restored
+        _restore, checkpoints_in, one_of(1, good=1, bad=(2,)), _damaged, _QUARANTINE, recover=restored
     ),
     "start over": Protocol(
-        _start_over, _checkpoints, _none_lost(one_of(2, None)), _two, _START_OVER, recover=_restored
+        _start_over, checkpoints_in, _none_lost(one_of(2, None)), _two, _START_OVER, recover=restored
     ),
     "start over, save": Protocol(
         _start_over_and_save,
-        _checkpoints,
+        checkpoints_in,
         _none_lost(one_of(2, None, 7)),
         _two,
         {**_START_OVER, "no sync run/checkpoints (5)": _HINT},
-        recover=_restored,
+        recover=restored,
     ),
     "export to safetensors": Protocol(
         functools.partial(_export, export=export_safetensors), _exported, _whole_file, _two

@@ -20,11 +20,10 @@ from supervisor.run.folder.lock import RunLock, holder
 from supervisor.run.folder.stops import Stops
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
-from supervisor.run.status import story_of
 from tests.support.jobs import state_of
 from tests.support.kernel import Recorder
 from tests.support.protocols import Marks, Protocol
-from tests.support.supervised import until
+from tests.support.protocols_of_events import EVENTS, LONG, Allowed, made_in, run_of, synced
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.save import Order, save
@@ -35,22 +34,12 @@ from trainer.checkpoint.state.state import capture_rank
 from trainer.gpt.metrics import Metrics
 from trainer.rank.preload.modules import remember
 from trainer.rundir.files.durable import DISK, replace_file
-from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
 from trainer.rundir.records.gate import Gate
 from trainer.rundir.records.learned import remembered
 from trainer.rundir.records.notes import NoteReader, NoteWriter
 
-Allowed = Callable[[Marks, Any], str | None]
 SPEC = Spec("gpt", "abc", ("trainer",), True, 1, "/")
-
-
-def _run(root: Path) -> RunDir:
-    return RunDir(root / "runs" / "gpt")
-
-
-def _folder(root: Path) -> None:
-    _run(root).path.mkdir(parents=True)
 
 
 def old_or_new(old: Any, new: Any) -> Allowed:
@@ -63,122 +52,41 @@ def old_or_new(old: Any, new: Any) -> Allowed:
     return allowed
 
 
-# ── events.jsonl ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_LONG = "x" * 3000
-"""So that events lie across pages."""
-
-
-def _synced(log: EventLog, recorder: Recorder) -> None:
-    """The sync, which a thread of its own does, is over."""
-    recorder.barrier()
-    log.sync()
-    until(lambda: not log._file._syncer._busy)
-    recorder.barrier()
-
-
-def _emit(root: Path, recorder: Recorder) -> None:
-    log = EventLog(_run(root), "gpt")
-    for number in range(4):
-        log.emit("warning", text=_LONG, number=number)
-        if number % 2:
-            _synced(log, recorder)
-            recorder.mark(str(number))
-    log.close()
-
-
-def _emit_to_torn(root: Path, recorder: Recorder) -> None:
-    """The next supervisor, on the file of one that died in the middle of a line."""
-    _emit(root, recorder)
-
-
-def _torn_events(root: Path) -> None:
-    _folder(root)
-    log = EventLog(_run(root), "gpt")
-    log.emit("run_started")
-    log.close()
-    with _run(root).events.open("ab") as file:
-        file.write(b'{"msg":"verdict","text":"' + b"y" * 6000)
-
-
-def _events(root: Path) -> dict[str, Any]:
-    """What the next supervisor reads, and whether what it then writes is read."""
-    run = _run(root)
-    if not run.path.is_dir():
-        return {"numbers": [], "started": 0, "next": True}
-    before, _ = read_events(run.events)
-    story_of(run)
-    log = EventLog(run, "gpt")
-    log.emit("run_ended", state="finished", exit_code=0)
-    log.close()
-    after, _ = read_events(run.events)
-    last = max((event.get("seq", 0) for event in before), default=0)
-    return {
-        "numbers": [event["number"] for event in before if "number" in event],
-        "started": sum(event["msg"] == "run_started" for event in before),
-        "made up": [event for event in before if "seq" not in event],
-        "next": after[: len(before)] == before and after[-1]["msg"] == "run_ended" and after[-1]["seq"] > last,
-        "state": story_of(run).state,
-    }
-
-
-def _taken_up(root: Path) -> None:
-    log = EventLog(_run(root), "gpt")
-    log.emit("run_started")
-    os.close(log._file._fd)
-
-
-def _synced_are_there(started: int) -> Allowed:
-    def allowed(marks: Marks, seen: dict[str, Any]) -> str | None:
-        durable = max(map(int, marks), default=-1)
-        if not set(range(durable + 1)) <= set(seen["numbers"]) or seen["started"] < started:
-            return f"synced up to {durable}, found {seen}"
-        if seen["numbers"] != sorted(set(seen["numbers"])):
-            return f"out of order: {seen['numbers']}"
-        if seen.get("made up"):
-            return f"parts of two events make a third: {seen['made up']}"
-        return (
-            None if seen["next"] and seen.get("state", "finished") == "finished" else f"the next event is lost: {seen}"
-        )
-
-    return allowed
-
-
 # ── run.json, and a launch from nothing ───────────────────────────────────────────────────────────────────────────────
 
 
 def _nproc(root: Path) -> int | None:
-    known = load(_run(root).path)
+    known = load(run_of(root).path)
     return specs.restore(known.spec).nproc if known else None
 
 
 def _first_run_json(root: Path, recorder: Recorder) -> None:
     with Folder() as folder:
-        folder.make(_run(root))
-        specs.save(_run(root), SPEC)
+        folder.make(run_of(root))
+        specs.save(run_of(root), SPEC)
     recorder.mark("durable")
 
 
 def _second_run_json(root: Path, recorder: Recorder) -> None:
-    specs.save(_run(root), dataclasses.replace(SPEC, nproc=2))
+    specs.save(run_of(root), dataclasses.replace(SPEC, nproc=2))
     recorder.mark("durable")
 
 
 def _with_run_json(root: Path) -> None:
-    _folder(root)
-    specs.save(_run(root), SPEC)
+    made_in(root)
+    specs.save(run_of(root), SPEC)
 
 
 def _launch(root: Path, recorder: Recorder) -> None:
     """From no folder at all to the first checkpoint."""
-    run = _run(root)
+    run = run_of(root)
     with Folder() as folder:
         folder.make(run)
     with RunLock(run):
         specs.save(run, SPEC)
         log = EventLog(run, "gpt")
         log.emit("run_started")
-        _synced(log, recorder)
+        synced(log, recorder)
         metrics = Metrics(run.metrics)
         metrics.write(step=1)
         order = Order(run.checkpoints, 1, pack(state_of(1)), capture_rank(0), seal=metrics.sync)
@@ -189,7 +97,7 @@ def _launch(root: Path, recorder: Recorder) -> None:
 
 
 def _launched(root: Path) -> tuple[Any, ...]:
-    run = _run(root)
+    run = run_of(root)
     newest = store.newest_good(run.checkpoints)
     events = [event["msg"] for event in read_events(run.events)[0]]
     return _nproc(root), newest.step if newest else None, events, run.metrics.exists() and run.metrics.read_bytes()
@@ -208,12 +116,12 @@ _LINES = b"".join(b'{"step": %d}\n' % step for step in range(1, 400))
 
 
 def _with_metrics(root: Path) -> None:
-    _folder(root)
-    _run(root).metrics.write_bytes(_LINES)
+    made_in(root)
+    run_of(root).metrics.write_bytes(_LINES)
 
 
 def _start_over(root: Path, recorder: Recorder) -> None:
-    metrics = Metrics(_run(root).metrics)
+    metrics = Metrics(run_of(root).metrics)
     metrics.start_over()
     recorder.mark("durable")
     metrics.write(step=1)
@@ -222,11 +130,11 @@ def _start_over(root: Path, recorder: Recorder) -> None:
 
 def _superseded(root: Path) -> bool:
     """Whether the old lines are somewhere, whole."""
-    return any(path.read_bytes().startswith(_LINES) for path in _run(root).path.glob("metrics*.jsonl"))
+    return any(path.read_bytes().startswith(_LINES) for path in run_of(root).path.glob("metrics*.jsonl"))
 
 
 def _fault(root: Path, recorder: Recorder) -> None:
-    folder = _run(root).faults
+    folder = run_of(root).faults
     faults.arm(folder, faults.parse_fault("kill:rank=1@step=40"))
     (fault,) = faults.armed(folder)
     assert faults.claim(folder, fault, 1, 0, 40)
@@ -235,7 +143,7 @@ def _fault(root: Path, recorder: Recorder) -> None:
 
 def _fault_state(root: Path) -> tuple[int, bool, bool]:
     """(armed, fired, may fire again)."""
-    folder = _run(root).faults
+    folder = run_of(root).faults
     known = faults.armed(folder)
     return len(known), bool(faults.fired(folder)), any(not faults.has_fired(folder, fault, 1) for fault in known)
 
@@ -245,28 +153,28 @@ def _fires_once(marks: Marks, seen: tuple[int, bool, bool]) -> str | None:
 
 
 def _modules(root: Path, recorder: Recorder) -> None:
-    remember(_run(root).modules)
+    remember(run_of(root).modules)
     recorder.mark("durable")
 
 
 def _modules_known(root: Path) -> str:
-    names = remembered(_run(root).modules)
+    names = remembered(run_of(root).modules)
     return "new" if "torch" in names else "old" if names == ["old"] else "none"
 
 
 def _old_modules(root: Path) -> None:
-    _folder(root)
-    _run(root).modules.write_text('["old"]')
+    made_in(root)
+    run_of(root).modules.write_text('["old"]')
 
 
 def _stop(root: Path, recorder: Recorder) -> None:
-    replace_file(_run(root).stop, b"now")
+    replace_file(run_of(root).stop, b"now")
     recorder.mark("durable")
 
 
 def _stop_read(root: Path) -> tuple[Any, bool]:
     stops = Stops()
-    stops.read(_run(root).stop)
+    stops.read(run_of(root).stop)
     return (stops.kind.value if stops.kind else None), stops.now
 
 
@@ -289,7 +197,7 @@ def _plain_step(root: Path) -> Any:
 
 
 def _lock(root: Path, recorder: Recorder) -> None:
-    with RunLock(_run(root)):
+    with RunLock(run_of(root)):
         recorder.mark("durable")
 
 
@@ -308,7 +216,7 @@ def _released(root: Path) -> int | None:
 def _note(root: Path, recorder: Recorder) -> None:
     note = NoteWriter(root / "notes")
     for number in range(3):
-        note("warning", text=_LONG, number=number)
+        note("warning", text=LONG, number=number)
         recorder.mark(str(number))
 
 
@@ -321,15 +229,7 @@ def _all_noted(marks: Marks, seen: list[int]) -> str | None:
 
 
 FILES: dict[str, Protocol] = {
-    "events": Protocol(_emit, _events, _synced_are_there(0), _folder),
-    "events after a torn line": Protocol(
-        _emit_to_torn,
-        _events,
-        _synced_are_there(1),
-        _torn_events,
-        {"no sync runs/gpt": "the file was there before"},
-        recover=_taken_up,
-    ),
+    **EVENTS,
     "first run.json": Protocol(_first_run_json, _nproc, old_or_new(None, 1)),
     "run.json again": Protocol(_second_run_json, _nproc, old_or_new(1, 2), _with_run_json),
     "launch to the first checkpoint": Protocol(_launch, _launched, _launch_allowed, mutated=False),
@@ -340,15 +240,15 @@ FILES: dict[str, Protocol] = {
         _with_metrics,
         {"no sync runs/gpt/metrics.jsonl": "either is allowed to the file itself: a resume cuts it"},
     ),
-    "a fault": Protocol(_fault, _fault_state, _fires_once, _folder),
+    "a fault": Protocol(_fault, _fault_state, _fires_once, made_in),
     "learned modules": Protocol(_modules, _modules_known, old_or_new("old", "new"), _old_modules),
-    "a stop": Protocol(_stop, _stop_read, old_or_new((None, False), ("user", True)), _folder),
+    "a stop": Protocol(_stop, _stop_read, old_or_new((None, False), ("user", True)), made_in),
     "save_checkpoint": Protocol(_plain(2), _plain_step, old_or_new(1, 2), _plain(1)),
     "the lock's holder": Protocol(
         _lock,
-        lambda root: holder(_run(root)).get("pid"),
+        lambda root: holder(run_of(root)).get("pid"),
         old_or_new(None, os.getpid()),
-        _folder,
+        made_in,
         {
             "rename runs/gpt/.lock.json.tmp-* runs/gpt/lock.json before sync runs/gpt/.lock.json.tmp-*": (
                 "one that cannot be read counts as none, and there was none before"

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.utils.checkpoint import checkpoint
 
-from tests.support.state_cases import Case, _batch, _case, _case_of, _net, _of, _Stage
+from tests.support.state_cases import Case, _batch, _case, _case_of, _net, _of
+from tests.support.state_layers import _Stage
 from tests.support.state_programs import CASES
 from trainer.checkpoint import Shard
 

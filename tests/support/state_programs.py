@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
-from tests.support.state_cases import CASES, REFUSED, Case, _batch, _case, _case_of, _loss, _net, _of
+from tests.support.state_cases import REFUSED, Case, _batch, _case, _case_of, _loss, _net, _of
+from tests.support.state_layers import CASES
 
 _OTHERS = frozenset(CASES)
 
@@ -137,8 +138,11 @@ class _Queue(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.layer(x)
-        self.seen = torch.cat([self.seen, out.detach().mean(0, keepdim=True)])[-4:]
+        self.seen = torch.cat([self.seen, self.keys(out.detach())])[-9:]
         return out + self.seen.mean()
+
+    def keys(self, out: torch.Tensor) -> torch.Tensor:
+        return out.mean(0, keepdim=True)
 
 
 CASES["a buffer that grows"] = _of(net=_Queue)

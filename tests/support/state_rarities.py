@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.support.state_cases import REFUSED, Case, _batch, _case, _case_of, _net, _of
 from tests.support.state_layouts import LAYOUTS
-from tests.support.state_programs import CASES
+from tests.support.state_programs import CASES, _Queue
 from trainer.checkpoint import PerRank, Seeded
 
 _OTHERS = frozenset(CASES) - LAYOUTS
@@ -274,18 +274,11 @@ def _observed() -> nn.Module:
 CASES["ranges of a quantized model"] = _of(net=_observed)
 
 
-class _Ragged(nn.Module):
-    """A buffer whose length is another one on each rank."""
+class _Ragged(_Queue):
+    """Its length is another one on each rank."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-        self.register_buffer("seen", torch.zeros(0, 8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.layer(x)
-        self.seen = torch.cat([self.seen, out[out[:, 0] > 0].detach()])[-9:]
-        return out + self.seen.mean()
+    def keys(self, out: torch.Tensor) -> torch.Tensor:
+        return out[out[:, 0] > 0]
 
 
 # DDP itself cannot broadcast such a one.

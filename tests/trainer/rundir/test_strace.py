@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints_found import found_by_restore, metrics_from, one_of
 from tests.support.jobs import ROOT, TINY, environment
 from tests.support.kernel import Op, recorded, tree_of
 from tests.support.powercut import Sweep
 from tests.support.protocols_of_checkpoints import (
     CHECKPOINTS,
-    found_by_restore,
-    metrics_from,
-    one_of,
     trained,
     two_with_metrics,
     with_metrics,

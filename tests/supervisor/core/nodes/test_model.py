@@ -9,7 +9,9 @@ import pytest
 
 from supervisor.core.nodes.lease import Lease
 from supervisor.core.nodes.membership import Membership
-from tests.support.nodes_model import LEASE, Follower, Model, World, explore
+from tests.support.nodes_model import Model
+from tests.support.nodes_search import explore
+from tests.support.nodes_world import LEASE, Follower, World
 
 LONG = pytest.mark.long
 pytestmark = pytest.mark.timeout(1800)
