@@ -66,6 +66,13 @@ def fits(sums: torch.Tensor, group: Any) -> bool:
     return sums.numel() == size
 
 
+def gradients(model: Any) -> Iterator[torch.Tensor | None]:
+    """What each parameter and each group of `model` has that no parameter shows."""
+    for group, found in _named(model).values():
+        yield from (gradient(record) for _, record in found)
+        yield getattr(group, "_partial_reduce_output", None)
+
+
 def gradient(record: Any) -> torch.Tensor | None:
     """This rank's whole gradient of that parameter, not reduced yet; None if there is none."""
     kept: torch.Tensor | None = record.unsharded_accumulated_grad

@@ -128,9 +128,7 @@ class Gradients:
             return None
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         found = any(param.grad is not None for group in groups for param in group["params"])
-        hidden = [unreduced.gradient(record) for _, record in unreduced.parameters(self._model)]
-        hidden += [unreduced.summed(group) for _, group in unreduced.groups(self._model)]
-        if not (found or any(grad is not None for grad in hidden)) or self._was_left_out():
+        if not (found or any(grad is not None for grad in unreduced.gradients(self._model))) or self._was_left_out():
             return None
         self._told = True
         return (
