@@ -28,6 +28,7 @@ from supervisor.process import proctree
 from supervisor.process.reaper import Reaper
 from supervisor.process.room import places
 from supervisor.run.spec import Spec
+from trainer.rundir.files.durable import unfinished
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import create_beats
 from trainer.rundir.records.gate import Release
@@ -272,11 +273,12 @@ class Attempt:
 
 
 def sweep(run: RunDir, number: int) -> None:
-    """Removes files that processes of that attempt were writing when they died, if the disk allows it."""
+    """Removes files that processes of that attempt were writing when they died, if the disk allows it. A command that
+    asks this run for something may be writing beside them."""
     attempt = run.attempt(number)
     for folder in (run.path, attempt.path, attempt.here):
         with contextlib.suppress(OSError):
-            for unfinished in folder.glob(".*.tmp-*"):
-                unfinished.unlink(missing_ok=True)
+            for path in unfinished(folder):
+                path.unlink(missing_ok=True)
             for pipe in folder.glob("*.pipe"):
                 pipe.unlink(missing_ok=True)

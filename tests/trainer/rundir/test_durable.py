@@ -4,12 +4,13 @@ test_power_cuts."""
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.disks import CrashingDisk, Cut, FullDisk
-from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail, replace_file
+from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail, replace_file, unfinished
 
 
 def _calls(tmp_path: Path) -> int:
@@ -27,6 +28,17 @@ def test_replace_file_at_every_death(tmp_path: Path) -> None:
             replace_file(path, b"new", CrashingDisk(cut))
 
         assert path.read_bytes() in (b"old", b"new")
+
+
+def test_unfinished_files_of_the_dead(tmp_path: Path) -> None:
+    """Who lives is still writing, and needs its file."""
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    ours, theirs = (tmp_path / f".stop.tmp-{pid}-0" for pid in (os.getpid(), dead.pid))
+    for path in (ours, theirs, tmp_path / "stop", tmp_path / ".stop.tmp-x-0"):
+        path.write_text("")
+    (tmp_path / f".step-00000001.tmp-{dead.pid}-1").mkdir()
+    assert unfinished(tmp_path) == [theirs]
 
 
 def test_replace_file_on_a_full_disk(tmp_path: Path) -> None:

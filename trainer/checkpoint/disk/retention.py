@@ -20,17 +20,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...rundir.files.durable import Disk, ensure_dir, replace_file
+from ...rundir.files.durable import Disk, ensure_dir, replace_file, unfinished
 from ...rundir.files.flock import locked
 from ...rundir.layout import committed_steps, step_name
-from ...rundir.machine.proc import lives
 from .store import LATEST, QUARANTINE, listing, read_latest
 
 FLUSHED = "flush-"
 """The label of the folders that flushes write into."""
 _TEMPORARY = re.compile(r"\A\.step-[0-9]{8,}\.tmp-[A-Za-z0-9-]+\Z")
-_ASIDE = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9]+\Z")
-"""A temporary file of replace_file(); the first number is the pid."""
 _SUPERSEDED = re.compile(r"\Asuperseded-([0-9]+)(\.tmp)?\Z")
 
 
@@ -121,10 +118,10 @@ def sweep(folder: Path, disk: Disk) -> None:
     saving."""
     if not folder.is_dir():
         return
-    for path in [*folder.iterdir(), *(folder / QUARANTINE).glob(".*")]:
-        if (match := _ASIDE.match(path.name)) and not path.is_dir() and not lives(int(match[1])):
-            with contextlib.suppress(OSError):
-                disk.remove(path)
+    quarantine = folder / QUARANTINE
+    for path in [*unfinished(folder), *(unfinished(quarantine) if quarantine.is_dir() else [])]:
+        with contextlib.suppress(OSError):
+            disk.remove(path)
     for name in sorted(p.name for p in folder.iterdir()):
         if _TEMPORARY.match(name):
             _sweep(folder / name, disk)

@@ -16,9 +16,11 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..machine.proc import lives
 from . import room, write_back
 from .untrusted_files import open_file
 
@@ -28,6 +30,8 @@ _LARGE = 1 << 20
 _BEHIND = 8 << 20
 """Bytes of a file after which their write-back is begun. With 16 and 32 MB a save takes the same time, or 5 % more."""
 _serial = itertools.count()
+_TEMPORARY = re.compile(r"\A\..+\.tmp-([0-9]+)-[0-9a-f]+\Z")
+"""A file that is being written, and its writer's pid."""
 
 
 class Disk:
@@ -118,6 +122,13 @@ def replace_soon(path: Path, data: Buffer, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The files in `folder` that processes of this machine were writing when they died. OSError if it cannot be
+    read."""
+    named = ((_TEMPORARY.match(path.name), path) for path in folder.iterdir())
+    return [path for match, path in named if match and not lives(int(match[1])) and not path.is_dir()]
 
 
 def ensure_dir(path: Path, disk: Disk = DISK) -> None:
