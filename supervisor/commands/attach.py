@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from supervisor.commands.console import Console, closing_words, name_of
+from supervisor.commands.console import Console, closing_words
 from supervisor.commands.flags import running_argument
 from supervisor.commands.meant import to_act_on
 from supervisor.core.actions import End
@@ -44,21 +44,22 @@ def command(run: str | None) -> int:
     known = to_act_on(run)
     vet(known.run)
     if not is_held(known.run):
-        raise Refusal(f"{known.id} is not running; see: supervise status {known.id}")
+        raise Refusal(f"{known.label} is not running; see: supervise status {known.name}")
     known = replace(known, run=replace(known.run, path=known.run.path.resolve()))
     spec = restore(known.spec)
-    name = name_of(known.run, spec)
+    name = known.name
     console = Console(known.run, quiet=False, grace=spec.policy.grace)
     try:
         with console, _keys(_Stop(known)):
-            console.say(f"attached to {known.id}; Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone")
+            keys = "Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone"
+            console.say(f"attached to {known.label}; {keys}")
             # Twice: it may be between two supervisors, for a moment (Ctrl-Z at its launch).
             for _ in range(2):
                 while is_held(known.run):
                     time.sleep(_LOOK_EVERY)
                 time.sleep(_LOOK_EVERY)
     except Left:
-        console.say(f"\n{known.id} goes on; again: supervise attach {name}; to stop it: supervise stop {name}")
+        console.say(f"\n{known.label} goes on; again: supervise attach {name}; to stop it: supervise stop {name}")
         return ExitCode.FINISHED
     return _end(known, console, name)
 
@@ -66,13 +67,13 @@ def command(run: str | None) -> int:
 def _end(known: Known, console: Console, name: str) -> int:
     story = story_of(known.run)
     if not story.over or story.exit_code is None:
-        console.say(f"{known.id} has lost its supervisor; go on with: supervise resume {name}")
+        console.say(f"{known.label} has lost its supervisor; go on with: supervise resume {name}")
         return ExitCode.FAILED
     try:
         end = End(ExitCode(story.exit_code), RunState(story.state), story.reason)
     except ValueError:
         # It ended under a newer version, with words that this one does not know.
-        console.say(f"{known.id} is {story.state}: {story.reason}")
+        console.say(f"{known.label} is {story.state}: {story.reason}")
     else:
         console.say(closing_words(known.run, end))
     return story.exit_code

@@ -29,7 +29,7 @@ from supervisor.reading.follow import Record, RunFollower, pump
 from supervisor.reading.local_time import local_epoch
 from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import Renderer, TextRenderer
-from supervisor.run.runs import RUNS
+from supervisor.run.runs import label, name_here
 from supervisor.run.spec import Spec, typed
 from supervisor.run.status import newest_saved, story_of
 from trainer.rundir.files.codec import read
@@ -149,12 +149,6 @@ class Console:
             self._quiet = True
 
 
-def name_of(run: RunDir, spec: Spec) -> str:
-    """The name of the run for a command line typed here."""
-    here = (RUNS.resolve() / spec.run) == run.path
-    return spec.run if here else shlex.quote(os.path.relpath(run.path))
-
-
 def saved(run: RunDir) -> Saved | None:
     """The newest state that a restart could go on from."""
     found = newest_saved(run)
@@ -164,7 +158,7 @@ def saved(run: RunDir) -> Saved | None:
 def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     """The run's name and the next commands."""
     stops = "the terminal may close: it runs in the background" if detached else "or Ctrl-C here: save, then stop"
-    name = name_of(run, spec)
+    name = name_here(run)
     what = shlex.join([*(["-m"] if spec.module else []), *typed(spec)])
     ranks = f"{spec.nnodes} nodes x {spec.nproc}" if spec.several else str(spec.nproc)
     leave = (
@@ -173,7 +167,7 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
         else "\n  leave    Ctrl-Z twice, or begin with -d; closing this terminal stops the run"
     )
     return (
-        f"run {spec.run}: {ranks} x {what}\n"
+        f"run {label(run, spec.run)}: {ranks} x {what}\n"
         f"  folder   {os.path.relpath(run.path)}\n"
         f"  follow   supervise tail {name}\n"
         f"  look     supervise status {name}\n"
@@ -195,7 +189,7 @@ def closing_words(run: RunDir, end: End) -> str:
         lines += [f"  unused   --inject {text}: it never came to it" for text in unused_faults(run)]
     if end.state is RunState.FAILED:
         lines += [f"  {line}" for line in traceback_lines(run, story)]
-    name = name_of(run, _spec_of(run))
+    name = name_here(run)
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
     if end.exit_code not in (0, 2):
         lines.append(f"  go on    supervise resume {name}")

@@ -38,7 +38,7 @@ def command(ctx: click.Context, words: tuple[str, ...]) -> None:
     spec = FaultSpec().convert(words[-1], None, ctx)
     known = to_act_on(words[0] if len(words) == 2 else None)
     if not is_held(known.run):
-        raise Refusal(f"{known.id} is not running; faults go into live runs, or into launch --inject")
+        raise Refusal(f"{known.label} is not running; faults go into live runs, or into launch --inject")
     vet(known.run)
     number = faults.arm(known.run.faults, faults.parse_fault(spec))
-    click.echo(f"armed fault {number}: {spec}; follow with: supervise events -f {known.id}", err=True)
+    click.echo(f"armed fault {number}: {spec}; follow with: supervise events -f {known.name}", err=True)

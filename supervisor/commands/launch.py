@@ -253,7 +253,7 @@ def _launched(run: RunDir, spec: Spec, detached: bool, as_json: bool, quiet: boo
     def wanted() -> Spec | None:
         known = load(run.path)
         if known and _already_finished(known, spec):
-            click.echo(f"supervise: {known.id} has finished already; nothing to do", err=True)
+            click.echo(f"supervise: {known.label} has finished already; nothing to do", err=True)
             return None
         if spec.resume == "must" and not committed_steps(run.checkpoints):
             raise Refusal(f"--resume must, but there is no checkpoint in {run.checkpoints}; use --resume auto")

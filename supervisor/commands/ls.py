@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag
-from supervisor.commands.meant import name_here
 from supervisor.commands.values import ParamType
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -82,7 +81,7 @@ def _row(known: Known) -> dict[str, Any]:
     checkpoint, failure = now["checkpoint"], now["last_failure"]
     return {
         "run": known.id,
-        "name": name_here(known),
+        "name": known.name,
         "run_dir": now["run_dir"],
         "state": now["state"],
         "exit_code": now["exit_code"],

@@ -3,8 +3,6 @@ acts on it."""
 
 from __future__ import annotations
 
-import os
-import shlex
 from pathlib import Path
 
 import click
@@ -12,15 +10,16 @@ import click
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import is_held
-from supervisor.run.runs import RUNS, Known, all_runs, find, load
+from supervisor.run.runs import Known, all_runs, find, load
 
 
 def to_read(name: str | None) -> Known:
     """The run of that name, or the newest. If that one is over while another one runs, stderr says so."""
     known = find(name)
     if name is None and not is_held(known.run) and (others := _running()):
-        ids = " ".join(other.id for other in others)
-        click.echo(plain(f"supervise: this is {known.id}, the newest run, which is over; running now: {ids}"), err=True)
+        ids = " ".join(other.name for other in others)
+        said = f"this is {known.label}, the newest run, which is over; running now: {ids}"
+        click.echo(plain(f"supervise: {said}"), err=True)
     return known
 
 
@@ -30,7 +29,7 @@ def to_act_on(name: str | None) -> Known:
         return find(name)
     running = _running()
     if len(running) > 1:
-        raise Refusal(f"{len(running)} runs are running; say which: {' '.join(each.id for each in running)}")
+        raise Refusal(f"{len(running)} runs are running; say which: {' '.join(each.name for each in running)}")
     return running[0] if running else find(None)
 
 
@@ -38,9 +37,3 @@ def _running() -> list[Known]:
     if load(Path()) is not None:
         return []
     return [known for known in all_runs() if is_held(known.run)]
-
-
-def name_here(known: Known) -> str:
-    """The run, as a command typed here names it: also if it is a copy, or its folder has another name."""
-    path = known.run.path.resolve()
-    return path.name if path.parent == RUNS.resolve() else shlex.quote(os.path.relpath(path))

@@ -47,7 +47,7 @@ def command(run: str | None, as_json: bool, page: Path | None) -> None:
     if as_json:
         click.echo(encode(body))
         return
-    click.echo(plain(f"{known.id}  {str(body['state']).upper()}  {body['reason']}".rstrip()))
+    click.echo(plain(f"{known.label}  {str(body['state']).upper()}  {body['reason']}".rstrip()))
     for line in [*_made(known, story), *_aside(known.run), *_attempts(story), *_stacks(story, known.run)]:
         click.echo(folded(plain(line)))
     click.echo("\n" + _ledger(body), nl=False)
@@ -62,7 +62,7 @@ def _write_page(known: Known, page: Path) -> None:
         replace_file(page, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise Refusal(f"--html {page}: {error.strerror or error}") from None
-    click.echo(plain(f"the page of {known.id} is {page} ({human_bytes(len(text))})"), err=True)
+    click.echo(plain(f"the page of {known.label} is {page} ({human_bytes(len(text))})"), err=True)
 
 
 def _made(known: Known, story: Story) -> list[str]:

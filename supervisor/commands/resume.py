@@ -36,7 +36,7 @@ def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
     if is_held(known.run) and story_of(known.run).state == RunState.BACKOFF:
         vet(known.run)
         ask_to_retry(known.run, max(known.run.attempts(), default=-1) + 1)
-        click.echo(plain(f"{known.id} waits no longer; follow with: supervise attach {known.id}"), err=True)
+        click.echo(plain(f"{known.label} waits no longer; follow with: supervise attach {known.name}"), err=True)
         return 0
     return go_on(known, detached, as_json, quiet)
 
@@ -48,7 +48,7 @@ def go_on(known: Known, detached: bool = False, as_json: bool = False, quiet: bo
     def wanted() -> Spec:
         state = story_of(path).state
         if state == RunState.FINISHED:
-            raise Refusal(f"{known.id} has finished; to train on, launch on its folder with more steps")
+            raise Refusal(f"{known.label} has finished; to train on, launch on its folder with more steps")
         spec = dataclasses.replace(specs.revealed(specs.restore(known.spec)), resume="auto")
         if state != RunState.LOST:
             # The ranks of a lost run may live. They need no script any more.

@@ -37,18 +37,19 @@ def command(runs: tuple[str, ...], dry_run: bool) -> None:
         size = human_bytes(size_of(path))
         if not dry_run:
             _remove(known, path)
-        click.echo(plain(f"{'would remove' if dry_run else 'removed'} {known.id} ({size}): {path}"), err=True)
+        click.echo(plain(f"{'would remove' if dry_run else 'removed'} {known.label} ({size}): {path}"), err=True)
 
 
 def _must_be_over(known: Known) -> None:
     vet(known.run)
     if is_held(known.run):
-        raise Refusal(f"{known.id} is running; stop it first: supervise stop {known.id}")
+        raise Refusal(f"{known.label} is running; stop it first: supervise stop {known.name}")
     state = story_of(known.run).state
     if state == RunState.LOST:
-        raise Refusal(f"{known.id} is not over, it has lost its supervisor; end it first: supervise stop {known.id}")
+        ends = f"end it first: supervise stop {known.name}"
+        raise Refusal(f"{known.label} is not over, it has lost its supervisor; {ends}")
     if Path.cwd().resolve().is_relative_to(known.run.path.resolve()):
-        raise Refusal(f"{known.id} is the folder that you are in; cd to another one first")
+        raise Refusal(f"{known.label} is the folder that you are in; cd to another one first")
 
 
 def _remove(known: Known, path: Path) -> None:
@@ -57,10 +58,11 @@ def _remove(known: Known, path: Path) -> None:
     with RunLock(known.run, unnamed=True):
         # It was over. Somebody may have gone on with it since.
         if story_of(known.run).state == RunState.LOST:
-            raise Refusal(f"{known.id} goes on again, and is left alone")
+            raise Refusal(f"{known.label} goes on again, and is left alone")
         if left := marks().get(mark_of(known)):
             pids = " ".join(str(process.pid) for process in left)
-            raise Refusal(f"{known.id} is over, but processes of it live (pid {pids}); see: supervise gc {known.id}")
+            see = f"see: supervise gc {known.name}"
+            raise Refusal(f"{known.label} is over, but processes of it live (pid {pids}); {see}")
         if mark_of(known):
             # What a full disk has kept from becoming a checkpoint.
             remove(segment_of(mark_of(known)))

@@ -43,7 +43,7 @@ def install(run: str | None, only_print: bool) -> None:
     """
     known = find(run)
     if story_of(known.run).state == RunState.FINISHED and not only_print:
-        raise Refusal(f"{known.id} has finished; there is nothing to go on with")
+        raise Refusal(f"{known.label} has finished; there is nothing to go on with")
     text = _unit(known)
     if only_print:
         click.echo(text, nl=False)
@@ -58,8 +58,8 @@ def install(run: str | None, only_print: bool) -> None:
     since = f"step {steps[-1]} is on disk now" if steps else "no checkpoint of ours is on disk yet"
     click.echo(
         plain(
-            f"after a reboot {known.id} goes on from its newest checkpoint on disk ({since}); "
-            f"not before: to undo it, supervise service remove {known.id}"
+            f"after a reboot {known.label} goes on from its newest checkpoint on disk ({since}); "
+            f"not before: to undo it, supervise service remove {known.name}"
         )
     )
 
@@ -71,7 +71,7 @@ def remove(run: str | None) -> None:
     known = find(run)
     path = _folder() / name(known.id)
     if not path.exists():
-        raise Refusal(f"{known.id} has no service; see: ls {_folder()}")
+        raise Refusal(f"{known.label} has no service; see: ls {_folder()}")
     _systemctl("disable", path.name)
     path.unlink()
     _systemctl("daemon-reload")
@@ -84,7 +84,7 @@ def start(run: str | None) -> int:
     known = find(run)
     state = story_of(known.run).state
     if state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED, RunState.STUCK):
-        click.echo(plain(f"{known.id} is {state}: nothing to go on with"), err=True)
+        click.echo(plain(f"{known.label} is {state}: nothing to go on with"), err=True)
         return 0
     return go_on(known, quiet=True)
 

@@ -17,7 +17,7 @@ import click
 
 from supervisor.checkup import checks, installed, space
 from supervisor.commands import background, nodes, slurm
-from supervisor.commands.console import Console, closing_words, name_of, opening_words
+from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.commands.nodes import Located
 from supervisor.core.actions import End
 from supervisor.core.model import StopKind
@@ -39,7 +39,7 @@ from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
 from supervisor.run.folder.stops import HandedOver
 from supervisor.run.previous import previous_of
-from supervisor.run.runs import load
+from supervisor.run.runs import load, name_here
 from supervisor.run.spec import Spec
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
@@ -116,7 +116,7 @@ def drive(
     if stopping is None:
         console.say(opening_words(run, spec))
     try:
-        leaves = background.on_ctrl_z(driver.stops, console.say, name_of(run, spec))
+        leaves = background.on_ctrl_z(driver.stops, console.say, name_here(run))
         paused = leaves if located is None else background.never_paused(console.say)
         with console, _numbers(run, spec, log), paused:
             end = driver.drive()
@@ -216,7 +216,7 @@ def begin(
 
 def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:
     """A supervisor in the background goes on with the ranks that live. InternalError if there is none."""
-    name = name_of(run, spec)
+    name = name_here(run)
     try:
         detach(run, spec, quiet=True, lock=lock)
     except (Refusal, OSError) as error:

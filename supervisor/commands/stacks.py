@@ -55,7 +55,7 @@ def command(run: str | None, top: float | None, as_json: bool) -> None:
     known = to_act_on(run)
     vet(known.run)
     if not is_held(known.run):
-        raise Refusal(f"{known.id} is not running; the stacks of a rank that hung: supervise report {known.id}")
+        raise Refusal(f"{known.label} is not running; the stacks of a rank that hung: supervise report {known.name}")
     attempt = story_of(known.run).attempt
     if attempt is not None and attempt.nodes:
         answer = _asked(known, attempt.number, top or 0.0)
@@ -69,7 +69,7 @@ def command(run: str | None, top: float | None, as_json: bool) -> None:
         return
     with _ranks(known) as ranks:
         if not ranks:
-            raise Refusal(f"{known.id} has no rank at this moment; see: supervise status {known.id}")
+            raise Refusal(f"{known.label} has no rank at this moment; see: supervise status {known.name}")
         if top is None:
             _stand(known, observed(ranks, known.run.attempt(known.run.attempts()[-1]).stacks), as_json)
         else:
@@ -88,11 +88,11 @@ def _asked(known: Known, attempt: int, seconds: float) -> Answer:
             answer = read(path, Answer)
             path.unlink()
             if not answer.stacks and not answer.samples:
-                raise Refusal(f"{known.id} has no rank at this moment; see: supervise status {known.id}")
+                raise Refusal(f"{known.label} has no rank at this moment; see: supervise status {known.name}")
             return answer
         time.sleep(_LOOK_EVERY)
     known.run.look.unlink(missing_ok=True)
-    raise Refusal(f"the supervisor that leads {known.id} does not answer within {seconds + _ANSWER:.0f} s")
+    raise Refusal(f"the supervisor that leads {known.label} does not answer within {seconds + _ANSWER:.0f} s")
 
 
 def _stand(known: Known, found: Stacks, as_json: bool) -> None:
@@ -112,7 +112,7 @@ def _spend(known: Known, found: profiler.Profile, seconds: float, as_json: bool)
         body = {rank: dict(counts.most_common()) for rank, counts in found.samples.items()}
         click.echo(encode({"schema": SCHEMA, "run": known.id, "seconds": seconds, "samples": body}))
     elif not rows:
-        raise Refusal(f"{known.id}: no rank could be sampled: {found.problem or 'no samples'}")
+        raise Refusal(f"{known.label}: no rank could be sampled: {found.problem or 'no samples'}")
     else:
         click.echo(table(*_table(rows)), nl=False)
     for rank in sorted(rank for rank, counts in found.samples.items() if not counts):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag, run_argument
-from supervisor.commands.meant import name_here, to_read
+from supervisor.commands.meant import to_read
 from supervisor.core.size import human_bytes, human_seconds
 from supervisor.core.telling import advice, figures
 from supervisor.core.words import RunState
@@ -38,7 +38,7 @@ def command(run: str | None, as_json: bool, exit_code: bool) -> int:
     """Show the state of RUN (an id, a unique prefix, a path; the newest if omitted)."""
     known = to_read(run)
     now = {**status(known), "kept": _kept(known)}
-    click.echo(encode(now) if as_json else _text(now, name_here(known)), nl=as_json)
+    click.echo(encode(now) if as_json else _text(now, known), nl=as_json)
     if not exit_code:
         return 0
     if now["exit_code"] is not None:
@@ -53,10 +53,10 @@ def _kept(known: Known) -> dict[str, Any] | None:
     return None if found is None else {"pid": found.pid, "left_s": round(found.left_s, 1)}
 
 
-def _text(now: dict[str, Any], name: str) -> str:
+def _text(now: dict[str, Any], known: Known) -> str:
     where = "no attempt yet" if now["attempt"] is None else f"attempt {now['attempt']}, {_step(now)}"
-    text = plain(f"{now['run']}  {now['state'].upper()}  {where}") + "\n"
-    text += "".join(_line(head, said) for head, said in _lines(now, name) if said)
+    text = plain(f"{known.label}  {now['state'].upper()}  {where}") + "\n"
+    text += "".join(_line(head, said) for head, said in _lines(now, known.name) if said)
     if now["workers"]:
         fields = ("rank", "pid", "step", "phase")
         heads = (*fields, "beat age")

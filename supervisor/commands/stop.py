@@ -45,14 +45,14 @@ def command(run: str | None, now: bool, no_wait: bool) -> int:
     until = time.monotonic() + (0.0 if now else restore(known.spec).policy.grace) + _SLACK
     while is_held(known.run):
         if time.monotonic() > until:
-            raise Refusal(f"{known.id} has not stopped; see: supervise status {known.id}")
+            raise Refusal(f"{known.label} has not stopped; see: supervise status {known.name}")
         time.sleep(0.05)
     story = story_of(known.run)
     if not story.over:
         # Its supervisor died for another reason before it could stop.
         return _end(known, now)
     known.run.stop.unlink(missing_ok=True)
-    click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
+    click.echo(plain(f"{known.label} is {story.state}: {story.reason}"), err=True)
     return ExitCode.STUCK if story.exit_code == ExitCode.STUCK else ExitCode.FINISHED
 
 
@@ -64,13 +64,14 @@ def _end(known: Known, now: bool) -> int:
         # We hold the lock. So nobody else can take up the run, or has just done so.
         story = story_of(run)
         if story.over:
-            click.echo(plain(f"{known.id} is {story.state} already"), err=True)
+            click.echo(plain(f"{known.label} is {story.state} already"), err=True)
             return ExitCode.FINISHED
         if why := elsewhere(died, here()):
-            raise Refusal(f"{known.id} has no supervisor, and {why}; to go on with it: supervise resume {known.id}")
-        click.echo(f"the supervisor of {known.id} is dead; the processes of the run are ended from here", err=True)
+            again = f"to go on with it: supervise resume {known.name}"
+            raise Refusal(f"{known.label} has no supervisor, and {why}; {again}")
+        click.echo(f"the supervisor of {known.label} is dead; the processes of the run are ended from here", err=True)
         run.stop.unlink(missing_ok=True)
         code = drive(run, restore(known.spec), quiet=True, stopping=Stopping(now))
     story = story_of(run)
-    click.echo(plain(f"{known.id} is {story.state}: {story.reason}"), err=True)
+    click.echo(plain(f"{known.label} is {story.state}: {story.reason}"), err=True)
     return code

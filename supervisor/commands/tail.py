@@ -143,7 +143,7 @@ def _vet_rank(known: Known, rank: int) -> None:
         there |= {file.rank for file in log_files(known.run, attempt, Choice()) if file.rank is not None}
     if rank in there:
         return
-    said = f"{known.id} has no rank {rank}; it has {named(sorted(there))}"
+    said = f"{known.label} has no rank {rank}; it has {named(sorted(there))}"
     if nproc > 1 or not is_held(known.run):
         raise Refusal(said)
     click.echo(plain(f"supervise: {said} so far"), err=True)

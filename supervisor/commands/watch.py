@@ -16,7 +16,7 @@ import click
 
 from supervisor.commands.console import saved
 from supervisor.commands.flags import run_argument
-from supervisor.commands.meant import name_here, to_read
+from supervisor.commands.meant import to_read
 from supervisor.commands.status import command_of
 from supervisor.core.telling.ledger import ledger, stretches
 from supervisor.errors import Refusal
@@ -56,7 +56,7 @@ def command(run: str | None) -> None:
     with contextlib.suppress(KeyboardInterrupt), _keys() as asked:
         _show(Watched(known), asked)
     if is_held(known.run):
-        text = f"{known.id} goes on; supervise watch {name_here(known)}, supervise stop {name_here(known)}"
+        text = f"{known.label} goes on; supervise watch {known.name}, supervise stop {known.name}"
         click.echo(fold(plain(text), columns(sys.stdout.fileno()), 2))
 
 
@@ -154,4 +154,4 @@ class Watched:
 
     def _said(self, now: Now) -> str:
         attempt = f"  attempt {now.story.attempt.number}" if now.story.attempt is not None else ""
-        return plain(f"{self._known.id}{attempt}  {self._command}")
+        return plain(f"{self._known.label}{attempt}  {self._command}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,28 @@ class Known:
     @property
     def id(self) -> str:
         return str(self.spec["run"])
+
+    @property
+    def label(self) -> str:
+        """The run, as people are told of it."""
+        return label(self.run, self.id)
+
+    @property
+    def name(self) -> str:
+        """The run, as a command typed here names it: also if it is a copy, or its folder has another name."""
+        return name_here(self.run)
+
+
+def label(run: RunDir, run_id: str) -> str:
+    """The name of the folder, as `ls` has it, if it is in RUNS of this folder; else the id."""
+    path = run.path.resolve()
+    return path.name if path.parent == RUNS.resolve() else run_id
+
+
+def name_here(run: RunDir) -> str:
+    """The name of the folder if it is in RUNS of this folder, else its path from here, quoted for a shell."""
+    path = run.path.resolve()
+    return path.name if path.parent == RUNS.resolve() else shlex.quote(os.path.relpath(path))
 
 
 def load(path: Path) -> Known | None:
@@ -85,8 +109,8 @@ def find(name: str | None, root: Path = RUNS) -> Known:
     matches = [r for r in runs if name in (r.id, r.run.path.name)]
     matches = matches or [r for r in runs if r.id.startswith(name) or r.run.path.name.startswith(name)]
     if len(matches) > 1:
-        raise NoSuchRun(f"{name!r} could be any of: {' '.join(r.id for r in matches)}; give more of it")
+        raise NoSuchRun(f"{name!r} could be any of: {' '.join(r.label for r in matches)}; give more of it")
     if not matches:
-        known_ids = " ".join(r.id for r in runs[:8]) or "none"
-        raise NoSuchRun(f"no run {name!r} in {root}/; there are: {known_ids}")
+        names = " ".join(r.label for r in runs[:8]) or "none"
+        raise NoSuchRun(f"no run {name!r} in {root}/; there are: {names}")
     return matches[0]

@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from supervisor.errors import HeldByAnother, Refusal
 from supervisor.process.place import here
+from supervisor.reading.local_time import local
 from supervisor.run.folder.ownership import vet
+from supervisor.run.runs import name_here
 from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_file
 from trainer.rundir.files.flock import locked
@@ -107,6 +109,6 @@ def describe(run: RunDir) -> str:
     if not who:
         return "held by another supervisor; stop it first, or use another --run-dir"
     return (
-        f"held by another supervisor: pid {who.get('pid')} on {who.get('host')} since {who.get('since')}; "
-        "stop it with: supervise stop, or use another --run-dir"
+        f"held by another supervisor: pid {who.get('pid')} on {who.get('host')} since {local(str(who.get('since')))}; "
+        f"stop it with: supervise stop {name_here(run)}, or use another --run-dir"
     )

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.commands.cli import run
 from supervisor.commands.meant import to_act_on, to_read
 from supervisor.errors import NoSuchRun, Refusal
-from supervisor.run.folder.lock import RunLock
+from supervisor.run import spec as specs
+from supervisor.run.folder.lock import RunLock, describe
+from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import Writer
 
 
@@ -67,3 +70,19 @@ def test_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for meant in to_act_on, to_read:
         with pytest.raises(NoSuchRun):
             meant(None)
+
+
+def test_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder named by --run-dir: every command calls the run as `ls` does; what is told to be typed can be typed."""
+    monkeypatch.chdir(tmp_path)
+    here, elsewhere = Writer(tmp_path / "runs" / "x", "train-0001"), Writer(tmp_path / "my runs" / "y", "train-0002")
+    for number, each in enumerate((here, elsewhere)):
+        specs.save(each.run, Spec(each.name, f"{number:016x}", ("train.py",), False, 2, str(tmp_path)))
+    for path, called in (Path("runs/x"), "x"), (Path("my runs/y"), "train-0002"):
+        for command in "status", "report":
+            assert run([command, str(path)]) == 0
+            assert capsys.readouterr().out.startswith(f"{called}  ")
+    with RunLock(here.run), RunLock(elsewhere.run):
+        assert to_read("x").name == "x" and to_read(str(elsewhere.run.path)).name == "'my runs/y'"
+        assert "supervise stop x," in describe(here.run)
+        assert "supervise stop 'my runs/y'," in describe(elsewhere.run)
