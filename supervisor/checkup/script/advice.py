@@ -170,7 +170,9 @@ def _standby(source: Source, imported: Imported) -> Check:
     spawns = _first(c for c in source.calls if c.name in _SPAWN)
     if spawns:
         text = f"{spawns.place} starts the ranks itself: only the script is warm, its ranks import torch again"
-        return Check("standby", Verdict.WARN, text, "one process a rank, by --nproc, comes back sooner")
+        # Two of it would wait for each other's ranks at one port, or train twice.
+        hint = "launch it without --nproc; if it leaves the start of its ranks to --nproc, they come back sooner"
+        return Check("standby", Verdict.WARN, text, hint)
     if imported.unknown:
         return Check("standby", Verdict.WARN, "not known")
     if imported.causes:

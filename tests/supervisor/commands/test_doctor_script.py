@@ -92,6 +92,7 @@ def test_what_else_it_says() -> None:
     assert "--resume was given" in found["resume"].text
     assert "OMP_NUM_THREADS (train.py:4)" in found["variables"].text
     assert "train.py:7" in found["standby"].text
+    assert "without --nproc" in found["standby"].next
     assert "absent" in found["imports"].text and "install absent" in found["imports"].next
     (standby,) = [check for check in findings(Source(), (), imported) if check.name == "standby"]
     assert "noisy: its import starts a thread" in standby.text
