@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -152,14 +152,13 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
             if kernel.glance(pid).state not in "TZ" and answers and _send(pid):
                 asked[rank] = path, size
     texts: dict[int, str] = {}
-    whole: Callable[[str], bool] = lambda text: bool(text) and text.endswith("\n")  # noqa: E731
     before: dict[int, str] = {}
     while asked.keys() - texts.keys() and time.monotonic() < until:
         time.sleep(0.01)
         for rank, (path, size) in asked.items():
             text = path.read_bytes()[size:].decode(errors="replace")
             # The text is complete if nothing was added between two looks.
-            if rank not in texts and whole(text) and before.get(rank) == text:
+            if rank not in texts and text.endswith("\n") and before.get(rank) == text:
                 texts[rank] = text
             before[rank] = text
     return texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,8 @@ class FaultInjector:
                 kill([process]) if number == signal.SIGKILL else process.send(number)
 
     def _damage(self, fault: faults.Fault, attempt: int, step: int, now: float) -> None:
-        exists: Callable[[], bool] = lambda: any(self._checkpoints.glob("step-*/*.safetensors"))  # noqa: E731
-        if fault.due(step, now) and exists() and self._claim(fault, None, attempt, step):
+        if fault.due(step, now) and self._has_checkpoint() and self._claim(fault, None, attempt, step):
             damage(self._checkpoints, fault)
+
+    def _has_checkpoint(self) -> bool:
+        return any(self._checkpoints.glob("step-*/*.safetensors"))

@@ -6,6 +6,7 @@ It takes seconds, so it has a thread of its own. It costs the ranks next to noth
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -52,8 +53,8 @@ class Eyes:
 
     def look(self, ask: str, pids: Mapping[int, int], folder: Path, seconds: float) -> None:
         """Begins a look at these ranks. `seconds`: for so long; 0: once. `folder` is that of the attempt's stacks."""
-        work: Callable[[], Answer] = lambda: _looked(ask, dict(pids), folder, seconds)  # noqa: E731
-        threading.Thread(target=lambda: self._put(work, ask), name="look", daemon=True).start()
+        work = functools.partial(_looked, ask, dict(pids), folder, seconds)
+        threading.Thread(target=self._put, args=(work, ask), name="look", daemon=True).start()
 
     def _put(self, work: Callable[[], Answer], ask: str) -> None:
         try:

@@ -34,7 +34,7 @@ from ..memory import snapshots
 from ..nodes.holdings import Holdings, bring, held
 from ..nodes.lineage import NONE, recorded
 from . import retention, store
-from .assembly import NO_PLACES, Lent, Loaded, Places, Read, Wanted, assemble
+from .assembly import NO_PLACES, Lent, Loaded, Places, Wanted, assemble
 from .commit import SUPERSEDED
 from .description import Mapped, describe, payload
 
@@ -112,7 +112,10 @@ def recall(
         raise Damaged(f"it belongs to another run, {manifest.run}")
     mapped = lending.mapped if lending else None
     files = {shard_name(r): payload(snapshot, r, mapped) for r in range(snapshot.world_size)}
-    read: Read = lambda file, sink: _taken(files[file], sink)  # noqa: E731
+
+    def read(file: str, sink: Sink) -> dict[str, str]:
+        return _taken(files[file], sink)
+
     lent = _lender(lending, files) if lending else lambda name, stored: None
     try:
         loaded = assemble(f"{SNAPSHOT}{step}", manifest, rank, read, world_size, places, wanted, lent)
