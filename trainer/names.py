@@ -60,7 +60,7 @@ def public(name: str) -> ModuleType:
 def ours_alone() -> None:
     """This process runs our code alone: the names are ours, and the ranks' PYTHONPATH is searched last."""
     serve(always=True)
-    theirs = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
+    theirs = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     sys.path.sort(key=lambda entry: entry in theirs)
 
 

@@ -57,7 +57,7 @@ def namesakes(path: Sequence[str] | None = None) -> list[Namesake]:
     """The distributions on `path` that have files in our packages. The default is the path of this process without
     PYTHONPATH, which is the user's own. Lists of files are read only if there is something beside our own file."""
     if path is None:
-        own = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}  # noqa: PTH100
+        own = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
         path = [entry for entry in sys.path if entry not in own]
     found = []
     for entry in dict.fromkeys(path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def _remove(known: Known, path: Path) -> None:
         known.run.lock.unlink(missing_ok=True)
     if known.run.path.is_symlink():
         known.run.path.unlink()
-    os.rmdir(path)  # noqa: PTH106
+    path.rmdir()
 
 
 def _remove_tree(path: Path) -> None:

@@ -78,7 +78,7 @@ def _tag(point: Point) -> str:
 def _folders(run: RunDir) -> Sequence[Path]:
     """The folders that the ranks have noted, the last ones."""
     try:
-        if os.stat(run.path).st_uid != os.geteuid():  # noqa: PTH116
+        if run.path.stat().st_uid != os.geteuid():
             return ()
     except OSError:
         return ()
@@ -94,7 +94,7 @@ def _folders(run: RunDir) -> Sequence[Path]:
 def _files(folder: Path) -> list[tuple[Path, int]]:
     """The event files in the folder with their sizes, in the order of their times."""
     try:
-        names = sorted(name for name in os.listdir(folder) if ".tfevents." in name)  # noqa: PTH208
+        names = sorted(name for name in os.listdir(folder) if ".tfevents." in name)
     except OSError:
         return []
     return [(folder / name, size) for name in names if (size := size_of(folder / name))]

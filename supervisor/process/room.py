@@ -25,7 +25,7 @@ def places(run: Path, cwd: str, command: Sequence[str]) -> list[Path]:
     # os.path is used, not pathlib. An argument may be any text. It may be too long for a name, or lie in a folder that
     # we may not read.
     near = [f for f in folders if not any(f.is_relative_to(m) for m in remote)]
-    named = [f for f in near if not os.path.islink(f) and os.path.isdir(f)]  # noqa: PTH112, PTH114
+    named = [f for f in near if not os.path.islink(f) and os.path.isdir(f)]  # noqa: PTH112, PTH114 (see above)
     return [run, Path(cwd), *named, Path("/dev/shm"), Path("/tmp")]
 
 

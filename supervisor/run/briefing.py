@@ -147,7 +147,7 @@ def beside(event: dict[str, Any], ours: int) -> dict[str, Any]:
 
 def _offer(checkpoint: Checkpoint) -> Offer:
     path = checkpoint.path
-    folder = path if checkpoint.kind not in ("file", "lightning") else os.path.dirname(path)  # noqa: PTH120
+    folder = path if checkpoint.kind not in ("file", "lightning") else os.path.dirname(path)  # noqa: PTH120 (as the program spells it)
     return Offer(path, folder, checkpoint.step)
 
 

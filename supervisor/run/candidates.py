@@ -56,7 +56,7 @@ class _Unit:
 
     def order(self) -> tuple[int, bool, bool, float]:
         step, at = self.newest()
-        return step, self.resumable is not False, not _BESIDE.search(os.path.basename(self.path)), at  # noqa: PTH119
+        return step, self.resumable is not False, not _BESIDE.search(os.path.basename(self.path)), at
 
 
 def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
@@ -122,20 +122,20 @@ def _under_way(lines: Iterable[_Line]) -> set[str]:
 def _unit_of(path: str, line: Mapping[str, Any]) -> tuple[str, str]:
     """The file or folder that a save of `path` belongs to, and its kind."""
     within = line.get("within")
-    folder = within if isinstance(within, str) else os.path.dirname(path)  # noqa: PTH120
+    folder = within if isinstance(within, str) else os.path.dirname(path)
     names = _names(folder)
     # First: diffusers lets accelerate save into folders that are named as Hugging Face's.
     if any(name.startswith("random_states_") for name in names):
         return folder, "accelerate"
-    if _HF.fullmatch(os.path.basename(folder)) and (within or "trainer_state.json" in names or "optimizer.pt" in names):  # noqa: PTH119
+    if _HF.fullmatch(os.path.basename(folder)) and (within or "trainer_state.json" in names or "optimizer.pt" in names):
         return folder, "huggingface"
-    if _DEEPSPEED.fullmatch(os.path.basename(path)) and not within:  # noqa: PTH119
+    if _DEEPSPEED.fullmatch(os.path.basename(path)) and not within:
         return folder, "deepspeed"
-    if os.path.isdir(path):  # noqa: PTH112
+    if os.path.isdir(path):
         inside = _names(path)
         if any(name.startswith("random_states_") for name in inside):
             return path, "accelerate"
-        if _HF.fullmatch(os.path.basename(path)):  # noqa: PTH119
+        if _HF.fullmatch(os.path.basename(path)):
             return path, "huggingface"
         return path, "dcp"
     return path, "lightning" if line.get("how") == "lightning" or path.endswith(".ckpt") else "file"
@@ -150,7 +150,7 @@ def _names(folder: str) -> tuple[str, ...]:
 def _looked(unit: _Unit, world: int) -> Checkpoint | None:
     """The unit as it is on the disk. None if it is not whole."""
     step = unit.newest()[0]
-    name = os.path.basename(unit.path)  # noqa: PTH119
+    name = os.path.basename(unit.path)
     digits = re.findall(r"\d+", _RANK.sub("", name.partition(".")[0]))
     number = int(digits[-1]) if digits and len(digits[-1]) < 16 else -1
     known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable)
@@ -185,8 +185,8 @@ def _whole_dcp(path: str, names: tuple[str, ...], world: int) -> bool:
 
 def _whole_deepspeed(path: str, names: tuple[str, ...], world: int) -> bool:
     """DeepSpeed writes that file last. It loads the checkpoint that the file names."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(os.path.dirname(path), "latest")) as file:  # noqa: PTH118, PTH120, PTH123
-        return file.read(1000).strip() == os.path.basename(path)  # noqa: PTH119
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(os.path.dirname(path), "latest")) as file:
+        return file.read(1000).strip() == os.path.basename(path)
     return False
 
 

@@ -37,7 +37,7 @@ def newest_whole(run: RunDir) -> Whole | None:
     for saved in itertools.islice(_newest_first(run), _TRIED):
         if (path := whole_place(saved)) is not None:
             try:
-                return Whole(path, saved.step, os.stat(path).st_mtime)  # noqa: PTH116
+                return Whole(path, saved.step, os.stat(path).st_mtime)
             except (OSError, ValueError):
                 continue
     return None
@@ -81,7 +81,7 @@ def sweep(saves: Saves, mark: str) -> None:
     only when no rank is alive."""
     # Ranks on other nodes have a mark of their node.
     ours = (f"{BESIDE}{mark}.", f"{BESIDE}{mark}-n")
-    for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:  # noqa: PTH120
+    for folder in saves.beside | {os.path.dirname(save.path) for save in saves.under_way.values()}:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in list(entries):
                 if entry.name.startswith(ours) and entry.is_dir(follow_symlinks=False):

@@ -54,7 +54,7 @@ def clear(run: RunDir, attempt: int, saves: Saves, kept: Collection[str]) -> lis
     `kept`."""
     outcomes = []
     for save in [*_half_made(saves), *(folder.newest for folder in saves.torn() if not _says_whole(folder))]:
-        if not os.path.isdir(save.path):  # noqa: PTH112
+        if not os.path.isdir(save.path):
             continue
         moved_to = ""
         try:
@@ -73,9 +73,9 @@ def _half_made(saves: Saves) -> list[Save]:
     """Numbered folders that the program made, and in which a file is missing."""
     found = {}
     for save in saves.cut():
-        parent, known = os.path.dirname(save.path), saves.folders  # noqa: PTH120
+        parent, known = os.path.dirname(save.path), saves.folders
         missing = save.beside and save.within is None and not os.path.lexists(save.path)
-        if missing and parent not in known and is_numbered(os.path.basename(parent)):  # noqa: PTH119
+        if missing and parent not in known and is_numbered(os.path.basename(parent)):
             found[parent] = replace(save, path=parent)
     return list(found.values())
 
@@ -86,7 +86,7 @@ def _says_whole(folder: Folder) -> bool:
     boot = time.time() - time.monotonic()
     files = {}
     with contextlib.suppress(OSError), os.scandir(folder.newest.path) as entries:
-        files["."] = os.stat(folder.newest.path).st_mtime  # noqa: PTH116
+        files["."] = os.stat(folder.newest.path).st_mtime
         for entry in itertools.islice(entries, 10_000):
             files[entry.name] = entry.stat(follow_symlinks=False).st_mtime
     return is_whole(files, folder.newest.ranks, boot + folder.newest.at)
@@ -102,7 +102,7 @@ def _problem(save: Save, saves: Saves, kept: Collection[str]) -> str:
         return "other saves are in folders below it"
     if os.path.ismount(save.path):
         return "it is a mount"
-    if os.stat(save.path).st_uid != os.geteuid():  # noqa: PTH116
+    if os.stat(save.path).st_uid != os.geteuid():
         return "it belongs to another user"
     return ""
 
@@ -132,7 +132,7 @@ def all_set_aside(run: RunDir) -> list[SetAside]:
         with contextlib.suppress(ValueError):
             aside = decode(line, SetAside)
             found[aside.moved_to] = aside
-    return [aside for aside in found.values() if _is_folder(aside.moved_to) and os.path.isabs(aside.path)]  # noqa: PTH117
+    return [aside for aside in found.values() if _is_folder(aside.moved_to) and os.path.isabs(aside.path)]
 
 
 def restore(aside: SetAside) -> None:
@@ -145,5 +145,5 @@ def restore(aside: SetAside) -> None:
 
 def _is_folder(path: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return stat.S_ISDIR(os.lstat(path).st_mode) and os.path.basename(path).startswith(TORN)  # noqa: PTH119
+        return stat.S_ISDIR(os.lstat(path).st_mode) and os.path.basename(path).startswith(TORN)
     return False

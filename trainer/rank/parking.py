@@ -116,7 +116,7 @@ class Parking:
             with contextlib.suppress(OSError, ValueError):
                 known = Path(path).stat()
                 size = known.st_size if known.st_mtime_ns < began else _CHANGED
-                found.append((os.path.abspath(path), size, known.st_mtime_ns, known.st_ino))  # noqa: PTH100
+                found.append((os.path.abspath(path), size, known.st_mtime_ns, known.st_ino))
         return found
 
 

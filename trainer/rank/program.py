@@ -28,7 +28,7 @@ def loaded() -> list[tuple[str, int, int]]:
         imported = name == "__main__" or getattr(module, "__spec__", None) is not None
         if not isinstance(path, str) or not path.endswith(".py") or not imported:
             continue
-        path = os.path.abspath(path)  # noqa: PTH100 (a link is the file that the script names)
+        path = os.path.abspath(path)  # A link is the file that the script names.
         if path not in found and not path.startswith(elsewhere) and len(found) < MOST:
             with contextlib.suppress(OSError):
                 known = Path(path).stat()

@@ -14,12 +14,12 @@ import importlib.util
 import os
 import sys
 
-_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib takes 5 ms, in every Python)
+_HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def _give_way() -> None:
     """The user's own sitecustomize, if there is one, has run, under its usual name."""
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]  # noqa: PTH100
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
         sys.modules["sitecustomize"] = module = importlib.util.module_from_spec(spec)
@@ -37,9 +37,9 @@ class _BeforeTorch:
 
 
 def _arrive() -> None:
-    real, folder = "_supervise", os.path.dirname(_HERE)  # noqa: PTH120
+    real, folder = "_supervise", os.path.dirname(_HERE)
     if real not in sys.modules:
-        init = os.path.join(folder, "__init__.py")  # noqa: PTH118
+        init = os.path.join(folder, "__init__.py")
         spec = importlib.util.spec_from_file_location(real, init, submodule_search_locations=[folder])
         assert spec is not None and spec.loader is not None
         sys.modules[real] = module = importlib.util.module_from_spec(spec)

@@ -52,7 +52,7 @@ class Epoch:
 
 def _newest(folder: Path) -> int:
     # Each event asks, so it makes no Path of each name.
-    names = os.listdir(folder)  # noqa: PTH208
+    names = os.listdir(folder)
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 

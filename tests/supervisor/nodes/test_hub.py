@@ -251,14 +251,14 @@ def test_strangers_and_nonsense(leader: Hub, follower: Line) -> None:
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     """No descriptor, no thread and no socket's name of a hub and a line that are closed."""
-    before = set(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+    before = set(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(3):
         leader = Hub((HOST, 0), TOKEN, LEASE, None)
         follower = Line((HOST, leader.port), HOST, TOKEN, tmp_path)
         admitted(leader, follower)
         follower.close()
         leader.close()
-    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
+    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
     assert not (tmp_path / "leash").exists()
 
 

@@ -75,7 +75,7 @@ def offered(trainer: Any, number: int, offers: Sequence[str], facts: Mapping[str
     """The offer that this very trainer has saved: a script may have several trainers, each with its own folder. The
     name of a folder may have the time in it. So it may also be one of the trainer that was the script's `number`-th to
     train before, and if there was only one trainer, any."""
-    within = {path: os.path.dirname(os.path.realpath(path)) for path in offers}  # noqa: PTH120
+    within = {path: os.path.dirname(os.path.realpath(path)) for path in offers}  # noqa: PTH120 (names, to compare)
     for place in (_folder(trainer), facts.get(_fact(number))):
         if found := next((path for path in offers if within[path] == place), None):
             return found

@@ -128,7 +128,7 @@ def _taken(
             if not kept.is_own(peer):
                 continue
             ask, fds = kept.receive(peer, Ask)
-            answer = Answer(os.getpid(), "", order.script, os.getcwd(), until - kept.now())  # noqa: PTH109
+            answer = Answer(os.getpid(), "", order.script, str(Path.cwd()), until - kept.now())
             if ask.ask == "take":
                 answer.why = _refused(ask, fds, began, files)
                 if not answer.why:

@@ -52,16 +52,16 @@ class Beside:
 
     @property
     def folder(self) -> str:
-        return os.path.dirname(self.new)  # noqa: PTH120
+        return os.path.dirname(self.new)
 
     def commit(self) -> str:
         """Moves the new file to `path` and leaves nothing beside it. "", or the reason why it was copied over the
         old."""
         why = ""
-        if not os.stat(self.new).st_size and len(names := os.listdir(self.folder)) > 1:  # noqa: PTH116, PTH208
+        if not os.stat(self.new).st_size and len(names := os.listdir(self.folder)) > 1:
             # The function did not use the given name. Its files go where they would be without us.
-            for name in [name for name in names if name != os.path.basename(self.new)]:  # noqa: PTH119
-                DISK.rename(Path(self.folder, name), Path(os.path.dirname(self.path), name))  # noqa: PTH120
+            for name in [name for name in names if name != os.path.basename(self.new)]:
+                DISK.rename(Path(self.folder, name), Path(os.path.dirname(self.path), name))
         else:
             try:
                 if self.before is None or not exchange(self.new, self.path):
@@ -77,8 +77,8 @@ class Beside:
         """Removes what is left beside `path`."""
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.new)  # noqa: PTH108
-            os.rmdir(self.folder)  # noqa: PTH106
+                os.unlink(self.new)
+            os.rmdir(self.folder)
         except OSError:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -89,7 +89,7 @@ class Beside:
     def is_full(self) -> bool:
         """Whether the disk has no room now for the file that is being written."""
         try:
-            fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)  # noqa: PTH118
+            fd = os.open(os.path.join(self.folder, ".probe"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             return error.errno in _FULL
         try:
@@ -118,7 +118,7 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
     None if nothing needs protection: it is no regular file, or could not be written anyhow."""
     folder, name = os.path.split(path)
     try:
-        before = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+        before = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         before = None
     except OSError:
@@ -132,11 +132,11 @@ def prepare(path: str, tag: str) -> Beside | Unsafe | None:
             return Unsafe("it belongs to another user")
         if before.st_size and _free(folder) < before.st_size + before.st_size // 50 + _PROBE:
             return Unsafe("the disk has no room for a second copy")
-    new = os.path.join(folder, f"{BESIDE}{tag}-{os.getpid()}-{next(_serial)}", name)  # noqa: PTH118
+    new = os.path.join(folder, f"{BESIDE}{tag}-{os.getpid()}-{next(_serial)}", name)
     if len(os.fsencode(new)) > _LONGEST:
         return None
     try:
-        os.mkdir(os.path.dirname(new), 0o700)  # noqa: PTH102, PTH120
+        os.mkdir(os.path.dirname(new), 0o700)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -130,7 +130,7 @@ class _First(msgspec.Struct):
 def _began(run: RunDir) -> float:
     """The start of the run by the wall clock, as files have it. Infinity if its events do not say."""
     try:
-        with open(run.events, "rb") as file:  # noqa: PTH123
+        with open(run.events, "rb") as file:
             first = decode(file.readline(65536), _First)
         return datetime.fromisoformat(first.ts.replace("Z", "+00:00")).timestamp()
     except (OSError, ValueError, OverflowError):

@@ -30,7 +30,7 @@ class Missed:
         self._told = told
         self.read = False
         """Whether something may have loaded it."""
-        self._folder, self._ending = os.path.split(saved)[0], os.path.splitext(saved)[1]  # noqa: PTH122
+        self._folder, self._ending = os.path.split(saved)[0], os.path.splitext(saved)[1]
         sys.addaudithook(self._heard)
 
     def _heard(self, event: str, args: tuple[Any, ...]) -> None:
@@ -48,7 +48,7 @@ class Missed:
             path = os.path.realpath(path)
         except (OSError, ValueError):
             return
-        beside = os.path.dirname(path) == self._folder and self._ending and path.endswith(self._ending)  # noqa: PTH120
+        beside = os.path.dirname(path) == self._folder and self._ending and path.endswith(self._ending)
         if not self.read and (beside or self._is_in(path)):
             self.read = True
             with contextlib.suppress(OSError):

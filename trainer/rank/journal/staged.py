@@ -37,7 +37,7 @@ def _stage(writer: Any) -> Path:
 
 def _can_be_staged(path: str) -> bool:
     """Whether the folder is only a checkpoint and ours, and the disk has room for another."""
-    found, size = os.stat(path), 0  # noqa: PTH116
+    found, size = os.stat(path), 0
     with os.scandir(path) as entries:
         for entry in entries:
             is_part = entry.name == _METADATA or (entry.name.startswith("__") and entry.name.endswith(".distcp"))
@@ -58,10 +58,10 @@ def _prepare(function: Callable[..., Any]) -> Any:
             shutil.rmtree(stage.parent, ignore_errors=True)
             path = os.path.realpath(self.path)
             with contextlib.suppress(OSError):
-                if os.path.exists(os.path.join(path, _METADATA)) and _can_be_staged(path):  # noqa: PTH110, PTH118
+                if os.path.exists(os.path.join(path, _METADATA)) and _can_be_staged(path):
                     wrapping.tell_staged(path)
                     stage.parent.mkdir(mode=0o700)
-                    stage.mkdir(mode=stat.S_IMODE(os.stat(path).st_mode) | stat.S_IRWXU)  # noqa: PTH116
+                    stage.mkdir(mode=stat.S_IMODE(os.stat(path).st_mode) | stat.S_IRWXU)
         return planned
 
     return prepare_global_plan
@@ -117,7 +117,7 @@ def _finish(function: Callable[..., Any]) -> Any:
 def _exchange(stage: Path, path: Path) -> None:
     """Moves the content of `stage` to `path`, by one rename if the file system can do that (renameat2(2))."""
     with contextlib.suppress(OSError):
-        os.chmod(stage, stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
+        os.chmod(stage, stat.S_IMODE(path.stat().st_mode))
     if exchange(str(stage), str(path)):
         return
     wrapping.tell_staged(str(path), still=False)

@@ -17,14 +17,14 @@ def path_of(target: Any) -> str | None:
             return None if elsewhere or _is_special(path) else path
         path, fd = os.path.realpath(target.name), target.fileno()
         found = os.fstat(fd)
-        return path if stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.stat(path)) else None  # noqa: PTH116
+        return path if stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.stat(path)) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
 def _is_special(path: str) -> bool:
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
+        mode = os.stat(path).st_mode
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -107,8 +107,8 @@ def _named(value: Any) -> str | None:
         return None
     try:
         path = os.fspath(value)
-        if not isinstance(path, str) or len(path) > _LONGEST or not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        if not isinstance(path, str) or len(path) > _LONGEST or not stat.S_ISREG(os.stat(path).st_mode):
             return None
-        return os.path.abspath(path)  # noqa: PTH100 (a link is named as the script names it)
+        return os.path.abspath(path)  # A link is named as the script names it.
     except (OSError, ValueError, TypeError):
         return None

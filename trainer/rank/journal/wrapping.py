@@ -80,7 +80,7 @@ def tag() -> str:
 def tell_staged(path: str, still: bool = True) -> None:
     """Reports that the whole folder `path` is written beside. Not `still`: no longer."""
     if _listener is not None:
-        _listener.beside(os.path.dirname(path))  # noqa: PTH120
+        _listener.beside(os.path.dirname(path))
         _listener.staged(path, still)
 
 
@@ -162,25 +162,25 @@ class Writer:
         if not _tag or path is None or not isinstance(where, str | os.PathLike):
             return None
         place = prepare(path, _tag)
-        if self._probe is not None and (isinstance(place, Unsafe) or os.path.islink(where)):  # noqa: PTH114
+        if self._probe is not None and (isinstance(place, Unsafe) or os.path.islink(where)):
             if self._replaces is None:
-                self._replaces = self._try(os.path.dirname(path))  # noqa: PTH120
+                self._replaces = self._try(os.path.dirname(path))
             if self._replaces:
                 if isinstance(place, Beside):
                     place.abort()
                 return None
         if isinstance(place, Beside) and _listener is not None:
-            _listener.beside(os.path.dirname(path))  # noqa: PTH120
+            _listener.beside(os.path.dirname(path))
         return place
 
     def _try(self, folder: str) -> bool:
-        place = prepare(os.path.join(folder, "probe"), _tag)  # noqa: PTH118
+        place = prepare(os.path.join(folder, "probe"), _tag)
         if not isinstance(place, Beside) or self._probe is None:
             return False
-        before = os.stat(place.new).st_ino  # noqa: PTH116
+        before = os.stat(place.new).st_ino
         try:
             self._probe(place.new)
-            return os.stat(place.new).st_ino != before  # noqa: PTH116
+            return os.stat(place.new).st_ino != before
         except Exception:
             return False
         finally:

@@ -96,7 +96,7 @@ def _trainer(module: ModuleType) -> None:
     def place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
         trainer, trial = args[0], args[2] if len(args) > 2 else kwargs.get("trial")
         parent = trainer._get_output_dir(trial=trial)
-        return os.path.join(parent, f"checkpoint-{trainer.state.global_step}"), trainer.args.world_size  # noqa: PTH118
+        return os.path.join(parent, f"checkpoint-{trainer.state.global_step}"), trainer.args.world_size
 
     trainer = module.Trainer
     trainer._save_checkpoint = folder(trainer._save_checkpoint, "transformers.Trainer", place)
@@ -106,12 +106,12 @@ def _accelerator(module: ModuleType) -> None:
     def place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, int]:
         self, settings = args[0], args[0].project_configuration
         if settings.automatic_checkpoint_naming:
-            path = os.path.join(self.project_dir, "checkpoints", f"checkpoint_{self.save_iteration}")  # noqa: PTH118
+            path = os.path.join(self.project_dir, "checkpoints", f"checkpoint_{self.save_iteration}")
             return path, self.num_processes
         # A script may let one rank alone save, if nothing in it waits for the others.
         together = "FSDP" in str(self.distributed_type) or "DEEPSPEED" in str(self.distributed_type)
         where = args[1] if len(args) > 1 else kwargs["output_dir"]
-        return os.path.expanduser(where), self.num_processes if together else 1  # noqa: PTH111
+        return os.path.expanduser(where), self.num_processes if together else 1
 
     accelerator = module.Accelerator
     accelerator.save_state = folder(accelerator.save_state, "accelerate", place)

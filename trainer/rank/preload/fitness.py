@@ -95,6 +95,6 @@ def habits() -> dict[str, Any]:
 
 def _folder() -> str:
     try:
-        return os.getcwd()  # noqa: PTH109
+        return str(Path.cwd())
     except OSError:
         return ""

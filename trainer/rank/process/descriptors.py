@@ -14,7 +14,7 @@ def opened() -> set[int]:
     """All open descriptors, except the standard ones."""
     folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = {int(name) for name in os.listdir(folder)}  # noqa: PTH208 (of a descriptor that we know, and leave out)
+        found = {int(name) for name in os.listdir(folder)}
         return {fd for fd in found if fd >= _STANDARD and fd != folder}
     finally:
         os.close(folder)

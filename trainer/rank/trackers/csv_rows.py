@@ -36,11 +36,11 @@ def hook(module: ModuleType, going_on: GoingOn) -> None:
     @functools.wraps(check)
     def check_log_dir_exists(self: Any) -> None:
         going_on.before_saves(functools.partial(_saved, self, save))
-        if not going_on.later or not os.path.isfile(self.metrics_file_path):  # noqa: PTH113
+        if not going_on.later or not os.path.isfile(self.metrics_file_path):
             check(self)
             return
         try:
-            with open(self.metrics_file_path, newline="") as file:  # noqa: PTH123
+            with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys[:] = next(csv.reader(file), [])
         except (OSError, ValueError, csv.Error):
             check(self)

@@ -25,7 +25,7 @@ _MOST = 20_000
 def names(folder: str) -> set[str]:
     """The names of the event files in `folder`. Empty if the folder is not on this machine's file system."""
     with contextlib.suppress(OSError):
-        return {name for name in os.listdir(folder) if "tfevents" in name}  # noqa: PTH208
+        return {name for name in os.listdir(folder) if "tfevents" in name}
     return set()
 
 
@@ -35,15 +35,15 @@ def points(folder: str, own: set[str], since: float, event: Any) -> list[Point]:
     points."""
     found: list[Point | int] = []
     for name in sorted(names(folder) - own):
-        path = os.path.join(folder, name)  # noqa: PTH118
-        if os.stat(path).st_mtime >= since:  # noqa: PTH116
+        path = os.path.join(folder, name)
+        if os.stat(path).st_mtime >= since:
             return []
         found += _points(path, event)
     return kept(found)
 
 
 def _points(path: str, event: Any) -> Iterator[Point | int]:
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

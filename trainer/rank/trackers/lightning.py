@@ -25,7 +25,7 @@ def _versions(module: ModuleType, going_on: GoingOn) -> None:
 def _remembered(original: Any, name: str, going_on: GoingOn) -> Any:
     @functools.wraps(original)
     def next_version(self: Any) -> int:
-        where = os.path.abspath(os.path.join(str(self.root_dir), str(self.name)))  # noqa: PTH100, PTH118
+        where = os.path.abspath(os.path.join(str(self.root_dir), str(self.name)))
         chosen = going_on.recall(f"lightning {name} {where}", lambda: str(original(self)))
         return int(chosen) if chosen.isdecimal() else original(self)
 

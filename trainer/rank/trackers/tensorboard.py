@@ -92,7 +92,7 @@ def _events(module: ModuleType, going_on: GoingOn) -> None:
 
     @functools.wraps(make)
     def opened(self: Any, logdir: Any, *args: Any, **kwargs: Any) -> None:
-        path = os.path.abspath(str(logdir))  # noqa: PTH100
+        path = os.path.abspath(str(logdir))
         before = event_files.names(path)
         make(self, logdir, *args, **kwargs)
         folder = folders.setdefault(path, _Folder(path, going_on, write))
@@ -153,7 +153,7 @@ def _writer(module: ModuleType, going_on: GoingOn) -> None:
         def choose() -> str:
             make(self, **named)
             folder = getattr(self, "log_dir", None) or getattr(self, "logdir", None)
-            made.append(os.path.abspath(str(folder)) if folder else "")  # noqa: PTH100
+            made.append(os.path.abspath(str(folder)) if folder else "")
             return made[-1]
 
         folder = going_on.recall(f"{module.__name__} {named.get('comment', '')}", choose)

@@ -110,8 +110,8 @@ def _rows(run: Any, going_on: GoingOn, log: Any) -> Rows | None:
         return Rows(places, -1, starts)
     found: dict[int, dict[str, Any]] = {}
     own = os.path.realpath(settings.sync_file)
-    where = os.path.join(glob.escape(os.path.dirname(settings.sync_dir)), f"*run-*-{glob.escape(run.id)}")  # noqa: PTH118, PTH120
-    for path in sorted(glob.glob(os.path.join(where, "*.wandb"))):  # noqa: PTH118, PTH207
+    where = os.path.join(glob.escape(os.path.dirname(settings.sync_dir)), f"*run-*-{glob.escape(run.id)}")
+    for path in sorted(glob.glob(os.path.join(where, "*.wandb"))):
         if os.path.realpath(path) != own:
             mend(path)
             found.update(rows(path, _protobuf().Record))

@@ -53,13 +53,13 @@ def mend(path: str) -> None:
     of later attempts."""
     end = max((end for end, _ in _records(path)), default=0)
     # What follows a whole record is less than a block and a record: otherwise the file is damaged, and stays.
-    if end and end < os.stat(path).st_size < end + _LONGEST:  # noqa: PTH116
+    if end and end < os.stat(path).st_size < end + _LONGEST:
         os.truncate(path, end)
 
 
 def _records(path: str) -> Iterator[tuple[int, bytes]]:
     """(end, data) of each whole record, up to damage."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         if file.read(len(_NAME)) != _NAME:
             return
         blocks = -(-os.fstat(file.fileno()).st_size // BLOCK)

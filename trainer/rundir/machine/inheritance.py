@@ -28,7 +28,7 @@ def inherited() -> dict[str, str]:
     for name in _FILES:
         with contextlib.suppress(OSError):
             found[name] = (me / name).read_text()
-    for link in ["root", *(f"ns/{name}" for name in sorted(os.listdir("/proc/self/ns")))]:  # noqa: PTH208
+    for link in ["root", *(f"ns/{name}" for name in sorted(os.listdir("/proc/self/ns")))]:
         with contextlib.suppress(OSError):
             found[link] = str((me / link).readlink())
     policy = os.sched_getscheduler(0)

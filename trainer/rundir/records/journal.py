@@ -90,7 +90,7 @@ class Saved:
 def identity_of(path: str) -> Identity | None:
     """The identity of a regular file, or of a torch.distributed.checkpoint folder. None for anything else."""
     try:
-        found = os.stat(path)  # noqa: PTH116 (a link is what it leads to)
+        found = os.stat(path)  # A link is what it leads to.
         if stat.S_ISDIR(found.st_mode):
             return _of_folder(path)
         if not stat.S_ISREG(found.st_mode):
@@ -128,7 +128,7 @@ def _sign(path: str, follow_symlinks: bool = True) -> os.stat_result | None:
     """The stat of the first of SIGNS that is in the folder."""
     for name in SIGNS:
         with contextlib.suppress(OSError):
-            return os.stat(os.path.join(path, name), follow_symlinks=follow_symlinks)  # noqa: PTH116, PTH118
+            return os.stat(os.path.join(path, name), follow_symlinks=follow_symlinks)
     return None
 
 
@@ -260,7 +260,7 @@ def place_of(saved: Saved) -> str | None:
     if _has(saved.path, known):
         return saved.path
     folder, name = os.path.split(saved.path)
-    for candidate in (*_entries(folder), *(os.path.join(other, name) for other in _entries(os.path.dirname(folder)))):  # noqa: PTH118, PTH120
+    for candidate in (*_entries(folder), *(os.path.join(other, name) for other in _entries(os.path.dirname(folder)))):
         if _has(candidate, known):
             return candidate
     return None
@@ -278,7 +278,7 @@ def whole_place(saved: Saved) -> str | None:
 def _has(path: str, known: Identity) -> bool:
     """Whether `path` is the very file, unchanged."""
     try:
-        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+        found = os.stat(path, follow_symlinks=False)
         sign = _sign(path, follow_symlinks=False) if stat.S_ISDIR(found.st_mode) else found
     except (OSError, ValueError):
         return False
@@ -289,6 +289,6 @@ def _entries(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             found = [entry.path for _, entry in zip(range(_MOST_ENTRIES), entries, strict=False)]
-            return [path for path in found if not os.path.basename(path).startswith((TORN, BESIDE))]  # noqa: PTH119
+            return [path for path in found if not os.path.basename(path).startswith((TORN, BESIDE))]
     except (OSError, ValueError):
         return []
