@@ -30,7 +30,7 @@ class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, index):
         return float(index) + torch.randn(4) + random.random() + np.random.rand()
 
-def run(folder, steps, workers, own):
+def run(folder, steps, every, workers, own):
     # 23 samples are six batches: 14 steps are more than two epochs.
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2))
@@ -38,7 +38,7 @@ def run(folder, steps, workers, own):
     generator = torch.Generator().manual_seed(5) if own else None
     options = {"batch_size": 4, "shuffle": True, "num_workers": workers, "generator": generator}
     loader = StatefulDataLoader(Seeded(Numbers()), **options)
-    ckpt = Checkpointer(model=model, optimizer=optimizer, data=loader, directory=folder, every=1)
+    ckpt = Checkpointer(model=model, optimizer=optimizer, data=loader, directory=folder, every=every)
     step, seen = ckpt.restore(), []
     while step < steps:
         for batch in loader:
@@ -54,10 +54,11 @@ def run(folder, steps, workers, own):
     return seen, [value.tolist() for value in model.state_dict().values()], torch.get_rng_state().tolist()
 
 for case in ((0, True), (0, False), (2, True), (2, False)):
-    whole = run(f"whole{case}", 14, *case)
+    # It saves at its end alone: what a save does to the loader shows, too.
+    whole = run(f"whole{case}", 14, 14, *case)
     for kill in (2, 6, 7):
-        before = run(f"{case}-{kill}", kill, *case)
-        after = run(f"{case}-{kill}", 14, *case)
+        before = run(f"{case}-{kill}", kill, 1, *case)
+        after = run(f"{case}-{kill}", 14, 4, *case)
         print(json.dumps([*case, kill, before[0] + after[0] == whole[0], after[1:] == whole[1:]]))
 """
 
