@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from supervisor.checkup import checks, installed, space
+from supervisor.checkup.script import spawning
 from supervisor.commands import background, nodes, slurm
 from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.commands.nodes import Located
@@ -38,7 +39,7 @@ from supervisor.run.folder.epoch import Epoch
 from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
 from supervisor.run.folder.stops import HandedOver
-from supervisor.run.previous import previous_of
+from supervisor.run.previous import Previous, previous_of
 from supervisor.run.runs import load, name_here
 from supervisor.run.spec import Spec
 from trainer.rundir.codes import ExitCode
@@ -93,20 +94,13 @@ def drive(
     loopback.needed(spec.local_addr)
     register(run)
     previous = previous_of(run)
-    try:
-        log = EventLog(run, spec.run, epoch=Epoch(run) if located is not None else None)
-    except OSError as error:
-        raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
-    log.attempt = previous.last_attempt
+    log = _opened(run, spec, previous, located)
     lead = None
     if located is not None:
         from supervisor.commands import several
 
         lead = several.leader_of(run, spec, previous, log, located)
-    about = {"command": specs.typed(spec), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
-    log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
-    for text in [*installed.warnings(), *space.warnings()] if stopping is None else []:
-        log.emit("warning", "warning", text=text)
+    _log_begin(log, spec, previous, begins=stopping is None)
     notifier = Notifier(spec.notify, spec.run, log)
     driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history, lead=lead)
     if stopping is not None:
@@ -138,6 +132,27 @@ def drive(
     if as_json:
         print_status(run)
     return end.exit_code
+
+
+def _opened(run: RunDir, spec: Spec, previous: Previous, located: Located | None) -> EventLog:
+    """The run's history, to go on with. Refusal if it cannot be written."""
+    try:
+        log = EventLog(run, spec.run, epoch=Epoch(run) if located is not None else None)
+    except OSError as error:
+        raise Refusal(f"{run.events} cannot be written: {error.strerror or error}") from None
+    log.attempt = previous.last_attempt
+    return log
+
+
+def _log_begin(log: EventLog, spec: Spec, previous: Previous, begins: bool) -> None:
+    """The begin is told; if the run is not only to be ended, what its user should know before it `begins`, too."""
+    about = {"command": specs.typed(spec), "nproc": spec.nproc, "resume": spec.resume, "pid": os.getpid()}
+    log.emit("run_started", "info", **about, boot=here()["boot"] or None, fresh_budget=not previous.goes_on)
+    if not begins:
+        return
+    twice = spawning.warnings(spec.command, spec.module, spec.cwd, spec.nproc)
+    for text in [*installed.warnings(), *space.warnings(), *twice]:
+        log.emit("warning", "warning", text=text)
 
 
 def _say_end(run: RunDir, console: Console, log: EventLog, driver: Driver, end: End) -> None:

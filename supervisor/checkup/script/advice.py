@@ -25,7 +25,6 @@ _TORN = {"pickle.dump", "joblib.dump", "dill.dump", "cloudpickle.dump"}
 _EARLY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 """Variables that torch or a library reads at its import, or that decide which GPUs there are."""
 _OWN = ("trainer.Checkpointer", "supervise.Checkpointer")
-_SPAWN = ("torch.multiprocessing.spawn", "torch.multiprocessing.start_processes")
 _SAVED = Checkpoint("CHECKPOINT", step=100, number=100, resumable=True)
 """In place of what the program will have saved."""
 
@@ -167,8 +166,7 @@ def _resume(source: Source, kind: _Kind, choice: Choice | None) -> Check:
 
 
 def _standby(source: Source, imported: Imported) -> Check:
-    spawns = _first(c for c in source.calls if c.name in _SPAWN)
-    if spawns:
+    if spawns := source.spawning:
         text = f"{spawns.place} starts the ranks itself: only the script is warm, its ranks import torch again"
         # Two of it would wait for each other's ranks at one port, or train twice.
         hint = "launch it without --nproc; if it leaves the start of its ranks to --nproc, they come back sooner"

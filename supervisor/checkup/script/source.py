@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.adapters.program import CONFIGURATOR, Option, Parser, Scalar, compared
 
+_SPAWN = ("torch.multiprocessing.spawn", "torch.multiprocessing.start_processes")
 _MOST_HOPS = 20
 """Names that lead to a name: `a = b`, `class A(B)`."""
 
@@ -55,6 +56,11 @@ class Source:
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     """The environment variables that it sets, with the place."""
+
+    @property
+    def spawning(self) -> Call | None:
+        """The first call that starts ranks."""
+        return next((call for call in self.calls if call.name in _SPAWN), None)
 
     def __add__(self, other: Source) -> Source:
         return Source(

@@ -42,6 +42,9 @@ def standbys(paid: Mapping[str, Any]) -> str:
     """What the making of a standby costs the training, as ledger.standbys() tells it; empty if none was measured."""
     if not paid["measured"]:
         return ""
-    longer = f"{abs(100 * paid['share']):.1f} % {'longer' if paid['share'] >= 0 else 'less'}"
     of = f", median of {paid['measured']}" if paid["measured"] > 1 else ""
-    return f"{paid['cost_s']:.2f} s a standby{of}: while it was made, for {paid['made_s']:.1f} s, steps took {longer}"
+    made = f"a standby{of}: while it was made, for {paid['made_s']:.1f} s, steps took"
+    if paid["share"] <= 0.0:
+        # What is below the noise of the steps may come out below 0.
+        return f"nothing measurable for {made} no longer"
+    return f"{paid['cost_s']:.2f} s {made} {100 * paid['share']:.1f} % longer"

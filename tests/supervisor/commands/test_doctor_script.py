@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.checkup.script import files
+from supervisor.checkup.script import files, spawning
 from supervisor.checkup.script.advice import Imported, findings
 from supervisor.checkup.script.source import Source, Unreadable, read
 from supervisor.commands import doctor
@@ -196,3 +196,23 @@ def test_no_script(tmp_path: Path, kind: str) -> None:
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     (error,) = [line for line in done.stderr.splitlines() if "train.py" in line]
     assert ("train.py:2: invalid syntax" in error) == (kind == "syntax")
+
+
+@pytest.mark.parametrize(
+    ("text", "nproc", "module", "line"),
+    [
+        ("import torch.multiprocessing as mp\nmp.spawn(main, nprocs=2)\n", 2, False, "train.py:2"),
+        ("from torch.multiprocessing import start_processes as begin\n\nbegin(main)\n", 2, False, "train.py:3"),
+        ("import torch.multiprocessing as mp\nmp.spawn(main, nprocs=2)\n", 1, False, ""),
+        ("import torch.multiprocessing as mp\nmp.spawn(main, nprocs=2)\n", 2, True, ""),
+        ("import torch.multiprocessing as mp\nmp.set_start_method('spawn')\n", 2, False, ""),
+        ("mp.spawn(", 2, False, ""),
+    ],
+)
+def test_a_script_that_starts_ranks_is_told_of_at_its_launch(
+    tmp_path: Path, text: str, nproc: int, module: bool, line: str
+) -> None:
+    """Only if it is started more than once. A call of that name alone is none."""
+    (tmp_path / "train.py").write_text(text)
+    found = spawning.warnings(("train.py", "--lr", "1"), module, str(tmp_path), nproc)
+    assert [warning.partition(" ")[0] for warning in found] == ([line] if line else [])

@@ -146,6 +146,14 @@ def test_ledger_and_report_have_it() -> None:
     assert figures.standbys(report(tell(RUN), 10.0)["standby"]) == ""
 
 
+def test_a_cost_below_the_noise() -> None:
+    """It is not told as a gain."""
+    body = report(tell([*RUN, paid(5.0, -0.3, -0.05, 3.0)]), 10.0)
+    assert figures.standbys(body["standby"]) == (
+        "nothing measurable for a standby: while it was made, for 3.0 s, steps took no longer"
+    )
+
+
 @given(st.lists(st.one_of(st.floats(), st.integers(), st.text(max_size=2), st.none()), max_size=5))
 def test_ledger_adds_up_whatever_it_is_told(costs: list[object]) -> None:
     """More than there was, less than nothing, no number."""
