@@ -45,7 +45,7 @@ class Dialing:
             if not self.connected and not self._connect():
                 self._expire(now, "nobody answers")
                 return None
-            self._read()
+            self._read(now)
         except OSError as error:
             self._lose(error.strerror or str(error))
         if len(self._said) < greeting.ANSWER:
@@ -78,10 +78,13 @@ class Dialing:
         if code not in (0, errno.EINPROGRESS):
             self._lose(os.strerror(code))
 
-    def _read(self) -> None:
+    def _read(self, now: float) -> None:
         with contextlib.suppress(BlockingIOError, InterruptedError):
             while len(self._said) < greeting.ANSWER:
                 data = self.socket.recv(greeting.ANSWER - len(self._said))
+                if not data and now >= self.until:
+                    # It had waited long enough for us, who look late: it may well have the token.
+                    return
                 if not data:
                     self._lose("it closed the connection: it does not have the token of this run")
                 self._said += data

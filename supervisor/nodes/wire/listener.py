@@ -1,4 +1,4 @@
-"""Where links come in. Whoever connects first proves that it has the token, within two seconds and in a few bytes.
+"""Where links come in. Whoever connects first proves that it has the token, within four seconds and in a few bytes.
 
 A stranger costs a descriptor for that time and gets no byte. There are at most 64 of one address and 1,024 in all; then
 the oldest goes. So strangers cannot keep a supervisor out: its greeting takes one round trip.
@@ -16,7 +16,9 @@ from supervisor.nodes.wire.link import Link
 from supervisor.process.proctree import EXHAUSTED
 
 GREETING = 2.0
-"""Seconds that a greeting may take."""
+"""Seconds that a caller waits for its greeting to be answered."""
+HEARD = 2 * GREETING
+"""Seconds after which a caller that has not proved itself is hung up on. It gives up before that, and says why."""
 STRANGERS, CROWD = 64, 1024
 """The most connections of one address, and of all, that have not proved themselves."""
 _ACCEPTS = 32
@@ -102,7 +104,7 @@ class Listener:
             connection.setblocking(False)
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._guests.append(_Guest(connection, str(address[0]), now + GREETING, self._count))
+            self._guests.append(_Guest(connection, str(address[0]), now + HEARD, self._count))
             self._make_room(str(address[0]))
 
     def _make_room(self, peer: str) -> None:

@@ -17,7 +17,7 @@ from supervisor.nodes.wire import greeting
 from supervisor.nodes.wire.dialing import connect
 from supervisor.nodes.wire.frames import Sealer
 from supervisor.nodes.wire.link import Link, LinkLost
-from supervisor.nodes.wire.listener import GREETING, STRANGERS, Listener
+from supervisor.nodes.wire.listener import GREETING, HEARD, STRANGERS, Listener
 
 TOKEN = b"the token of this run"
 HOST = "127.0.0.1"
@@ -183,10 +183,34 @@ def test_nobody_there(closing: contextlib.ExitStack) -> None:
     assert dialing.fds() == []
 
 
+def test_a_caller_gives_up_first(server: Listener, closing: contextlib.ExitStack) -> None:
+    """Its time is over before the one that it calls hangs up: so it says what it has waited for."""
+    dialing = connect(HOST, server.port, TOKEN, 10.0)
+    closing.callback(dialing.close)
+    until(lambda: server.accept(10.0) or server.deadline())
+    assert server.deadline() == 10.0 + HEARD > dialing.until + 1
+
+
+@pytest.mark.parametrize(("late", "why"), [(GREETING, "within 2 s"), (0.0, "it closed the connection")])
+def test_who_hangs_up_on_a_caller(closing: contextlib.ExitStack, late: float, why: str) -> None:
+    """A caller that looks so late that it finds the connection closed blames nobody: whoever closed it may have the
+    token. One that looks in time was not wanted."""
+    silent = closing.enter_context(contextlib.closing(socket.create_server((HOST, 0))))
+    dialing = connect(HOST, silent.getsockname()[1], TOKEN, 10.0)
+    until(lambda: dialing.tick(10.0) or dialing.connected)
+    called, _ = silent.accept()
+    # All of it is read, so it ends without a reset.
+    assert called.recv(greeting.CALL, socket.MSG_WAITALL)
+    called.close()
+    assert select.select(dialing.fds(), [], [], 20)[0]
+    with pytest.raises(LinkLost, match=why):
+        dialing.tick(10.0 + late)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(said=st.binary(min_size=1, max_size=120) | st.binary(max_size=60).map(lambda tail: b"SPV1" + tail))
 def test_a_stranger_gets_no_byte(server: Listener, said: bytes) -> None:
-    """Whatever it says, it is closed without an answer as soon as it cannot be one of us, else after two seconds."""
+    """Whatever it says, it is closed without an answer as soon as it cannot be one of us, else after four seconds."""
     with contextlib.ExitStack() as stack:
         stranger = raw(server, stack)
         stranger.sendall(said)
@@ -194,8 +218,8 @@ def test_a_stranger_gets_no_byte(server: Listener, said: bytes) -> None:
         poll.register(server.fds()[0], select.POLLIN)
         assert poll.poll(5000)
         assert server.accept(0.0) == [] and len(server.fds()) <= 2
-        # Two seconds later it is gone, whatever it has said.
-        assert server.accept(GREETING) == [] and len(server.fds()) == 1
+        # Four seconds later it is gone, whatever it has said.
+        assert server.accept(HEARD) == [] and len(server.fds()) == 1
         with contextlib.suppress(ConnectionResetError):
             assert stranger.recv(100) == b""
 
