@@ -62,12 +62,14 @@ def _plain(layout: str) -> str:
 
 IN_MEMORY = ["2d:4", "fsdp+grows:2"]
 ON_DISK = ["fsdp+rows:4", "fsdp+rows:2", "tp:2"]
+AND_BACK = pytest.param(["fsdp:4", "fsdp:2", "fsdp:1", "fsdp:4"], marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(
     "layouts",
     [
         IN_MEMORY,
+        AND_BACK,
         pytest.param(
             ["fsdp:2", "fsdp:2", "fsdp:4", "fsdp:1", "tp:2", "tp:4", "2d:4", "2d:2", "hsdp:4", "hsdp:2", "kept:3"],
             marks=pytest.mark.long,
@@ -88,6 +90,7 @@ def test_from_memory(layouts: list[str], tmp_path: Path) -> None:
     "layouts",
     [
         ON_DISK,
+        AND_BACK,
         pytest.param(
             [
                 "hsdp:4",
