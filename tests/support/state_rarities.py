@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
@@ -283,6 +284,9 @@ class _Ragged(_Queue):
 
 # DDP itself cannot broadcast such a one.
 CASES["a buffer of another length on each rank"] = _of(net=_Ragged, ddp={"broadcast_buffers": False})
+CASES["FSDP2, a buffer of another length on each rank"] = lambda rank, world: _case(
+    rank, world, net=_Ragged(), wrap=fully_shard, draws=False
+)
 
 
 class _Lookahead(torch.optim.Optimizer):

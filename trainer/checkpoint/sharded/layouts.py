@@ -94,6 +94,8 @@ def _agreed(tables: Sequence[Mapping[str, Any]], led: frozenset[str]) -> tuple[L
     holders: dict[str, dict[Box, list[int]]] = {}
     for rank, table in enumerate(tables):
         for name, (dtype, shape, at, size, text) in table.items():
+            if rank and name in led:
+                continue  # each rank has its own of it, of its own length; rank 0's is the one that all share
             spec = Spec(dtype, tuple(shape))
             if specs.setdefault(name, spec) != spec:
                 raise StateError(
@@ -109,10 +111,7 @@ def _agreed(tables: Sequence[Mapping[str, Any]], led: frozenset[str]) -> tuple[L
             check_cover(list(holders.get(name, ())), spec.shape)
         except ValueError as error:
             raise StateError(f"{name}: the parts that the ranks have of it do not make it up: {error}") from None
-    held = {
-        name: {box: [0] if name in led else ranks for box, ranks in boxes.items()} for name, boxes in holders.items()
-    }
-    layout = shared_out(specs, held, len(tables))
+    layout = shared_out(specs, holders, len(tables))
     return Layout(layout.specs, layout.shares, {name: text for name, text in texts.items() if text}), holders
 
 
