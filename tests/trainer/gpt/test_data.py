@@ -45,12 +45,12 @@ def test_every_start_can_be_drawn() -> None:
 
 
 def test_stdlib_is_quick_and_the_same_each_time() -> None:
-    """The default data: megabytes of Python in well under half a second, no download."""
+    """The default data: megabytes of Python in well under half a second of the CPU, no download."""
     load_bytes("stdlib", 0)
-    began = time.perf_counter()
+    began = time.process_time()
     data = load_bytes("stdlib", 0)
 
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert data.numel() > 4_000_000
     assert torch.equal(data, load_bytes("stdlib", 1))
 

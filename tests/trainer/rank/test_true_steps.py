@@ -95,13 +95,15 @@ for step in range(start, 120):
     model(torch.ones(1, 4)).square().sum().backward()
     optimizer.step()
     time.sleep(pause)
+    while step == 100 and os.path.exists("hold"):
+        time.sleep(0.02)
     if (step + 1) % 20 == 0:
         save(step + 1)
     if dies and step - start == dies and rank == 0:
         os._exit(1)
 """
-"""Arguments: the optimizer, how it saves, after how many steps each attempt dies (0: never), and the pause in a
-step."""
+"""Arguments: the optimizer, how it saves, after how many steps each attempt dies (0: never), and the pause in a step.
+It waits at step 100 as long as there is a file `hold`."""
 
 
 def starts(run: Run) -> list[int]:
@@ -215,7 +217,8 @@ def test_a_step_that_nothing_tells(run: Run) -> None:
 def test_own_saves_of_a_run_that_goes_on(run: Run) -> None:
     """Stopped and taken up again by another supervisor, the steps count on, and a checkpoint that is gone is not
     offered."""
-    run.start("--nproc", "1", run.script(SCRIPT), "muon", "replace", "0", "0.05")
+    (run.folder / "hold").touch()
+    run.start("--nproc", "1", run.script(SCRIPT), "muon", "replace", "0")
     run.until_event("first_step")
     until((run.folder / "ck.pt").exists)
     run.kill_supervisor()
@@ -223,6 +226,7 @@ def test_own_saves_of_a_run_that_goes_on(run: Run) -> None:
     kept = told(run, "status")["checkpoint"]
     assert kept["path"] == str(run.folder / "ck.pt") and kept["step"] % 20 == 0
 
+    (run.folder / "hold").unlink()
     run.cli("resume", "run")
 
     assert starts(run)[-1] == run.events("first_step")[-1]["from_step"] == kept["step"]
