@@ -91,7 +91,7 @@ def test_nobody_else_meanwhile(run: Run) -> None:
     stopping = subprocess.Popen([SUPERVISE, "stop", "run"], cwd=run.folder, env=environment())
     run.until_event("stop_requested", 2)
     stopping.send_signal(signal.SIGINT)
-    assert stopping.wait(30) == 103
+    assert stopping.wait(60) == 103
     run.assert_nothing_left()
 
 
@@ -99,10 +99,11 @@ def test_a_supervisor_that_dies_while_it_stops(run: Run) -> None:
     """`stop` asked a living supervisor, which was killed before the ranks were gone: `stop` goes on in its place."""
     run.start("--grace", "10m", run.script(SAVES.replace("time.sleep(0.3)", "time.sleep(600)")))
     run.until_event("first_step")
-    stopping = subprocess.Popen([SUPERVISE, "stop", "run", "--now"], cwd=run.folder, env=environment())
     assert run.process is not None
+    # Before it is asked: else it may have stopped already.
     run.process.send_signal(signal.SIGSTOP)
-    until(lambda: run.dir.stop.exists() or (run.process is not None and stopping.poll() is not None))
+    stopping = subprocess.Popen([SUPERVISE, "stop", "run", "--now"], cwd=run.folder, env=environment())
+    until(run.dir.stop.exists)
     run.kill_supervisor()
     assert stopping.wait(60) == 103
     run.assert_nothing_left()

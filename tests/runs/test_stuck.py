@@ -60,10 +60,15 @@ def freezer(tmp_path: Path, run: Run) -> Iterator[Freezer]:
             stack.callback(made.close)
 
 
+STEPS_ON = f"""{STEPPING}    if os.path.exists("finish"):
+        break
+"""
+
+
 def test_what_cannot_be_killed_is_106(run: Run, freezer: Freezer) -> None:
     """One rank dies, the other cannot be killed: the run ends with 106 and names it, a resume is refused as long as it
     is there, and once it is gone the run goes on."""
-    run.start("--nproc", "2", run.script(STEPPING), "150", "0.03")
+    run.start("--nproc", "2", run.script(STEPS_ON), "100000", "0.03")
     dying, frozen = run.until_event("group_ready")["pids"]
     run.until_event("first_step")
     freezer.freeze(frozen)
@@ -85,6 +90,7 @@ def test_what_cannot_be_killed_is_106(run: Run, freezer: Freezer) -> None:
 
     freezer.thaw()
     until(lambda: not Path(f"/proc/{frozen}/exe").exists())
+    (run.folder / "finish").touch()
     run.cli("resume", "run")
     run.assert_nothing_left()
     assert run.verdicts()[-1] == ("finished", None)

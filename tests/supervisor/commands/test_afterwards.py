@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from supervisor.commands import cli
+from supervisor.run import origin
 from supervisor.run import spec as specs
 from supervisor.run.origin import git
 from supervisor.run.runs import all_runs
@@ -143,8 +144,10 @@ def test_no_checkpoints_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
-def test_run_json_knows_the_commit(tmp_path: Path) -> None:
+def test_run_json_knows_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whether it is the whole truth. A repository that git refuses, or none, is not known."""
+    # A launch does not wait for git as long as a busy machine may take.
+    monkeypatch.setattr(origin, "LIMIT", 60.0)
     home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "GIT_DIR": "/nowhere"}
     script, run = tmp_path / "my train.py", ["git", "-c", "user.name=a", "-c", "user.email=b"]
     script.write_text("1")

@@ -10,8 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from supervisor.reading.lines import CAP, End, Line
 from supervisor.reading.render import TextRenderer, render_json
 from supervisor.reading.wording import Restarts
 from tests.support.runs_on_disk import EPOCH, Writer, recovered_run
+from tests.support.supervised import until
 
 TAIL = [sys.executable, "-c", "from _supervisor.commands.tail import command; command()"]
 
@@ -166,14 +166,6 @@ def test_events_can_be_chosen(tmp_path: Path) -> None:
     ]
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """`condition` holds, or the test fails."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.01)
-
-
 @contextmanager
 def held(writer: Writer) -> Iterator[int]:
     """The run has a supervisor: a process that holds its lock. Its pid."""
@@ -212,7 +204,7 @@ def test_ctrl_c_ends_the_reading_not_the_run(tmp_path: Path) -> None:
     with held(writer) as supervisor, follower(writer, out) as process:
         until(lambda: b"attempt_started" in out.read_bytes())
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=10)
+        _, error = process.communicate(timeout=60)
         os.kill(supervisor, 0)
     assert (process.returncode, error) == (0, b"stopped reading; the run goes on (to stop it: supervise stop)\n")
 
@@ -227,7 +219,7 @@ def test_lines_come_while_the_run_goes_on_and_its_end_ends_the_follower(tmp_path
         writer.log(b"live\n")
         until(lambda: b"a0 r0 \xe2\x94\x82 live\n" in out.read_bytes())
         writer.event("run_ended", exit_code=0, state="finished")
-        _, error = process.communicate(timeout=10)
+        _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (0, b"")
 
 
@@ -243,7 +235,7 @@ def test_a_reader_that_goes_away_ends_the_follower(tmp_path: Path) -> None:
         process.stdout.close()
         error = process.stderr.read()
         process.stderr.close()
-        assert (process.wait(timeout=10), error) == (0, b"")
+        assert (process.wait(timeout=60), error) == (0, b"")
 
 
 def test_a_lost_run_ends_the_follower(tmp_path: Path) -> None:
@@ -252,7 +244,7 @@ def test_a_lost_run_ends_the_follower(tmp_path: Path) -> None:
     writer.event("attempt_started")
     out = tmp_path / "out"
     with follower(writer, out) as process:
-        _, error = process.communicate(timeout=10)
+        _, error = process.communicate(timeout=60)
     assert (process.returncode, b"supervise resume" in error) == (0, True)
 
 
