@@ -27,6 +27,8 @@ from supervisor.run.status import story_of
 from trainer.rundir.codes import ExitCode
 
 _LOOK_EVERY = 0.1
+_BETWEEN = 5.0
+"""Seconds without a supervisor, after which none takes the run over any more."""
 
 
 class Left(Exception):
@@ -53,15 +55,21 @@ def command(run: str | None) -> int:
         with console, _keys(_Stop(known)):
             keys = "Ctrl-C: a checkpoint, then stop; twice: now; Ctrl-Z: leave it alone"
             console.say(f"attached to {known.label}; {keys}")
-            # Twice: it may be between two supervisors, for a moment (Ctrl-Z at its launch).
-            for _ in range(2):
-                while is_held(known.run):
-                    time.sleep(_LOOK_EVERY)
-                time.sleep(_LOOK_EVERY)
+            _until_over(known)
     except Left:
         console.say(f"\n{known.label} goes on; again: supervise attach {name}; to stop it: supervise stop {name}")
         return ExitCode.FINISHED
     return _end(known, console, name)
+
+
+def _until_over(known: Known) -> None:
+    """The run is over, or nobody holds it. For a moment it may be between two supervisors (Ctrl-Z at its launch)."""
+    alone = 0
+    while alone * _LOOK_EVERY < _BETWEEN:
+        alone = 0 if is_held(known.run) else alone + 1
+        if alone and story_of(known.run).over:
+            return
+        time.sleep(_LOOK_EVERY)
 
 
 def _end(known: Known, console: Console, name: str) -> int:

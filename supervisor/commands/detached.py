@@ -35,7 +35,7 @@ def main(path: Path, ready: int) -> int:
     os.write(ready, READY)
     os.close(ready)
     try:
-        with RunLock(run, every=0.001):
+        with RunLock(run, given=True):
             known = load(path)
             if known is None:
                 raise Refusal(f"no run in {path}")

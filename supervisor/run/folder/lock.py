@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
 from supervisor.errors import HeldByAnother, Refusal
-from supervisor.process.place import here
+from supervisor.process.place import elsewhere, here
 from supervisor.reading.local_time import local
 from supervisor.run.folder.ownership import vet
 from supervisor.run.runs import name_here
@@ -23,7 +25,10 @@ from trainer.rundir.files.untrusted_files import open_file
 from trainer.rundir.layout import RunDir
 
 _TIME_LIMIT = 0.5
-"""Seconds to try. A query takes the lock for a moment, to learn whether it is held."""
+"""Seconds to try a lock that a supervisor has."""
+_LONGEST_LOOK = 30.0
+"""Seconds to try a lock that no supervisor has: a query takes it for a moment, to learn whether it is held, and on a
+busy machine a moment may be long."""
 
 
 class Holder(TypedDict, total=False):
@@ -39,17 +44,16 @@ class Holder(TypedDict, total=False):
 class RunLock:
     """Held from enter to exit, or until the process dies in any way. Only the run's owner can hold it."""
 
-    def __init__(self, run: RunDir, unnamed: bool = False, every: float = 0.02) -> None:
-        """`unnamed`: the lock is taken even if a full disk refuses the note that names the holder. A lock that is held
-        is tried again `every` so many seconds."""
-        self._run, self._every = run, every
-        self._unnamed = unnamed
+    def __init__(self, run: RunDir, unnamed: bool = False, given: bool = False) -> None:
+        """`unnamed`: the lock is taken even if a full disk refuses the note that names the holder. `given`: our parent
+        may hold it, and gives it to us."""
+        self._run, self._unnamed, self._given = run, unnamed, given
         self._lock = FileLock(run.lock, timeout=_TIME_LIMIT, mode=0o600)
 
     def __enter__(self) -> RunLock:
         vet(self._run)
         try:
-            self._lock.acquire(poll_interval=self._every)
+            self._acquire()
         except Timeout:
             raise HeldByAnother(f"{self._run.path} is {describe(self._run)}") from None
         except OSError as error:
@@ -63,6 +67,24 @@ class RunLock:
             self._lock.release()
             raise Refusal(f"{self._run.path} cannot be written: {error.strerror or error}") from None
         return self
+
+    def _acquire(self) -> None:
+        """The lock is ours. Timeout: a supervisor has it."""
+        until = time.monotonic() + _LONGEST_LOOK
+        while True:
+            try:
+                self._lock.acquire(poll_interval=0.001 if self._given else 0.02)
+                return
+            except Timeout:
+                if self._is_supervised() or time.monotonic() > until:
+                    raise
+
+    def _is_supervised(self) -> bool:
+        """Whether a supervisor holds the run, for itself: a command that looks at it does so for a moment."""
+        who = holder(self._run)
+        if not is_held(self._run) or (self._given and who.get("pid") == os.getppid()):
+            return False
+        return bool(elsewhere(who, here())) or Path(f"/proc/{who.get('pid')}").exists()
 
     def __exit__(self, *_: object) -> None:
         self.give_back()
