@@ -59,7 +59,7 @@ def command(folder: Path | None, port: int, token_file: Path | None) -> None:
             server_header=False,
             proxy_headers=False,
             lifespan="off",
-            timeout_graceful_shutdown=3,
+            timeout_graceful_shutdown=10,
         )
         web = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):

@@ -44,7 +44,10 @@ class SharedNumbers:
 
     def _serve(self) -> None:
         pause = 0.0
-        while not self._over.wait(pause):
+        over = False
+        while not over:
+            # Once more at the end: the file stays.
+            over = self._over.wait(pause)
             began = time.thread_time()
             with contextlib.suppress(OSError):
                 self._look()

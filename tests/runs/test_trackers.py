@@ -96,6 +96,25 @@ def test_tensorboard(run: Run) -> None:
 
 
 RESTARTS = ["restarts", "lost_steps", "goodput"]
+WAITS = """
+import json, os, time
+def wait(step):
+    # The supervisor has told what the restart has cost, and news since; a second later the trackers look again.
+    if step != 50:
+        return
+    told = lambda: open("run/numbers.json").read()
+    while not json.loads(told())["lost_steps"]:
+        time.sleep(0.02)
+    before = told()
+    while told() == before:
+        time.sleep(0.02)
+    time.sleep(1.0)
+"""
+"""Before a program that is killed at 34: its step 50 waits until the trackers have news of the restart."""
+
+
+def waiting(program: str) -> str:
+    return WAITS + program.replace("optimizer.step()", "optimizer.step(); wait(step)")
 
 
 def now(run: Run) -> Any:
@@ -113,8 +132,7 @@ def test_tensorboard_gets_the_runs_numbers(run: Run) -> None:
     needs("tensorboard")
     needs("tensorboardX")
     asked = "--log-restarts", "--nproc", "1", "--inject", "kill:rank=0@step=34"
-    slow = BOARD.replace("optimizer.step()", "optimizer.step(); __import__('time').sleep(0.05)")
-    assert run.launch(*asked, run.script(slow)) == 0, run.warnings()
+    assert run.launch(*asked, run.script(waiting(BOARD))) == 0, run.warnings()
     folder = sorted((run.folder / "runs").iterdir())[0]
     for name in RESTARTS:
         steps = shown(folder, f"supervise/{name}")
@@ -225,8 +243,7 @@ def test_wandb(run: Run) -> None:
 def test_wandb_gets_the_runs_numbers(run: Run) -> None:
     """With --log-restarts they are in rows of the program's own, and there is no row more."""
     needs("wandb")
-    slow = WANDB.replace("optimizer.step()", "optimizer.step(); __import__('time').sleep(0.05)")
-    asked = "--log-restarts", "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(slow)
+    asked = "--log-restarts", "--nproc", "1", "--inject", "kill:rank=0@step=34", run.script(waiting(WANDB))
     with serving() as server:
         assert run.launch(*asked, WANDB_MODE="online", **server.variables) == 0, run.warnings()
     rows = server.runs[run.events("run_started")[0]["run"]].rows()
