@@ -24,6 +24,7 @@ from supervisor.core.nodes.place import Place
 from supervisor.errors import InternalError, Refusal
 from supervisor.loop.follower import Follower, Node
 from supervisor.nodes.hub import Hub
+from supervisor.nodes.interfaces import elsewhere
 from supervisor.nodes.lead.leader import Here, Leader
 from supervisor.nodes.line import Line
 from supervisor.nodes.own import Own
@@ -126,7 +127,7 @@ def log_of(run: RunDir, located: Located) -> Path:
 def _roads(located: Located, token: bytes) -> Roads:
     """Refusal if this node cannot be called at its address."""
     try:
-        return Roads(located.address, token)
+        return Roads(located.address, token, others=elsewhere(os.environ, located.address))
     except OSError as error:
         where = f"{located.address} ({error.strerror or error})"
         raise Refusal(f"no port can be opened at {where}; give an address of this node: --local-addr ADDR") from None

@@ -132,7 +132,7 @@ class Follower:
         for answer in self._eyes.take():
             self._tell(answer)
         for tried in self._node.roads.take():
-            self._tell(says.Called(tried.node, tried.why))
+            self._tell(says.Called(tried.node, tried.why, tried.setting))
         nobody = not self._linked and now >= self._since + self._node.wait
         asked = self._stops.kind is not None and not self._linked
         if not (nobody or asked):
@@ -215,8 +215,8 @@ class Follower:
     def _hello(self) -> says.Hello:
         duty, node = self._duty, self._node
         attempt = duty.limb.number if duty is not None and duty.busy else None
-        where = here()["host"], node.address
-        return says.Hello(self._number, *where, node.nproc, attempt, node.about, self._who, node.roads.port)
+        where, reached = (here()["host"], node.address), node.roads.reached
+        return says.Hello(self._number, *where, node.nproc, attempt, node.about, self._who, reached)
 
     def _welcomed(self, welcome: says.Welcome) -> None:
         if not shares(self._run, welcome.probe, welcome.nonce):

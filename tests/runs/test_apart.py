@@ -61,3 +61,55 @@ def test_without_one_of_the_pair(nodes: Cluster, tmp_path: Path) -> None:
     run.signal(0, signal.SIGTERM)
     assert [run.wait(node) for node in range(3)] == [75, 75, 75]
     run.assert_nothing_left(0, 1, 2)
+
+
+SETTING = "GLOO_SOCKET_IFNAME=docker0"
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        # The address that every container engine gives its bridge.
+        ("172.17.0.1", "this node has that address itself"),
+        # What is sent there is lost: torch would wait for half an hour.
+        pytest.param("172.18.0.1", "nobody answers within 2 s", marks=pytest.mark.long),
+    ],
+)
+def test_an_interface_that_leads_nowhere(nodes: Cluster, tmp_path: Path, second: str, why: str) -> None:
+    """The ranks shall use a bridge that each node has for itself. Each node calls the others there, too: no attempt
+    begins, and the run ends with 2 on all nodes, with the pair, both addresses of the node and what chose the wrong
+    one."""
+    one, two = nodes.machines[:2]
+    one.bridge("docker0", "172.17.0.1")
+    two.bridge("docker0", second)
+    run = NodesRun(nodes, tmp_path, "2")
+    run.start(0, 1, more=("--node-wait", "20s"), GLOO_SOCKET_IFNAME="docker0")
+    codes = [run.wait(node) for node in range(2)]
+    run.assert_nothing_left(0, 1)
+    # The bridges go with the power.
+    for node in range(2):
+        nodes.power_off(node)
+
+    [ended] = run.events("run_ended")
+    assert codes == [2, 2], run.said(0)
+    assert "node 1 (node1) cannot reach node 0 (node0) at 172.17.0.1:" in ended["reason"]
+    assert (
+        f"{why} ({SETTING} has chosen that address for the ranks of node 0, whose own is {one.address}: set"
+        in (ended["reason"])
+    )
+    assert {each["setting"] for each in run.events("nodes_apart")} == {SETTING}
+    assert run.events("attempt_started") == []
+
+
+def test_an_interface_that_is_not_there(nodes: Cluster, tmp_path: Path) -> None:
+    """It is named, with the node that has none of that name. The others are not in doubt."""
+    run = NodesRun(nodes, tmp_path, "2")
+    run.start(0)
+    run.start(1, GLOO_SOCKET_IFNAME="eth7")
+    codes = [run.wait(node) for node in range(2)]
+    run.assert_nothing_left(0, 1)
+
+    assert codes == [104, 104], run.said(0)
+    [told] = run.events("warning")
+    assert "the ranks of node 1 cannot be called as GLOO_SOCKET_IFNAME=eth7 says: no interface here" in told["text"]
+    assert run.events("nodes_apart") == []

@@ -220,6 +220,12 @@ class Machine:
         _ip(self._switch, f"rule add {' '.join(rule)} blackhole")
         self._cut.add(rule)
 
+    def bridge(self, name: str, address: str) -> None:
+        """It has one more interface, which no other machine is at, as that of a container engine: with an address of
+        172.16.0.0/12, until its power is off."""
+        pair = f"link add {name} type veth peer name {name}-in"
+        _ip(self._pid, pair, f"addr add {address}/16 dev {name}", f"link set {name}-in up", f"link set {name} up")
+
     def drop_large_to(self, other: Machine) -> None:
         """The same, for the packets that are larger than some interface on the way would take."""
         chain = "add table inet mtu; add chain inet mtu on {type filter hook forward priority 0;}"
@@ -249,8 +255,9 @@ def network(count: int, alias: str = "") -> Iterator[list[Machine]]:
         try:
             forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
             _run(["nsenter", f"--net=/proc/{switch}/ns/net", "sh", "-c", forward])
-            # What is sent to a machine without power is lost; the sender is not told.
-            _ip(switch, "link set lo up", "route add blackhole 10.79.0.0/16")
+            # What is sent to a machine without power, or to a bridge, is lost; the sender is not told.
+            nowhere = (f"route add blackhole {net}" for net in ("10.79.0.0/16", "172.16.0.0/12"))
+            _ip(switch, "link set lo up", *nowhere)
             for machine in machines:
                 machine.boot()
             yield machines

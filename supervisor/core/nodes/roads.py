@@ -11,42 +11,59 @@ LONGEST = 8.0
 Road = tuple[int, int]
 """The node that calls, and the node that is called."""
 
+Way = tuple[Road, str]
+"""A road, and what has chosen the address that is called: "" for the node's own, else a setting of its ranks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Roads:
-    """What the nodes have told of their calls. Each of them calls all others."""
+    """What the nodes have told of their calls. Each of them calls all others, at each of their addresses."""
 
     since: Mapping[int, float] = field(default_factory=dict)
     """The nodes that call and are called, and when that began."""
-    waits: frozenset[Road] = frozenset()
-    """The calls of which nothing was told yet."""
-    cut: Mapping[Road, str] = field(default_factory=dict)
+    needed: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """How a node must be reached by all others: its ranks are called at these addresses for certain."""
+    waits: frozenset[Way] = frozenset()
+    """The calls that matter and of which nothing was told yet."""
+    failed: Mapping[Way, str] = field(default_factory=dict)
     """Why a call fails, each time."""
 
-    def joined(self, node: int, now: float) -> Roads:
-        """From now on that node calls all others, and they call it. What was known of it before is void."""
+    @property
+    def cut(self) -> dict[Road, str]:
+        """The roads on which ranks cannot call each other, and why: of a node's own address first."""
+        failed = sorted(self.failed.items(), reverse=True)
+        return {road: why for (road, setting), why in failed if setting in self.needed[road[1]]}
+
+    def joined(self, node: int, now: float, certain: frozenset[str] = frozenset()) -> Roads:
+        """From now on that node calls all others, and they call it: at its own address, and as the settings in
+        `certain` say. What was known of it before is void."""
         known = self.left(node)
-        new = {road for other in known.since for road in ((node, other), (other, node))}
-        return Roads({**known.since, node: now}, known.waits | new, known.cut)
+        needed = {**known.needed, node: certain | {""}}
+        new = {((node, other), setting) for other in known.since for setting in needed[other]}
+        new |= {((other, node), setting) for other in known.since for setting in needed[node]}
+        return Roads({**known.since, node: now}, needed, known.waits | new, known.failed)
 
     def left(self, node: int) -> Roads:
         """That node is away."""
         return Roads(
             {each: at for each, at in self.since.items() if each != node},
-            frozenset(road for road in self.waits if node not in road),
-            {road: why for road, why in self.cut.items() if node not in road},
+            {each: settings for each, settings in self.needed.items() if each != node},
+            frozenset(way for way in self.waits if node not in way[0]),
+            {way: why for way, why in self.failed.items() if node not in way[0]},
         )
 
-    def told(self, road: Road, why: str) -> Roads:
+    def told(self, road: Road, why: str, setting: str = "") -> Roads:
         """A call was answered, or failed twice, as `why` says. The word of a node that is away is void."""
         if not set(road) <= self.since.keys():
             return self
-        cut = {each: text for each, text in self.cut.items() if each != road}
-        return Roads(self.since, self.waits - {road}, {**cut, road: why} if why else cut)
+        failed = {way: text for way, text in self.failed.items() if way != (road, setting)}
+        if why:
+            failed[road, setting] = why
+        return Roads(self.since, self.needed, self.waits - {(road, setting)}, failed)
 
     def untried(self, now: float) -> frozenset[Road]:
         """The roads of which nothing is known yet, and something may be soon."""
-        return frozenset(road for road in self.waits if now < max(self.since[each] for each in road) + LONGEST)
+        return frozenset(road for road, _ in self.waits if now < max(self.since[each] for each in road) + LONGEST)
 
 
 def together(nodes: Sequence[int], cut: Collection[Road], most: int) -> tuple[int, ...]:

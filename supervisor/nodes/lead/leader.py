@@ -73,7 +73,7 @@ class Leader:
         """The newest beat of each node that was read."""
         self._own, self._warden = here.own, start_warden(here.own.path, spec.mark)
         self._parts = Parts(spec, here.address, self._send)
-        self._network = Network(here.roads, known.local, here.address, self._send, self._tell)
+        self._network = Network(here.roads, known.local, self._send, self._tell)
         self._views = Views()
         self._looks = Looks(run, self._send)
         self._dumps = False
@@ -255,7 +255,7 @@ class Leader:
         lease = self._hub.admit(guest.link, node, self._admission.welcome(node))
         self.known = self.known.joined(node, hello.host, guest.link, hello.attempt, now, lease)
         self._tell(node, "node_joined", address=hello.address)
-        self._network.joined(node, (hello.address, hello.port))
+        self._network.joined(node, hello.reached)
         return self.known
 
     def _received(self, event: links.Received) -> None:

@@ -11,6 +11,7 @@ from supervisor.core.model import Observation
 from supervisor.core.telling.news import News
 from supervisor.group.seat import Seat
 from supervisor.nodes.look import Answer
+from supervisor.nodes.roads import Places, Reached
 from trainer.rundir.records.beats import Beat
 from trainer.rundir.records.gate import Release
 
@@ -30,8 +31,8 @@ class Hello(msgspec.Struct, frozen=True):
     """What must be the same on all nodes: versions, and the script."""
     who: str = ""
     """The supervisor: no other one has said that."""
-    port: int = 0
-    """Where `address` can be called by other nodes."""
+    reached: Reached = Reached({})
+    """How other nodes call it."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
@@ -109,6 +110,8 @@ class Called(msgspec.Struct, frozen=True, tag=True):
     node: int
     why: str = ""
     """Why it does not answer, and where it was called."""
+    setting: str = ""
+    """Of the address that was called."""
 
 
 Up = Seen | Parked | GroupLost | Gone | Asked | Told | Called | Answer
@@ -180,8 +183,8 @@ class Faults(msgspec.Struct, frozen=True, tag=True):
 class CallNodes(msgspec.Struct, frozen=True, tag=True):
     """Call these nodes, and no others. `anew`: also those that have answered."""
 
-    nodes: dict[int, tuple[str, int]]
-    """By number: an address, and a port."""
+    nodes: dict[int, Places]
+    """By number: where."""
     anew: bool = False
 
 

@@ -11,19 +11,22 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.nodes import roads as module
+from supervisor.nodes.interfaces import Elsewhere
 from supervisor.nodes.roads import Roads, Tried
 from supervisor.nodes.wire.dialing import Dialing
 from supervisor.nodes.wire.link import Link
 from supervisor.nodes.wire.listener import Listener
+from tests.support.supervised import until
 
 TOKEN = b"0123456789abcdef"
 HERE, THERE = "127.0.0.1", "127.0.0.2"
+NOWHERE = Elsewhere({})
 
 
 @contextlib.contextmanager
-def roads(address: str, token: bytes = TOKEN, clock: float = 0.0) -> Iterator[Roads]:
+def roads(address: str, token: bytes = TOKEN, clock: float = 0.0, others: Elsewhere = NOWHERE) -> Iterator[Roads]:
     """Its time of day is `clock` seconds ahead."""
-    made = Roads(address, token, lambda: time.time() + clock)
+    made = Roads(address, token, lambda: time.time() + clock, others)
     try:
         yield made
     finally:
@@ -44,10 +47,10 @@ def told(by: Roads, seconds: float = 10.0) -> Tried:
 def test_a_node_that_answers() -> None:
     """It is told once, with the time of day there; it is told again if it is called anew elsewhere."""
     with roads(HERE) as here, roads(THERE, clock=100.0) as there, roads(THERE) as other:
-        here.call({2: (THERE, there.port)})
+        here.call({2: there.reached.places})
         first = told(here)
-        here.call({2: (THERE, there.port)}, anew=True)
-        here.call({2: (THERE, other.port)})
+        here.call({2: there.reached.places}, anew=True)
+        here.call({2: other.reached.places})
         second = told(here)
 
     assert (first.node, first.why, round(first.ahead)) == (2, "", 100)
@@ -58,11 +61,11 @@ def test_a_port_that_is_closed_and_then_open() -> None:
     """Nobody listens: that is told with the place and the system's own word. The call that is answered later, too."""
     with roads(HERE) as here:
         with roads(THERE) as there:
-            port = there.port
-        here.call({2: (THERE, port)})
+            port = there.reached.places[""][1]
+        here.call({2: {"": (THERE, port)}})
         closed = told(here)
         with roads(THERE) as again:
-            here.call({2: (THERE, again.port)})
+            here.call({2: again.reached.places})
             opened = told(here)
 
     assert closed == Tried(2, f"at {THERE}:{port}: Connection refused")
@@ -77,8 +80,8 @@ def test_somebody_else_at_the_port(token: bytes | None) -> None:
         if token is None:
             port = stack.enter_context(socket.create_server((THERE, 0))).getsockname()[1]
         else:
-            port = stack.enter_context(roads(THERE, token)).port
-        here.call({2: (THERE, port)})
+            port = stack.enter_context(roads(THERE, token)).reached.places[""][1]
+        here.call({2: {"": (THERE, port)}})
         found = told(here)
 
     assert found.node == 2 and found.why.startswith(f"at {THERE}:{port}: ") and "token" in found.why
@@ -89,7 +92,7 @@ def test_who_hangs_up_on_a_call(after: float, why: str) -> None:
     """A side that hangs up once its time is over does so because nothing has come: the one that called tells that, also
     if it looks late. A side that hangs up before has done just that."""
     listener = Listener(THERE, 0, TOKEN)
-    call = module._Call(2, (THERE, listener.port), 0.0)
+    call = module._Call(2, "", (THERE, listener.port), False, 0.0)
     try:
         found = [_hung_up_on(call, listener, call.due, call.due + after * module.ANSWER) for _ in range(module.TRIES)]
     finally:
@@ -104,7 +107,7 @@ def _hung_up_on(call: module._Call, listener: Listener, began: float, looked: fl
     """What is told by a call that begins at one time, is closed by the other side without an answer, and is looked at
     again at another time."""
 
-    def dial(place: module.Place, now: float) -> Dialing:
+    def dial(_: str, place: module.Place, now: float) -> Dialing:
         return Dialing(*place, TOKEN, now, HERE)
 
     links: list[Link] = []
@@ -126,7 +129,37 @@ def test_nobody_is_called_any_more() -> None:
     """A node that is away is not called, and nothing of it is told."""
     with roads(HERE) as here:
         with roads(THERE) as there:
-            here.call({2: (THERE, there.port)})
+            here.call({2: there.reached.places})
             assert told(here).why == ""
             here.call({})
         assert select.select([here.fd], [], [], 0.5)[0] == []
+
+
+def test_more_addresses_of_a_node() -> None:
+    """Each is called, and told of, by the setting that has chosen it. One that the node does not have is named."""
+    wanted = Elsewhere({"a=lo": "127.0.0.3", "a=eth7": "192.0.2.9"}, ("a=eth8",), frozenset({"a=lo", "a=eth7"}))
+    with roads(HERE) as here, roads(THERE, others=wanted) as there:
+        reached = there.reached
+        assert reached.certain == {"a=lo"} and reached.closed == {
+            "a=eth7": "192.0.2.9: Cannot assign requested address",
+            "a=eth8": "no interface here has that name, and an address",
+        }
+        here.call({2: reached.places})
+        found: list[Tried] = []
+        until(lambda: found.extend(here.take()) or len(found) == 2)
+        here.call({2: {**reached.places, "a=lo": ("127.0.0.3", 1)}})
+        refused = told(here)
+
+    assert {each.setting: each.why for each in found} == {"": "", "a=lo": ""}
+    assert refused == Tried(2, "at 127.0.0.3:1: Connection refused", "a=lo")
+
+
+def test_an_address_that_both_machines_have() -> None:
+    """Whoever answers there is this machine itself."""
+    with roads(HERE) as here, roads(THERE) as there:
+        here.call({2: {"": ("192.0.2.9", 1), "a=lo": there.reached.places[""]}})
+        found: list[Tried] = []
+        until(lambda: found.extend(here.take()) or [each for each in found if each.setting])
+        [own] = [each for each in found if each.setting]
+
+    assert own == Tried(2, f"at {THERE}:{there.reached.places[''][1]}: this node has that address itself", "a=lo")

@@ -60,6 +60,23 @@ def test_what_a_node_said_before_it_left_is_void() -> None:
     assert known.joined(2, 5.0).untried(6.0) == {(0, 2), (2, 0), (1, 2), (2, 1)}
 
 
+def test_an_address_that_a_setting_has_chosen() -> None:
+    """What is certain to be used is waited for, and cuts the road if it fails; what may be used is neither. With the
+    node goes what was known of it."""
+    known = all_open(0, 1, 2).joined(2, 5.0, frozenset({"gloo"}))
+    both = {(0, 2), (1, 2)}
+    for caller in (0, 1):
+        known = known.told((caller, 2), "").told((2, caller), "")
+    assert known.untried(6.0) == both and known.cut == {}
+
+    known = known.told((0, 2), "", "gloo").told((1, 2), "x", "gloo").told((0, 1), "y", "nccl")
+    assert known.untried(6.0) == frozenset() and known.cut == {(1, 2): "x"}
+    assert known.failed == {((1, 2), "gloo"): "x", ((0, 1), "nccl"): "y"}
+    assert known.told((1, 2), "", "gloo").cut == {} == known.joined(2, 7.0).cut
+    assert known.left(2).failed == {((0, 1), "nccl"): "y"}
+    assert known.told((1, 2), "own").cut == {(1, 2): "own"}
+
+
 @pytest.mark.parametrize(
     ("cut", "most", "found"),
     [
