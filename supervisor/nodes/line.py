@@ -105,8 +105,8 @@ class Line:
         self._link: Link | None = None
         self._call_at = self._beat_at = 0.0
         self._leased: tuple[float, float] = (0.0, 0.0)
-        self._answered = 0.0
-        """When the newest beat was sent that was answered."""
+        self._answered = self._granted_for = 0.0
+        """When the newest beat was sent that was answered, and for how many seconds that was good."""
         self._gap = 0.0
         self._body = b""
         self._until: float | None = None
@@ -225,8 +225,9 @@ class Line:
         self._desk.tick(self.node, now)
         try:
             if self._link is not None:
-                self._unless_silent()
+                # What has come is heard first: it may be the leader's last word, and this process may have stood still.
                 self._serve(self._link, now)
+                self._unless_silent()
             elif self._stage is _Stage.NONE and self._until is None:
                 self._dial(now)
         except (LinkLost, struct.error) as error:
@@ -235,7 +236,8 @@ class Line:
     def _unless_silent(self) -> None:
         """LinkLost if nothing has come for so long that nothing will: a machine without power closes no connection."""
         admitted = self._stage is _Stage.ADMITTED
-        until = self._lease.until + _SILENT if admitted else self._answered + _UNANSWERED
+        # Not by the lease: one that has run out with ranks stays as it is, whatever a leader answers.
+        until = self._answered + (self._granted_for + _SILENT if admitted else _UNANSWERED)
         if boottime() >= until and self._stage is not _Stage.REFUSED:
             raise LinkLost("the leader is silent")
 
@@ -274,7 +276,7 @@ class Line:
             self._inbox.put(Received(text))
         elif kind == beats.WELCOME:
             seconds, text = beats.welcomed(body)
-            self._stage, self._beat_at = _Stage.ADMITTED, 0.0
+            self._stage, self._beat_at, self._granted_for = _Stage.ADMITTED, 0.0, seconds
             self._put(self._lease.granted(self._answered, seconds, boottime()))
             self._inbox.put(Welcomed(text))
         elif kind == beats.NO:
@@ -284,7 +286,7 @@ class Line:
     def _granted(self, grant: Grant) -> None:
         now = boottime()
         self._leased = (grant.at, time.monotonic())
-        self._gap, self._answered = now - self._answered, grant.sent
+        self._gap, self._answered, self._granted_for = now - self._answered, grant.sent, grant.seconds
         self._put(self._lease.granted(grant.sent, grant.seconds, now))
 
     def _put(self, lease: Lease) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from trainer.rundir.files.flock import locked
 from trainer.rundir.machine import shm
 
 _SUFFIX = ".place"
+_TIME_LIMIT, _AGAIN = 0.5, 0.02
+"""Seconds to try. `supervise gc` takes a folder for a moment, to learn whether it is abandoned."""
 
 
 class Own:
@@ -29,8 +32,9 @@ class Own:
         self._held = contextlib.ExitStack()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            shm.claim(self.path)
-            ours = self._held.enter_context(locked(_opened(self.path), wait=False))
+            until = time.monotonic() + _TIME_LIMIT
+            while not (ours := self._take()) and time.monotonic() < until:
+                time.sleep(_AGAIN)
             if ours:
                 _empty(self.path)
         except OSError as error:
@@ -42,6 +46,17 @@ class Own:
                 f"another supervisor of this run is node {address} here: give each node an address of its own "
                 "(--local-addr)"
             )
+
+    def _take(self) -> bool:
+        """Whether the folder is there, and ours."""
+        with contextlib.ExitStack() as held, contextlib.suppress(FileNotFoundError):
+            shm.claim(self.path)
+            fd = _opened(self.path)
+            # Whoever had it before us may have removed it.
+            if held.enter_context(locked(fd, wait=False)) and os.path.samestat(os.fstat(fd), self.path.lstat()):
+                self._held = held.pop_all()
+                return True
+        return False
 
     def close(self) -> None:
         """The folder is gone."""

@@ -79,7 +79,11 @@ class Link:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            self._lose(error.strerror or str(error))
+            # The other side is gone. What it has said before is here, and may be its last word.
+            self._lost = error.strerror or str(error)
+            self._read()
+            self.finished = False
+            self._lose(self._lost)
         if len(self._unsent) > UNSENT:
             self._lose("the other side does not read")
 

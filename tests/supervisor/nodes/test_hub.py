@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -10,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from supervisor.nodes import hub, line
 from supervisor.nodes.hub import Hub
 from supervisor.nodes.lease import LeaseWord, boottime
+from supervisor.nodes.leash import LeashDesk
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire import beats
 from supervisor.nodes.wire.beats import Bond
@@ -57,43 +58,67 @@ def test_messages(leader: Hub, follower: Line) -> None:
     assert theirs.until(hub.Received) == hub.Received(1, link, big)
 
 
+def renewed(word: LeaseWord) -> None:
+    """The end of the lease moves on, again and again."""
+    ends = [word.read().until]
+
+    def moved() -> bool:
+        if (end := word.read().until) > ends[-1]:
+            ends.append(end)
+        return len(ends) > 5
+
+    eventually(moved)
+
+
 def test_leases_are_renewed_without_the_loops(leader: Hub, follower: Line, tmp_path: Path) -> None:
-    """Both loops wait for a disk, for longer than a lease: the word in memory goes on, and so does what is heard."""
+    """Both loops wait for a disk: the word in memory goes on, and so does what is heard."""
     _, mine, link = admitted(leader, follower)
     follower.arm()
     follower.beat(b"at step 7")
     word = LeaseWord(tmp_path, writes=False)
-    end = time.monotonic() + 2 * LEASE
-    while time.monotonic() < end:
-        assert not word.read().fenced(boottime())
-        time.sleep(0.01)
+    renewed(word)
+    eventually(lambda: leader.heard()[1].body == b"at step 7")
+    eventually(lambda: leader.heard()[1].gap > 0.1)
+    eventually(lambda: leader.heard()[1].doubt < 0.05)
+    # The word first: both go on meanwhile.
+    until = word.read().until
     heard = leader.heard()[1]
-    assert heard.link == link and heard.body == b"at step 7" and boottime() - heard.at < LEASE
-    assert heard.leased_until >= word.read().until, "a lease ends at the follower first"
-    assert abs(heard.offset) <= heard.doubt < 0.05 and 0.1 < heard.gap < LEASE
+    assert heard.link == link and boottime() - heard.at < LEASE
+    assert heard.leased_until >= until, "a lease ends at the follower first"
+    assert abs(heard.offset) <= heard.doubt and heard.gap < LEASE
+    assert word.read().armed and not word.read().fenced(boottime())
     mine.none(line.Fenced, 0.0)
 
 
-def test_the_fence_is_sticky(tmp_path: Path) -> None:
+def test_the_fence_is_sticky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that has run out with ranks is told once, and is not renewed by a new leader until they are gone."""
+    asleep = [0.0]
+    """Seconds that this node has slept: its clock counts them."""
+
+    def clock() -> float:
+        return boottime() + asleep[0]
+
+    monkeypatch.setattr(line, "boottime", clock)
     first = Hub((HOST, 0), TOKEN, LEASE)
     with contextlib.closing(Line((HOST, first.port), HOST, TOKEN, tmp_path)) as follower:
         _, mine, _ = admitted(first, follower)
         follower.arm()
         first.close()
-        ended = boottime()
         mine.until(line.Closed)
+        mine.none(line.Fenced)
+        assert follower.leased
+        asleep[0] = 2 * LEASE
         mine.until(line.Fenced)
-        assert boottime() - ended < LEASE + 0.2 and not follower.leased
+        assert not follower.leased
         with contextlib.closing(Hub((HOST, first.port), TOKEN, LEASE)) as second:
             admitted(second, follower)
             word = LeaseWord(tmp_path, writes=False)
             eventually(lambda: 1 in second.heard() and second.heard()[1].gap)
-            assert word.read().fenced(boottime())
+            assert word.read().fenced(clock())
             follower.clear()
             eventually(lambda: follower.leased)
             follower.arm()
-            assert not word.read().fenced(boottime())
+            assert not word.read().fenced(clock())
 
 
 def test_a_node_that_is_dropped_comes_back(leader: Hub, follower: Line) -> None:
@@ -155,8 +180,9 @@ def test_automatic_leases(tmp_path: Path) -> None:
     with contextlib.closing(Hub((HOST, 0), TOKEN, None)) as leader:
         assert leader.seconds == 3.0
         with contextlib.closing(Line((HOST, leader.port), HOST, TOKEN, tmp_path)) as follower:
+            began = boottime()
             admitted(leader, follower)
-            assert 2.5 < LeaseWord(tmp_path, writes=False).read().until - boottime() <= 3.0
+            assert began < LeaseWord(tmp_path, writes=False).read().until - 3.0 < boottime()
 
 
 def test_the_leaders_own_lease(tmp_path: Path) -> None:
@@ -165,10 +191,8 @@ def test_the_leaders_own_lease(tmp_path: Path) -> None:
         word = LeaseWord(tmp_path, writes=False)
         assert not word.read().armed
         leader.arm()
-        end = time.monotonic() + 2 * LEASE
-        while time.monotonic() < end:
-            assert word.read().armed and not word.read().fenced(boottime())
-            time.sleep(0.01)
+        renewed(word)
+        assert word.read().armed and not word.read().fenced(boottime())
         leader.clear()
         assert not word.read().armed and not word.over
     assert word.over
@@ -178,11 +202,12 @@ RANK = """
 import os, sys, time
 from pathlib import Path
 from trainer.rank import leash
+leash._PATIENCE = 60
 assert leash.hold(Path(sys.argv[1]), 3, int(sys.argv[2]))
 child = os.fork()
 if child:
     os.write(1, b"%d\\n" % child)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -200,36 +225,41 @@ def rank(follower: Line, number: int) -> Iterator[subprocess.Popen[bytes]]:
             os.kill(child, signal.SIGKILL)
 
 
-def test_leashes(leader: Hub, follower: Line) -> None:
-    """The end of a rank is told at once, whatever its children do, and also when its supervisor's link is closed."""
+def test_leashes(leader: Hub, follower: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a rank is told, whatever its children do, and also when its supervisor's link is closed."""
+    monkeypatch.setattr(LeashDesk, "PATIENCE", 60.0)
     theirs, _, _ = admitted(leader, follower)
     follower.node = 1
     with rank(follower, 2) as first, rank(follower, 3) as second:
         assert {theirs.until(hub.Leash) for _ in (2, 3)} == {hub.Leash(1, 3, n, ended=False) for n in (2, 3)}
         first.kill()
-        killed = time.monotonic()
         assert theirs.until(hub.Leash) == hub.Leash(1, 3, 2, ended=True)
-        assert time.monotonic() - killed < 1.0
         leader.drop(1)
         theirs.none(hub.Leash)
         second.kill()
         assert theirs.until(hub.Leash) == hub.Leash(1, 3, 3, ended=True)
 
 
+def linked(leader: Hub) -> Link:
+    """Somebody with the token. How long the greeting takes counts for nothing here."""
+    dialing = connect(HOST, leader.port, TOKEN, 0.0)
+    made: list[Link] = []
+    eventually(lambda: made.extend(filter(None, [dialing.tick(0.0)])) or made)
+    return made[0]
+
+
 def test_a_reset_is_no_proof(leader: Hub) -> None:
     """Only the end of a process ends its connection in order."""
-    dialing = connect(HOST, leader.port, TOKEN, time.monotonic())
-    made: list[Link] = []
-    eventually(lambda: made.extend(filter(None, [dialing.tick(time.monotonic())])) or made)
-    made[0].send(Bond(1, 3, 2).packed())
+    made = linked(leader)
+    made.send(Bond(1, 3, 2).packed())
     theirs = Loop(leader)
     theirs.until(hub.Leash)
-    made[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    made[0].close()
+    made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.close()
     theirs.none(hub.Leash, 0.2)
 
 
-def test_strangers_and_nonsense(leader: Hub, follower: Line) -> None:
+def test_strangers_and_nonsense(leader: Hub, follower: Line, tmp_path: Path) -> None:
     """Change nothing for the others: not bytes without the token, nor messages that mean nothing, with it."""
     _, mine, _ = admitted(leader, follower)
     follower.arm()
@@ -238,12 +268,11 @@ def test_strangers_and_nonsense(leader: Hub, follower: Line) -> None:
         with contextlib.suppress(OSError):
             stranger.sendall(os.urandom(n) if n % 2 else b"SPV1"[: n % 5])
     for body in (beats.BEAT, beats.BEAT + b"1", beats.LEASH, b"", b"?", beats.MESSAGE + b"x", beats.LEASE):
-        dialing = connect(HOST, leader.port, TOKEN, time.monotonic())
-        made: list[Link] = []
-        eventually(lambda d=dialing, m=made: m.extend(filter(None, [d.tick(time.monotonic())])) or m)  # type: ignore[misc]
-        made[0].send(body)
-        made[0].close()
-    mine.none(line.Fenced, 2 * LEASE)
+        made = linked(leader)
+        made.send(body)
+        made.close()
+    renewed(LeaseWord(tmp_path, writes=False))
+    mine.none(line.Fenced)
     mine.none(line.Closed, 0.0)
     for stranger in strangers:
         stranger.close()
@@ -251,21 +280,23 @@ def test_strangers_and_nonsense(leader: Hub, follower: Line) -> None:
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     """No descriptor, no thread and no socket's name of a hub and a line that are closed."""
-    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    # What others have left may be collected meanwhile: only what is new counts.
+    gc.collect()
+    files, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
     for _ in range(3):
         leader = Hub((HOST, 0), TOKEN, LEASE, None)
         follower = Line((HOST, leader.port), HOST, TOKEN, tmp_path)
         admitted(leader, follower)
         follower.close()
         leader.close()
-    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert set(os.listdir("/proc/self/fd")) <= files and set(threading.enumerate()) <= threads
     assert not (tmp_path / "leash").exists()
 
 
 SILENT = """
 import sys, time
 from supervisor.nodes import hub
-made = hub.Hub(("127.0.0.1", int(sys.argv[1])), sys.argv[2].encode(), 0.3)
+made = hub.Hub((sys.argv[1], 0), sys.argv[2].encode(), 0.3)
 print(made.port, flush=True)
 while True:
     for event in made.take():
@@ -277,7 +308,7 @@ while True:
 
 def test_a_leader_that_says_nothing_any_more(tmp_path: Path) -> None:
     """A machine without power closes no connection. The link is given up, and the next leader found."""
-    command = [sys.executable, "-c", SILENT, "0", TOKEN.decode()]
+    command = [sys.executable, "-c", SILENT, HOST, TOKEN.decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as leads:
         assert leads.stdout is not None
         port = int(leads.stdout.readline())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,28 @@ def test_of_a_dead_supervisor(tmp_path: Path) -> None:
     assert (held, left) == ([], [own.path])
     assert list(own.path.iterdir()) == []
     own.close()
+
+
+def test_gc_looks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds a folder of which it does not know yet whose it is, and may remove it: a supervisor that begins just
+    then gets a folder all the same."""
+    monkeypatch.setattr("supervisor.nodes.own._TIME_LIMIT", 60.0)
+    own = Own(str(tmp_path), TOKEN, "a")
+    own.close()
+    for removes in (False, True):
+        own.path.mkdir(mode=0o700)
+        looking = abandoned(tmp_path)
+        path = next(looking)
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(Own, str(tmp_path), TOKEN, "a")
+            time.sleep(0.1)
+            assert not begun.done()
+            if removes:
+                shutil.rmtree(path)
+            assert next(looking, None) is None
+            own = begun.result(60)
+        assert list(abandoned(tmp_path)) == [] and own.path.is_dir()
+        own.close()
 
 
 def test_somebody_elses(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from supervisor.nodes.roads import Roads, Tried
 from supervisor.nodes.wire.dialing import Dialing
 from supervisor.nodes.wire.link import Link
 from supervisor.nodes.wire.listener import Listener
+from tests.support.links import address
 from tests.support.supervised import until
 
 TOKEN = b"0123456789abcdef"
-HERE, THERE = "127.0.0.1", "127.0.0.2"
+HERE, THERE = address(1), address(2)
 NOWHERE = Elsewhere({})
 
 
@@ -33,7 +34,7 @@ def roads(address: str, token: bytes = TOKEN, clock: float = 0.0, others: Elsewh
         made.close()
 
 
-def told(by: Roads, seconds: float = 10.0) -> Tried:
+def told(by: Roads, seconds: float = 60.0) -> Tried:
     """The next word of it."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -46,15 +47,16 @@ def told(by: Roads, seconds: float = 10.0) -> Tried:
 
 def test_a_node_that_answers() -> None:
     """It is told once, with the time of day there; it is told again if it is called anew elsewhere."""
-    with roads(HERE) as here, roads(THERE, clock=100.0) as there, roads(THERE) as other:
+    with roads(HERE) as here, roads(THERE, clock=1000.0) as there, roads(THERE) as other:
         here.call({2: there.reached.places})
         first = told(here)
         here.call({2: there.reached.places}, anew=True)
         here.call({2: other.reached.places})
         second = told(here)
 
-    assert (first.node, first.why, round(first.ahead)) == (2, "", 100)
-    assert (second.node, second.why, round(second.ahead)) == (2, "", 0)
+    # As well as one can tell: the call takes its time.
+    assert (first.node, first.why) == (2, "") and 900 < first.ahead < 1100
+    assert (second.node, second.why) == (2, "") and -100 < second.ahead < 100
 
 
 def test_a_port_that_is_closed_and_then_open() -> None:
@@ -112,7 +114,7 @@ def _hung_up_on(call: module._Call, listener: Listener, began: float, looked: fl
 
     links: list[Link] = []
     heard: list[bytes] = []
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not heard:
         assert time.monotonic() < until
         assert call.tick(began, dial, time.time) is None
@@ -121,7 +123,7 @@ def _hung_up_on(call: module._Call, listener: Listener, began: float, looked: fl
         heard += [body for link in links for body in link.tick()]
     links[0].close()
     [(fd, _)] = call.waits()
-    assert select.select([fd], [], [], 20)[0]
+    assert select.select([fd], [], [], 60)[0]
     return call.tick(looked, dial, time.time)
 
 

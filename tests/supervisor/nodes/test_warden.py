@@ -23,12 +23,15 @@ from supervisor.process.proctree import Process, marked
 from tests.support.supervised import ROOT, until
 from trainer.rundir.machine.proc import lives
 
-LEASE = 0.6
-RANK = "import time; time.sleep(60)"
+LEASE = 60.0
+"""Longer than any machine stands still."""
+RANK = "import time; time.sleep(600)"
 SUPERVISOR = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
+from supervisor.core.nodes.lease import Lease
 from supervisor.nodes.hub import Hub
+from supervisor.nodes.lease import boottime
 from supervisor.nodes.warden import start_warden
 place, mark, lease = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 hub = Hub(("127.0.0.1", 0), b"the token of this run", lease, place)
@@ -37,11 +40,11 @@ hub.arm()
 def start(mark, code):
     env = {**os.environ, "SUPERVISE_MARK": mark}
     return subprocess.Popen([sys.executable, "-S", "-c", code], env=env, start_new_session=True).pid
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 ranks = [start(mark + ".group", SLEEP) for _ in range(2)]
 # A rank whose parent is gone, and a rank that forks.
-start(mark + ".0", "import os, time; os.fork() and os._exit(0); time.sleep(60)")
-start(mark + ".0", "import os, time\\nwhile os.fork(): time.sleep(0.05)\\ntime.sleep(60)")
+start(mark + ".0", "import os, time; os.fork() and os._exit(0); time.sleep(600)")
+start(mark + ".0", "import os, time\\nwhile os.fork(): time.sleep(0.05)\\ntime.sleep(600)")
 flush, other = start(mark + ".flush", SLEEP), start(mark + "x.0", SLEEP)
 print(warden.pid, flush, other, flush=True)
 for word in sys.stdin:
@@ -49,6 +52,12 @@ for word in sys.stdin:
         hub.clear()
         hub.close()
         print("ended", flush=True)
+    elif word == "stand still\\n":
+        with hub._lock:
+            # Nobody renews it any more.
+            hub._put(Lease(until=boottime() + 0.5, armed=True))
+            print("it will", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
     elif word == "clear\\n":
         hub.clear()
         print("cleared", flush=True)
@@ -77,9 +86,9 @@ class Node:
         self.supervisor.stdin.flush()
         return self.supervisor.stdout.readline().strip()
 
-    def gone(self, number: int) -> None:
-        """The supervisor gets a signal, and its ranks end, also those that are forked meanwhile."""
-        self.supervisor.send_signal(number)
+    def killed(self) -> None:
+        """The supervisor is killed, and its ranks end, also those that are forked meanwhile."""
+        self.supervisor.kill()
         until(lambda: not self.ranks())
 
 
@@ -96,25 +105,30 @@ def node(tmp_path: Path) -> Iterator[Node]:
             yield made
         finally:
             process.kill()
-            for pid in [*pids, *made.ranks()]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # Some of them fork.
+            while left := [pid for pid in [*pids, *made.ranks()] if lives(pid)]:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_killed_supervisor(node: Node) -> None:
     """Its ranks, their orphans and those that are being forked are gone; a flush and other runs' processes
     live, and the warden is gone, too."""
-    node.gone(signal.SIGKILL)
+    node.killed()
     until(lambda: not lives(node.warden))
     assert lives(node.flush) and lives(node.other)
 
 
 def test_a_stopped_supervisor(node: Node, tmp_path: Path) -> None:
     """Its ranks are gone when the lease is over, and not before."""
-    time.sleep(LEASE)
+    word = LeaseWord(tmp_path, writes=False)
+    first = word.read().until
+    until(lambda: word.read().until > first)
     assert len(node.ranks()) >= 5, "a lease that is renewed does not end"
-    node.gone(signal.SIGSTOP)
-    assert boottime() >= LeaseWord(tmp_path, writes=False).read().until
+    assert node.say("stand still") == "it will"
+    until(lambda: not node.ranks())
+    assert boottime() >= word.read().until
     node.supervisor.send_signal(signal.SIGCONT)
     assert node.say("clear") == "cleared" and lives(node.warden), "it goes on"
 
@@ -132,7 +146,7 @@ def test_a_signal_to_all(node: Node) -> None:
         os.kill(node.warden, number)
     time.sleep(0.05)
     assert lives(node.warden)
-    node.gone(signal.SIGKILL)
+    node.killed()
 
 
 @pytest.mark.parametrize("within", [1.0, 0.0])
