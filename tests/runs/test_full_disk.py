@@ -97,10 +97,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def start(run: Run, *options: str) -> None:
-    """The job runs, with some 60 ms a step: time for trouble to come in the middle."""
+    """The job runs, some 60 ms a step, and has come to the middle, where it stays: its first checkpoint is on disk."""
     run.script(PACED, "paced.py")
     run.script("0.05", "pace")
-    run.start("--nproc", "2", *options, *JOB)
+    run.script("9", "hold")
+    # For the time that it is held.
+    run.start("--nproc", "2", "--hang-timeout", "60s", *options, *JOB)
+    run.until_event("checkpoint_committed")
+
+
+def go_on(run: Run) -> None:
+    (run.folder / "hold").unlink()
 
 
 def assert_same_end(run: Run, reference: Any) -> None:
@@ -114,11 +121,11 @@ def test_a_disk_that_is_full_for_a_while(run: Run, disk: SmallDisk, reference: A
     """Saves, metrics, logs and events meet a full disk; there is room again before the end: the same bits, no restart,
     and the trouble is in the events."""
     start(run)
-    until(lambda: _step(run) >= 8)
     disk.fill()
-    before = _step(run)
-    until(lambda: _step(run) >= before + 20)
+    run.script("30", "hold")
+    until(lambda: _step(run) >= 29)
     disk.free()
+    go_on(run)
     assert run.wait() == 0
 
     assert_same_end(run, reference)
@@ -138,9 +145,9 @@ def test_a_disk_that_stays_full(run: Run, disk: SmallDisk, reference: Any) -> No
     """The run cannot save its end: it fails, and says why. No checkpoint is lost; the last step stays in memory, and
     once there is room the run is resumed to the same bits."""
     start(run, "--max-restarts", "1")
-    run.until_event("checkpoint_committed")
     kept = committed_steps(run.dir.checkpoints)
     disk.fill()
+    go_on(run)
     assert run.process is not None
     code = run.process.wait(60)
     assert code in (100, 105)
@@ -223,9 +230,9 @@ def test_a_disk_that_becomes_read_only(run: Run) -> None:
     try:
         (run.dir.path / "lost+found").rmdir()
         start(run, "--max-restarts", "0")
-        run.until_event("checkpoint_committed")
         subprocess.run(["mount", "-o", "remount,abort", str(run.dir.path)], check=True)
         kept = committed_steps(run.dir.checkpoints)
+        go_on(run)
         assert run.process is not None
         assert run.process.wait(60) in (100, 104, 105)
 

@@ -17,17 +17,24 @@ for step in range(steps):
 """
 """Arguments: how many steps, and how many seconds each sleeps."""
 PACED = """
-import contextlib, os, runpy, time
+import contextlib, itertools, os, runpy, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+count = itertools.count(1)
+
 def pause(*_):
+    made = next(count)
     with contextlib.suppress(FileNotFoundError):
         time.sleep(float(open("pace").read() or 0))
+    with contextlib.suppress(FileNotFoundError):
+        while made >= int(open("hold").read() or 0):
+            time.sleep(0.01)
 
 register_optimizer_step_post_hook(pause)
 runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 """
-"""The built-in trainer, each step of which takes as many seconds more as the file `pace` says."""
+"""The built-in trainer, each step of which takes as many seconds more as the file `pace` says. While there is a file
+`hold`, no process of it gets past as many steps as that says."""
 FOREVER = "import time\nopen('up', 'a').write('x')\nwhile True: time.sleep(0.05)"
 PRINTS = """
 import os, time
