@@ -32,7 +32,7 @@ def test_a_pair_of_followers_is_named(nodes: Cluster, tmp_path: Path, large: boo
     one, two = nodes.machines[1:]
     (one.drop_large_to if large else one.drop_to)(two)
     run = NodesRun(nodes, tmp_path, "3")
-    run.start(0, 1, 2, more=("--node-wait", "10s"))
+    run.start(0, 1, 2, more=("--node-wait", "10s", "--lease", "20s"))
     codes = [run.wait(node) for node in range(3)]
     run.assert_nothing_left(0, 1, 2)
 
