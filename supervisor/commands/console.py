@@ -42,8 +42,8 @@ _TRACEBACK = 20
 """Lines of a traceback to show at the end."""
 _INDENT = 11
 """Columns of the names of lines, in the first and the last words."""
-_DRAIN = 2.0
-"""Seconds for the last lines to reach a slow terminal."""
+_DRAIN, _PART = 2.0, 0.05
+"""Seconds for the last lines to reach a slow terminal, and of each of the waits that they consist of."""
 
 
 _FIRST, _SLOWER, _SELDOM = 60.0, 10.0, 900.0
@@ -87,8 +87,10 @@ class Console:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closing = True
-        if self._thread.is_alive():
-            self._thread.join(_DRAIN)
+        for _ in range(round(_DRAIN / _PART)):
+            # In parts: while this process gets no CPU the thread has written nothing, and only one part is over.
+            if self._thread.is_alive():
+                self._thread.join(_PART)
         if not self._quiet:
             self._print_data(b"")
 

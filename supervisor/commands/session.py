@@ -216,17 +216,28 @@ def begin(
 ) -> int:
     """The exit code of a launch. `wanted` is asked under the run's lock. None: there is nothing to do. A run that is
     driven here may be left to the background."""
+    before = _stop_file(run)
     with RunLock(run) as lock:
         spec = wanted()
         if spec is None:
             return ExitCode.FINISHED
-        run.stop.unlink(missing_ok=True)
+        if _stop_file(run) == before:
+            # Of an earlier supervisor. Another one is for us: we hold the lock since.
+            run.stop.unlink(missing_ok=True)
         specs.save(run, spec)
         if not detached:
             with contextlib.suppress(HandedOver):
                 return drive(run, spec, as_json=as_json, quiet=quiet, located=located)
             return _hand_over(run, spec, lock)
     return detach(run, spec, as_json=as_json, quiet=quiet, located=located)
+
+
+def _stop_file(run: RunDir) -> tuple[int, int] | None:
+    """Which request to stop the run there is, if any."""
+    with contextlib.suppress(OSError):
+        found = run.stop.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:

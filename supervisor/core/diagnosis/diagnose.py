@@ -29,7 +29,7 @@ from supervisor.core.hangs.collectives import told
 from supervisor.core.model import SCRIPT, Cause, Exit, Observation, Raised, Verdict
 from supervisor.core.nodes.loss import in_doubt
 from supervisor.core.size import human_bytes
-from trainer.rundir.codes import ExitCode
+from trainer.rundir.codes import ExitCode, Phase
 
 _KILLERS = {9: "SIGKILL", 15: "SIGTERM", 2: "SIGINT", 1: "SIGHUP"}
 _CRASHES = {11: (Cause.SEGFAULT, "SIGSEGV"), 7: (Cause.SEGFAULT, "SIGBUS"), 6: (Cause.ABORT, "SIGABRT")}
@@ -39,10 +39,12 @@ _UNKNOWN_KILLER = " (nothing here tells whether by the kernel's OOM killer)"
 USER_ERRORS = frozenset({"SyntaxError", "IndentationError", "TabError", "ImportError", "ModuleNotFoundError"})
 """Exceptions that a second start cannot cure."""
 
-LAST_WORDS = 0.25
-"""Seconds that a rank gets after an exception, to print its traceback and leave by itself."""
-SETTLE = 0.5
-"""Seconds that a victim's failure waits until its cause can be seen."""
+LAST_WORDS = 1.0
+"""Seconds that a rank gets after an exception, to print its traceback and leave by itself: a tenth of that, where it
+need not wait for a CPU."""
+SETTLE, LEAVES = 0.5, 2.0
+"""Seconds that a victim's failure waits until its cause can be seen: at most, and while another rank is leaving, whose
+status will tell."""
 
 
 def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
@@ -56,8 +58,9 @@ def diagnose(seen: Observation, stepped: bool, step: int) -> Verdict | None:
         return _launcher_alone(seen, launcher, stepped, step) if launcher else None
     first = min(failed, key=lambda exit_: (_blame(seen, exit_), _when(seen, exit_)))
     blame = _blame(seen, first)
-    settles = seen.now < first.at + SETTLE and (launcher is None or seen.nodes is not None)
-    if blame is not Blame.OWN and (settles or in_doubt(seen)):
+    settle = LEAVES if any(view.phase is Phase.TEARDOWN and view.rank != first.rank for view in seen.ranks) else SETTLE
+    settles = seen.now < first.at + settle and (launcher is None or seen.nodes is not None)
+    if blame is not Blame.OWN and (settles or _speaks(seen) or in_doubt(seen)):
         return None
     # The failing rank's own step. The other ranks may be ahead, and not by the same number of steps each time.
     own_step = seen.steps.get(first.rank or 0, step)
@@ -95,6 +98,12 @@ def _failures(seen: Observation) -> list[Exit]:
     return failed + [
         Exit(r.rank, r.exit_code, r.at, r.spared) for r in seen.raised if r.rank not in exited and r.at <= late
     ]
+
+
+def _speaks(seen: Observation) -> bool:
+    """Whether a rank that has raised has its last words still."""
+    exited = {e.rank for e in seen.exits}
+    return any(r.rank not in exited and r.at > seen.now - LAST_WORDS for r in seen.raised)
 
 
 def _said(seen: Observation, exit_: Exit) -> Raised | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.diagnosis.diagnose import LAST_WORDS, SETTLE, diagnose
+from supervisor.core.diagnosis.diagnose import LAST_WORDS, LEAVES, SETTLE, diagnose
 from supervisor.core.evidence import Evidence, Memory, OomKill
-from supervisor.core.model import Cause, Exit, Observation, Raised
+from supervisor.core.model import Cause, Exit, Observation, Raised, RankView
 from tests.support.failures import FULL_DISK, GLOO, RECV, TRACEBACK, WATCHDOG, WORKER, error, seen, wait_in_vain
+from trainer.rundir.codes import Phase
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,31 @@ def test_victim_alone_waits_for_its_cause() -> None:
     assert diagnose(seen(exit_, raised=raised, now=99.0 + SETTLE / 2), True, 5) is None
     late = diagnose(seen(exit_, raised=raised, now=99.0 + SETTLE * 2), True, 5)
     assert late is not None and late.rank == 0
+
+
+def test_victim_waits_for_the_last_words_of_one_that_has_raised() -> None:
+    """Its connections may be closed long before it has ended."""
+    raised = error(1, "ValueError", "bad", at=99.0), error(0, "RuntimeError", GLOO, at=99.1)
+    early = Observation(now=99.0 + LAST_WORDS - 0.01, exits=(Exit(0, 1, 99.1),), raised=raised)
+
+    assert diagnose(early, True, 5) is None
+    verdict = diagnose(replace(early, now=99.0 + LAST_WORDS), True, 5)
+    assert verdict is not None and (verdict.rank, verdict.collateral) == (1, (0,))
+
+
+def test_victim_waits_for_one_that_is_leaving() -> None:
+    """A rank that has come to the end of its script, or has called sys.exit(), says by its status how that was. If it
+    does not leave, it is named all the same."""
+    raised, exit_ = (error(0, "RuntimeError", GLOO, at=99.0),), Exit(0, 1, 99.0)
+    leaving = RankView(1, 5, Phase.TEARDOWN, 98.9, True)
+    early = Observation(now=99.0 + LEAVES / 2, exits=(exit_,), raised=raised, ranks=(leaving,))
+    told = replace(early, now=99.0 + LEAVES, exits=(exit_, Exit(1, 3, 99.0 + LEAVES)), ranks=())
+
+    assert diagnose(early, True, 5) is None
+    verdict = diagnose(told, True, 5)
+    assert verdict is not None and (verdict.rank, verdict.exit_code) == (1, 3)
+    late = diagnose(replace(early, now=99.0 + 2 * LEAVES), True, 5)
+    assert late is not None and late.rank == 1 and "had come to the end of its script" in late.reason
 
 
 def test_raised_counts_before_the_exit() -> None:
