@@ -246,7 +246,8 @@ class _Syncer:
             self._ended = True
             self._due.release()
             self._thread.join()
-        if self.dirty:
+        # It may have been told of the end before it had begun with what was due.
+        if self.dirty or self._busy:
             self._sync()
 
     def _serve(self) -> None:

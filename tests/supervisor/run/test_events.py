@@ -122,6 +122,25 @@ def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
     assert not closing.is_alive() and disk.synced == 2
 
 
+def test_a_sync_that_has_not_begun_is_made_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that syncs may get no CPU between the last event and the end."""
+
+    class Late(threading.Semaphore):
+        def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+            got = super().acquire(blocking, timeout)
+            time.sleep(0.1)
+            return got
+
+    monkeypatch.setattr(threading, "Semaphore", Late)
+    disk = SlowDisk()
+    disk.go_on.set()
+    log = events.EventLog(RunDir(tmp_path), "gpt", disk=disk)
+    log.emit("run_ended")
+    log.sync()
+    log.close()
+    assert disk.synced == 1
+
+
 def test_a_sync_that_fails_is_told_once(tmp_path: Path) -> None:
     """A disk that cannot be synced is in the events, once, and the events go on."""
 
