@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,5 +68,7 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         if process.poll() is None:
-            kill([psutil.Process(process.pid)])
+            # It may have ended just now, and be reaped.
+            with suppress(psutil.NoSuchProcess):
+                kill([psutil.Process(process.pid)])
         process.communicate()

@@ -130,7 +130,9 @@ def _by_pyspy(pids: dict[int, int], until: float) -> dict[int, str]:
         try:
             text, _ = dumper.communicate(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            kill([psutil.Process(dumper.pid)])
+            # It may have ended just now, and be reaped.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                kill([psutil.Process(dumper.pid)])
             text, _ = dumper.communicate()
         if text:
             found[rank] = text
