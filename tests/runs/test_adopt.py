@@ -28,6 +28,17 @@ from trainer.rundir.records.beats import BeatReader
 
 STEPS = 200
 JOB = ["paced.py", *TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "40", "--keep", "2"]
+UNTIL_TOLD = """
+import os, sys, time, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(int(sys.argv[1])):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    while not os.path.exists("finish"):
+        time.sleep(0.02)
+"""
+"""Makes one step, and the others of its argument once the file `finish` is there."""
 BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", "1ms:1ms")
 SEED = 20261124
 
@@ -38,15 +49,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return undisturbed(tmp_path_factory, "adopt", STEPS, JOB, lambda run: run.script(PACED, "paced.py"))
 
 
-def start(run: Run) -> None:
+def start(run: Run, pace: str = "0.2") -> None:
     """The job runs, some five steps a second; hurry() ends that."""
     run.script(PACED, "paced.py")
-    run.script("0.2", "pace")
+    run.script(pace, "pace")
     run.start("--nproc", "2", *BUDGET, *JOB)
 
 
 def hurry(run: Run) -> None:
-    (run.folder / "pace").unlink()
+    for name in ("pace", "hold"):
+        (run.folder / name).unlink(missing_ok=True)
 
 
 def exists(pid: int) -> bool:
@@ -129,8 +141,9 @@ def test_living_attempt_is_adopted(run: Run, reference: Any) -> None:
     assert [worker["pid"] for worker in status["workers"]] == event["pids"]
     assert status["launcher_pid"] == run.events("attempt_started")[0]["launcher_pid"]
 
-    hurry(run)
+    # In this order: in a hurry it may come to its end before the kill.
     os.kill(event["pids"][1], signal.SIGKILL)
+    hurry(run)
     until(lambda: run.events("run_ended"))
     until(lambda: not run.dir.standby.exists())
     run.assert_nothing_left()
@@ -143,7 +156,7 @@ def test_living_attempt_is_adopted(run: Run, reference: Any) -> None:
 
 def test_adopted_twice_then_stopped(run: Run, reference: Any) -> None:
     """Two supervisors of one attempt are killed; the third stops it with a checkpoint: 103, and the run can go on."""
-    start(run)
+    start(run, "0.5")
     for count in (1, 2):
         until(lambda: living(run) and step_of(run) > 0)
         before = living(run)
@@ -187,7 +200,9 @@ def test_every_moment(run: Run, reference: Any) -> None:
 
     run.script(PACED, "paced.py")
     run.script("0.2", "pace")
-    dies("--nproc", "2", *BUDGET, *JOB, at="after event:first_step")
+    # Three attempts begin before the hurry. None of them comes to the end, however long all that takes.
+    run.script("60", "hold")
+    dies("--nproc", "2", *BUDGET, "--hang-timeout", "60s", *JOB, at="after event:first_step")
     dies(at="before event:verdict", first="adopted", blow="kill")
     dies(at="after event:verdict")
     dies(at="after event:group_gone")
@@ -241,14 +256,16 @@ def test_without_the_kernels_word(run: Run) -> None:
         "sys.exit(run(sys.argv[1:]))"
     )
     run.program = [sys.executable, "-c", code]
-    run.start("--nproc", "2", run.script(STEPPING), "400", "0.02")  # on a busy machine, too, it outlives two takeovers
+    run.start("--nproc", "2", run.script(UNTIL_TOLD), "3")
     for count in (1, 2):
         run.until_event("first_step", count)
+        run.until_event("group_ready", count)  # told once both ranks are there; a step is told of the first one
         run.kill_supervisor()
         run.start()
         event = adopted(run, count)
         if count == 1:
             os.kill(event["pids"][1], signal.SIGKILL)
+    (run.folder / "finish").touch()
 
     assert run.wait() == 0
     assert run.verdicts() == [("killed", 1), ("finished", None)]
@@ -261,6 +278,7 @@ def test_two_at_once(run: Run) -> None:
     refused."""
     run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
     run.until_event("first_step")
+    run.until_event("group_ready")
     run.cli("launch", "--run-dir", "run", check=108)
     before = living(run)
     run.kill_supervisor()
@@ -274,7 +292,7 @@ def test_two_at_once(run: Run) -> None:
     # Only then: one that comes to a run that was stopped goes on with it.
     until(lambda: 108 in [process.poll() for process in both])
     run.cli("stop", "run", "--now")
-    ends = [process.wait(30) for process in both]
+    ends = [process.wait(60) for process in both]
     assert ends in ([103, 108], [108, 0])
     assert len(run.events("adopted")) == 1
     run.assert_nothing_left()
@@ -284,7 +302,7 @@ def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
     """Launched anew with other arguments, the old attempt is ended before the new one begins. That one ends well under
     no supervisor: the next says so, and starts nothing again; whoever has the pid of one of its ranks by then is a
     stranger, and lives on."""
-    run.start("--nproc", "2", run.script(STEPPING), "4000", "0.02")
+    run.start("--nproc", "2", run.script(UNTIL_TOLD), "4000")
     run.until_event("first_step")
     before = living(run)[0]
     run.kill_supervisor()
@@ -295,6 +313,7 @@ def test_another_command_and_an_end_that_nobody_saw(run: Run) -> None:
     assert run.events("adopted") == [] and run.events("takeover")[0]["killed"] >= 3
 
     run.kill_supervisor()
+    (run.folder / "finish").touch()
     until(lambda: not living(run) and any(run.dir.standby.glob("*/launcher.json")))
     stranger = subprocess.Popen(["sleep", "600"])
     try:
@@ -321,12 +340,11 @@ def test_what_cannot_be_adopted_is_ended(run: Run) -> None:
         "open('alive' + n + os.environ['RANK'], 'w').write(str(os.getpid())) if n == '0' else None\n"
         "while n == '0': time.sleep(0.05)"
     )
-    process = run.start("--nproc", "2", run.script(text))
-    until(lambda: len(list(run.folder.glob("alive0*"))) == 2)
-    process.kill()
-    process.wait()
-    os.kill(run.events("attempt_started")[0]["launcher_pid"], signal.SIGKILL)
-    pids = [int(p.read_text()) for p in run.folder.glob("alive0*")]
+    run.start("--nproc", "2", run.script(text))
+    pids = [int(until(lambda rank=rank: _text(run.folder / f"alive0{rank}"))) for rank in (0, 1)]
+    launcher = run.until_event("attempt_started")["launcher_pid"]
+    run.kill_supervisor()
+    os.kill(launcher, signal.SIGKILL)
     assert all(psutil.pid_exists(pid) for pid in pids)
     assert json.loads(run.cli("status", "run", "--json").stdout)["state"] == "lost"
 
@@ -335,3 +353,8 @@ def test_what_cannot_be_adopted_is_ended(run: Run) -> None:
     assert not (run.folder / "overlap").exists()
     assert run.dir.attempts() == [0, 1]
     assert run.events("takeover")[0]["killed"] >= 2
+
+
+def _text(path: Path) -> str:
+    """What is in that file; nothing before there is one."""
+    return path.read_text() if path.exists() else ""

@@ -301,7 +301,9 @@ class _Forker:
         self._running[os.pidfd_open(pid)] = pid, fds.pop()
         for fd in fds:
             os.close(fd)
-        client.send(str(pid).encode())
+        # A test process that was killed meanwhile is no reason to end for the others.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.send(str(pid).encode())
 
     def _become(self, asked: dict[str, Any], fds: list[int]) -> None:
         if "command" in asked:
