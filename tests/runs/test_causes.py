@@ -174,7 +174,8 @@ def test_one_misfortune_after_another(run: Run, full_disk: Path, taken_port: int
     assert str(full_disk) in cases[1]["reason"]
     for number in (3, 4):
         assert "rank 1's DataLoader worker (pid " in cases[number]["reason"]
-    assert cases[3]["memory"] is None or cases[3]["machine"]["oom_kills"] == 0
+    # Others on this machine may meet the OOM killer at the same time.
+    assert "was killed by SIGKILL" in cases[3]["reason"]
     assert [seen["status"] for seen in cases[5]["exits"] if seen["rank"] == 1] == [3]
     assert "No space left" in cases[5]["reason"]
     # Kept as it was printed, but nothing that a terminal would obey.
