@@ -28,6 +28,8 @@ TIME_LIMIT = 2.0
 """Seconds for all ranks together: evidence must not delay the recovery for long."""
 OBSERVED = 10.0
 """Seconds for all ranks together, where a person has asked and nothing waits for it."""
+_LOOK_EVERY = 0.01
+"""Seconds between two looks whether a rank has answered."""
 _CHILDREN = 8
 """The most children of a rank that are asked: DataLoader workers."""
 _FAULTHANDLER = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
@@ -155,8 +157,11 @@ def _by_signal(pids: dict[int, int], folder: Path, until: float) -> dict[int, st
                 asked[rank] = path, size
     texts: dict[int, str] = {}
     before: dict[int, str] = {}
-    while asked.keys() - texts.keys() and time.monotonic() < until:
-        time.sleep(0.01)
+    # Looks are counted, not seconds: what came while this process got no CPU is read all the same.
+    looks = max(2, round((until - time.monotonic()) / _LOOK_EVERY))
+    while asked.keys() - texts.keys() and looks:
+        looks -= 1
+        time.sleep(_LOOK_EVERY)
         for rank, (path, size) in asked.items():
             text = path.read_bytes()[size:].decode(errors="replace")
             # The text is complete if nothing was added between two looks.

@@ -48,8 +48,9 @@ def watch(run: Run) -> None:
             low = min(worker["step"] for worker in status(known)["workers"])
             steps, now = rows(terminal, attempt, low), status(known)
             assert max(steps) <= now["step"] and now["attempt"] == attempt and terminal.screen.alternate
-            text = terminal.read()
-            assert all(part in text for part in ("loss ", "goodput ", "ledger ", "── events", "── log", "r0 │"))
+            # A picture may be half drawn over the one before.
+            parts = ("loss ", "goodput ", "ledger ", "── events", "── log", "r0 │")
+            terminal.until(lambda text: all(part in text for part in parts))  # noqa: B023
             if attempt == 1:
                 os.kill(now["workers"][1]["pid"], signal.SIGKILL)
         terminal.type("q")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -49,10 +50,11 @@ for store in (own, theirs):
     store.wait([f"here{1 - rank}"])
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-while not os.path.exists("finish"):
+while True:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     time.sleep(0.05)
+    # Both leave in the same round, or one waits for the other.
     done = torch.tensor(float(os.path.exists("finish")))
     dist.all_reduce(done)
     if done:
@@ -77,7 +79,7 @@ class Bomb:
 bomb = pickle.dumps(Bomb())
 written = 0
 for port in ports:
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=5))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=60))
     keys = set(store.list_keys()) if hasattr(store, "list_keys") else set()
     keys |= {f"default_pg/0//cpu//{name}{rank}" for rank in range(2) for name in ("0/", "rank_")}
     for key in keys:
@@ -118,11 +120,19 @@ def _sockets(net: Path) -> dict[str, tuple[str, int]]:
 
 
 def _descriptors(pid: int) -> Iterator[str]:
-    try:
+    """What they lead to."""
+    yield from _opened(pid).values()
+
+
+def _opened(pid: int) -> dict[str, str]:
+    """What the descriptors of that process lead to, by their paths."""
+    found = {}
+    # It may end, or close one of them, while we look.
+    with contextlib.suppress(OSError):
         for fd in Path(f"/proc/{pid}/fd").iterdir():
-            yield str(fd.readlink())
-    except OSError:
-        return  # it ended, or closed the descriptor, while we looked
+            with contextlib.suppress(OSError):
+                found[str(fd)] = str(fd.readlink())
+    return found
 
 
 def _listening(run: Run) -> set[tuple[str, int]]:
@@ -216,8 +226,7 @@ def test_another_user_writes_where_the_ranks_meet(run: Run) -> None:
     run.until_event("first_step")
     standby = run.until_standby()
     launchers = [run.events("attempt_started")[0]["launcher_pid"], standby["launcher_pid"]]
-    files = [f"/proc/{pid}/fd/{fd.name}" for pid in launchers for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    stores = [f for f in files if "memfd:" in str(Path(f).readlink())]
+    stores = [path for pid in launchers for path, link in _opened(pid).items() if "memfd:" in link]
     sockets = _sockets(Path("/proc/self/net"))
     held = {link for pid in launchers for link in _descriptors(pid)}
     ports = [port for inode, (_, port) in sockets.items() if f"socket:[{inode}]" in held]

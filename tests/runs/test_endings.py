@@ -108,5 +108,6 @@ def test_who_is_missed_and_who_is_not(run: Run) -> None:
     assert (left["cause"], left["rank"], left["exit_code"], left["step"]) == ("exception", 1, 0, 30)
     assert left["reason"].startswith("rank 1 left with 0 at step 30; rank 0 waits for it")
     assert locked["cause"] == "hang" and "wait (file_baton.py" in locked["reason"]
-    assert max(left["detect_s"], locked["detect_s"]) < 15.0
+    # By the evidence: without it, half a minute would be the least.
+    assert max(left["detect_s"], locked["detect_s"]) < 30.0
     assert finished["cause"] == "finished" and "launcher" in finished["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -88,7 +89,8 @@ class Two(Run):
             self.other.wait()
         if self.dir.run_json.exists():
             for process in marked(f"{self.mark()}-n1"):
-                process.send_signal(signal.SIGKILL)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
             shm.remove(shm.segment_of(f"{self.mark()}-n1"))
         super().kill()
 
