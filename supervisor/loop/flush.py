@@ -131,6 +131,8 @@ class Flusher:
                     self._stalls[step] = stall_s
                 if not again:
                     self._want(step)
+            elif note["kind"] == "checkpoint_saved" and type(saved := note.get("step")) is int:
+                self._made.append(saved)
 
     def attempt_died(self) -> bool:
         """Makes the dead attempt's newest snapshot durable, after the next attempt's first step. Until then that
@@ -178,14 +180,18 @@ class Flusher:
     def _is_of_use(self, wanted: Wanted) -> bool:
         if wanted.step is None:
             return self.newest() > self._done
-        # It was flushed already, as the newest one. An older one would be pruned at once.
-        newer = [step for step in committed_steps(self._run.checkpoints) if step > wanted.step]
-        return wanted.step not in self._made and len(newer) < wanted.keep
+        # It was made already, as the newest one or by the ranks. An older one would be pruned at once.
+        there = committed_steps(self._run.checkpoints)
+        made = wanted.step in self._made and wanted.step in there
+        return not made and sum(step > wanted.step for step in there) < wanted.keep
 
     def _conclude(self) -> Iterator[Outcome]:
         """Handles the end of the running flush. It is made again if it has died."""
         wanted, outcome = self._under_way, self._outcome()
         if outcome is not None:
+            step, there = outcome.get("step"), committed_steps(self._run.checkpoints)
+            if wanted.again and outcome.get("existed") and step in there and step not in self._made:
+                outcome = {"step": step}  # Made by the flush before it, which died before it could say so.
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
                 self._made.append(int(outcome["step"]))

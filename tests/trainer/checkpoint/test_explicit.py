@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Iterable
@@ -12,15 +13,15 @@ from typing import Any
 import pytest
 
 from supervisor.core.telling.progress import Progress
-from supervisor.loop.flush import Flusher, Outcome
-from tests.support.jobs import holds
+from supervisor.loop.flush import Flusher, Outcome, Wanted
+from tests.support.jobs import holds, write
 from tests.support.snapshots import snapshot_of
 from tests.support.supervised import Run, until
 from tests.support.training import Here, Notes, training
 from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.tier import Wish
-from trainer.rundir.layout import RunDir, committed_steps
+from trainer.rundir.layout import RunDir, committed_steps, step_name
 from trainer.rundir.machine import shm
 
 SCRIPT = """
@@ -168,6 +169,40 @@ def test_a_flush_of_one_step_leaves_the_pin_of_another(flusher: Flusher) -> None
     until(lambda: flusher.fds() and not Path(f"/proc/{flusher.process.pid}/exe").exists())  # type: ignore[union-attr]
     assert _told(flusher._go_on({flusher.process.fd})) == [("checkpoint_committed", 4)]
     assert snapshots.pinned(flusher.segment) == [3]
+
+
+def _ended(flusher: Flusher) -> set[int]:
+    """The descriptor of the running flush, once that has ended."""
+    process = flusher.process
+    assert process is not None
+    until(lambda: not Path(f"/proc/{process.pid}/exe").exists())
+    return {process.fd}
+
+
+def test_a_flush_that_dies_after_its_commit(flusher: Flusher) -> None:
+    """It could not say so: the one that is made in its place finds the checkpoint, and that is told."""
+    ends = list(flusher._start(Wanted(3, 10)))
+    ended = _ended(flusher)
+    flusher._stdout.close()
+    flusher._stdout = Path(os.devnull).open("rb")  # noqa: SIM115
+    ends += flusher._go_on(ended)
+    ends += flusher._go_on(_ended(flusher))
+
+    assert committed_steps(flusher._run.checkpoints) == [3]
+    assert _told(ends) == [("checkpoint_failed", 3), ("checkpoint_committed", 3)]
+
+
+def test_what_the_ranks_have_saved_is_not_flushed(flusher: Flusher) -> None:
+    """Unless it is gone again, because it was damaged: then it is as good as never made."""
+    write(flusher._run.checkpoints, 3)
+    flusher.hear([(0, {"kind": "checkpoint_saved", "step": 3})])
+    flusher._want(3)
+    assert not list(flusher._go_on(set())) and flusher.process is None and snapshots.pinned(flusher.segment) == []
+
+    shutil.rmtree(flusher._run.checkpoints / step_name(3))
+    flusher._want(3)
+    assert not list(flusher._go_on(set()))
+    assert _told(flusher._go_on(_ended(flusher))) == [("checkpoint_committed", 3)]
 
 
 @pytest.mark.parametrize(("times", "left"), [(1, [3]), (2, [])])
