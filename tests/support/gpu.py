@@ -72,7 +72,7 @@ class Event:
         return self.mark is None or self.mark.at >= 0
 
     def synchronize(self) -> None:
-        self.machine.let_go.wait(5)
+        self.machine.let_go.wait(60)
         with self.machine.lock:
             if self.mark is not None:
                 self.mark.reach()
@@ -158,7 +158,7 @@ class Gpus:
         stream.does(lambda: torch._foreach_copy_(targets, sources))
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.may_register.wait(10)
+        self.may_register.wait(60)
         self.by.add(self._here.device)
         self.registered[address] = size
         return 0

@@ -30,14 +30,15 @@ _SHORT = 4096
 
 _RECENT: deque[list[torch.Tensor]] = deque(maxlen=8)
 """The tensors of the newest collectives."""
-_LET_GO_S = 1.0
+_LET_GO_S = 10.0
+"""They take microseconds, but a busy machine may not let them run for long."""
 
 _RAISED = {kind.__name__: kind for kind in (CheckpointError, CheckpointMismatch, NoUsableCheckpoint, StateError)}
 
 
 @atexit.register
 def _let_go() -> None:
-    """No thread of gloo has the tensors of a collective any more, or a second has passed.
+    """No thread of gloo has the tensors of a collective any more, or ten seconds have passed.
 
     They let go of them a moment after a collective is over, for which they take the GIL, since a tensor that C++ holds
     holds its Python object (torch 2.13: `c10d::ProcessGroupGloo::runLoop`, `TensorImpl::decref_pyobject`; so that

@@ -148,9 +148,9 @@ def test_forked_children_die_of_sigterm(tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_wait_for_ever, args=(theirs,), daemon=True)
     child.start()
-    assert ours.poll(20)
+    assert ours.poll(60)
     child.terminate()
-    child.join(20)
+    child.join(60)
     code = child.exitcode
     child.kill()
 

@@ -17,7 +17,7 @@ from trainer.rundir.layout import committed_steps
 from trainer.rundir.machine.shm import segment_of
 
 KILLS = 4
-STEPS = 240
+STEPS = 120
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:

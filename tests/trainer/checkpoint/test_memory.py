@@ -27,7 +27,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     event, copy = threading.Event(), copier.Copier.copy
 
     def wait_and_copy(*given: Any) -> None:
-        event.wait(20)
+        event.wait(60)
         event.clear()
         copy(*given)
 

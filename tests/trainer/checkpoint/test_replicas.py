@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from tests.support.jobs import on_ranks
 from trainer.checkpoint import Checkpointer, StateError
+from trainer.checkpoint import replicas as module
 from trainer.checkpoint.disk.restore import load
 from trainer.checkpoint.errors import ReplicasDiffer
 from trainer.checkpoint.group import Ranks
@@ -153,24 +153,33 @@ def test_a_large_buffer_that_differs_is_each_ranks_own(tmp_path: Path, here: thr
     assert on_ranks(2, back) == [(2, 0.0, {"model/average"}), (2, 1.0, {"model/average"})]
 
 
-def test_comparisons_keep_to_their_share() -> None:
+class Clock(threading.local):
+    """Whoever looks at it twice sees that a quarter of a second has passed."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 0.25
+        return self.now
+
+
+def test_comparisons_keep_to_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """One part in a thousand of the time, as measured; none with one rank, none twice for a step."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
 
     def body(ranks: Ranks) -> Any:
         replicas, shared = Replicas(ranks), pack({"w": torch.zeros(1 << 20)})
-        began = time.monotonic()
         assert not replicas.compare(shared, 1, frozenset())
-        cost = time.monotonic() - began
-        assert not replicas.due(time.monotonic() + 0.1)
-        assert replicas.due(time.monotonic() + 1000 * cost + 0.1)
+        assert [replicas.due(clock.now + later) for later in (249.9, 250.1)] == [False, True]
         again = replicas.compare(shared, 1, frozenset()), replicas.equal_at
         # To make the state is a part of the cost, here a minute.
-        replicas.compare(shared, 2, frozenset(), began=time.monotonic() - 60)
-        assert not replicas.due(time.monotonic() + 59_000)
+        replicas.compare(shared, 2, frozenset(), began=clock.now - 60)
+        assert [replicas.due(clock.now + later) for later in (60_200, 60_300)] == [False, True]
         return again
 
     assert on_ranks(2, body) == [(False, 1)] * 2
-    assert not Replicas(Ranks()).due(time.monotonic() + 1e9)
+    assert not Replicas(Ranks()).due(1e9)
 
 
 @given(data=st.data(), size=st.integers(1, 40), dtype=st.sampled_from([torch.uint8, torch.bfloat16, torch.float64]))

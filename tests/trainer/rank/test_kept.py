@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,26 @@ def test_what_lies_beside_is_kept_too(kept: Path, tmp_path: Path) -> None:
     assert all(found[f"step-00000060/{path.relative_to(tmp_path)}"].samefile(path) for path in paths)
     assert keep_all(newest, others, 40) is None
     assert not (kept / "step-00000040").exists()
+
+
+def test_another_rank_removes_the_older_generation_meanwhile(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a look for names: the save is written beside, as ever."""
+    path, older, scan = tmp_path / "last.pt", kept / "step-00000020", os.scandir
+    path.write_bytes(b"old")
+    keep(path, 60)
+    older.mkdir()
+
+    def scandir(folder: Any = ".") -> Any:
+        if str(folder) == str(older) and older.exists():
+            older.rmdir()
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    place = beside.prepare(str(path), "tag")
+    assert isinstance(place, beside.Beside) and not older.exists()
+    place.abort()
 
 
 def test_a_folder(kept: Path, tmp_path: Path) -> None:

@@ -49,13 +49,13 @@ def test_an_attempt_is_told(run: Run) -> None:
 def test_the_interval_knows_the_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes) -> None:
     """The first checkpoint of an attempt comes when it pays, and not at once to find out what it costs."""
     Here(tmp_path, monkeypatch)
-    clock = time.monotonic
     for told, due in (("", True), ("0.5", False)):
         monkeypatch.setenv("SUPERVISE_FLUSH_SECONDS", told)
         train = Training(every="auto")
         # Later than 6 s, and earlier than 19 s: sqrt(2 x a tenth of 0.5 s x an hour).
         with monkeypatch.context() as later:
-            later.setattr(time, "monotonic", lambda: clock() + 7.0)
+            since = train.ckpt._interval.since
+            later.setattr(time, "monotonic", lambda since=since: since + 7.0)
             assert train.ckpt.wish().save == due
         train.ckpt.close()
 

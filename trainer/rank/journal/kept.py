@@ -48,8 +48,9 @@ def keep(save: Path, step: int) -> Path | None:
 
 def names(path: str, of: os.stat_result) -> int:
     """The number of names that keep() has given to the file at `path`, the stat of which is `of`."""
-    found = (each for folder in _folders(Path(path).parent) for each in folder.rglob(Path(path).name))
-    return sum(_is(each, of) for each in found)
+    # Not rglob(): another rank may remove an older generation meanwhile.
+    folders = (inner for folder in _folders(Path(path).parent) for inner, *_ in os.walk(folder))
+    return sum(_is(Path(inner, os.path.basename(path)), of) for inner in folders)
 
 
 def _folders(beside: Path) -> Iterator[Path]:
