@@ -14,8 +14,8 @@ from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 
 
-def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
-    """All ranks' snapshot of state_of(step), as the memory tier takes it."""
+def snapshot_of(folder: Path, step: int, world_size: int = 2, pin: bool = False) -> None:
+    """All ranks' snapshot of state_of(step), as the memory tier takes it; with `pin` it is promised to a flush."""
     shared = pack(state_of(step))
     for rank in range(world_size):
         own = capture_rank(rank)
@@ -24,7 +24,7 @@ def snapshot_of(folder: Path, step: int, world_size: int = 2) -> None:
         place = Place(folder, rank, world_size, 0, "run")
         sidecar = Sidecars(place).text(shared.tree, image.layout) if rank == 0 else b""
         writer = Segment(folder, rank, world_size, 0)
-        buffer = writer.begin(image.payload(header, own) + len(sidecar))
+        buffer = writer.begin(image.payload(header, own) + len(sidecar), step if pin else None)
         assert buffer is not None
         image.fill(buffer, header, own, sidecar, lambda buffer, memory, pairs, own: copy_here(pairs + own))
         writer.commit(buffer, step, image.payload(header, own), len(sidecar))

@@ -118,6 +118,31 @@ def test_it_is_pinned_while_it_is_read_and_not_after(segment: Path, tmp_path: Pa
     assert flush(tmp_path / "none", tmp_path / "c", None, 2, None)["step"] is None
 
 
+def test_a_pin_of_the_rank_outlives_that_of_a_late_flush(
+    segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush of the newest snapshot has found it and stands still; meanwhile the rank promises another one in the same
+    buffer. That flush fails, and the promised snapshot is still there for its own."""
+    snapshot_of(segment, 3)
+    find = snapshots.find
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        found = find(*arguments, **options)
+        snapshot_of(segment, 4)
+        snapshot_of(segment, 5, pin=True)
+        assert found is not None and find(segment) is not None and found.path(0) == find(segment, 5).path(0)
+        return found
+
+    monkeypatch.setattr(snapshots, "find", late)
+    assert "written over" in flush(segment, tmp_path / "c", None, 9, None)["error"]
+    monkeypatch.setattr(snapshots, "find", find)
+    assert snapshots.pinned(segment) == [5]
+    snapshot_of(segment, 6)
+    snapshot_of(segment, 7)
+    assert flush(segment, tmp_path / "c", 5, 9, None)["step"] == 5
+    assert not _pinned(segment)
+
+
 def test_a_snapshot_written_over_meanwhile_is_not_committed(segment: Path, tmp_path: Path) -> None:
     """A rank had already begun to write over it when the pin came: an error, and no checkpoint of mixed steps."""
     snapshot_of(segment, 3)

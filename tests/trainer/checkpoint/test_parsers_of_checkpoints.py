@@ -274,7 +274,7 @@ def test_words_of_a_board_are_written_whole(segment: Path, tmp_path: Path) -> No
     assert board.passed(3) == 700
     assert board.passed(2) == -1
     board.pin("b", 9)
-    assert board.pins() == {"b": 9}
+    assert board.pins() == {"b": {9}}
     raw = (tmp_path / "rank0").read_bytes()
     assert struct.unpack_from("<q", raw, 128 + 120) == (10,)
     assert struct.unpack_from("<q", raw, 3 * 128) == (4 << 40 | 700,)

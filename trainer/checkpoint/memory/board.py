@@ -1,14 +1,16 @@
 """The board of a rank says which snapshot each of its buffers holds. A snapshot exists once its commit record is there.
 
     4096 bytes:          slot a | slot b | slot c | passed (8) | scattered (8)
-    a slot, 128 bytes:   record (72) | checksum (8) | … | pin (8)
+    a slot, 128 bytes:   record (72) | checksum (8) | … | pin of a flush (8) | pin of the rank (8)
 
     write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
 
 A record that is not whole does not match its checksum and does not count. The memory is shared: writes of a dead
-process stay, in the order in which it made them. A pin is one word: the step that a flush will read, plus one. `passed`
-is one word too: the attempt, and the last step that this rank has committed or skipped. `scattered` is the attempt,
-plus one, whose snapshots are spread over nodes: a file of them counts although others are elsewhere.
+process stay, in the order in which it made them. A pin is one word: the step that a flush will read, plus one. The rank
+pins what it begins, a flush what it has found; each has a word of its own, since the rank may have begun another
+snapshot there in the moment in which the flush pins the one that was. `passed` is one word too: the attempt, and the
+last step that this rank has committed or skipped. `scattered` is the attempt, plus one, whose snapshots are spread over
+nodes: a file of them counts although others are elsewhere.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _FIELDS = struct.Struct("<8s8q")
 _CHECK = struct.Struct("<Q")
 _MAGIC = b"SNAPSHT1"
 _SLOT_BYTES = 128
-_PIN_AT = 120
+_BY_FLUSH, _BY_RANK = _PINS_AT = 112, 120
 _PASSED_AT = 3 * _SLOT_BYTES
 _SCATTERED_AT = _PASSED_AT + 8
 _STEP_BITS = 40
@@ -73,8 +75,8 @@ def decode(raw: bytes) -> Record | None:
     return Record(*values) if magic == _MAGIC and min(values) >= 0 else None
 
 
-def _pin_of(slot: str) -> int:
-    return (SLOTS.index(slot) * _SLOT_BYTES + _PIN_AT) // 8
+def _pin_of(slot: str, at: int) -> int:
+    return (SLOTS.index(slot) * _SLOT_BYTES + at) // 8
 
 
 class Board:
@@ -132,18 +134,27 @@ class Board:
         """`slot` holds no snapshot: its buffer may be written."""
         self.put(slot, bytes(RECORD_BYTES))
 
-    def pin(self, slot: str, step: int | None) -> None:
-        """A flush will read `step` in `slot`; until then `slot` is not written. None: no longer pinned."""
-        self._words[_pin_of(slot)] = 0 if step is None else step + 1
+    def pin(self, slot: str, step: int, by_flush: bool = False) -> None:
+        """A flush will read `step` in `slot`; until then the rank, which pins it unless it is pinned `by_flush`, does
+        not write there."""
+        self._words[_pin_of(slot, _BY_FLUSH if by_flush else _BY_RANK)] = step + 1
 
-    def pinned(self, slot: str) -> int | None:
-        """The step for which `slot` is pinned."""
-        word = self._words[_pin_of(slot)]
-        return word - 1 if word > 0 else None
+    def unpin(self, slot: str, step: int | None = None) -> None:
+        """`slot` is not pinned for `step` (None: for any)."""
+        for at in _PINS_AT:
+            word = self._words[_pin_of(slot, at)]
+            if word and step in (None, word - 1):
+                self._words[_pin_of(slot, at)] = 0
 
-    def pins(self) -> dict[str, int]:
+    def pinned(self, slot: str) -> frozenset[int]:
+        """The steps for which `slot` is pinned."""
+        words = (self._words[_pin_of(slot, at)] for at in _PINS_AT)
+        return frozenset(word - 1 for word in words if word > 0)
+
+    def pins(self) -> dict[str, frozenset[int]]:
+        """The slots that are pinned, and for which steps."""
         found = {slot: self.pinned(slot) for slot in SLOTS}
-        return {slot: step for slot, step in found.items() if step is not None}
+        return {slot: steps for slot, steps in found.items() if steps}
 
     def scatter(self, attempt: int) -> None:
         """The snapshots of `attempt` are spread over nodes."""

@@ -81,10 +81,10 @@ class Segment:
         self._leaving: str | None = None
         self.cramped = False
         promised = pinned(folder)
-        for slot, step in self._own.pins().items():
+        for slot, steps in self._own.pins().items():
             # Ranks pinned it, and one died before it had committed: no flush will ever read it.
-            if self._own.read(slot) is None or step not in promised:
-                self._own.pin(slot, None)
+            for step in steps if self._own.read(slot) is None else steps.difference(promised):
+                self._own.unpin(slot, step)
 
     def boards(self) -> dict[int, Board]:
         """The boards of all ranks that have a board."""

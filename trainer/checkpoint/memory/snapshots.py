@@ -108,7 +108,7 @@ def pin(snapshot: Snapshot) -> None:
     found = boards(snapshot.segment)
     for rank, (slot, _) in enumerate(snapshot.places):
         if rank in found:
-            found[rank].pin(slot, snapshot.step)
+            found[rank].pin(slot, snapshot.step, by_flush=True)
 
 
 def any_pinned(found: Iterable[Board]) -> bool:
@@ -122,7 +122,7 @@ def pinned(segment: Path) -> list[int]:
         {
             snapshot.step
             for snapshot in common(segment, found)
-            if any(found[rank].pinned(slot) == snapshot.step for rank, (slot, _) in enumerate(snapshot.places))
+            if any(snapshot.step in found[rank].pinned(slot) for rank, (slot, _) in enumerate(snapshot.places))
         }
     )
 
@@ -130,9 +130,8 @@ def pinned(segment: Path) -> list[int]:
 def clear_pins(segment: Path, step: int | None = None) -> None:
     """No buffer is pinned for a flush of `step` (None: of any step). Call it when that flush is over."""
     for board in boards(segment).values():
-        for slot, kept in board.pins().items():
-            if step is None or kept == step:
-                board.pin(slot, None)
+        for slot in SLOTS:
+            board.unpin(slot, step)
 
 
 def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
@@ -141,7 +140,7 @@ def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:
         for slot, record in board.records().items():
             if covers(record.attempt, record.step):
                 board.invalidate(slot)
-                board.pin(slot, None)
+                board.unpin(slot)
 
 
 def keep_only(segment: Path, ranks: Container[int]) -> bool:
