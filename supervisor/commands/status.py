@@ -86,7 +86,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("standby", _standby(now["standby"]) if now["standby"] else ""),
         ("", figures.standbys(now["standby_cost"])),
         ("kept warm", _stays(now["kept"]) if now["kept"] else ""),
-        *(("node", _node(node)) for node in now["nodes"]),
+        *(("node", _node(node, len(now["nodes"]))) for node in now["nodes"]),
         *(("straggler", text) for text in stragglers(now)),
         *(("pause", _pause(pause)) for pause in now["pauses"]),
         ("log", os.path.relpath(now["log"]) if now["log"] else ""),
@@ -185,10 +185,12 @@ def stragglers(now: dict[str, Any]) -> Iterator[str]:
         yield f"{row['text']}, on node {row['node']} ({row['host']})" if "node" in row else row["text"]
 
 
-def _node(node: dict[str, Any]) -> str:
+def _node(node: dict[str, Any], count: int) -> str:
     first, last = node["ranks"][0], node["ranks"][-1]
     ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
-    leads = "; it leads: if it is lost, all nodes save what they hold and end with 75" if node["node"] == 0 else ""
+    # Sharded state is then whole on no node.
+    saves = "save what they hold" if count <= 2 else "save what they hold (of sharded state: keep it in memory)"
+    leads = f"; it leads: if it is lost, all nodes {saves} and end with 75" if node["node"] == 0 else ""
     return f"{node['node']} on {node['host']}: {ranks}{leads}"
 
 

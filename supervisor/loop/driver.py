@@ -321,8 +321,8 @@ class Driver:
         if not stuck:
             self._tracker.flushed(self._flusher.finish(), self.clock())
             self._standby.keep()
-            if (step := self._flusher.leave()) is not None:
-                self._narrator.only_in_memory(step, self._flusher.segment)
+            if (step := self._flusher.leave(parts=end.exit_code == ExitCode.PREEMPTED)) is not None:
+                self._narrator.only_in_memory(step, self._flusher.segment, step > self._flusher.newest())
             self._own_saves.close()
         self._others.end(end.exit_code, end.reason, keep=self._flusher.segment.exists())
         self._standby.close()

@@ -282,10 +282,11 @@ class Flusher:
         with contextlib.suppress(OSError):
             retention.sweep(self._run.checkpoints, DISK)
 
-    def leave(self) -> int | None:
+    def leave(self, parts: bool = False) -> int | None:
         """Removes all snapshots and returns None. If one is newer than the checkpoints, it stays, and its step is
-        returned."""
-        if (step := self.newest()) > newest_checkpoint(self._run.checkpoints):
+        returned. With `parts` that also counts which is spread over nodes, and which none of them could save."""
+        step = max(self.newest(), snapshots.newest_part(self.segment, some=True) if parts else -1)
+        if step > newest_checkpoint(self._run.checkpoints):
             return step
         snapshots.remove(self.segment)
         return None

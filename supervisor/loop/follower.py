@@ -172,8 +172,9 @@ class Follower:
                 for outcome in flusher.finish():
                     if outcome is not None and "error" in outcome:
                         self._say(f"the newest snapshot could not be saved: {outcome['error']}")
-                if (step := flusher.leave()) is not None:
-                    self._say(f"step {step} is in memory only, in {flusher.segment}, until this node stops")
+            if (step := flusher.leave(parts=True)) is not None:
+                part = "a part of " if step > flusher.newest() else ""
+                self._say(f"{part}step {step} is in memory only, in {flusher.segment}, until this node stops")
         self._say("the leader is lost: this node ends with 75, to be started again")
         self.leaderless = self._stops.kind is None
         return ExitCode.PREEMPTED
@@ -292,5 +293,10 @@ class Follower:
             end_all(duty.spec.mark, duty.helpers, self._reaper, duty.spec.policy.stuck_after)
             duty.close()
             if self._over is not None and not self._over.keep:
-                snapshots.remove(Flusher(duty.run, duty.spec.mark).segment)
+                flusher = Flusher(duty.run, duty.spec.mark)
+                if (
+                    self._over.exit_code != ExitCode.PREEMPTED
+                    or snapshots.newest_part(flusher.segment, some=True) <= self._over.saved
+                ):
+                    snapshots.remove(flusher.segment)
         self._node.own.close()

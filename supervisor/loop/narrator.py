@@ -124,8 +124,15 @@ class Narrator:
         where = "another node's, or from the disk" if several else "the disk"
         self.warn(f"another program has removed this run's snapshots from {segment.parent}: it goes on from {where}")
 
-    def only_in_memory(self, step: int, segment: Path) -> None:
-        """Tells that the newest step is safe only until the machine stops."""
+    def only_in_memory(self, step: int, segment: Path, part: bool) -> None:
+        """Tells that the newest step is safe only until the machine stops; `part`: until one of several does."""
+        if part:
+            self.warn(
+                f"step {step}, or the one before, is in the memory of the nodes alone, each of which has a part of it "
+                f"({segment}): started again on the same ones the run goes on from there, on others from the newest "
+                "checkpoint"
+            )
+            return
         text = (
             f"step {step} could not be saved; it is in memory only, in {segment}, until the machine stops: make room, "
         )

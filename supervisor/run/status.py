@@ -21,7 +21,7 @@ from supervisor.run.hang_limits import Paces
 from supervisor.run.own_saves import newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore, typed
-from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir, newest_checkpoint, step_name
 from trainer.rundir.machine.shm import segment_of
 
@@ -44,7 +44,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
     # One look for all values: the ranks step on meanwhile.
     looked = _workers(run, attempt.number) if attempt and not story.over else []
     workers = looked if alive and attempt and attempt.gone is None else []
-    snapshot, checkpoint = newest_snapshot(segment_of(spec.mark)), newest_saved(run)
+    snapshot, checkpoint = _snapshot(segment_of(spec.mark)), newest_saved(run)
     beats = all_beats(run.attempt(attempt.number)) if attempt else []
     now = numbers(story, beats, Paces(run).last())
     return {
@@ -115,6 +115,12 @@ def _log(run: RunDir, story: Story) -> str | None:
         return None
     log = run.attempt(story.attempt.number).rank_log(story.attempt.rank or 0)
     return str(log.resolve()) if log.exists() else None
+
+
+def _snapshot(segment: Path) -> int | None:
+    """The newest snapshot in the memory of this machine, or of which a part is there."""
+    whole, part = snapshots.newest_snapshot(segment), snapshots.newest_part(segment)
+    return part if whole is None and part >= 0 else whole
 
 
 def _saves_nothing(story: Story, snapshot: int | None, checkpoint: Mapping[str, Any] | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,28 @@ def test_a_machine_is_lost(nodes: Cluster, tmp_path: Path) -> None:
     assert not run.events("checkpoint_failed", "warning")
     assert committed_steps(run.dir.checkpoints)[-1] == STEPS
     assert run.bits() == whole.bits() and len(run.bits()) == 1
+
+
+@pytest.mark.parametrize("lost", [2, 0])
+def test_the_job_is_started_again(nodes: Cluster, tmp_path: Path, lost: int) -> None:
+    """A machine is lost and none takes its place, so the others end with 75. The snapshot that is whole on none of them
+    stays in their memory, which they say; the job goes on from there when it is started again."""
+    run = NodesRun(nodes, tmp_path, "3", 10_000, 0.1, sharded=True)
+    run.start(*NODES, more=("--node-wait", "5s"))
+    run.until_step(25, world=3)
+    nodes.power_off(lost)
+    others = [node for node in NODES if node != lost]
+    assert [run.wait(node) for node in others] == [75, 75], run.said(0)
+    assert all(nodes.machines[node].shared_memory() for node in others)
+    assert all("a part of" in run.said(node) for node in (others if lost == 0 else [0])), run.said(others[0])
+
+    nodes.machines[lost].boot()
+    run.start(*NODES)
+    run.until_step(10, world=3, after=0)
+    [change] = run.changes()
+    assert change.lost <= 2, change
+    assert run.events("resumed")[-1]["source"] == "memory"
+    for node in NODES:
+        run.signal(node, signal.SIGTERM)
+    assert [run.wait(node) for node in NODES] == [75, 75, 75], run.said(0)
+    run.assert_nothing_left(*NODES)

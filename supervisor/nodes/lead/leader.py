@@ -35,7 +35,7 @@ from supervisor.nodes.warden import start_warden
 from supervisor.run.events import EventLog
 from supervisor.run.folder.stops import Stops
 from supervisor.run.spec import Spec
-from trainer.rundir.layout import RunDir
+from trainer.rundir.layout import RunDir, newest_checkpoint
 from trainer.rundir.records.gate import Release
 
 _AGAIN = 0.5
@@ -227,8 +227,9 @@ class Leader:
 
     def end(self, exit_code: int, reason: str, keep: bool) -> None:
         """Every node knows that the run is over, if it can be reached within a moment."""
+        over = says.Over(exit_code, reason, keep, newest_checkpoint(self._run.checkpoints))
         for node in self.known.peers:
-            self._send(node, says.Over(exit_code, reason, keep))
+            self._send(node, over)
         self._hub.close()
         self._close_mirror()
         self._network.close()

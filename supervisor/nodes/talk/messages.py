@@ -194,6 +194,8 @@ class Over(msgspec.Struct, frozen=True, tag=True):
     exit_code: int
     reason: str
     keep: bool
+    saved: int = -1
+    """The newest step on disk. If the job is started again, the part of a later one stays in memory, too."""
 
 
 Down = MakeGroup | DropGroup | ReleaseGroup | Signal | State | Dump | Look | Faults | CallNodes | Over

@@ -13,11 +13,13 @@ import torch
 from tests.support.jobs import same
 from tests.support.thread_nodes import Cluster, undisturbed
 from tests.support.training import Here
+from trainer.checkpoint.memory.board import Board
 from trainer.checkpoint.memory.segment import Buffer, Segment
-from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.checkpoint.memory.snapshots import newest_part, newest_snapshot
 from trainer.checkpoint.nodes import twins
 from trainer.checkpoint.nodes.holdings import Holdings, Whole, _counted
 from trainer.rundir.layout import committed_steps
+from trainer.rundir.machine.shm import board_path
 
 
 @pytest.fixture
@@ -40,8 +42,16 @@ def test_sharded_state_in_a_ring(cluster: Cluster, lost: str, monkeypatch: pytes
             cluster.lose(machine)
     assert same(torch.cat([weight for _, weight, _ in results]), whole)
     assert [newest_snapshot(cluster.segment(machine)) for machine in "abcde"] == [None] * 5
+    assert [newest_part(cluster.segment(machine)) for machine in "abcde"] == [10] * 5
+    # What was being copied when it ended is there in part, and not all that the node keeps.
+    Board(board_path(cluster.segment("a"), 4)).invalidate(_slot_of(cluster.segment("a"), 4, 10))
+    assert [newest_part(cluster.segment("a"), some) for some in (False, True)] == [9, 10]
     kept = [{path.name[:5] for path in cluster.segment(machine).iterdir()} for machine in "abcde"]
     assert kept == [{f"rank{rank}", f"rank{(rank - 1) % 5}"} for rank in range(5)]
+
+
+def _slot_of(segment: Path, rank: int, step: int) -> str:
+    return next(slot for slot, record in Board(board_path(segment, rank)).records().items() if record.step == step)
 
 
 def test_a_ring_saves_to_disk_too(cluster: Cluster) -> None:

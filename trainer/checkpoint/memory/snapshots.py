@@ -94,6 +94,20 @@ def newest_snapshot(segment: Path) -> int | None:
     return found.step if found else None
 
 
+def newest_part(segment: Path, some: bool = False) -> int:
+    """The step of the newest snapshot that is spread over nodes and of which this node has all that it keeps, or `some`
+    of it; -1 if there is none. The rest is on other nodes, if they are still there."""
+    found = boards(segment)
+    parts = [
+        step
+        for (step, attempt, size), here in files(segment, found).items()
+        if (some or len(here) == len(found))
+        and len(here) < size
+        and all(found[rank].scattered(attempt) for rank in here)
+    ]
+    return max(parts, default=-1)
+
+
 def unchanged(snapshot: Snapshot) -> bool:
     """Whether every buffer still holds `snapshot`. Then the bytes that were read before belong to it."""
     found = boards(snapshot.segment)
