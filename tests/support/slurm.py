@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.machines import Machine
+from tests.support.ports import free_port
 from tests.support.supervised import until
 
 MISSING = os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch")))
@@ -57,7 +58,7 @@ def slurm(at: Path) -> Iterator[dict[str, str]]:
     """The environment for its commands, of a Slurm whose one node is this machine. At the end its daemons are gone.
     `at` is a short path: it holds a socket."""
     here = socket.gethostname()
-    env = _configured(at, (here, "127.0.0.1"), {here: "127.0.0.1"}, _free_ports())
+    env = _configured(at, (here, "127.0.0.1"), {here: "127.0.0.1"}, [free_port(), free_port()])
     with _daemons(at, env, {here: []}, []):
         yield env
 
@@ -118,13 +119,3 @@ def _is_of(process: psutil.Process, at: str) -> bool:
         known = process.name() in ("munged", "slurmctld", "slurmd", "slurmstepd")
         return known and (at in " ".join(process.cmdline()) or process.environ().get("SLURM_CONF", "").startswith(at))
     return False
-
-
-def _free_ports() -> list[int]:
-    sockets = [socket.socket() for _ in range(2)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports: list[int] = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.jobs import ROOT, environment
+from tests.support.ports import free_port
 from trainer.rundir.machine.shm import segment_of
 
 SCRIPT = ROOT / "tests" / "support" / "node_trainer.py"
@@ -62,9 +62,7 @@ class Nodes:
         snapshot_every: str = "1",
     ) -> list[subprocess.Popen[str]]:
         """The ranks of one attempt, or a torchrun on each node."""
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
+        port = free_port()
         if attempt is not None:
             (self.run / "attempts" / f"{attempt:04d}").mkdir(parents=True, exist_ok=True)
         command = [str(SCRIPT), str(steps), str(self.digests), str(self.checkpoints), str(every), snapshot_every, *more]

@@ -17,7 +17,7 @@ from supervisor.commands.console import unused_faults
 from supervisor.commands.launch import command as launch
 from supervisor.run.folder.lock import RunLock
 from tests.support.runs_on_disk import Writer
-from tests.support.supervised import SUPERVISE, Run
+from tests.support.supervised import Run
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records import faults
@@ -57,9 +57,9 @@ def test_launch_options_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("command", COMMAND_NAMES.split())
-def test_every_command_has_help(command: str) -> None:
+def test_every_command_has_help(run: Run, command: str) -> None:
     """--help says what a command does, and exits with 0."""
-    done = subprocess.run([SUPERVISE, command, "--help"], capture_output=True, text=True, check=True)
+    done = run.cli(command, "--help")
 
     assert done.stdout.startswith("Usage: supervise")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,12 @@ def test_packages_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "noisy.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()")
     (there / "deadly.py").write_text("import os\nos._exit(3)")
     (there / "endless.py").write_text("import time\ntime.sleep(99)")
+    began = time.monotonic()
     assert [*files.tried(["noisy"]).causes] == ["noisy"]
+    took = time.monotonic() - began
     assert "deadly ends the process (exit code 3)" in files.tried(["deadly"]).unknown
-    # Long enough for torch, which is imported first, on this machine today.
-    found = (files.tried(["endless"], 4.0 * 2**i).unknown for i in range(5))
+    # Long enough for torch, which is imported first.
+    found = (files.tried(["endless"], 2.0 + took * 2**i).unknown for i in range(5))
     assert "endless was being imported" in next(unknown for unknown in found if not unknown.startswith("torch"))
 
 

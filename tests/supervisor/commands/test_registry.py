@@ -119,5 +119,7 @@ def test_gc_from_another_folder(run: Run, tmp_path_factory: pytest.TempPathFacto
     left = run.dir.path / ".run.json.tmp-12-3"
     left.touch()
     elsewhere = Run(tmp_path_factory.mktemp("elsewhere"))
+    # The fork servers that other tests keep warm stay.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
     elsewhere.cli("gc", "--yes")
     assert not left.exists() and RunDir(run.dir.path).run_json.exists()

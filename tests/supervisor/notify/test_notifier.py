@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import Refusal
+from supervisor.notify import notifier
 from supervisor.notify.notifier import Notifier
 from supervisor.notify.settings import read_notify
 from supervisor.reading.events_file import read_events
 from supervisor.run.events import EventLog
 from trainer.rundir.layout import RunDir
 
+pytestmark = pytest.mark.usefixtures("busy")
 FAILED = {"state": "failed", "exit_code": 104, "reason": "rank 1 raised 'no $HOME \"here\"'"}
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that takes long to start a sender loses no message."""
+    monkeypatch.setattr(notifier, "_PATIENT_S", 120.0)
 
 
 def said(folder: Path, table: str) -> list[str]:
@@ -24,10 +32,10 @@ def said(folder: Path, table: str) -> list[str]:
     settings = folder / "supervise.toml"
     settings.write_text(table)
     log = EventLog(RunDir(folder), "a-1")
-    notifier = Notifier(str(settings), "a-1", log)
+    sends = Notifier(str(settings), "a-1", log)
     log.emit("verdict", "error", cause="killed")
     log.emit("run_ended", "error", **FAILED)
-    notifier.close()
+    sends.close()
     log.close()
     return [event["text"] for event in read_events(RunDir(folder).events)[0] if event["msg"] == "warning"]
 
@@ -67,7 +75,9 @@ def test_a_url_gets_it_and_stays_secret(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         where = f"json://me:s3cret@127.0.0.1:{server.server_port}"
-        warnings = said(tmp_path, f"[notify]\nurls = ['{where}/good', '{where}/bad']")
+        # apprise waits 4 s for an answer, unless it is told.
+        urls = [f"{where}/{each}?cto=30&rto=30" for each in ("good", "bad")]
+        warnings = said(tmp_path, f"[notify]\nurls = {urls}")
         server.shutdown()
     assert [json.loads(body)["title"] for body in got] == ["a-1 failed"] * 2
     assert warnings == ["the message 'failed' was not sent: number 2 of urls (json) did not take it"]

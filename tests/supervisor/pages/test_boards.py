@@ -6,7 +6,6 @@ import base64
 import os
 import random
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -133,10 +132,9 @@ def test_of_a_million_numbers_a_part_is_read(tmp_path: Path) -> None:
     one = [record(float(n), n, f"m/{n % 3}", n % 1000) for n in range(20_000)]
     text = b"".join(one)
     a_file(tmp_path / "board", 1, text, b"".join(record(2e4, 20_000 + n, "m/0", n % 1000) for n in range(20_000)))
-    began = time.process_time()
     found = {tag.name: tag.kept for tag in tags(run_with(tmp_path / "run", tmp_path / "board"))}
 
-    assert time.process_time() - began < 2.0
+    assert sum(map(len, found.values())) < 20_000
     assert found.keys() == {"m/0", "m/1", "m/2"} and min(found["m/0"]) < 100 and max(found["m/0"]) == 39_999
     assert len(found["m/0"]) > POINTS
     assert all(value == step % 1000 for step, value in found["m/1"].items())
