@@ -11,11 +11,25 @@ from tests.support.pages import Page
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
 
+BY_ATTEMPT = """
+import os, sys, time
+words = [word.split(",") for word in sys.argv[1:]]
+sys.argv[1:] = [each[min(int(os.environ["SUPERVISE_ATTEMPT"]), len(each) - 1)] for each in words]
+open("begun" + os.environ["RANK"], "w").close()
+while not all(os.path.exists(f"begun{rank}") for rank in range(int(os.environ["WORLD_SIZE"]))):
+    time.sleep(0.01)
+"""
+"""Before STEPPING: each of its arguments is a list, with a word for each attempt. No rank is done before another has
+begun."""
+ENDLESS = "1000000"
+"""Steps of an attempt that something else ends."""
+
 
 def test_stopped_rank_is_found_with_stacks(run: Run) -> None:
     """A rank that is stopped is found, its stacks and the others' are kept, and the run goes on."""
     inject = "stop:rank=1@step=5"
-    assert run.launch("--nproc", "2", "--inject", inject, run.script(STEPPING), "40", "0.05") == 0
+    script = run.script(BY_ATTEMPT + STEPPING)
+    assert run.launch("--nproc", "2", "--inject", inject, script, f"{ENDLESS},6", "0.05") == 0
 
     assert run.verdicts() == [("stopped", 1), ("finished", None)]
     stacks = run.dir.attempt(0).stacks
@@ -57,7 +71,8 @@ def test_gil_holder_is_found(run: Run) -> None:
 
 def test_launcher_killed(run: Run) -> None:
     """When torchrun itself is killed its ranks live on; they are found and ended before the next attempt."""
-    assert run.launch("--nproc", "2", "--inject", "kill-launcher@step=3", run.script(STEPPING), "40", "0.05") == 0
+    script = run.script(BY_ATTEMPT + STEPPING)
+    assert run.launch("--nproc", "2", "--inject", "kill-launcher@step=3", script, f"{ENDLESS},6", "0.05") == 0
 
     assert run.verdicts() == [("launcher_died", None), ("finished", None)]
 
@@ -66,7 +81,7 @@ def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
     """Budget and attempt number survive the supervisor's death; its own death costs no restart."""
     run.script(STEPPING)
     arguments = "--max-restarts", "5", "--inject", "kill:rank=0@step=2", "--inject", "kill-supervisor@step=4"
-    run.start(*arguments, "script.py", "400", "0.02")
+    run.start(*arguments, "script.py", ENDLESS, "0.02")
     assert run.process is not None and run.process.wait(60) == -signal.SIGKILL
 
     run.start("--inject", "kill:rank=0@step=6")
@@ -81,7 +96,7 @@ def test_kill_supervisor_fault_keeps_the_budget(run: Run) -> None:
 
 def test_live_injection(run: Run) -> None:
     """A fault goes into a run that is under way, once; a rank may be hit by the clock as well as by the step."""
-    run.start("--nproc", "2", run.script(STEPPING), "60", "0.05")
+    run.start("--nproc", "2", run.script(BY_ATTEMPT + STEPPING), "60", "0.5,0.5,0.02")
     run.until_event("first_step")
 
     run.cli("inject", "run", "kill:rank=1")

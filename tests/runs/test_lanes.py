@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 from supervisor.live.lanes import parts
-from tests.support.supervised import Run
+from tests.support.supervised import Run, until
 
 EVALUATES = """
 import os, time, torch, torch.distributed as dist
@@ -17,9 +19,9 @@ for step in range(40):
     time.sleep(0.02)
     if step == 20 and dist.get_rank() == 0:
         net.eval()
-        until = time.monotonic() + 1.2
-        while time.monotonic() < until:
+        while not os.path.exists("seen"):
             net(torch.randn(2, 4))
+            time.sleep(0.001)
         net.train()
 dist.destroy_process_group()
 """
@@ -27,9 +29,13 @@ dist.destroy_process_group()
 
 def test_a_rank_that_evaluates(run: Run) -> None:
     """It is seen to do so, from its model's eval() to its next step; the other one waits."""
-    assert run.launch("--nproc", "2", run.script(EVALUATES)) == 0, run.warnings()
-    found = {(part.rank, part.kind.word): part.end - part.begin for part in parts(run.dir)}
-    assert found[0, "evaluating"] > 1.0 and found[1, "waiting"] > 1.0
+    run.start("--nproc", "2", run.script(EVALUATES))
+    both = {(0, "evaluating"), (1, "waiting")}
+    until(lambda: both <= {(part.rank, part.kind.word) for part in parts(run.dir) if time.monotonic() > part.begin + 1})
+    (run.folder / "seen").touch()
+    assert run.wait() == 0, run.warnings()
+    found = {(part.rank, part.kind.word) for part in parts(run.dir) if part.end - part.begin > 1.0}
+    assert found >= both
     run.cli("report", str(run.dir.path), "--html", "page.html")
     page = (run.folder / "page.html").read_text()
     assert "rank 0: evaluating, " in page and "rank 1: waiting, " in page
