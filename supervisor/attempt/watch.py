@@ -175,7 +175,7 @@ class Watch:
     def _look_at_kernel(self, now: float) -> None:
         before, passed = self._kernel, now - self._kernel_at
         self._kernel_at = now
-        self._kernel = {rank: kernel.glance(process.pid) for rank, process in self.ranks.items()}
+        self._kernel = {rank: kernel.glance(process.pid, before.get(rank)) for rank, process in self.ranks.items()}
         self._look_at_start()
         silent = [beat.rank for beat in self.beats if beat.phase is Phase.TRAIN and now - beat.at > _QUIET_AFTER]
         known = [rank for rank in silent if rank in self._kernel and rank in before]

@@ -40,13 +40,17 @@ _GPUS = ("/dev/nvidia", "/dev/kfd")
 @dataclass(frozen=True, slots=True)
 class Glance:
     """One process: the state of its main thread, the CPU seconds of all its threads, and the seconds for which the main
-    thread waited for a CPU."""
+    thread waited for a CPU, as far as they were seen."""
 
     state: str = "?"
     cpu: float = 0.0
     starved: float = 0.0
     turns: str = ""
     """A count, as text: how many times the main thread has got a CPU."""
+    ran: int = 0
+    """Nanoseconds for which it had one."""
+    since: float = 0.0
+    """When it was first seen to wait as it does now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +75,20 @@ class Wait:
     arguments: tuple[int, ...]
 
 
-def glance(pid: int) -> Glance:
-    """A glance at `pid` now. Empty if it is gone."""
+def glance(pid: int, before: Glance | None = None) -> Glance:
+    """A glance at `pid` now. Empty if it is gone. `before`: the last glance at it."""
     found = stat(pid)
     if found is None:
         return Glance()
-    starved, turns = 0.0, ""
+    starved, turns, ran, since = 0.0, "", 0, time.monotonic()
     with contextlib.suppress(OSError, ValueError, IndexError):
-        _, waited, given = content(f"/proc/{pid}/schedstat").split()
-        starved, turns = int(waited) / 1e9, given.decode()
-    return Glance(found.state, found.cpu, starved, turns)
+        told, waited, given = content(f"/proc/{pid}/schedstat").split()
+        starved, turns, ran = int(waited) / 1e9, given.decode(), int(told)
+    seen = (found.state, found.cpu, turns, ran)
+    if before is not None and seen == ("R", before.cpu, before.turns, before.ran) and before.state == "R":
+        # The kernel counts a wait when it is over. This one lasts: nothing of the process has run meanwhile.
+        starved, since = starved + since - before.since, before.since
+    return Glance(found.state, found.cpu, starved, turns, ran, since)
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> list[int]:
