@@ -11,15 +11,11 @@ from typing import Literal
 
 import pytest
 
-from tests.support.cluster import Cluster, NodesRun, cluster, undisturbed_bits
+from tests.support.cluster import STEPS, Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
 from tests.support.supervised import ROOT, SUPERVISE, until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-
-STEPS = 120
-"""Of a run that comes to its end: enough for a fault on the way, also on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +33,25 @@ def went_on(run: NodesRun, *, lost: int = 1) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    return undisturbed_bits(machines, tmp_path_factory.mktemp("undisturbed"), STEPS)
+    return undisturbed_bits(machines, tmp_path_factory)
 
 
 def test_a_rank_of_another_node_is_killed(nodes: Cluster, tmp_path: Path, undisturbed: set[str]) -> None:
     """The group that waits over both nodes goes on, and ends with the bits of a run that nothing happened to."""
-    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04)
+    lease = 60.0
+    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04, held=True, lease=lease)
     run.start(0, 1)
     run.until_step(5)
     run.until_parked()
     victim = next(noted for noted in run.now() if noted.rank == 1)
     assert nodes.machines[1].send(victim.pid, signal.SIGKILL)
+    run.let_end()
     assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
     run.assert_nothing_left(0, 1)
 
     assert [(event["cause"], event["rank"]) for event in run.events("verdict")] == [("killed", 1), ("finished", None)]
-    assert 0 <= run.events("verdict")[0]["detect_s"] < 1
+    # It is seen at once: no lease was waited for.
+    assert 0 <= run.events("verdict")[0]["detect_s"] < lease / 2
     assert len(run.changes()) == 1
     went_on(run)
     assert run.bits() == undisturbed
@@ -116,11 +115,12 @@ def test_one_direction_is_lost(nodes: Cluster, tmp_path: Path, what: Literal["se
 def test_a_supervisor_is_gone(nodes: Cluster, tmp_path: Path, undisturbed: set[str], number: signal.Signals) -> None:
     """Its ranks do not train on without it: its warden ends them. The engine starts it again, or it wakes up, and all
     go on, to the same bits."""
-    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04)
+    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04, held=True)
     run.start(0, 1)
     ranks = run.until_step(5)
     run.signal(1, number)
-    until(lambda: all(rank.pid not in nodes.machines[rank.rank].pids() for rank in ranks), 10)
+    until(lambda: all(rank.pid not in nodes.machines[rank.rank].pids() for rank in ranks))
+    run.let_end()
     if number == signal.SIGKILL:
         run.wait(1)
         run.start(1)
@@ -135,10 +135,11 @@ def test_a_supervisor_is_gone(nodes: Cluster, tmp_path: Path, undisturbed: set[s
 @pytest.mark.long
 def test_all_processes_of_a_node_die(nodes: Cluster, tmp_path: Path, undisturbed: set[str]) -> None:
     """Its kernel lives, and says so at once. With 2 nodes the run waits for it, and ends with the same bits."""
-    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04)
+    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04, held=True)
     run.start(0, 1)
     run.until_step(5)
     nodes.kill_all(1)
+    run.let_end()
     run.start(1)
     assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
     run.assert_nothing_left(0, 1)
@@ -150,13 +151,14 @@ def test_all_processes_of_a_node_die(nodes: Cluster, tmp_path: Path, undisturbed
 def test_the_leader_is_lost(nodes: Cluster, tmp_path: Path, undisturbed: set[str]) -> None:
     """The others end their ranks, save what they have, wait, and leave with 75. The next start goes on, to the same
     bits."""
-    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04)
-    run.start(0, 1, more=("--node-wait", "3s"))
+    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04, held=True)
+    run.start(0, 1, more=("--node-wait", "10s"))
     run.until_step(30)
     nodes.power_off(0)
     assert run.wait(1) == 75, run.said(1)
     run.assert_nothing_left(1)
     nodes.machines[0].boot()
+    run.let_end()
     run.start(0, 1)
     assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
     run.assert_nothing_left(0, 1)
@@ -167,12 +169,13 @@ def test_the_leader_is_lost(nodes: Cluster, tmp_path: Path, undisturbed: set[str
 @pytest.mark.long
 def test_a_leaders_supervisor_is_killed(nodes: Cluster, tmp_path: Path, undisturbed: set[str]) -> None:
     """Nothing is adopted: the ranks end, the next leader starts them anew, from memory."""
-    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04)
+    run = NodesRun(nodes, tmp_path, "2", steps=STEPS, pause=0.04, held=True)
     run.start(0, 1)
     ranks = run.until_step(5)
     run.signal(0, signal.SIGKILL)
     run.wait(0)
-    until(lambda: all(rank.pid not in nodes.machines[rank.rank].pids() for rank in ranks), 10)
+    until(lambda: all(rank.pid not in nodes.machines[rank.rank].pids() for rank in ranks))
+    run.let_end()
     run.start(0)
     assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0) + run.said(1)
     run.assert_nothing_left(0, 1)

@@ -16,7 +16,7 @@ from tests.support.machines import missing
 
 pytestmark = pytest.mark.skipif(bool(missing() or blocked.missing()), reason=missing() or blocked.missing())
 
-SECONDS = [pytest.param(4 * LEASE_S, id="some leases"), pytest.param(30.0, id="half a minute", marks=pytest.mark.long)]
+SECONDS = [pytest.param(2 * LEASE_S, id="two leases"), pytest.param(30.0, id="half a minute", marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")

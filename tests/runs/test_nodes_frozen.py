@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster, NodesRun, cluster, undisturbed_bits
+from tests.support.cluster import STEPS, Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
 from tests.support.supervised import until
 from trainer.rundir.layout import committed_steps
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
-
-STEPS = 160
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def machines() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    return undisturbed_bits(machines, tmp_path_factory.mktemp("undisturbed"), STEPS)
+    return undisturbed_bits(machines, tmp_path_factory)
 
 
 def went_on(run: NodesRun, undisturbed: set[str]) -> None:
@@ -43,7 +41,7 @@ def went_on(run: NodesRun, undisturbed: set[str]) -> None:
 def test_a_follower_wakes_up(nodes: Cluster, tmp_path: Path, undisturbed: set[str], frozen: bool) -> None:
     """The spare node has taken its place. Its ranks end, also those that wake up before anybody who watches them; it
     comes back, and is of use again."""
-    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04)
+    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04, held=True)
     run.start(0, 1, 2)
     until(lambda: len(run.events("node_joined")) == 2)
     lost = next(each for each in run.until_step(20) if each.rank == 1)
@@ -59,9 +57,10 @@ def test_a_follower_wakes_up(nodes: Cluster, tmp_path: Path, undisturbed: set[st
     else:
         machine.plug()
 
-    until(lambda: lost.pid not in machine.pids(), 5)
+    until(lambda: lost.pid not in machine.pids())
     assert lost.host not in {each.host for each in ranks}
     until(lambda: len(run.events("node_joined")) == 3)
+    run.let_end()
     assert [run.wait(each) for each in (0, 1, 2)] == [0, 0, 0], run.said(0)
     run.assert_nothing_left(0, 1, 2)
     assert len(run.changes()) == 1
@@ -72,10 +71,10 @@ def test_a_leader_wakes_up(nodes: Cluster, tmp_path: Path, undisturbed: set[str]
     """Its follower has given up, and the engine has started the run on two other nodes. The leader that wakes up has
     lost the lock, as a file server forgets those of a machine that is silent. It ends, with all that it had, and what
     it has to tell is no part of the run's history."""
-    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04)
+    run = NodesRun(nodes, tmp_path, steps=STEPS, pause=0.04, held=True)
     run.start(0)
     until(lambda: run.events("nodes_awaited"))
-    run.start(1, more=("--node-wait", "3s"))
+    run.start(1, more=("--node-wait", "10s"))
     old = next(each for each in run.until_step(20) if each.rank == 0)
     nodes.machines[0].freeze()
     assert run.wait(1) == 75, run.said(1)
@@ -86,6 +85,7 @@ def test_a_leader_wakes_up(nodes: Cluster, tmp_path: Path, undisturbed: set[str]
     nodes.machines[0].thaw(old.pid)
 
     assert run.wait(0) == 108, run.said(0)
+    run.let_end()
     run.assert_nothing_left(0)
     assert f"{run.dir.path} is led by pid" in run.said(0) and "on node1 since" in run.said(0)
     assert [run.wait(node) for node in (1, 2)] == [0, 0], run.said(1)

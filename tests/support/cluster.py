@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from filelock import FileLock
+
 from supervisor.reading.events_file import read_events
 from tests.support import step_notes
 from tests.support.launched import Launched, Warm, environment, started
@@ -17,7 +20,9 @@ from trainer.rundir.layout import RunDir
 
 SCRIPT = str(ROOT / "tests" / "support" / "machine_trainer.py")
 PORT = 29400
-LEASE_S = 1.0
+LEASE_S = 5.0
+"""Long enough for a machine on which a process gets no CPU for some seconds. Ranks of a node that is lost end after
+it."""
 
 
 class Cluster:
@@ -102,28 +107,37 @@ class NodesRun:
         pause: float = 0.03,
         sharded: bool = False,
         at: Path | None = None,
+        held: bool = False,
+        lease: float = LEASE_S,
     ) -> None:
-        """The run's folder is `at`, or in `folder`."""
-        self.nodes, self.folder, self.sharded = nodes, folder, sharded
+        """The run's folder is `at`, or in `folder`. `held`: it is not over before let_end(), however long that takes.
+        `lease` in seconds."""
+        self.nodes, self.folder, self.sharded, self.held, self.lease = nodes, folder, sharded, held, lease
         self.nnodes, self.steps, self.pause = nnodes, steps, pause
         self.dir = RunDir(at or folder / "run")
         self.leads = 0
         """The machine of node 0. The later ones are the nodes after it."""
         self.launches: dict[int, Launched] = {}
         self._notes = folder / "notes"
-        self._notes.mkdir(parents=True)
+        self._notes.mkdir(parents=True, exist_ok=True)
 
     def start(self, *numbers: int, more: tuple[str, ...] = (), **env: str) -> None:
         """`supervise launch` on those nodes."""
         for node in numbers:
             endpoint = f"{self.nodes.machines[self.leads].name}:{PORT}"
             where = ["--node-rank", str(node - self.leads), "--rdzv-endpoint", endpoint]
-            ours = ["--nnodes", self.nnodes, *where, "--lease", f"{LEASE_S:.0f}s", "--run-dir", str(self.dir.path)]
-            self.start_as(node, [SUPERVISE, "launch", *ours, "--backoff", "10ms:50ms", *more, *self.script], **env)
+            ours = ["--nnodes", self.nnodes, *where, "--lease", f"{self.lease:.0f}s", "--run-dir", str(self.dir.path)]
+            ours += ["--backoff", "10ms:50ms", *(["--hang-timeout", "off"] if self.held else []), *more]
+            self.start_as(node, [SUPERVISE, "launch", *ours, *self.script], **env)
 
     @property
     def script(self) -> list[str]:
-        return [SCRIPT, str(self._notes), str(self.steps), str(self.pause), *(["-", "sharded"] if self.sharded else [])]
+        kinds = [*(["sharded"] if self.sharded else []), *(["held"] if self.held else [])]
+        return [SCRIPT, str(self._notes), str(self.steps), str(self.pause), "-", *kinds]
+
+    def let_end(self) -> None:
+        """If it was held, it comes to its end."""
+        (self.folder / "end").touch()
 
     def start_as(self, node: int, command: list[str], **env: str) -> None:
         """That command, with these variables more."""
@@ -133,7 +147,7 @@ class NodesRun:
     def said(self, node: int) -> str:
         return (self.folder / f"node{node}.out").read_text()
 
-    def wait(self, node: int, seconds: float = 60.0) -> int:
+    def wait(self, node: int, seconds: float = 120.0) -> int:
         return self.launches[node].wait(seconds)
 
     def signal(self, node: int, number: int) -> None:
@@ -173,18 +187,27 @@ class NodesRun:
 
     def assert_nothing_left(self, *nodes: int) -> None:
         """Nothing of the run is left on those nodes; what ends by itself has a moment for it."""
-        until(lambda: not [left for node in nodes for left in self.nodes.left_on(node)], 10)
+        until(lambda: not [left for node in nodes for left in self.nodes.left_on(node)])
 
 
 def _environment(**more: str) -> dict[str, str]:
     return environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), **more)
 
 
-def undisturbed_bits(cluster: Cluster, folder: Path, steps: int) -> set[str]:
-    """The bits of a run of the first two nodes and so many steps that nothing happens to."""
-    run = NodesRun(cluster, folder, steps=steps, pause=0.0)
-    run.start(0, 1)
-    assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
-    run.assert_nothing_left(0, 1)
+STEPS = 120
+"""Of a run that comes to its end: enough for a fault on the way."""
+
+
+def undisturbed_bits(cluster: Cluster, factory: pytest.TempPathFactory) -> set[str]:
+    """The bits of a run of two nodes and STEPS steps that nothing happens to, made once for all processes of a test
+    session."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed-nodes"
+    with FileLock(f"{folder}.lock"):
+        run = NodesRun(cluster, folder, steps=STEPS, pause=0.0, lease=60.0)
+        if not run.noted():
+            run.start(0, 1)
+            assert [run.wait(node) for node in (0, 1)] == [0, 0], run.said(0)
+            run.assert_nothing_left(0, 1)
     assert len(run.bits()) == 1 and len({noted.host for noted in run.noted()}) == 2
     return run.bits()

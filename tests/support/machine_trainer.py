@@ -1,10 +1,11 @@
 """A training whose ranks are on several machines, and note each step that they have done, in a folder that all see.
 
-    machine_trainer.py NOTES STEPS [PAUSE_S [CHECKPOINTS|- [sharded]]]
+    machine_trainer.py NOTES STEPS [PAUSE_S [CHECKPOINTS|- [sharded] [held]]]
 
 A file of NOTES, <attempt>.<host>.<rank>.<pid>, begins with `from STEP of WORLD TIME`, has `STEP TIME` for each step and
 ends with `bits DIGEST` if the rank came to the last step. TIME is the wall clock: the machines of one kernel share it.
-CHECKPOINTS is for a launcher that has no run folder. `sharded`: each rank has a part of the model, by FSDP2.
+CHECKPOINTS is for a launcher that has no run folder. `sharded`: each rank has a part of the model, by FSDP2. `held`:
+the last 20 steps are not done before a file `end` is beside NOTES.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def main(notes: str, steps: str, pause: str = "0.03", checkpoints: str = "-", *m
     with (Path(notes) / name).open("w", buffering=1) as out:
         out.write(f"from {step} of {dist.get_world_size()} {time.time():.4f}\n")
         while step < int(steps):
+            while "held" in more and step >= int(steps) - 20 and not Path(notes).with_name("end").exists():
+                time.sleep(0.01)
             optimizer.zero_grad()
             ddp(torch.randn(8, 16)).square().mean().backward()
             optimizer.step()
