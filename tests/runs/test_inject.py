@@ -39,7 +39,7 @@ def test_stopped_rank_is_found_with_stacks(run: Run) -> None:
 def test_hang_is_found(run: Run) -> None:
     """A rank that is alive, idle and deaf to TERM is found by its silence and killed."""
     inject = "hang:rank=0@step=5"
-    assert run.launch("--hang-timeout", "1s", "--inject", inject, run.script(STEPPING), "8", "0.02") == 0
+    assert run.launch("--hang-timeout", "3s", "--inject", inject, run.script(STEPPING), "8", "0.02") == 0
 
     assert run.verdicts() == [("hang", 0), ("finished", None)]
 
@@ -64,7 +64,7 @@ def test_fault_has_its_cause(run: Run, fault: str, cause: str) -> None:
 
 def test_gil_holder_is_found(run: Run) -> None:
     """A rank stuck in C with the GIL held, deaf to every Python signal handler, is found and killed."""
-    assert run.launch("--hang-timeout", "1s", "--inject", "gil@step=3", run.script(STEPPING), "6", "0.02") == 0
+    assert run.launch("--hang-timeout", "2s", "--inject", "gil@step=3", run.script(STEPPING), "6", "0.02") == 0
 
     assert run.verdicts() == [("hang", 0), ("finished", None)]
 

@@ -8,22 +8,37 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
+from tests.support.scripts import HELD
 from tests.support.supervised import Run, until
 from tests.support.undisturbed import undisturbed
+from trainer.rundir.machine.shm import segment_of
 
 STEPS = 200
 JOB = [*TINY, "--steps", str(STEPS), "--snapshot-every", "1", "--checkpoint-every", "7", "--keep", "2"]
 BUDGET = ("--max-restarts", "1000", "--no-progress-limit", "1000", "--backoff", "1ms:1ms")
 SEED = 20261124
+BLOCKED = """
+import sys
+from _supervise.rundir.machine.shm import segment_of
+from _supervisor.commands.cli import run
+from _supervisor.loop.driver import Driver
+take_up = Driver._take_up
+def blocked(self, pace):
+    segment_of(self.spec.mark).touch()
+    take_up(self, pace)
+Driver._take_up = blocked
+sys.exit(run(sys.argv[1:]))
+"""
+"""A file where the folder in shared memory should be, before any rank: no room for it, whoever asks."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.long), "fp16"])
@@ -57,13 +72,19 @@ def disturb(run: Run, blows: int, blow: Callable[[dict[str, Any], dict[str, Any]
 
 def kill_all_at_step_100(run: Run, amp: str) -> None:
     """A run without a checkpoint on disk, of which no process is left, the supervisor neither."""
-    hold = ("--inject", "slow:rank=0,seconds=5@step=100")
+    hold = ("--inject", "slow:rank=0,seconds=600@step=100")
     run.start("--nproc", "2", *BUDGET, *hold, "--", *JOB, "--checkpoint-every", "off", "--amp", amp)
     until(lambda: run.events("fault_injected"))
     assert run.process is not None
     strike([run.process.pid])
     run.process.wait()
-    strike([process.pid for process in marked(run.mark())])
+
+    def gone() -> bool:
+        # What was made while we looked is found by the next look.
+        strike(found := [process.pid for process in marked(run.mark())])
+        return not found
+
+    until(gone)
 
 
 def assert_undisturbed(run: Run, reference: Any) -> None:
@@ -87,8 +108,11 @@ def test_random_kills(run: Run, reference: tuple[str, Any]) -> None:
         time.sleep(pick.choice([0.0, 0.02, 0.05, 0.1, 0.2, 0.4]) * pick.random())
         strike(pick.choice([[pick.choice(ready["pids"])], ready["pids"], [started["launcher_pid"]]]))
 
-    run.start("--nproc", "2", *BUDGET, "--", *JOB, "--amp", amp)
+    # It is not over before the last blow.
+    (run.folder / "hold-150").touch()
+    run.start("--nproc", "2", *BUDGET, "--hang-timeout", "off", run.script(HELD), *JOB, "--amp", amp)
     disturb(run, 10, blow)
+    (run.folder / "hold-150").unlink()
 
     assert run.wait() == 0
     assert len(run.verdicts()) >= 6
@@ -143,16 +167,15 @@ def test_gc_rescues_a_snapshot(run: Run, reference: tuple[str, Any]) -> None:
     assert_undisturbed(run, expected)
 
 
-def test_small_shared_memory(run: Run, tmp_path: Path) -> None:
+def test_small_shared_memory(run: Run) -> None:
     """Without shared memory a run saves to disk as ever, says so once, and ends well."""
-    # A file where the segment's folder should be: no room for it, whoever asks.
-    run.start("--nproc", "2", "--inject", "kill:rank=1@step=9", "--", *TINY, "--checkpoint-every", "4")
-    blocked = until(lambda: run.dir.run_json.exists() and Path(f"/dev/shm/supervise-{run.mark()}"))
-    blocked.write_text("")
+    program = [sys.executable, "-c", BLOCKED]
+    job = ["--", *TINY, "--checkpoint-every", "4"]
+    process = run.start("--nproc", "2", "--inject", "kill:rank=1@step=9", *job, program=program)
     try:
-        assert run.process is not None and run.process.wait(120) == 0
+        assert process.wait(120) == 0
     finally:
-        blocked.unlink(missing_ok=True)
+        segment_of(run.mark()).unlink(missing_ok=True)
 
     assert [e["step"] for e in run.events("resumed")] == [0, 8]
     assert any("shm" in str(e.get("text")) for e in run.events("warning"))

@@ -13,6 +13,7 @@ import pytest
 from supervisor.run.runs import load
 from supervisor.run.status import status
 from tests.support.jobs import TINY, final_state, same
+from tests.support.scripts import HELD
 from tests.support.supervised import Run, until
 from tests.support.undisturbed import undisturbed
 from trainer.rundir.layout import committed_steps
@@ -66,24 +67,35 @@ def test_killed_ranks_and_launcher(run: Run, reference: tuple[str, Any]) -> None
 def test_killed_supervisor_and_stop(run: Run, reference: tuple[str, Any]) -> None:
     """The supervisor is killed, the next one preempted, the one after that stopped: the same bits in the end."""
     amp, expected = reference
-    # Long steps give a signal the time to come in the middle of the run.
-    slow = faults("slow:rank=0,seconds=4@step=6", "slow:rank=1,seconds=3@step=14", "slow:rank=1,seconds=3@step=19")
-    run.start("--nproc", "2", *faults("kill-supervisor@step=6"), *slow, "--", *JOB, "--amp", amp)
+
+    def hold(step: int, before: int = 0) -> None:
+        """The ranks go on from `before`, and wait after `step`."""
+        (run.folder / f"hold-{step}").touch()
+        (run.folder / f"hold-{before}").unlink(missing_ok=True)
+
+    # A rank tells of a step when it has left the optimizer: at the wait after the seventh, the sixth is told.
+    hold(7)
+    fault = faults("kill-supervisor@step=6")
+    run.start("--nproc", "2", "--hang-timeout", "off", *fault, run.script(HELD), *JOB, "--amp", amp)
     assert run.process is not None and run.process.wait(120) == -signal.SIGKILL
 
     process = run.start()
-    until(lambda: "slow:rank=1,seconds=3@step=14" in [e["spec"] for e in run.events("fault_injected")])
+    run.until_event("adopted")
+    hold(14, before=7)
+    until((run.folder / "held-14").exists)
     process.send_signal(signal.SIGTERM)
     assert run.wait() == 75
     preempted_at = committed_steps(run.dir.checkpoints)[-1]
     assert preempted_at >= 14
 
+    hold(19, before=14)
     process = run.start()
-    until(lambda: "slow:rank=1,seconds=3@step=19" in [e["spec"] for e in run.events("fault_injected")])
+    until((run.folder / "held-19").exists)
     process.send_signal(signal.SIGINT)
     assert run.wait() == 103
     assert committed_steps(run.dir.checkpoints)[-1] > preempted_at
 
+    (run.folder / "hold-19").unlink()
     run.cli("resume", "run", "--quiet")
     assert_same(run, expected)
 

@@ -35,6 +35,25 @@ runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 """
 """The built-in trainer, each step of which takes as many seconds more as the file `pace` says. While there is a file
 `hold`, no process of it gets past as many steps as that says."""
+HELD = """
+import os, runpy, select, signal
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+signal.set_wakeup_fd(tell)
+
+def hold(optimizer, *_):
+    done = max(int(state["step"]) for state in optimizer.state.values())
+    while here := [name for name in os.listdir() if name.startswith("hold-") and done >= int(name[5:])]:
+        open("held-" + here[0][5:], "w").close()
+        if select.select([told], [], [], 0.01)[0]:
+            break
+
+register_optimizer_step_post_hook(hold)
+runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+"""
+"""The built-in trainer, in which a rank that has done N steps waits as long as a file `hold-N` is there, or until it
+gets a signal. Where it does, there is a file `held-N`."""
 FOREVER = "import time\nopen('up', 'a').write('x')\nwhile True: time.sleep(0.05)"
 PRINTS = """
 import os, time
