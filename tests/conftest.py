@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Until all is collected: nothing of what is imported is garbage, and to look for some took a third of the time.
+gc.disable()
+
 import hypothesis
 import pytest
 import torch
@@ -19,8 +22,8 @@ from trainer.rank import progress
 # What an assertion there has compared is told, as in a test. It is done when a module is imported.
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support.supervised import Run  # noqa: E402
-from tests.support.training import Here, Notes  # noqa: E402
+from tests.support.supervised import Run
+from tests.support.training import Here, Notes
 
 _TRIED = pytest.StashKey[dict[str, str]]()
 
@@ -108,6 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What was imported is there to the end: neither the garbage collector nor a Checkpointer that looks for models
     looks at it again in each test."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -7,6 +7,7 @@ the state restored and that at the kill.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -179,6 +180,8 @@ def killed(kind: str, world: int, number: int, place: Path, options: dict[str, A
 
 
 def main(folder: str, tier: str, *layouts: str) -> None:
+    # The ranks are forks: what was imported is looked through and copied by none of them.
+    gc.freeze()
     place = Path(folder)
     (place / "run").mkdir()
     options: dict[str, Any] = {"every": STEPS}

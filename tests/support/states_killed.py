@@ -7,6 +7,7 @@ number of ranks, and names of cases (none: all). Prints a line of JSON for each 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -110,6 +111,8 @@ def _outcome(name: str, world: int, folder: Path, tier: str) -> dict[str, Any]:
 
 
 def main(place: str, tier: str, ranks: str, *names: str) -> None:
+    # The ranks are forks: what was imported is looked through and copied by none of them.
+    gc.freeze()
     for number, name in enumerate(names or CASES):
         folder = Path(place) / f"{Path(place).name}-{tier}{ranks}-{number}"
         folder.mkdir()
