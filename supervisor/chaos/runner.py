@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,21 @@ class Outcome:
     problem: str = ""
 
 
+@contextlib.contextmanager
+def later(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals of this process, if they come inside, are handled at the end of the block. Call it in the main
+    thread."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda each, _: came.append(each)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for each in dict.fromkeys(came):
+            signal.raise_signal(each)
+
+
 class Runner:
     """Runs the job in `run`. After the `with` block nothing of the run is alive, even if an exception ended the
     block."""
@@ -76,7 +91,8 @@ class Runner:
 
     def _start(self, arguments: list[str]) -> None:
         env = {k: v for k, v in os.environ.items() if k not in ("SUPERVISE_INJECT", "SUPERVISE_RUN_DIR")}
-        with self._log().open("ab") as log:
+        # Until it is known nobody could stop it.
+        with self._log().open("ab") as log, later(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *arguments],
                 env=env,

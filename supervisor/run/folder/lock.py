@@ -106,16 +106,23 @@ def is_held(run: RunDir) -> bool:
 
 @contextlib.contextmanager
 def claimed(run: RunDir) -> Iterator[bool]:
-    """Whether the run's lock was free; then we hold it inside. A run without a lock file is free."""
-    try:
-        fd = open_file(run.lock, os.O_RDWR)
-    except FileNotFoundError:
-        yield True
-    except OSError:
-        yield False
-    else:
+    """Whether the run's lock was free; then we hold it inside. A run without a lock file is free. A query that has the
+    lock for a moment is waited for."""
+    until = time.monotonic() + _LONGEST_LOOK
+    while True:
+        try:
+            fd = open_file(run.lock, os.O_RDWR)
+        except FileNotFoundError:
+            yield True
+            return
+        except OSError:
+            yield False
+            return
         with locked(fd, wait=False) as ours:
-            yield ours
+            if ours or is_held(run) or time.monotonic() > until:
+                yield ours
+                return
+        time.sleep(0.02)
 
 
 def holder(run: RunDir) -> Holder:

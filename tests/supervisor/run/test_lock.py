@@ -14,7 +14,7 @@ import pytest
 from supervisor.errors import HeldByAnother
 from supervisor.process.place import here
 from supervisor.run.folder import lock
-from supervisor.run.folder.lock import RunLock, holder, is_held
+from supervisor.run.folder.lock import RunLock, claimed, holder, is_held
 from tests.support.runs_on_disk import Writer
 from trainer.rundir.layout import RunDir
 
@@ -54,6 +54,17 @@ def test_a_look_that_takes_long_is_waited_for(run: RunDir, kind: int, monkeypatc
     with RunLock(run):
         assert is_held(run) and holder(run)["pid"] == os.getpid()
     assert not is_held(run)
+
+
+def test_a_command_waits_for_a_look_and_for_nothing_else(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc and the like need the lock, too, and take nothing from one who has it."""
+    held(run, fcntl.LOCK_SH, 5, monkeypatch)
+    with claimed(run) as ours:
+        assert ours and is_held(run)
+    end = held(run, fcntl.LOCK_EX, 1000, monkeypatch)
+    with claimed(run) as ours:
+        assert not ours
+    end()
 
 
 def test_a_supervisor_is_not_waited_for(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
