@@ -73,11 +73,13 @@ class Parking:
     def end(self, why: str) -> None:
         """It cannot wait in restore(), because of `why`. So it ends; but if it was released already, it is a rank of
         the attempt from now on."""
-        if (body := self._gate.released()) is not None:
-            self._over(body)
-            return
-        with contextlib.suppress(OSError):
-            self._gate.put(self._gate.unfit(self._rank), Unfit(why))
+        # Twice: it may be released while it says why.
+        for _ in range(2):
+            if (body := self._gate.released()) is not None:
+                self._over(body)
+                return
+            with contextlib.suppress(OSError):
+                self._gate.put(self._gate.unfit(self._rank), Unfit(why))
         _leave(1)
 
     def loaded(self, path: str) -> None:
