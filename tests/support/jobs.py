@@ -149,7 +149,7 @@ def trainer(
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     command += ["-m", "tests.support.dying_trainer" if dying else "trainer", *flags]
     env = {**environment(), **({"DYING": dying} if dying else {})}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert check is None or done.returncode == check, done.stderr
     return done
 

@@ -89,7 +89,7 @@ def main(kills: int, seed: int, flags: list[str]) -> None:
             trains,
         )
         print(json.dumps([status, _finished[0], snapshots.newest_snapshot(segment)]), flush=True)
-    status = _killed_after(_attempt(kills, flags, steps + 1), 60)
+    status = _killed_after(_attempt(kills, flags, steps + 1), 200)
     print(json.dumps([status, _finished[0], snapshots.newest_snapshot(segment)]), flush=True)
 
 

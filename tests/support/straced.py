@@ -25,7 +25,7 @@ def straced(command: Sequence[str], place: Path, env: dict[str, str], cwd: Path)
     # With --seccomp-bpf the calls that nobody asked for do not stop.
     options = ["-f", "--seccomp-bpf", "-y", "-qq", "-xx", "-s", "10000000", "-e", f"trace={CALLS}", "-e", "signal=none"]
     done = subprocess.run(
-        ["strace", *options, "-o", str(trace), *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=120
+        ["strace", *options, "-o", str(trace), *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return trace.read_text()

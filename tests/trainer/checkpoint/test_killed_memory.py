@@ -33,7 +33,7 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.killed_trainer", str(KILLS), "1", *flags, "--snapshot-every", "1"]
     try:
         done = subprocess.run(
-            command, env={**environment(), **run}, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True
+            command, env={**environment(), **run}, capture_output=True, text=True, timeout=300, cwd=ROOT, check=True
         )
     finally:
         snapshots.remove(segment)

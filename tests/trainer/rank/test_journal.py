@@ -113,7 +113,7 @@ def test_wrappers(tmp_path: Path) -> None:
     what goes to no file is said to go nowhere; asleep they cost nothing to speak of; in a forked child they sleep."""
     env = environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", WRAPPED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WRAPPED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     heard = json.loads(done.stdout.splitlines()[-1])
