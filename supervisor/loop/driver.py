@@ -104,8 +104,7 @@ class Driver:
         return self._finish(self._ended)
 
     def _tick(self, ended: set[int], wakeup: int, paces: Paces) -> set[int]:
-        """One turn of the loop. `ended` are the fds that were readable after the last sleep. Returns those of this
-        sleep."""
+        """One turn of the loop. `ended` are the fds that were readable after the last sleep. Returns the next ones."""
         try:
             seen = self._look(ended)
         except (OSError, MemoryError) as error:
@@ -328,7 +327,8 @@ class Driver:
         self._standby.close()
         # Processes that could not be killed have had their time already.
         spared = self._own_saves.pids() | self._standby.kept
-        left = end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)
+        if not (left := end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)):
+            self._flusher.sweep()  # One that the fork server has forked too late was ended at its work.
         return machine.stuck(left, time_limit) if left and not stuck else end
 
     def _finish(self, end: End) -> End:

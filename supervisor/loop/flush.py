@@ -30,13 +30,10 @@ from trainer.rundir.machine.shm import segment_of
 
 _TIME_LIMIT = 120.0
 """Seconds for the last flush of a run that is over."""
-
-
 _STOPPED = 1.0
 """Seconds after which a stopped flush is given up."""
 ANSWERS = 2.0
-"""Seconds that the fork server gets to say whether it has forked a flush. One that stands still must not keep a run
-from its checkpoints; a flush that it forks later finds the work done."""
+"""Seconds that a fork server, which may stand still, has to tell of a forked flush. Later it finds the work done."""
 _MADE = 16
 
 
@@ -190,8 +187,8 @@ class Flusher:
         wanted, outcome = self._under_way, self._outcome()
         if outcome is not None:
             step, there = outcome.get("step"), committed_steps(self._run.checkpoints)
-            if wanted.again and outcome.get("existed") and step in there and step not in self._made:
-                outcome = {"step": step}  # Made by the flush before it, which died before it could say so.
+            if outcome.get("existed") and step in there and step not in self._made:
+                outcome = {"step": step}  # By one that died before it could say so, or that was forked late.
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
                 self._made.append(int(outcome["step"]))
@@ -279,6 +276,10 @@ class Flusher:
         self._kill()
         for wanted in [wanted for wanted in late if wanted.step is not None]:
             yield self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Nothing half written is left among the checkpoints, but of a living flush. No rank is alive."""
         with contextlib.suppress(OSError):
             retention.sweep(self._run.checkpoints, DISK)
 

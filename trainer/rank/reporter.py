@@ -42,8 +42,8 @@ _ROOM = 4096
 """Bytes of disk that are reserved for the record of an exception."""
 _LEARNED_BY = (1, 10)
 """Steps after which a script has imported the modules that it trains with: nearly all, and all."""
-_STAY = 2.0
-"""Seconds that a rank stays in a phase for a fault that the supervisor fires in it."""
+_STAY = 20.0
+"""Seconds that a rank stays in a phase for a fault that the supervisor fires in it, which is late on a busy machine."""
 
 
 class Reporter(Progress):

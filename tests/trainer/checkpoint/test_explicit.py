@@ -18,6 +18,7 @@ from tests.support.jobs import holds, write
 from tests.support.snapshots import snapshot_of
 from tests.support.supervised import Run, until
 from tests.support.training import Here, Notes, training
+from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots
 from trainer.checkpoint.memory.tier import Wish
@@ -199,6 +200,23 @@ def test_a_flush_that_dies_after_its_commit(flusher: Flusher) -> None:
 
     assert committed_steps(flusher._run.checkpoints) == [3]
     assert _told(ends) == [("checkpoint_failed", 3), ("checkpoint_committed", 3)]
+
+
+def test_a_flush_that_is_forked_late(flusher: Flusher) -> None:
+    """It makes the checkpoint after all, before the one that was started in its place: that is told, once. What it may
+    leave, ended at its work, is swept away."""
+    assert flush(flusher.segment, flusher._run.checkpoints, 3, 10, None)["step"] == 3
+    flusher._want(3)
+    ends = list(flusher._go_on(set()))
+    ends += flusher._go_on(_ended(flusher))
+    assert _told(ends) == [("checkpoint_committed", 3)]
+    flusher._want(3)
+    assert not list(flusher._go_on(set())) and flusher.process is None
+
+    left = flusher._run.checkpoints / ".step-00000004.tmp-flush-1"
+    left.mkdir()
+    flusher.sweep()
+    assert not left.exists()
 
 
 def test_what_the_ranks_have_saved_is_not_flushed(flusher: Flusher) -> None:
