@@ -12,6 +12,7 @@ import contextlib
 import json
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ _SHARE = 0.25
 _GROWTH = 1 / 60
 """Seconds between samples, for each second of silence."""
 _ATTEMPTS = 5
-"""After this many dumps in a row without a result, no more are tried."""
+"""After this many dumps of a rank without a result, and none of another rank in between, no more are tried."""
 _REFUSALS = 3
 _CHILDREN = 8
 """The most children of a rank that are sampled."""
@@ -112,7 +113,9 @@ class Sampler:
         self._folder, self._forget = folder, forget
         self._rounds: dict[int, _Round] = {}
         self._due: dict[int, float] = {}
-        self._failed = 0
+        self._failed = Counter[int]()
+        """By rank: dumps without a result, since the last one with a result. A pause of the machine fails all at
+        once."""
         self._refused: dict[int, int] = {}
         """By pid of a child: how often it has given no stacks. Then it is not a Python process."""
 
@@ -151,8 +154,11 @@ class Sampler:
             self._end(turn.own)
             turn.own = None
             self._due[rank] = max(self._due.get(rank, 0.0), now + took / _SHARE - took)
-            self._failed = 0 if turn.sample is not None else self._failed + 1
-            self.available = self.available and self._failed < _ATTEMPTS
+            if turn.sample is not None:
+                self._failed.clear()
+            else:
+                self._failed[rank] += 1
+            self.available = self.available and self._failed[rank] < _ATTEMPTS
             if turn.sample is not None and any(t.waits_for is Wait.CHILD for t in turn.sample.judged()):
                 self._begin_children(turn, pid, now)
         for dump in [dump for dump in turn.children if dump.over(now)]:

@@ -137,12 +137,13 @@ def test_renames_and_syncs_have_one_home() -> None:
     whoever wants it alone, through flock beside it."""
     appenders = {"events.py", "faults.py", "metrics.py"}
     for path in [*modules("supervisor"), *modules("trainer")]:
+        called = set(calls(path))
         if path.name != "durable.py":
-            assert not {"os.rename", "os.replace"} & set(calls(path)), path
+            assert not {"os.rename", "os.replace"} & called, path
         if path.name not in {"durable.py", *appenders}:
-            assert "os.fsync" not in set(calls(path)), path
+            assert "os.fsync" not in called, path
         if path.name != "flock.py":
-            assert not {"fcntl.flock", "fcntl.lockf"} & set(calls(path)), path
+            assert not {"fcntl.flock", "fcntl.lockf"} & called, path
 
 
 def test_one_place_ends_processes() -> None:

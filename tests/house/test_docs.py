@@ -102,7 +102,7 @@ def test_launches(run: Run, line: str) -> None:
     code = run.launch(*words) if "-d" not in words else None
     if code is None:
         run.start(*words)
-        assert run.process is not None and run.process.wait(60) == 0
+        assert run.process is not None and run.process.wait(120) == 0
         run.until_event("first_step")
         run.cli("stop", "run", "--now")
         run.assert_nothing_left()
@@ -143,7 +143,7 @@ def test_what_is_for_a_run_that_is_running(run: Run) -> None:
     hold.touch()
     run.dir = RunDir(run.folder / "runs" / "train-7f3a")
     run.start("-d", "--nproc", "2", "train.py", cwd=run.folder)
-    assert run.process is not None and run.process.wait(60) == 0
+    assert run.process is not None and run.process.wait(120) == 0
     run.until_event("first_step")
     left = list(LIVE)
     for name, how in HOW.items():
@@ -172,7 +172,7 @@ def _watch(run: Run, words: list[str]) -> None:
         process = subprocess.Popen([SUPERVISE, *words], cwd=run.folder, env={**environment(), "TERM": "xterm"}, **files)
         terminal.until(lambda text: "goodput" in text)
         terminal.type("q")
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         terminal.close()
 
@@ -183,7 +183,7 @@ def _attach(run: Run, words: list[str]) -> None:
         process = subprocess.Popen([SUPERVISE, *words], cwd=run.folder, env=environment(), stdout=file, stderr=file)
         until(lambda: "step" in log.read_text())
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
     assert not run.events("run_ended")
 
 
@@ -194,10 +194,10 @@ def _web(run: Run, words: list[str]) -> None:
         assert process.stdout is not None
         address = next(found[0] for said in process.stdout if (found := re.search(r"http://\S+", said)))
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        assert b"train-7f3a" in opener.open(address, timeout=30).read()
+        assert b"train-7f3a" in opener.open(address, timeout=120).read()
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def _stop(run: Run, words: list[str]) -> None:

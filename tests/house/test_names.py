@@ -62,7 +62,7 @@ def test_one_package_under_every_name(run: Run) -> None:
     assert run.launch("--nproc", "2", run.script(START + OURS)) == 0
     assert (run.folder / "ours0").exists() and (run.folder / "ours1").exists()
 
-    subprocess.run([sys.executable, "script.py"], cwd=run.folder, check=True, timeout=60)
+    subprocess.run([sys.executable, "script.py"], cwd=run.folder, check=True, timeout=200)
     assert (run.folder / "ours").exists()
 
 
@@ -83,7 +83,7 @@ def test_users_modules_on_pythonpath(run: Run, package: bool) -> None:
     path = str(run.folder / "src")
     assert run.launch(run.script(START + THEIRS), "done", PYTHONPATH=path) == 0
     assert (run.folder / "done0").exists()
-    done = subprocess.run([SUPERVISE, "ls"], cwd=run.folder, env={**os.environ, "PYTHONPATH": path}, timeout=60)
+    done = subprocess.run([SUPERVISE, "ls"], cwd=run.folder, env={**os.environ, "PYTHONPATH": path}, timeout=200)
     assert done.returncode == 0
 
 
@@ -150,7 +150,7 @@ def test_users_module_that_is_found_after_ours(tmp_path: Path, way: str) -> None
     (tmp_path / "data/trainer").mkdir(parents=True)
     command = [sys.executable, "-c", LATER, str(tmp_path / "src"), way]
     path = os.pathsep.join(str(tmp_path / name) for name in ("site", "data"))
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, check=True, timeout=60)
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, check=True, timeout=200)
 
 
 USES = """
@@ -163,7 +163,7 @@ def load(name, gate, found):
 def threads(*names):
     gate, found = threading.Barrier(len(names)), []
     started = [threading.Thread(target=load, args=(name, gate, found)) for name in names]
-    [thread.start() for thread in started], [thread.join(30) for thread in started]
+    [thread.start() for thread in started], [thread.join(100) for thread in started]
     assert len(found) == len(names) and len(set(map(id, found))) == 1, (names, found)
 
 if __name__ == "__main__":
@@ -204,7 +204,7 @@ def test_what_else_is_done_with_modules(run: Run, supervised: bool) -> None:
     if supervised:
         assert run.launch(script) == 0
     else:
-        subprocess.run([sys.executable, script], cwd=run.folder, check=True, timeout=60)
+        subprocess.run([sys.executable, script], cwd=run.folder, check=True, timeout=200)
     assert (run.folder / "used").exists()
 
 
@@ -213,7 +213,7 @@ def test_users_module_that_has_our_other_name(run: Run) -> None:
     run.script("whose = 'theirs'", "supervise.py")
     run.script("import supervise, trainer; assert supervise.whose == 'theirs' and trainer.Checkpointer")
     assert run.launch("script.py") == 0
-    subprocess.run([sys.executable, "script.py"], cwd=run.folder, check=True, timeout=60)
+    subprocess.run([sys.executable, "script.py"], cwd=run.folder, check=True, timeout=200)
 
 
 def test_what_a_script_learns_is_by_real_names(run: Run) -> None:

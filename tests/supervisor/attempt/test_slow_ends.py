@@ -44,7 +44,7 @@ def test_the_sleep_ends_when_it_runs_no_code() -> None:
         assert sleep(2 * GLANCE, read, [], [large]) == set()
         assert time.monotonic() >= began + 2 * GLANCE
         os.kill(large.pid, signal.SIGKILL)
-        until(large.is_leaving, 10.0)
+        until(large.is_leaving)
         assert sleep(60.0, read, [large.fd], [large]) == {large.fd}
     os.close(read)
     os.close(write)

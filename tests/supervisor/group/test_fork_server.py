@@ -34,12 +34,12 @@ HARMLESS = {
 
 
 class Server:
-    """A fork server that imports what lies in `folder`, and gives a module that stands still half a second."""
+    """A fork server that imports what lies in `folder`, and gives a module that stands still three seconds."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.file = folder / "wanted.json"
         code = (
-            "import trainer.rank.preload.trial as trial; trial.IDLE = 0.5\n"
+            "import trainer.rank.preload.trial as trial; trial.IDLE = 3.0\n"
             "from trainer.rank.engine.fork_server import main; main([])"
         )
         self.process = subprocess.Popen(
@@ -64,7 +64,7 @@ class Server:
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -112,19 +112,17 @@ def test_it_goes_when_nobody_asks(server: Server, tmp_path: Path) -> None:
     server.process.wait()
     until(lambda: not serving.exists())
 
-    busy = Server(tmp_path)
-    (tmp_path / "busy.py").write_text("import os\nopen('busy.pid', 'w').write(str(os.getpid()))\nwhile True: pass")
+    busy, note = Server(tmp_path), tmp_path / "busy.pid"
+    (tmp_path / "busy.py").write_text(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass")
     body = {"names": ["busy"], "causes": {}, "left_out": [], "seconds": 0.0}
     busy.file.write_text(json.dumps(body))
     assert busy.process.stdin is not None
     busy.process.stdin.write(json.dumps({"import": str(busy.file)}) + "\n")
     busy.process.stdin.flush()
-    note = ROOT / "busy.pid"
     try:
         pid = int(until(lambda: note.exists() and note.read_text()))
     finally:
-        note.unlink(missing_ok=True)
-    busy.close()
+        busy.close()
     until(lambda: not Path(f"/proc/{pid}/exe").exists())
 
 

@@ -35,14 +35,15 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where fork servers wait: of this test alone."""
+    """Where fork servers wait: of this test alone, which waits for them as long as it takes."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(records, "TIME_LIMIT", 60.0)
     return tmp_path / "supervise"
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Spec:
-    return Spec("one", "0" * 16, ("script.py",), False, 1, str(tmp_path), keep_warm=60.0)
+    return Spec("one", "0" * 16, ("script.py",), False, 1, str(tmp_path), keep_warm=600.0)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def stays(spec: Spec, env: dict[str, str], seconds: float = 60.0) -> Iterator[int]:
+def stays(spec: Spec, env: dict[str, str], seconds: float = 600.0) -> Iterator[int]:
     """A fork server, which has imported next to nothing, has stayed. At the end it is gone."""
     path = kept.place(spec)
     with subprocess.Popen(
@@ -130,6 +131,7 @@ def test_second_launch_imports_nothing(run: Run) -> None:
     again.dir = type(run.dir)(run.folder / "again")
     again.start("--run-dir", "again", "--keep-warm", "5m", "--nproc", "2", script, "100000", "0.05")
     try:
+        again.until_event("first_step")
         standby = again.until_event("standby_ready")
         assert [event["pid"] for event in again.events("fork_server_taken")] == [stayed] == [standby["forkserver_pid"]]
         pids = again.events("group_ready")[0]["pids"]
@@ -218,7 +220,7 @@ def test_a_file_that_changed_before_it_stayed(spec: Spec, env: dict[str, str]) -
     ) as process:
         until(lambda: _reads(process.pid))
         Path(spec.cwd, "sitecustomize.py").write_text("import sys\n")
-        order = {"path": str(kept.place(spec)), "seconds": 60.0, "script": "x"}
+        order = {"path": str(kept.place(spec)), "seconds": 600.0, "script": "x"}
         said, _ = process.communicate(json.dumps({"stay": order}).encode() + b"\n", timeout=60)
 
     assert json.loads(said)["stays"] == 0
@@ -279,7 +281,7 @@ from trainer.rundir.records import kept
 os.chdir(os.path.dirname(sys.argv[1]))  # the whole path may be too long for a socket
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 peer = socket.socket(socket.AF_UNIX)
-peer.settimeout(10)
+peer.settimeout(60)
 try:
     peer.connect(os.path.basename(sys.argv[1]))
     kept.send(peer, kept.Ask("leave"))

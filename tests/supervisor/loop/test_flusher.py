@@ -3,7 +3,6 @@ pinned is left."""
 
 from __future__ import annotations
 
-import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir
 from trainer.rundir.machine import shm
+from trainer.rundir.machine.proc import lives
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_what_a_flush_that_was_killed_has_begun_is_removed(
     flusher.segment = segment
     flusher.hear([(0, {"kind": "flush_due", "step": 3, "keep": 2})])  # type: ignore[list-item]
     list(flusher.tick(set(), True))
-    until(lambda: select.select(flusher.fds(), [], [], 0)[0])
+    until(lambda: flusher.process is not None and not lives(flusher.process.pid))
     list(flusher.tick(set(flusher.fds()), True))
 
     assert not (run.checkpoints / begun).exists()

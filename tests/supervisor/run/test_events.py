@@ -95,7 +95,7 @@ class SlowDisk(Disk):
 
     def fsync(self, fd: int, path: Path) -> None:
         self.begun.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(60)
         self.synced += 1
         super().fsync(fd, path)
 
@@ -107,7 +107,7 @@ def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
     log = events.EventLog(run, "gpt", disk=disk)
     log.emit("run_started")
     log.sync()
-    assert disk.begun.wait(30)
+    assert disk.begun.wait(60)
     for _ in range(3):
         log.emit("verdict", "error", step=3)
         log.sync()
@@ -118,7 +118,7 @@ def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
     time.sleep(0.1)
     assert closing.is_alive()
     disk.go_on.set()
-    closing.join(30)
+    closing.join(60)
     assert not closing.is_alive() and disk.synced == 2
 
 
@@ -150,7 +150,7 @@ def test_a_sync_that_fails_is_told_once(tmp_path: Path) -> None:
 
     log = events.EventLog(RunDir(tmp_path), "gpt", disk=Broken())
     log.emit("run_started")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while len(read_events(tmp_path / "events.jsonl")[0]) < 2 and time.monotonic() < end:
         log.sync()
     for _ in range(3):

@@ -260,7 +260,7 @@ def test_every_query_of_a_hostile_run(
     monkeypatch.chdir(tmp_path)
 
     for query in QUERIES:
-        signal.alarm(20)
+        signal.alarm(60)
         verb = query[:2] if query[0] == "ckpt" else query[:1]
         code = cli.run([*verb, "run", *query[len(verb) :]])
         out, err = capfdbinary.readouterr()
@@ -274,7 +274,7 @@ def test_every_query_of_a_hostile_run(
             text = page.read_text()
             assert len(Page(text).inside["script"]) == 3 and not re.search("[\x00-\x08\x7f\u202e]", text)
             page.unlink()
-    signal.alarm(20)
+    signal.alarm(60)
     with contextlib.suppress(Refusal):
         shown = "".join(row.text for row in screen(Watched(find("run")).look(), 80, 24))
         assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", shown), shown
