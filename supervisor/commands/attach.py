@@ -16,6 +16,7 @@ from supervisor.commands.console import Console, closing_words
 from supervisor.commands.flags import running_argument
 from supervisor.commands.meant import to_act_on
 from supervisor.core.actions import End
+from supervisor.core.telling import advice
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
 from supervisor.run.folder.lock import is_held
@@ -73,9 +74,9 @@ def _until_over(known: Known) -> None:
 
 
 def _end(known: Known, console: Console, name: str) -> int:
-    story = story_of(known.run)
+    story, several = story_of(known.run), restore(known.spec).several
     if not story.over or story.exit_code is None:
-        console.say(f"{known.label} has lost its supervisor; go on with: supervise resume {name}")
+        console.say(f"{known.label} has lost its supervisor; go on with: {advice.go_on(name, several)}")
         return ExitCode.FAILED
     try:
         end = End(ExitCode(story.exit_code), RunState(story.state), story.reason)
@@ -83,7 +84,7 @@ def _end(known: Known, console: Console, name: str) -> int:
         # It ended under a newer version, with words that this one does not know.
         console.say(f"{known.label} is {story.state}: {story.reason}")
     else:
-        console.say(closing_words(known.run, end))
+        console.say(closing_words(known.run, end, several))
     return story.exit_code
 
 

@@ -19,6 +19,7 @@ from supervisor.commands.attempt_words import attempt_lines
 from supervisor.core.actions import End
 from supervisor.core.model import StopKind
 from supervisor.core.size import human_seconds
+from supervisor.core.telling import advice
 from supervisor.core.telling.story import Story
 from supervisor.core.words import RunState
 from supervisor.live.line import line
@@ -177,8 +178,8 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     )
 
 
-def closing_words(run: RunDir, end: End) -> str:
-    """The summary: one line for each attempt, the end, and the places to look next."""
+def closing_words(run: RunDir, end: End, several: bool) -> str:
+    """The summary: one line for each attempt, the end, and the places to look next. `several`: nodes."""
     story = story_of(run)
     sign = "✔" if end.exit_code == 0 else "✘"
     wall = _seconds((story.ended or story.last) - (story.started or story.last))
@@ -194,7 +195,7 @@ def closing_words(run: RunDir, end: End) -> str:
     name = name_here(run)
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
     if end.exit_code not in (0, 2):
-        lines.append(f"  go on    supervise resume {name}")
+        lines.append(f"  go on    {advice.go_on(name, several)}")
     return "\n".join(lines)
 
 

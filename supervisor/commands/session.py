@@ -159,7 +159,7 @@ def _say_end(run: RunDir, console: Console, log: EventLog, driver: Driver, end: 
     """The end is said. A job that should run again is queued."""
     if log.unwritten:
         console.say(f"  {log.unwritten}")
-    console.say(closing_words(run, end))
+    console.say(closing_words(run, end, driver.spec.several))
     # Nobody asked for it: nodes are missing. Whoever sends a SIGTERM knows whether the job shall run again.
     unasked = driver.stops.warned or driver.stops.kind is None
     if end.exit_code == ExitCode.PREEMPTED and unasked and (said := slurm.requeue(os.environ)):

@@ -56,7 +56,7 @@ def _kept(known: Known) -> dict[str, Any] | None:
 def _text(now: dict[str, Any], known: Known) -> str:
     where = "no attempt yet" if now["attempt"] is None else f"attempt {now['attempt']}, {_step(now)}"
     text = plain(f"{known.label}  {now['state'].upper()}  {where}") + "\n"
-    text += "".join(_line(head, said) for head, said in _lines(now, known.name) if said)
+    text += "".join(_line(head, said) for head, said in _lines(now, known) if said)
     if now["workers"]:
         fields = ("rank", "pid", "step", "phase")
         heads = (*fields, "beat age")
@@ -69,7 +69,7 @@ def _line(head: str, text: str) -> str:
     return folded(f"  {head:<{_HEAD}}{plain(text)}", _HEAD + 2) + "\n"
 
 
-def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
+def _lines(now: dict[str, Any], known: Known) -> list[tuple[str, str]]:
     """(name, text) of each line. Lines without a text have nothing to say."""
     failure = now["last_failure"]
     return [
@@ -92,7 +92,7 @@ def _lines(now: dict[str, Any], name: str) -> list[tuple[str, str]]:
         ("log", os.path.relpath(now["log"]) if now["log"] else ""),
         ("folder", now["run_dir"]),
         *(("no saves" if i == 0 else "", said) for i, said in enumerate(saves_nothing(now))),
-        ("next", _next(now, name)),
+        ("next", what_next(now, known.name, restore(known.spec).several)),
     ]
 
 
@@ -148,9 +148,9 @@ def _checkpoint(now: dict[str, Any]) -> str:
     return f"{where}, {human_seconds(checkpoint['age_s'])} ago, {checkpoint['path']}"
 
 
-def _next(now: dict[str, Any], name: str) -> str:
+def what_next(now: Mapping[str, Any], name: str, several: bool) -> str:
     """What a person would do now."""
-    look = f"supervise report {name}"
+    look, again = f"supervise report {name}", advice.go_on(name, several)
     match now["state"]:
         case RunState.BACKOFF if now["next_try_s"] is not None:
             return (
@@ -161,13 +161,13 @@ def _next(now: dict[str, Any], name: str) -> str:
         case RunState.STOPPING:
             return f"supervise tail {name} · supervise stop --now {name}"
         case RunState.LOST:
-            return f"its supervisor is gone; go on with: supervise resume {name}"
+            return f"its supervisor is gone; go on with: {again}"
         case RunState.FINISHED:
             return look
         case RunState.STUCK:
-            return f"{look} · when these processes are gone: supervise resume {name}"
+            return f"{look} · when these processes are gone: {again}"
         case _:
-            return f"{look} · to go on: supervise resume {name}"
+            return f"{look} · to go on: {again}"
 
 
 def _age(seconds: float | None) -> str | None:

@@ -190,6 +190,9 @@ def test_a_node_that_never_comes(nodes: Cluster, tmp_path: Path) -> None:
     run.start(0, more=("--node-wait", "2s"))
     assert run.wait(0) == 75
     run.assert_nothing_left(0)
+    # One node alone is refused.
+    assert "go on    its launch command again, on each node" in run.said(0)
+    assert "supervise resume" not in run.said(0)
 
 
 @pytest.mark.long

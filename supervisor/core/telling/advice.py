@@ -25,3 +25,8 @@ def budget(known: Mapping[str, Any]) -> str:
         f"{used} of {counted(most, 'restart')} used in the last {window}; "
         f"{barren} of {counted(limit, 'attempt')} in a row left no new checkpoint"
     )
+
+
+def go_on(name: str, several: bool) -> str:
+    """How a run is taken up again. On `several` nodes no node can do that alone."""
+    return "its launch command again, on each node" if several else f"supervise resume {name}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.commands import nodes, slurm
-from supervisor.commands.status import stragglers
+from supervisor.commands.status import stragglers, what_next
 from supervisor.core.nodes.place import PORT, Place
 from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.errors import Refusal
@@ -102,3 +102,11 @@ def test_slow_ranks_by_node(slow: list[int], lines: list[str]) -> None:
 
     assert [(row["rank"], row["node"]) for row in now["stragglers"]] == [(rank, rank // 2) for rank in slow]
     assert list(stragglers(now)) == lines
+
+
+@pytest.mark.parametrize("state", ["lost", "preempted", "failed", "stopped", "stuck"])
+def test_how_a_run_is_taken_up_again(state: str) -> None:
+    """One node alone cannot do that for several: `resume` would be refused."""
+    assert "its launch command again, on each node" in what_next({"state": state}, "gpt", several=True)
+    assert "supervise resume gpt" in what_next({"state": state}, "gpt", several=False)
+    assert "resume" not in what_next({"state": state}, "gpt", several=True)
