@@ -140,6 +140,9 @@ def _load_torch() -> None:
     # torch sets it again when it needs it, unless the script has set it by then.
     for name in os.environ.keys() - before:
         del os.environ[name]
+    # What each group begins with: in every fork it would take 50 ms.
+    importlib.import_module("..worker", __package__)
+    importlib.import_module(".forked", __package__)
 
 
 def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:

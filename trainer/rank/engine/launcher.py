@@ -22,6 +22,7 @@ from ...rundir.programs import program
 from ...rundir.records.gate import Failure, Gate
 from ...rundir.variables import GRACE, GROUP
 from .. import torch_patches
+from ..preload import modules
 from ..process.children import exit_code
 
 _WORKER = program("rank.worker")
@@ -36,6 +37,7 @@ Exits = dict[int, Failure]
 
 def launch(gate: Gate, flags: list[str], shown: list[str]) -> int:
     """Exit status 0 if every rank exited with 0, else 1. Each rank is a fresh interpreter, with room for `shown`."""
+    modules.load(["torch"])
     from torch.distributed import run
 
     from . import rendezvous

@@ -4,10 +4,11 @@ them."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ...rundir.files.codec import encode
@@ -23,8 +24,7 @@ ALWAYS = (
     "torch._dynamo",
 )
 _MOST = 5000
-
-
+_RARELY = (1_000_000, 1000, 1000)
 _OURS = str(Path(__file__).parents[2]) + os.sep
 
 
@@ -63,7 +63,8 @@ def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> li
         try:
             # Its warnings go to our log. To silence them, the filters would have to be put back, with those that it
             # sets.
-            importlib.import_module(name)
+            with _collected_rarely() if name in ALWAYS else contextlib.nullcontext():
+                importlib.import_module(name)
         except Barred:
             raise
         except BaseException:
@@ -71,3 +72,15 @@ def load(names: Iterable[str], between: Callable[[], None] = lambda: None) -> li
             failed.append(name)
         between()
     return failed
+
+
+@contextlib.contextmanager
+def _collected_rarely() -> Iterator[None]:
+    """The garbage collector looks rarely meanwhile. It takes a third of an import of torch, again and again through
+    what stays. Only for modules that neither read nor set when it looks."""
+    before = gc.get_threshold()
+    gc.set_threshold(*(_RARELY if before[0] else before))
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
