@@ -8,6 +8,7 @@ snapshot is of.
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -79,6 +80,8 @@ def main(kills: int, seed: int, flags: list[str]) -> None:
     segment = segment_here()
     assert segment is not None
     steps = parse(flags).steps
+    # The attempts are forks: what was imported is looked through and copied by none of them.
+    gc.freeze()
     for number in range(kills):
         # One while it comes up or trains; the others, however busy the machine is, while it trains.
         before = snapshots.newest_snapshot(segment)
