@@ -69,7 +69,7 @@ class _RecordedRanks(ThreadRanks):
 
 
 def _save_by_two(root: Path, recorder: Recorder) -> None:
-    barrier, board = threading.Barrier(2, timeout=20), [None] * 2
+    barrier, board = threading.Barrier(2, timeout=60), [None] * 2
     ranks = [_RecordedRanks(rank, 2, barrier, board) for rank in range(2)]
     _RecordedRanks.recorder = recorder
     threads = [

@@ -15,7 +15,7 @@ from torch import nn
 from tests.support.jobs import on_ranks, same
 from tests.support.training import SAVE, TAKE, Here, Training, train, training
 from trainer.checkpoint import Checkpointer
-from trainer.checkpoint.memory import copier, snapshots
+from trainer.checkpoint.memory import copier, memory, snapshots
 from trainer.checkpoint.memory.tier import Wish
 
 STEPS = 30
@@ -183,6 +183,7 @@ def test_the_sidecar_is_plain_json(here: Here) -> None:
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_a_snapshot_gone_without_is_known_to_the_others(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that had no buffer says so on its board, or the others would keep theirs for it for ever."""
+    monkeypatch.setattr(memory, "_LATE_S", 0.0)
     with training() as made:
         made.run(2)
         made.copied()

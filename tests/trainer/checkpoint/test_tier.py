@@ -163,6 +163,7 @@ def test_the_last_step_is_in_memory_when_the_disk_refuses_it(here: Here, monkeyp
         made.run(3)
         made.copied()
         with monkeypatch.context() as late:
+            late.setattr(memory, "_LATE_S", 0.0)
             late.setattr(made.memory().segment, "begin", lambda size, pin: None)
             made.run(4)
             made.copied()

@@ -165,7 +165,7 @@ def _try_to_claim(folder: Path, wins: str) -> None:
 def test_fires_once_among_many(tmp_path: Path) -> None:
     """However many processes find the fault due, one fires it, and it is on record with its place."""
     faults.arm(tmp_path, faults.parse_fault("kill:rank=1@step=3"))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     racers = [context.Process(target=_try_to_claim, args=(tmp_path, "wins")) for _ in range(4)]
     for racer in racers:
         racer.start()
