@@ -4,6 +4,8 @@ their run: it names their shared memory, so none sees that of another."""
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import shutil
 import signal
@@ -27,9 +29,32 @@ class Ended(NamedTuple):
     text: str
 
 
-def _python(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *command], env=env, start_new_session=True, **pipes)
+class _Forker:
+    """The process of forked_ranks.py: one for all tests of this process, with which it ends."""
+
+    def __init__(self) -> None:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forked_ranks"], env=environment(), **pipes
+        )
+
+    def start(self, ranks: list[dict[str, Any]]) -> list[int]:
+        """Their pids."""
+        assert self._process.stdin is not None
+        print(json.dumps(ranks), file=self._process.stdin, flush=True)
+        return self._told()
+
+    def codes(self) -> list[int]:
+        """How those that were started last have ended."""
+        return self._told()
+
+    def _told(self) -> list[int]:
+        assert self._process.stdout is not None
+        found: list[int] = json.loads(self._process.stdout.readline())
+        return found
+
+
+_forker = functools.cache(_Forker)
 
 
 class Nodes:
@@ -41,58 +66,61 @@ class Nodes:
         for folder in (self.run, self.digests):
             folder.mkdir(parents=True)
         self._mark, self._ranks = mark, ranks
-        self._alive: list[subprocess.Popen[str]] = []
+        self._alive: list[int] = []
 
     def segment(self, node: int) -> Path:
         """The shared memory of that node."""
         return segment_of(f"{self._mark}-n{node}")
 
-    def train(self, steps: int, *more: str, attempt: int | None = None, **options: Any) -> list[Ended]:
-        """One attempt, until all of its processes have ended. Without `attempt` there is no supervisor."""
-        return self.end(self.start(steps, *more, attempt=attempt, **options))
-
-    def start(
+    def train(
         self,
         steps: int,
         *more: str,
         attempt: int | None = None,
-        nodes: tuple[int, ...] = (0, 1),
         torchrun: bool = False,
         every: int = 4,
         snapshot_every: str = "1",
-    ) -> list[subprocess.Popen[str]]:
-        """The ranks of one attempt, or a torchrun on each node."""
-        port = free_port()
+    ) -> list[Ended]:
+        """One attempt, by its ranks, or by a torchrun on each node, until all of these have ended. Without `attempt`
+        there is no supervisor."""
         if attempt is not None:
             (self.run / "attempts" / f"{attempt:04d}").mkdir(parents=True, exist_ok=True)
         command = [str(SCRIPT), str(steps), str(self.digests), str(self.checkpoints), str(every), snapshot_every, *more]
-        started = []
-        for number, node in enumerate(nodes):
-            env = {**environment(), **self._supervised(node, attempt)}
-            if torchrun:
-                static = ["--nnodes", str(len(nodes)), "--node-rank", str(number), "--rdzv-backend", "static"]
-                where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-                wide = ["--nproc-per-node", str(self._ranks)]
-                started.append(_python(["-m", "torch.distributed.run", *static, *where, *wide, *command], env))
-                continue
-            for local in range(self._ranks):
-                rank, world = number * self._ranks + local, len(nodes) * self._ranks
-                ours = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": self._ranks}
-                where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                started.append(_python(command, {**env, **{name: str(v) for name, v in {**ours, **where}.items()}}))
-        self._alive += started
-        return started
+        if torchrun:
+            return self._torchruns(command)
+        port, world = free_port(), 2 * self._ranks
+        ranks = []
+        for rank in range(world):
+            node, local = divmod(rank, self._ranks)
+            ours = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": self._ranks}
+            told = {**ours, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = {**environment(), **self._supervised(node, attempt), **{name: str(v) for name, v in told.items()}}
+            out = self.run.parent / f"rank{rank}.{attempt}.{port}"
+            ranks.append({"env": env, "command": command, "out": str(out)})
+        self._alive = _forker().start(ranks)
+        codes, self._alive = _forker().codes(), []
+        outs = [Path(rank["out"]).read_text() for rank in ranks]
+        return [Ended(code, out) for code, out in zip(codes, outs, strict=True)]
+
+    def _torchruns(self, command: list[str]) -> list[Ended]:
+        wide = ["--nnodes", "2", "--nproc-per-node", str(self._ranks), "--rdzv-backend", "static"]
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        words = [sys.executable, "-m", "torch.distributed.run", *wide, *where]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with contextlib.ExitStack() as stack:
+            started = []
+            for node in range(2):
+                one = [*words, "--node-rank", str(node), *command]
+                started.append(stack.enter_context(subprocess.Popen(one, env=environment(), **pipes)))
+                stack.callback(started[-1].kill)
+            outs = [process.communicate(timeout=180)[0] for process in started]
+            return [Ended(process.returncode, out) for process, out in zip(started, outs, strict=True)]
 
     def _supervised(self, node: int, attempt: int | None) -> dict[str, str]:
         if attempt is None:
             return {}
         mark = f"{self._mark}-n{node}.{attempt}"
         return {"SUPERVISE_RUN_DIR": str(self.run), "SUPERVISE_ATTEMPT": str(attempt), "SUPERVISE_MARK": mark}
-
-    def end(self, started: list[subprocess.Popen[str]]) -> list[Ended]:
-        """How they have ended."""
-        outputs = [process.communicate(timeout=90)[0] for process in started]
-        return [Ended(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
     def lines(self, attempt: int | str, world: int = 2) -> list[dict[int, str]]:
         """By rank, the digest after each step of that attempt."""
@@ -109,10 +137,12 @@ class Nodes:
 
     def close(self) -> None:
         """Nothing of them is alive, or left in shared memory."""
-        for process in self._alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+        if self._alive:
+            # The test was given up.
+            for pid in self._alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _forker().codes()
         for node in range(3):
             shutil.rmtree(self.segment(node), ignore_errors=True)
 
