@@ -104,13 +104,19 @@ def test_what_does_harm_is_left_out_at_once(server: Server, tmp_path: Path) -> N
     assert again["pid"] == found["pid"] and again["causes"] == found["causes"]
 
 
-def test_it_goes_when_nobody_asks(server: Server, tmp_path: Path) -> None:
-    """The process that serves ends with the pipe, and with the one that was started, also while it imports."""
+def test_it_goes_when_nobody_asks(tmp_path: Path) -> None:
+    """The process that serves ends with the pipe, and with the one that was started, also while it imports. It needs
+    no torch for that."""
+    (tmp_path / "torch.py").write_text("raise ImportError")
     (tmp_path / "plain.py").write_text(HARMLESS["plain"])
-    serving = Path(f"/proc/{server.ask('plain')['pid']}/exe")
-    server.process.kill()
-    server.process.wait()
-    until(lambda: not serving.exists())
+    server = Server(tmp_path)
+    try:
+        serving = Path(f"/proc/{server.ask('plain')['pid']}/exe")
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not serving.exists())
+    finally:
+        server.close()
 
     busy, note = Server(tmp_path), tmp_path / "busy.pid"
     (tmp_path / "busy.py").write_text(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass")

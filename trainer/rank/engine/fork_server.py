@@ -40,6 +40,7 @@ from ..process import fork_environment, inherited, mark
 from . import kept
 
 _REAP_EVERY = 0.2
+_OURS = __name__.rpartition(".engine.")[0]
 
 
 class _Server:
@@ -140,9 +141,8 @@ def _load_torch() -> None:
     # torch sets it again when it needs it, unless the script has set it by then.
     for name in os.environ.keys() - before:
         del os.environ[name]
-    # What each group begins with: in every fork it would take 50 ms.
-    importlib.import_module("..worker", __package__)
-    importlib.import_module(".forked", __package__)
+    # What each group begins with: in every fork it would take 50 ms. Without a torch the group tells what is wrong.
+    modules.load([_OURS + ".worker", _OURS + ".engine.forked"])
 
 
 def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
