@@ -11,6 +11,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,7 @@ class Console:
         self._closing = False
         # A signal handler may speak while the thread writes, or while the main thread does.
         self._writing = threading.RLock()
+        self._late = deque[bytes]()
         self._began = time.monotonic()
         self._due = self._began + _FIRST
         choice = Choice(rank=0, every_event=True, since=time.time() - 0.5)
@@ -148,8 +150,14 @@ class Console:
         try:
             sys.stderr.buffer.write(data)
             sys.stderr.buffer.flush()
+        except RuntimeError:
+            # The handler of a signal speaks in the middle of a write: a terminal takes its time. It speaks after it.
+            self._late.append(data)
+            return
         except (OSError, ValueError):
             self._quiet = True
+        if self._late:
+            self._write(self._late.popleft())
 
 
 def saved(run: RunDir) -> Saved | None:

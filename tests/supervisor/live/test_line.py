@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +97,33 @@ def test_the_speed_is_the_median_of_looks() -> None:
     assert speed.pace().typical == pytest.approx(0.55) and speed.paces == {}
 
 
-def test_off_a_terminal_the_line_comes_from_time_to_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Slow(io.RawIOBase):
+    """A terminal that is written to for so long that `meanwhile` comes."""
+
+    def __init__(self, meanwhile: list[Callable[[], object]]) -> None:
+        self.got, self._meanwhile = b"", meanwhile
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.got += bytes(data)
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        return len(data)
+
+
+def test_a_signal_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z while something is said: what its handler says comes after it."""
+    said = console.Console(Writer(tmp_path / "run").run, quiet=False, grace=45.0)
+    slow = Slow([lambda: said.say("once more"), lambda: said.say("not paused")])
+    with monkeypatch.context() as patch, io.TextIOWrapper(io.BufferedWriter(slow)) as out:
+        patch.setattr(sys, "stderr", out)
+        said.say("the run")
+    assert slow.got == b"the run\nnot paused\nonce more\n"
+
+
+def test_off_a_terminal_the_line_comes_from_time_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_FIRST", 0.0)
     monkeypatch.setattr(console, "_SELDOM", 0.0)
     w = Writer(tmp_path / "run")
@@ -104,13 +131,14 @@ def test_off_a_terminal_the_line_comes_from_time_to_time(
     w.event("attempt_started", 1, wanted_mono=0.5)
     w.event("first_step", 2, step=7, from_step=6, at_mono=2)
     w.event("verdict", 3, cause="killed", reason="killed", step=40)
-    said = ""
+    # Not what pytest has of it: whatever the console's thread writes while pytest empties that is lost.
+    said = tmp_path / "said"
 
     def told() -> bool:
-        nonlocal said
-        said += capsys.readouterr().err
-        return "recovering  ending the attempt for" in said and "step 40\n" in said
+        return "recovering  ending the attempt for" in said.read_text() and "step 40\n" in said.read_text()
 
-    with console.Console(w.run, quiet=False, grace=45.0):
-        until(told)
-    assert "\r" not in said
+    with said.open("w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", out)
+        with console.Console(w.run, quiet=False, grace=45.0):
+            until(told)
+    assert b"\r" not in said.read_bytes()
