@@ -34,7 +34,7 @@ def test_a_folder_that_goes_elsewhere(run: Run, trouble: str) -> None:
         home.rename(run.folder / ".home")
         shutil.rmtree(run.folder / ".home")
     assert run.process is not None
-    code = run.process.wait(60)
+    code = run.process.wait(120)
 
     assert marked(mark) == [] and not segment_of(mark).exists()
     assert not run.dir.path.exists()
@@ -46,7 +46,8 @@ def test_a_folder_that_goes_elsewhere(run: Run, trouble: str) -> None:
     run.dir = RunDir(target)
     assert code == 103 and str(target) in run.events("run_ended")[0]["reason"]
     ended = run.events("run_ended")[0]
-    assert ended["checkpoint_step"] == committed_steps(target / "checkpoints")[-1] >= ended["step"] - 1
+    # One rank may have come to the end of a step while the other still copies what the one before has left.
+    assert ended["checkpoint_step"] == committed_steps(target / "checkpoints")[-1] >= ended["step"] - 2
     run.start("--", *TINY, "--steps", str(ended["step"] + 3), cwd=run.folder)
     assert run.wait() == 0
     assert committed_steps(target / "checkpoints")[-1] == ended["step"] + 3
