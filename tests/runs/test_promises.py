@@ -126,7 +126,7 @@ def test_frozen_rank(run: Run, reference: tuple[str, Any]) -> None:
     amp, expected = reference
     specs = ["stop:rank=1@step=6", "hang:rank=0@step=11", "gil:rank=1@step=17"]
 
-    assert run.launch("--nproc", "2", *BUDGET, "--hang-timeout", "2s", *faults(*specs), "--", *JOB, "--amp", amp) == 0
+    assert run.launch("--nproc", "2", *BUDGET, "--hang-timeout", "4s", *faults(*specs), "--", *JOB, "--amp", amp) == 0
 
     assert [cause for cause, _ in run.verdicts()] == ["stopped", "hang", "hang", "finished"]
     assert_same(run, expected)
