@@ -114,10 +114,11 @@ class ForkServer:
             self.stays, self.why_gone = 0, str(cold)
             return
         self._ask({"stay": to_builtins(order)})
-        until = time.monotonic() + within
-        while self.stays is None and not self.unfit and (left := until - time.monotonic()) > 0:
-            select.select(self.fds(), [], [], left)
-            self.listen()
+        self._wait(lambda: self.stays is not None, within)
+
+    def imported(self, within: float) -> None:
+        """It is not `loading` any more, or still is after `within` seconds."""
+        self._wait(lambda: not self.loading, within)
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when there is an answer, or when it has died."""
@@ -139,6 +140,12 @@ class ForkServer:
         *lines, self._buffer = (self._buffer + (data or b"")).split(b"\n")
         for line in lines:
             self._take(json.loads(line))
+
+    def _wait(self, until: Callable[[], bool], within: float) -> None:
+        end = time.monotonic() + within
+        while not until() and not self.unfit and (left := end - time.monotonic()) > 0:
+            select.select(self.fds(), [], [], left)
+            self.listen()
 
     def close(self) -> None:
         """Its pipes are closed. So it ends by itself, if it can."""

@@ -25,6 +25,9 @@ from trainer.rundir.programs import STARTUP
 from trainer.rundir.records import kept
 from trainer.rundir.records.kept import SUFFIX, Answer, Ask
 
+_LEAVES = 10.0
+"""Seconds that one that was told to leave gets to be gone. It has torch to unload, perhaps on a busy machine."""
+
 
 class Cold(Exception):
     """There is no fork server to take. The text says why; it is empty if none has stayed."""
@@ -96,7 +99,7 @@ def end(one: Kept) -> str | None:
         with contextlib.closing(Process(one.pid)) as process, _connected(one.path) as peer:
             kept.send(peer, Ask("leave"))
             kept.receive(peer, Answer)
-            gone = select.select([process.fd], [], [], kept.TIME_LIMIT)[0]
+            gone = select.select([process.fd], [], [], _LEAVES)[0]
     except (FileNotFoundError, ProcessLookupError):
         return None
     except (OSError, ValueError) as error:

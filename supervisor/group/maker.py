@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from trainer.rundir.variables import PRELOAD
 
 _LOADING = 60.0
 """Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
-_STAYS = 2.0
-"""Seconds that the end of a run waits for the fork server that stays."""
+_IMPORTS, _STAYS = 10.0, 10.0
+"""Seconds that the end of a run waits for the fork server that stays: until it has imported what it was asked to, and
+for its answer."""
 _PAUSE = 2.0
 _TRIES = 3
 
@@ -155,8 +157,13 @@ class GroupMaker:
 
     def keep(self) -> int | None:
         """With --keep-warm a fork server stays for the next run. Returns its pid."""
-        server, seconds = self.ready, self._spec.keep_warm
-        if not seconds or server is None or server.loading:
+        seconds = self._spec.keep_warm
+        if seconds and self.server is not None:
+            # A run that ends soon after it began ends while the script's modules are imported.
+            self.server.imported(_IMPORTS)
+            self.listen(time.monotonic())
+        server = self.ready
+        if not seconds or server is None:
             return None
         server.stay(_STAYS)
         if server.stays:

@@ -122,7 +122,8 @@ def test_second_launch_imports_nothing(run: Run) -> None:
     kill is recovered from, and `status`, `doctor` and `gc` know what stays and end it."""
     run.warm = False  # type: ignore[misc]
     script = run.script(STEPPING)
-    assert run.launch("--keep-warm", "5m", "--nproc", "2", script, "20") == 0
+    # It ends just when its modules are being imported for the next attempt.
+    assert run.launch("--keep-warm", "5m", "--nproc", "2", script, "16", "0.05") == 0
     stayed = run.events("fork_server_stays")[-1]["pid"]
     first = run.mark()
     assert not carries(stayed, first)

@@ -30,6 +30,26 @@ def parking(tmp_path: Path) -> Parking:
     return Parking(Spec("run", "mark", ("train.py", "--x"), False, 1, str(tmp_path)), run)
 
 
+def test_who_has_come_has_a_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group in which all have come tells all their pids: nobody sees a rank whose pid is not written yet."""
+    group = WorkerGroup.ordered(tmp_path / "group", Seat((1,)), "fork")
+    group.born(os.getpid())
+    write, seen = Path.write_text, []
+
+    def slowly(path: Path, text: str) -> int:
+        path.touch()
+        seen.append((group.parked, group.rank_pids()))
+        return write(path, text)
+
+    try:
+        monkeypatch.setattr(Path, "write_text", slowly)
+        group.gate.come(0)
+        assert seen == [(False, [])]
+        assert group.parked and group.rank_pids() == [os.getpid()]
+    finally:
+        group.dissolve()
+
+
 def test_refused(parking: Parking, tmp_path: Path) -> None:
     """It must have the arguments of the attempt, and every file of its program as it was: size, time and inode. After
     other arguments for the second time, the next one waits at its first line."""

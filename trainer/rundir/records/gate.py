@@ -186,12 +186,17 @@ class Gate:
         return self.released()
 
     def come(self, rank: int) -> None:
-        """Records for all readers that this rank has come to the gate. On a full disk nobody sees its pid."""
+        """Records for all readers that this rank has come to the gate, and its pid at the same moment. On a full disk
+        nobody sees its pid."""
+        ready = self.ready(rank)
+        temporary = ready.with_name(f".{ready.name}.new")
         try:
-            self.ready(rank).write_text(str(os.getpid()))
+            temporary.write_text(str(os.getpid()))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+        with contextlib.suppress(FileNotFoundError):
+            temporary.rename(ready)
 
     def released(self) -> Release | None:
         """The content of release.json. None if there is no such file, ValueError if it is not a release."""
