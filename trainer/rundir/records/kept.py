@@ -25,8 +25,8 @@ import msgspec
 from ..files.codec import decode, encode
 
 T = TypeVar("T")
-TIME_LIMIT = 2.0
-"""Seconds that one end waits for the other in the middle of a message."""
+TIME_LIMIT = 10.0
+"""Seconds that one end waits for the other in the middle of a message, which may get no time on a busy machine."""
 SUFFIX = ".sock"
 _MOST = 1 << 24
 _LENGTH = struct.Struct("!I")
