@@ -32,7 +32,7 @@ def test_a_pair_of_followers_is_named(nodes: Cluster, tmp_path: Path, large: boo
     one, two = nodes.machines[1:]
     (one.drop_large_to if large else one.drop_to)(two)
     run = NodesRun(nodes, tmp_path, "3")
-    run.start(0, 1, 2, more=("--node-wait", "10s", "--lease", "20s"))
+    run.start(0, 1, 2, more=("--node-wait", "20s", "--lease", "20s"))
     codes = [run.wait(node) for node in range(3)]
     run.assert_nothing_left(0, 1, 2)
 
@@ -51,7 +51,7 @@ def test_without_one_of_the_pair(nodes: Cluster, tmp_path: Path) -> None:
     one, two = nodes.machines[1:]
     one.drop_to(two)
     run = NodesRun(nodes, tmp_path, "2:3")
-    run.start(0, 1, 2, more=("--node-wait", "8s"))
+    run.start(0, 1, 2, more=("--node-wait", "15s"))
     ranks = run.until_step(5, world=2)
     assert {rank.host for rank in ranks} == {"node0", "node1"}
     one.heal()
@@ -83,7 +83,8 @@ def test_an_interface_that_leads_nowhere(nodes: Cluster, tmp_path: Path, second:
     one.bridge("docker0", "172.17.0.1")
     two.bridge("docker0", second)
     run = NodesRun(nodes, tmp_path, "2")
-    run.start(0, 1, more=("--node-wait", "20s"), GLOO_SOCKET_IFNAME="docker0")
+    # A node that stands still for a moment is not lost: then the reason would be another one.
+    run.start(0, 1, more=("--node-wait", "20s", "--lease", "20s"), GLOO_SOCKET_IFNAME="docker0")
     codes = [run.wait(node) for node in range(2)]
     run.assert_nothing_left(0, 1)
     # The bridges go with the power.
@@ -104,8 +105,8 @@ def test_an_interface_that_leads_nowhere(nodes: Cluster, tmp_path: Path, second:
 def test_an_interface_that_is_not_there(nodes: Cluster, tmp_path: Path) -> None:
     """It is named, with the node that has none of that name. The others are not in doubt."""
     run = NodesRun(nodes, tmp_path, "2")
-    run.start(0)
-    run.start(1, GLOO_SOCKET_IFNAME="eth7")
+    run.start(0, more=("--lease", "20s"))
+    run.start(1, more=("--lease", "20s"), GLOO_SOCKET_IFNAME="eth7")
     codes = [run.wait(node) for node in range(2)]
     run.assert_nothing_left(0, 1)
 

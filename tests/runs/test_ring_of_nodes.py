@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missi
 
 STEPS = 60
 NODES = (0, 1, 2)
+KEPT = ("--lease", "5s")
+"""A machine that stands still for a moment is not lost."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_the_job_is_started_again(nodes: Cluster, tmp_path: Path, lost: int) -> 
     """A machine is lost and none takes its place, so the others end with 75. The snapshot that is whole on none of them
     stays in their memory, which they say; the job goes on from there when it is started again."""
     run = NodesRun(nodes, tmp_path, "3", 10_000, 0.1, sharded=True)
-    run.start(*NODES, more=("--node-wait", "5s"))
+    run.start(*NODES, more=("--node-wait", "15s", *KEPT))
     run.until_step(25, world=3)
     nodes.power_off(lost)
     others = [node for node in NODES if node != lost]
@@ -64,7 +66,7 @@ def test_the_job_is_started_again(nodes: Cluster, tmp_path: Path, lost: int) -> 
     assert all("a part of" in run.said(node) for node in (others if lost == 0 else [0])), run.said(others[0])
 
     nodes.machines[lost].boot()
-    run.start(*NODES)
+    run.start(*NODES, more=KEPT)
     run.until_step(10, world=3, after=0)
     [change] = run.changes()
     assert change.lost <= 2, change
