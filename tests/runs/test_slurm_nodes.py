@@ -75,7 +75,7 @@ class Cluster:
             found = [line for node in self.machines[:2] for line in node.commands().values() if "slurm" not in line]
             return found + [name for node in self.machines[:2] for name in node.shared_memory()]
 
-        until(lambda: not left(), 20)
+        until(lambda: not left())
 
     def ends(self) -> list[int]:
         events = read_events(self.run.events)[0] if self.run.events.exists() else ()
@@ -97,7 +97,7 @@ def test_a_node_is_lost_and_the_job_is_queued_again(cluster: Cluster) -> None:
     job = cluster.submitted("--nnodes", "1:2", "--lease", "1s")
     until(lambda: cluster.stepping(2), 120)
     cluster.machines[1].power_off()
-    until(lambda: cluster.stepping(1, after=0), 30)
+    until(lambda: cluster.stepping(1, after=0), 60)
     until(lambda: "down" in cluster.asked("sinfo", "--noheader", "--Node", "--format=%T"), 60)
     assert cluster.state(job) == "RUNNING"
 
@@ -119,7 +119,7 @@ def test_the_first_node_is_lost(cluster: Cluster) -> None:
     job = cluster.submitted("--lease", "1s", "--node-wait", "5s")
     until(lambda: cluster.stepping(2), 120)
     cluster.machines[0].power_off()
-    until(lambda: not [line for line in cluster.machines[1].commands().values() if "supervise" in line], 40)
+    until(lambda: not [line for line in cluster.machines[1].commands().values() if "supervise" in line], 60)
     until(lambda: cluster.state(job) == "PENDING", 60)
     cluster.repair(0)
     cluster.asked("scontrol", "update", f"JobId={job}", "StartTime=now")

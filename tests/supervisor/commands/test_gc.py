@@ -103,7 +103,7 @@ def test_yes_removes_exactly_what_was_left(dead: Writer, tmp_path: Path) -> None
     before = names(tmp_path)
     with marked(MINE) as process, marked(OTHER) as other:
         found = run_gc("--yes")
-        assert (process.wait(timeout=5), other.poll()) == (-9, None)
+        assert (process.wait(timeout=60), other.poll()) == (-9, None)
     assert all(item["removed"] for item in found)
     assert before - names(tmp_path) == LEFT
     assert run_gc("--yes") == []
@@ -116,7 +116,7 @@ def test_what_was_born_after_the_look_dies_too(dead: Writer, monkeypatch: pytest
         looks = iter([{MINE: [psutil.Process(parent.pid)]}])
         monkeypatch.setattr(gc, "marks", lambda: next(looks, None) or look())
         found = run_gc("--yes")
-        assert (parent.wait(timeout=5), child.wait(timeout=5)) == (-9, -9)
+        assert (parent.wait(timeout=60), child.wait(timeout=60)) == (-9, -9)
     assert [item["place"] for item in found[:2]] == [str(parent.pid), str(child.pid)]
 
 

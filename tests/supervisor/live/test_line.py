@@ -49,8 +49,9 @@ LONG = (
         (10, "running"),
     ],
 )  # fmt: skip
-def test_the_line_fits(width: int | None, shown: str) -> None:
+def test_the_line_fits(width: int | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least important is left out first."""
+    monkeypatch.setattr(time, "time", lambda: 1e9)
     assert line(now(**FULL), width) == shown
 
 
