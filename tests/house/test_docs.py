@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,28 +111,21 @@ def test_launches(run: Run, line: str) -> None:
     assert len(run.events("fault_injected")) == line.count("--inject")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A folder with a run that is over, and has checkpoints."""
-    run = Run(tmp_path_factory.mktemp("pages"))
+def test_what_only_looks(run: Run) -> None:
+    """Each line, in a folder with a run that is over and has checkpoints: it says something, and ends with 0. What
+    would change this machine is only printed."""
     prepared(run.folder)
     run.dir = RunDir(run.folder / "runs" / "train-7f3a")
     run.start("--nproc", "2", "--inject", "kill:rank=1@step=35", "train.py", cwd=run.folder)
     assert run.wait() == 0
-    yield run
-    run.kill()
-
-
-@pytest.mark.parametrize("line", READ)
-def test_what_only_looks(finished: Run, line: str) -> None:
-    """It says something, and ends with 0. What would change this machine is only printed."""
-    words = [word if word != "RUN" else finished.dir.path.name for word in shlex.split(line)[1:]]
-    if words[0] == "submit":
-        words.insert(1, "--print")
-    if words[0] == "service":
-        words.insert(2, "--print")
-    done = finished.cli(*words)
-    assert done.stdout or done.stderr
+    for line in READ:
+        words = [word if word != "RUN" else run.dir.path.name for word in shlex.split(line)[1:]]
+        if words[0] == "submit":
+            words.insert(1, "--print")
+        if words[0] == "service":
+            words.insert(2, "--print")
+        done = run.cli(*words)
+        assert done.stdout or done.stderr, line
 
 
 def test_what_is_for_a_run_that_is_running(run: Run) -> None:
