@@ -23,7 +23,7 @@ from trainer.rundir.variables import PRELOAD
 
 _LOADING = 60.0
 """Seconds that a launch waits for the imports of the fork server. Then it goes on without it."""
-_IMPORTS, _STAYS = 10.0, 10.0
+_IMPORTS, _STAYS = 10.0, 15.0
 """Seconds that the end of a run waits for the fork server that stays: until it has imported what it was asked to, and
 for its answer."""
 _PAUSE = 2.0
