@@ -224,6 +224,9 @@ class Attempt:
             # A stopped process takes its TERM only after a CONT.
             proctree.send_all(processes, signal.SIGCONT)
             return sent
+        if not self.watch.ranks:
+            # Ranks that have come since the last look are told themselves: their launcher would tell them once more.
+            self.watch.look(now, set())
         # A starting rank cannot handle the signal. Its launcher can, and dies of it at once.
         launcher = [self.watch.launcher] if self.watch.launcher and not self.watch.ranks else []
         self._told = set()
