@@ -5,6 +5,7 @@ PID START`.
     it is stopped, and the lease is over       killed at once
     it lives, and the lease is over            it kills its ranks itself, and knows them better: it has a tenth of a
                                                second until it says that they are gone
+    another supervisor has the node            what that has started is left alone
     the run is over here                       the warden ends
 
 A flush lives on: it only reads what is there. The supervisor starts the warden beside the ranks, not among them: it
@@ -33,7 +34,7 @@ if __name__ == "__main__":
 from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.process import family
 from supervisor.process.kill import kill_family
-from supervisor.process.proctree import Process, carries
+from supervisor.process.proctree import Process, ancestors, carries, started_by
 from trainer.rundir.machine.proc import stat
 
 _FIRST = 0.1
@@ -145,7 +146,13 @@ class Warden:
         return {os.getpid()}
 
     def _is_ours(self, pid: int) -> bool:
-        return carries(pid, self._mark) and not self._is_other(pid)
+        return carries(pid, self._mark) and not self._is_other(pid) and not self._has_another(pid)
+
+    def _has_another(self, pid: int) -> bool:
+        """Whether another supervisor lives that has started it. One that has a place of its own may have taken over
+        this node in the moment in which ours died."""
+        said = started_by(pid)
+        return said not in (None, self._supervisor.pid) and said in ancestors(pid)
 
     def _is_other(self, pid: int) -> bool:
         return any(carries(pid, f"{self._mark}.{name}") for name in _OTHERS)

@@ -20,7 +20,7 @@ import psutil
 
 from supervisor.process.family import is_running, walk
 from trainer.rundir.machine.proc import PF_EXITING, stat
-from trainer.rundir.variables import MARK
+from trainer.rundir.variables import MARK, SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -126,6 +126,24 @@ def carries(pid: int, mark: str) -> bool:
     value = f"{MARK}={mark}".encode()
     # Nearly none has it: so that is asked first, of the whole.
     return value in environ and any(each == value or each.startswith(value + b".") for each in environ.split(b"\0"))
+
+
+def started_by(pid: int) -> int | None:
+    """The pid of the supervisor that has started that process, or what it is a fork of, by its environment."""
+    name = f"{SUPERVISOR_PID}=".encode()
+    with contextlib.suppress(OSError, ValueError):
+        found = [each for each in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if each.startswith(name)]
+        return int(found[0].removeprefix(name)) if found else None
+    return None
+
+
+def ancestors(pid: int) -> set[int]:
+    """The pids of its parent, of the parent's parent, and so on."""
+    found = set[int]()
+    while (each := stat(pid)) is not None and each.parent > 0 and each.parent not in found:
+        pid = each.parent
+        found.add(pid)
+    return found
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -120,6 +120,33 @@ def test_a_killed_supervisor(node: Node) -> None:
     assert lives(node.flush) and lives(node.other)
 
 
+ANOTHER = """
+import os, subprocess, sys
+env = {**os.environ, "SUPERVISE_MARK": sys.argv[1] + ".1", "SUPERVISE_SUPERVISOR_PID": str(os.getpid())}
+ranks = [subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], env=env).pid for _ in range(2)]
+print(*ranks, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_supervisor_that_has_taken_over(node: Node) -> None:
+    """Ranks that it has started live on when the first one dies, though they have the same mark. Those that say they
+    are of a supervisor that is not above them do not."""
+    command = [sys.executable, "-c", ANOTHER, node.mark]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as another:
+        assert another.stdin is not None and another.stdout is not None
+        theirs = [int(pid) for pid in another.stdout.readline().split()]
+        env = {**os.environ, "SUPERVISE_MARK": f"{node.mark}.1", "SUPERVISE_SUPERVISOR_PID": str(another.pid)}
+        orphan = "setsid sleep 600 > /dev/null 2>&1 & echo $!"
+        told = subprocess.run(["sh", "-c", orphan], env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+        node.supervisor.kill()
+        until(lambda: not lives(node.warden))
+        assert set(node.ranks()) == set(theirs) and not lives(int(told))
+        for pid in theirs:
+            os.kill(pid, signal.SIGKILL)
+        another.stdin.close()
+
+
 def test_a_stopped_supervisor(node: Node, tmp_path: Path) -> None:
     """Its ranks are gone when the lease is over, and not before."""
     word = LeaseWord(tmp_path, writes=False)
