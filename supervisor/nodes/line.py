@@ -105,8 +105,10 @@ class Line:
         self._link: Link | None = None
         self._call_at = self._beat_at = 0.0
         self._leased: tuple[float, float] = (0.0, 0.0)
-        self._answered = self._granted_for = 0.0
-        """When the newest beat was sent that was answered, and for how many seconds that was good."""
+        self._answered = 0.0
+        """When the newest beat was sent that was answered."""
+        self._heard_until = 0.0
+        """Until when the newest answer is good. It may have come late: then, when it came."""
         self._gap = 0.0
         self._body = b""
         self._until: float | None = None
@@ -237,7 +239,7 @@ class Line:
         """LinkLost if nothing has come for so long that nothing will: a machine without power closes no connection."""
         admitted = self._stage is _Stage.ADMITTED
         # Not by the lease: one that has run out with ranks stays as it is, whatever a leader answers.
-        until = self._answered + (self._granted_for + _SILENT if admitted else _UNANSWERED)
+        until = self._heard_until + _SILENT if admitted else self._answered + _UNANSWERED
         if boottime() >= until and self._stage is not _Stage.REFUSED:
             raise LinkLost("the leader is silent")
 
@@ -276,8 +278,9 @@ class Line:
             self._inbox.put(Received(text))
         elif kind == beats.WELCOME:
             seconds, text = beats.welcomed(body)
-            self._stage, self._beat_at, self._granted_for = _Stage.ADMITTED, 0.0, seconds
-            self._put(self._lease.granted(self._answered, seconds, boottime()))
+            self._stage, self._beat_at, now = _Stage.ADMITTED, 0.0, boottime()
+            self._heard_until = max(now, self._answered + seconds)
+            self._put(self._lease.granted(self._answered, seconds, now))
             self._inbox.put(Welcomed(text))
         elif kind == beats.NO:
             self._stage = _Stage.REFUSED
@@ -286,7 +289,8 @@ class Line:
     def _granted(self, grant: Grant) -> None:
         now = boottime()
         self._leased = (grant.at, time.monotonic())
-        self._gap, self._answered, self._granted_for = now - self._answered, grant.sent, grant.seconds
+        self._gap, self._answered = now - self._answered, grant.sent
+        self._heard_until = max(now, grant.sent + grant.seconds)
         self._put(self._lease.granted(grant.sent, grant.seconds, now))
 
     def _put(self, lease: Lease) -> None:

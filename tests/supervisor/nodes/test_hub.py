@@ -121,6 +121,23 @@ def test_the_fence_is_sticky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert not word.read().fenced(clock())
 
 
+def test_a_welcome_that_takes_long(leader: Hub, follower: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader was busy for longer than a lease: its answer counts from when it came, and the link stays."""
+    busy = [0.0]
+    monkeypatch.setattr(line, "boottime", lambda: boottime() + busy[0])
+    monkeypatch.setattr(line, "_UNANSWERED", 10 * LEASE)
+    theirs, mine = Loop(leader), Loop(follower)
+    mine.until(line.Linked)
+    follower.hello(b"it is me")
+    asked = theirs.until(hub.Asked)
+    busy[0] = 2 * LEASE
+    leader.admit(asked.link, 1, b"welcome")
+    mine.until(line.Welcomed)
+    eventually(lambda: follower.leased)
+    mine.none(line.Closed)
+    assert leader.holds(asked.link)
+
+
 def test_a_node_that_is_dropped_comes_back(leader: Hub, follower: Line) -> None:
     """On a new link with a higher number; the old one's end is told to both."""
     theirs, mine, link = admitted(leader, follower)
