@@ -31,11 +31,16 @@ def test_a_rank_that_evaluates(run: Run) -> None:
     """It is seen to do so, from its model's eval() to its next step; the other one waits."""
     run.start("--nproc", "2", run.script(EVALUATES))
     both = {(0, "evaluating"), (1, "waiting")}
-    until(lambda: both <= {(part.rank, part.kind.word) for part in parts(run.dir) if time.monotonic() > part.begin + 1})
+
+    def long() -> set[tuple[int, str]]:
+        # A rank that gets no CPU for a moment may leave the stretch, and begin another one.
+        now = time.monotonic()
+        return {(part.rank, part.kind.word) for part in parts(run.dir) if min(part.end, now) - part.begin > 1.0}
+
+    until(lambda: both <= long())
     (run.folder / "seen").touch()
     assert run.wait() == 0, run.warnings()
-    found = {(part.rank, part.kind.word) for part in parts(run.dir) if part.end - part.begin > 1.0}
-    assert found >= both
+    assert both <= long()
     run.cli("report", str(run.dir.path), "--html", "page.html")
     page = (run.folder / "page.html").read_text()
     assert "rank 0: evaluating, " in page and "rank 1: waiting, " in page
