@@ -6,16 +6,14 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
 
 from supervisor.attempt.stacks import pyspy
 from supervisor.core.telling.profile import counted
 from supervisor.errors import Refusal
-from supervisor.process.kill import kill
+from supervisor.process.kill import kill_child
 
 _SAMPLES = 200.0
 """Samples a second, of all ranks together. Each reads the memory of a rank, and costs a part of a millisecond."""
@@ -68,7 +66,5 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         if process.poll() is None:
-            # It may have ended just now, and be reaped.
-            with suppress(psutil.NoSuchProcess):
-                kill([psutil.Process(process.pid)])
+            kill_child(process.pid)
         process.communicate()

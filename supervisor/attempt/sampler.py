@@ -18,15 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from supervisor.attempt import waits
 from supervisor.attempt.source import about
 from supervisor.attempt.stacks import pyspy
 from supervisor.core.sample import Child, Sample, Thread, Wait
 from supervisor.core.stack import Frame
 from supervisor.process import kernel
-from supervisor.process.kill import kill
+from supervisor.process.kill import kill_child
 from trainer.rundir.machine.proc import stat
 
 TIME_LIMIT = 5.0
@@ -86,9 +84,8 @@ class Dump:
         self._output.close()
 
     def _stop(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            if self._process.poll() is None:
-                kill([psutil.Process(self._process.pid)])
+        if self._process.poll() is None:
+            kill_child(self._process.pid)
 
 
 class _Round:

@@ -16,11 +16,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
-
 from supervisor.core.stack import Frame, Stack, Stacks, grouped, named, summary
 from supervisor.process import kernel
-from supervisor.process.kill import kill
+from supervisor.process.kill import kill_child
 from supervisor.process.proctree import Process
 from trainer.rundir.environment import STACKS_SIGNAL
 
@@ -132,9 +130,7 @@ def _by_pyspy(pids: dict[int, int], until: float) -> dict[int, str]:
         try:
             text, _ = dumper.communicate(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            # It may have ended just now, and be reaped.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                kill([psutil.Process(dumper.pid)])
+            kill_child(dumper.pid)
             text, _ = dumper.communicate()
         if text:
             found[rank] = text

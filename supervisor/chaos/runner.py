@@ -16,10 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from supervisor.process.family import is_running
-from supervisor.process.kill import kill
+from supervisor.process.kill import kill_child
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.folder.lock import claimed
 from supervisor.run.leftovers import clear, mark_of, marks
@@ -144,7 +142,7 @@ class Runner:
         try:
             process.wait(_STOPPING)
         except subprocess.TimeoutExpired:
-            kill([psutil.Process(process.pid)])
+            kill_child(process.pid)
             process.wait()
         self.outcome.exit_code = process.returncode
 

@@ -11,13 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from supervisor.attempt.stacks import pyspy
 from supervisor.checkup.checks import Check, Verdict
 from supervisor.checkup.installed import untested
 from supervisor.process import loopback
-from supervisor.process.kill import kill
+from supervisor.process.kill import kill_child
 from supervisor.process.proctree import Process, become_subreaper
 
 TIME_LIMIT = 60.0
@@ -131,7 +129,7 @@ def _can_trace() -> bool:
         answer: int = ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, child.pid, None, None)
         return answer == 0
     finally:
-        kill([psutil.Process(child.pid)])
+        kill_child(child.pid)
         child.wait()
 
 

@@ -30,10 +30,9 @@ from trainer.rundir.machine.shm import segment_of
 
 _TIME_LIMIT = 120.0
 """Seconds for the last flush of a run that is over."""
-_STOPPED = 1.0
-"""Seconds after which a stopped flush is given up."""
-ANSWERS = 2.0
-"""Seconds that a fork server, which may stand still, has to tell of a forked flush. Later it finds the work done."""
+_STOPPED, ANSWERS = 1.0, 2.0
+"""Seconds after which a stopped flush is given up, and that a fork server, which may stand still, has to tell of a
+forked one. That one finds the work done later."""
 _MADE = 16
 
 
@@ -179,16 +178,15 @@ class Flusher:
             return self.newest() > self._done
         # It was made already, as the newest one or by the ranks. An older one would be pruned at once.
         there = committed_steps(self._run.checkpoints)
-        made = wanted.step in self._made and wanted.step in there
-        return not made and sum(step > wanted.step for step in there) < wanted.keep
+        is_new = wanted.step not in self._made or wanted.step not in there
+        return is_new and sum(step > wanted.step for step in there) < wanted.keep
 
     def _conclude(self) -> Iterator[Outcome]:
         """Handles the end of the running flush. It is made again if it has died."""
         wanted, outcome = self._under_way, self._outcome()
         if outcome is not None:
-            step, there = outcome.get("step"), committed_steps(self._run.checkpoints)
-            if outcome.get("existed") and step in there and step not in self._made:
-                outcome = {"step": step}  # By one that died before it could say so, or that was forked late.
+            if outcome.get("existed") and self._is_untold(outcome["step"]):
+                outcome.pop("existed")
             if "error" not in outcome:
                 self._done = max(self._done, int(outcome["step"]))
                 self._made.append(int(outcome["step"]))
@@ -204,6 +202,10 @@ class Flusher:
         else:
             self._wanted.insert(0, replace(wanted, again=True))
             yield self._with_stall({"step": wanted.step, "error": f"the flush process died{self._said}; once more"})
+
+    def _is_untold(self, step: Any) -> bool:
+        """Whether that checkpoint was made by a flush that died before it could say so, or was forked late."""
+        return step not in self._made and step in committed_steps(self._run.checkpoints)
 
     def _with_stall(self, outcome: Outcome) -> Outcome:
         stall_s = self._stalls.pop(outcome.get("step", -1), 0.0)
@@ -294,13 +296,12 @@ class Flusher:
 
     def _start(self, wanted: Wanted) -> Iterator[Outcome]:
         """The flush has begun, or is ordered. As a fork it takes a tenth of a second less: Python and its imports."""
-        step = "newest" if wanted.step is None else str(wanted.step)
         self._began, self._under_way = time.monotonic(), wanted
-        arguments = flush_arguments(self.segment, self._run, step, wanted.keep)
+        arguments = flush_arguments(self.segment, self._run, wanted.step, wanted.keep)
         if not wanted.again and (ordered := self._forks(FLUSH, arguments, f"{self._mark}.flush")) is not None:
             self._said_to, self._ordered = ordered
             return
-        yield from self._start_alone(wanted, step)
+        yield from self._start_alone(wanted)
 
     def _look_for_fork(self) -> Iterator[Outcome]:
         """The ordered flush is held as soon as it has a pid. If it will never have one, it starts alone."""
@@ -318,13 +319,12 @@ class Flusher:
             yield from self._conclude()
             return
         self._said_to = None
-        wanted = self._under_way
-        yield from self._start_alone(wanted, "newest" if wanted.step is None else str(wanted.step))
+        yield from self._start_alone(self._under_way)
 
-    def _start_alone(self, wanted: Wanted, step: str) -> Iterator[Outcome]:
+    def _start_alone(self, wanted: Wanted) -> Iterator[Outcome]:
         try:
             process = subprocess.Popen(
-                flush_command(self.segment, self._run, step, wanted.keep),
+                flush_command(self.segment, self._run, wanted.step, wanted.keep),
                 env={**os.environ, names.MARK: f"{self._mark}.flush"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

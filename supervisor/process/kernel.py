@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from supervisor.process.system_calls import names
-from trainer.rundir.machine.proc import content, stat
+from trainer.rundir.machine.proc import content, stat, variable
 
 LONG_WAIT = 600.0
 """A wait with a limit of this many seconds or more counts as a wait without end."""
@@ -253,11 +253,8 @@ def maps(pid: int, path: Path) -> bool | None:
 
 def rank(pid: int) -> int | None:
     """The rank that `pid` was started as. None if it is not a rank."""
-    with contextlib.suppress(OSError, ValueError):
-        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if entry.startswith(b"RANK="):
-                return int(entry[5:])
-    return None
+    said = variable(pid, "RANK") or b""
+    return int(said) if said.isdigit() else None
 
 
 def has_open(pid: int, path: Path) -> bool:

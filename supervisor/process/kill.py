@@ -61,6 +61,12 @@ def kill(targets: Iterable[Target], within: float = 0.0, began: float | None = N
         time.sleep(_TICK)
 
 
+def kill_child(pid: int) -> None:
+    """Sends SIGKILL to that child of ours, unless it is over: it may have ended just now, and be reaped."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        kill([psutil.Process(pid)])
+
+
 def kill_family(find: Callable[[], list[int]], known: Mapping[int, Process], within: float, began: float) -> int:
     """Kills whoever `find` finds, until it finds nobody new and none of them runs code any more, or for `within`
     seconds. Returns the number of processes that got the signal. `known` are held already. Caretakers get the signal

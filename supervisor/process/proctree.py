@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from supervisor.process.family import is_running, walk
-from trainer.rundir.machine.proc import PF_EXITING, stat
+from trainer.rundir.machine.proc import PF_EXITING, stat, variable
 from trainer.rundir.variables import MARK, SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
@@ -130,11 +130,8 @@ def carries(pid: int, mark: str) -> bool:
 
 def started_by(pid: int) -> int | None:
     """The pid of the supervisor that has started that process, or what it is a fork of, by its environment."""
-    name = f"{SUPERVISOR_PID}=".encode()
-    with contextlib.suppress(OSError, ValueError):
-        found = [each for each in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if each.startswith(name)]
-        return int(found[0].removeprefix(name)) if found else None
-    return None
+    said = variable(pid, SUPERVISOR_PID) or b""
+    return int(said) if said.isdigit() else None
 
 
 def ancestors(pid: int) -> set[int]:

@@ -147,7 +147,9 @@ def beside(event: dict[str, Any], ours: int) -> dict[str, Any]:
 
 def _offer(checkpoint: Checkpoint) -> Offer:
     path = checkpoint.path
-    folder = path if checkpoint.kind not in ("file", "lightning") else os.path.dirname(path)  # noqa: PTH120 (as the program spells it)
+    folder = path
+    if checkpoint.kind in ("file", "lightning"):
+        folder = os.path.dirname(path)  # noqa: PTH120 (as the program spells it)
     return Offer(path, folder, checkpoint.step)
 
 

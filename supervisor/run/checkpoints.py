@@ -25,14 +25,16 @@ KEEP_ALL = 1 << 30
 """The number of checkpoints to keep if the run's own number is not known. A pruned checkpoint does not come back."""
 
 
-def flush_command(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
-    """The command that flushes the snapshot of `step` (or "newest") into the run's checkpoints. `keep` of them stay."""
+def flush_command(segment: Path, run: RunDir, step: int | None, keep: int) -> list[str]:
+    """The command that makes the snapshot of `step` (None: the newest) one of the run's checkpoints. `keep` of them
+    stay."""
     return [sys.executable, *program(FLUSH), *flush_arguments(segment, run, step, keep)]
 
 
-def flush_arguments(segment: Path, run: RunDir, step: str, keep: int) -> list[str]:
+def flush_arguments(segment: Path, run: RunDir, step: int | None, keep: int) -> list[str]:
     """The arguments of FLUSH, for the same."""
-    return [str(segment), str(run.checkpoints), "--step", step, "--keep", str(keep), "--seal", str(run.metrics)]
+    spelled = "newest" if step is None else str(step)
+    return [str(segment), str(run.checkpoints), "--step", spelled, "--keep", str(keep), "--seal", str(run.metrics)]
 
 
 def folder_of(name: str | None) -> tuple[RunDir | None, Path]:

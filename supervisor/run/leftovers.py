@@ -189,7 +189,7 @@ def rescue(segment: Path, run: RunDir) -> str | None:
     if (newest := newest_snapshot(segment)) is not None and newest > max(on_disk, default=-1):
         steps.add(newest)
     for step in sorted(steps):
-        command = flush_command(segment, run, str(step), KEEP_ALL)
+        command = flush_command(segment, run, step, KEEP_ALL)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             why = done.stdout.strip() or done.stderr

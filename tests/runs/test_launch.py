@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from supervisor.run.folder.lock import is_held
-from tests.support.scripts import FOREVER, STEPPING
+from tests.support.scripts import FOREVER, SAVES_ON_TERM, STEPPING
 from tests.support.supervised import Run, until
 from trainer.rundir import variables as names
 
@@ -49,19 +49,6 @@ def mistaken(self, ended):
     return look(self, ended)
 Driver._look = mistaken
 sys.exit(run(sys.argv[1:]))
-"""
-SAVES_ON_TERM = """
-import os, signal, sys, time
-rank = os.environ["RANK"]
-def stop(*_):
-    open("terms" + rank, "a").write("x")
-    time.sleep(0.3 + 2 * int(rank))
-    open("saved" + rank, "w")
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-open("up" + rank, "w")
-while True:
-    time.sleep(0.05)
 """
 GRANDCHILD = """
 import os, subprocess, sys, time
@@ -188,7 +175,7 @@ def test_exit_75_restarts_for_free(run: Run) -> None:
 def test_signals_stop_politely(run: Run, number: signal.Signals, code: int, state: str) -> None:
     """Ctrl-C stops with 103, TERM and a lost terminal with 75; each rank gets one TERM and the time to act on it,
     though the other has gone by then."""
-    process = run.start("--nproc", "2", run.script(SAVES_ON_TERM))
+    process = run.start("--nproc", "2", run.script(SAVES_ON_TERM), "2")
     until(lambda: all((run.folder / f"up{rank}").exists() for rank in range(2)))
 
     process.send_signal(number)

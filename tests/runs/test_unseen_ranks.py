@@ -5,21 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
+from tests.support.scripts import SAVES_ON_TERM
 from tests.support.supervised import Run, until
 
-COUNTS = """
-import os, signal, sys, time
-rank = os.environ["RANK"]
-def stop(*_):
-    open("terms" + rank, "a").write("x")
-    time.sleep(0.3)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-open("up" + rank, "w")
-while True:
-    time.sleep(0.05)
-"""
-"""A script that counts its TERMs, and takes its time for each."""
 LATE = """
 import os, time
 from _supervisor.__main__ import main
@@ -37,7 +25,7 @@ main()
 
 def test_a_stop_before_the_ranks_are_seen(run: Run) -> None:
     """One TERM each, not one more by their launcher."""
-    process = run.start("--nproc", "2", run.script(COUNTS), program=[sys.executable, "-c", LATE])
+    process = run.start("--nproc", "2", run.script(SAVES_ON_TERM), "0", program=[sys.executable, "-c", LATE])
     until(lambda: all((run.folder / f"up{rank}").exists() for rank in range(2)))
     process.send_signal(signal.SIGINT)
     (run.folder / "sent").touch()

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from supervisor.nodes import hub, line
 from supervisor.nodes.hub import Hub
 from supervisor.nodes.line import Line
+from supervisor.nodes.wire.dialing import connect
+from supervisor.nodes.wire.link import Link
 
 TOKEN = b"the token of this run"
 LEASE = 60.0
@@ -68,3 +70,11 @@ def admitted(leader: Hub, follower: Line, node: int = 1) -> tuple[Loop, Loop, in
     assert leader.admit(asked.link, node, b"welcome") == leader.seconds
     assert mine.until(line.Welcomed).body == b"welcome"
     return theirs, mine, asked.link
+
+
+def linked(leader: Hub) -> Link:
+    """Somebody with the token. How long the greeting takes counts for nothing here."""
+    dialing = connect(HOST, leader.port, TOKEN, 0.0)
+    made: list[Link] = []
+    eventually(lambda: made.extend(filter(None, [dialing.tick(0.0)])) or made)
+    return made[0]

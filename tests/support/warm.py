@@ -62,9 +62,8 @@ def _is_python(module: ModuleType) -> bool:
 
 def _load(name: str, folder: Path) -> ModuleType:
     """Our package in `folder`, under its private name."""
-    spec = importlib.util.spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
+    init = folder / "__init__.py"
+    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(folder)])
     assert spec is not None and spec.loader is not None
     package = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(package)

@@ -34,7 +34,7 @@ def script(path: Path) -> tuple[Source, list[str]]:
     """The facts about the script and its local modules, and what they import that is not local (the argument of
     tried()). Unreadable if the script itself cannot be read; a local module that cannot be is passed over."""
     folder = path.resolve().parent
-    source = read(text_of(path), path.name)
+    source = read(_text(path), path.name)
     known, waiting = {path.resolve()}, [*_local(source, folder, folder)]
     while waiting and len(known) < _MOST_FILES:
         file = waiting.pop(0)
@@ -42,7 +42,7 @@ def script(path: Path) -> tuple[Source, list[str]]:
             continue
         known.add(file)
         try:
-            found = read(text_of(file), os.path.relpath(file, folder))
+            found = read(_text(file), os.path.relpath(file, folder))
         except Unreadable:
             continue
         source += found
@@ -56,7 +56,7 @@ def _is_foreign(name: str, folder: Path) -> bool:
     return bool(root) and root not in sys.stdlib_module_names and not _files(root, folder)
 
 
-def text_of(path: Path) -> bytes:
+def _text(path: Path) -> bytes:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):

@@ -34,17 +34,16 @@ def test_who_has_come_has_a_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A group in which all have come tells all their pids: nobody sees a rank whose pid is not written yet."""
     group = WorkerGroup.ordered(tmp_path / "group", Seat((1,)), "fork")
     group.born(os.getpid())
-    write, seen = Path.write_text, []
+    rename, seen = Path.rename, []
 
-    def slowly(path: Path, text: str) -> int:
-        path.touch()
-        seen.append((group.parked, group.rank_pids()))
-        return write(path, text)
+    def slowly(path: Path, target: Path) -> Path:
+        seen.append((path.read_text(), group.parked, group.rank_pids()))
+        return rename(path, target)
 
     try:
-        monkeypatch.setattr(Path, "write_text", slowly)
+        monkeypatch.setattr(Path, "rename", slowly)
         group.gate.come(0)
-        assert seen == [(False, [])]
+        assert seen == [(str(os.getpid()), False, [])]
         assert group.parked and group.rank_pids() == [os.getpid()]
     finally:
         group.dissolve()

@@ -65,7 +65,7 @@ def test_what_a_flush_that_was_killed_has_begun_is_removed(
     script = tmp_path / "dies.py"
     begun = retention.temporary_name(3, retention.FLUSHED)
     script.write_text(f"import os; os.mkdir({str(run.checkpoints / begun)!r}); os.kill(os.getpid(), 9)")
-    whole = flush_command(segment, run, "3", 2)
+    whole = flush_command(segment, run, 3, 2)
     commands = [[sys.executable, str(script)], whole]
     monkeypatch.setattr("supervisor.loop.flush.flush_command", lambda *_: commands.pop(0))
     flusher = Flusher(run, "m")

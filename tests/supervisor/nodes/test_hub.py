@@ -7,11 +7,9 @@ import gc
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,26 +17,10 @@ import pytest
 from supervisor.nodes import hub, line
 from supervisor.nodes.hub import Hub
 from supervisor.nodes.lease import LeaseWord, boottime
-from supervisor.nodes.leash import LeashDesk
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire import beats
-from supervisor.nodes.wire.beats import Bond
-from supervisor.nodes.wire.dialing import connect
-from supervisor.nodes.wire.link import Link
-from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, eventually
+from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, eventually, linked
 from tests.support.supervised import ROOT
-
-
-@pytest.fixture
-def leader() -> Iterator[Hub]:
-    with contextlib.closing(Hub((HOST, 0), TOKEN, LEASE)) as made:
-        yield made
-
-
-@pytest.fixture
-def follower(leader: Hub, tmp_path: Path) -> Iterator[Line]:
-    with contextlib.closing(Line((HOST, leader.port), HOST, TOKEN, tmp_path)) as made:
-        yield made
 
 
 def test_messages(leader: Hub, follower: Line) -> None:
@@ -213,67 +195,6 @@ def test_the_leaders_own_lease(tmp_path: Path) -> None:
         leader.clear()
         assert not word.read().armed and not word.over
     assert word.over
-
-
-RANK = """
-import os, sys, time
-from pathlib import Path
-from trainer.rank import leash
-leash._PATIENCE = 60
-assert leash.hold(Path(sys.argv[1]), 3, int(sys.argv[2]))
-child = os.fork()
-if child:
-    os.write(1, b"%d\\n" % child)
-time.sleep(600)
-"""
-
-
-@contextlib.contextmanager
-def rank(follower: Line, number: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A rank that has its leash, and a child that outlives it."""
-    command = [sys.executable, "-c", RANK, str(follower.leash), str(number)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        child = int(process.stdout.readline())
-        try:
-            yield process
-        finally:
-            process.kill()
-            os.kill(child, signal.SIGKILL)
-
-
-def test_leashes(leader: Hub, follower: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a rank is told, whatever its children do, and also when its supervisor's link is closed."""
-    monkeypatch.setattr(LeashDesk, "PATIENCE", 60.0)
-    theirs, _, _ = admitted(leader, follower)
-    follower.node = 1
-    with rank(follower, 2) as first, rank(follower, 3) as second:
-        assert {theirs.until(hub.Leash) for _ in (2, 3)} == {hub.Leash(1, 3, n, ended=False) for n in (2, 3)}
-        first.kill()
-        assert theirs.until(hub.Leash) == hub.Leash(1, 3, 2, ended=True)
-        leader.drop(1)
-        theirs.none(hub.Leash)
-        second.kill()
-        assert theirs.until(hub.Leash) == hub.Leash(1, 3, 3, ended=True)
-
-
-def linked(leader: Hub) -> Link:
-    """Somebody with the token. How long the greeting takes counts for nothing here."""
-    dialing = connect(HOST, leader.port, TOKEN, 0.0)
-    made: list[Link] = []
-    eventually(lambda: made.extend(filter(None, [dialing.tick(0.0)])) or made)
-    return made[0]
-
-
-def test_a_reset_is_no_proof(leader: Hub) -> None:
-    """Only the end of a process ends its connection in order."""
-    made = linked(leader)
-    made.send(Bond(1, 3, 2).packed())
-    theirs = Loop(leader)
-    theirs.until(hub.Leash)
-    made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    made.close()
-    theirs.none(hub.Leash, 0.2)
 
 
 def test_strangers_and_nonsense(leader: Hub, follower: Line, tmp_path: Path) -> None:

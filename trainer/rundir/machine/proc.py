@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -58,6 +59,17 @@ def environment() -> tuple[int, int]:
         return int(fields[47]), int(fields[48])
     except (OSError, ValueError, IndexError):
         return 0, 0
+
+
+def variable(pid: int, name: str) -> bytes | None:
+    """The value of `name` in the environment that a process was started with. None if it has no such variable, or
+    cannot be looked at."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    begin = f"{name}=".encode()
+    return next((entry.removeprefix(begin) for entry in entries if entry.startswith(begin)), None)
 
 
 def lives(pid: int) -> bool:

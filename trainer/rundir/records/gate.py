@@ -34,6 +34,7 @@ from pathlib import Path
 import msgspec
 
 from ..files.codec import encode, read
+from ..files.durable import replace_soon
 from ..machine.proc import stat
 
 _IDLE = (1.0, 5.0)
@@ -188,15 +189,13 @@ class Gate:
     def come(self, rank: int) -> None:
         """Records for all readers that this rank has come to the gate, and its pid at the same moment. On a full disk
         nobody sees its pid."""
-        ready = self.ready(rank)
-        temporary = ready.with_name(f".{ready.name}.new")
         try:
-            temporary.write_text(str(os.getpid()))
+            replace_soon(self.ready(rank), str(os.getpid()).encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-        with contextlib.suppress(FileNotFoundError):
-            temporary.rename(ready)
+            with contextlib.suppress(OSError):
+                self.ready(rank).touch()
 
     def released(self) -> Release | None:
         """The content of release.json. None if there is no such file, ValueError if it is not a release."""
