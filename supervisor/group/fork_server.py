@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from msgspec import to_builtins
 
@@ -24,6 +24,15 @@ from supervisor.run.spec import Spec
 from trainer.rundir.programs import program
 from trainer.rundir.records.gate import Gate
 from trainer.rundir.records.kept import Stay
+
+
+class Fork(NamedTuple):
+    """A program of ours that was ordered from a fork server. `out`: a file in memory that it prints to, open as long as
+    it may still begin: it finds the file by the number of the descriptor. `pid` tells its pid: None while nobody knows,
+    0 if it will not run."""
+
+    out: IO[bytes]
+    pid: Callable[[], int | None]
 
 
 class ForkServer:
@@ -94,16 +103,18 @@ class ForkServer:
         """It will fork a group at `gate`, with the ranks of `seat`. The launcher's pid comes in `born`."""
         self._ask({"group": str(gate.path), "flags": flags(self._spec, gate, seat)})
 
-    def run(self, name: str, arguments: list[str], out: Path, mark: str) -> Callable[[], int | None]:
-        """It will run that program of ours in a fork, which prints to the file `out`. What is returned tells its pid:
-        None while nobody knows, 0 if it will not run."""
-        self._ask({"run": name, "arguments": arguments, "out": str(out), "mark": mark})
+    def run(self, name: str, arguments: list[str], mark: str) -> Fork:
+        """It will run that program of ours in a fork."""
+        # In memory: what it has to say may be that the disk is full.
+        out = os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "rb")
+        path = f"/proc/{os.getpid()}/fd/{out.fileno()}"
+        self._ask({"run": name, "arguments": arguments, "out": path, "mark": mark})
 
         def pid() -> int | None:
             self.listen()
-            return self._ran.pop(str(out), 0 if self.unfit else None)
+            return self._ran.pop(path, 0 if self.unfit else None)
 
-        return pid
+        return Fork(out, pid)
 
     def stay(self, within: float) -> None:
         """It was asked to stay after this run, and has answered, or has not for `within` seconds. The answer is in

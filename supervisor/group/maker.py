@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from supervisor.group.fork_server import ForkServer
+from supervisor.group.fork_server import Fork, ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
 from supervisor.group.learned import Learned
@@ -48,7 +48,6 @@ class GroupMaker:
         self._unborn: dict[str, WorkerGroup] = {}
         folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         self._count = max(folders, default=0)
-        self._count_of_runs = 0
         self._failures = 0
         self._since: float | None = None
         self._loaded: list[str] = []
@@ -145,15 +144,12 @@ class GroupMaker:
         """The descriptors that are readable when there is news for listen()."""
         return self.server.fds() if self.server else []
 
-    def run(self, name: str, arguments: list[str], mark: str) -> tuple[Path, Callable[[], int | None]] | None:
-        """A program of ours will run as a fork of the fork server: the file that it prints to, and what tells its pid
-        (see ForkServer.run). None if there is no fork server that has time."""
+    def run(self, name: str, arguments: list[str], mark: str) -> Fork | None:
+        """A program of ours will run as a fork of the fork server. None if there is none that has time."""
         server = self.ready
         if server is None or server.loading:
             return None
-        self._count_of_runs += 1
-        out = self._run.standby / f"{name}.{self._count_of_runs}"
-        return out, server.run(name, arguments, out, mark)
+        return server.run(name, arguments, mark)
 
     def keep(self) -> int | None:
         """With --keep-warm a fork server stays for the next run. Returns its pid."""

@@ -19,7 +19,7 @@ from typing import Any
 from supervisor.core.standby.cost import Meter
 from supervisor.core.standby.parking import Place
 from supervisor.core.telling.progress import Trained
-from supervisor.group.fork_server import ForkServer
+from supervisor.group.fork_server import Fork, ForkServer
 from supervisor.group.group import WorkerGroup
 from supervisor.group.maker import GroupMaker
 from supervisor.group.parking import Parking
@@ -152,7 +152,7 @@ class Standby:
             roots |= {self._group.launcher.pid, *self._group.rank_pids()}
         return roots
 
-    def run(self, name: str, arguments: list[str], mark: str) -> tuple[Path, Callable[[], int | None]] | None:
+    def run(self, name: str, arguments: list[str], mark: str) -> Fork | None:
         """As GroupMaker.run()."""
         return self._maker.run(name, arguments, mark)
 

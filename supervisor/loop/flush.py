@@ -1,5 +1,4 @@
-"""The flush process: it makes durable checkpoints of snapshots, one at a time. It runs while the ranks train, and after
-they died."""
+"""The flush process: it makes durable checkpoints of snapshots, one at a time, also after the ranks have died."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from supervisor.core.telling.news import Note
+from supervisor.group.fork_server import Fork
 from supervisor.loop import flush_report
 from supervisor.process import proctree
 from supervisor.process.kernel import glance
@@ -46,7 +45,7 @@ class Wanted:
     again: bool = False
 
 
-Fork = Callable[[str, list[str], str], tuple[Path, Callable[[], int | None]] | None]
+Forks = Callable[[str, list[str], str], Fork | None]
 Outcome = dict[str, Any]
 """The report of a flush (`step`, and `error`, or `bytes`, `seconds`, `existed`), by itself or by us."""
 
@@ -58,11 +57,11 @@ class Flusher:
     read, the pin alone does. A flush that dies is made again, once. A flush that is not made is told.
     """
 
-    def __init__(self, run: RunDir, mark: str, forks: Fork = lambda *_: None) -> None:
+    def __init__(self, run: RunDir, mark: str, forks: Forks = lambda *_: None) -> None:
         """`forks` runs a program of ours as a fork of the fork server, if there is one: Standby.run()."""
         self._run, self._mark, self._forks = run, mark, forks
-        self._ordered: Callable[[], int | None] | None = None
-        """Tells the pid of the flush that is ordered from the fork server."""
+        self._ordered: Fork | None = None
+        """The flush that is ordered from the fork server, as long as nobody knows its pid."""
         self.segment = segment_of(mark)
         self._wanted: list[Wanted] = []
         self._keep = KEEP_ALL
@@ -82,9 +81,10 @@ class Flusher:
         self._began = 0.0
         self.took: float | None = None
         """Seconds that the newest successful flush took, with the start of its process."""
-        self._said_to: Path | None = None
-        """The file that the running flush prints to, if it is a fork."""
         self._stdout: Any = None
+        """What the running flush prints to."""
+        self._late: list[Fork] = []
+        """Ordered flushes that were not waited for any longer. They may still begin."""
         self._said = ""
         """The last output of a flush that died."""
         self._inherited: list[Process] = []
@@ -238,7 +238,7 @@ class Flusher:
         """No flush of ours is running. Its snapshot stays pinned."""
         until = time.monotonic() + ANSWERS
         while self._ordered is not None and time.monotonic() < until:
-            if (pid := self._ordered()) is None:
+            if (pid := self._ordered.pid()) is None:
                 time.sleep(0.001)
                 continue
             self._ordered = None
@@ -299,7 +299,7 @@ class Flusher:
         self._began, self._under_way = time.monotonic(), wanted
         arguments = flush_arguments(self.segment, self._run, wanted.step, wanted.keep)
         if not wanted.again and (ordered := self._forks(FLUSH, arguments, f"{self._mark}.flush")) is not None:
-            self._said_to, self._ordered = ordered
+            self._ordered, self._stdout = ordered, ordered.out
             return
         yield from self._start_alone(wanted)
 
@@ -307,9 +307,9 @@ class Flusher:
         """The ordered flush is held as soon as it has a pid. If it will never have one, it starts alone."""
         if self._ordered is None:
             return
-        if (pid := self._ordered()) is None and time.monotonic() < self._began + ANSWERS:
+        if (pid := self._ordered.pid()) is None and time.monotonic() < self._began + ANSWERS:
             return
-        self._ordered = None
+        ordered, self._ordered = self._ordered, None
         try:
             if pid:
                 self.process = Process(pid)
@@ -318,7 +318,7 @@ class Flusher:
             # It is over and reaped: what it has printed tells the rest.
             yield from self._conclude()
             return
-        self._said_to = None
+        self._late.append(ordered)
         yield from self._start_alone(self._under_way)
 
     def _start_alone(self, wanted: Wanted) -> Iterator[Outcome]:
@@ -340,8 +340,7 @@ class Flusher:
 
     def _outcome(self) -> dict[str, Any] | None:
         """The report of the flush; None if it died before it could report."""
-        path, self._said_to = self._said_to, None
-        text = flush_report.printed(self._stdout if path is None else path)
+        text = flush_report.printed(self._stdout)
         if self.process is not None:
             self.process.close()
             self.process = None

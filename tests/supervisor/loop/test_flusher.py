@@ -4,11 +4,12 @@ pinned is left."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
+from supervisor.group.fork_server import Fork
 from supervisor.loop.flush import Flusher
 from supervisor.run.checkpoints import flush_command
 from tests.support.jobs import holds
@@ -38,9 +39,9 @@ def test_a_fork_that_never_comes(
     run = RunDir(tmp_path)
     asked = []
 
-    def forks(*order: object) -> tuple[Path, Callable[[], int | None]]:
+    def forks(*order: object) -> Fork:
         asked.append(order)
-        return tmp_path / "out", lambda: pid
+        return Fork(BytesIO(), lambda: pid)
 
     flusher = Flusher(run, "m", forks)
     flusher.segment = segment
