@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import torch
 
+from supervisor.process.proctree import is_subreaper
 from trainer.checkpoint.memory import memory
 from trainer.rank import progress
 
@@ -56,6 +57,13 @@ def variables() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def orphans() -> Iterator[None]:
+    """The orphans of later tests do not become this process' zombies, each of which makes a walk over /proc longer."""
+    yield
+    assert not is_subreaper()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from supervisor.checkup.checks import Check, Verdict
 from supervisor.checkup.installed import untested
 from supervisor.process import loopback
 from supervisor.process.kill import kill_child
-from supervisor.process.proctree import Process, become_subreaper
+from supervisor.process.proctree import Process, be_subreaper, is_subreaper
 
 TIME_LIMIT = 60.0
 """Seconds that the import of torch may take: a cold network disk is slow."""
@@ -138,8 +138,10 @@ def processes() -> Check:
         Process(os.getpid()).close()
     except (OSError, AttributeError):
         return Check("processes", Verdict.BAD, "no pidfd: a rank cannot be killed safely", "use Linux 5.3 or newer")
-    if not become_subreaper():
+    before = is_subreaper()
+    if not be_subreaper():
         return Check("processes", Verdict.BAD, "no subreaper: orphans of a launcher are lost", "use Linux 3.4 or newer")
+    be_subreaper(before)
     return Check("processes", Verdict.OK, "every process of a run can be held and killed")
 
 

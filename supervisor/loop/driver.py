@@ -38,7 +38,7 @@ from supervisor.loop.tracker import Tracker
 from supervisor.nodes.lead.others import Alone, Others
 from supervisor.nodes.limb import Limb
 from supervisor.process.kill import end_all
-from supervisor.process.proctree import become_subreaper
+from supervisor.process.proctree import be_subreaper
 from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.folder.anchor import Anchor, Moved
@@ -88,7 +88,7 @@ class Driver:
     def drive(self) -> End:
         """Drives the run to its end. No process of it is alive, unless the End says that something could not be
         killed."""
-        become_subreaper()
+        be_subreaper()
         with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path, self.log.epoch)) as anchor:
             paces, ended = Paces(self.run), set[int]()
             self._take_up(paces.last())

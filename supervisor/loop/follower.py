@@ -28,7 +28,7 @@ from supervisor.nodes.talk.probe import shares
 from supervisor.nodes.warden import start_warden
 from supervisor.process.kill import end_all
 from supervisor.process.place import here
-from supervisor.process.proctree import become_subreaper
+from supervisor.process.proctree import be_subreaper
 from supervisor.process.reaper import Reaper
 from supervisor.run import spec as specs
 from supervisor.run.folder.stops import Stops, signals
@@ -92,7 +92,7 @@ class Follower:
     def follow(self) -> int:
         """The run is over, or this node is of no use to it. Nothing of it is alive here. Returns the exit code of
         `launch`. Refusal if this node cannot be part of the run."""
-        become_subreaper()
+        be_subreaper()
         with signals(self._stops) as wakeup, ExitStack() as stack:
             stack.callback(self._line.close)
             stack.callback(self._node.roads.close)

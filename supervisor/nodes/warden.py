@@ -103,11 +103,11 @@ class Warden:
         """Nothing of the run runs here any more, however long that takes, unless another supervisor has begun: it ends
         what it finds, and what it starts is not to be killed."""
         while self._word.stands and self.clear():
-            pass
+            time.sleep(_LOOK_EVERY)
 
     def clear(self) -> int:
         """Nothing of the run runs here any more, unless it waits for a disk or a driver. Returns the number of
-        processes that got the signal."""
+        processes that got the signal. Zombies, which the init of a container may never reap, count as gone."""
         steps = self._find()
         return kill_family(lambda: next(steps, []), {}, _WITHIN, time.monotonic())
 
@@ -160,7 +160,7 @@ class Warden:
     @staticmethod
     def _is_still(pid: int, started: int) -> bool:
         found = stat(pid)
-        return found is not None and found.started == started
+        return found is not None and found.started == started and family.is_there(pid)
 
     def _is_stopped(self) -> bool:
         found = stat(self._supervisor.pid)

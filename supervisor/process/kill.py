@@ -24,7 +24,8 @@ _TICK, _PATIENT = 0.01, 1.0
 """Seconds between two looks at what has to go: at first, and at most."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MOMENT = 0.0005
-"""Seconds between two looks at a family that was just killed. Every recovery waits for them."""
+"""Seconds between two looks at a family that was just killed. Every recovery waits for them. Of what is not gone after
+a while each look comes later."""
 _CARETAKERS = ("multiprocessing.resource_tracker import main", "torch_shm_manager")
 _CARE = 4.0
 """Seconds that a caretaker gets after its processes are killed. torch_shm_manager waits 2 s for another client; then it
@@ -80,7 +81,7 @@ def kill_family(find: Callable[[], list[int]], known: Mapping[int, Process], wit
         struck |= {pid for pid in new if pid not in passed and _strike_one(pid, known.get(pid), found_at)}
         if (not new and not any(map(is_running, struck))) or time.monotonic() >= until:
             return len(struck)
-        time.sleep(_MOMENT)
+        time.sleep(max(_MOMENT, min(_TICK, (time.monotonic() - until + within) / 20)))
 
 
 def _strike_one(pid: int, known: Process | None, found_at: float) -> bool:

@@ -28,9 +28,9 @@ _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
-def become_subreaper() -> bool:
-    """Orphans among our descendants become our children (prctl(2)). False if the system refuses."""
-    refused: int = ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def be_subreaper(on: bool = True) -> bool:
+    """Orphans among our descendants become our children (prctl(2)), or no longer. False if the system refuses."""
+    refused: int = ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
     return refused == 0
 
 

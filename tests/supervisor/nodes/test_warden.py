@@ -202,6 +202,27 @@ def test_nobody_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, withi
             rank.wait()
 
 
+def test_ranks_that_nobody_reaps(tmp_path: Path) -> None:
+    """They were known, and stay zombies, as under an init that reaps nobody: the warden is done once they are dead."""
+    mark = f"warden-{secrets.token_hex(6)}"
+    env = {**os.environ, "SUPERVISE_MARK": f"{mark}.0"}
+    ranks = [subprocess.Popen([sys.executable, "-S", "-c", "input()"], env=env, stdin=subprocess.PIPE) for _ in "ab"]
+    LeaseWord(tmp_path, writes=True)
+    supervisor = Process(os.getpid())
+    try:
+        until(lambda: len(marked(mark)) == 2)
+        warden = Warden(LeaseWord(tmp_path, writes=False), mark, supervisor)
+        warden._walk(0.0)
+        assert set(warden._known) == {rank.pid for rank in ranks}
+        assert warden.clear() == 2
+        until(lambda: not any(map(lives, warden._known)))
+        assert warden.clear() == 0
+    finally:
+        supervisor.close()
+        for rank in ranks:
+            rank.communicate()
+
+
 def test_another_supervisor_has_begun(tmp_path: Path) -> None:
     """It has made the lease word anew: what it starts is not killed by the warden of the dead one."""
     old = LeaseWord(tmp_path, writes=True)
