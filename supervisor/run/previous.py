@@ -42,12 +42,6 @@ class Previous:
     faults_armed: frozenset[int] = frozenset()
 
     @property
-    def told_checkpoints(self) -> frozenset[int] | None:
-        """The checkpoints that the events of an unfinished run tell. None for a run that begins: its folder may hold
-        others."""
-        return self.checkpoints if self.unfinished else None
-
-    @property
     def unfinished(self) -> bool:
         """Whether a supervisor died before it could end the run."""
         return self.story.started is not None and not self.story.over
