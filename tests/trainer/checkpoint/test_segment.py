@@ -140,9 +140,14 @@ def _free_run(folder: Path, seed: int, kind: type[Segment] = Segment) -> int:
         rank = chance.randrange(world)
         if next(running[rank], None) is None:
             steps[rank] += 1
+            if chance.random() < 0.3:
+                # Ahead of its begin, which comes after writes of the others, or never.
+                ranks[rank].prepare()
             running[rank] = _write(ranks[rank], steps[rank], pin=chance.random() < 0.1)
         if chance.random() < 0.05:
             snapshots.clear_pins(folder)
+        if chance.random() < 0.05 and (there := snapshots.find(folder)) is not None:
+            snapshots.pin(there)
         if newest or snapshots.newest_snapshot(folder):
             found = _whole(folder)
             assert found >= newest
@@ -176,6 +181,37 @@ def test_a_rank_that_does_not_look_is_convicted(folder: Path) -> None:
         for seed in range(60):
             _free_run(folder, seed, _Heedless)
             snapshots.remove(folder)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_the_next_buffer_is_ready_before_the_step(folder: Path, pin: bool) -> None:
+    """What is begun then is what was prepared, pinned if asked. The newest snapshot is there all the time. Nothing
+    is prepared while another rank has yet to copy it, nor taken if it was pinned meanwhile or is too small."""
+    one, other = _ranks(folder)
+    for step in (1, 2, 3):
+        _all(one, step)
+        one.prepare()  # too early: the other has no such snapshot, or none that is newer
+        assert step == 1 or _whole(folder) == step - 1
+        _all(other, step)
+    for segment in (one, other):
+        segment.prepare()
+        assert _whole(folder) == 3
+    board = Board(shm.board_path(folder, 0))
+    ready = next(slot for slot in "ab" if slot not in board.records())
+    begun = one.begin(SIZE, 4 if pin else None)
+    assert begun is not None and begun.slot == ready
+    assert board.pins() == ({ready: frozenset({4})} if pin else {})
+    one.commit(begun, 4, SIZE, 0)
+    larger = other.begin(8 * SIZE)
+    assert larger is not None and len(larger.memory) >= 8 * SIZE
+    other.commit(larger, 4, SIZE, 0)
+
+    snapshots.clear_pins(folder)
+    one.prepare()
+    ready = next(slot for slot in "ab" if slot not in board.records())
+    board.pin(ready, 3, by_flush=True)
+    third = one.begin(SIZE)
+    assert third is not None and third.slot == "c"
 
 
 def test_a_late_rank_costs_a_snapshot_not_safety(folder: Path) -> None:

@@ -11,13 +11,13 @@ Parameters and optimizer state do not change in between. Buffers, generators and
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import math
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -82,6 +82,8 @@ class Memory:
         self.newest = Newest(self.segment, self._twins, place)
         self._job: Job | None = None
         self._needed = 0
+        self._each_step = False
+        """Whether the newest snapshot came a step after the one before."""
         self._sidecars = Sidecars(place)
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
@@ -109,6 +111,7 @@ class Memory:
         StateError if no checkpoint can hold it.
         With `pin` it stays until a flush has read it. If it is `owed`, it waits a little for a buffer before it is left
         out."""
+        self._each_step = step - 1 == self.newest.step
         self.newest.step = step
         if self._is_making() and not pin:
             self._leave_out(step)
@@ -150,10 +153,8 @@ class Memory:
     def _is_making(self) -> bool:
         if self._idle.is_set() or self._job is None:
             return False
-        began = time.perf_counter()
-        making = self._job.copier.is_making()
-        self._waited_s += time.perf_counter() - began
-        return making
+        with self._waiting():
+            return self._job.copier.is_making()
 
     def _leave_out(self, step: int) -> None:
         self.left_out = self.unready = step
@@ -169,19 +170,28 @@ class Memory:
             self._idle.wait()
         elif copier is not None:
             copier.stepping()
+            if self._each_step and not copier.overlaps and self._twins is None:
+                # Now, not after the step: a death between the step and the commit loses the step.
+                with self._waiting():
+                    self.segment.prepare()
             if job is not None and not job.image.held and not self._idle.is_set():
-                began = time.perf_counter()
-                if job.moved is None:
-                    job.moved = job.changed()  # the step that begins now changes all of them
-                copier.gate()
-                self._waited_s += time.perf_counter() - began
+                with self._waiting():
+                    if job.moved is None:
+                        job.moved = job.changed()  # the step that begins now changes all of them
+                    copier.gate()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """The time that the block takes counts: training waits meanwhile."""
+        began = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - began
 
     def wait(self) -> None:
         """Waits until the last snapshot, if there was one, is committed."""
         if not self._idle.is_set():
-            began = time.perf_counter()
-            self._idle.wait()
-            self._waited_s += time.perf_counter() - began
+            with self._waiting():
+                self._idle.wait()
 
     @property
     def unplanned(self) -> bool:
@@ -247,7 +257,9 @@ class Memory:
         except Removed as error:
             self.removed, self.problem = True, str(error)
         except OSError as error:
-            self.problem = self._room() if error.errno == errno.ENOSPC else f"no snapshots: {error}"
+            full = error.errno == errno.ENOSPC
+            about = self._place.too_small(self._needed, self.ring, self._planner.whole) if full else str(error)
+            self.problem = f"no snapshots: {about}"
         except Exception as error:
             # Any exception: if the copying thread died of it, training would wait for it for ever.
             self.problem = f"no snapshots: {error!r}"
@@ -309,16 +321,6 @@ class Memory:
             time.sleep(0.001)
         self._patient = buffer is not None or (self._patient and not job.owed)
         return buffer
-
-    def _room(self) -> str:
-        place, whole = self._place, self._planner.whole
-        # In a ring: three buffers for each of two nodes' ranks, and once the whole state, for a restore.
-        files = 6 * place.here + place.world_size if self.ring else 3 * (place.world_size if whole else place.here)
-        needed = files * self._needed / 2**20 + 16
-        return (
-            f"no snapshots: {self._place.folder.parent} is too small for them, they need {needed:.0f} MB there; "
-            f"in Docker give --shm-size={math.ceil(needed / 64) * 64}m"
-        )
 
 
 def opened(

@@ -1,6 +1,6 @@
 """The buffers of one rank in shared memory, as their writer uses them: the next one to write, and the commit.
 
-    begin    a buffer that may be written over -> its record is zeros
+    begin    a buffer that may be written over -> its record is zeros; prepare() does that ahead
     (fill)   header, tensors, sidecar
     commit   its record
 
@@ -74,6 +74,7 @@ class Segment:
         # Boards of a larger world too: its last snapshot counts until this world has one.
         self._boards = {**boards(folder), rank: self._own}
         self._buffers: dict[str, Buffer] = {}
+        self._prepared: Buffer | None = None
         # Made from the process and the time: no record of this attempt can equal one of another attempt.
         self._serial = itertools.count(time.monotonic_ns())
         self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
@@ -97,9 +98,24 @@ class Segment:
         found = common(self.folder, self.boards())
         return found[-1] if found else None
 
+    def prepare(self) -> None:
+        """begin() will find a buffer at once, if one that is mapped may be written over. It can be read no more."""
+        if self._prepared is not None or len(self._held) > 2 or not self._is_there() or self._may_change():
+            return
+        newest = self.newest()
+        if (free := self._free(newest)) and (buffer := self._buffers.get(free[0])) is not None:
+            self._own.invalidate(buffer.slot)
+            self._prepared = buffer
+            self._forget_larger_world(newest)
+
     def begin(self, size: int, pin: int | None = None) -> Buffer | None:
         """An empty buffer of `size` bytes, pinned for step `pin`. None if no buffer is free yet. OSError if shared
         memory has no room for it, Removed if this rank's files are gone."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and len(prepared.memory) >= size and not self._own.pinned(prepared.slot):
+            if pin is not None:
+                self._own.pin(prepared.slot, pin)
+            return prepared
         if not self._is_there():
             raise Removed(f"another program has removed the snapshots from {self.folder.parent}")
         newest = self.newest()
@@ -163,6 +179,7 @@ class Segment:
 
     def close(self) -> None:
         """Nothing is mapped here any more. The files stay."""
+        self._prepared = None
         for slot in list(self._buffers):
             self._unmap(slot)
 
