@@ -64,7 +64,10 @@ def _loader_case(workers: int) -> Callable[[int, int], Case]:
     return made
 
 
-CASES["a loader with workers"], CASES["a loader without"] = _loader_case(2), _loader_case(0)
+LOADERS = ("a loader with workers", "a loader without")
+"""They need torchdata."""
+for _name, _workers in zip(LOADERS, (2, 0), strict=True):
+    CASES[_name] = _loader_case(_workers)
 
 
 for _name, _kind in {
