@@ -28,7 +28,7 @@ sys.path.append(str(ROOT))
 from tests.support.cluster import Cluster, NodesRun, cluster
 from tests.support.machines import missing
 
-NODES = 3
+NODES, LEASE_S = 3, 1.0
 ENDLESS = ("--max-restarts", "1000000", "--no-progress-limit", "1000000", "--node-wait", "4s", "--quiet")
 
 
@@ -37,7 +37,7 @@ class Soak:
 
     def __init__(self, nodes: Cluster, folder: Path, seed: int) -> None:
         self.nodes, self.random = nodes, random.Random(seed)
-        self.run = NodesRun(nodes, folder, f"1:{NODES}", steps=10**9)
+        self.run = NodesRun(nodes, folder, f"1:{NODES}", steps=10**9, lease=LEASE_S)
         self.faults: dict[str, Callable[[int], Callable[[], None] | None]] = {
             "rank killed": self._rank,
             "supervisor killed": lambda node: self._supervisor(node, signal.SIGKILL),
@@ -123,7 +123,7 @@ def soaked(soak: Soak, minutes: float, longest: float) -> list[dict[str, Any]]:
             soak.until(lambda: False, lasts)
             undo()
         # What is over before the lease is, is no fault, nor is what befalls a spare.
-        harmless = not takes_part or (undo is not None and lasts < 1.5 and name != "power off")
+        harmless = not takes_part or (undo is not None and lasts < 1.5 * LEASE_S and name != "power off")
         if harmless:
             soak.until(lambda: False, 2.0)
         took = soak.until(lambda: soak.whole(-1 if harmless else before), longest)  # noqa: B023
