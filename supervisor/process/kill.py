@@ -72,16 +72,18 @@ def kill_family(find: Callable[[], list[int]], known: Mapping[int, Process], wit
     """Kills whoever `find` finds, until it finds nobody new and none of them runs code any more, or for `within`
     seconds. Returns the number of processes that got the signal. `known` are held already. Caretakers get the signal
     late, as in kill(), and are not waited for."""
-    until, late = time.monotonic() + within, time.monotonic() >= began + _CARE
+    start = time.monotonic()
+    late = start >= began + _CARE
     struck, passed = set[int](), set[int]()
     while True:
         found, found_at = find(), time.clock_gettime(time.CLOCK_BOOTTIME)
         new = [pid for pid in found if pid not in struck | passed]
         passed |= set() if late else {pid for pid in new if is_caretaker(pid)}
         struck |= {pid for pid in new if pid not in passed and _strike_one(pid, known.get(pid), found_at)}
-        if (not new and not any(map(is_running, struck))) or time.monotonic() >= until:
+        took = time.monotonic() - start
+        if (not new and not any(map(is_running, struck))) or took >= within:
             return len(struck)
-        time.sleep(max(_MOMENT, min(_TICK, (time.monotonic() - until + within) / 20)))
+        time.sleep(min(_TICK, max(_MOMENT, took / 20)))
 
 
 def _strike_one(pid: int, known: Process | None, found_at: float) -> bool:
