@@ -94,7 +94,7 @@ def test_a_slow_disk_does_not_hold_up_recovery(run: Run) -> None:
     run.script(PRINTS, "prints.py")
     (run.folder / "work").mkdir()
     run.start("../prints.py", cwd=run.folder / "work")
-    until(lambda: printed(run.folder) > 5)
+    until(lambda: printed(run.folder) > 5 and run.events("group_ready"))
     assert run.process is not None
     slow = ["-f", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=300000000", "-o", "/dev/null"]
     strace = subprocess.Popen(["strace", *slow, "-p", str(run.process.pid)], stderr=subprocess.DEVNULL)
