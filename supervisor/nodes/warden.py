@@ -103,6 +103,7 @@ class Warden:
         """Nothing of the run runs here any more, however long that takes, unless another supervisor has begun: it ends
         what it finds, and what it starts is not to be killed."""
         while self._word.stands and self.clear():
+            # What got the signal is dead, or waits for a disk or a driver: that takes its time.
             time.sleep(_LOOK_EVERY)
 
     def clear(self) -> int:

@@ -99,7 +99,7 @@ class Segment:
         return found[-1] if found else None
 
     def prepare(self) -> None:
-        """begin() will find a buffer at once, if one that is mapped may be written over. It can be read no more."""
+        """begin() will find a buffer at once, if one that is mapped may be written over. What that one held is gone."""
         if self._prepared is not None or len(self._held) > 2 or not self._is_there() or self._may_change():
             return
         newest = self.newest()

@@ -20,7 +20,7 @@ class Sidecars:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._tables: dict[bool, tuple[Layout, bytes]] = {}
-        self._parts: dict[tuple[str, ...], tuple[Any, bytes]] = {}
+        self._parts: dict[str, tuple[Any, bytes]] = {}
 
     def text(self, tree: Any, layout: Layout, elsewhere: bool = False) -> bytes:
         """The sidecar of a snapshot with that state and layout, of this node or of the other one that keeps the
@@ -39,16 +39,15 @@ class Sidecars:
 
     def _part(self, name: str, part: Any) -> bytes:
         if isinstance(part, dict) and "state" in part:
-            return _object((key, self._kept((name, key), value)) for key, value in part.items())
-        return self._kept((name,), part)
+            # Of its keys this one alone: a user's other ones may be new in each step, and would pile up.
+            return _object((key, self._kept(name, v) if key == "state" else encode(v)) for key, v in part.items())
+        return self._kept(name, part)
 
-    def _kept(self, path: tuple[str, ...], value: Any) -> bytes:
-        if not isinstance(value, dict):
-            return encode(value)
-        known, text = self._parts.get(path, (None, b""))
+    def _kept(self, name: str, value: Any) -> bytes:
+        known, text = self._parts.get(name, (self, b""))
         if known is not value:
             text = encode(value)
-            self._parts[path] = (value, text)
+            self._parts[name] = (value, text)
         return text
 
 
