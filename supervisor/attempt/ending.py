@@ -16,8 +16,8 @@ from supervisor.process import family, proctree
 from supervisor.process.kernel import has_gpu
 from supervisor.process.kill import kill_family
 from supervisor.process.proctree import Process
+from trainer.rundir.machine import proc
 from trainer.rundir.machine.cgroup import NoGroup, own_group
-from trainer.rundir.machine.proc import stat
 
 _WALKS = 10
 """The most walks of one look. A program that forks without end is looked at again anyway."""
@@ -57,7 +57,7 @@ class Ending:
             if before == found.keys() or not found:
                 break
             before = set(found)
-        there = [pid for pid in found if family.is_there(pid)]
+        there = [pid for pid in found if proc.is_there(pid)]
         if not there and self.foreign:
             return [process.pid for process in proctree.strangers(self._mark, spared)]
         return there
@@ -90,8 +90,8 @@ class Ending:
     def alive(self, spared: set[int]) -> tuple[int, ...]:
         """The processes that the next attempt has to wait for."""
         there = self.members(spared)
-        running = [pid for pid in there if family.is_running(pid)]
-        left = {pid: stat(pid) for pid in there if pid not in running}
+        running = [pid for pid in there if proc.is_running(pid)]
+        left = {pid: proc.stat(pid) for pid in there if pid not in running}
         self.leaving = {pid: found.started for pid, found in left.items() if found is not None}
         needed = self._gpu and not self.next_has_memory
         if self.leaving and not running and (needed or not self._has_room()):
@@ -100,7 +100,7 @@ class Ending:
 
     def still_leaving(self) -> list[int]:
         """Those of `leaving` that are not gone yet."""
-        stats = {pid: stat(pid) for pid in self.leaving}
+        stats = {pid: proc.stat(pid) for pid in self.leaving}
         self.leaving = {
             pid: found.started
             for pid, found in stats.items()

@@ -29,13 +29,13 @@ from supervisor.attempt.recorder import dumps
 from supervisor.core.diagnosis.gpu import holders, xids
 from supervisor.core.evidence import Evidence, Memory, Xid
 from supervisor.core.model import Exit, Raised, Verdict
-from supervisor.process.family import is_running
 from supervisor.process.room import disks, is_full
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.files.untrusted_files import tail
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, attempt_of, groups_of, own_group, remove
+from trainer.rundir.machine.proc import is_running
 from trainer.rundir.secrets import Redactor
 
 SCHEMA = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.evidence import Xid
-from supervisor.process.family import is_running
+from trainer.rundir.machine.proc import is_running
 
 DRIVER = Path("/proc/driver/nvidia")
 

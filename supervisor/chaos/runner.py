@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.process.family import is_running
 from supervisor.process.kill import kill_child
 from supervisor.reading.events_file import Event, EventReader
 from supervisor.run.folder.lock import claimed
@@ -25,6 +24,7 @@ from supervisor.run.runs import load
 from supervisor.run.status import story_of
 from trainer.rundir.files.durable import replace_file
 from trainer.rundir.layout import RunDir
+from trainer.rundir.machine.proc import is_running
 
 _LOOK = 0.05
 _ROOT = Path(__file__).resolve().parents[2]

@@ -35,7 +35,7 @@ from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.process import family
 from supervisor.process.kill import kill_family
 from supervisor.process.proctree import Process, ancestors, carries, started_by
-from trainer.rundir.machine.proc import stat
+from trainer.rundir.machine.proc import is_there, stat
 
 _FIRST = 0.1
 """Seconds that a living supervisor has after the end of a lease."""
@@ -161,7 +161,7 @@ class Warden:
     @staticmethod
     def _is_still(pid: int, started: int) -> bool:
         found = stat(pid)
-        return found is not None and found.started == started and family.is_there(pid)
+        return found is not None and found.started == started and is_there(pid)
 
     def _is_stopped(self) -> bool:
         found = stat(self._supervisor.pid)

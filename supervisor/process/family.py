@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.rundir.machine.proc import Stat, content, stat
+from trainer.rundir.machine.proc import content, threads
 
 _LISTENS = b"0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -44,7 +44,7 @@ def _children(pid: int) -> Iterator[int]:
         with contextlib.suppress(psutil.Error):
             yield from (child.pid for child in psutil.Process(pid).children())
         return
-    for thread in _threads(pid):
+    for thread in threads(pid):
         # The thread, or the process, may have just ended.
         with contextlib.suppress(OSError):
             yield from map(int, _whole(f"/proc/{pid}/task/{thread}/children").split())
@@ -66,31 +66,6 @@ def _whole(path: str) -> bytes:
         return text
     finally:
         os.close(fd)
-
-
-def _threads(pid: int) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []
-
-
-def is_running(pid: int) -> bool:
-    """Whether a task of the process can still run its code. It cannot if it is gone, a zombie, or exiting for good."""
-    return any(not task.exiting for task in _tasks(pid))
-
-
-def is_there(pid: int) -> bool:
-    """Whether the process is not gone, and no zombie. (A main thread can be one while others run.)"""
-    return any(True for _ in _tasks(pid))
-
-
-def _tasks(pid: int) -> Iterator[Stat]:
-    """The tasks of the process that are no zombies."""
-    for thread in _threads(pid):
-        found = stat(f"{pid}/task/{thread}")
-        if found is not None and found.lives:
-            yield found
 
 
 def resident(pid: int) -> int:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from supervisor.process.family import is_running
 from supervisor.process.proctree import Process, held, is_alive, members
 from supervisor.process.reaper import Reaper
-from trainer.rundir.machine.proc import stat
+from trainer.rundir.machine.proc import is_running, stat
 
 _TICK, _PATIENT = 0.01, 1.0
 """Seconds between two looks at what has to go: at first, and at most."""

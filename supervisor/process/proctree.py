@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from supervisor.process.family import is_running, walk
-from trainer.rundir.machine.proc import PF_EXITING, stat, variable
+from supervisor.process.family import walk
+from trainer.rundir.machine.proc import PF_EXITING, is_running, stat, variable
 from trainer.rundir.variables import MARK, SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37

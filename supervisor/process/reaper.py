@@ -7,9 +7,8 @@ import fcntl
 import os
 import struct
 
-from supervisor.process.family import is_running
 from supervisor.process.proctree import Process
-from trainer.rundir.machine.proc import stat
+from trainer.rundir.machine.proc import is_running, stat
 
 # ioctl PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15), and the bit that asks for the status.
 _PIDFD_GET_INFO = 0xC040FF0B

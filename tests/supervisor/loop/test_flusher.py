@@ -19,7 +19,7 @@ from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir
 from trainer.rundir.machine import shm
-from trainer.rundir.machine.proc import lives
+from trainer.rundir.machine.proc import is_running
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_what_a_flush_that_was_killed_has_begun_is_removed(
     flusher.segment = segment
     flusher.hear([(0, {"kind": "flush_due", "step": 3, "keep": 2})])  # type: ignore[list-item]
     list(flusher.tick(set(), True))
-    until(lambda: flusher.process is not None and not lives(flusher.process.pid))
+    until(lambda: flusher.process is not None and not is_running(flusher.process.pid))
     list(flusher.tick(set(flusher.fds()), True))
 
     assert not (run.checkpoints / begun).exists()

@@ -21,7 +21,7 @@ from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.nodes.warden import Warden
 from supervisor.process.proctree import Process, marked
 from tests.support.supervised import ROOT, until
-from trainer.rundir.machine.proc import lives
+from trainer.rundir.machine.proc import is_running
 
 LEASE = 60.0
 """Longer than any machine stands still."""
@@ -106,7 +106,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         finally:
             process.kill()
             # Some of them fork.
-            while left := [pid for pid in [*pids, *made.ranks()] if lives(pid)]:
+            while left := [pid for pid in [*pids, *made.ranks()] if is_running(pid)]:
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -116,8 +116,8 @@ def test_a_killed_supervisor(node: Node) -> None:
     """Its ranks, their orphans and those that are being forked are gone; a flush and other runs' processes
     live, and the warden is gone, too."""
     node.killed()
-    until(lambda: not lives(node.warden))
-    assert lives(node.flush) and lives(node.other)
+    until(lambda: not is_running(node.warden))
+    assert is_running(node.flush) and is_running(node.other)
 
 
 ANOTHER = """
@@ -140,8 +140,8 @@ def test_another_supervisor_that_has_taken_over(node: Node) -> None:
         orphan = "setsid sleep 600 > /dev/null 2>&1 & echo $!"
         told = subprocess.run(["sh", "-c", orphan], env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
         node.supervisor.kill()
-        until(lambda: not lives(node.warden))
-        assert set(node.ranks()) == set(theirs) and not lives(int(told))
+        until(lambda: not is_running(node.warden))
+        assert set(node.ranks()) == set(theirs) and not is_running(int(told))
         for pid in theirs:
             os.kill(pid, signal.SIGKILL)
         another.stdin.close()
@@ -157,13 +157,13 @@ def test_a_stopped_supervisor(node: Node, tmp_path: Path) -> None:
     until(lambda: not node.ranks())
     assert boottime() >= word.read().until
     node.supervisor.send_signal(signal.SIGCONT)
-    assert node.say("clear") == "cleared" and lives(node.warden), "it goes on"
+    assert node.say("clear") == "cleared" and is_running(node.warden), "it goes on"
 
 
 def test_the_end_of_a_run(node: Node) -> None:
     """The warden ends, and leaves to the supervisor what is left."""
     assert node.say("end") == "ended"
-    until(lambda: not lives(node.warden))
+    until(lambda: not is_running(node.warden))
     assert len(node.ranks()) >= 5
 
 
@@ -172,7 +172,7 @@ def test_a_signal_to_all(node: Node) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(node.warden, number)
     time.sleep(0.05)
-    assert lives(node.warden)
+    assert is_running(node.warden)
     node.killed()
 
 
@@ -194,7 +194,7 @@ def test_nobody_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, withi
         made = LeaseWord(tmp_path, writes=True)
         made.put(Lease(until=boottime() + 60.0, armed=True))
         Warden(LeaseWord(tmp_path, writes=False), mark, supervisor).watch()
-        until(lambda: not any(map(lives, [rank.pid for rank in ranks])))
+        until(lambda: not any(map(is_running, [rank.pid for rank in ranks])))
     finally:
         supervisor.close()
         for rank in ranks:
@@ -215,7 +215,7 @@ def test_ranks_that_nobody_reaps(tmp_path: Path) -> None:
         warden._walk(0.0)
         assert set(warden._known) == {rank.pid for rank in ranks}
         assert warden.clear() == 2
-        until(lambda: not any(map(lives, warden._known)))
+        until(lambda: not any(map(is_running, warden._known)))
         assert warden.clear() == 0
     finally:
         supervisor.close()

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.disks import CrashingDisk, Cut, FullDisk
 from trainer.rundir.files.durable import DISK, Disk, append_line, mend_tail, replace_file, unfinished
+from trainer.rundir.machine import proc
+from trainer.rundir.machine.proc import Stat, stat
 
 
 def _calls(tmp_path: Path) -> int:
@@ -39,6 +41,22 @@ def test_unfinished_files_of_the_dead(tmp_path: Path) -> None:
         path.write_text("")
     (tmp_path / f".step-00000001.tmp-{dead.pid}-1").mkdir()
     assert unfinished(tmp_path) == [theirs]
+
+
+def test_unfinished_files_of_the_dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process that has only its memory to free is there for a while, and writes no more."""
+
+    def exiting(task: str) -> Stat | None:
+        found = stat(task)
+        return found._replace(exiting=True) if found else None
+
+    with subprocess.Popen(["sleep", "60"]) as dying:
+        path = tmp_path / f".stop.tmp-{dying.pid}-0"
+        path.write_text("")
+        assert unfinished(tmp_path) == []
+        monkeypatch.setattr(proc, "stat", exiting)
+        assert unfinished(tmp_path) == [path]
+        dying.kill()
 
 
 def test_replace_file_on_a_full_disk(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..machine.proc import lives
+from ..machine.proc import is_running
 from . import room, write_back
 from .untrusted_files import open_file
 
@@ -128,7 +128,7 @@ def unfinished(folder: Path) -> list[Path]:
     """The files in `folder` that processes of this machine were writing when they died. OSError if it cannot be
     read."""
     named = ((_TEMPORARY.match(path.name), path) for path in folder.iterdir())
-    return [path for match, path in named if match and not lives(int(match[1])) and not path.is_dir()]
+    return [path for match, path in named if match and not is_running(int(match[1])) and not path.is_dir()]
 
 
 def ensure_dir(path: Path, disk: Disk = DISK) -> None:

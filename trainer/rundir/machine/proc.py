@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,10 +73,30 @@ def variable(pid: int, name: str) -> bytes | None:
     return next((entry.removeprefix(begin) for entry in entries if entry.startswith(begin)), None)
 
 
-def lives(pid: int) -> bool:
-    """Whether a process with that pid is alive; a zombie is not."""
-    found = stat(pid)
-    return found is not None and found.lives
+def threads(pid: int) -> list[str]:
+    """The numbers of its threads; none if the process is gone."""
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    """Whether a task of the process can still run its code. It cannot if it is gone, a zombie, or exiting for good."""
+    return any(not task.exiting for task in _tasks(pid))
+
+
+def is_there(pid: int) -> bool:
+    """Whether the process is not gone, and no zombie. (A main thread can be one while others run.)"""
+    return any(True for _ in _tasks(pid))
+
+
+def _tasks(pid: int) -> Iterator[Stat]:
+    """The tasks of the process that are no zombies."""
+    for thread in threads(pid):
+        found = stat(f"{pid}/task/{thread}")
+        if found is not None and found.lives:
+            yield found
 
 
 def left_of(told: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from ..codes import Doing, Phase
 from ..files.flock import locked
 from ..files.untrusted_files import open_file, read_file
-from ..machine.proc import lives
+from ..machine.proc import is_running
 
 _WORDS = 16
 _RECORD = _WORDS * 8
@@ -301,7 +301,7 @@ def claim(path: Path, rank: int | None, pid: int, role: Role) -> BeatWriter | No
 
 def _free(words: Sequence[int], base: int) -> bool:
     idle = words[base + _ROLE] == Role.LAUNCHED and words[base + _SOURCE] == Source.NONE
-    return words[base + _PID] <= 0 or idle or not lives(words[base + _PID])
+    return words[base + _PID] <= 0 or idle or not is_running(words[base + _PID])
 
 
 def holders(path: Path) -> frozenset[int]:
