@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 
 pytestmark = pytest.mark.cold
 """Compilers import much, and look at what is there: the ranks find what a user's find."""

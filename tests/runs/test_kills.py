@@ -17,8 +17,9 @@ import pytest
 
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
+from tests.support.patience import until
 from tests.support.scripts import HELD
-from tests.support.supervised import Run, until
+from tests.support.supervised import Run
 from tests.support.undisturbed import undisturbed
 from trainer.rundir.machine.shm import segment_of
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.cluster import STEPS, Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
-from tests.support.supervised import ROOT, SUPERVISE, until
+from tests.support.patience import until
+from tests.support.supervised import ROOT, SUPERVISE
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

@@ -9,7 +9,8 @@ import signal
 import time
 from typing import Any
 
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 
 SCRIPT = """
 import hashlib, os, socket, sys, time, torch, torch.distributed as dist

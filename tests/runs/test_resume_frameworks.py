@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tests.support.frameworks import IMPORTED, needs
-from tests.support.supervised import Run, environment, until
+from tests.support.patience import until
+from tests.support.supervised import Run, environment
 
 pytestmark = pytest.mark.cold
 """Frameworks import much, and look at what is there: the ranks find what a user's find."""

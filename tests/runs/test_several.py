@@ -50,7 +50,7 @@ def train(first_attempt, saved):
         start = ckpt.restore()
         assert not start or ckpt.extra["config"] == Config(rank)
     for step in range(start, STEPS):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while saved and (attempt, step) == (1, 8) and not glob.glob("run/checkpoints/step-*"):
             # The flush of step 6 was announced in step 7: the next attempt has something to read.
             assert time.monotonic() < until

@@ -38,7 +38,7 @@ def train(saved):
         )
         start = ckpt.restore()
     for step in range(start, STEPS):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while saved and (attempt, step) == (1, 8) and not glob.glob("run/checkpoints/step-*"):
             # The flush of step 6 was announced in step 7: the next attempt has something to read.
             assert time.monotonic() < until

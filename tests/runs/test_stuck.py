@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.patience import until
 from tests.support.scripts import STEPPING
-from tests.support.supervised import Run, until
+from tests.support.supervised import Run
 
 
 class Freezer:

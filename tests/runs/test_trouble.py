@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from supervisor.core.telling.story import tell
+from tests.support.patience import until
 from tests.support.scripts import PRINTS, printed
-from tests.support.supervised import SUPERVISE, Run, environment, until
+from tests.support.supervised import SUPERVISE, Run, environment
 
 STEPPED_CLOCK = """
 import datetime, itertools, sys, time

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
+from tests.support.patience import until
 from tests.support.scripts import SAVES_ON_TERM
-from tests.support.supervised import Run, until
+from tests.support.supervised import Run
 
 LATE = """
 import os, time

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from supervisor.nodes import hub, line
@@ -12,6 +11,7 @@ from supervisor.nodes.hub import Hub
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire.dialing import connect
 from supervisor.nodes.wire.link import Link
+from tests.support.patience import PATIENCE, until
 
 TOKEN = b"the token of this run"
 LEASE = 60.0
@@ -34,7 +34,7 @@ class Loop:
     def __init__(self, of: Hub | Line) -> None:
         self.of, self.events = of, list[Any]()
 
-    def until(self, kind: type[T], seconds: float = 60.0) -> T:
+    def until(self, kind: type[T], seconds: float = PATIENCE) -> T:
         """The next event of that kind. Those before it are passed over."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -53,13 +53,6 @@ class Loop:
         assert not [event for event in self.events if isinstance(event, kind)]
 
 
-def eventually(look: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.002)
-
-
 def admitted(leader: Hub, follower: Line, node: int = 1) -> tuple[Loop, Loop, int]:
     """Their loops, and the number of the link."""
     theirs, mine = Loop(leader), Loop(follower)
@@ -76,5 +69,5 @@ def linked(leader: Hub) -> Link:
     """Somebody with the token. How long the greeting takes counts for nothing here."""
     dialing = connect(HOST, leader.port, TOKEN, 0.0)
     made: list[Link] = []
-    eventually(lambda: made.extend(filter(None, [dialing.tick(0.0)])) or made)
+    until(lambda: made.extend(filter(None, [dialing.tick(0.0)])) or made)
     return made[0]

@@ -9,15 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import psutil
 
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
 from tests.support.launched import Launched, environment, warm_for
+from tests.support.patience import PATIENCE, until
 from trainer.rundir.layout import RunDir
 from trainer.rundir.machine.cgroup import groups_of
 from trainer.rundir.machine.shm import remove, segment_of
@@ -27,17 +28,6 @@ SUPERVISE = str(Path(sys.executable).with_name("supervise"))
 """The program as installed: like a user's, it does not find modules in the current folder."""
 DYING = str(ROOT / "tests" / "support" / "dying_supervisor.py")
 """A supervisor that kills itself at a named moment."""
-T = TypeVar("T")
-
-
-def until(what: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true value of `what`, polled; AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := what():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} was not true within {seconds} s")
 
 
 def start(
@@ -93,7 +83,7 @@ class Run:
             self.process = start(command, cwd or self.folder, environment(**env), out, err, self.modules)
         return self.process
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code of the launch; nothing of the run is alive after it."""
         assert self.process is not None
         code = self.process.wait(seconds)
@@ -114,7 +104,7 @@ class Run:
         """Another command of supervise, in the run's folder, that ended with `check`."""
         command = [SUPERVISE, *arguments]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = start(command, self.folder, environment(), out, err, self.modules).wait(120)
+            code = start(command, self.folder, environment(), out, err, self.modules).wait(PATIENCE)
             texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
         assert code == check, (code, *texts)
         return subprocess.CompletedProcess(command, code, *texts)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 
 
 def test_json_of_a_run(run: Run) -> None:

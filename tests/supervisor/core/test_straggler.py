@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from supervisor.core.hangs.straggler import FINE, SLOW, STREAK, WINDOW, Arrivals, Straggler, arrive
 from supervisor.core.model import RankView
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 from trainer.rundir.codes import Phase
 
 SCRIPT = """

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.supervised import ROOT, Run, environment, until
+from tests.support.patience import until
+from tests.support.supervised import ROOT, Run, environment
 
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
 HARM = {

@@ -19,7 +19,8 @@ from supervisor.nodes.hub import Hub
 from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire import beats
-from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, eventually, linked
+from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, linked
+from tests.support.patience import until
 from tests.support.supervised import ROOT
 
 
@@ -49,7 +50,7 @@ def renewed(word: LeaseWord) -> None:
             ends.append(end)
         return len(ends) > 5
 
-    eventually(moved)
+    until(moved)
 
 
 def test_leases_are_renewed_without_the_loops(leader: Hub, follower: Line, tmp_path: Path) -> None:
@@ -59,14 +60,14 @@ def test_leases_are_renewed_without_the_loops(leader: Hub, follower: Line, tmp_p
     follower.beat(b"at step 7")
     word = LeaseWord(tmp_path, writes=False)
     renewed(word)
-    eventually(lambda: leader.heard()[1].body == b"at step 7")
-    eventually(lambda: leader.heard()[1].gap > 0.1)
-    eventually(lambda: leader.heard()[1].doubt < 0.05)
+    until(lambda: leader.heard()[1].body == b"at step 7")
+    until(lambda: leader.heard()[1].gap > 0.1)
+    until(lambda: leader.heard()[1].doubt < 0.05)
     # The word first: both go on meanwhile.
-    until = word.read().until
+    ends = word.read().until
     heard = leader.heard()[1]
     assert heard.link == link and boottime() - heard.at < LEASE
-    assert heard.leased_until >= until, "a lease ends at the follower first"
+    assert heard.leased_until >= ends, "a lease ends at the follower first"
     assert abs(heard.offset) <= heard.doubt and heard.gap < LEASE
     assert word.read().armed and not word.read().fenced(boottime())
     mine.none(line.Fenced, 0.0)
@@ -95,10 +96,10 @@ def test_the_fence_is_sticky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with contextlib.closing(Hub((HOST, first.port), TOKEN, LEASE)) as second:
             admitted(second, follower)
             word = LeaseWord(tmp_path, writes=False)
-            eventually(lambda: 1 in second.heard() and second.heard()[1].gap)
+            until(lambda: 1 in second.heard() and second.heard()[1].gap)
             assert word.read().fenced(clock())
             follower.clear()
-            eventually(lambda: follower.leased)
+            until(lambda: follower.leased)
             follower.arm()
             assert not word.read().fenced(clock())
 
@@ -115,7 +116,7 @@ def test_a_welcome_that_takes_long(leader: Hub, follower: Line, monkeypatch: pyt
     busy[0] = 2 * LEASE
     leader.admit(asked.link, 1, b"welcome")
     mine.until(line.Welcomed)
-    eventually(lambda: follower.leased)
+    until(lambda: follower.leased)
     mine.none(line.Closed)
     assert leader.holds(asked.link)
 
@@ -268,7 +269,7 @@ def test_nobody_leads_yet(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
     with contextlib.closing(Line((HOST, port), HOST, TOKEN, tmp_path)) as follower:
-        eventually(lambda: "refused" in follower.trouble)
+        until(lambda: "refused" in follower.trouble)
         with pytest.raises(ValueError, match="no lease"):
             follower.arm()
         with contextlib.closing(Hub((HOST, port), TOKEN, LEASE)) as leader:

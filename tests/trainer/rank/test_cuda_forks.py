@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import until
 from tests.support.scripts import STEPPING
-from tests.support.supervised import Run, until
+from tests.support.supervised import Run
 
 DRIVER = """
 #include <unistd.h>

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from supervisor.core.program import Source, changes, sentence
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 from trainer.rundir.records.beats import last_beats
 
 SCRIPT = """

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.supervised import Run, until
+from tests.support.patience import until
+from tests.support.supervised import Run
 
 SCRIPT = """
 import io, os, signal, sys, time, torch, torch.distributed as dist

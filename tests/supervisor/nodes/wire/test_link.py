@@ -6,8 +6,7 @@ import contextlib
 import os
 import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +18,7 @@ from supervisor.nodes.wire.frames import Sealer
 from supervisor.nodes.wire.link import Link, LinkLost
 from supervisor.nodes.wire.listener import GREETING, HEARD, STRANGERS, Listener
 from tests.support.links import address
+from tests.support.patience import until
 
 TOKEN = b"the token of this run"
 HOST = address()
@@ -34,14 +34,6 @@ def server() -> Iterator[Listener]:
 def closing() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
         yield stack
-
-
-def until(look: Callable[[], object], seconds: float = 60.0) -> None:
-    """Looks until it is true."""
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
 
 
 def pair(server: Listener, stack: contextlib.ExitStack) -> tuple[Link, Link]:
