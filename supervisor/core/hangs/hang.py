@@ -99,9 +99,9 @@ class Watched:
     quiet: float = 0.0
     """Time since its last beat, with that time."""
     idle: float = 0.0
-    """The last part of `quiet` with hardly any CPU used."""
+    """The last part of `silent` with hardly any CPU used."""
     used: float = 0.0
-    """CPU time used (or waited for) when that part began."""
+    """CPU time used when that part began."""
     starved: float = 0.0
     disk: bool = False
     """It has waited for a disk in this silence."""
@@ -221,16 +221,18 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
 
 
 def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_grew: bool) -> Watched:
-    used = view.cpu + view.starved
     if old is None:
         stopped = 0.0 if view.stopped else None
-        return Watched(view.step, view.phase, view.beat_at, 0.0, 0.0, used, view.starved, stopped_for=stopped)
+        return Watched(view.step, view.phase, view.beat_at, used=view.cpu, starved=view.starved, stopped_for=stopped)
     lives = view.beat_at != old.beat_at or (log_grew and not view.announces)
     waited = min(passed, max(0.0, view.starved - old.starved))
-    busy = view.disk or used - old.used > _IDLE_SHARE * max(old.idle + passed, 1.0)
+    # Of the time in which it had a CPU, or wanted none. On a crowded machine work gets a small share of the CPU, but
+    # all of this time; a loop that sleeps and looks has to wait for each look, but uses little.
+    free = passed - waited
+    busy = view.disk or view.cpu - old.used > _IDLE_SHARE * max(old.idle + free, 1.0)
     quiet = not (busy or lives)
     slept = 0.0 if lives else old.slept
-    asleep = passed if quiet and view.sleeps and slept < LONGEST_SLEEP else 0.0
+    asleep = free if quiet and view.sleeps and slept < LONGEST_SLEEP else 0.0
     motion = None if lives else old.motion
     # A sample from before the last sign of life does not count.
     sample = view.sample if not lives else None
@@ -241,15 +243,15 @@ def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_g
         phase=view.phase,
         beat_at=view.beat_at,
         seen_after=min(now - view.beat_at, passed) if lives else old.seen_after,
-        silent=0.0 if lives else old.silent + passed - waited,
+        silent=0.0 if lives else old.silent + free,
         quiet=0.0 if lives else old.quiet + passed,
-        idle=old.idle + passed - asleep if quiet else 0.0,
-        used=old.used if quiet else used,
+        idle=old.idle + free - asleep if quiet else 0.0,
+        used=old.used if quiet else view.cpu,
         starved=view.starved,
         disk=view.disk or (old.disk and not lives),
         held=view.held,
-        held_for=old.held_for + passed if quiet and view.held and view.held == old.held else 0.0,
-        polls_for=old.polls_for + passed if quiet and view.polls else 0.0,
+        held_for=old.held_for + free if quiet and view.held and view.held == old.held else 0.0,
+        polls_for=old.polls_for + free if quiet and view.polls else 0.0,
         slept=slept + asleep,
         stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
         if view.stopped

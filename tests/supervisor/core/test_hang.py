@@ -277,6 +277,19 @@ def test_ranks_that_look_again_and_again() -> None:
     assert life.pass_time(IDLE_UNTOLD[1] - 1.0)[1] is None
 
 
+def test_ranks_that_look_again_and_again_on_a_crowded_machine() -> None:
+    """Each look waits for a CPU, and hardly uses it. That is no work: only the wait does not count."""
+    life = trained(announces=False, ranks=2)
+    life.set(polls=True)
+    began, silence = life.now, None
+    while silence is None and life.now < began + 200.0:
+        for rank in range(2):
+            life.set(rank, cpu=life.views[rank].cpu + 0.002, starved=life.views[rank].starved + TICK / 2)
+        silence = life.pass_time(TICK)[1]
+    assert silence is not None and silence.kind == "polls"
+    assert 2 * POLLS[1] - 2 * TICK <= life.now - began <= 2 * POLLS[1] + 1.0
+
+
 def test_another_program_is_not_judged_by_our_beats() -> None:
     """A rank that has become another program (exec) is silent for ever; only a stopped one is seen. Nor are those
     blamed who wait for it."""
