@@ -42,6 +42,10 @@ def python() -> Check:
     return Check("python", Verdict.OK, f"Python {'.'.join(map(str, sys.version_info[:3]))} at {sys.executable}")
 
 
+class TooSlow(str):
+    """The reason why there is no answer: none came in time. Nothing needs to be installed for that."""
+
+
 def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict[str, Any] | str:
     """torch's report about itself, or one line with the reason why there is none."""
     try:
@@ -49,7 +53,7 @@ def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=time_limit, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"import torch took longer than {time_limit:.0f} s"
+        return TooSlow(f"import torch took longer than {time_limit:.0f} s")
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -58,6 +62,9 @@ def ask_torch(program: str = _ASK_TORCH, time_limit: float = TIME_LIMIT) -> dict
 
 
 def torch(answer: dict[str, Any] | str) -> Check:
+    if isinstance(answer, TooSlow):
+        hint = f"the disk or the machine is slow or busy: {sys.executable} -X importtime -c 'import torch' says where"
+        return Check("torch", Verdict.WARN, answer, hint)
     if isinstance(answer, str):
         return Check(
             "torch", Verdict.BAD, f"torch cannot be imported: {answer}", f"{sys.executable} -m pip install torch"

@@ -242,6 +242,13 @@ def test_torch_is_asked_in_a_child(program: str, expected: object) -> None:
     assert probes.ask_torch(program, time_limit=1.0 if "sleep" in program else 60.0) == expected
 
 
+def test_a_slow_torch_is_not_a_missing_one() -> None:
+    """Every start will take as long, and nothing has to be installed."""
+    slow, missing = probes.torch(probes.ask_torch("import time; time.sleep(60)", 0.1)), probes.torch("No module")
+    assert (slow.verdict, missing.verdict) == (Verdict.WARN, Verdict.BAD)
+    assert "pip install" in missing.next and "pip install" not in slow.next
+
+
 def test_gpus_that_torch_does_not_see(tmp_path: Path) -> None:
     """Devices without a torch that sees them are a warning; no devices are no problem."""
     none = probes.cuda(TORCH, tmp_path).verdict
