@@ -181,6 +181,32 @@ def test_a_run_that_is_lent_everything_goes_on_to_the_bit(
     }
 
 
+class Averaging(nn.Module):
+    """It puts another tensor in its buffer's place at each pass, and makes a buffer at the first."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + inputs.mean(0)
+        if "first" not in self._buffers:
+            self.register_buffer("first", inputs.clone())
+        return inputs - self.mean
+
+
+def test_warm_up_leaves_no_buffer() -> None:
+    """Neither a tensor in another's place nor a new one."""
+    model = Averaging()
+    mean = model.mean
+
+    warm(lambda: model(torch.rand(5, 4)), present(model=model), of(model, 1))
+
+    assert model.mean is mean and dict(model.named_buffers()).keys() == {"mean"} and not mean.any()
+
+
 def test_warm_up_leaves_nothing() -> None:
     """After a step with dropout, BatchNorm, Adam, a scheduler and a scaler, every part and generator is as before, and
     training from there gives the bits of training without a warm-up."""

@@ -56,10 +56,15 @@ def _undos(name: str, part: Any) -> Iterator[_Undo]:
 def _of_module(module: nn.Module) -> Iterator[_Undo]:
     for tensor in (*module.parameters(), *module.buffers()):
         yield _to(tensor, local_of(tensor).detach().clone())
+    # A forward pass may put another tensor in a buffer's place, or make a buffer.
+    buffers = [(each, dict(each._buffers)) for each in module.modules()]
     modes = [(each, each.training) for each in module.modules()]
     gradients = [(parameter, _copied(parameter.grad)) for parameter in module.parameters()]
 
     def undo() -> None:
+        for each, held in buffers:
+            each._buffers.clear()
+            each._buffers.update(held)
         for each, training in modes:
             each.training = training
         for parameter, gradient in gradients:
