@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.support.frameworks import needs
 from tests.support.jobs import on_ranks, same
@@ -24,6 +25,7 @@ from trainer.checkpoint.format import manifest
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory.memory import Memory
 from trainer.checkpoint.memory.place import Place
+from trainer.checkpoint.state.gradients import Gradients
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.refusals import refuse
 from trainer.checkpoint.state.state import apply, capture_rank, present
@@ -156,6 +158,36 @@ def test_gradients_that_wait_are_told_of(tmp_path: Path, notes: Notes) -> None:
         found.append([fields["text"] for kind, fields in notes.kept if kind == "warning"])
 
     assert [sum("gradients are pending" in text for text in texts) for texts in found] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("withheld", ["sums among the copies", "sums among the shards", "nothing"])
+def test_gradients_that_no_parameter_shows_are_told_of(withheld: str) -> None:
+    """Those that FSDP2 keeps to itself until the last micro-batch, with copies (HSDP) and without. They are not once
+    they are reduced and stepped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.distributed.fsdp import fully_shard
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        copies = withheld == "sums among the copies"
+        mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("copies", "shards")) if copies else None
+        model = fully_shard(nn.Linear(2, 2), mesh=mesh)
+        if withheld != "nothing":
+            (model.set_requires_all_reduce if copies else model.set_requires_gradient_sync)(False)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        gradients = Gradients({"model": model, "optimizer": optimizer})
+        model(torch.ones(1, 2)).sum().backward()
+        assert all(param.grad is None for param in model.parameters()) is (withheld != "nothing")
+        if withheld == "nothing":
+            optimizer.step()
+            optimizer.zero_grad()
+
+        told = [gradients.pending(saves=True) for _ in range(2)]
+
+        assert [bool(text) for text in told] == [withheld != "nothing", False], "once"
+        assert withheld == "nothing" or "grads=True" in str(told[0])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_loader_that_draws_from_everybodys_generator(tmp_path: Path, notes: Notes) -> None:
