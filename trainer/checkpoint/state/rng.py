@@ -89,7 +89,8 @@ def _with_arrays(state: dict[str, Any], numpy: Any) -> dict[str, Any]:
 
 
 def _bytes_of(words: Any) -> torch.Tensor:
-    return torch.frombuffer(words, dtype=torch.uint8).clone()
+    """The bytes of `words`, which nobody else has: they are not copied. The tensor keeps them."""
+    return torch.frombuffer(words, dtype=torch.uint8)
 
 
 def seed(*parts: object) -> None:
