@@ -26,6 +26,7 @@ from ..rundir.environment import supervised
 from ..rundir.layout import newest_checkpoint
 from ..rundir.machine.shm import segment_here
 from . import options
+from .checks.alone import claim
 from .checks.looks import Looks
 from .checks.unsaved import Unsaved
 from .disk.assembly import Loaded, Wanted
@@ -131,6 +132,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         model = several.with_ema(model, ema)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data, grads=grads)
         self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
+        self._folder = self.directory.resolve()
         self.extra: dict[str, Any] = {}
         self._every = options.checked_every(every, "every")
         self._snapshot_every = options.checked_every(snapshot_every, "snapshot_every")
@@ -230,6 +232,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
         must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
         saved."""
+        claim(self, self._folder, self._ranks.rank)
         if agreed is None:
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))

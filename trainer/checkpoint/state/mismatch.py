@@ -60,9 +60,12 @@ def model_problems(live: Any, stored: Any, grown: Set[str] = frozenset()) -> lis
     return problems + [f"it has {name}, which the model lacks" for name in stored if name not in live]
 
 
-def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | None = None) -> list[str]:
+def optimizer_problems(
+    optimizer: Any, stored: Any, names: list[str | None] | None = None, compared: bool = False
+) -> list[str]:
     """Problems if `stored` is the state of another class of optimizer, of other groups, or of parameters of other
-    shapes. `names` are the names of the parameters of `optimizer`, in its order."""
+    shapes. `names` are the names of the parameters of `optimizer`, in its order. `compared`: the shapes of those that
+    have one are compared with the model's, so they need not be guessed from their states."""
     try:
         theirs = [len(group["params"]) for group in stored["param_groups"]]
         ours = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
@@ -74,7 +77,7 @@ def optimizer_problems(optimizer: Any, stored: Any, names: list[str | None] | No
         return [f"its optimizer's groups have {theirs} parameters, this optimizer's have {ours}{added}"]
     if not isinstance(optimizer, torch.optim.Optimizer):
         return []
-    return [*_of_another_class(optimizer, stored), *_misshapen(optimizer, stored, names or [])]
+    return [*_of_another_class(optimizer, stored), *_misshapen(optimizer, stored, names or [], compared)]
 
 
 def another_class(optimizer: torch.optim.Optimizer, stored: Any) -> str | None:
@@ -105,21 +108,25 @@ def _of_another_class(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any
         )
 
 
-def _misshapen(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any], names: list[str | None]) -> Iterator[str]:
+def _misshapen(
+    optimizer: torch.optim.Optimizer, stored: Mapping[str, Any], names: list[str | None], compared: bool
+) -> Iterator[str]:
     params = [param for group in optimizer.param_groups for param in group["params"]]
     indices = [index for group in stored["param_groups"] for index in group["params"]]
     for number, (param, index) in enumerate(zip(params, indices, strict=True)):
         states = stored.get("state", {}).get(index)
         if not isinstance(states, dict):
             continue
-        name = (names[number] if number < len(names) else None) or f"parameter {number}"
+        known = names[number] if number < len(names) else None
+        name = known or f"parameter {number}"
         live = optimizer.state.get(param) or {}
         if live and states and live.keys() != states.keys():
             yield f"{name} has {', '.join(map(str, states))} in its optimizer, and {', '.join(map(str, live))} in this"
             continue
         for key, value in states.items():
             wanted = live[key].shape if isinstance(live.get(key), torch.Tensor) else None
-            if wanted is None and key in _LIKE_THE_PARAMETER:
+            # An optimizer may keep its states in another shape: Muon flattens those of convolutions.
+            if wanted is None and key in _LIKE_THE_PARAMETER and not (compared and known):
                 wanted = param.shape
             if isinstance(value, torch.Tensor) and wanted is not None and value.shape != wanted:
                 yield f"{name} has {key} {described(value)} in its optimizer, and the parameter is {described(param)}"

@@ -1,7 +1,8 @@
 """The names of an optimizer's parameters. Its own state has only their numbers, which follow the order it was given.
 
 With the names beside it, a state comes back right into an optimizer that was made in another order, and one of other
-parameters is a mismatch.
+parameters is a mismatch. Which of them were frozen is there, too: a program that thaws a layer at some step does not do
+so again when it goes on from a later one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..sharded.held import is_sharded
 
 Names = list[str | None]
 
@@ -37,12 +40,38 @@ class Parameters:
         return self._names
 
     def state_dict(self) -> dict[str, str]:
-        """As one text: a list of it would be encoded name by name, at each snapshot."""
+        """As texts: a list would be encoded name by name, at each snapshot."""
         names = self.names()
-        return {"names": "\n".join(name or "" for name in names)} if any(names) else {}
+        if not any(names):
+            return {}
+        return {"names": "\n".join(name or "" for name in names), "frozen": "\n".join(self.frozen())}
+
+    def frozen(self) -> list[str]:
+        """The names of those that do not require a gradient."""
+        return [name for name, trains in zip(self.names(), self._trains(), strict=True) if name and not trains]
+
+    def _trains(self) -> list[bool]:
+        groups = self._optimizer.param_groups if self._optimizer is not None else []
+        return [param.requires_grad for group in groups for param in group["params"]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing: the names say how the optimizer's state is to be read (see reordered)."""
+
+
+def thawed(ours: Any, theirs: Any, where: str) -> str | None:
+    """A sentence, if the parameters of the part `ours` that are frozen are not those of the stored part `theirs`."""
+    text = theirs.get("frozen") if isinstance(theirs, dict) else None
+    if not isinstance(ours, Parameters) or not isinstance(text, str):
+        return None
+    then, now = set(filter(None, text.split("\n"))), set(ours.frozen())
+    told = [f"{', '.join(sorted(now - then)[:3])} trained there and is frozen here"] if now - then else []
+    told += [f"{', '.join(sorted(then - now)[:3])} was frozen there and trains here"] if then - now else []
+    if not told:
+        return None
+    return (
+        f"{where}: {'; '.join(told)}: a program that thaws or freezes at some step must do so by the number of the "
+        "step that restore() returns, or training goes on in another way"
+    )
 
 
 def names_of(part: Any) -> Names:
@@ -88,3 +117,41 @@ def _differences(number: int, had: set[Any], wanted: set[Any]) -> Iterator[str]:
     if had != wanted:
         lacks, has = ", ".join(sorted(wanted - had)), ", ".join(sorted(had - wanted))
         yield f"group {number} of its optimizer has {has} in the place of {lacks}"
+
+
+def put_right(optimizer: Any, stored: Any) -> None:
+    """The states of `optimizer`, which has loaded `stored`, have the types that they were saved with, and lie as their
+    parameters do where they have their shape. Nothing is changed if it loads in a way of its own.
+
+    torch's own way casts each tensor of a state to the type of its parameter, but for `step` (pytorch 2.13,
+    `_process_value_according_to_param_policy`): states in fp32 of parameters in bf16 would be rounded, masks and counts
+    would become floats. And it takes them as they come, in C order, where the optimizer had made them as its parameters
+    lie: its fused kernels walk both as they lie in memory, so with channels_last each value would meet another
+    weight."""
+    if not isinstance(optimizer, torch.optim.Optimizer) or not _loads_as_torch(optimizer):
+        return
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    indices = [index for group in stored["param_groups"] for index in group["params"]]
+    for param, index in zip(params, indices, strict=True):
+        live, saved = optimizer.state.get(param), stored["state"].get(index)
+        if isinstance(live, dict) and isinstance(saved, dict):
+            live.update({key: _right(live[key], saved[key], param) for key in saved if key in live and key != "step"})
+
+
+def _loads_as_torch(optimizer: torch.optim.Optimizer) -> bool:
+    hooks = optimizer._optimizer_load_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_post_hooks
+    return type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict and not any(hooks)
+
+
+def _right(live: Any, saved: Any, param: torch.Tensor) -> Any:
+    if isinstance(live, dict) and isinstance(saved, dict):
+        return {key: _right(value, saved.get(key), param) for key, value in live.items()}
+    if type(live) in (list, tuple) and type(saved) is type(live) and len(saved) == len(live):
+        return type(live)(_right(value, other, param) for value, other in zip(live, saved, strict=True))
+    if not isinstance(live, torch.Tensor) or not isinstance(saved, torch.Tensor):
+        return live
+    if live.dtype != saved.dtype:
+        live = saved.to(live.device)
+    if live.shape != param.shape or live.stride() == param.stride() or is_sharded(param) or is_sharded(live):
+        return live
+    return torch.empty_like(param, dtype=live.dtype, device=live.device, requires_grad=False).copy_(live)

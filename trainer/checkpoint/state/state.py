@@ -23,7 +23,7 @@ from ..sharded.held import local_of
 from . import mismatch, partial, rng, several
 from .gradients import Waiting
 from .packing import Packed, Steadiness, pack
-from .parameters import Parameters, names_of, reordered
+from .parameters import Parameters, names_of, put_right, reordered, thawed
 from .per_rank import Parts, as_loader, own_names, own_state
 
 _ORDER = ("model", "optimizer", "scheduler", "scaler", "data", "gradients", "guard", "replicas")
@@ -143,7 +143,7 @@ def check(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str) -
         names = f"parameters{name.removeprefix('optimizer')}"
         ours, theirs = names_of(parts.get(names)), names_of(state.get(names))
         stored, others = reordered(state[name], theirs, ours)
-        found = others or mismatch.optimizer_problems(parts[name], stored, ours)
+        found = others or mismatch.optimizer_problems(parts[name], stored, ours, "model" in parts)
         problems += [f"{several.told(name)}: {problem}" for problem in found] if "." in name else found
         state = {**state, name: stored}
     if isinstance(waiting := parts.get("gradients"), Waiting):
@@ -192,12 +192,15 @@ def apply(parts: Mapping[str, Stateful], state: Mapping[str, Any], where: str, i
                 missing.append(f"{where} has {several.told(name)} state that nothing here takes: it is left out")
         else:
             _load(ours, theirs, name, where)
+    if not in_part:
+        missing += filter(None, (thawed(part, state.get(name), where) for name, part in parts.items()))
     return missing
 
 
 def _load(part: Stateful, stored: Any, name: str, where: str) -> None:
     try:
         part.load_state_dict(stored)
+        put_right(part, stored)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split()) or repr(error)
         raise CheckpointMismatch(f"{where} does not fit this {several.told(name)}: {text}") from error
