@@ -177,6 +177,26 @@ def test_a_hook_of_ddp_with_a_state(tmp_path: Path, notes: Notes) -> None:
     assert any("hook powerSGD_hook has a state (PowerSGDState)" in str(fields) for _, fields in notes.kept)
 
 
+@pytest.mark.parametrize("given", ["none", "zeros", "zeros, all used", "zeros, saved"])
+def test_gradients_that_are_set_to_zero(tmp_path: Path, notes: Notes, given: str) -> None:
+    """An optimizer steps them, also those of a layer that the pass did not use; after a restart it would not."""
+    layers = nn.ModuleList([Net(), Net()])
+    optimizer = torch.optim.AdamW(layers.parameters())
+    ckpt = Checkpointer(
+        model=layers, optimizer=optimizer, directory=tmp_path, every=None, grads=given == "zeros, saved"
+    )
+    ckpt.restore()
+    for step in range(8):
+        optimizer.zero_grad(set_to_none=given == "none")
+        used = layers if given == "zeros, all used" else [layers[step % 2]]
+        sum(layer(torch.ones(2, 4)).square().mean() for layer in used).backward()
+        optimizer.step()
+        ckpt.step(step + 1)
+    ckpt._stop.close()
+    told = [text for text in notes.warnings() if "set to zero, not to None" in text]
+    assert len(told) == (given == "zeros")
+
+
 def test_a_checkpointer_is_collected_within_a_step(tmp_path: Path, notes: Notes) -> None:
     """Torch goes over its hooks then. One that went away meanwhile would be an error in the program's training."""
     net = Net()

@@ -5,6 +5,7 @@ would fail.
     schedulers, GradScalers     those of such optimizers are given, or their state is in `extra`
     averages, target networks   a model of a given one's class that changes, too
     buffers, hooks              buffers with persistent=False that change; DDP's communication hooks with a state
+    gradients set to zero       of parameters that a step does not use: an optimizer steps them, with zeros
 
 It is told, not refused: a program may save it in another way, or set it by the number of the step.
 """
@@ -111,6 +112,8 @@ class Unsaved:
         self._others: list[tuple[weakref.ref[nn.Module], int]] = []
         """Models of the class of a given one, and their versions."""
         self._scalers: list[tuple[weakref.ref[Any], dict[str, Any]]] = []
+        self._kept: list[tuple[torch.Tensor, weakref.ref[torch.Tensor]]] = []
+        """Parameters, and the gradients that they had at the last look."""
         self._buffers: dict[str, tuple[torch.Tensor, int]] = {}
         """Buffers as they were at the last look, and in how many looks they had changed."""
         itself = weakref.ref(self)
@@ -141,7 +144,7 @@ class Unsaved:
             alive = self._alive()
             self._others = [(weakref.ref(one), _version(one)) for one in self._unknown(alive, saved)]
         found = {**self._of_optimizers(saved), **self._of_helpers(alive, saved), **self._of_models()}
-        found.update({**self._of_scalers(alive, saved), **self._of_buffers(saved)})
+        found.update({**self._of_scalers(alive, saved), **self._of_buffers(saved), **self._of_gradients()})
         new = {what: sentence for what, sentence in found.items() if what not in self._told}
         self._told |= new.keys()
         return list(new.values())
@@ -238,6 +241,20 @@ class Unsaved:
                     "give an average as ema=..., a target network in model={'model': ..., 'target': ...}"
                 )
         return found
+
+    def _of_gradients(self) -> dict[Any, str]:
+        """Of gradients that are the same tensors as at the last look: zero_grad() did not set them to None."""
+        kept = [grad for param, before in self._kept if (grad := param.grad) is not None and before() is grad]
+        given = [one for one in self._parts.values() if isinstance(one, torch.optim.Optimizer)]
+        params = [param for one in given for group in one.param_groups for param in group["params"]]
+        self._kept = [(param, weakref.ref(param.grad)) for param in params if param.grad is not None]
+        if "gradients" in self._parts or all(local_of(grad).any() for grad in kept):
+            return {}
+        return {
+            "gradients": "gradients are set to zero, not to None, and the optimizer steps parameters that the pass did "
+            "not use: after a restart these have no gradient and are left out until they have one; give grads=True, or "
+            "call zero_grad() as it is by default"
+        }
 
     def _of_buffers(self, saved: Saved) -> dict[Any, str]:
         """Of buffers that no state_dict() has. A cache that is made once, or made again as it was, is no loss."""
