@@ -152,6 +152,34 @@ def test_generators_as_checkpoints_stored_them_at_first() -> None:
     assert (random.random(), np.random.rand()) == expected
 
 
+def test_generators_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank may draw on a device that is not the current one. With fewer devices those that are left go on."""
+    states = {device: torch.full((16,), device, dtype=torch.uint8) for device in range(3)}
+    current, count = [0], [3]
+
+    def set_state(state: torch.Tensor, device: int | None = None) -> None:
+        states[current[0] if device is None else device] = state.clone()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count[0])
+    monkeypatch.setattr(
+        torch.cuda, "get_rng_state", lambda device=None: states[current[0] if device is None else device]
+    )
+    monkeypatch.setattr(torch.cuda, "set_rng_state", set_state)
+    stored = rng.capture()
+    for device in states:
+        states[device] = torch.zeros(16, dtype=torch.uint8)
+    rng.apply(stored)
+    assert [int(state[0]) for state in states.values()] == [0, 1, 2]
+
+    count[0], current[0], states[2] = 2, 1, torch.full((16,), 9, dtype=torch.uint8)
+    rng.apply(stored)
+    assert [int(state[0]) for state in states.values()] == [0, 0, 9], "the current one goes on as the current one"
+    count[0] = 1
+    assert "cudas" not in rng.capture()
+
+
 def test_generators_where_numpy_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state with numpy's in it comes back where there is no numpy: all but that, which is said."""
     stored = rng.capture()

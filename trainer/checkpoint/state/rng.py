@@ -1,4 +1,6 @@
-"""Random number generators: torch (CPU and this rank's CUDA device), Python's `random`, and numpy's if it is loaded.
+"""Random number generators: torch (CPU and CUDA devices), Python's `random`, and numpy's if it is loaded.
+
+A rank may draw on another device than its current one: `model.to("cuda:3")` sets none. So all of them are kept.
 
 numpy belongs to the user: nothing here needs it, nor torch's bridge to it.
 """
@@ -27,6 +29,9 @@ def capture() -> dict[str, Any]:
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
+        if (count := torch.cuda.device_count()) > 1:
+            # On the host: no device is used for it.
+            state["cudas"] = torch.stack([torch.cuda.get_rng_state(device) for device in range(count)])
     if (numpy := sys.modules.get("numpy")) is not None:
         state["numpy"] = _without_arrays(numpy.random.get_state(legacy=False))
     return state
@@ -43,6 +48,9 @@ def apply(state: dict[str, Any]) -> str | None:
         words = array.array("I", bytes(view_of(python["words"])))
         random.setstate((python["version"], tuple(words), python["gauss"]))
     if "cuda" in state and torch.cuda.is_available():
+        for device, each in enumerate(state.get("cudas", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(each, device)
+        # The current one last: it may have another number now.
         torch.cuda.set_rng_state(state["cuda"])
     return _apply_numpy(state["numpy"]) if "numpy" in state else None
 
