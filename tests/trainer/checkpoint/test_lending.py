@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from tests.support.jobs import same, state_of
 from tests.support.snapshots import snapshot_of
@@ -205,6 +206,43 @@ def test_warm_up_leaves_no_buffer() -> None:
     warm(lambda: model(torch.rand(5, 4)), present(model=model), of(model, 1))
 
     assert model.mean is mean and dict(model.named_buffers()).keys() == {"mean"} and not mean.any()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # torch's, as it makes them
+def test_warm_up_leaves_no_step_in_schedulers_of_schedulers() -> None:
+    """Nor in an optimizer that is not torch's."""
+
+    class Counts:
+        steps = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.steps = state["steps"]
+
+    def rates(warmed: bool) -> list[float]:
+        optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+        inner = [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 4), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+        scheduler = lr_scheduler.SequentialLR(optimizer, [lr_scheduler.ChainedScheduler(inner[:1]), inner[1]], [4])
+        counts = Counts()
+        parts = {"optimizer.a": optimizer, "optimizer.b": counts, "scheduler": scheduler}
+
+        def step() -> None:
+            counts.steps += 1
+            optimizer.step()
+            scheduler.step()
+
+        if warmed:
+            warm(step, parts, of(None, 1))
+        found = []
+        for _ in range(6):
+            step()
+            found.append(optimizer.param_groups[0]["lr"])
+        assert counts.steps == 6
+        return found
+
+    assert rates(warmed=True) == rates(warmed=False)
 
 
 def test_warm_up_leaves_nothing() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ...rank.hooks.steps import unseen
 from ..sharded.held import local_of
@@ -46,11 +47,11 @@ def _undos(name: str, part: Any) -> Iterator[_Undo]:
         yield from _of_module(part)
     elif isinstance(part, torch.optim.Optimizer):
         yield _of_optimizer(part)
-    elif name == "model":
+    elif isinstance(part, LRScheduler | torch.amp.GradScaler):
+        yield from map(_of_attributes, _composed(part))
+    elif name.partition(".")[0] in ("model", "optimizer", "scheduler", "scaler"):
         state = copy.deepcopy(part.state_dict())
         yield lambda: part.load_state_dict(state)
-    elif name.partition(".")[0] in ("scheduler", "scaler"):
-        yield _of_attributes(part)
 
 
 def _of_module(module: nn.Module) -> Iterator[_Undo]:
@@ -95,6 +96,15 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> _Undo:
         vars(optimizer).update(numbers)
 
     return undo
+
+
+def _composed(part: Any) -> Iterator[Any]:
+    """`part`, and the schedulers of which it is made."""
+    yield part
+    for value in vars(part).values():
+        for inner in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(inner, LRScheduler):
+                yield from _composed(inner)
 
 
 def _of_attributes(part: Any) -> _Undo:
