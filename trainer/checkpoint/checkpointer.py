@@ -131,8 +131,9 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._slices = Slices(shard_spec)
         model = several.with_ema(model, ema)
         self._have(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data, grads=grads)
-        self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints"))
-        self._folder = self.directory.resolve()
+        # The program may change its current folder.
+        self.directory = Path(directory or (here.run.checkpoints if here else "checkpoints")).absolute()
+        self._folder, self._went_on = self.directory.resolve(), False
         self.extra: dict[str, Any] = {}
         self._every = options.checked_every(every, "every")
         self._snapshot_every = options.checked_every(snapshot_every, "snapshot_every")
@@ -140,7 +141,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._seed, self._on_resize = seed, options.checked_on_resize(on_resize)
         self._waits(resume, park, warm_up)
         # Only a supervisor turns snapshots into checkpoints, and removes the snapshots at the end.
-        at_home = here is not None and self.directory == here.run.checkpoints
+        at_home = here is not None and self.directory == here.run.checkpoints.absolute()
         self._segment = segment_here() if at_home and self._snapshot_every else None
         self._tier: Tier | None = None
         self._interval = Interval()
@@ -210,6 +211,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._pass_over(loaded, self._notices)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
+        self._went_on = True
         self._record(self._done)
         self._open_tier()
         self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
@@ -232,7 +234,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
         must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
         saved."""
-        claim(self, self._folder, self._ranks.rank)
+        claim(self, self._folder, self._ranks.rank, self._went_on)
         if agreed is None:
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))

@@ -17,6 +17,7 @@ from torch import nn
 
 from ...rundir.files.codec import encode
 from ..sharded.held import is_sharded
+from ..state.tensors import as_saved
 
 
 class Made:
@@ -49,7 +50,7 @@ class Made:
         for place, module in self._model.named_modules() if self._model is not None else ():
             for name, value in module._buffers.items():
                 if value is not None and name not in module._non_persistent_buffers_set:
-                    yield f"{place}.{name}" if place else name, value
+                    yield as_saved(f"{place}.{name}" if place else name), value
 
 
 def _is_another(live: torch.Tensor, stored: Any) -> bool:

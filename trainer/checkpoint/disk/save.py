@@ -21,7 +21,7 @@ import torch
 
 from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StateError
 from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_of
 from ..format.plan import ITEM_BYTES, Layout, Share, plan, total
 from ..format.shard import Digest, Entry, entry_of, header
@@ -120,7 +120,7 @@ def _write(order: Order, folder: Path, layout: Layout, rank: int, disk: Disk) ->
     mine = sum(share.count * ITEM_BYTES[layout.specs[share.name].dtype] for share in layout.shares[rank])
     try:
         disk.create(folder / shard_name(rank), digest.through(chunks), mine + total(order.own.specs))
-    except OSError as error:
+    except (OSError, StateError) as error:
         return {"error": str(error), "lost": isinstance(error, FileNotFoundError)}
     stored = digest.stored()
     return {"bytes": stored.bytes, "block": stored.block, "blocks": stored.blocks}

@@ -31,8 +31,6 @@ LATEST = "latest"
 QUARANTINE = "quarantine"
 
 _LINK = (errno.ELOOP, errno.ENOTDIR)
-_LARGEST = 256 << 20
-"""The largest manifest that is read, in bytes."""
 
 
 @contextmanager
@@ -65,9 +63,9 @@ def opened(path: Path, name: str) -> Iterator[int]:
 def load_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`, proved unchanged. Damaged or Unreadable."""
     with opened(path, manifests.NAME) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-        if os.fstat(fd).st_size > _LARGEST:
+        if os.fstat(fd).st_size > manifests.LARGEST:
             raise Damaged(f"{manifests.NAME} is larger than a manifest can be")
-        manifest = manifests.decode(file.read(_LARGEST))
+        manifest = manifests.decode(file.read(manifests.LARGEST))
     if step_name(manifest.step) != path.name:
         raise Damaged(f"{manifests.NAME} is that of step {manifest.step}")
     return manifest

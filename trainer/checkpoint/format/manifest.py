@@ -21,12 +21,14 @@ from typing import Any
 
 import xxhash
 
-from ..errors import Damaged, Unreadable
+from ..errors import Damaged, StateError, Unreadable
 from .boxes import Box, check_cover
 from .plan import ITEM_BYTES, Layout, Spec
 
 FORMAT = 2
 NAME = "manifest.json"
+LARGEST = 256 << 20
+"""The largest manifest that is written and read, in bytes."""
 BLOCK = 16 << 20
 
 _TAIL = re.compile(rb',"digest":"([0-9a-f]{32})"}\n\Z')
@@ -132,7 +134,7 @@ def tensors_of(table: Mapping[str, Any]) -> dict[str, StoredTensor]:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json."""
+    """The bytes of manifest.json. StateError if no reader would take so many."""
     tensors = {
         name: {
             "dtype": stored.dtype,
@@ -148,6 +150,11 @@ def encode(manifest: Manifest) -> bytes:
     plain = {key: getattr(manifest, key) for key in _PLAIN}
     body = {"format": FORMAT, **plain, "tensors": tensors, "files": files}
     raw = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    if len(raw) > LARGEST - _TAIL_BYTES:
+        raise StateError(
+            f"the state takes {len(raw)} bytes of text beside its tensors, and {NAME} holds {LARGEST}: long lists of "
+            "numbers, texts and bytes belong into tensors"
+        )
     return raw + b',"digest":"%s"}\n' % xxhash.xxh3_128_hexdigest(raw).encode()
 
 

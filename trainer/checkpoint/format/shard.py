@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from ...rundir.files.durable import Buffer
-from ..errors import Damaged, Misfit
+from ..errors import Damaged, Misfit, StateError
 from .manifest import BLOCK, Manifest, Piece, StoredFile, StoredTensor
 from .plan import Share, Spec
 
@@ -107,11 +107,16 @@ def index(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
 
 def header_of(index: bytes, metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a file with that index and more `metadata`: whole pages, so that the tensors after them begin
-    at a page."""
+    at a page. StateError if no reader would take it."""
     text = index
     if metadata:
         # The index ends with its metadata.
         text = index[:-2] + b"," + json.dumps(metadata, separators=(",", ":")).encode()[1:] + b"}"
+    if len(text) > _MAX_HEADER - PAGE:
+        raise StateError(
+            f"what this rank alone has takes {len(text)} bytes of text, and a file holds {_MAX_HEADER}: long lists of "
+            "numbers, texts and bytes belong into tensors"
+        )
     text += b" " * (-(len(text) + 8) % PAGE)
     return len(text).to_bytes(8, "little") + text
 

@@ -36,12 +36,22 @@ class Places:
         """By name, the boxes of those tensors of `manifest` that are sharded here."""
         found = {
             name: place
-            for name, place in self._fresh.placed.items()
+            for name, place in {**self._fresh.placed, **self._tied()}.items()
             if name in manifest.tensors and manifest.tensors[name].shape == place.spec.shape
         }
         for part in several.of("optimizer", self._parts):
             found.update(self._of_optimizer(part, manifest))
         return {name: _typed(place, manifest.tensors[name]) for name, place in found.items()}
+
+    def _tied(self) -> dict[str, Held]:
+        """Of the model's tensors that are tied to an earlier one, by their own names: a checkpoint may have both."""
+        model = self._fresh.tree.get("model") if isinstance(self._fresh.tree, dict) else None
+        named = {
+            f"model/{key}".replace("@", "%40"): value["$tensor"]
+            for key, value in (model.items() if isinstance(model, dict) else ())
+            if isinstance(value, dict) and isinstance(value.get("$tensor"), str)
+        }
+        return {path: self._fresh.placed[name] for path, name in named.items() if name in self._fresh.placed}
 
     def _of_optimizer(self, part: str, manifest: Manifest) -> list[tuple[str, Held]]:
         params = _held_params(self._parts[part], self._slices.of_params(part))

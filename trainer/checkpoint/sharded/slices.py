@@ -20,6 +20,7 @@ from ..format.boxes import Box
 from ..format.plan import Spec
 from ..group import Ranks
 from ..state import several, tensors
+from ..state.tensors import as_saved
 from .held import Held, is_sharded
 
 
@@ -62,7 +63,7 @@ class Slices:
         names = {name for table in tables for name in table}
         boxes = {name: _box(name, mine[name][1] if name in mine else 0, tables) for name in sorted(names)}
         self._held = {name: boxes[name] for name in mine}
-        known = {id(p): name for name, p in model.named_parameters()} if isinstance(model, nn.Module) else {}
+        known = {id(p): as_saved(name) for name, p in model.named_parameters()} if isinstance(model, nn.Module) else {}
         for part in several.of("optimizer", parts):
             groups = getattr(parts[part], "param_groups", ())
             self._of_params[part] = [known.get(id(param)) for group in groups for param in group["params"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import StateError
 from ..format.plan import Spec
 from ..sharded.held import Held, held, is_sharded, local_of, locals_of, placement_of
 from . import tensors, tree
@@ -58,8 +59,7 @@ def pack(state: Any, prefix: str = "", slices: Declared = _none_declared) -> Pac
 
     def name_of(value: Any, path: str) -> str | None:
         if isinstance(value, PerRank):
-            marked[path] = value
-            return path
+            return _mark(marked, value, path)
         if not isinstance(value, torch.Tensor):
             return None
         holding = None
@@ -82,6 +82,15 @@ def pack(state: Any, prefix: str = "", slices: Declared = _none_declared) -> Pac
         return name
 
     return Packed(tree.encode(state, prefix, name_of), found, specs, visited, marked, placed=placed)
+
+
+def _mark(marked: dict[str, PerRank], value: PerRank, path: str) -> str:
+    if path in marked:
+        raise StateError(
+            f"two PerRank values have the path {path} (a key with a /, or 1 beside '1'): rename one of them"
+        )
+    marked[path] = value
+    return path
 
 
 Steadiness = Callable[[str, torch.Tensor], bool]
@@ -255,8 +264,7 @@ class Packer:
 
         def name_of(value: Any, path: str) -> str | None:
             if isinstance(value, PerRank):
-                marked[path] = value
-                return path
+                return _mark(marked, value, path)
             if not isinstance(value, torch.Tensor):
                 return None
             seen = next(visits, None)

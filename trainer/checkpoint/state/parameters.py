@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..sharded.held import is_sharded
+from .tensors import as_saved
 
 Names = list[str | None]
 
@@ -36,7 +37,7 @@ class Parameters:
             known = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
             given = [name for group in self._optimizer.param_groups for name in _given(group)]
             found = (known.get(number) or other for number, other in zip(ids, given, strict=True))
-            self._ids, self._names = ids, [name and name.replace("_orig_mod.", "") for name in found]
+            self._ids, self._names = ids, [name and as_saved(name).replace("_orig_mod.", "") for name in found]
         return self._names
 
     def state_dict(self) -> dict[str, str]:

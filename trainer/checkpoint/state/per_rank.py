@@ -21,6 +21,7 @@ from ..errors import CheckpointMismatch
 from ..format.plan import Spec
 from ..sharded.parts import apart, together
 from .marks import PerRank, Reference
+from .tensors import as_saved
 from .values import samples
 from .values.records import inside, replaced
 
@@ -122,7 +123,7 @@ def buffers_of(model: Any, specs: Mapping[str, Spec], differing: frozenset[str])
     """The names of the tensors that are stored for each rank: small buffers of `model`, and those in `differing`."""
     if not isinstance(model, nn.Module):
         return frozenset()
-    names = (f"model/{name}".replace("@", "%40") for name, _ in model.named_buffers())
+    names = (f"model/{name}".replace("@", "%40") for name in map(as_saved, dict(model.named_buffers())))
     return frozenset(
         name for name in names if name in specs and (specs[name].bytes <= _SMALL_BUFFER or name in differing)
     )

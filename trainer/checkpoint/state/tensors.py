@@ -57,6 +57,12 @@ def _unstorable(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def as_saved(name: str) -> str:
+    """The name of a model's parameter or buffer as state_dict() has it: torch's checkpoint_wrapper (activation
+    checkpointing, `_CHECKPOINT_PREFIX`) leaves itself out there, and not in named_parameters()."""
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
 def place_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What says where the values of `tensor` lie, and how."""
     return tensor.data_ptr(), tensor.stride(), tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape

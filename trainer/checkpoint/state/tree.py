@@ -164,7 +164,7 @@ def decode(value: Any, tensor: Callable[[str], Any] = _no_tensor) -> Any:
 
 def plain(value: Any, path: str = "") -> Any:
     """`value` with dataclasses as dicts and tensors unchanged. StateError for a value that a checkpoint cannot hold."""
-    found: dict[str, Any] = {}
+    found: list[Any] = []
 
     def name_of(leaf: Any, at: str) -> str | None:
         if not hasattr(leaf, "data_ptr"):
@@ -176,9 +176,9 @@ def plain(value: Any, path: str = "") -> Any:
             raise StateError(
                 f"{at} is sharded over ranks (a DTensor), and one file has one rank's part: use Checkpointer"
             )
-        found[at] = leaf
-        return at
+        found.append(leaf)
+        return str(len(found) - 1)  # two may have one path: that of the key "a/b", and of "b" in "a"
 
     # torch.load(weights_only=True) would refuse a dataclass or a Parameter in such a file.
     encoded = encode(records.as_dicts(value), path, name_of)
-    return decode(encoded, found.__getitem__)
+    return decode(encoded, lambda name: found[int(name)])

@@ -144,7 +144,8 @@ def numbered(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     given = [list(group["params"]) for group in optimizer["param_groups"]]
     names = [name for group in given for name in group]
     if not names or not all(isinstance(name, str) for name in names):
-        return dict(optimizer), None
+        # There a number has become text, as a key.
+        return {**optimizer, "state": {_number(key, names): value for key, value in optimizer["state"].items()}}, None
     numbers = {name: number for number, name in enumerate(names)}
     groups = [
         {**group, "params": [numbers[name] for name in inside]}
@@ -152,6 +153,10 @@ def numbered(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     ]
     state = {numbers[name]: value for name, value in optimizer["state"].items() if name in numbers}
     return {"state": state, "param_groups": groups}, "\n".join(names)
+
+
+def _number(key: Any, numbers: list[Any]) -> Any:
+    return int(key) if isinstance(key, str) and key.isdecimal() and int(key) in numbers else key
 
 
 def main(arguments: list[str]) -> int:
