@@ -13,7 +13,7 @@ import json
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -59,10 +59,6 @@ class Dump:
             self._output.close()
             raise
 
-    @property
-    def process(self) -> int:
-        return self._process.pid
-
     def over(self, now: float) -> bool:
         if now > self.began + TIME_LIMIT:
             self._stop()
@@ -102,12 +98,12 @@ class _Round:
 class Sampler:
     """The samples of one attempt's ranks. Never waits."""
 
-    def __init__(self, folder: Path, forget: Callable[[int], None]) -> None:
-        """`folder` is the script's working folder. `forget` is called with a pid of ours once it is free again."""
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the script's working folder."""
         self.samples: dict[int, Sample] = {}
         """The newest sample of each rank."""
         self.available = pyspy() is not None
-        self._folder, self._forget = folder, forget
+        self._folder = folder
         self._rounds: dict[int, _Round] = {}
         self._due: dict[int, float] = {}
         self._failed = Counter[int]()
@@ -131,7 +127,7 @@ class Sampler:
         """No dump runs any more."""
         for turn in self._rounds.values():
             for dump in [*([turn.own] if turn.own else []), *turn.children]:
-                self._end(dump)
+                dump.close()
         self._rounds.clear()
 
     def _begin(self, rank: int, pid: int, silent: float, now: float) -> None:
@@ -148,7 +144,7 @@ class Sampler:
             if not turn.own.over(now):
                 return
             turn.sample, pid, took = self._of_rank(turn.own), turn.own.pid, now - turn.own.began
-            self._end(turn.own)
+            turn.own.close()
             turn.own = None
             self._due[rank] = max(self._due.get(rank, 0.0), now + took / _SHARE - took)
             if turn.sample is not None:
@@ -161,7 +157,7 @@ class Sampler:
         for dump in [dump for dump in turn.children if dump.over(now)]:
             turn.children.remove(dump)
             threads = self._threads(dump)
-            self._end(dump)
+            dump.close()
             if main := threads.get(dump.pid):
                 turn.mains[dump.pid] = main
             else:
@@ -179,10 +175,6 @@ class Sampler:
             if self._refused.get(child, 0) < _REFUSALS:
                 with contextlib.suppress(OSError):
                     turn.children.append(Dump(program or "", child, now))
-
-    def _end(self, dump: Dump) -> None:
-        dump.close()
-        self._forget(dump.process)
 
     def _of_rank(self, dump: Dump) -> Sample | None:
         threads = self._threads(dump)

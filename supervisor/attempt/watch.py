@@ -65,7 +65,7 @@ class Watch:
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
         self._reaper, self._reader = reaper, BeatReader(folder.beats)
-        self.sampler = Sampler(cwd, reaper.forget)
+        self.sampler = Sampler(cwd)
         self._notes, self._journals = Notes(folder.notes), Notes(folder.saves)
         self.saves = Saves()
         """The script's own saves in this attempt."""

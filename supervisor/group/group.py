@@ -12,7 +12,6 @@ from supervisor.group.seat import Elsewhere, Seat
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
-from trainer.rundir.machine.proc import stat
 from trainer.rundir.records.gate import Gate, Launcher, Release
 from trainer.rundir.records.parking import Parked, Unfit
 
@@ -150,8 +149,7 @@ def _launcher(gate: Gate, mark: str) -> Process | None:
     except (OSError, ValueError):
         return None
     # The pidfd is open. So from here on the pid is that of the process that will be watched.
-    found = stat(process.pid)
-    if found is not None and found.started == known.started and carries(process.pid, mark):
+    if process.started == known.started and carries(process.pid, mark):
         return process
     process.close()
     return None

@@ -17,7 +17,7 @@ import psutil
 
 from supervisor.process.proctree import Process, held, is_alive, members
 from supervisor.process.reaper import Reaper
-from trainer.rundir.machine.proc import is_running, stat
+from trainer.rundir.machine.proc import is_running
 
 _TICK, _PATIENT = 0.01, 1.0
 """Seconds between two looks at what has to go: at first, and at most."""
@@ -94,8 +94,7 @@ def _strike_one(pid: int, known: Process | None, found_at: float) -> bool:
     except ProcessLookupError:
         return False
     try:
-        now = stat(pid)
-        return now is not None and now.started <= found_at * _TICKS and _send(process)
+        return process.started is not None and process.started <= found_at * _TICKS and _send(process)
     finally:
         process.close()
 

@@ -48,16 +48,27 @@ class Process:
         """ProcessLookupError if the process is gone."""
         self.pid = pid
         self.fd = os.pidfd_open(pid)
+        found = stat(pid)
+        self.started = None if found is None else found.started
+        """As in Stat. None if it was gone before we could look."""
         self._stat: int | None = None
 
     @classmethod
     def as_of(cls, pid: int, at: float) -> Process:
         """The process that had `pid` at the time `at`, by the machine's clock. ProcessLookupError if it is gone."""
         process = cls(pid)
-        if _began_after(pid, at):
+        if process._began_after(at):
             process.close()
             raise ProcessLookupError
         return process
+
+    def _began_after(self, at: float) -> bool:
+        """Whether it surely began after `at`. Then it got the pid later."""
+        # The kernel counts from boot, and includes sleep. After a sleep of the machine a process looks older, never
+        # younger. Nor if we have to wait for a CPU between the two clocks: they are read in this order.
+        now = time.monotonic()
+        asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - now
+        return self.started is not None and self.started * _TICK - asleep > at + _TICK
 
     def close(self) -> None:
         os.close(self.fd)
@@ -85,16 +96,6 @@ class Process:
         except (ProcessLookupError, PermissionError):
             return False
         return True
-
-
-def _began_after(pid: int, at: float) -> bool:
-    """Whether the process with this pid surely began after `at`. Then it got the pid later."""
-    found = stat(pid)
-    # The kernel counts from boot, and includes sleep. After a sleep of the machine a process looks older, never
-    # younger. Nor if we have to wait for a CPU between the two clocks: they are read in this order.
-    now = time.monotonic()
-    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - now
-    return found is not None and found.started * _TICK - asleep > at + _TICK
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -101,7 +101,7 @@ def test_what_processes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names = list(EXPECTED)
     motions: dict[str, Motion] = {}
     with running(tmp_path, names) as processes:
-        sampler = Sampler(tmp_path, lambda _: None)
+        sampler = Sampler(tmp_path)
         pids = {rank: process.pid for rank, process in processes.items()}
         deadline = time.monotonic() + 200.0
 
@@ -130,7 +130,7 @@ def test_what_processes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_where_there_are_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is refused again and again is not tried for ever; nor where py-spy is not installed."""
     with subprocess.Popen(["sleep", "600"]) as other:
-        sampler = Sampler(tmp_path, lambda _: None)
+        sampler = Sampler(tmp_path)
         deadline = time.monotonic() + 60.0
         while sampler.available and time.monotonic() < deadline:
             sampler.look({0: 1.0}, {0: other.pid}, time.monotonic())
@@ -142,7 +142,7 @@ def test_where_there_are_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # One look at many ranks that comes to nothing, as in a pause of the machine, does not mean that.
     sleeping = [subprocess.Popen(["sleep", "600"]) for _ in range(6)]
     pids = {rank: process.pid for rank, process in enumerate(sleeping)}
-    sampler = Sampler(tmp_path, lambda _: None)
+    sampler = Sampler(tmp_path)
     deadline = time.monotonic() + 60.0
     sampler.look(dict.fromkeys(pids, 1.0), pids, time.monotonic())
     while sampler._rounds and time.monotonic() < deadline:
@@ -156,4 +156,4 @@ def test_where_there_are_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert not Sampler(tmp_path, lambda _: None).available
+    assert not Sampler(tmp_path).available
