@@ -8,7 +8,6 @@ of a GPU, or a port that the script has chosen.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 from collections.abc import Callable, Iterable, Mapping
 
@@ -52,7 +51,7 @@ class Ending:
         found: dict[int, None] = {}
         for _ in range(_WALKS):
             roots = [process.pid for process in self._known().values() if not _ended(process)]
-            found = dict.fromkeys([*roots, *family.walk([os.getpid(), *roots], spared)])
+            found = dict.fromkeys([*roots, *proctree.below(self._mark, spared, roots)])
             # A process that has moved up during the walk may have been missed, so it takes two to agree.
             if before == found.keys() or not found:
                 break

@@ -30,6 +30,7 @@ from supervisor.process import loopback
 from supervisor.process.descriptors import enough
 from supervisor.process.own_session import start_in_own_session
 from supervisor.process.place import here
+from supervisor.process.proctree import remember_inherited
 from supervisor.reading.plain import plain_lines
 from supervisor.run import spec as specs
 from supervisor.run import status as statuses
@@ -88,6 +89,7 @@ def drive(
 ) -> int:
     """The run is over. Returns the exit code of `launch`. The caller holds the lock. `located`: this node leads others.
     HandedOver: its ranks go on, and somebody must take them over at once."""
+    remember_inherited()
     if stopping is None:
         nodes.refuse_alone(spec, located)
     enough(spec.nproc)

@@ -33,6 +33,7 @@ from supervisor.nodes.talk.probe import about
 from supervisor.nodes.token import token_of
 from supervisor.process.descriptors import enough
 from supervisor.process.place import here
+from supervisor.process.proctree import remember_inherited
 from supervisor.reading.plain import plain
 from supervisor.run.events import EventLog
 from supervisor.run.folder.stops import Stops
@@ -91,6 +92,7 @@ def leader_of(
 def follow(located: Located, given: Mapping[str, Any], quiet: bool, say: Callable[[str], None] | None = None) -> int:
     """This node follows to the end of the run. Returns the exit code of `launch`. `say` tells people; its first
     words are that a leader has admitted this node."""
+    remember_inherited()
     run, wait = RunDir(Path(given["run_dir"]).resolve()), float(given["node_wait"])
     token = wait_for_token(run, wait)
     arguments, module = list(given["command_line"]), bool(given["module"])

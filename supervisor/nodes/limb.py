@@ -13,9 +13,12 @@ from supervisor.core.model import Observation
 from supervisor.core.stack import Stacks
 from supervisor.core.telling.news import News
 from supervisor.nodes.proof import Proof
-from supervisor.process.proctree import Process
+from supervisor.process.proctree import Process, inherited
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
+
+_INHERITED_EVERY = 1.0
+"""Seconds between two looks at the processes below us that are not the run's."""
 
 
 class Waiting(Groups, Protocol):
@@ -40,7 +43,8 @@ class Limb:
         self.attempt: Attempt | None = None
         self.groups: Waiting
         """Set by the caller, before it launches or looks."""
-        self._run, self._environ, self._helpers = run, environ, helpers
+        self._run, self._environ, self._helpers, self._mark = run, environ, helpers, spec.mark
+        self._inherited_at = float("-inf")
         self._proof = Proof(spec.mark, spec.policy.stuck_after)
         self._gpus: Gpus | None = None
         self._left: list[Attempt] = []
@@ -57,6 +61,10 @@ class Limb:
         """The state of this node's part as of `now`, and its news. `ended` are the fds that were readable, `silent`
         the ranks of which samples are wanted, with their seconds of silence."""
         attempt = self.attempt
+        if now >= self._inherited_at + _INHERITED_EVERY:
+            # What they have started is known by its parent, so it is seen before that ends.
+            self._inherited_at = now
+            inherited(self._mark)
         if attempt is None:
             return Observation(now), News()
         attempt.sample(silent, now)

@@ -3,6 +3,9 @@
 torchrun gives each rank its own session. So a kill of torchrun's process group misses the ranks, and they outlive
 torchrun. They are still found: the supervisor is a subreaper, so orphans become its children. Also, a mark in the
 environment names the run. So even the orphans of a killed supervisor are found.
+
+Not all that is below us is the run's. A shell that ends in `exec supervise …` becomes us, and leaves us its children:
+its background jobs, and the `tee` that writes its log.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_inherited: dict[int, int] | None = None
+"""The processes that this one had below it before it began a run, and what they have started since: pid and start time.
+None: nobody has asked to remember them."""
 
 
 def be_subreaper(on: bool = True) -> bool:
@@ -152,11 +158,45 @@ def marked(mark: str) -> list[psutil.Process]:
     return living(pid for pid in pids if pid != me and carries(pid, mark))
 
 
+def remember_inherited() -> None:
+    """What is below this process now belongs to no run of it. Call it before this process starts any other that stays.
+    Only the first call counts."""
+    global _inherited
+    if _inherited is None:
+        _inherited = _started(walk([os.getpid()]))
+
+
+def inherited(mark: str) -> set[int]:
+    """The processes below us that are not the run's, since we had them before it, or they descend from those: also if
+    their parents have ended since the last call, and they have become our children. Whatever carries the mark is the
+    run's, with its descendants: a shell that gets the orphans of a dead supervisor may become the next one."""
+    global _inherited
+    if not _inherited:
+        return set()
+    # Their pids may belong to others by now. No process of the run gets below one of them: orphans move up only.
+    before = [pid for pid, started in _started(_inherited).items() if started == _inherited[pid]]
+    found = dict.fromkeys([*before, *walk(before)])
+    ours = [pid for pid in found if carries(pid, mark)]
+    _inherited = _started(found.keys() - {*ours, *walk(ours)})
+    return set(_inherited)
+
+
+def _started(pids: Iterable[int]) -> dict[int, int]:
+    """The start times of those that are there."""
+    return {pid: found.started for pid in pids if (found := stat(pid)) is not None}
+
+
+def below(mark: str, spared: set[int], more: Iterable[int] = ()) -> list[int]:
+    """Our descendants and those of `more`, nearest first, without `spared`, what we had before the run, and the
+    descendants of both. Every search for processes to end that does not go by the mark goes this way."""
+    return walk([os.getpid(), *more], spared | inherited(mark))
+
+
 def members(mark: str, spared: set[int]) -> list[psutil.Process]:
     """The living processes of the run: our descendants. If there are none, all processes with the mark. `spared` and
     their descendants are left out."""
     # Our descendants are found quickly. All of /proc is read only to confirm that nothing is left.
-    return living(walk([os.getpid()], spared)) or strangers(mark, spared)
+    return living(below(mark, spared)) or strangers(mark, spared)
 
 
 def strangers(mark: str, spared: set[int]) -> list[psutil.Process]:
