@@ -104,7 +104,8 @@ def drive(
         lead = several.leader_of(run, spec, previous, log, located)
     _log_begin(log, spec, previous, begins=stopping is None)
     notifier = Notifier(spec.notify, spec.run, log)
-    driver = Driver(run, spec, log, dict(os.environ), previous, statuses.story_of(run).history, lead=lead)
+    history, environ = statuses.story_of(run).history, dict(os.environ)
+    driver = Driver(run, spec, log, environ, previous, history, lead=lead, senders=notifier.pids)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
         driver.why = stopping.why

@@ -65,6 +65,8 @@ class Driver:
     jitter: Callable[[], float] = lambda: random.uniform(-1.0, 1.0)
     lead: Callable[[Stops], Others] | None = None
     """Makes the leader of a run over several nodes."""
+    senders: Callable[[], set[int]] = set
+    """The pids of those that bring the run's messages to people. They outlive every attempt, and the run."""
 
     def __post_init__(self) -> None:
         self.stops = Stops()
@@ -86,8 +88,7 @@ class Driver:
         self._injector = FaultInjector(self.run.faults, self.run.checkpoints, fired, armed)
 
     def drive(self) -> End:
-        """Drives the run to its end. No process of it is alive, unless the End says that something could not be
-        killed."""
+        """Drives the run to its end. No process of it is alive, unless the End says that one could not be killed."""
         be_subreaper()
         with signals(self.stops) as wakeup, contextlib.closing(Anchor(self.run.path, self.log.epoch)) as anchor:
             paces, ended = Paces(self.run), set[int]()
@@ -194,8 +195,7 @@ class Driver:
         on_disk, in_memory = self._tracker.progress.checkpoint, self._flusher.newest() if over or news.quiet else -1
         return replace(
             seen,
-            # Safe states can be lost only with the machine. The state in memory is safe once no process writes there
-            # any more.
+            # Safe states go only with the machine. What is in memory is safe once no process writes there any more.
             checkpoint_step=max(on_disk, in_memory if over else -1),
             checkpoints=tuple(committed_steps(self.run.checkpoints)) if over else (),
             safe_step=max(on_disk, news.own_step, in_memory if news.quiet else -1),
@@ -225,7 +225,7 @@ class Driver:
 
     def _helpers(self) -> set[int]:
         """Processes of the run that belong to no attempt, beside those that wait to be one."""
-        return self._flusher.pids() | self._own_saves.pids() | self._others.pids()
+        return self._flusher.pids() | self._own_saves.pids() | self._others.pids() | self.senders()
 
     # ── act ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -303,7 +303,7 @@ class Driver:
 
     def _quit(self, anchor: Anchor) -> NoReturn:
         """Ends all processes of a run that is not ours any more, so that nothing is written in two places."""
-        end_all(self.spec.mark, set(), self._reaper, self.spec.policy.stuck_after)
+        end_all(self.spec.mark, self.senders(), self._reaper, self.spec.policy.stuck_after)
         self._standby.close()
         self._flusher.abandon()
         why = anchor.lost()
@@ -326,7 +326,7 @@ class Driver:
         self._others.end(end.exit_code, end.reason, keep=self._flusher.segment.exists())
         self._standby.close()
         # Processes that could not be killed have had their time already.
-        spared = self._own_saves.pids() | self._standby.kept
+        spared = self._own_saves.pids() | self._standby.kept | self.senders()
         if not (left := end_all(self.spec.mark, spared, self._reaper, 1.0 if stuck else time_limit)):
             self._flusher.sweep()  # One that the fork server has forked too late was ended at its work.
         return machine.stuck(left, time_limit) if left and not stuck else end

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from supervisor.core.telling.notices import Notice, Notices
 from supervisor.errors import Refusal
+from supervisor.notify.sender import DONE
 from supervisor.notify.settings import Notify, read_notify
 from supervisor.run.events import EventLog
 from trainer.rundir.files.codec import encode
 from trainer.rundir.files.json_lines import object_of
 
 _SENDER = Path(__file__).with_name("sender.py")
+_ENDED = "its sender was ended before it was done"
 _PATIENT_S = 20.0
 """For the last messages: a container may end with the run, and the sender with it."""
 
@@ -26,8 +28,23 @@ _PATIENT_S = 20.0
 @dataclass(eq=False)
 class _Sending:
     kind: str
+    pid: int
     out: int
     said: bytes = b""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there. Nobody else writes into `out`, which is at its end when the process is."""
+        poll = select.poll()
+        poll.register(self.out, 0)
+        return not poll.poll(0)
+
+    @property
+    def problem(self) -> str:
+        """Why it is not sent, as far as the sender, which has ended, has told. Empty if it is sent."""
+        *failed, last = self.said.decode(errors="replace").split("\n")
+        # A sender that was killed, by its alarm too, has not come to its last line.
+        return "; ".join(failed) if last == DONE else _ENDED
 
 
 class Notifier:
@@ -46,6 +63,10 @@ class Notifier:
         self._notices = Notices(wanted, f"supervise status {run_id}")
         if wanted:
             log.heard = self._hear
+
+    def pids(self) -> set[int]:
+        """The senders under way. They belong to no attempt: what they have to say may be that it failed."""
+        return {sending.pid for sending in self._under_way if sending.alive}
 
     def close(self) -> None:
         """Every message is sent, or a warning says that it is not. A sender that hangs ends by its own alarm."""
@@ -87,18 +108,22 @@ class Notifier:
             child.stdin.write(encode(body))
         # The one reaper of the run reaps it, like all others.
         child.returncode = 0
-        self._under_way.append(_Sending(notice.kind, out))
+        self._under_way.append(_Sending(notice.kind, child.pid, out))
 
     def _collect(self) -> None:
         """Those that have ended are told if they failed."""
+        ended = []
         for sending in list(self._under_way):
             with contextlib.suppress(BlockingIOError):
                 while part := os.read(sending.out, 4096):
                     sending.said += part
                 self._under_way.remove(sending)
                 os.close(sending.out)
-                if sending.said:
-                    self._failed(sending.kind, sending.said.decode(errors="replace").replace("\n", "; "))
+                ended.append(sending)
+        # Only now: what is told is heard here, and collects again.
+        for sending in ended:
+            if sending.problem:
+                self._failed(sending.kind, sending.problem)
 
     def _failed(self, kind: str, why: str) -> None:
         self._log.emit("warning", "warning", text=f"the message '{kind}' was not sent: {why}"[:500])

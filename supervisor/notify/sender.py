@@ -1,5 +1,5 @@
 """A program: sends one message and ends, at the latest when its alarm rings. Each line of its output is a part that
-failed.
+failed; the last one, DONE, says that it has tried them all.
 
 It is run by path, with [urls, command, title, body, event] as JSON on stdin: what is on a command line, everybody on
 the machine can read. No line holds a URL.
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 
+DONE = "done"
 ALARM_S = 30
 _COMMAND_S = 15
 
@@ -50,7 +51,7 @@ def main() -> None:
         failed += by_command(command, title, body, event)
     if urls:
         failed += by_url(urls, title, body)
-    print("\n".join(failed), end="", flush=True)
+    print("\n".join([*failed, DONE]), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
+from supervisor.attempt.ending import Ending
 from supervisor.errors import Refusal
 from supervisor.notify import notifier
 from supervisor.notify.notifier import Notifier
 from supervisor.notify.settings import read_notify
 from supervisor.reading.events_file import read_events
 from supervisor.run.events import EventLog
+from tests.support.patience import until
 from trainer.rundir.layout import RunDir
 
 pytestmark = pytest.mark.usefixtures("busy")
@@ -50,6 +56,39 @@ def test_a_command_gets_title_text_and_event(tmp_path: Path) -> None:
 
     (warning,) = said(tmp_path, "[notify]\ncommand = 'echo no mail here >&2; exit 3'")
     assert warning == "the message 'failed' was not sent: command ended with 3: no mail here"
+
+
+def test_a_sender_is_spared_and_one_that_is_killed_has_failed(tmp_path: Path) -> None:
+    """Those under way are known, each for as long as it is there: another process may get its pid."""
+    settings = tmp_path / "supervise.toml"
+    settings.write_text(f"[notify]\non = ['hang', 'failed']\ncommand = 'echo > {tmp_path}/begun$PPID; exec sleep 600'")
+    log = EventLog(RunDir(tmp_path), "a-1")
+    sends = Notifier(str(settings), "a-1", log)
+    ending = Ending("no-mark", dict, foreign=False)
+    others = {child.pid for child in psutil.Process().children()}
+    log.emit("verdict", "error", cause="hang")
+    log.emit("run_ended", "error", **FAILED)
+    senders = sends.pids()
+    assert len(senders) == 2 and set(ending.members(others)) >= senders
+    assert ending.force(others | senders, time.monotonic()) == 0
+    until(lambda: len(list(tmp_path.glob("begun*"))) == 2)
+
+    began = [each for pid in senders for each in psutil.Process(pid).children(recursive=True)]
+    for pid in senders:
+        os.kill(pid, signal.SIGKILL)
+    for process in began:
+        process.kill()
+
+    until(lambda: not sends.pids())
+    # Both are told in one look, though each that is told is another one.
+    log.emit("run_started")
+    sends.close()
+    log.close()
+    for pid in senders:
+        os.waitpid(pid, 0)
+    assert [event["text"] for event in read_events(RunDir(tmp_path).events)[0] if event["msg"] == "warning"] == [
+        f"the message '{kind}' was not sent: its sender was ended before it was done" for kind in ("hang", "failed")
+    ]
 
 
 def test_what_nobody_wants_is_not_sent(tmp_path: Path) -> None:
