@@ -40,6 +40,9 @@ class Groups(Protocol):
     def take(self, now: float, body: Callable[[], Release]) -> WorkerGroup | None:
         """A group for the attempt of `body`. None while there is none yet. OSError if there will be none."""
 
+    def disband(self, group: WorkerGroup) -> None:
+        """`group`, which was taken, is ended. None of its processes waits any more."""
+
 
 _SIZES_EVERY = 5.0
 """Seconds between two looks at how much memory the ranks have."""
@@ -120,6 +123,16 @@ class Attempt:
         if group is None:
             return False
         self.ending.foreign |= group.foreign
+        try:
+            self._release(group)
+        except (OSError, MemoryError):
+            # Nobody else knows of it: its launcher is spared as one of those that wait.
+            standby.disband(group)
+            raise
+        self._group, self.kind = group, group.kind
+        return True
+
+    def _release(self, group: WorkerGroup) -> None:
         folder = self._run.attempt(self.number)
         if not folder.beats.exists():
             for each in dict.fromkeys([folder.path, folder.here]):
@@ -128,8 +141,6 @@ class Attempt:
                 each.mkdir(mode=0o700, exist_ok=True)
             create_beats(folder.beats, group.seat.world)
         group.release(msgspec.structs.replace(self._body(), kind=group.kind), folder)
-        self._group, self.kind = group, group.kind
-        return True
 
     @property
     def launcher_pid(self) -> int | None:

@@ -49,16 +49,20 @@ class WorkerGroup:
         """A new group with a shut gate. `log` is that of its launcher, if it must be on another disk than the gate.
         OSError if the gate cannot be made."""
         gate = Gate(folder)
-        fd = gate.close(expected)
-        if log is not None:
-            log.parent.mkdir(mode=0o700, exist_ok=True)
-            log.unlink(missing_ok=True)
-            gate.launcher_log.symlink_to(log)
-        gate.launcher_log.touch(0o600)
-        if expected is not None:
-            for rank in seat.ranks:
-                gate.rank_log(rank).touch(0o600)
-        return cls(gate, seat, kind, fd, expected)
+        group = cls(gate, seat, kind, gate.close(expected), expected)
+        try:
+            if log is not None:
+                log.parent.mkdir(mode=0o700, exist_ok=True)
+                log.unlink(missing_ok=True)
+                gate.launcher_log.symlink_to(log)
+            gate.launcher_log.touch(0o600)
+            if expected is not None:
+                for rank in seat.ranks:
+                    gate.rank_log(rank).touch(0o600)
+        except OSError:
+            group.dissolve()
+            raise
+        return group
 
     @classmethod
     def released(cls, folder: Path, mark: str) -> tuple[WorkerGroup, Release] | None:
@@ -102,7 +106,8 @@ class WorkerGroup:
         return ""
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
-        """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there."""
+        """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there. OSError if the gate
+        cannot be opened: it is as shut as before."""
         assert self._fd is not None
         with contextlib.suppress(OSError):
             # The launcher goes on writing into the same file. The new name does not matter to it.
@@ -110,10 +115,11 @@ class WorkerGroup:
         for rank in self.seat.ranks if self.expected is not None else ():
             with contextlib.suppress(OSError):
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
-        fd, self._fd = self._fd, None
+        self.gate.open(self._fd, body)
+        self._fd = None
+        # After our own part, which a full disk may hold back: parts that were released cannot be dropped any more.
         if self.elsewhere is not None:
             self.elsewhere.release(body)
-        self.gate.open(fd, body)
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate."""

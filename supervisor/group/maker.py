@@ -189,7 +189,11 @@ class GroupMaker:
         OSError if it cannot be started."""
         group = self._new("exec", seat, expected)
         env = {**self._env, PRELOAD: str(self._run.modules)} if park else self._env
-        group.born(start_cold(self._spec, group.gate, env, seat))
+        try:
+            group.born(start_cold(self._spec, group.gate, env, seat))
+        except OSError:
+            group.dissolve()
+            raise
         return group
 
     def _new(self, kind: str, seat: Seat, expected: Release | None) -> WorkerGroup:
@@ -209,10 +213,13 @@ class GroupMaker:
     def disband(self, group: WorkerGroup) -> None:
         """`group` is ended. None of its processes waits any more."""
         pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
-        found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
-        kill([*found, *(child for process in found for child in _children(process))])
-        self._unborn.pop(str(group.gate.path), None)
-        group.dissolve()
+        try:
+            found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
+            kill([*found, *(child for process in found for child in _children(process))])
+        finally:
+            # Where there are no descriptors to look with, its processes end by themselves, for they find no gate.
+            self._unborn.pop(str(group.gate.path), None)
+            group.dissolve()
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -74,8 +74,10 @@ class Standby:
         OSError if not even a cold group can be started.
         """
         if self._group is not None:
+            # It is ours until it is known that it can be taken: `body` reads the disk.
+            why = _lost_elsewhere(self._group) or self._parking.refused(self._group, body)
             group, self._group = self._group, None
-            if not (why := _lost_elsewhere(group) or self._parking.refused(group, body)):
+            if not why:
                 return group
             self._maker.disband(group)
             self._log.emit("standby_lost", reason=f"the standby is not used: {why}")
@@ -85,6 +87,10 @@ class Standby:
         if server := maker.ready:
             return self._fork(server)
         return None if maker.is_due(now) else self._cold(park=False)
+
+    def disband(self, group: WorkerGroup) -> None:
+        """As GroupMaker.disband()."""
+        self._maker.disband(group)
 
     @property
     def warm(self) -> bool:

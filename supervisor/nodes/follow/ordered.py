@@ -72,6 +72,10 @@ class Ordered:
             self._due = None
         return group
 
+    def disband(self, group: WorkerGroup) -> None:
+        """As GroupMaker.disband()."""
+        self._maker.disband(group)
+
     def tick(self, now: float, ended: set[int], calm: bool) -> None:
         """Starts all work that is due. `ended` are the fds that were readable. `calm`: no recovery waits for the
         machine."""
