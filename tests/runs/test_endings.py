@@ -55,6 +55,39 @@ def test_every_way_to_end_is_seen(run: Run, option: str) -> None:
     assert (run.folder / "unclosed").read_text() == "not flushed by the script"
 
 
+FEEDS = """
+import select, subprocess, threading, time, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+before = open("before", "w")
+readers = [subprocess.Popen(["sleep", "9999"], stdin=subprocess.PIPE, text=text) for text in (False, True)]
+
+def feed(reader, words):
+    while True:
+        reader.stdin.write(words)
+
+for reader, words in zip(readers, (b"x" * 100_000, "x" * 100_000)):
+    threading.Thread(target=feed, args=(reader, words), daemon=True).start()
+for step in range(5):
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+after = open("after", "w")
+while select.select([], [reader.stdin.fileno() for reader in readers], [], 0)[1]:
+    time.sleep(0.01)
+for file in (before, after):
+    file.write("not flushed by the script")
+"""
+
+
+def test_a_thread_that_is_stuck_in_a_write_holds_nobody_up(run: Run) -> None:
+    """Nobody reads what a daemon thread writes: the rank ends as under plain Python, and its other files are whole."""
+    assert run.launch("--max-restarts", "0", run.script(FEEDS)) == 0
+
+    assert run.verdicts() == [("finished", None)]
+    for name in ("before", "after"):
+        assert (run.folder / name).read_text() == "not flushed by the script"
+
+
 HOOKED = """
 import os, signal, sys, time
 sys.excepthook = lambda kind, error, trace: open("told", "w").write(trace.tb_frame.f_code.co_filename)
