@@ -25,35 +25,41 @@ class Parameters:
     def __init__(self, model: Any, optimizer: Any) -> None:
         self._model = model if isinstance(model, nn.Module) else None
         self._optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
-        self._ids: list[int] = []
+        self._seen: list[int] = []
+        """The identities of the parameters, and whether they require a gradient, when the rest was made."""
         self._names: Names = []
+        self._frozen: list[str] = []
+        self._state: dict[str, str] = {}
 
     def names(self) -> Names:
         """In the order of the optimizer's groups. None for one that has no name."""
-        if self._optimizer is None:
-            return []
-        ids = [id(param) for group in self._optimizer.param_groups for param in group["params"]]
-        if ids != self._ids:  # else the module is not walked again at each snapshot
-            known = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
-            given = [name for group in self._optimizer.param_groups for name in _given(group)]
-            found = (known.get(number) or other for number, other in zip(ids, given, strict=True))
-            self._ids, self._names = ids, [name and as_saved(name).replace("_orig_mod.", "") for name in found]
+        self._look()
         return self._names
-
-    def state_dict(self) -> dict[str, str]:
-        """As texts: a list would be encoded name by name, at each snapshot."""
-        names = self.names()
-        if not any(names):
-            return {}
-        return {"names": "\n".join(name or "" for name in names), "frozen": "\n".join(self.frozen())}
 
     def frozen(self) -> list[str]:
         """The names of those that do not require a gradient."""
-        return [name for name, trains in zip(self.names(), self._trains(), strict=True) if name and not trains]
+        self._look()
+        return self._frozen
 
-    def _trains(self) -> list[bool]:
+    def state_dict(self) -> dict[str, str]:
+        """As texts: a list would be encoded name by name, at each snapshot."""
+        self._look()
+        return self._state
+
+    def _look(self) -> None:
         groups = self._optimizer.param_groups if self._optimizer is not None else []
-        return [param.requires_grad for group in groups for param in group["params"]]
+        params = [param for group in groups for param in group["params"]]
+        seen = [*map(id, params), *(param.requires_grad for param in params)]
+        if seen == self._seen:  # else the module would be walked again at each snapshot
+            return
+        known = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
+        given = [name for group in groups for name in _given(group)]
+        found = [known.get(id(param)) or other for param, other in zip(params, given, strict=True)]
+        self._seen, self._names = seen, [name and as_saved(name).replace("_orig_mod.", "") for name in found]
+        trains = zip(self._names, params, strict=True)
+        self._frozen = [name for name, param in trains if name and not param.requires_grad]
+        texts = {"names": "\n".join(name or "" for name in self._names), "frozen": "\n".join(self._frozen)}
+        self._state = texts if any(self._names) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing: the names say how the optimizer's state is to be read (see reordered)."""
