@@ -122,12 +122,12 @@ class WorkerGroup:
             self.elsewhere.release(body)
 
     def rank_pids(self) -> list[int]:
-        """The pids of the ranks that have come to the gate."""
+        """The pids of the ranks that have come to the gate, in the order of the ranks."""
         for rank in self.seat.ranks:
             if rank not in self._came:
                 with contextlib.suppress(OSError, ValueError):
                     self._came[rank] = int(self.gate.ready(rank).read_text())
-        return list(self._came.values())
+        return [self._came[rank] for rank in sorted(self._came)]
 
     def abandon(self) -> None:
         """The group is given up. No rank waits for this supervisor any more."""

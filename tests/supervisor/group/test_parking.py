@@ -49,6 +49,18 @@ def test_who_has_come_has_a_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         group.dissolve()
 
 
+def test_pids_are_in_the_order_of_the_ranks(tmp_path: Path) -> None:
+    """Whoever comes first."""
+    group = WorkerGroup.ordered(tmp_path / "group", Seat((2,)), "fork")
+    try:
+        for rank in (1, 0):
+            group.gate.ready(rank).write_text(str(100 + rank))
+            group.rank_pids()
+        assert group.rank_pids() == [100, 101]
+    finally:
+        group.dissolve()
+
+
 def test_refused(parking: Parking, tmp_path: Path) -> None:
     """It must have the arguments of the attempt, and every file of its program as it was: size, time and inode. After
     other arguments for the second time, the next one waits at its first line."""
