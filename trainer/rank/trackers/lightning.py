@@ -1,4 +1,5 @@
-"""Lightning's loggers, under both of its names. A relaunch logs into the same `version_N`, not into the next one."""
+"""Lightning's loggers, under both of its names. A relaunch logs into the same `version_N`, not into the next one, where
+LightningCLI finds the configuration that an earlier attempt has saved."""
 
 from __future__ import annotations
 
@@ -32,8 +33,37 @@ def _remembered(original: Any, name: str, going_on: GoingOn) -> Any:
     return next_version
 
 
+def _configuration(module: ModuleType, going_on: GoingOn) -> None:
+    """Wraps `SaveConfigCallback.setup`, as read in lightning 2.6. It refuses a folder that has a configuration already:
+    without this, each program of LightningCLI would die at its relaunch, before its first step."""
+    callback: Any = getattr(module, "SaveConfigCallback", None)
+    original, filesystem = getattr(callback, "setup", None), getattr(module, "get_filesystem", None)
+    if original is None or filesystem is None:
+        return
+
+    @functools.wraps(original)
+    def setup(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(self, "save_to_log_dir", True) and not self.already_saved and not self.overwrite:
+            # Rank 0 alone looks and writes. The others must agree with it, else they would wait for its answer.
+            folder = trainer.log_dir
+            ours = trainer.is_global_zero and _is_ours(os.path.join(folder, self.config_filename), filesystem, going_on)
+            self.overwrite = trainer.strategy.broadcast(ours)
+        original(self, trainer, *args, **kwargs)
+
+    callback.setup = setup
+
+
+def _is_ours(path: str, filesystem: Any, going_on: GoingOn) -> bool:
+    """Whether the configuration at `path` is this run's own: it was not there when the run asked first."""
+    first = going_on.recall(f"lightning config {path}", lambda: "" if filesystem(path).isfile(path) else "new")
+    return going_on.later and first == "new"
+
+
 HOOKS = {
-    f"{package}.loggers.{module}": _versions
-    for package in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
-    for module in ("tensorboard", "csv_logs")
+    **{
+        f"{package}.loggers.{module}": _versions
+        for package in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
+        for module in ("tensorboard", "csv_logs")
+    },
+    **{f"{package}.cli": _configuration for package in ("lightning.pytorch", "pytorch_lightning")},
 }
