@@ -244,3 +244,40 @@ def test_a_loss_that_is_not_finite(run: Run, needed: str, text: str) -> None:
     assert len(back) == 1
     assert steps(run, 1)[0] == back[0]["step"] + 1
     assert (run.folder / "end.pt").exists()
+
+
+STOPS_EARLY = """
+class Worse(transformers.Trainer):
+    def evaluate(self, *args, **kwargs):
+        metrics = {"eval_worse": float(self.state.global_step)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+class Patience(transformers.EarlyStoppingCallback):
+    pass
+arguments = transformers.TrainingArguments(
+    "out", max_steps=60, per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True,
+    eval_strategy="steps", eval_steps=5, save_steps=5, metric_for_best_model="eval_worse", greater_is_better=False,
+)
+patience = [transformers.EarlyStoppingCallback(4), transformers.EarlyStoppingCallback(9), Patience(7)]
+transformers.set_seed(0)
+trainer = Worse(Net(), arguments, train_dataset=Data(), eval_dataset=Data(), callbacks=[*patience, After(), ours])
+trainer.train()
+mine = [each for each in trainer.callback_handler.callbacks if isinstance(each, transformers.EarlyStoppingCallback)]
+assert [id(each) for each in mine] == [id(each) for each in patience]
+counts = [[each.early_stopping_patience, each.early_stopping_patience_counter] for each in patience]
+end(trainer.model, trainer.optimizer, counts=counts, done=trainer.state.global_step)
+"""
+
+
+def test_callbacks_of_the_trainer_go_on(run: Run) -> None:
+    """Each evaluation is worse than the first: one that waits for four of them stops at 25 also after a kill in
+    between, though the program does not ask the Trainer to restore its callbacks. They stay the program's objects, and
+    each of one class has its own count."""
+    needs("transformers")
+    run.modules = IMPORTED["transformers"]
+    head, _, _ = TRAINER.partition("arguments = ")
+    launch(run, head + STOPS_EARLY, "--inject", "kill:rank=0@step=17")
+    assert run.wait() == 0, run.warnings()
+    assert [event["step"] for event in run.events("resumed")] == [0, 16]
+    assert end(run)["done"] == 25
+    assert end(run)["counts"] == [[4, 4], [9, 4], [7, 4]]

@@ -38,6 +38,8 @@ _transformers: Any = importlib.import_module("transformers")
 _STATE = "trainer_state.json"
 _FILES = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 """The Trainer's methods that read the files of a checkpoint."""
+_CALLBACKS = "_load_callback_state"
+"""The one that gives callbacks what trainer_state.json has of them."""
 
 
 class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
@@ -81,6 +83,8 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
             if (path := self._newer(resume, Path(folder))) is not None:
                 resume = path
                 undo += [replace(trainer, name, self._reading(getattr(trainer, name), path)) for name in _FILES]
+                if hasattr(trainer, _CALLBACKS):
+                    undo.append(replace(trainer, _CALLBACKS, self._recalling(getattr(trainer, _CALLBACKS))))
             try:
                 return train(resume)
             finally:
@@ -115,6 +119,15 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
             return None
 
         return read
+
+    def _recalling(self, method: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(method)
+        def load() -> None:
+            # It does nothing unless restore_callback_states_from_checkpoint is set. Then it makes new callbacks.
+            method()
+            _recall(self._trainer.callback_handler.callbacks, self._trainer.state.stateful_callbacks)
+
+        return load
 
     def _watching(self, method: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(method)
@@ -207,6 +220,16 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
 
     def _horizon(self) -> list[float]:
         return [self._trainer.args.max_steps, self._trainer.args.num_train_epochs]
+
+
+def _recall(callbacks: list[Any], told: dict[str, Any]) -> None:
+    """The callbacks have the attributes that `told` has of their class, in the form of _extra(). What they were made
+    with stays: that is the program's."""
+    for name, states in told.items():
+        alike = [each for each in callbacks if type(each).__name__ == name]
+        for callback, state in zip(alike, states if isinstance(states, list) else [states], strict=False):
+            for attribute, value in state.get("attributes", {}).items():
+                setattr(callback, attribute, value)
 
 
 class _Log:
