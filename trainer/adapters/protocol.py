@@ -18,6 +18,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
@@ -114,6 +115,8 @@ class Orders:
     """Tells people the loss of the last step."""
     doing: Callable[[Doing], None] = lambda doing: None
     """Tells people what takes long now. Doing.NONE: it is over."""
+    unseen: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Steps in the block are none of the run: what they change is put back."""
 
 
 Hook = Callable[[ModuleType, Orders], None]

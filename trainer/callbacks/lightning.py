@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.handed.lightning import is_search
 from ..checkpoint.options import Every
 from ..rundir.environment import supervised
 from ..rundir.records.told import told
@@ -70,7 +71,7 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         global _fits
-        if stage != "fit" or supervised() is None:
+        if stage != "fit" or supervised() is None or is_search(trainer):
             return
         self._trainer, self._made, self._resumes, self._watched = trainer, 0, False, None
         kind = type(trainer.strategy).__name__

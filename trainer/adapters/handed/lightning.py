@@ -39,6 +39,9 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if is_search(self):
+            with orders.unseen():
+                return original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
         orders.uses(NAME)
         # The first trainer that fits is the one that was saved. A second one in the same script is another training.
         if ckpt_path is None and orders.offers and not given:
@@ -47,6 +50,12 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         return original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
 
     trainer.fit = fit
+
+
+def is_search(trainer: Any) -> bool:
+    """Whether its fit() is no training, as read in lightning 2.6: a Tuner looks for a learning rate or a size of the
+    batches. Then it ends before its training, and what it has changed is put back."""
+    return any(getattr(each, "_early_exit", None) is True for each in trainer.callbacks)
 
 
 def _hook_calls(module: ModuleType, orders: Orders) -> None:

@@ -16,6 +16,7 @@ from ...rundir.records.told import Told, told
 from ..imports import after_import
 from ..progress import progress
 from .options import Recorder
+from .steps import unseen
 
 
 def follow(
@@ -61,5 +62,6 @@ def _orders(body: Told, name: str, recorder: Recorder | None) -> Orders:
         total=lambda steps: progress().told(total=steps),
         loss=lambda loss: progress().told(loss=loss),
         doing=lambda doing: progress().now(doing),
+        unseen=unseen,
     )
     return orders if recorder is None else replace(orders, uses=recorder.uses, fact=recorder.fact)
