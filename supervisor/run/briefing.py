@@ -96,6 +96,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     choice = choose(Case(program, spec.command, found, spec.nproc), spec.adapter, others)
     if choice is None:
         return Briefing(told=told)
+    told = msgspec.structs.replace(told, trainings={each.path: each.training for each in found if each.training})
     return _told(spec, choice, told, program.facts)
 
 

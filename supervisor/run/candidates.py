@@ -50,6 +50,8 @@ class _Unit:
     resumable: bool | None = None
     counts: bool = False
     """Whether it holds a counter of steps or epochs."""
+    training: tuple[float, int] = (0.0, 0)
+    """When it was saved last, and by which of the program's trainings."""
 
     def newest(self) -> tuple[int, float]:
         return max(((each.step, each.mono) for each in self.saved.values()), default=(-1, 0.0))
@@ -82,6 +84,8 @@ def _units(run: RunDir, number: int) -> list[_Unit]:
         path, kind = _unit_of(saved.path, line)
         unit = units.setdefault(path, _Unit(path, kind))
         unit.saved[saved.path] = saved
+        training = line.get("training")
+        unit.training = max(unit.training, (saved.mono, training if type(training) is int else 0))
         holds = line.get("holds")
         if isinstance(holds, list):
             unit.resumable = unit.resumable or any(_OPTIMIZER.search(str(key)) for key in holds)
@@ -153,7 +157,7 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
     name = os.path.basename(unit.path)
     digits = re.findall(r"\d+", _RANK.sub("", name.partition(".")[0]))
     number = int(digits[-1]) if digits and len(digits[-1]) < 16 else -1
-    known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable)
+    known = Checkpoint(unit.path, step, unit.kind, number, unit.resumable, training=unit.training[1])
     if unit.kind in ("file", "lightning"):
         saved = next(iter(unit.saved.values()))
         path = whole_place(saved)

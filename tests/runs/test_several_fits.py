@@ -69,3 +69,87 @@ def test_a_search_for_a_learning_rate(run: Run, ours: str) -> None:
     start = 13 if ours else 10
     assert [event["from_step"] for event in run.events("first_step")] == [0, start]
     assert (run.folder / "trained").read_text().split("\n") == [f"1 real {start} 30", ""]
+
+
+FOLDS = (
+    MODEL
+    + """
+def killed(fold):
+    # In the first attempt, in the second fold.
+    class Killed(Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if (os.environ["SUPERVISE_ATTEMPT"], fold, trainer.global_step) == ("0", 1, int(os.environ["AT"])):
+                os.kill(os.getpid(), 9)
+    return Killed()
+for fold in range(3):
+    if os.environ["SKIPS"] and os.path.exists(f"done.{fold}"):
+        continue
+    trainer(fold, os.environ["FOLDER"].replace("N", str(fold)) or None, killed(fold)).fit(Lit(), data())
+    open(f"done.{fold}", "w").close()
+"""
+)
+AFTER = {14: ["1 1 10 30", "1 2 0 30"], 5: ["1 1 0 30", "1 2 0 30"]}
+"""What the second attempt trains, by the step at which the first one was killed in its second fold: the first fold is
+over, since it goes on from its own end."""
+
+
+@pytest.mark.parametrize(
+    ("folder", "skips", "at"),
+    [
+        pytest.param("foldN", "", 14, id="a folder for each"),
+        pytest.param("foldN", "", 5, id="a folder for each, no save", marks=pytest.mark.long),
+        pytest.param("foldN", "yes", 14, id="the done ones are left out", marks=pytest.mark.long),
+        pytest.param("foldN", "yes", 5, id="the done ones are left out, no save"),
+        pytest.param("out", "", 14, id="one folder", marks=pytest.mark.long),
+        pytest.param("out", "", 5, id="one folder, no save"),
+        pytest.param("", "", 14, id="a folder of the logger"),
+    ],
+)
+def test_folds(run: Run, folder: str, skips: str, at: int) -> None:
+    """A fold goes on from its own newest checkpoint, never from another fold's."""
+    needs("lightning")
+    run.modules = IMPORTED["lightning"]
+    assert run.launch("--nproc", "1", run.script(FOLDS), FOLDER=folder, SKIPS=skips, AT=str(at)) == 0, run.warnings()
+    trained = (run.folder / "trained").read_text().splitlines()
+    assert trained == ["0 0 0 30", *AFTER[at]]
+    assert "begins anew" not in run.warnings()
+
+
+STAGES = """
+import os, torch, transformers
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 4)
+    def forward(self, x):
+        return {"loss": self.net(x).pow(2).mean()}
+class Told(transformers.TrainerCallback):
+    def __init__(self, stage):
+        self.stage = stage
+    def on_train_begin(self, args, state, control, **_):
+        self.start = state.global_step
+    def on_step_begin(self, args, state, control, **_):
+        if (os.environ["SUPERVISE_ATTEMPT"], self.stage, state.global_step) == ("0", 1, 14):
+            os.kill(os.getpid(), 9)
+    def on_train_end(self, args, state, control, **_):
+        with open("trained", "a") as file:
+            print(os.environ["SUPERVISE_ATTEMPT"], self.stage, self.start, state.global_step, file=file)
+for stage in range(2):
+    arguments = transformers.TrainingArguments(
+        "out", max_steps=30, save_steps=10, per_device_train_batch_size=2, use_cpu=True, report_to="none",
+        disable_tqdm=True,
+    )
+    data = [{"x": torch.randn(4)} for _ in range(80)]
+    transformers.Trainer(Net(), arguments, train_dataset=data, callbacks=[Told(stage)]).train()
+"""
+
+
+def test_trainers_with_one_folder(run: Run) -> None:
+    """Hugging Face: the second one has written over the first one's checkpoint-10, and goes on from it; the first one
+    has its checkpoint-30."""
+    needs("transformers")
+    run.modules = IMPORTED["transformers"]
+    assert run.launch("--nproc", "1", run.script(STAGES)) == 0, run.warnings()
+    trained = (run.folder / "trained").read_text().splitlines()
+    assert trained[0] == "0 0 0 30" and trained[-1] == "1 1 10 30"
+    assert not [line for line in trained[1:-1] if not line.startswith("1 0 30 ")]

@@ -43,6 +43,8 @@ class Checkpoint:
     """Whether it contains an optimizer's state. None if nobody has looked inside."""
     names: tuple[str, ...] = ()
     """The content of a folder."""
+    training: int = 0
+    """The number of the framework's training that has saved it, of all that the program calls. 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class Orders:
     """Checkpoints that may be handed to the framework, the best first. None in a first attempt."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """The facts that hooks have kept in an earlier attempt."""
+    trainings: Mapping[str, int] = field(default_factory=dict)
+    """By offer: the number of the training that has saved it (see `begins`), if that is known."""
     uses: Callable[[str], None] = lambda name: None
     """Reports that the program uses the framework of that name."""
     fact: Callable[[str, str], None] = lambda name, value: None
@@ -115,6 +119,10 @@ class Orders:
     """Tells people the loss of the last step."""
     doing: Callable[[Doing], None] = lambda doing: None
     """Tells people what takes long now. Doing.NONE: it is over."""
+    begins: Callable[[int], None] = lambda number: None
+    """The program's training of that number begins: what is saved from now on is its own."""
+    warn: Callable[[str], object] = lambda text: None
+    """Warns people, once for all ranks."""
     unseen: Callable[[], AbstractContextManager[None]] = nullcontext
     """Steps in the block are none of the run: what they change is put back."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import itertools
 import json
 import os
 import sys
@@ -24,7 +23,8 @@ from typing import Any
 
 import torch
 
-from ..adapters.handed.huggingface import NAME, offered
+from ..adapters.handed.huggingface import NAME, known, offered
+from ..adapters.handed.trainings import Trainings
 from ..checkpoint.options import Every
 from ..errors import UsageError
 from ..rundir.codes import ExitCode
@@ -285,18 +285,18 @@ def _hook() -> None:
     """Under a supervisor Trainer.train asks the callback, if there is one."""
     trainer = _transformers.Trainer
     original = trainer.train
-    numbers = itertools.count(1)
+    trainings = Trainings()
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        number = next(numbers)
-        ours = [each for each in self.callback_handler.callbacks if isinstance(each, SuperviseCallback)]
-        if not ours or supervised() is None:
-            return original(self, resume_from_checkpoint, *args, **kwargs)
         # An adapter may have its hook below this one, and hand over its offer only then.
         orders = told(os.environ)
         offers = orders.offers if orders.adapter == NAME else ()
-        resume = resume_from_checkpoint or offered(self, number, offers, orders.facts)
+        begun = offered(self, trainings, known(offers, orders.trainings, orders.facts))
+        ours = [each for each in self.callback_handler.callbacks if isinstance(each, SuperviseCallback)]
+        if not ours or supervised() is None:
+            return original(self, resume_from_checkpoint, *args, **kwargs)
+        resume = resume_from_checkpoint or begun.checkpoint
         return ours[0].train(self, lambda resume: original(self, resume, *args, **kwargs), resume)
 
     trainer.train = train

@@ -37,6 +37,8 @@ class Progress:
         """The data index of the loop, or -1 if the loop does not say."""
         self.before_saves: list[Callable[[], object]] = []
         """They are called when the program begins a save of its own. They raise nothing."""
+        self.training = 0
+        """The number of the framework's training that the program is in, of all that it calls. 0: not known."""
 
     def step(self, done: int, optimizer: Any = None) -> None:
         """`done` steps of the loop are finished. Call it once a step, after the optimizer's step."""
@@ -87,6 +89,7 @@ def install(reporter: Progress) -> None:
     """progress() returns `reporter` from now on. The worker bootstrap calls this."""
     global _current
     reporter.before_saves += _current.before_saves
+    reporter.training = _current.training
     _current = reporter
 
 

@@ -189,7 +189,7 @@ class Reporter(Progress):
         for each in self.before_saves:
             each()
         self.now(Doing.SAVING)
-        return self.journal.begin(path, by, about)
+        return self.journal.begin(path, by, {**about, "training": self.training} if self.training else about)
 
     def torn(self, path: str, why: str, begun: Begun | None) -> None:
         """Warns once that the file at `path` is written over, and a kill would tear it."""

@@ -4,7 +4,7 @@ none."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 from trainer.adapters import kit
 from trainer.adapters.choice import choose, edited
 from trainer.adapters.generic import Generic
-from trainer.adapters.handed.huggingface import offered
+from trainer.adapters.handed.huggingface import known, offered
+from trainer.adapters.handed.trainings import Trainings
 from trainer.adapters.program import Option, Parser, Program
 from trainer.adapters.protocol import Case, Checkpoint
 from trainer.rank.hooks.options import _of_argparse
@@ -157,15 +158,19 @@ def test_a_trainer_whose_folder_has_the_time_in_its_name() -> None:
         def __init__(self, folder: str) -> None:
             self.args = SimpleNamespace(output_dir=folder)
 
+    def given(folders: list[str], offers: Sequence[str], facts: dict[str, str]) -> str | None:
+        trainings = Trainings()
+        return [offered(Trainer(folder), trainings, known(offers, {}, facts)) for folder in folders][-1].checkpoint
+
     offers = ("/out/b/checkpoint-30", "/out/a/checkpoint-20")
     one = {"huggingface.1": "/out/a"}
     two = {**one, "huggingface.2": "/out/b"}
-    assert offered(Trainer("/out/a"), 1, offers, two) == offers[1]
-    assert offered(Trainer("/out/new"), 1, offers, one) == offers[1]
-    assert offered(Trainer("/out/new"), 1, offers[:1], one) == offers[0]
-    assert offered(Trainer("/out/new"), 1, offers[:1], two) is None
-    assert offered(Trainer("/out/new"), 2, offers, two) == offers[0]
-    assert offered(Trainer("/out/new"), 1, offers, {}) is None
+    assert given(["/out/a"], offers, two) == offers[1]
+    assert given(["/out/new"], offers, one) == offers[1]
+    assert given(["/out/new"], offers[:1], one) == offers[0]
+    assert given(["/out/new"], offers[:1], two) is None
+    assert given(["/out/first", "/out/new"], offers, two) == offers[0]
+    assert given(["/out/new"], offers, {}) is None
 
 
 LEFT_ALONE = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os.path
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 
 from ...rundir.codes import Doing
 from ..protocol import Handed, Orders
+from .trainings import Begun, Earlier, Trainings, doubt, fact, of
 
 NAME = "huggingface"
 
@@ -23,16 +23,19 @@ NAME = "huggingface"
 def _hook(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     original = trainer.train
-    numbers = itertools.count(1)
+    trainings = Trainings()
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        number = next(numbers)
         orders.uses(NAME)
-        orders.fact(_fact(number), _folder(self))
+        begun = offered(self, trainings, known(orders.offers, orders.trainings, orders.facts))
+        orders.begins(begun.number)
+        orders.fact(fact(NAME, begun.number), _folder(self))
         # Older versions say False for none.
         if not resume_from_checkpoint:
-            resume_from_checkpoint = offered(self, number, orders.offers, orders.facts) or resume_from_checkpoint
+            resume_from_checkpoint = begun.checkpoint or resume_from_checkpoint
+            if begun.doubtful:
+                orders.warn(doubt(f"train() number {begun.number}", begun.doubtful))
         return original(self, resume_from_checkpoint, *args, **kwargs)
 
     trainer.train = train
@@ -71,20 +74,19 @@ def _tell(module: ModuleType, orders: Orders) -> None:
     handler.on_train_begin, handler.on_log, trainer.evaluate = on_train_begin, on_log, evaluated
 
 
-def offered(trainer: Any, number: int, offers: Sequence[str], facts: Mapping[str, str]) -> str | None:
-    """The offer that this very trainer has saved: a script may have several trainers, each with its own folder. The
-    name of a folder may have the time in it. So it may also be one of the trainer that was the script's `number`-th to
-    train before, and if there was only one trainer, any."""
-    within = {path: os.path.dirname(os.path.realpath(path)) for path in offers}  # noqa: PTH120 (names, to compare)
-    for place in (_folder(trainer), facts.get(_fact(number))):
-        if found := next((path for path in offers if within[path] == place), None):
-            return found
-    only = _fact(1) in facts and _fact(2) not in facts
-    return next(iter(offers), None) if only and number == 1 else None
+def known(offers: Sequence[str], trainings: Mapping[str, int], facts: Mapping[str, str]) -> Earlier:
+    return Earlier(offers, trainings, of(facts, NAME))
 
 
-def _fact(number: int) -> str:
-    return f"{NAME}.{number}"
+def offered(trainer: Any, trainings: Trainings, earlier: Earlier) -> Begun:
+    """The trainer begins a training: the next one of `trainings`. It gets the offer that this very training has saved:
+    a script may have several, with a folder for each or with one for all. The name of a folder may have the time in it.
+    So it may also be in the folder that the training of that number had, and if there was only one training, in any."""
+    begun = trainings.begin([_folder(trainer)], earlier)
+    only = begun.number == 1 and 1 in earlier.folders and not earlier.several
+    if begun.checkpoint is None and only:
+        return Begun(1, next(iter(earlier.offers), None))
+    return begun
 
 
 def _folder(trainer: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os.path
 import sys
 import time
 from types import ModuleType
@@ -17,6 +18,7 @@ from typing import Any
 
 from ...rundir.codes import Doing
 from ..protocol import Handed, Orders
+from .trainings import Earlier, Trainings, doubt, fact, of
 
 NAME = "lightning"
 _LOSS_EVERY = 0.5
@@ -26,7 +28,7 @@ _LOSS_EVERY = 0.5
 def _hook_trainer(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     original = trainer.fit
-    given: list[object] = []
+    trainings = Trainings()
 
     @functools.wraps(original)
     def fit(
@@ -43,13 +45,28 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
             with orders.unseen():
                 return original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
         orders.uses(NAME)
-        # The first trainer that fits is the one that was saved. A second one in the same script is another training.
-        if ckpt_path is None and orders.offers and not given:
-            ckpt_path = orders.offers[0]
-        given.append(self)
-        return original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
+        earlier = Earlier(orders.offers, orders.trainings, of(orders.facts, NAME))
+        begun = trainings.begin(folders := _folders(self), earlier)
+        orders.begins(begun.number)
+        orders.fact(fact(NAME, begun.number), folders[0] if folders else "")
+        if ckpt_path is None and not earlier.several and begun.number == 1:
+            # It is the one that was saved, wherever that was.
+            ckpt_path = next(iter(orders.offers), None)
+        elif ckpt_path is None:
+            ckpt_path = begun.checkpoint
+            if begun.doubtful:
+                orders.warn(doubt(f"fit() number {begun.number}", begun.doubtful))
+        result = original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
+        trainings.ended(_folders(self))
+        return result
 
     trainer.fit = fit
+
+
+def _folders(trainer: Any) -> list[str]:
+    """The folders of its ModelCheckpoints, without links. Those that come from its logger are not known yet."""
+    given = (getattr(each, "dirpath", None) for each in trainer.checkpoint_callbacks)
+    return [os.path.realpath(each) for each in given if isinstance(each, str | os.PathLike)]
 
 
 def is_search(trainer: Any) -> bool:

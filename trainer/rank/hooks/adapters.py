@@ -32,7 +32,7 @@ def follow(
         recorder.watch()
     hooks: dict[str, list[Hook]] = {}
     for adapter in (*BUILT_IN, *_others(orders_of.hooks, warn)):
-        orders = _orders(orders_of, adapter.name, recorder)
+        orders = _orders(orders_of, adapter.name, recorder, warn if rank == 0 else lambda text: None)
         for module, hook in getattr(adapter, "hooks", {}).items():
             hooks.setdefault(module, []).append(functools.partial(hook, orders=orders))
     after_import({module: functools.partial(_all, these) for module, these in hooks.items()})
@@ -53,15 +53,22 @@ def _all(hooks: list[Hook], module: object) -> None:
         hook(module)  # type: ignore[arg-type,call-arg]
 
 
-def _orders(body: Told, name: str, recorder: Recorder | None) -> Orders:
+def _orders(body: Told, name: str, recorder: Recorder | None, warn: Callable[[str], object]) -> Orders:
     offers = body.offers if body.adapter == name else ()
     # A process may become a rank later.
     orders = Orders(
         offers,
         body.facts,
+        body.trainings,
         total=lambda steps: progress().told(total=steps),
         loss=lambda loss: progress().told(loss=loss),
         doing=lambda doing: progress().now(doing),
+        begins=_begins,
+        warn=warn,
         unseen=unseen,
     )
     return orders if recorder is None else replace(orders, uses=recorder.uses, fact=recorder.fact)
+
+
+def _begins(number: int) -> None:
+    progress().training = number

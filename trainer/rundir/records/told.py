@@ -30,6 +30,8 @@ class Told(msgspec.Struct, frozen=True):
     """The adapter that decided what the program is told. Empty: none."""
     offers: tuple[str, ...] = ()
     """Checkpoints that this adapter's hook may hand to the framework, the best first."""
+    trainings: Mapping[str, int] = {}
+    """By offer: the number of the program's training that has saved it, if that is known."""
     facts: Mapping[str, str] = {}
     """The facts that hooks of adapters have kept in an earlier attempt."""
     hooks: tuple[str, ...] = ()
