@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from supervisor.run.own_saves import says_more
 from trainer.adapters.protocol import Checkpoint
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
@@ -83,7 +84,9 @@ def _units(run: RunDir, number: int) -> list[_Unit]:
     for saved, line in _saves(lines, number):
         path, kind = _unit_of(saved.path, line)
         unit = units.setdefault(path, _Unit(path, kind))
-        unit.saved[saved.path] = saved
+        before = unit.saved.get(saved.path)
+        # The journals come rank by rank: the last line about a path is not the latest where all ranks save to it.
+        unit.saved[saved.path] = saved if before is None or says_more(saved, before) else before
         training = line.get("training")
         unit.training = max(unit.training, (saved.mono, training if type(training) is int else 0))
         holds = line.get("holds")

@@ -54,13 +54,13 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
             saved = saved_of(line, attempt, rank)
             if saved is not None and saved.here > 0 and saved.within is None:
                 before = found.get(saved.path)
-                found[saved.path] = saved if before is None or _says_more(saved, before) else before
+                found[saved.path] = saved if before is None or says_more(saved, before) else before
         for folder in heard.torn():
             found.pop(folder.newest.path, None)
         yield from sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
 
 
-def _says_more(saved: Saved, before: Saved) -> bool:
+def says_more(saved: Saved, before: Saved) -> bool:
     """Whether `saved` says more than `before` about the same path. The later save does. But if several ranks save into
     one folder, the rank that saw the folder's last file says more."""
     if saved.ranks and saved.step == before.step and (saved.identity is None) != (before.identity is None):
