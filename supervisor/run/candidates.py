@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.own_saves import holdings
+from supervisor.core.own_saves.folders import is_numbered, will_be_numbered
 from supervisor.run.own_saves import says_more
 from trainer.adapters.protocol import Checkpoint
 from trainer.rundir.files.codec import read
@@ -25,6 +27,8 @@ _TAIL = 256 << 10
 """Bytes that are read from the end of a journal: a thousand saves."""
 _MOST = 50
 """The most checkpoints that are looked for on the disk."""
+_MOST_READ = 50
+"""The most attempts whose journals are read."""
 _MOST_NAMES = 10_000
 _HF = re.compile(r"checkpoint-(\d+)")
 _DEEPSPEED = re.compile(r".*_(model|optim)_states\.pt")
@@ -32,12 +36,8 @@ _RANK = re.compile(r"[_.-]?rank[_-]?\d+", re.IGNORECASE)
 """In the name of a rank's part of a checkpoint: not its number."""
 _BESIDE = re.compile(r"best|ema|weights|(^|[_-])opt|optim|sched|scaler|rng|final", re.IGNORECASE)
 """In the name of a file that lies beside the checkpoint, but is not the one to resume from."""
-_OPTIMIZER = re.compile(r"(^|[_.])opt(im\w*|s|_\w+)?$|optimizer", re.IGNORECASE)
-"""The name of an optimizer's state in a checkpoint."""
-_COUNTER = re.compile(
-    r"(finished_|start_|global_|current_)?(epochs?|iter(ation)?s?|steps?)(_run|_num|_count)?", re.IGNORECASE
-)
-"""The name of a counter of steps or epochs in a checkpoint."""
+_BY_FRAMEWORK = ("huggingface", "accelerate", "deepspeed")
+"""Kinds of folders that are checkpoints by the framework that made them, whatever their files seem to hold."""
 
 
 @dataclass(slots=True)
@@ -46,6 +46,7 @@ class _Unit:
 
     path: str
     kind: str
+    attempt: int
     saved: dict[str, Saved] = field(default_factory=dict)
     torn: bool = False
     resumable: bool | None = None
@@ -53,55 +54,120 @@ class _Unit:
     """Whether it holds a counter of steps or epochs."""
     training: tuple[float, int] = (0.0, 0)
     """When it was saved last, and by which of the program's trainings."""
+    sure: bool = False
+    """Whether it is surely one to resume from."""
+    beside_model: bool = False
+    """Whether it is the file of an optimizer, whose model is in another one."""
 
     def newest(self) -> tuple[int, float]:
         return max(((each.step, each.mono) for each in self.saved.values()), default=(-1, 0.0))
 
-    def order(self) -> tuple[int, bool, bool, float]:
+    def parts(self) -> set[str]:
+        """The names of its files, without the number of their folder."""
+        number = re.sub(r"\D", "", os.path.basename(self.path)).lstrip("0") or "0"
+        return {re.sub(rf"0*{number}(?!\d)", "#", os.path.basename(path), count=1) for path in self.saved}
+
+    def hear(self, saved: Saved, line: Mapping[str, Any]) -> None:
+        """Takes one more save into it."""
+        before = self.saved.get(saved.path)
+        # The journals come rank by rank: the last line about a path is not the latest where all ranks save to it.
+        self.saved[saved.path] = saved if before is None or says_more(saved, before) else before
+        training = line.get("training")
+        self.training = max(self.training, (saved.mono, training if type(training) is int else 0))
+        name, keys = os.path.basename(saved.path), holdings.keys_of(line)
+        self.sure = self.sure or self.kind == "accelerate" or holdings.is_sure(name, line)
+        self.beside_model = self.beside_model or holdings.is_beside_model(name, keys)
+        if keys is not None:
+            self.resumable = self.resumable or holdings.has_optimizer(keys)
+            self.counts = self.counts or holdings.has_counter(keys)
+
+    def order(self) -> tuple[bool, int, int, bool, bool, float]:
         step, at = self.newest()
-        return step, self.resumable is not False, not _BESIDE.search(os.path.basename(self.path)), at
+        use = self.resumable is not False
+        beside = _BESIDE.search(os.path.basename(self.path)) is not None
+        return use or self.kind in _BY_FRAMEWORK, self.attempt, step, use, not beside, at
 
 
 def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
-    """The checkpoints of the newest attempt that has saved come first, the highest step first. Attempts before `since`,
-    and saves that a rollback excludes, are left out. A save from before an attempt's first step is no checkpoint."""
-    units = (unit for number in reversed(run.attempts()) if number >= since for unit in _units(run, number))
+    """The checkpoints of the newest attempt that has saved come first, the highest step first. Those that are known to
+    be of no use for a resume come last. Attempts before `since`, and saves that a rollback excludes, are left out. A
+    save from before an attempt's first step is no checkpoint."""
+    units: list[_Unit] = []
+    read = 0
+    for number in reversed(run.attempts()):
+        if number < since or read >= _MOST_READ or (len(units) >= _MOST and any(unit.sure for unit in units)):
+            break
+        units += (more := _units(run, number))
+        read += bool(more)
+    _settle(units)
+    units.sort(key=_Unit.order, reverse=True)
     found = []
-    for unit in itertools.islice(units, _MOST):
+    for unit in units[:_MOST]:
         step = unit.newest()[0]
         attempt = max(saved.attempt for saved in unit.saved.values())
         if rollback is not None and rollback.covers(attempt, step):
             continue
-        if not unit.torn and (checkpoint := _looked(unit, world)) is not None:
+        if not unit.torn and not _lacks(unit, units) and (checkpoint := _looked(unit, world)) is not None:
             found.append(checkpoint)
     return tuple(found)
 
 
 def _units(run: RunDir, number: int) -> list[_Unit]:
-    """The saves of an attempt, the newest first."""
+    """The saves of an attempt."""
     units: dict[str, _Unit] = {}
     lines = list(lines_of(run.attempt(number), _TAIL))
     for saved, line in _saves(lines, number):
         path, kind = _unit_of(saved.path, line)
-        unit = units.setdefault(path, _Unit(path, kind))
-        before = unit.saved.get(saved.path)
-        # The journals come rank by rank: the last line about a path is not the latest where all ranks save to it.
-        unit.saved[saved.path] = saved if before is None or says_more(saved, before) else before
-        training = line.get("training")
-        unit.training = max(unit.training, (saved.mono, training if type(training) is int else 0))
-        holds = line.get("holds")
-        if isinstance(holds, list):
-            unit.resumable = unit.resumable or any(_OPTIMIZER.search(str(key)) for key in holds)
-            unit.counts = unit.counts or any(_COUNTER.fullmatch(str(key)) for key in holds)
+        units.setdefault(path, _Unit(path, kind, number)).hear(saved, line)
     for path in _under_way(lines):
         unit_path, _ = _unit_of(path, {})
         if unit_path in units:
             units[unit_path].torn = True
-    if not any(unit.resumable for unit in units.values()):
+    return _joined(units)
+
+
+def _joined(units: dict[str, _Unit]) -> list[_Unit]:
+    """The units; but a numbered folder in which a file beside the model's has the optimizer's state is one. A program
+    that saves so loads the folder."""
+    folders: dict[str, list[_Unit]] = {}
+    for unit in units.values():
+        part = any(saved.within for saved in unit.saved.values())
+        folder = os.path.dirname(unit.path)
+        if unit.kind == "file" and not part and will_be_numbered(os.path.basename(folder)):
+            folders.setdefault(folder, []).append(unit)
+    for folder, files in folders.items():
+        models = [unit for unit in files if not unit.beside_model]
+        once = len({unit.newest()[0] for unit in files}) == 1
+        if once and 0 < len(models) < len(files) and not any(unit.resumable for unit in models):
+            saved = {path: each for unit in files for path, each in units.pop(unit.path).saved.items()}
+            torn = any(unit.torn for unit in files)
+            units[folder] = _Unit(folder, "folder", files[0].attempt, saved, torn, resumable=True, sure=True)
+    return [*units.values()]
+
+
+def _settle(units: list[_Unit]) -> None:
+    """Decides about the saves of which it is not known whether they are of use, by the others of the run: a list of
+    losses, a tensor and a model alone are no checkpoints where there is one."""
+    if any(unit.sure for unit in units):
+        for unit in units:
+            if unit.resumable is None and unit.kind not in _BY_FRAMEWORK:
+                unit.resumable = False
+            elif unit.kind == "accelerate":
+                unit.resumable = True
+    elif not any(unit.resumable for unit in units):
         # The program saves no optimizer's state at all. Then a save with a counter is the one to resume from.
-        for unit in units.values():
+        for unit in units:
             unit.resumable = unit.resumable if unit.resumable is None else unit.counts
-    return sorted(units.values(), key=_Unit.order, reverse=True)
+
+
+def _lacks(unit: _Unit, units: list[_Unit]) -> bool:
+    """Whether a folder has fewer files than the one before it: a kill came between two."""
+    if unit.kind != "folder":
+        return False
+    parent = os.path.dirname(unit.path)
+    older = itertools.dropwhile(lambda other: other is not unit, units)
+    alike = (other for other in older if other.kind == "folder" and os.path.dirname(other.path) == parent)
+    return any(other.parts() - unit.parts() for other in itertools.islice(alike, 1, 2))
 
 
 def _saves(lines: Iterable[_Line], number: int) -> Iterator[tuple[Saved, Mapping[str, Any]]]:
@@ -165,9 +231,20 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
         saved = next(iter(unit.saved.values()))
         path = whole_place(saved)
         return replace(known, path=path) if path is not None else None
+    if unit.kind == "folder":
+        return _whole_files(unit, known)
     names = _names(unit.path)
     known = replace(known, names=names)
     return known if _WHOLE[unit.kind](unit.path, names, world) else None
+
+
+def _whole_files(unit: _Unit, known: Checkpoint) -> Checkpoint | None:
+    """The folder in which all of its files are now: it may have been renamed."""
+    places = [whole_place(saved) for saved in unit.saved.values()]
+    folders = {os.path.dirname(path) for path in places if path is not None}
+    if None in places or len(folders) != 1 or not is_numbered(os.path.basename(folder := folders.pop())):
+        return None
+    return replace(known, path=folder, names=_names(folder))
 
 
 def _whole_huggingface(path: str, names: tuple[str, ...], world: int) -> bool:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from supervisor.core.own_saves.holdings import is_sure
 from supervisor.core.own_saves.saves import Saves, hear
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import BESIDE, Saved, lines_of, saved_of, whole_place
@@ -32,8 +33,9 @@ class Whole:
 
 
 def newest_whole(run: RunDir) -> Whole | None:
-    """The newest whole save: at the highest step of the newest attempt that has one. A save from before the first step
-    does not count. None if there is no save, or nothing can be read."""
+    """The newest whole save: at the highest step of the newest attempt that has one. One that is surely to be resumed
+    from goes before all others of the run. A save from before the first step does not count. None if there is no save,
+    or nothing can be read."""
     for saved in itertools.islice(_newest_first(run), _TRIED):
         if (path := whole_place(saved)) is not None:
             try:
@@ -44,10 +46,13 @@ def newest_whole(run: RunDir) -> Whole | None:
 
 
 def _newest_first(run: RunDir) -> Iterator[Saved]:
-    """The finished saves, the newest attempt first, by step and time. Each path comes once in an attempt. Files that
-    are part of a folder, and folders that a rank has not finished, are left out."""
+    """The finished saves, the newest attempt first, by step and time; those that are surely to be resumed from before
+    all others. Each path comes once in an attempt. Files that are part of a folder, and folders that a rank has not
+    finished, are left out."""
+    others: list[list[Saved]] = []
     for attempt in reversed(run.attempts()):
         found: dict[str, Saved] = {}
+        sure: set[str] = set()
         heard = Saves()
         for rank, line in lines_of(run.attempt(attempt), _TAIL):
             heard = hear(heard, rank, line)
@@ -55,9 +60,16 @@ def _newest_first(run: RunDir) -> Iterator[Saved]:
             if saved is not None and saved.here > 0 and saved.within is None:
                 before = found.get(saved.path)
                 found[saved.path] = saved if before is None or says_more(saved, before) else before
+                if is_sure(os.path.basename(saved.path), line):
+                    sure.add(saved.path)
         for folder in heard.torn():
             found.pop(folder.newest.path, None)
-        yield from sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
+        ordered = sorted(found.values(), key=lambda saved: (saved.step, saved.mono), reverse=True)
+        yield from (saved for saved in ordered if saved.path in sure)
+        others += [left] if (left := [saved for saved in ordered if saved.path not in sure]) else []
+        if len(others) >= _TRIED:
+            break
+    yield from itertools.chain(*others)
 
 
 def says_more(saved: Saved, before: Saved) -> bool:

@@ -36,11 +36,12 @@ class Checkpoint:
     step: int = -1
     """The true step of the run, or -1 if not known."""
     kind: str = "file"
-    """`file`, or the kind of folder: huggingface, accelerate, dcp, …"""
+    """`file`, or the kind of folder: `folder` for one of the program's own, huggingface, accelerate, dcp, …"""
     number: int = -1
     """The number in its name: of a step, an epoch, an iteration. -1 if there is none."""
     resumable: bool | None = None
-    """Whether it contains an optimizer's state. None if nobody has looked inside."""
+    """Whether it contains an optimizer's state, or if no save of the run does, whether it counts steps. None if nobody
+    has looked inside; where another save of the run is surely one to resume from, it is False then."""
     names: tuple[str, ...] = ()
     """The content of a folder."""
     training: int = 0
@@ -141,6 +142,8 @@ class Handed:
     hooks: Hooks
     files: str = ""
     """The names of its files, as a regular expression. Without it, its checkpoints are of the kind with its name."""
+    only_resumable: bool = False
+    """Whether its call fails for a file without an optimizer's state."""
 
     def knows(self, program: Program) -> bool:
         return self.name in program.uses
@@ -149,6 +152,8 @@ class Handed:
         found = [each for each in case.checkpoints if self._made(each)]
         if not found:
             return None
+        if self.only_resumable and not (found := [each for each in found if each.resumable is not False]):
+            return refusal(f"{self.call}…): none of its files has the state of an optimizer, and without it that fails")
         say = f"{self.call}{found[0].path})"
         return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])
 

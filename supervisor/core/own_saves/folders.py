@@ -9,6 +9,7 @@ from collections.abc import Mapping
 _UNFINISHED = "checkpoint-is-incomplete.txt"
 """When transformers saves because of a request to stop, this file is in the folder until the folder is whole."""
 _NUMBERED = re.compile(r"(checkpoint|ckpt|epoch|global_step|iter|iteration|step)[-_]?\d+", re.IGNORECASE)
+_TEMPORARY = re.compile(r"te?mp|temporary|partial|incomplete", re.IGNORECASE)
 _BY_ACCELERATE = re.compile(r"checkpoint_\d+")
 _CLOCK = 0.02
 """Seconds by which the time of a file may be too early: the kernel stamps files by its tick."""
@@ -31,6 +32,11 @@ def is_whole(files: Mapping[str, float], ranks: int, since: float) -> bool:
 def is_numbered(name: str) -> bool:
     """Whether a folder with that name is one of several checkpoints: `step_10`, `checkpoint-500`, `epoch3`."""
     return _NUMBERED.fullmatch(name) is not None
+
+
+def will_be_numbered(name: str) -> bool:
+    """Whether a folder with that name is numbered, or may be made under this name and renamed: `step_10.tmp`."""
+    return is_numbered(_TEMPORARY.sub("", name).strip("._-"))
 
 
 def set_aside(path: str, attempt: int, prefix: str) -> str:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from supervisor.run.candidates import candidates
 from supervisor.run.own_saves import newest_whole
 from trainer.rundir.layout import RunDir
@@ -59,3 +61,103 @@ def test_all_ranks_save_to_one_path(tmp_path: Path) -> None:
                 made.save("ckpt.pt", step, ("model", "optimizer"), rank=rank)
         assert [(each.path, each.step) for each in candidates(made.run, 2)] == [(str(made.out / "ckpt.pt"), 20)]
         assert made.offered() == "ckpt.pt"
+
+
+FULL = ("epoch", "model", "optimizer")
+WEIGHTS = ("bias", "weight")
+STATE = ("param_groups", "state")
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    """A list, a tensor, a model, weights: whatever is saved later, also in a later attempt, the checkpoint goes first,
+    and the others are known to be of no use."""
+    for name, holds in (("losses.pt", ()), ("model.safetensors", ()), ("weights.pt", WEIGHTS), ("samples_25.pt", ())):
+        for attempt in (0, 1):
+            made = Journals(tmp_path / f"{name}{attempt}")
+            made.save("ckpt.pt", 20, FULL)
+            made.save(name, 25, holds, attempt=attempt)
+            found = candidates(made.run, 1)
+            assert [(each.path, each.resumable) for each in found] == [
+                (str(made.out / "ckpt.pt"), True),
+                (str(made.out / name), False),
+            ]
+            assert made.offered() == "ckpt.pt"
+
+
+def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    """What lies beside it is no better for that."""
+    made = Journals(tmp_path)
+    made.save("ckpt.pt", 20, FULL).unlink()
+    made.save("losses.pt", 25)
+    assert [(each.path, each.resumable) for each in candidates(made.run, 1)] == [(str(made.out / "losses.pt"), False)]
+    assert made.offered() == "losses.pt"
+
+
+def test_saves_of_unknown_kind(tmp_path: Path) -> None:
+    """Where nothing better is known, the newest is the one: of whole objects, of safetensors, beside an optimizer's
+    file, and with a counter before plain weights."""
+    made = Journals(tmp_path / "objects")
+    for step in (10, 20):
+        made.save(f"trainer_{step}.pt", step)
+        made.save(f"optim_{step}.pt", step, ("optimizer", "step"))
+    assert made.found()[0] == "trainer_20.pt" and candidates(made.run, 1)[0].resumable is None
+
+    made = Journals(tmp_path / "counted")
+    made.save("ckpt.pt", 10, ("model", "step"))
+    made.save("weights.pt", 20, WEIGHTS)
+    assert [each.resumable for each in candidates(made.run, 1)] == [True, False] and made.found()[0] == "ckpt.pt"
+
+
+def test_lightning_without_an_optimizer(tmp_path: Path) -> None:
+    """Its counters do not make a file of weights one to resume from."""
+    made, weights = Journals(tmp_path), ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
+    made.save("weights.ckpt", 10, weights, how="lightning")
+    assert [each.resumable for each in candidates(made.run, 1)] == [False]
+    made.save("full.ckpt", 20, ("optimizer_states", *weights), how="lightning")
+    made.save("weights.ckpt", 30, weights, how="lightning")
+    assert [each.resumable for each in candidates(made.run, 1)] == [True, False]
+    assert made.found()[0] == "full.ckpt" == made.offered()
+
+
+@pytest.mark.parametrize("state", [("optimizer.pt", STATE), ("optim_{}.pt", ()), ("rest.pt", ("optimizer", "step"))])
+def test_a_folder_with_the_optimizer_beside_the_model(tmp_path: Path, state: tuple[str, tuple[str, ...]]) -> None:
+    """The folder is the checkpoint, also where it was renamed, once its last file is there; and it is not when one of
+    them was written over."""
+    made, (name, holds) = Journals(tmp_path), state
+    for step in (10, 20):
+        made.save(f"tmp_step_{step}/model.safetensors", step)
+        made.save(f"tmp_step_{step}/{name.format(step)}", step, holds)
+        made.save(f"tmp_step_{step}/sched.pt", step, ("last_epoch",))
+        (made.out / f"tmp_step_{step}").rename(made.out / f"step_{step}")
+    made.save("step_30/model.safetensors", 30)
+    found = candidates(made.run, 1)
+    assert [os.path.relpath(each.path, made.out) for each in found] == [
+        "step_20",
+        "step_10",
+        "step_30/model.safetensors",
+    ]
+    assert [(each.kind, each.number, each.resumable) for each in found[:2]] == [
+        ("folder", 20, True),
+        ("folder", 10, True),
+    ]
+    made.save(f"step_30/{name.format(30)}", 30, holds)
+    assert made.found() == ["step_20", "step_10"]
+    made.save("step_30/sched.pt", 30, ("last_epoch",))
+    assert made.found() == ["step_30", "step_20", "step_10"]
+    made.save("step_30/model.safetensors", 30, attempt=1)
+    assert made.found() == ["step_20", "step_10", "step_30/model.safetensors"]
+
+
+def test_a_numbered_folder_with_whole_checkpoints(tmp_path: Path) -> None:
+    """A file that has all is the one, whatever lies beside it; and so are files of several steps."""
+    made = Journals(tmp_path / "whole")
+    made.save("epoch_1/ckpt.pt", 10, FULL)
+    made.save("epoch_1/optimizer.pt", 10, STATE)
+    assert made.found()[0] == "epoch_1/ckpt.pt"
+
+    made = Journals(tmp_path / "several")
+    for step in (10, 20):
+        made.save(f"checkpoint_2/model_{step}.pt", step, WEIGHTS)
+        made.save(f"checkpoint_2/optim_{step}.pt", step, STATE)
+    parts = [f"checkpoint_2/{part}_{step}.pt" for part in ("model", "optim") for step in (10, 20)]
+    assert sorted(made.found()) == parts

@@ -14,6 +14,7 @@ from trainer.adapters import kit
 from trainer.adapters.choice import choose, edited
 from trainer.adapters.generic import Generic
 from trainer.adapters.handed.huggingface import known, offered
+from trainer.adapters.handed.lightning import LIGHTNING
 from trainer.adapters.handed.trainings import Trainings
 from trainer.adapters.program import Option, Parser, Program
 from trainer.adapters.protocol import Case, Checkpoint
@@ -171,6 +172,16 @@ def test_a_trainer_whose_folder_has_the_time_in_its_name() -> None:
     assert given(["/out/new"], offers[:1], two) is None
     assert given(["/out/first", "/out/new"], offers, two) == offers[0]
     assert given(["/out/new"], offers, {}) is None
+
+
+def test_lightning_gets_what_it_can_resume_from() -> None:
+    """Weights alone are not offered, and where there is nothing else, the sentence says why nothing is."""
+    program = Program(uses=frozenset({"lightning"}))
+    weights, full = (Checkpoint(f"/out/{step}.ckpt", step, "lightning", step, step == 20) for step in (30, 20))
+    assert kit.relaunched(LIGHTNING, program, "t.py", weights, full) == "/out/20.ckpt"
+    choice = choose(Case(program, ("t.py",), (weights, full)))
+    assert choice is not None and choice.plan.offers == ("/out/20.ckpt",) and choice.plan.checkpoint == full
+    assert kit.relaunched(LIGHTNING, program, "t.py", weights).startswith("nothing: Trainer.fit(ckpt_path=…): none of")
 
 
 LEFT_ALONE = [

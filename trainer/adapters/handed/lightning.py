@@ -141,4 +141,5 @@ LIGHTNING = Handed(
         for package in ("lightning.pytorch", "pytorch_lightning")
         for module, hook in (("trainer", _hook_trainer), ("call", _hook_calls))
     },
+    only_resumable=True,
 )
