@@ -107,6 +107,34 @@ for step in range(start, 120):
 It waits at step 100 as long as there is a file `hold`."""
 
 
+STAGES = """
+import gc, os, torch
+
+def stage(first, last):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    if start > first:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(max(start, first), last):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        if (step + 1) % 20 == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, "ck.pt")
+
+saved = torch.load("ck.pt") if os.path.exists("ck.pt") else {"step": 0}
+start = saved["step"]
+print("start", start, flush=True)
+for first, last in (0, 60), (60, 120):
+    if start < last:
+        stage(first, last)
+        gc.collect()
+"""
+"""Two trainings, one after the other."""
+
+
 def starts(run: Run) -> list[int]:
     """Where each attempt began, in the script's own words."""
     found = []
@@ -161,6 +189,16 @@ def test_a_kill_between_two_saves(run: Run, kind: str, form: str, options: tuple
     assert run.launch(*options, *inject, run.script(SCRIPT), kind, form, "0") == 0
 
     assert starts(run) == [0, 40, 80]
+    assert_true_to_the_script(run)
+
+
+def test_a_second_training(run: Run) -> None:
+    """Its steps count on from those of the first, whose optimizer is gone, also after a restart in it and after one
+    that found no save of it."""
+    inject = ("--inject", "kill:rank=0@step=70", "--inject", "kill:rank=0@step=110")
+    assert run.launch("--nproc", "1", *inject, run.script(STAGES)) == 0
+
+    assert starts(run) == [0, 60, 100]
     assert_true_to_the_script(run)
 
 

@@ -15,15 +15,16 @@ NAME = "composer"
 def _hook(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     make = trainer.__init__
-    made: list[object] = []
+    made = False
 
     @functools.wraps(make)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal made
         orders.uses(NAME)
         # The first trainer of a script is the one that was saved.
         if orders.offers and not made and kwargs.get("load_path") is None and not kwargs.get("autoresume"):
             kwargs["load_path"] = orders.offers[0]
-        made.append(self)
+        made = True
         make(self, *args, **kwargs)
 
     trainer.__init__ = init

@@ -15,15 +15,16 @@ NAME = "ultralytics"
 def _hook(module: ModuleType, orders: Orders) -> None:
     model: Any = module.Model
     original = model.train
-    made: list[object] = []
+    made = False
 
     @functools.wraps(original)
     def train(self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        nonlocal made
         orders.uses(NAME)
         # The first training of a script is the one that was saved.
         if orders.offers and not made and not kwargs.get("resume"):
             kwargs["resume"] = orders.offers[0]
-        made.append(self)
+        made = True
         return original(self, trainer, **kwargs)
 
     model.train = train

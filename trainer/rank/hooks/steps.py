@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from types import FrameType, ModuleType
 from typing import Any, Protocol
@@ -52,8 +53,9 @@ class _Optimizers:
 
 
 def watch_torch(listener: Listener) -> None:
-    """Once the script has imported torch, `listener` is told of the steps of its first optimizer, and of backward
-    passes, and of what takes long: importing torch, compiling, evaluating. The stores where ranks meet are private."""
+    """Once the script has imported torch, `listener` is told of the steps of its first optimizer (once that is gone, of
+    the next one that steps), and of backward passes, and of what takes long: importing torch, compiling, evaluating.
+    The stores where ranks meet are private."""
     optimizers = _Optimizers()
     if "torch" not in sys.modules:
         over = functools.partial(_now, listener, Doing.NONE)
@@ -93,21 +95,29 @@ def _hook_rendezvous(module: ModuleType, listener: Listener) -> None:
 
 
 def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers) -> None:
-    counted: list[Any] = []
+    # Weak: an optimizer that the script has let go of frees its parameters. A dead one is None, never another object
+    # that has got its address.
+    counted: weakref.ref[Any] | None = None
     count, restored = 0, None
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
-        nonlocal count, restored
-        if _unseen or (not counted and _only_fills()):
+        nonlocal counted, count, restored
+        one = counted() if counted is not None else None
+        if _unseen or (one is None and _only_fills()):
             return
         optimizers.stepped = True
-        if not counted:
-            counted.append(optimizer)
-            restored = _steps_before(optimizer)
+        if one is None:
+            # The first one, or the next stage of a training, whose count goes on: the true step never goes back.
+            restored = _steps_before(optimizer) if counted is None else restored
+            one, counted = optimizer, weakref.ref(optimizer)
         # With two optimizers (a GAN) only the first one counts. Otherwise each step would count twice.
-        if optimizer is counted[0]:
+        if optimizer is one:
             count += 1
             listener.hooked(count, restored, optimizer)
+
+    def forget() -> None:
+        nonlocal counted
+        counted = None
 
     made = module.Optimizer.__init__
 
@@ -119,7 +129,7 @@ def _hook_steps(module: ModuleType, listener: Listener, optimizers: _Optimizers)
     module.Optimizer.__init__ = make
     module.register_optimizer_step_post_hook(stepped)
     # In a fork, the optimizer that steps first counts.
-    os.register_at_fork(after_in_child=counted.clear)
+    os.register_at_fork(after_in_child=forget)
 
 
 def _only_fills() -> bool:
