@@ -1,5 +1,5 @@
-"""What counts as a step: those of the first optimizer that is there. Where none is torch's, backward passes do, and only
-then."""
+"""What counts as a step: those of the first optimizer that is there. Where none is torch's, backward passes do, and
+only then."""
 
 from __future__ import annotations
 
