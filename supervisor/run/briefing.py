@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
         guard=guard,
         trackers=trackers,
         numbers=spec.log_restarts,
+        facts={} if now.attempt == 0 or now.fresh else program.facts,
     )
     if words:
         put = list(filled(words, _offer(newest) if newest else None))
@@ -97,7 +98,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     if choice is None:
         return Briefing(told=told)
     told = msgspec.structs.replace(told, trainings={each.path: each.training for each in found if each.training})
-    return _told(spec, choice, told, program.facts)
+    return _told(spec, choice, told)
 
 
 def _others(found: tuple[Checkpoint, ...]) -> tuple[str, ...]:
@@ -115,7 +116,7 @@ def _trackers(spec: Spec, now: Situation) -> Trackers:
     return Trackers.FIRST if now.attempt == 0 or now.fresh else Trackers.LATER
 
 
-def _told(spec: Spec, choice: Choice, told: Told, facts: Mapping[str, str]) -> Briefing:
+def _told(spec: Spec, choice: Choice, told: Told) -> Briefing:
     plan = choice.plan
     event = _event(choice.adapter, plan.say, plan.checkpoint)
     if plan.refused:
@@ -124,7 +125,7 @@ def _told(spec: Spec, choice: Choice, told: Told, facts: Mapping[str, str]) -> B
     index, words = edited(spec.command, plan)
     edits: tuple[Edit, ...] = ((index + spec.module, 0, list(words)),) if words else ()
     checkpoint = plan.checkpoint
-    told = msgspec.structs.replace(told, adapter=choice.adapter, offers=plan.offers, facts=facts)
+    told = msgspec.structs.replace(told, adapter=choice.adapter, offers=plan.offers)
     if checkpoint is not None:
         told = msgspec.structs.replace(told, saved=checkpoint.path, step=checkpoint.step)
     return Briefing(edits, told, "warning" if plan.warn else "info", event)

@@ -84,7 +84,11 @@ def killed(fold):
 for fold in range(3):
     if os.environ["SKIPS"] and os.path.exists(f"done.{fold}"):
         continue
-    trainer(fold, os.environ["FOLDER"].replace("N", str(fold)) or None, killed(fold)).fit(Lit(), data())
+    ours = []
+    if os.environ["OURS"]:
+        from supervise.callbacks.lightning import SuperviseCallback
+        ours = [SuperviseCallback(snapshot_every=1)]
+    trainer(fold, os.environ["FOLDER"].replace("N", str(fold)) or None, killed(fold), *ours).fit(Lit(), data())
     open(f"done.{fold}", "w").close()
 """
 )
@@ -94,22 +98,25 @@ over, since it goes on from its own end."""
 
 
 @pytest.mark.parametrize(
-    ("folder", "skips", "at"),
+    ("folder", "skips", "at", "ours"),
     [
-        pytest.param("foldN", "", 14, id="a folder for each"),
-        pytest.param("foldN", "", 5, id="a folder for each, no save", marks=pytest.mark.long),
-        pytest.param("foldN", "yes", 14, id="the done ones are left out", marks=pytest.mark.long),
-        pytest.param("foldN", "yes", 5, id="the done ones are left out, no save"),
-        pytest.param("out", "", 14, id="one folder", marks=pytest.mark.long),
-        pytest.param("out", "", 5, id="one folder, no save"),
-        pytest.param("", "", 14, id="a folder of the logger"),
+        pytest.param("foldN", "", 14, "", id="a folder for each"),
+        pytest.param("foldN", "", 5, "", id="a folder for each, no save", marks=pytest.mark.long),
+        pytest.param("foldN", "yes", 14, "", id="the done ones are left out", marks=pytest.mark.long),
+        pytest.param("foldN", "yes", 5, "", id="the done ones are left out, no save"),
+        pytest.param("out", "", 14, "", id="one folder", marks=pytest.mark.long),
+        pytest.param("out", "", 5, "", id="one folder, no save"),
+        pytest.param("", "", 14, "", id="a folder of the logger"),
+        pytest.param("foldN", "", 14, "yes", id="a callback"),
+        pytest.param("foldN", "yes", 14, "yes", id="a callback, the done ones are left out"),
     ],
 )
-def test_folds(run: Run, folder: str, skips: str, at: int) -> None:
-    """A fold goes on from its own newest checkpoint, never from another fold's."""
+def test_folds(run: Run, folder: str, skips: str, at: int, ours: str) -> None:
+    """A fold goes on from its own newest checkpoint, never from another fold's, nor from the snapshot of the first one.
+    A callback of ours changes nothing of that."""
     needs("lightning")
     run.modules = IMPORTED["lightning"]
-    assert run.launch("--nproc", "1", run.script(FOLDS), FOLDER=folder, SKIPS=skips, AT=str(at)) == 0, run.warnings()
+    assert run.launch("--nproc", "1", run.script(FOLDS), FOLDER=folder, SKIPS=skips, AT=str(at), OURS=ours) == 0
     trained = (run.folder / "trained").read_text().splitlines()
     assert trained == ["0 0 0 30", *AFTER[at]]
     assert "begins anew" not in run.warnings()
@@ -134,13 +141,20 @@ class Told(transformers.TrainerCallback):
     def on_train_end(self, args, state, control, **_):
         with open("trained", "a") as file:
             print(os.environ["SUPERVISE_ATTEMPT"], self.stage, self.start, state.global_step, file=file)
+ours = []
+if os.environ["OURS"]:
+    from supervise.callbacks.huggingface import SuperviseCallback
+    ours = [SuperviseCallback(snapshot_every=1)]
 for stage in range(2):
+    if os.environ["OURS"] and os.path.exists(f"done.{stage}"):
+        continue
     arguments = transformers.TrainingArguments(
-        "out", max_steps=30, save_steps=10, per_device_train_batch_size=2, use_cpu=True, report_to="none",
-        disable_tqdm=True,
+        "out" + os.environ["OURS"].replace("N", str(stage)), max_steps=30, save_steps=10, use_cpu=True,
+        per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
     )
     data = [{"x": torch.randn(4)} for _ in range(80)]
-    transformers.Trainer(Net(), arguments, train_dataset=data, callbacks=[Told(stage)]).train()
+    transformers.Trainer(Net(), arguments, train_dataset=data, callbacks=[Told(stage), *ours]).train()
+    open(f"done.{stage}", "w").close()
 """
 
 
@@ -149,7 +163,15 @@ def test_trainers_with_one_folder(run: Run) -> None:
     has its checkpoint-30."""
     needs("transformers")
     run.modules = IMPORTED["transformers"]
-    assert run.launch("--nproc", "1", run.script(STAGES)) == 0, run.warnings()
+    assert run.launch("--nproc", "1", run.script(STAGES), OURS="") == 0, run.warnings()
     trained = (run.folder / "trained").read_text().splitlines()
     assert trained[0] == "0 0 0 30" and trained[-1] == "1 1 10 30"
     assert not [line for line in trained[1:-1] if not line.startswith("1 0 30 ")]
+
+
+def test_a_trainer_that_is_left_out(run: Run) -> None:
+    """Then the second one, which is the first in that process, does not get the snapshot of the first one."""
+    needs("transformers")
+    run.modules = IMPORTED["transformers"]
+    assert run.launch("--nproc", "1", run.script(STAGES), OURS="N") == 0, run.warnings()
+    assert (run.folder / "trained").read_text().splitlines() == ["0 0 0 30", "1 1 10 30"]

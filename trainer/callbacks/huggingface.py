@@ -65,12 +65,12 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
         self._between = False
         """Whether the run goes on from the end of an epoch, and the next one had not begun."""
 
-    def train(self, trainer: Any, train: Callable[[Any], Any], resume: Any) -> Any:
+    def train(self, trainer: Any, train: Callable[[Any], Any], resume: Any, number: int) -> Any:
         """Calls `train(resume_from_checkpoint)`, so that it goes on from the newest state of all. `resume` is the
-        Trainer's own."""
+        Trainer's own. `number`: of this training, of all that the program calls; it may have left some out."""
         global _runs
         self._trainer, self._leaves, self._ended, self._log = trainer, False, False, _Log()
-        if why := _sharded(trainer) or ("this is not the program's first train()" if _runs else ""):
+        if why := _sharded(trainer) or ("this is not the program's first train()" if _runs or number > 1 else ""):
             self._keeper = Bystander(why)
         else:
             self._keeper = Keeper(**self._options, extra=self._extra)
@@ -297,7 +297,7 @@ def _hook() -> None:
         if not ours or supervised() is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)
         resume = resume_from_checkpoint or begun.checkpoint
-        return ours[0].train(self, lambda resume: original(self, resume, *args, **kwargs), resume)
+        return ours[0].train(self, lambda resume: original(self, resume, *args, **kwargs), resume, begun.number)
 
     trainer.train = train
 

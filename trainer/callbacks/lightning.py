@@ -23,6 +23,7 @@ import torch
 
 from ..adapters.handed.lightning import is_search
 from ..checkpoint.options import Every
+from ..rank.progress import progress
 from ..rundir.environment import supervised
 from ..rundir.records.told import told
 from .data import Watched, watch
@@ -76,7 +77,9 @@ class SuperviseCallback(_lightning.Callback):  # type: ignore[misc]
         self._trainer, self._made, self._resumes, self._watched = trainer, 0, False, None
         kind = type(trainer.strategy).__name__
         why = "" if kind in (*_WHOLE, *_SHARDED) else f"{kind} may shard the state"
-        if why := why or ("this is not the program's first fit()" if _fits else ""):
+        # It may be the first one in this process, and not of the program, which has left out what is done.
+        first = not _fits and progress().training <= 1
+        if why := why or ("" if first else "this is not the program's first fit()"):
             self._keeper = Bystander(why)
         else:
             keeper = self._keeper = Keeper(**self._options, extra=self._extra)
