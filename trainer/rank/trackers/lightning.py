@@ -45,8 +45,9 @@ def _configuration(module: ModuleType, going_on: GoingOn) -> None:
     def setup(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if getattr(self, "save_to_log_dir", True) and not self.already_saved and not self.overwrite:
             # Rank 0 alone looks and writes. The others must agree with it, else they would wait for its answer.
-            folder = trainer.log_dir
-            ours = trainer.is_global_zero and _is_ours(os.path.join(folder, self.config_filename), filesystem, going_on)
+            folder = trainer.log_dir  # None: its logger has none, and the original says so
+            path = os.path.join(folder, self.config_filename) if folder else ""
+            ours = bool(path) and trainer.is_global_zero and _is_ours(path, filesystem, going_on)
             self.overwrite = trainer.strategy.broadcast(ours)
         original(self, trainer, *args, **kwargs)
 
