@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cold
 
 HEAD = """
 import json, os, signal, sys
-attempt, rank = os.environ["SUPERVISE_ATTEMPT"], os.environ.get("RANK", "0")
+attempt, rank = os.environ.get("SUPERVISE_ATTEMPT", "by hand"), os.environ.get("RANK", "0")
 threads = len(os.listdir("/proc/self/task"))
 json.dump({"modules": sorted(sys.modules), "threads": threads}, open(f"began.{attempt}.{rank}.json", "w"))
 import time, torch
