@@ -15,8 +15,10 @@ from torch import nn
 from tests.support.jobs import on_ranks, same
 from tests.support.training import SAVE, TAKE, Here, Training, train, training
 from trainer.checkpoint import Checkpointer
-from trainer.checkpoint.memory import copier, memory, snapshots
+from trainer.checkpoint.memory import copier, image, memory, segment, snapshots
+from trainer.checkpoint.memory.board import Board
 from trainer.checkpoint.memory.tier import Wish
+from trainer.rundir.machine.shm import board_path
 
 STEPS = 30
 
@@ -212,3 +214,31 @@ def test_the_third_buffer_is_given_back(here: Here) -> None:
         made.run(9)
         made.copied()
         assert mapped() == 2
+
+
+@pytest.mark.parametrize("here", [False], ids=["blocking"], indirect=True)  # else it waits for the copy
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_another_optimizer_steps_while_a_snapshot_is_taken(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread, as a learner of its own may: the buffer that is being filled is not taken for a free one, and
+    each snapshot is whole. What goes wrong in getting a buffer ready does not reach whoever steps."""
+    other = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    fill = image.Image.fill
+
+    def beside(self: image.Image, *given: Any) -> None:
+        assert given[0].slot not in Board(board_path(here.segment, 0)).records(), "a snapshot is written over"
+        stepping = threading.Thread(target=other.step)
+        stepping.start()
+        stepping.join()
+        fill(self, *given)
+
+    with training() as made:
+        made.run(3)
+        monkeypatch.setattr(image.Image, "fill", beside)
+        for step in range(3, 7):
+            made.run(step + 1)
+            made.copied()
+            assert snapshots.newest_snapshot(here.segment) == step + 1
+            _assert_current(made, here, step + 1)
+        monkeypatch.setattr(segment.Segment, "prepare", lambda self: 1 / 0)
+        made.run(8)
+        _assert_current(made, here, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ def _train(ranks: Ranks, of: int, steps: int, **options: Any) -> tuple[int, dict
 def _on_ranks(world: int, body: Callable[[Ranks], tuple[int, Any]]) -> list[tuple[int, Any]]:
     gc.collect()
     found = on_ranks(world, body)
-    for error in found:
-        if isinstance(error, BaseException):
-            raise error
+    errors = [error for error in found if isinstance(error, BaseException)]
+    # Where one rank fails the others wait for it in vain.
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
     return found
 
 

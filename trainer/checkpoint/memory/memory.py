@@ -171,8 +171,9 @@ class Memory:
         elif copier is not None:
             copier.stepping()
             if self._each_step and not copier.overlaps and self._twins is None:
-                # Now, not after the step: a death between the step and the commit loses the step.
-                with self._waiting():
+                # Now, not after the step: a death between the step and the commit loses the step. If it fails, take()
+                # will say so.
+                with self._waiting(), contextlib.suppress(Exception):
                     self.segment.prepare()
             if job is not None and not job.image.held and not self._idle.is_set():
                 with self._waiting():

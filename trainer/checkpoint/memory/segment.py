@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import mmap
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Segment:
         self._boards = {**boards(folder), rank: self._own}
         self._buffers: dict[str, Buffer] = {}
         self._prepared: Buffer | None = None
+        self._thread = threading.get_ident()
         # Made from the process and the time: no record of this attempt can equal one of another attempt.
         self._serial = itertools.count(time.monotonic_ns())
         self._held = {slot for slot in SLOTS if buffer_path(folder, rank, slot).exists()}
@@ -99,7 +101,10 @@ class Segment:
         return found[-1] if found else None
 
     def prepare(self) -> None:
-        """begin() will find a buffer at once, if one that is mapped may be written over. What that one held is gone."""
+        """begin() will find a buffer at once, if one that is mapped may be written over. What that one held is gone.
+        Nothing is done in a thread that does not call begin(): a buffer may be filled meanwhile."""
+        if threading.get_ident() != self._thread:
+            return
         if self._prepared is not None or len(self._held) > 2 or not self._is_there() or self._may_change():
             return
         newest = self.newest()
@@ -111,7 +116,7 @@ class Segment:
     def begin(self, size: int, pin: int | None = None) -> Buffer | None:
         """An empty buffer of `size` bytes, pinned for step `pin`. None if no buffer is free yet. OSError if shared
         memory has no room for it, Removed if this rank's files are gone."""
-        prepared, self._prepared = self._prepared, None
+        prepared, self._prepared, self._thread = self._prepared, None, threading.get_ident()
         if prepared is not None and len(prepared.memory) >= size and not self._own.pinned(prepared.slot):
             if pin is not None:
                 self._own.pin(prepared.slot, pin)
