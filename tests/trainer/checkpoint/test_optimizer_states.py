@@ -130,6 +130,30 @@ def test_an_optimizer_that_loads_in_its_own_way_is_left_alone(tmp_path: Path) ->
         assert {state["mean"].dtype for state in again.state.values()} == {torch.bfloat16}
 
 
+def test_an_optimizer_around_another_one(tmp_path: Path) -> None:
+    """It may be one of torch by its class alone, and have nothing that torch's own __init__ makes."""
+
+    class Around(Optimizer):
+        def __init__(self, inner: Optimizer) -> None:
+            self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, inner.state, {}
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"inner": self.inner.state_dict()}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.inner.load_state_dict(state["inner"])
+
+    for done in (0, 1):
+        model = nn.Linear(2, 2)
+        optimizer = Around(torch.optim.AdamW(model.parameters()))
+        ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, every=1)
+        assert ckpt.restore() == done and len(optimizer.inner.state) == 2 * done
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.inner.step()
+        ckpt.step(done + 1)
+        ckpt.close()
+
+
 @pytest.mark.parametrize("frozen", ["then", "now", "both"])
 def test_layers_that_were_thawed_or_frozen_are_told_of(tmp_path: Path, notes: Notes, frozen: str) -> None:
     """A program that does so at some step does not do it again when it goes on from a later one."""

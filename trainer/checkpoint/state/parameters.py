@@ -146,7 +146,9 @@ def put_right(optimizer: Any, stored: Any) -> None:
 
 
 def _loads_as_torch(optimizer: torch.optim.Optimizer) -> bool:
-    hooks = optimizer._optimizer_load_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_post_hooks
+    # One around another optimizer may have none of what torch's own __init__ makes.
+    own = vars(optimizer)
+    hooks = own.get("_optimizer_load_state_dict_pre_hooks"), own.get("_optimizer_load_state_dict_post_hooks")
     return type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict and not any(hooks)
 
 
