@@ -42,7 +42,7 @@ class _Customer:
 class LeashDesk:
     """Gives leashes to the ranks of this node. Nothing here blocks."""
 
-    PATIENCE = 2.0
+    TIME_LIMIT = 2.0
     """Seconds that a rank's leash may take."""
 
     def __init__(self, place: Path, call: Callable[[float], Dialing]) -> None:
@@ -102,7 +102,7 @@ class LeashDesk:
                     connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 )
                 if user == os.geteuid():
-                    self._customers.append(_Customer(connection, now + self.PATIENCE))
+                    self._customers.append(_Customer(connection, now + self.TIME_LIMIT))
                 else:
                     connection.close()
 

@@ -15,9 +15,9 @@ import torch
 
 from supervisor.commands.launch import command as launch
 from tests.support.jobs import environment
-from tests.support.patience import until
 from tests.support.screen import Terminal
 from tests.support.supervised import ROOT, SUPERVISE, Run
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,10 +19,10 @@ import pytest
 from supervisor.run.folder.lock import holder
 from tests.support.adopted import adopted, assert_told_once, claim, exists, living, step_of
 from tests.support.jobs import TINY, final_state, same
-from tests.support.patience import until
 from tests.support.scripts import PACED, STEPPING
 from tests.support.supervised import DYING, SUPERVISE, Run, environment
 from tests.support.undisturbed import undisturbed
+from tests.support.waiting import until
 from trainer.rundir.layout import committed_steps
 
 STEPS = 200

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cluster import Cluster, NodesRun, cluster
 from tests.support.machines import missing
-from tests.support.patience import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

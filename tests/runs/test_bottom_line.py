@@ -15,9 +15,9 @@ from supervisor.run.runs import load
 from supervisor.run.status import status
 from tests.support.jobs import TINY
 from tests.support.launched import environment
-from tests.support.patience import until
 from tests.support.screen import Terminal
 from tests.support.supervised import SUPERVISE, Run, start
+from tests.support.waiting import until
 
 _STEPS = 100_000
 _BOTTOM = re.compile(rf"^running  (\d+)/{_STEPS} \d+ %  .*\d ms/step  .* left  loss [\d.]+  1 restart", re.M)

@@ -252,19 +252,19 @@ class Worse(transformers.Trainer):
         metrics = {"eval_worse": float(self.state.global_step)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-class Patience(transformers.EarlyStoppingCallback):
+class Stopping(transformers.EarlyStoppingCallback):
     pass
 arguments = transformers.TrainingArguments(
     "out", max_steps=60, per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True,
     eval_strategy="steps", eval_steps=5, save_steps=5, metric_for_best_model="eval_worse", greater_is_better=False,
 )
-patience = [transformers.EarlyStoppingCallback(4), transformers.EarlyStoppingCallback(9), Patience(7)]
+given = [transformers.EarlyStoppingCallback(4), transformers.EarlyStoppingCallback(9), Stopping(7)]
 transformers.set_seed(0)
-trainer = Worse(Net(), arguments, train_dataset=Data(), eval_dataset=Data(), callbacks=[*patience, After(), ours])
+trainer = Worse(Net(), arguments, train_dataset=Data(), eval_dataset=Data(), callbacks=[*given, After(), ours])
 trainer.train()
 mine = [each for each in trainer.callback_handler.callbacks if isinstance(each, transformers.EarlyStoppingCallback)]
-assert [id(each) for each in mine] == [id(each) for each in patience]
-counts = [[each.early_stopping_patience, each.early_stopping_patience_counter] for each in patience]
+assert [id(each) for each in mine] == [id(each) for each in given]
+counts = [[each.early_stopping_patience, each.early_stopping_patience_counter] for each in given]
 end(trainer.model, trainer.optimizer, counts=counts, done=trainer.state.global_step)
 """
 

@@ -15,8 +15,8 @@ from supervisor.process.proctree import marked
 from supervisor.run.leftovers import marks
 from supervisor.run.runs import all_runs
 from tests.support.jobs import TINY
-from tests.support.patience import until
 from tests.support.supervised import SUPERVISE, environment, start
+from tests.support.waiting import until
 from trainer.rundir.machine.shm import segment_of
 
 SCRIPT = """

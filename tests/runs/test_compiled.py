@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.cold
 """Compilers import much, and look at what is there: the ranks find what a user's find."""

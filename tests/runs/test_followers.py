@@ -18,10 +18,10 @@ from supervisor.live.mirror import all_beats
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
 from tests.support.launched import Launched, environment
-from tests.support.patience import until
 from tests.support.scripts import STEPPING
 from tests.support.supervised import SUPERVISE, Run, start
 from tests.support.undisturbed import undisturbed
+from tests.support.waiting import until
 from trainer.rundir.machine import shm
 
 STEPS = 60

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import TINY, final_state, same
-from tests.support.patience import until
 from tests.support.scripts import PACED, PRINTS, printed
 from tests.support.supervised import Run
 from tests.support.undisturbed import undisturbed
+from tests.support.waiting import until
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import committed_steps, step_name

@@ -17,10 +17,10 @@ import pytest
 
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
-from tests.support.patience import until
 from tests.support.scripts import HELD
 from tests.support.supervised import Run
 from tests.support.undisturbed import undisturbed
+from tests.support.waiting import until
 from trainer.rundir.machine.shm import segment_of
 
 STEPS = 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from supervisor.live.lanes import parts
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 EVALUATES = """
 import os, time, torch, torch.distributed as dist

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from supervisor.run.folder.lock import is_held
-from tests.support.patience import until
 from tests.support.scripts import FOREVER, SAVES_ON_TERM, STEPPING
 from tests.support.supervised import Run
+from tests.support.waiting import until
 from trainer.rundir import variables as names
 
 QUICK = "print('hello from', __name__)"

@@ -8,28 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.support.frameworks import IMPORTED, needs
+from tests.support.programs.lightning_module import LIT
 from tests.support.supervised import Run
 
-PROGRAM = """
-import torch, lightning
+PROGRAM = (
+    LIT
+    + """
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-class Lit(lightning.LightningModule):
-    def __init__(self, lr: float = 0.01):
-        super().__init__()
-        self.lr, self.net = lr, torch.nn.Linear(4, 4)
-    def training_step(self, batch, index):
-        return self.net(batch[0]).pow(2).mean()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=self.lr)
+class Ours(Lit):
     def train_dataloader(self):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4)), batch_size=1)
 class Saves(ModelCheckpoint):
     def __init__(self):
         super().__init__(every_n_train_steps=10, save_top_k=-1)
 if __name__ == "__main__":
-    LightningCLI(Lit)
+    LightningCLI(Ours)
 """
+)
 ARGUMENTS = """fit --trainer.max_steps=30 --trainer.accelerator=cpu --trainer.devices=2 --trainer.strategy=ddp
 --trainer.enable_progress_bar=false --trainer.logger=CSVLogger --trainer.logger.save_dir=logs
 --trainer.callbacks+=__main__.Saves""".split()

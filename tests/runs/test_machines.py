@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.machines import Machine, missing, network
-from tests.support.patience import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

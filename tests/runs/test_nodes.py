@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.cluster import STEPS, Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
-from tests.support.patience import until
 from tests.support.supervised import ROOT, SUPERVISE
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cluster import STEPS, Cluster, NodesRun, cluster, undisturbed_bits
 from tests.support.machines import missing
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.layout import committed_steps
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())

@@ -9,8 +9,8 @@ import signal
 import time
 from typing import Any
 
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 SCRIPT = """
 import hashlib, os, socket, sys, time, torch, torch.distributed as dist

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY
-from tests.support.patience import until
 from tests.support.supervised import SUPERVISE, Run, environment
+from tests.support.waiting import until
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.machine.shm import segment_of

@@ -19,7 +19,7 @@ from supervisor.core.members import Group, Member
 from supervisor.core.model import Cause, Exit, History, Observation, Policy, RankView, Verdict
 from supervisor.core.stack import Frame, Stack, Stacks
 from supervisor.process import kernel
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.codes import Phase
 
 TICK = 0.2

@@ -13,10 +13,10 @@ import pytest
 from supervisor.run.runs import load
 from supervisor.run.status import status
 from tests.support.jobs import TINY, final_state, same
-from tests.support.patience import until
 from tests.support.scripts import HELD
 from tests.support.supervised import Run
 from tests.support.undisturbed import undisturbed
+from tests.support.waiting import until
 from trainer.rundir.layout import committed_steps
 
 STEPS = 24

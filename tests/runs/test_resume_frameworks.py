@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.support.frameworks import IMPORTED, needs
-from tests.support.patience import until
 from tests.support.supervised import Run, environment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.cold
 """Frameworks import much, and look at what is there: the ranks find what a user's find."""

@@ -5,19 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.support.frameworks import IMPORTED, needs
+from tests.support.programs.lightning_module import LIT
 from tests.support.supervised import Run
 
-MODEL = """
-import json, os, torch, lightning
+MODEL = (
+    LIT
+    + """
+import json, os
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-class Lit(lightning.LightningModule):
-    def __init__(self, lr=0.01):
-        super().__init__()
-        self.lr, self.net = lr, torch.nn.Linear(4, 4)
-    def training_step(self, batch, index):
-        return self.net(batch[0]).pow(2).mean()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=self.lr)
 class Told(Callback):
     # The attempt, the training, the step from which it goes on, and the step at its end.
     def __init__(self, name):
@@ -36,6 +31,7 @@ def trainer(name, folder, *callbacks):
         callbacks=[save, Told(name), *callbacks],
     )
 """
+)
 SEARCH = (
     MODEL
     + """

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.support.patience import until
+from supervisor.process.proctree import is_alive
 from tests.support.scripts import FOREVER, STEPPING
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 SHELL = """
 exec > >(exec tee -a log) 2>&1
@@ -49,13 +50,7 @@ class Shell:
         for job in self.jobs:
             with contextlib.suppress(psutil.NoSuchProcess):
                 job.send_signal(signal.SIGKILL)
-        until(lambda: not any(map(_lives, self.jobs)))
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+        until(lambda: not any(map(is_alive, self.jobs)))
 
 
 @pytest.fixture
@@ -71,11 +66,11 @@ def test_the_jobs_of_the_shell_outlive_the_run(run: Run, shell: Shell) -> None:
     script = run.script(STEPPING)
     jobs = shell.start("--nproc", "2", "--inject", "kill:rank=1@step=5", script, "40", "0.01")
     run.until_event("attempt_started", 2)
-    assert all(map(_lives, jobs))
+    assert all(map(is_alive, jobs))
 
     assert run.wait() == 0
 
-    assert all(map(_lives, jobs))
+    assert all(map(is_alive, jobs))
     assert [cause for cause, _ in run.verdicts()] == ["killed", "finished"]
     until(lambda: "finished" in shell.log() and "supervise report" in shell.log().splitlines()[-1])
     assert shell.log().startswith("begun\n")
@@ -92,9 +87,9 @@ def test_the_jobs_of_the_shell_outlive_a_takeover(run: Run, shell: Shell) -> Non
     jobs = shell.start("--nproc", "2", "--resume", "never", script)
     until(lambda: len((run.folder / "up").read_text()) == 4)
     assert run.events("adopted") == []
-    assert all(map(_lives, [*first, *jobs]))
+    assert all(map(is_alive, [*first, *jobs]))
 
     run.cli("stop", "--now", str(run.dir.path))
 
     run.wait()
-    assert all(map(_lives, [*first, *jobs]))
+    assert all(map(is_alive, [*first, *jobs]))

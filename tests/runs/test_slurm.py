@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from supervisor.reading.events_file import read_events
-from tests.support.patience import until
 from tests.support.slurm import MISSING, slurm
+from tests.support.waiting import until
 from trainer.checkpoint.disk.restore import load
 from trainer.rundir.layout import RunDir, step_name
 

@@ -13,9 +13,9 @@ from supervisor.reading.events_file import read_events
 from tests.support import step_notes
 from tests.support.cluster import SCRIPT
 from tests.support.machines import Machine, missing, network
-from tests.support.patience import until
 from tests.support.slurm import MISSING, slurm_over
 from tests.support.supervised import SUPERVISE
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 
 pytestmark = [

@@ -13,8 +13,8 @@ import pytest
 
 from supervisor.process.place import elsewhere, here
 from tests.support.jobs import TINY
-from tests.support.patience import until
 from tests.support.supervised import SUPERVISE, Run, environment
+from tests.support.waiting import until
 from trainer.rundir.layout import committed_steps
 from trainer.rundir.records.beats import last_beats
 

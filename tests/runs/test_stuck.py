@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.patience import until
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 
 class Freezer:

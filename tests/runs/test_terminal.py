@@ -13,8 +13,8 @@ from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.runs import load
 from supervisor.run.status import status as status_of
 from tests.support.launched import Launched, environment
-from tests.support.patience import until
 from tests.support.supervised import SUPERVISE, Run, start
+from tests.support.waiting import until
 
 PATIENT = """
 import os, time, torch

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from supervisor.core.telling.story import tell
-from tests.support.patience import until
 from tests.support.scripts import PRINTS, printed
 from tests.support.supervised import SUPERVISE, Run, environment
+from tests.support.waiting import until
 
 STEPPED_CLOCK = """
 import datetime, itertools, sys, time

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
-from tests.support.patience import until
 from tests.support.scripts import SAVES_ON_TERM
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 LATE = """
 import os, time

@@ -15,8 +15,8 @@ from supervisor.reading.events_file import read_events
 from tests.support import step_notes
 from tests.support.launched import Launched, Warm, environment, started
 from tests.support.machines import Machine, network
-from tests.support.patience import until
 from tests.support.supervised import ROOT, SUPERVISE
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 
 SCRIPT = str(ROOT / "tests" / "support" / "machine_trainer.py")

@@ -11,7 +11,7 @@ from supervisor.nodes.hub import Hub
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire.dialing import connect
 from supervisor.nodes.wire.link import Link
-from tests.support.patience import PATIENCE, until
+from tests.support.waiting import TIME_LIMIT, until
 
 TOKEN = b"the token of this run"
 LEASE = 60.0
@@ -34,7 +34,7 @@ class Loop:
     def __init__(self, of: Hub | Line) -> None:
         self.of, self.events = of, list[Any]()
 
-    def until(self, kind: type[T], seconds: float = PATIENCE) -> T:
+    def until(self, kind: type[T], seconds: float = TIME_LIMIT) -> T:
         """The next event of that kind. Those before it are passed over."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.patience import PATIENCE
 from tests.support.supervised import ROOT
+from tests.support.waiting import TIME_LIMIT
 
 _ALONE = ["unshare", "-Urpf", "--kill-child", "--mount-proc"]
 _BEGIN = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.machine.proc import stat
 
 def next_is(pid, old):
@@ -33,6 +33,6 @@ def said(program: str) -> Any:
     if subprocess.run([*_ALONE, "sh", "-c", "echo 9 > /proc/sys/kernel/ns_last_pid"], check=False).returncode:
         pytest.skip("this user may make no pid namespace")
     command = [*_ALONE, sys.executable, "-c", _BEGIN + program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

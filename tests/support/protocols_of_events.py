@@ -11,8 +11,8 @@ from supervisor.reading.events_file import read_events
 from supervisor.run.events import EventLog
 from supervisor.run.status import story_of
 from tests.support.kernel import Recorder
-from tests.support.patience import until
 from tests.support.protocols import Marks, Protocol
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 
 Allowed = Callable[[Marks, Any], str | None]

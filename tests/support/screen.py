@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tests.support.patience import PATIENCE
+from tests.support.waiting import TIME_LIMIT
 
 T = TypeVar("T")
 _CONTROL = re.compile("\x1b\\[([?]?)([0-9;]*)([A-Za-z])|\x1b[()][A-Z0-9]|\x1b[=>78]")
@@ -117,7 +117,7 @@ class Terminal:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def until(self, what: Callable[[str], T], seconds: float = PATIENCE) -> T:
+    def until(self, what: Callable[[str], T], seconds: float = TIME_LIMIT) -> T:
         """The first true value of `what` for the text of the screen."""
         end = time.monotonic() + seconds
         while True:

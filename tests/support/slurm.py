@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from tests.support.machines import Machine
-from tests.support.patience import until
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 MISSING = os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch")))
 """Whether it cannot be started here: slurmd needs root."""

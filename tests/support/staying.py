@@ -17,7 +17,7 @@ import pytest
 
 from supervisor.group import kept
 from supervisor.run.spec import Spec
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.programs import program
 
 

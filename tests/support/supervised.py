@@ -18,7 +18,7 @@ import psutil
 from supervisor.process.proctree import marked
 from supervisor.reading.events_file import read_events
 from tests.support.launched import Launched, environment, warm_for
-from tests.support.patience import PATIENCE, until
+from tests.support.waiting import TIME_LIMIT, until
 from trainer.rundir.layout import RunDir
 from trainer.rundir.machine.cgroup import groups_of
 from trainer.rundir.machine.shm import remove, segment_of
@@ -83,7 +83,7 @@ class Run:
             self.process = start(command, cwd or self.folder, environment(**env), out, err, self.modules)
         return self.process
 
-    def wait(self, seconds: float = PATIENCE) -> int:
+    def wait(self, seconds: float = TIME_LIMIT) -> int:
         """The exit code of the launch; nothing of the run is alive after it."""
         assert self.process is not None
         code = self.process.wait(seconds)
@@ -104,7 +104,7 @@ class Run:
         """Another command of supervise, in the run's folder, that ended with `check`."""
         command = [SUPERVISE, *arguments]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            code = start(command, self.folder, environment(), out, err, self.modules).wait(PATIENCE)
+            code = start(command, self.folder, environment(), out, err, self.modules).wait(TIME_LIMIT)
             texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
         assert code == check, (code, *texts)
         return subprocess.CompletedProcess(command, code, *texts)

@@ -11,7 +11,7 @@ import os
 import socket
 from pathlib import Path
 
-_PATIENCE = 0.5
+_TIME_LIMIT = 0.5
 """Seconds that the start of a rank may wait for it."""
 _HELD: list[int] = []
 
@@ -19,7 +19,7 @@ _HELD: list[int] = []
 def hold(path: Path, attempt: int, rank: int) -> bool:
     """This process has its leash, if the supervisor gives one in time."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
-        asked.settimeout(_PATIENCE)
+        asked.settimeout(_TIME_LIMIT)
         # The name of a socket has at most 107 bytes. So the folder is named by its descriptor.
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

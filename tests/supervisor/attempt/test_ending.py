@@ -17,7 +17,7 @@ import pytest
 from supervisor.attempt.ending import Ending
 from supervisor.process import family
 from supervisor.process.proctree import Process
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.machine import proc
 
 TREE = """

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from supervisor.process.kernel import Glance, glance
-from tests.support.patience import until
+from tests.support.waiting import until
 
 SPINS = "import os; os.sched_setaffinity(0, {%d}); print(flush=True)\nwhile True: pass"
 

@@ -23,8 +23,8 @@ from supervisor.process.proctree import marked
 from supervisor.process.reaper import Reaper
 from supervisor.run.events import EventLog
 from supervisor.run.spec import Spec
-from tests.support.patience import until
 from tests.support.supervised import ROOT
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.gate import Gate, Release
 from trainer.rundir.variables import MARK

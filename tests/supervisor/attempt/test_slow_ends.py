@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from supervisor.attempt.ending import Ending
 from supervisor.loop.sleep import GLANCE, sleep
 from supervisor.process.proctree import Process
-from tests.support.patience import until
+from tests.support.waiting import until
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.process.kernel import waiting
 from supervisor.process.system_calls import names
-from tests.support.patience import until
+from tests.support.waiting import until
 
 ACCEPTS = "import socket; s = socket.create_server(('127.0.0.1', 0)); s.setblocking(True); s.accept()"
 LOCKS = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"

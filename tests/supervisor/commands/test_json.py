@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 
 def test_json_of_a_run(run: Run) -> None:

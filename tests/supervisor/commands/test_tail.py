@@ -24,8 +24,8 @@ from supervisor.reading.follow import EventRecord, LogRecord
 from supervisor.reading.lines import CAP, End, Line
 from supervisor.reading.render import TextRenderer, render_json
 from supervisor.reading.wording import Restarts
-from tests.support.patience import until
 from tests.support.runs_on_disk import EPOCH, Writer, recovered_run
+from tests.support.waiting import until
 
 TAIL = [sys.executable, "-c", "from _supervisor.commands.tail import command; command()"]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from supervisor.core.hangs.straggler import FINE, SLOW, STREAK, WINDOW, Arrivals, Straggler, arrive
 from supervisor.core.model import RankView
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 from trainer.rundir.codes import Phase
 
 SCRIPT = """

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.patience import until
 from tests.support.supervised import ROOT, Run, environment
+from tests.support.waiting import until
 
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
 HARM = {

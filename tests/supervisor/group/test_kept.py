@@ -17,10 +17,10 @@ from supervisor.group import kept
 from supervisor.process.proctree import carries
 from supervisor.run.folder import user_folders
 from supervisor.run.spec import Spec
-from tests.support.patience import until
 from tests.support.scripts import STEPPING
 from tests.support.staying import Taker, gone, refused, stays
 from tests.support.supervised import Run
+from tests.support.waiting import until
 from trainer.rundir.machine.inheritance import inherited
 from trainer.rundir.programs import program
 from trainer.rundir.records import kept as records

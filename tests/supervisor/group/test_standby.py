@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.patience import until
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 ENDLESS = ("100000", "0.05")
 """Steps and seconds of each: the test ends it, however slow the machine is."""

@@ -19,8 +19,8 @@ from supervisor.live.numbers import Numbers
 from supervisor.live.view import Now, Saved, Speed
 from supervisor.reading.brief import brief
 from supervisor.reading.events_file import Event
-from tests.support.patience import until
 from tests.support.runs_on_disk import Writer
+from tests.support.waiting import until
 from trainer.rundir.codes import Phase
 from trainer.rundir.records.beats import Beat, Source
 

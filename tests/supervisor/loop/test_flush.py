@@ -15,8 +15,8 @@ import pytest
 from supervisor.process.proctree import marked
 from tests.support.disks import CrashingDisk, Cut, FullDisk
 from tests.support.jobs import ROOT, environment, holds, write
-from tests.support.patience import until
 from tests.support.snapshots import snapshot_of
+from tests.support.waiting import until
 from trainer.checkpoint.disk import retention, store
 from trainer.checkpoint.disk.commit import begin
 from trainer.checkpoint.disk.flush import flush

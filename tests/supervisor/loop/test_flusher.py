@@ -13,8 +13,8 @@ from supervisor.group.fork_server import Fork
 from supervisor.loop.flush import Flusher
 from supervisor.run.checkpoints import flush_command
 from tests.support.jobs import holds
-from tests.support.patience import until
 from tests.support.snapshots import snapshot_of
+from tests.support.waiting import until
 from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
 from trainer.rundir.layout import RunDir

@@ -20,8 +20,8 @@ from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire import beats
 from tests.support.links import HOST, LEASE, TOKEN, Loop, admitted, linked
-from tests.support.patience import until
 from tests.support.supervised import ROOT
+from tests.support.waiting import until
 
 
 def test_messages(leader: Hub, follower: Line) -> None:

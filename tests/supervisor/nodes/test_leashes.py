@@ -25,7 +25,7 @@ RANK = """
 import os, sys, time
 from pathlib import Path
 from trainer.rank import leash
-leash._PATIENCE = 60
+leash._TIME_LIMIT = 60
 assert leash.hold(Path(sys.argv[1]), 3, int(sys.argv[2]))
 child = os.fork()
 if child:
@@ -50,7 +50,7 @@ def rank(follower: Line, number: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_leashes(leader: Hub, follower: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a rank is told, whatever its children do, and also when its supervisor's link is closed."""
-    monkeypatch.setattr(LeashDesk, "PATIENCE", 60.0)
+    monkeypatch.setattr(LeashDesk, "TIME_LIMIT", 60.0)
     theirs, _, _ = admitted(leader, follower)
     follower.node = 1
     with rank(follower, 2) as first, rank(follower, 3) as second:

@@ -17,7 +17,7 @@ from supervisor.nodes.wire.dialing import Dialing
 from supervisor.nodes.wire.link import Link
 from supervisor.nodes.wire.listener import Listener
 from tests.support.links import address
-from tests.support.patience import until
+from tests.support.waiting import until
 
 TOKEN = b"0123456789abcdef"
 HERE, THERE = address(1), address(2)

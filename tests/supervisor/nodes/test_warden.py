@@ -20,8 +20,8 @@ from supervisor.core.nodes.lease import Lease
 from supervisor.nodes.lease import LeaseWord, boottime
 from supervisor.nodes.warden import Warden
 from supervisor.process.proctree import Process, marked
-from tests.support.patience import until
 from tests.support.supervised import ROOT
+from tests.support.waiting import until
 from trainer.rundir.machine.proc import is_running
 
 LEASE = 60.0

@@ -20,7 +20,7 @@ from supervisor.notify.notifier import Notifier
 from supervisor.notify.settings import read_notify
 from supervisor.reading.events_file import read_events
 from supervisor.run.events import EventLog
-from tests.support.patience import until
+from tests.support.waiting import until
 from trainer.rundir.layout import RunDir
 
 pytestmark = pytest.mark.usefixtures("busy")

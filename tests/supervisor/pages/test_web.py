@@ -17,9 +17,9 @@ import pytest
 from supervisor.run import spec as specs
 from supervisor.run.spec import Spec
 from tests.support.pages import Page
-from tests.support.patience import until
 from tests.support.runs_on_disk import EPOCH, Writer
 from tests.support.supervised import SUPERVISE, environment
+from tests.support.waiting import until
 from tests.support.webdriver import CHROMIUM, DRIVER, Browser
 
 pytest.importorskip("starlette")

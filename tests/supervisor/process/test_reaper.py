@@ -10,8 +10,8 @@ import pytest
 from supervisor.process import reaper as reapers
 from supervisor.process.proctree import Process
 from supervisor.process.reaper import Reaper
-from tests.support.patience import until
 from tests.support.pids import said
+from tests.support.waiting import until
 from trainer.rundir.machine.proc import stat
 
 REUSED = """

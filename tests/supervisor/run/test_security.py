@@ -19,9 +19,9 @@ from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.stops import Stops
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
-from tests.support.patience import until
 from tests.support.runs_on_disk import recovered_run
 from tests.support.supervised import SUPERVISE, Run, environment, start
+from tests.support.waiting import until
 from trainer.checkpoint.memory.segment import Segment
 from trainer.checkpoint.memory.snapshots import newest_snapshot
 from trainer.rundir.layout import RunDir

@@ -15,10 +15,10 @@ import pytest
 from supervisor.core.telling.progress import Progress
 from supervisor.loop.flush import Flusher, Outcome, Wanted
 from tests.support.jobs import holds, write
-from tests.support.patience import until
 from tests.support.snapshots import snapshot_of
 from tests.support.supervised import Run
 from tests.support.training import Here, Notes, training
+from tests.support.waiting import until
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.patience import until
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 DRIVER = """
 #include <unistd.h>

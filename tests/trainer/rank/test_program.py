@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from supervisor.core.program import Source, changes, sentence
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 from trainer.rundir.records.beats import last_beats
 
 SCRIPT = """

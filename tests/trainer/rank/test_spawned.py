@@ -12,8 +12,8 @@ import pytest
 from supervisor.core.diagnosis.diagnose import diagnose
 from supervisor.core.model import SCRIPT, Cause, Exit
 from tests.support.failures import error, seen
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 from trainer.rundir.codes import Phase
 from trainer.rundir.records.beats import Role, Source, claim, create_beats, last_beats
 

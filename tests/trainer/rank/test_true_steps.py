@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.patience import until
 from tests.support.supervised import Run
+from tests.support.waiting import until
 
 SCRIPT = """
 import io, os, signal, sys, time, torch, torch.distributed as dist

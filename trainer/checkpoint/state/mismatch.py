@@ -113,8 +113,8 @@ def _misshapen(
 ) -> Iterator[str]:
     params = [param for group in optimizer.param_groups for param in group["params"]]
     indices = [index for group in stored["param_groups"] for index in group["params"]]
-    if nobodys := [key for key in stored.get("state", {}) if str(key).isdecimal() and key not in indices]:
-        yield f"its optimizer has states of {nobodys[0]!r}, which is no parameter of its groups"
+    if nobodys := {key for key in stored.get("state", {}) if str(key).isdecimal()} - {*indices}:
+        yield f"its optimizer has states of {min(nobodys, key=str)!r}, which is no parameter of its groups"
     for number, (param, index) in enumerate(zip(params, indices, strict=True)):
         states = stored.get("state", {}).get(index)
         if not isinstance(states, dict):

@@ -145,7 +145,8 @@ def numbered(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     names = [name for group in given for name in group]
     if not names or not all(isinstance(name, str) for name in names):
         # There a number has become text, as a key.
-        return {**optimizer, "state": {_number(key, names): value for key, value in optimizer["state"].items()}}, None
+        known = {*names}
+        return {**optimizer, "state": {_number(key, known): value for key, value in optimizer["state"].items()}}, None
     numbers = {name: number for number, name in enumerate(names)}
     groups = [
         {**group, "params": [numbers[name] for name in inside]}
@@ -155,7 +156,7 @@ def numbered(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     return {"state": state, "param_groups": groups}, "\n".join(names)
 
 
-def _number(key: Any, numbers: list[Any]) -> Any:
+def _number(key: Any, numbers: set[Any]) -> Any:
     return int(key) if isinstance(key, str) and key.isdecimal() and int(key) in numbers else key
 
 

@@ -18,7 +18,7 @@ from supervisor.nodes.wire.frames import Sealer
 from supervisor.nodes.wire.link import Link, LinkLost
 from supervisor.nodes.wire.listener import GREETING, HEARD, STRANGERS, Listener
 from tests.support.links import address
-from tests.support.patience import until
+from tests.support.waiting import until
 
 TOKEN = b"the token of this run"
 HOST = address()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE = 180.0
+TIME_LIMIT = 180.0
 """Seconds after which it is said not to come. No measure of the product: on machines that were three times as slow as
 usual, at a load of ten, a process that imports torch was seen to need a minute to begin."""
 
 
-def until(what: Callable[[], T], seconds: float = PATIENCE) -> T:
+def until(what: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
     """The first true value of `what`, polled; AssertionError after `seconds`."""
     began = time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
