@@ -13,6 +13,7 @@ from supervisor.run.briefing import Briefing
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
+from trainer.rundir.records.gate import Release
 
 
 class Attempts:
@@ -66,3 +67,13 @@ class Attempts:
         self.first = False
         spec, run = self._spec, self._run
         self._limb.attempt = Attempt(run, spec, number, lambda: release(spec, run, order, ""), self._reaper, now)
+
+    def fail(self, number: int, error: OSError | MemoryError, now: float) -> None:
+        """Attempt `number` is the newest from `now` on. It cannot be launched, because of `error`."""
+
+        def body() -> Release:
+            raise error
+
+        self.first = False
+        self._limb.attempt = attempt = Attempt(self._run, self._spec, number, body, self._reaper, now)
+        attempt.error = str(error) or type(error).__name__

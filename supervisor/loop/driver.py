@@ -32,7 +32,7 @@ from supervisor.loop.fault_injector import FaultInjector
 from supervisor.loop.flush import Flusher
 from supervisor.loop.narrator import Narrator
 from supervisor.loop.own_saves import OwnSaves
-from supervisor.loop.shrink import shrunk
+from supervisor.loop.shrink import shrunk, told
 from supervisor.loop.sleep import sleep
 from supervisor.loop.tracker import Tracker
 from supervisor.nodes.lead.others import Alone, Others
@@ -149,7 +149,7 @@ class Driver:
         attempt = takeover.adopt(now) if self.lead is None else None
         if attempt is None and (left := takeover.clear(self.stops)):
             self._ended = machine.stuck(left, self.spec.policy.stuck_after)
-        self._wait(self._new_standby(attempt.gate if attempt else None))
+        self._wait(attempt.gate if attempt else None)
         if attempt is None:
             self._state = machine.begin(previous.last_attempt, self.history, pace, self._tracker.progress.high_step)
             return
@@ -158,11 +158,9 @@ class Driver:
         self._state, actions = machine.adopt(attempt.number, self.history, pace, began, now, verdict)
         self._act(actions)
 
-    def _new_standby(self, adopted: Path | None = None) -> Standby:
-        return Standby(self.spec, self.run, self.environ, self.log, adopted, self._others.seats)
-
-    def _wait(self, standby: Standby) -> None:
-        """Groups come from `standby` from now on."""
+    def _wait(self, adopted: Path | None = None) -> None:
+        """Groups come from a new standby from now on. `adopted` is the folder of a group that was released before."""
+        standby = Standby(self.spec, self.run, self.environ, self.log, adopted, self._others.seats)
         self._standby = self._limb.groups = standby
 
     # ── look, and tell ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +232,13 @@ class Driver:
             try:
                 self._perform(action)
             except (OSError, MemoryError) as error:
-                self._blind(error)
+                if isinstance(action, Launch):
+                    # The attempt exists, and cannot start: nothing of the one before it is taken for its own.
+                    self._narrator.new_attempt(action.attempt)
+                    self._others.launch(action.attempt, action.nodes)
+                    self._attempts.fail(action.attempt, error, self.clock())
+                else:
+                    self._blind(error)
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -282,9 +286,8 @@ class Driver:
         save(self.run, spec)
         self._attempts.use(spec)
         self._briefer.use(spec)
-        self._wait(self._new_standby())
-        ranks = f"{spec.nproc} rank{'s' if spec.nproc > 1 else ''}"
-        self._narrator.warn(f"a GPU is lost: the run goes on with {ranks}, on the devices {spec.devices}")
+        self._wait()
+        self._narrator.warn(told(spec))
         return True
 
     def _raise_up(self, now: float) -> None:
@@ -296,8 +299,7 @@ class Driver:
     def _send(self, name: str, reach: Reach) -> None:
         self._others.send(name, reach)
         if sent := self._limb.send(name, reach, self.clock()):
-            fields = {"signal": f"SIG{name}", "to": reach.value, "processes": sent}
-            self._narrator.tell([Emit("signal_sent", fields=fields, once=f"signal {name}")])
+            self._narrator.sent(name, reach, sent)
 
     # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -338,10 +340,7 @@ class Driver:
         self._limb.close()
         self._curve.close()
         self._lanes.close(self.clock())
-        progress = self._tracker.progress
-        fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
-        fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}
-        self._narrator.tell([Emit("run_ended", "info" if end.exit_code == 0 else "error", fields)])
+        self._narrator.ended(end, self._tracker.progress)
         self.log.sync()
         # Only after the end is told: until then a new supervisor may need this attempt's group.
         if self._limb.attempt is not None:

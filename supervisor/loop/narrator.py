@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.attempt.attempt import Attempt
-from supervisor.core.actions import Emit
+from supervisor.core.actions import Emit, End, Reach
 from supervisor.core.diagnosis.diagnose import where
 from supervisor.core.own_saves.saves import Save, Saves
 from supervisor.core.program import Change, sentence
 from supervisor.core.stack import Stacks, summary
 from supervisor.core.telling.news import Note
+from supervisor.core.telling.progress import Progress
 from supervisor.run.events import EventLog
 from trainer.rundir.records.faults import Fault
 
@@ -89,6 +90,17 @@ class Narrator:
             **about,
         }
         self._log.emit("attempt_started", **fields)
+
+    def sent(self, name: str, reach: Reach, processes: int) -> None:
+        """Tells that the signal went to so many processes of the attempt, the first time."""
+        fields = {"signal": f"SIG{name}", "to": reach.value, "processes": processes}
+        self.tell([Emit("signal_sent", fields=fields, once=f"signal {name}")])
+
+    def ended(self, end: End, progress: Progress) -> None:
+        """Tells that the run is over."""
+        fields = {"exit_code": end.exit_code, "state": end.state, "step": progress.step}
+        fields |= {"checkpoint_step": progress.checkpoint, "reason": end.reason}
+        self.tell([Emit("run_ended", "info" if end.exit_code == 0 else "error", fields)])
 
     def saves(self, saves: Saves, now: float, final: bool) -> None:
         """Tells the script's newest save from time to time. At the end it tells the attempt's last save, and the torn

@@ -26,3 +26,9 @@ def shrunk(spec: Spec, verdict: Verdict, environ: Mapping[str, str], driver: Pat
     lost = by_address[0] if by_address else (verdict.rank or 0) % len(devices)
     left = [device for index, device in enumerate(devices) if index != lost]
     return replace(spec, nproc=min(spec.nproc, len(left)), devices=",".join(left)) if left else None
+
+
+def told(spec: Spec) -> str:
+    """The sentence on a run that goes on as `spec` says."""
+    ranks = f"{spec.nproc} rank{'s' if spec.nproc > 1 else ''}"
+    return f"a GPU is lost: the run goes on with {ranks}, on the devices {spec.devices}"

@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,27 @@ from trainer.rundir.machine import shm
 STEPS = 60
 JOB = [*TINY, "--steps", str(STEPS), "--checkpoint-every", "10"]
 OTHER = "127.0.0.2"
+HEARS_LATE = """
+import os, sys
+from _supervisor.group.fork_server import ForkServer
+take, listen, held = ForkServer._take, ForkServer.listen, []
+
+def hold(self, answer):
+    if "group" in answer:
+        held.append(answer)
+    else:
+        take(self, answer)
+
+def hear(self):
+    listen(self)
+    while held and (held[0]["group"].endswith("/0001") or os.path.exists("go")):
+        take(self, held.pop(0))
+
+ForkServer._take, ForkServer.listen = hold, hear
+from _supervisor.commands.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+"""supervise, which learns of the launcher of each group but the first one only when there is a file `go`."""
 
 
 class Two(Run):
@@ -43,8 +65,8 @@ class Two(Run):
         self.other: subprocess.Popen[str] | Launched | None = None
         self.before = {path.name for path in shm.ROOT.iterdir()}
 
-    def lead(self, *arguments: str, nproc: int = 1) -> None:
-        self.start(*self._nodes(0, nproc), *arguments)
+    def lead(self, *arguments: str, nproc: int = 1, program: Sequence[str] | None = None) -> None:
+        self.start(*self._nodes(0, nproc), *arguments, program=program)
 
     def follow(self, *arguments: str, nproc: int = 1, folder: str = "run", address: str = OTHER) -> None:
         own = ["launch", "--run-dir", folder, *self._nodes(1, nproc), "--local-addr", address, *arguments]
@@ -286,6 +308,24 @@ def test_the_supervisor_of_a_node_dies(two: Two) -> None:
     two.cli("stop", "run", "--now")
 
     assert list(both["nodes"]) == ["0", "1"]
+    assert two.ended() == (103, 103)
+
+
+def test_the_other_node_is_known_first(two: Two) -> None:
+    """Its ranks may have made steps before this node knows its own launcher. No attempt has news before its begin."""
+    two.lead(two.script(STEPPING), "100000", "0.05", program=[sys.executable, "-c", HEARS_LATE])
+    two.follow("script.py", "100000", "0.05")
+    two.until_stepped()
+    two.until_event("first_step")
+    two.cli("inject", "run", "kill:rank=1")
+    until(lambda: [beat.rank for beat in all_beats(two.dir.attempt(1)) if beat.step > 20] == [0, 1])
+    (two.folder / "go").touch()
+    two.until_event("first_step", 2)
+    of_second = [event["msg"] for event in two.events() if event["attempt"] == 1]
+    two.cli("stop", "run", "--now")
+
+    assert of_second.index("attempt_started") < of_second.index("group_ready")
+    assert of_second.index("attempt_started") < of_second.index("first_step")
     assert two.ended() == (103, 103)
 
 

@@ -3,6 +3,7 @@ run goes on all the same, or is refused before it begins."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from supervisor.core.telling.story import tell
-from tests.support.scripts import PRINTS, printed
+from tests.support.scripts import PRINTS, STEPPING, printed
 from tests.support.supervised import SUPERVISE, Run, environment
 from tests.support.waiting import until
 
@@ -162,3 +163,37 @@ def test_a_time_that_no_clock_shows_is_none(mono: Any) -> None:
     """An event with such a time is left out, whoever wrote it; those around it are told."""
     started = {"msg": "run_started", "mono": 100.0}
     assert tell([started, {"msg": "first_step", "mono": mono, "at_mono": mono}]).started is not None
+
+
+DISK_REFUSES = """
+import errno, os, sys
+from _supervisor.loop.briefer import Briefer
+brief = Briefer.brief
+
+def refused(self, number, *about):
+    if number == 1:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return brief(self, number, *about)
+
+Briefer.brief = refused
+from _supervisor.commands.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+"""supervise, on a machine whose disk fails while the second attempt is prepared."""
+
+
+def test_an_attempt_that_cannot_be_prepared(run: Run) -> None:
+    """It fails as what it is. Nothing of the attempt before it is taken for its own."""
+    run.start("--nproc", "1", run.script(STEPPING), "100000", "0.01", program=[sys.executable, "-c", DISK_REFUSES])
+    run.until_event("first_step")
+    run.cli("inject", "run", "kill")
+    run.until_event("first_step", 2)
+    run.cli("stop", "run", "--now")
+
+    assert run.wait() == 103
+    of_second = [event["msg"] for event in run.events() if event["attempt"] == 1]
+    assert "first_step" not in of_second and "group_ready" not in of_second
+    verdicts = run.events("verdict")
+    assert [verdict["cause"] for verdict in verdicts] == ["killed", "startup_error"]
+    assert os.strerror(errno.EIO) in verdicts[1]["reason"]
+    assert [event["attempt"] for event in run.events("attempt_started")] == [0, 2]

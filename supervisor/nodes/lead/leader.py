@@ -159,7 +159,9 @@ class Leader:
             self._dumps = False
             with contextlib.suppress(OSError):
                 stacks.keep(seen.stacks, self._run.attempt(self.known.attempt).groups)
-        return replace(seen, nodes=self._nodes()), self._views.news(news, others)
+        # Another node's ranks may train before this node knows its own launcher: no attempt has news before its begin.
+        told = self._views.news(news, others) if not self._parts.due else news
+        return replace(seen, nodes=self._nodes()), told
 
     def world(self, nproc: int) -> int:
         """The number of ranks of the attempt, with `nproc` on each node."""
