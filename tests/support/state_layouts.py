@@ -98,9 +98,11 @@ class _TiedNet(nn.Module):
         torch.manual_seed(1)
         self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
         self.down.weight = self.up.weight
+        # A single value: the part of each rank but one is empty.
+        self.first = self.last = nn.PReLU()
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.down(torch.relu(self.up(x)))
+        return self.last(self.down(self.first(self.up(x))))
 
 
 CASES["FSDP2, tied"] = lambda rank, world: _case(rank, world, net=_TiedNet(), wrap=_fsdp, draws=False)

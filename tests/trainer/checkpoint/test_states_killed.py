@@ -18,7 +18,7 @@ from tests.support.states_killed import EVERY, KILL
 
 SOME = (
     *("stages by their names", "a part of what DDP wraps", "HSDP, reduced among the shards only"),
-    *("ranges of a quantized model", "a buffer of another length on each rank"),
+    *("ranges of a quantized model", "a buffer of another length on each rank", "FSDP2, tied"),
 )
 """The cases that no other test of a kill has, for a run that is short."""
 

@@ -68,8 +68,8 @@ def pack(state: Any, prefix: str = "", slices: Declared = _none_declared) -> Pac
             value = local_of(value)
         spec = tensors.spec_of(value, path)
         # Tied weights are one tensor with two names. `found` keeps tensors alive, so an address means one tensor only.
-        identity = (value.device, value.data_ptr(), spec, value.stride(), value.is_conj(), value.is_neg())
-        if spec.count and identity in names:
+        identity = (value.device, _address(value), spec, value.stride(), value.is_conj(), value.is_neg())
+        if (spec.count or holding is not None) and identity in names:
             visited.append(names[identity])
             return names[identity]
         name = base = path.replace("@", "%40")
@@ -82,6 +82,13 @@ def pack(state: Any, prefix: str = "", slices: Declared = _none_declared) -> Pac
         return name
 
     return Packed(tree.encode(state, prefix, name_of), found, specs, visited, marked, placed=placed)
+
+
+def _address(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Where its values lie. An empty part of a sharded tensor has no address: its memory says which tensor it is."""
+    if tensor.numel():
+        return (tensor.data_ptr(),)
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
 
 
 def _mark(marked: dict[str, PerRank], value: PerRank, path: str) -> str:
