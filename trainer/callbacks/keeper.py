@@ -139,8 +139,7 @@ class Keeper(Checkpointer):
         training must not go on from any rank's loss."""
         broken = loss is not None and not math.isfinite(loss)
         agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
-        if loss is not None:
-            self.check(done, loss, agreed)
+        self.check(done, loss, agreed)
         progress().counted(done, self._optimizer)
         self._made = None if agreed.stop and at_once else (done, agreed)
         if agreed.stop and at_once:

@@ -34,7 +34,7 @@ from .disk.commit import tidy
 from .disk.peek import Peek, peek
 from .disk.restore import Tiers, restore
 from .disk.save import Order, save
-from .errors import CheckpointError
+from .errors import CheckpointError, StateError
 from .group import ranks as this_group
 from .guard import Guard
 from .interval import Interval, Stalls, stalled
@@ -147,7 +147,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._interval = Interval()
         asked = (("checkpoints", self._every), ("snapshots", self._snapshot_every))
         self._stalls = {what: Stalls(what, n) for what, n in asked if isinstance(n, int)}
-        self._done, self._saved = 0, -1
+        self._done, self._saved, self._closed = 0, -1, False
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
@@ -191,6 +191,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         """The newest good state, the same on every rank (of sharded tensors: `places`; of its parts: those that are
         `wanted`). No part has it yet."""
         progress().phase(Phase.RESTORE)
+        self._close_tier()  # the snapshot that is being copied is found, too
         where = self._segment, self._run, self._rollback, self._home
         tiers = Tiers(self.directory, *where, places, lending, wanted)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)
@@ -233,13 +234,13 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         another process makes a checkpoint of it. If any rank was asked to stop, all ranks have saved this step and
         SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
         must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
-        saved."""
+        saved. StateError if `done` is less than before, or after close()."""
         claim(self, self._folder, self._ranks.rank, self._went_on)
+        self._refuse_step(done)
         if agreed is None:
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
-        if loss is not None:
-            self.check(done, number(loss), agreed)
+        self.check(done, None if loss is None else number(loss), agreed)
         self._done = done
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
@@ -295,8 +296,17 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             self._save_or_raise("at the end")
         finally:
             self._stop.close()
-            if self._tier is not None:
-                self._tier.close()
+            self._close_tier()
+            self._closed = True
+
+    def _refuse_step(self, done: int) -> None:
+        if self._closed:
+            raise StateError(f"step {done} comes after close(): nothing would be saved any more")
+        if done < self._done:
+            raise StateError(
+                f"step {done} comes after step {self._done}: a step that was saved once is not saved again; count on "
+                "from what restore() returns, call restore() to go back, or give another directory="
+            )
 
     def _save_or_raise(self, when: str) -> None:
         if not self.save():

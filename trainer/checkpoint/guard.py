@@ -85,16 +85,16 @@ class Guard:
         """Whether the losses noted so far end in a spike."""
         return self._spike is not None and is_spike(self._losses, self._spike)
 
-    def judge(self, step: int, loss: float, spiked: bool = False) -> None:
-        """Notes `loss`, that of step number `step`. NotFinite if it is not finite, LossSpike if `spiked`. `spiked`:
-        rank 0 has seen a spike, or any rank has."""
+    def judge(self, step: int, loss: float | None, spiked: bool = False) -> None:
+        """Notes `loss`, that of step number `step`, if there is one. NotFinite if it is not finite, LossSpike if
+        `spiked`: rank 0 has seen a spike, or any rank has."""
         at = f"step {step} (data step {self.data_step(step - 1)})"
-        if not math.isfinite(loss):
+        if loss is not None and not math.isfinite(loss):
             raise NotFinite(f"the loss of {at} is {loss}", step)
         if spiked:
             # The spike was seen in the losses before this one.
             raise LossSpike(f"the losses before {at} are a spike", step - LASTING)
-        if self._spike is not None:
+        if self._spike is not None and loss is not None:
             self._losses = [*self._losses[1 - BASE - LASTING :], loss]
 
     def state_dict(self) -> dict[str, Any]:

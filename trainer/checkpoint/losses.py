@@ -40,10 +40,11 @@ class Losses:
         """People see that the loop will have done `total` steps at its end, and so how long it will take."""
         progress().told(total=total)
 
-    def check(self, done: int, loss: float, agreed: Wish) -> None:
+    def check(self, done: int, loss: float | None, agreed: Wish) -> None:
         """For a loop with its own collective, before step(): judges the `loss` of step number `done`. NotFinite or
-        LossSpike, on every rank, if training must not go on from it. `loss` is the same on every rank."""
-        progress().told(loss=loss, step=done)
+        LossSpike, on every rank, if training must not go on from any rank's. None: this rank has none."""
+        if loss is not None:
+            progress().told(loss=loss, step=done)
         self._guard.judge(done, float("nan") if agreed.broken else loss, agreed.spiked)
 
     def _pass_over(self, loaded: Loaded | None, notices: Notices) -> None:

@@ -66,6 +66,12 @@ class Tiered:
         else:
             self._notices.no_snapshots(problems[0])
 
+    def _close_tier(self) -> None:
+        """The last snapshot is committed, and there is no memory tier any more."""
+        if self._tier is not None:
+            self._tier.close()
+            self._tier = None
+
     def _lose_tier(self) -> None:
         """The memory tier is made again if somebody has removed its files; else it is given up."""
         assert self._tier is not None
