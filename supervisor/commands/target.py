@@ -32,7 +32,9 @@ def command(arguments: Sequence[str], module: bool, folder: Path | None = None) 
         if (file := _module(target, cwd)) is not None:
             _compiles(file)
     elif (cwd / target).is_dir():
-        raise Refusal(f"{target} is a folder, not a script")
+        if not (cwd / target / "__main__.py").is_file():
+            raise Refusal(f"{target} is a folder, not a script, and has no __main__.py")
+        _compiles(cwd / target / "__main__.py")
     elif not (cwd / target).is_file():
         if "/" not in target and shutil.which(target):
             raise Refusal(f"{target!r} is a program, not a Python script; give the script that it starts")
@@ -66,9 +68,23 @@ def _module(name: str, cwd: Path) -> Path | None:
     for part in [*inner, "__main__"]:
         if found is None or found.submodule_search_locations is None:
             break
-        found = PathFinder.find_spec(f"{found.name}.{part}", [*found.submodule_search_locations])
+        try:
+            found = PathFinder.find_spec(f"{found.name}.{part}", [*found.submodule_search_locations])
+        except KeyError:
+            return None  # A folder without __init__.py in another one is known once that is imported.
     source = found is not None and found.has_location and found.origin is not None and found.origin.endswith(".py")
     return Path(found.origin) if source and found is not None and found.origin is not None else None
+
+
+def _is_application(path: Path) -> bool:
+    """Whether the file is an archive that Python can run (see zipapp)."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not {"__main__.py", "__main__.pyc"}.isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _compiles(path: Path) -> None:
@@ -81,6 +97,8 @@ def _compiles(path: Path) -> None:
     except OSError:
         return
     name, shebang = os.path.relpath(path), source.partition(b"\n")[0]
+    if path.suffix == ".pyc" or _is_application(path):
+        return
     if source.startswith((b"\x7fELF", b"PK\x03\x04")):
         raise Pointless(f"{name} is no Python source; give the Python script that it runs")
     try:

@@ -106,6 +106,10 @@ def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str
         names.FLUSH_SECONDS: "" if order.flush_s is None else f"{order.flush_s:.6f}",
         names.MTBF_SECONDS: "" if order.mtbf_s is None else f"{order.mtbf_s:.6f}",
     }
+    if not spec.spawns:
+        # What torchrun's agent would say: programs take 0 for a fresh job, and remove what an old one has left.
+        env[names.RESTARTS] = "0" if fresh else str(order.attempt)
+        env[names.MOST_RESTARTS] = str(spec.policy.max_restarts)
     if spec.nproc == 1 and not spec.several:
         env |= _of_children(spec, outer)
     arguments = Redactor(outer).command(_arguments(spec, order.relaunch))

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Collection
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from ..rundir.machine.proc import content
 from .exceptions import without_our_frames
 
 _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+_CODE = (types.ModuleType, types.FunctionType, type)
 _TICK, _LOOKS = 0.05, 20
 """Seconds between two looks, and the looks that must find a lock taken: the interpreter's own end waits for a second,
 too. One look may find a thread that waits for its turn in the interpreter."""
@@ -53,12 +55,26 @@ def end(code: object, by: signal.Signals | None = None) -> NoReturn:
     for name in ("__main__", "__mp_main__"):
         sys.modules.pop(name, None)
     gc.collect()
+    _empty_main()
     _flush(stuck)
     ctypes.CDLL(None).fflush(None)
     if by is not None:
         signal.signal(by, signal.SIG_DFL)
         os.kill(os.getpid(), by)
     os._exit((code or 0) & 0xFF)
+
+
+def _empty_main() -> None:
+    """The objects of the main module are deleted, also if something else holds a function of it (a signal handler, a
+    hook) and with that all its names. Streams that know no flush are closed so: gzip's."""
+    # A daemon thread would find None instead of them. In the interpreter's own end it does not run any more.
+    threading.excepthook = lambda _: None
+    left = [each for each in gc.get_objects() if type(each) is dict and each.get("__builtins__") is not None]
+    for names in left:
+        if isinstance(name := names.get("__name__"), str) and name == "__main__":
+            # Destructors may need modules, functions and classes.
+            names.update({key: None for key, value in names.items() if not isinstance(value, _CODE)})
+    gc.collect()
 
 
 def _flush(stuck: Collection[Any] = ()) -> list[Any]:

@@ -13,13 +13,14 @@ import ctypes
 import io
 import mmap
 import os
+import pkgutil
 import runpy
 import signal
 import sys
 import types
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..rundir.environment import Supervised, supervised
 from ..rundir.files.codec import decode
@@ -46,17 +47,20 @@ def run(arguments: list[str]) -> None:
     """Runs the script to its end. Its exceptions pass through."""
     module = arguments[0] == "-m"
     target, *rest = arguments[1:] if module else arguments
-    # As in the interpreter: the script's folder is searched first, or the current folder for -m.
-    folder = str(Path.cwd()) if module else str(Path(target).resolve().parent)
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path.insert(0, folder)
+    path = Path(target).absolute()
+    archive = not module and pkgutil.get_importer(str(path)) is not None
+    # As in the interpreter: the script's folder is searched first, or the current folder for -m. A folder or archive
+    # with a __main__.py is searched itself, in any case.
+    folder = Path.cwd() if module else path if archive else path.resolve().parent
+    if archive or not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, str(folder))
     sys.argv = [target, *rest]
     main = _new_main()
-    if module:
+    if module or archive:
         # The interpreter itself calls this. run_module would remove the module after its last line.
-        runpy._run_module_as_main(target)  # type: ignore[attr-defined]
+        runpy._run_module_as_main(target if module else "__main__", alter_argv=module)  # type: ignore[attr-defined]
     else:
-        _run_file(Path(target).absolute(), main)
+        _run_file(path, main)
 
 
 def _new_main() -> types.ModuleType:
@@ -74,9 +78,15 @@ def _new_main() -> types.ModuleType:
 def _run_file(path: Path, main: types.ModuleType) -> None:
     """Runs the file as the interpreter does. Unlike in runpy.run_path, __file__ is absolute, argv[0] is as typed, and
     the module stays `__main__` for threads and exit functions that outlive its last line."""
-    main.__dict__.update(__file__=str(path), __cached__=None, __loader__=SourceFileLoader("__main__", str(path)))
-    with io.open_code(str(path)) as file:
-        code = compile(file.read(), str(path), "exec")
+    compiled = path.suffix == ".pyc"
+    loader = (SourcelessFileLoader if compiled else SourceFileLoader)("__main__", str(path))
+    main.__dict__.update(__file__=str(path), __cached__=None, __loader__=loader)
+    if compiled:
+        code: Any = loader.get_code("__main__")
+    else:
+        with io.open_code(str(path)) as file:
+            # The script's own future imports count, and not those of this file.
+            code = compile(file.read(), str(path), "exec", dont_inherit=True)
     exec(code, main.__dict__)
 
 

@@ -26,6 +26,7 @@ LAUNCHERS = re.compile(
     r"|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_RANK|ROLE_NAME|ROLE_WORLD_SIZE|TORCH_NCCL_ASYNC_ERROR_HANDLING"
 )
 """The variables that torchrun sets for a rank. A program that its user starts does not have them."""
+RESTARTS, MOST_RESTARTS = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"
 PLAIN_SAVES = "SUPERVISE_PLAIN_SAVES"
 """Not empty: the program's own saves are written directly to their paths."""
 RESUME = "SUPERVISE_RESUME"
