@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from supervisor.core.evidence import Evidence
@@ -11,14 +11,19 @@ from supervisor.core.model import Exit, Observation, Raised, RankView
 from supervisor.core.stack import Stacks
 
 
+def _same(at: float) -> float:
+    return at
+
+
 @dataclass(frozen=True, slots=True)
 class LimbView:
     """What one node sees of its part."""
 
     node: int
     seen: Observation
-    offset: float = 0.0
-    """Its clock minus that of the node that leads, in seconds."""
+    ours: Callable[[float], float] = _same
+    """A time of its clock, by that of the node that leads. The same time must be the same at each look: a beat that has
+    moved is a sign of life."""
 
 
 def merge(now: float, views: Sequence[LimbView], members: int, world: int) -> Observation:
@@ -45,27 +50,25 @@ def merge(now: float, views: Sequence[LimbView], members: int, world: int) -> Ob
 
 
 def _by_our_clock(view: LimbView) -> Observation:
-    seen, by = view.seen, view.offset
-    if not by:
-        return seen
+    seen, ours = view.seen, view.ours
     return replace(
         seen,
-        now=seen.now - by,
-        ranks=tuple(_rank(rank, by) for rank in seen.ranks),
-        exits=tuple(replace(exit_, at=exit_.at - by) for exit_ in seen.exits),
-        raised=tuple(_raised(raised, by) for raised in seen.raised),
-        stacks=replace(seen.stacks, at=seen.stacks.at - by) if seen.stacks is not None else None,
-        log_grew_at=seen.log_grew_at - by if seen.log_grew_at else 0.0,
+        now=ours(seen.now),
+        ranks=tuple(_rank(rank, ours) for rank in seen.ranks),
+        exits=tuple(replace(exit_, at=ours(exit_.at)) for exit_ in seen.exits),
+        raised=tuple(_raised(raised, ours) for raised in seen.raised),
+        stacks=replace(seen.stacks, at=ours(seen.stacks.at)) if seen.stacks is not None else None,
+        log_grew_at=ours(seen.log_grew_at) if seen.log_grew_at else 0.0,
     )
 
 
-def _rank(view: RankView, by: float) -> RankView:
-    sample = replace(view.sample, at=view.sample.at - by) if view.sample is not None else None
-    return replace(view, beat_at=view.beat_at - by, sample=sample)
+def _rank(view: RankView, ours: Callable[[float], float]) -> RankView:
+    sample = replace(view.sample, at=ours(view.sample.at)) if view.sample is not None else None
+    return replace(view, beat_at=ours(view.beat_at), sample=sample)
 
 
-def _raised(raised: Raised, by: float) -> Raised:
-    return replace(raised, at=raised.at - by, because=tuple(_raised(each, by) for each in raised.because))
+def _raised(raised: Raised, ours: Callable[[float], float]) -> Raised:
+    return replace(raised, at=ours(raised.at), because=tuple(_raised(each, ours) for each in raised.because))
 
 
 def _group(seen: Sequence[Observation], world: int) -> Group | None:

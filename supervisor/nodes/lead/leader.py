@@ -112,7 +112,8 @@ class Leader:
                     self.known = self.known.leash(event.node, event.attempt, event.rank, event.ended)
         for node, heard in self._hub.heard().items():
             self.known = self.known.heard(node, heard.link, heard.at, heard.leased_until)
-            self._views.offsets[node] = heard.offset
+            if heard.doubt < float("inf"):
+                self._views.offsets[node] = heard.offset
             if heard.body != self._bodies.get(node, b""):
                 self._bodies[node] = heard.body
                 self._seen(node, heard.body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,9 @@ class Views:
 
     def __init__(self) -> None:
         self.offsets: dict[int, float] = {}
-        """By node: its monotonic clock minus ours, in seconds."""
+        """By node whose clock is known: its monotonic clock minus ours, in seconds."""
+        self._times: dict[int, dict[float, float]] = {}
+        """By node: the times of its newest look, and what they are by our clock."""
         self._attempt = -1
         self._seen: dict[int, Observation] = {}
         self._news: dict[int, News] = {}
@@ -41,6 +43,7 @@ class Views:
         self._seen.clear()
         self._news.clear()
         self._looked.clear()
+        self._times.clear()
         self._notes.clear()
         self._joined.clear()
         self._unanswered.clear()
@@ -70,6 +73,15 @@ class Views:
     def _here(self, node: int, at: float) -> float:
         return at - self.offsets.get(node, 0.0)
 
+    def _clock(self, node: int) -> Callable[[float], float]:
+        """The times of that node's newest look by our clock. Those of the look before stay where they were: its clock
+        is known better with each beat, and a rank that stands still must not seem to move by that."""
+        if node not in self.offsets:
+            return lambda at: at
+        offset, before = self.offsets[node], self._times.get(node, {})
+        times = self._times[node] = dict[float, float]()
+        return lambda at: times.setdefault(at, before.get(at, at - offset))
+
     def _dated(self, node: int, note: Mapping[str, Any]) -> Mapping[str, Any]:
         at = note.get("mono")
         return {**note, "mono": self._here(node, at)} if isinstance(at, float) else note
@@ -77,9 +89,7 @@ class Views:
     def observation(self, own: LimbView, others: Sequence[int], world: int, now: float) -> Observation:
         """What this node and the `others` see of an attempt with `world` ranks, as of `now`, by our clock."""
         views = [own]
-        views += [
-            LimbView(node, self._seen[node], self.offsets.get(node, 0.0)) for node in others if node in self._seen
-        ]
+        views += [LimbView(node, self._seen[node], self._clock(node)) for node in others if node in self._seen]
         found = merge(now, views, 1 + len(others), world)
         late = now >= self._asked_at + _ANSWER
         return replace(found, stacks=None) if self._unanswered.intersection(others) and not late else found

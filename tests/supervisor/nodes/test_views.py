@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from supervisor.core.model import Exit, Observation, RankView
 from supervisor.core.nodes.merge import LimbView
+from supervisor.core.sample import Sample, Thread
 from supervisor.core.stack import Stack, Stacks
 from supervisor.core.telling.news import News
 from supervisor.core.telling.progress import Trained
@@ -41,6 +42,25 @@ def test_one_clock() -> None:
     assert (seen.steps, told.pids) == ({0: 3, 1: 3}, {0: 11, 1: 22})
     assert told.notes == ((1, {"kind": "warning", "mono": 5.0}),)
     assert told.trained == Trained(4, 0, 6.0)
+
+
+def test_a_beat_stays_where_it_was() -> None:
+    """A rank that stands still shows no sign of life when the clock of its node is known better, nor does its log. The
+    next beat has the time by the clock as it is known then."""
+    found, seen = views(), list[Observation]()
+    still = replace(looked(1, AHEAD + 7.0), log_grew_at=AHEAD + 6.0)
+    still = replace(still, ranks=(replace(still.ranks[0], sample=Sample(AHEAD + 6.5, Thread(()))),))
+    for later, offset in ((0.0, AHEAD), (1.0, AHEAD - 0.001), (2.0, AHEAD + 0.002)):
+        found.offsets[1] = offset
+        found.take(1, Seen(4, replace(still, now=AHEAD + 7.0 + later), News()), 0.0)
+        for _ in range(2):
+            seen.append(found.observation(LimbView(0, looked(0, 7.0)), [1], 2, 7.0 + later))
+    found.take(1, Seen(4, looked(1, AHEAD + 10.0), News()), 0.0)
+    moved = found.observation(LimbView(0, looked(0, 7.0)), [1], 2, 10.0)
+
+    assert {(each.ranks[1].beat_at, each.log_grew_at) for each in seen} == {(seen[0].ranks[1].beat_at, 6.0)}
+    assert {each.ranks[1].sample and each.ranks[1].sample.at for each in seen} == {6.5}
+    assert moved.ranks[1].beat_at == AHEAD + 9.9 - (AHEAD + 0.002)
 
 
 def test_notes_come_once() -> None:

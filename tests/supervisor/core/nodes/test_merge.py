@@ -16,7 +16,7 @@ AHEAD = 500.0
 def of(node: int, *exits: Exit, offset: float = 0.0, **more: object) -> LimbView:
     group = Group(1, Member(100 + node, launcher=True))
     seen = Observation(10.0 + offset, exits=exits, group=group, **more)  # type: ignore[arg-type]
-    return LimbView(node, seen, offset)
+    return LimbView(node, seen, lambda at: at - offset)
 
 
 @pytest.mark.parametrize(
