@@ -17,11 +17,14 @@ from pathlib import Path
 from supervisor.nodes.wire.beats import Bond
 from supervisor.nodes.wire.dialing import Dialing
 from supervisor.nodes.wire.link import Link, LinkLost
+from supervisor.process.proctree import EXHAUSTED
 
 _CREDENTIALS = struct.Struct("3i")
 _LINE = 48
 """The most bytes of what a rank asks for: `ATTEMPT RANK`, and a newline."""
 _MOST = 1024
+_REST = 0.1
+"""Seconds without new customers after the system had no descriptor or memory for one. They wait for half a second."""
 
 
 class _Customer:
@@ -49,6 +52,7 @@ class LeashDesk:
         """`call` begins a call to the leader. OSError if there can be no socket in `place`."""
         self._call = call
         self._customers: list[_Customer] = []
+        self._rests_until: float | None = None
         self.path = place / "leash"
         self.path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -66,7 +70,7 @@ class LeashDesk:
 
     def waits(self) -> list[tuple[int, bool]]:
         """(descriptor, whether it waits until it can write) of all that tick() waits for."""
-        found = [(self._socket.fileno(), False)]
+        found = [(self._socket.fileno(), False)] if self._has_room else []
         for customer in self._customers:
             if customer.dialing is None:
                 found.append((customer.socket.fileno(), False))
@@ -74,13 +78,17 @@ class LeashDesk:
                 found += [(fd, not customer.dialing.connected) for fd in customer.dialing.fds()]
         return found
 
+    def deadline(self) -> float | None:
+        """The time of the next tick() that is due even if nothing comes."""
+        return self._rests_until
+
     def tick(self, node: int | None, now: float) -> None:
         """Every rank gets its leash as far as it can. `node` is the number of this one; without it nobody does."""
         self._let_in(now)
         for customer in list(self._customers):
             try:
                 done = self._serve(customer, node, now)
-            except (LinkLost, OSError, ValueError):
+            except (LinkLost, OSError, ValueError, struct.error):
                 done = True
             if done or now >= customer.until:
                 customer.close()
@@ -94,8 +102,10 @@ class LeashDesk:
         self.path.unlink(missing_ok=True)
 
     def _let_in(self, now: float) -> None:
-        with contextlib.suppress(OSError):
-            while len(self._customers) < _MOST:
+        if self._rests_until is not None and now >= self._rests_until:
+            self._rests_until = None
+        try:
+            while self._has_room:
                 connection, _ = self._socket.accept()
                 connection.setblocking(False)
                 _, user, _ = _CREDENTIALS.unpack(
@@ -105,9 +115,17 @@ class LeashDesk:
                     self._customers.append(_Customer(connection, now + self.TIME_LIMIT))
                 else:
                     connection.close()
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                # Whoever waits stays readable. So nobody is let in until some descriptors may be free again.
+                self._rests_until = now + _REST
+
+    @property
+    def _has_room(self) -> bool:
+        return self._rests_until is None and len(self._customers) < _MOST
 
     def _serve(self, customer: _Customer, node: int | None, now: float) -> bool:
-        """Whether it has got its leash. LinkLost, OSError or ValueError if it cannot."""
+        """Whether it has got its leash. LinkLost, OSError, ValueError or struct.error if it cannot."""
         if customer.dialing is None:
             with contextlib.suppress(BlockingIOError):
                 said = customer.socket.recv(_LINE)

@@ -210,6 +210,8 @@ class Line:
     def _timeout(self, now: float) -> float:
         """The most seconds until something is due."""
         due = [1.0]
+        if (rested := self._desk.deadline()) is not None:
+            due.append(rested - now)
         if self._stage is _Stage.ADMITTED:
             due.append(self._beat_at - now)
         if self._stage is _Stage.NONE:

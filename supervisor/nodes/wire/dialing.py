@@ -25,7 +25,11 @@ class Dialing:
         self.peer = host
         self.connected = False
         self._said = b""
-        self.socket = socket.socket(family_of(host), socket.SOCK_STREAM)
+        try:
+            self.socket = socket.socket(family_of(host), socket.SOCK_STREAM)
+        except OSError as error:
+            # Without a descriptor or memory now: whoever calls again may have them.
+            raise LinkLost(error.strerror or str(error)) from None
         try:
             self.socket.setblocking(False)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -25,6 +25,9 @@ _ACCEPTS = 32
 """The most new connections of one look."""
 _REST = 0.2
 """Seconds without new connections after the system had no descriptor or memory for one."""
+_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 6}
+"""A connection on which nothing comes is asked about after the first of these seconds, then each of the second, so many
+times. A machine without power closes nothing, and the connection of a rank is silent while it lives."""
 _FIRST_FRAME = 20
 """The bytes of a frame with an empty body."""
 
@@ -104,6 +107,9 @@ class Listener:
             connection.setblocking(False)
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _ALIVE.items():
+                    connection.setsockopt(socket.IPPROTO_TCP, option, value)
             self._guests.append(_Guest(connection, str(address[0]), now + HEARD, self._count))
             self._make_room(str(address[0]))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +21,10 @@ from supervisor.nodes.hub import Hub
 from supervisor.nodes.leash import LeashDesk
 from supervisor.nodes.line import Line
 from supervisor.nodes.wire.beats import Bond
-from tests.support.links import Loop, admitted, linked
+from supervisor.nodes.wire.dialing import connect
+from tests.support.links import HOST, TOKEN, Loop, admitted, linked
 from tests.support.supervised import ROOT
+from tests.support.waiting import until
 
 RANK = """
 import os, sys, time
@@ -72,3 +77,70 @@ def test_a_reset_is_no_proof(leader: Hub) -> None:
     made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     made.close()
     theirs.none(hub.Leash, 0.2)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, leader: Hub) -> Iterator[LeashDesk]:
+    with contextlib.closing(LeashDesk(tmp_path, lambda now: connect(HOST, leader.port, TOKEN, now))) as made:
+        yield made
+
+
+def asked(desk: LeashDesk, text: bytes) -> socket.socket:
+    """A customer who has said that."""
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(str(desk.path))
+    made.sendall(text)
+    return made
+
+
+def hung_up_on(desk: LeashDesk, customer: socket.socket) -> Callable[[], bool]:
+    """Whether the customer got nothing, and will not."""
+
+    def look() -> bool:
+        desk.tick(1, 0.0)
+        return bool(select.select([customer], [], [], 0)[0])
+
+    return look
+
+
+@pytest.mark.parametrize("text", [b"99999999999999999999 0\n", b"1\n", b"one two\n", b"1" * 48])
+def test_who_asks_for_nonsense(desk: LeashDesk, text: bytes) -> None:
+    """Gets nothing, and the next one gets its leash."""
+    with contextlib.closing(asked(desk, text)) as first, contextlib.closing(asked(desk, b"3 2\n")) as second:
+        until(hung_up_on(desk, first))
+        assert first.recv(1) == b""
+        until(hung_up_on(desk, second))
+        data, fds, _, _ = socket.recv_fds(second, 1, 1)
+    assert (data, len(fds)) == (b"!", 1)
+    os.close(fds[0])
+
+
+class Full:
+    """A listening socket, in a process that has no descriptor left while `full`."""
+
+    def __init__(self, of: socket.socket) -> None:
+        self._of, self.full = of, True
+
+    def accept(self) -> object:
+        if self.full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._of.accept()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._of, name)
+
+
+def test_no_descriptor_for_a_customer(desk: LeashDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is looked at for a moment, since who waits would be seen again and again; then it is let in."""
+    full = Full(desk._socket)
+    monkeypatch.setattr(desk, "_socket", full)
+    with contextlib.closing(asked(desk, b"3 2\n")):
+        desk.tick(1, 100.0)
+        assert desk.waits() == []
+        again = desk.deadline()
+        assert again is not None and 100.0 < again < 100.5
+        full.full = False
+        desk.tick(1, 100.0)
+        assert desk.waits() == []
+        desk.tick(1, again)
+        assert desk.deadline() is None and (full.fileno(), False) in desk.waits() and len(desk.waits()) == 2

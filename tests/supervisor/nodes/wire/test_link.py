@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -277,3 +278,24 @@ def test_both_nonces_make_the_keys() -> None:
     made = {greeting.keys(token, a, b) for token in (TOKEN, b"t") for a in (b"1" * 16, b"2" * 16) for b in (b"3" * 16,)}
     made |= {greeting.keys(TOKEN, b"1" * 16, b"4" * 16)}
     assert len(made) == 5 and all(each.caller != each.listener for each in made)
+
+
+def test_whose_machine_has_lost_its_power(server: Listener, closing: contextlib.ExitStack) -> None:
+    """Closes nothing. So the kernel asks about a connection on which nothing comes: that of a rank would be held for
+    ever."""
+    _, theirs = pair(server, closing)
+    assert theirs.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    asked = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+    idle, every, times = (theirs.socket.getsockopt(socket.IPPROTO_TCP, each) for each in asked)
+    assert idle + every * times <= 120
+
+
+def test_no_descriptor_for_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call has failed, in the system's words, as any other one does."""
+
+    def none_left(*args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    with pytest.raises(LinkLost, match="Too many open files"):
+        connect(HOST, 1, TOKEN, 0.0)
