@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -40,6 +41,8 @@ from trainer.rundir.variables import LEASH
 
 _FIRST_LEASE = 1.0
 """Seconds that the first lease may take after the leader's welcome."""
+_DISK = 5.0
+"""Seconds for which a shared disk may fail to tell what is on it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ class Follower:
         self._injector: FaultInjector | None = None
         self._released: tuple[says.ReleaseGroup, float] | None = None
         """What the leader has released here, and when, until it begins."""
+        self._events = deque[links.Event]()
+        """What the line has told and this loop has not heard yet."""
+        self._blind_by = set[type[Exception]]()
 
     def follow(self) -> int:
         """The run is over, or this node is of no use to it. Nothing of it is alive here. Returns the exit code of
@@ -99,12 +105,31 @@ class Follower:
             stack.callback(self._clear_up)
             ended, code = set[int](), None
             while code is None:
-                self._reaper.reap()
-                self._listen()
-                code = self._work(ended)
-                if code is None:
-                    ended = self._sleep(wakeup)
+                code, ended = self._turn(ended, wakeup)
         return code
+
+    def _turn(self, ended: set[int], wakeup: int) -> tuple[int | None, set[int]]:
+        """One turn of the loop. `ended` are the fds that were readable after the last sleep. Returns the exit code if
+        this was the last turn, and the next ones."""
+        try:
+            self._reaper.reap()
+            self._listen()
+            code = self._work(ended)
+            return code, self._sleep(wakeup) if code is None else ended
+        except (OSError, MemoryError) as error:
+            self._blind(error)
+            return None, ended
+
+    def _blind(self, error: Exception) -> None:
+        """Without descriptors, memory or a disk we cannot look or act. The ranks train on, and the line keeps their
+        lease. We try again soon. Raises `error` if this node has no part in the run yet."""
+        if self._duty is None:
+            raise error
+        if type(error) not in self._blind_by:
+            self._blind_by.add(type(error))
+            text = f"the supervisor of this node cannot look after its ranks ({error}), and tries again"
+            self._tell(says.Told("warning", "warning", {"text": f"{text}; training goes on"}))
+        time.sleep(CALM)
 
     def _sleep(self, wakeup: int) -> set[int]:
         duty = self._duty
@@ -114,7 +139,9 @@ class Follower:
         return sleep(duty.interval(self._clock()), wakeup, fds, duty.limb.slow_to_go(self._clock()))
 
     def _work(self, ended: set[int]) -> int | None:
-        """One turn. Returns the exit code if this was the last one."""
+        """What is due. Returns the exit code if nothing is any more."""
+        if self._over is not None:
+            return self._over.exit_code
         now = self._clock()
         if self._duty is not None:
             self._launch(self._duty, now)
@@ -126,8 +153,6 @@ class Follower:
                 self._injector.strike(watch, self._duty.limb.number)
             if self._duty.freed():
                 self._line.clear()
-        if self._over is not None:
-            return self._over.exit_code
         self._pass_on_stops()
         for answer in self._eyes.take():
             self._tell(answer)
@@ -188,30 +213,36 @@ class Follower:
     # ── what the leader says ────────────────────────────────────────────────────────────────────────────────────────
 
     def _listen(self) -> None:
-        for event in self._line.take():
-            match event:
-                case links.Linked():
-                    self._line.hello(says.encode(self._hello()))
-                case links.Welcomed(body):
-                    self._welcomed(says.as_(says.Welcome, body))
-                case links.Refused(body):
-                    raise Refusal(f"the leader refuses this node: {says.as_(says.Refuse, body).text}")
-                case links.Received(body):
-                    self._obey(says.down(body))
-                case links.Closed():
-                    # What came on that link is void. The next leader does not know what the last one was told.
-                    self._node.roads.call({})
-                    self._released, self._told_stop = None, (None, False)
-                    if self._linked:
-                        self._linked, self._since = False, self._clock()
-                    if self._duty is not None:
-                        # What waits here was part of groups that the leader gives up without us.
-                        self._duty.groups.drop_all()
-                case links.Fenced():
-                    if self._duty is not None and self._duty.busy:
-                        self._duty.fence(self._clock())
-                    else:
-                        self._line.clear()
+        self._events += self._line.take()
+        while self._events:
+            # It is kept until it was heard to the end: without descriptors or memory that fails, and is done again.
+            self._hear(self._events[0])
+            self._events.popleft()
+
+    def _hear(self, event: links.Event) -> None:
+        match event:
+            case links.Linked():
+                self._line.hello(says.encode(self._hello()))
+            case links.Welcomed(body):
+                self._welcomed(says.as_(says.Welcome, body))
+            case links.Refused(body):
+                raise Refusal(f"the leader refuses this node: {says.as_(says.Refuse, body).text}")
+            case links.Received(body):
+                self._obey(says.down(body))
+            case links.Closed():
+                # What came on that link is void. The next leader does not know what the last one was told.
+                self._node.roads.call({})
+                self._released, self._told_stop = None, (None, False)
+                if self._linked:
+                    self._linked, self._since = False, self._clock()
+                if self._duty is not None:
+                    # What waits here was part of groups that the leader gives up without us.
+                    self._duty.groups.drop_all()
+            case links.Fenced():
+                if self._duty is not None and self._duty.busy:
+                    self._duty.fence(self._clock())
+                else:
+                    self._line.clear()
 
     def _hello(self) -> says.Hello:
         duty, node = self._duty, self._node
@@ -220,20 +251,31 @@ class Follower:
         return says.Hello(self._number, *where, node.nproc, attempt, node.about, self._who, reached)
 
     def _welcomed(self, welcome: says.Welcome) -> None:
-        if not shares(self._run, welcome.probe, welcome.nonce):
-            raise Refusal(
-                f"{self._run.path} is not the folder that the leader calls {welcome.run}: all nodes need the same one, "
-                "on a disk that they share; give it with --run-dir"
-            )
-        self._linked, self._line.node = True, welcome.node
-        anew, self._nonce = welcome.nonce != self._nonce, welcome.nonce
-        if self._duty is not None and anew:
-            # Another leader, which has not begun what runs here, and waits for its end.
-            self._duty.fence(self._clock())
+        if welcome.nonce != self._nonce:
+            if self._duty is not None:
+                # Another leader, which has not begun what runs here, and waits for its end.
+                self._duty.fence(self._clock())
+            if not self._shares(welcome):
+                raise Refusal(
+                    f"{self._run.path} is not the folder that the leader calls {welcome.run}: all nodes need the same "
+                    "one, on a disk that they share; give it with --run-dir"
+                )
+        self._linked, self._line.node, self._nonce = True, welcome.node, welcome.nonce
         if self._duty is None:
             self._number = welcome.node
             self._duty = self._prepare(welcome)
             self._say(f"node {welcome.node} of {welcome.run}, led from {self._line.leader}")
+
+    def _shares(self, welcome: says.Welcome) -> bool:
+        """Whether the run's folder here is the leader's. Refusal if the disk does not tell for some seconds."""
+        until = self._clock() + _DISK
+        while True:
+            try:
+                return shares(self._run, welcome.probe, welcome.nonce)
+            except OSError as error:
+                if self._clock() >= until:
+                    raise Refusal(f"{self._run.path} cannot be read ({error.strerror or error})") from None
+            time.sleep(CALM)
 
     def _prepare(self, welcome: says.Welcome) -> Duty:
         spec = specs.revealed(specs.restore(decode(welcome.spec, dict)), self._environ)

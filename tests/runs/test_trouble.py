@@ -4,7 +4,6 @@ run goes on all the same, or is refused before it begins."""
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import resource
@@ -12,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supervisor.core.telling.story import tell
+from tests.support.limits import limit, lowest_free
 from tests.support.scripts import PRINTS, STEPPING, printed
 from tests.support.supervised import SUPERVISE, Run, environment
 from tests.support.waiting import until
@@ -37,21 +36,6 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def _limit(pid: int, kind: int, soft: int) -> tuple[int, int]:
-    before = resource.prlimit(pid, kind)
-    resource.prlimit(pid, kind, (soft, before[1]))
-    return before
-
-
-def _lowest_free(pid: int) -> int:
-    """The number of the process's next descriptor: those that it has for a moment alone are free in some look."""
-    lasting = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
-    for _ in range(20):
-        lasting &= {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
-        time.sleep(0.01)
-    return next(number for number in itertools.count() if number not in lasting)
-
-
 @pytest.mark.parametrize("what", ["descriptors", "memory"])
 def test_a_supervisor_that_runs_out(run: Run, what: str) -> None:
     """A rank dies while its supervisor has no descriptors, or no memory, left: it lives, and recovers the run when it
@@ -63,10 +47,10 @@ def test_a_supervisor_that_runs_out(run: Run, what: str) -> None:
     assert run.process is not None
     pid = run.process.pid
     if what == "descriptors":
-        kind, soft = resource.RLIMIT_NOFILE, _lowest_free(pid)
+        kind, soft = resource.RLIMIT_NOFILE, lowest_free(pid)
     else:
         kind, soft = resource.RLIMIT_AS, int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    before = _limit(pid, kind, soft)
+    before = limit(pid, kind, soft)
     os.kill(run.events("group_ready")[0]["pids"][0], signal.SIGKILL)
     if what == "descriptors":
         until(lambda: "cannot look after the run" in run.warnings())

@@ -46,19 +46,19 @@ class Ordered:
             self._maker.disband(group)
 
     def drop_all(self) -> None:
+        """No group waits. The one that was released is the attempt's."""
         for name in [*self._wanted, *self._groups]:
             self.drop(name)
-        self._due = None
 
     def release(self, name: str, seat: Seat) -> None:
-        """The next take() takes that group."""
+        """From now on take() takes that group."""
         self._due = name, seat
 
     # ── what the attempt and the loop ask ───────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float, body: Callable[[], Release]) -> WorkerGroup | None:
-        """The group that the leader has released. If it has died meanwhile: another one at its seat. None while there
-        is none."""
+        """The group that the leader has released. If it has died meanwhile, or was taken before: another one at its
+        seat. None while there is none."""
         if self._due is None:
             return None
         name, seat = self._due
@@ -67,10 +67,8 @@ class Ordered:
         if group is not None and group.stillborn:
             self._maker.disband(group)
             group = None
-        group = group or self._make(seat, now, park=False)
-        if group is not None:
-            self._due = None
-        return group
+        # What is taken may never get a launcher, as when the fork server dies. Then it is asked for once more.
+        return group or self._make(seat, now, park=False)
 
     def disband(self, group: WorkerGroup) -> None:
         """As GroupMaker.disband()."""

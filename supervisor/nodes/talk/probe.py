@@ -36,8 +36,8 @@ class Probe:
 
 
 def shares(run: RunDir, name: str, nonce: str) -> bool:
-    """Whether that file of the leader is in the folder here, too."""
-    with contextlib.suppress(OSError):
+    """Whether that file of the leader is in the folder here, too. OSError if the disk does not tell."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return (run.path / Path(name).name).read_text() == nonce
     return False
 
