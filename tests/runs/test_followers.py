@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from supervisor.live.mirror import all_beats
 from supervisor.process.proctree import marked
 from tests.support.jobs import TINY, final_state, same
 from tests.support.launched import Launched, environment
+from tests.support.limits import limit, lowest_free
 from tests.support.scripts import STEPPING
 from tests.support.supervised import SUPERVISE, Run, start
 from tests.support.undisturbed import undisturbed
@@ -327,6 +329,25 @@ def test_the_other_node_is_known_first(two: Two) -> None:
     assert of_second.index("attempt_started") < of_second.index("group_ready")
     assert of_second.index("attempt_started") < of_second.index("first_step")
     assert two.ended() == (103, 103)
+
+
+def test_a_node_that_runs_out_of_descriptors(two: Two) -> None:
+    """Its rank dies while the supervisor there has none left: it lives, says so, and recovers when it can."""
+    two.lead(two.script(STEPPING), "100000", "0.05")
+    two.follow("script.py", "100000", "0.05")
+    two.until_standby()
+    two.until_stepped()
+    assert two.other is not None
+    # With the rank some come free.
+    before = limit(two.other.pid, resource.RLIMIT_NOFILE, lowest_free(two.other.pid) - 8)
+    os.kill(two.events("group_ready")[0]["pids"][1], signal.SIGKILL)
+    until(lambda: "cannot look after its ranks" in two.warnings())
+    assert two.other.poll() is None
+    resource.prlimit(two.other.pid, resource.RLIMIT_NOFILE, before)
+    two.until_stepped(1)
+    two.cli("stop", "run", "--now")
+
+    assert two.ended() == (103, 103) and not two.events("node_left")
 
 
 @pytest.mark.long
