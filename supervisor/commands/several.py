@@ -70,8 +70,7 @@ def leader_of(
     """Makes the leader, which listens from then on. Refusal if it cannot listen."""
     enough(spec.nproc * nodes.most(spec.nnodes))
     lease = spec.lease or LONGEST
-    told = previous.told("attempt_started") or {}
-    members = {int(node): str(host) for node, host in told.get("nodes", {}).items()} if previous.unfinished else {}
+    members = previous.nodes if previous.unfinished else {}
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     known = Membership.begin(0, here()["host"], previous.last_attempt, members, now, lease)
 

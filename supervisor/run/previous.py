@@ -40,6 +40,9 @@ class Previous:
     """The steps of the checkpoints that the events tell of."""
     faults_fired: frozenset[str] = frozenset()
     faults_armed: frozenset[int] = frozenset()
+    nodes: Mapping[int, str] = field(default_factory=dict)
+    """Those of the newest attempt of which events tell, and their hosts; none on one node. That may be the one before
+    the last: a supervisor may die after the release and before it is told."""
 
     @property
     def unfinished(self) -> bool:
@@ -90,4 +93,10 @@ def previous_of(run: RunDir) -> Previous:
         frozenset(e["step"] for e in events if e["msg"] == "checkpoint_committed" and isinstance(e.get("step"), int)),
         frozenset(str(e.get("fault")) for e in events if e["msg"] == "fault_injected"),
         frozenset(e["number"] for e in events if e["msg"] == "fault_armed" and isinstance(e.get("number"), int)),
+        _nodes(next((e for e in reversed(events) if e["msg"] == "attempt_started"), {})),
     )
+
+
+def _nodes(started: Mapping[str, Any]) -> dict[int, str]:
+    nodes = started.get("nodes")
+    return {int(n): str(host) for n, host in nodes.items() if n.isdecimal()} if isinstance(nodes, dict) else {}
