@@ -43,7 +43,9 @@ class Peer:
     leashed: frozenset[int] = frozenset()
     """Its ranks of the attempt that have a connection of their own, or had one."""
     ended: frozenset[int] = frozenset()
-    """Those of them whose process is gone."""
+    """Those of them whose process is gone, as far as their connections tell."""
+    replaced: frozenset[int] = frozenset()
+    """Those of them that live on as another program, by exec, which has no such connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,13 @@ class Membership:
         leashed = peer.leashed | {rank}
         return self._with(replace(peer, leashed=leashed, ended=peer.ended | {rank} if ended else peer.ended))
 
+    def replaced(self, node: int, attempt: int, ranks: frozenset[int]) -> Membership:
+        """These ranks of that attempt have become other programs: the end of their connections proves nothing."""
+        peer = self.peers.get(node)
+        if peer is None or attempt != self.attempt or ranks <= peer.replaced:
+            return self
+        return self._with(replace(peer, replaced=peer.replaced | ranks))
+
     def told_gone(self, node: int, link: int, attempt: int) -> Membership:
         """The follower says that nothing of that attempt runs there any more."""
         peer = self._on(node, link)
@@ -124,9 +133,9 @@ class Membership:
         peers = dict(self.peers)
         for node in nodes:
             if node in peers:
-                peers[node] = replace(
-                    peers[node], ranks=ranks[node], has=attempt, leashed=frozenset(), ended=frozenset()
-                )
+                none = frozenset[int]()
+                peer = replace(peers[node], ranks=ranks[node], has=attempt)
+                peers[node] = replace(peer, leashed=none, ended=none, replaced=none)
         return replace(self, attempt=attempt, members=nodes, abandoned=False, peers=peers, gone=frozenset(), lost={})
 
     def looked(self, now: float, margin: float = MARGIN) -> Membership:
@@ -157,6 +166,10 @@ class Membership:
         """Whether that follower has a link now."""
         return node in self.peers and self.peers[node].linked
 
+    def may_run(self, node: int) -> bool:
+        """Whether that node may run a part of the attempt."""
+        return node in self.members and node not in self.lost and node not in self.gone
+
     def stale(self) -> tuple[tuple[int, int], ...]:
         """(node, attempt) that must be killed there: its followers are linked, and it is not part of what runs."""
         return tuple(
@@ -166,8 +179,7 @@ class Membership:
         )
 
     def _takes_part(self, peer: Peer) -> bool:
-        counted = peer.node in self.members and peer.node not in self.lost and peer.node not in self.gone
-        return counted and peer.has == self.attempt and not self.abandoned
+        return self.may_run(peer.node) and peer.has == self.attempt and not self.abandoned
 
     def _view(self, peer: Peer, now: float) -> NodeView:
         member = peer.node in self.members
@@ -200,7 +212,7 @@ class Membership:
 def _why_lost(peer: Peer, now: float, margin: float) -> str:
     """Why nothing of the attempt can run on that node any more. Empty if something can."""
     silent = f"nothing was heard of it for {now - peer.heard:.1f} s"
-    if not peer.linked and peer.ranks and len(peer.ended) == peer.ranks:
+    if not peer.linked and peer.ranks and len(peer.ended - peer.replaced) == peer.ranks:
         ranks = "its rank is" if peer.ranks == 1 else f"its {peer.ranks} ranks are"
         return f"its connection is closed, and {ranks} gone"
     if now > peer.leased_until + margin:

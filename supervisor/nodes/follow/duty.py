@@ -56,6 +56,8 @@ class Duty:
         self._mode, self._stepped, self._silent = Mode.BACKOFF, False, dict[int, float]()
         self._launched_at = 0.0
         self._killed_at: float | None = None
+        self._asked = set[tuple[str, Reach]]()
+        """The signals that the attempt was sent, but for a KILL. A leader that does not know repeats them."""
         self._freed = False
         self._fresh_at = float("-inf")
         self._told: Any = None
@@ -76,6 +78,7 @@ class Duty:
         self.limb.attempt = Attempt(self.run, self.spec, body.attempt, lambda: own, self._reaper, now)
         self.busy, self._mode, self._launched_at, self._killed_at = True, Mode.RUNNING, now, None
         self._stepped, self._silent, self._told = False, {}, None
+        self._asked.clear()
         return True
 
     def hear(self, state: says.State) -> None:
@@ -86,13 +89,16 @@ class Duty:
                 self._mode = Mode.STOPPING
 
     def signal(self, attempt: int, name: str, reach: Reach, now: float) -> bool:
-        """The signal is sent; a KILL is repeated at each look. False if nothing of that attempt runs here."""
+        """The signal is sent, once; a KILL is repeated at each look. False if nothing of that attempt runs here."""
         if attempt != self.limb.number or not self.busy:
             return False
         self._mode = Mode.STOPPING
         if name == "KILL":
             self._killed_at = self._killed_at or now
+        elif (name, reach) in self._asked:
+            return True
         self.limb.send(name, reach, now)
+        self._asked.add((name, reach))
         return True
 
     def fence(self, now: float) -> None:

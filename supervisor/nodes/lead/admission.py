@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from supervisor.core.nodes.membership import MARGIN, Membership
@@ -56,27 +56,25 @@ class Admission:
         self._waiting.append(Guest(asked.link, asked.host, hello, now))
         return None
 
-    def look(self, known: Membership, now: float, admit: Callable[[Guest, int], Membership]) -> list[Refused]:
-        """Everybody that can be answered is: those whom `admit` was given, with their numbers, and those returned."""
-        found, waiting, self._waiting = [], self._waiting, []
-        for guest in waiting:
+    def look(self, known: Membership, now: float, admit: Callable[[Guest, int], Membership]) -> Iterator[Refused]:
+        """Everybody that can be answered is: those whom `admit` was given, with their numbers, and those yielded. Where
+        that fails, whoever has no answer yet still waits for one."""
+        for guest in list(self._waiting):
             node = self._number(guest.hello, known)
-            if not self._hub.holds(guest.link):
-                continue
-            why = self._unfit(guest.hello, node, known)
-            if not why and self._is_rival(guest, node, known, now):
-                if known.peers[node].heard < guest.at + _PROOF:
-                    self._waiting.append(guest)
-                    continue
-                there = self._here[node]
-                why = f"node {node} is there already, at {there.address} ({there.host})"
-                why += ": give each node a --node-rank of its own"
-            if why:
-                found.append(self._refuse(guest.link, node, why))
-            else:
-                self._here[node] = guest.hello
-                known = admit(guest, node)
-        return found
+            if self._hub.holds(guest.link):
+                why = self._unfit(guest.hello, node, known)
+                if not why and self._is_rival(guest, node, known, now):
+                    if known.peers[node].heard < guest.at + _PROOF:
+                        continue
+                    there = self._here[node]
+                    why = f"node {node} is there already, at {there.address} ({there.host})"
+                    why += ": give each node a --node-rank of its own"
+                if why:
+                    yield self._refuse(guest.link, node, why)
+                else:
+                    known = admit(guest, node)
+                    self._here[node] = guest.hello
+            self._waiting.remove(guest)
 
     @property
     def waits(self) -> bool:
@@ -119,8 +117,10 @@ class Admission:
 
     def _is_rival(self, guest: Guest, node: int, known: Membership, now: float) -> bool:
         """Whether another supervisor has that number, and may live. Nobody can be sure of that at once: the machine of
-        one that is silent may have lost its power, and come back as this guest."""
+        one that is silent may have lost its power, and come back as this guest. One that has no link may be about to
+        make it again, and another machine knows nothing of what runs there."""
         peer, here = known.peers.get(node), self._here.get(node)
-        if peer is None or here is None or not peer.linked or here.who == guest.hello.who:
+        if peer is None or here is None or here.who == guest.hello.who:
             return False
-        return now <= peer.leased_until + MARGIN
+        elsewhere = here.address != guest.hello.address and known.may_run(node)
+        return (peer.linked or elsewhere) and now <= peer.leased_until + MARGIN

@@ -35,6 +35,7 @@ from supervisor.nodes.warden import start_warden
 from supervisor.run.events import EventLog
 from supervisor.run.folder.stops import Stops
 from supervisor.run.spec import Spec
+from trainer.rundir.codes import ExitCode
 from trainer.rundir.layout import RunDir, newest_checkpoint
 from trainer.rundir.records.gate import Release
 
@@ -230,6 +231,11 @@ class Leader:
 
     def end(self, exit_code: int, reason: str, keep: bool) -> None:
         """Every node knows that the run is over, if it can be reached within a moment."""
+        if exit_code != ExitCode.HELD:
+            # Nobody has looked during the last flush: a node that has made its link again meanwhile has no answer yet.
+            # It gets none from a leader that another one has followed.
+            with contextlib.suppress(OSError):
+                self.tick()
         over = says.Over(exit_code, reason, keep, newest_checkpoint(self._run.checkpoints))
         for node in self.known.peers:
             self._send(node, over)
@@ -259,8 +265,18 @@ class Leader:
         lease = self._hub.admit(guest.link, node, self._admission.welcome(node))
         self.known = self.known.joined(node, hello.host, guest.link, hello.attempt, now, lease)
         self._tell(node, "node_joined", address=hello.address)
+        # It calls all anew. Whoever has called it on its old link, of whose end nobody has heard, calls it once more.
+        self._network.left(node)
         self._network.joined(node, hello.reached)
+        if hello.attempt == self.known.attempt and self.known.may_run(node):
+            self._remind(node)
         return self.known
+
+    def _remind(self, node: int) -> None:
+        """The member knows what was said of the attempt once, perhaps while it had no link."""
+        for message in (self._state, self._sent and self._sent[0]):
+            if message is not None and message.attempt == self.known.attempt:
+                self._send(node, message)
 
     def _received(self, event: links.Received) -> None:
         peer = self.known.peers.get(event.node)
@@ -302,6 +318,7 @@ class Leader:
 
     def _saw(self, node: int, seen: says.Seen) -> None:
         self._views.take(node, seen, time.monotonic())
+        self.known = self.known.replaced(node, seen.attempt, seen.news.replaced)
         self._mirror_beats(node, seen)
 
     def _mirror_beats(self, node: int, seen: says.Seen) -> None:

@@ -56,6 +56,19 @@ def test_leashes_prove_it_at_once() -> None:
     assert not two().closed(1, 1).looked(10.1).lost, "no rank has a connection of its own"
 
 
+def test_a_rank_that_has_become_another_program() -> None:
+    """It has let go of its connection and lives: what ends its part is its lease, or another word."""
+    known = two().leash(1, 3, 2, ended=False).leash(1, 3, 3, ended=False)
+    for rank in (2, 3):
+        known = known.leash(1, 3, rank, ended=True)
+    dead = known.replaced(1, 2, frozenset({2, 3})).closed(1, 1)
+    assert dead.looked(10.1).lost, "what was of another attempt is no matter of this one"
+    flaps = known.replaced(1, 3, frozenset({3})).closed(1, 1)
+    assert not flaps.looked(10.1).lost and flaps.looked(11.1 + MARGIN).lost
+    again = flaps.launched(4, (0, 1), {0: 2, 1: 2}).leash(1, 4, 2, ended=True).leash(1, 4, 3, ended=True)
+    assert again.looked(10.1).lost
+
+
 def test_a_hello_without_the_attempt() -> None:
     """Is as good as its end there: what was sent on the old link is void."""
     back = two().closed(1, 1).joined(1, "host1", 5, None, 10.2, LEASE)
