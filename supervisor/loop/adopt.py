@@ -130,6 +130,8 @@ class Takeover:
         left = end_all(self.spec.mark, spared, self.reaper, self.spec.policy.stuck_after)
         self._hear(notes.read(ranks))
         self.tracker.catch_up()
+        if self.spec.resume == "never":
+            self.tracker.begin_anew()
         return left
 
     def _is_first(self) -> bool:

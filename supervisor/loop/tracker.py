@@ -37,6 +37,10 @@ class Tracker:
         """Notes a finished step that no event has told."""
         self.progress = self.progress.reached(step)
 
+    def begin_anew(self) -> None:
+        """No step is done: the ranks will move everything aside that was saved."""
+        self.progress = replace(self.progress, high_step=-1)
+
     def flushed(self, outcomes: Iterable[Outcome | None], now: float) -> None:
         """Takes the outcomes of flushes; None for one whose report was not read."""
         for outcome in outcomes:

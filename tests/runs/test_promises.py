@@ -141,6 +141,7 @@ def test_resume_must_and_never(run: Run) -> None:
     assert run.launch("--resume", "never", "--", *TINY, "--steps", "4", "--checkpoint-every", "2") == 0
     assert run.launch("--resume", "never", "--", *TINY, "--steps", "3", "--checkpoint-every", "3") == 0
     assert committed_steps(run.dir.checkpoints) == [3]
+    assert [event["step"] for event in run.events("run_ended")] == [4, 3]
     kept = [path for path in run.dir.checkpoints.rglob("step-*") if path.parent != run.dir.checkpoints]
     assert {path.name for path in kept} >= {"step-00000002", "step-00000004"}
 

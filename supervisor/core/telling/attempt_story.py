@@ -23,6 +23,8 @@ class AttemptStory:
     """Seconds to add to a CLOCK_MONOTONIC of the attempt's own files."""
     nodes: Mapping[int, str] = field(default_factory=dict)
     """The hosts of its nodes, in the order of their ranks. Empty for a run on one node."""
+    anew: bool = False
+    """Whether no step was done before it that counts: it is the first one, also after a launch with --resume never."""
     ready: float | None = None
     resumed: float | None = None
     first_step: float | None = None

@@ -106,7 +106,7 @@ def stretches(story: Story, now: float) -> list[Stretch]:
         started = min(max(mark, attempt.started), end)
         following = min(story.attempts[index + 1].started if index + 1 < len(story.attempts) else end, end)
         found += _between(story, mark, started, "other" if index == 0 else "backoff")
-        own = _of_attempt(attempt, started, following, index == 0)
+        own = _of_attempt(attempt, started, following)
         found += own
         mark = own[-1].end if own else started
     return [stretch for stretch in [*found, *_between(story, mark, end, "other")] if stretch.end > stretch.begin]
@@ -125,11 +125,11 @@ def _between(story: Story, mark: float, until: float, bucket: str) -> list[Stret
     return [*found, Stretch(bucket, mark, max(mark, until))]
 
 
-def _of_attempt(attempt: AttemptStory, mark: float, following: float, first: bool) -> list[Stretch]:
+def _of_attempt(attempt: AttemptStory, mark: float, following: float) -> list[Stretch]:
     """The stretches of one attempt from `mark` on. The last one ends at most at `following`."""
     over = attempt.failed if attempt.failed is not None else following
     finished = attempt.cause == Cause.FINISHED
-    caught_up = attempt.first_step if first else (attempt.caught_up if attempt.caught_up is not None else over)
+    caught_up = attempt.first_step if attempt.anew else (attempt.caught_up if attempt.caught_up is not None else over)
     # If nothing tells which steps these are, nobody knows whether they are new.
     trained_in = "other" if attempt.unplaced else "productive"
     marks = [
@@ -151,8 +151,8 @@ def _of_attempt(attempt: AttemptStory, mark: float, following: float, first: boo
 
 
 def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
-    """Each attempt with the next one."""
-    attempts: list[AttemptStory | None] = [*story.attempts[1:], None]
+    """Each attempt with the one that goes on with its training."""
+    attempts: list[AttemptStory | None] = [*(None if a.anew else a for a in story.attempts[1:]), None]
     return list(zip(story.attempts, attempts, strict=False))
 
 

@@ -4,11 +4,12 @@ Any garbage is accepted."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from supervisor.core.model import Cause, History, Rollback, StopKind
+from supervisor.core.model import Cause, History, StopKind
 from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.fields import Event, hosts, known, number, optional, whole
+from supervisor.core.telling.restarts import history_after
 from supervisor.core.telling.time_line import TimeLine, wall
 from supervisor.core.words import EventName, RunState
 
@@ -117,10 +118,10 @@ def _run_started(story: Story, event: Event, mono: float) -> None:
     story.reason, story.next_at = "", None
     story.launched = mono
     if event.get("resume") == "never":
-        # The state that a rollback avoids is moved aside too, with everything else.
-        story.history = replace(story.history, rollback=None)
+        # Everything that was saved is moved aside, with the state that a rollback avoids: nothing of it is progress.
+        story.history, story.barren = History(), 0
         story.since = story.attempt.number + 1 if story.attempt else 0
-    if event.get("fresh_budget"):
+    elif event.get("fresh_budget"):
         # The script's own saves may have been removed for a new beginning.
         story.history = History(best_step=story.checkpoint_step)
         story.barren = 0
@@ -165,7 +166,9 @@ def _attempt_started(story: Story, event: Event, mono: float) -> None:
     which = whole(event, "attempt", len(story.attempts))
     started, told = number(event, "wanted_mono", mono), wall(event)
     began = told - (mono - started) if told is not None else None
-    story.attempts.append(AttemptStory(which, started, began, story.offset, hosts(event)))
+    if anew := story.attempt is None or story.attempt.number < story.since:
+        story.checkpoint_step = story.high_step = -1
+    story.attempts.append(AttemptStory(which, started, began, story.offset, hosts(event), anew))
     story.launcher_pid, story.standby, story.next_at = optional(event, "launcher_pid"), None, None
     story.state = RunState.RECOVERING if which > 0 else RunState.STARTING
 
@@ -280,31 +283,11 @@ def _group_gone(story: Story, event: Event, mono: float) -> None:
 
 
 def _relaunch(story: Story, event: Event, mono: float) -> None:
-    before = story.history
-    best = max(before.best_step, whole(event, "best_step"))
-    restarts = () if best > before.best_step else before.restarts
-    signature = event.get("signature")
-    story.history = History(
-        restarts=(*restarts, mono) if event.get("counted") else restarts,
-        barren=whole(event, "barren", 0),
-        startup_failures=whole(event, "startup_failures", 0),
-        best_step=best,
-        signature=tuple(str(part) for part in signature) if isinstance(signature, list) else None,
-        rollback=_rollback(event.get("rollback")) or before.rollback,
-        rollbacks=whole(event, "rollbacks", 0),
-        bad_step=whole(event, "bad_step"),
-    )
+    story.history = history_after(event, story.history, mono)
     story.restarts += 1
     story.barren = story.history.barren
     story.next_at = mono + number(event, "delay_s", 0.0)
     story.state = RunState.BACKOFF if number(event, "delay_s", 0.0) > 0 else RunState.RECOVERING
-
-
-def _rollback(told: object) -> Rollback | None:
-    if not isinstance(told, Mapping):
-        return None
-    attempt, before, skip_to = (optional(told, key) for key in ("attempt", "before", "skip_to"))
-    return None if attempt is None or before is None or skip_to is None else Rollback(attempt, before, skip_to)
 
 
 def _run_ended(story: Story, event: Event, mono: float) -> None:

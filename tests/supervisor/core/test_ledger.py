@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.core.model import History
 from supervisor.core.telling.ledger import BUCKETS, ledger, percentile, report
 from supervisor.core.telling.story import _TELLERS, tell
 
@@ -108,6 +109,25 @@ def test_time_without_anybody_is_stopped() -> None:
     assert seconds["other"] == pytest.approx(0.5 + 0.1 + 0.4 + 1.0)
     assert seconds["backoff"] == 0.0
     assert story.reason == "" and story.attempts[1].cause == "lost"
+
+
+def test_a_launch_that_begins_anew() -> None:
+    """What `--resume never` moves aside is no progress to get past: a smaller step is new, and no step was lost."""
+    events = [*RECOVERED[:-1], event(126.0, "relaunch_scheduled", counted=True, best_step=150, barren=2)]
+    events.append(event(130.0, "run_started", resume="never", fresh_budget=False))
+    assert (tell(events).history, tell(events).barren) == (History(), 0)
+
+    events += [
+        event(130.1, "takeover", step=150),
+        event(131.0, "attempt_started", attempt=2),
+        event(133.0, "first_step", step=1, from_step=0, at_mono=133.0),
+        event(138.0, "checkpoint_committed", step=30),
+        event(140.0, "verdict", cause="killed", rank=0, step=40, failed_mono=140.0),
+    ]
+    story = tell(events)
+    assert (story.high_step, story.checkpoint_step) == (40, 30)
+    assert report(story, now=140.0)["lost_steps"] == 10
+    assert ledger(story, now=140.0).seconds["productive"] == pytest.approx(6.5 - 0.25 + 10.0 + 7.0)
 
 
 def test_report_of_a_recovery() -> None:
