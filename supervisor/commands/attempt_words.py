@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from supervisor.core.size import counted
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.ledger import lost_steps, recoveries
+from supervisor.core.telling.ledger import lost_steps, recoveries, successors
 from supervisor.core.telling.story import Story
 from supervisor.reading.wording import signal_name
 
@@ -23,10 +23,8 @@ class Words:
 
 def attempt_words(story: Story) -> list[Words]:
     """For each attempt of the run."""
-    attempts = story.attempts
-    nexts = [*attempts[1:], None]
-    pairs = zip(attempts, nexts, recoveries(story), lost_steps(story), strict=False)
-    return [Words(a.number, _steps(a), _cause(a), _cost(a, b, recovered, lost)) for a, b, recovered, lost in pairs]
+    told = zip(story.attempts, successors(story), recoveries(story), lost_steps(story), strict=True)
+    return [Words(a.number, _steps(a), _cause(a), _cost(a, b, recovered, lost)) for a, b, recovered, lost in told]
 
 
 def attempt_lines(story: Story) -> list[str]:

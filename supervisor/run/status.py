@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.core.rules import spent
 from supervisor.core.telling.attempt_story import AttemptStory
-from supervisor.core.telling.ledger import ledger, missed, standbys
+from supervisor.core.telling.ledger import ledger, lost_steps, missed, standbys
 from supervisor.core.telling.story import Story, tell
 from supervisor.core.words import RunState
 from supervisor.live.mirror import all_beats
@@ -253,16 +253,13 @@ def _last_failure(story: Story) -> dict[str, Any] | None:
     if not failures:
         return None
     last = failures[-1]
-    index = story.attempts.index(last)
-    following = story.attempts[index + 1] if index + 1 < len(story.attempts) else None
-    resumed = following.from_step if following else None
     return {
         "attempt": last.number,
         "rank": last.rank,
         "cause": last.cause,
         "signal": last.signal,
         "step": last.to_step if last.to_step >= 0 else None,
-        "lost_steps": max(0, last.to_step - resumed) if resumed is not None and last.to_step >= 0 else None,
+        "lost_steps": lost_steps(story)[story.attempts.index(last)],
         "reason": last.reason,
     }
 

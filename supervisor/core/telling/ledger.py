@@ -150,32 +150,40 @@ def _of_attempt(attempt: AttemptStory, mark: float, following: float) -> list[St
     return found
 
 
-def _with_next(story: Story) -> list[tuple[AttemptStory, AttemptStory | None]]:
-    """Each attempt with the one that goes on with its training."""
-    attempts: list[AttemptStory | None] = [*(None if a.anew else a for a in story.attempts[1:]), None]
-    return list(zip(story.attempts, attempts, strict=False))
-
-
 def recoveries(story: Story) -> list[float | None]:
-    """For each attempt: seconds from its failure to the first new step of the next one. None if there was no such
-    step, or if the run was over between them."""
+    """For each attempt: seconds from its failure to the next step of any attempt. None if there was no such step, or if
+    the run was over between them."""
     found: list[float | None] = []
-    for attempt, following in _with_next(story):
-        known = following is not None and following.first_step is not None and attempt.failed is not None
-        known = known and not attempt.last
-        found.append(following.first_step - attempt.failed if known else None)  # type: ignore[union-attr,operator]
-    return found
+    back: float | None = None
+    for attempt in reversed(story.attempts):
+        back = None if attempt.last else back
+        found.append(back - attempt.failed if back is not None and attempt.failed is not None else None)
+        back = None if attempt.anew else attempt.first_step if attempt.first_step is not None else back
+    return found[::-1]
+
+
+def successors(story: Story) -> list[AttemptStory | None]:
+    """For each attempt: the one that went on after it. Others may have begun between them, and ended before they had
+    loaded a state."""
+    found: list[AttemptStory | None] = []
+    following: AttemptStory | None = None
+    for attempt in reversed(story.attempts):
+        found.append(following)
+        if attempt.anew:
+            following = None
+        elif attempt.from_step is not None or attempt.first_step is not None:
+            following = attempt
+    return found[::-1]
 
 
 def lost_steps(story: Story) -> list[int | None]:
-    """For each attempt: how many of its finished steps the next one had to do again. None if that is not known."""
-    found: list[int | None] = []
-    for attempt, following in _with_next(story):
-        if following is None or following.from_step is None or attempt.to_step < 0:
-            found.append(None)
-        else:
-            found.append(max(0, attempt.to_step - following.from_step))
-    return found
+    """For each attempt: how many of its finished steps its successor had to do again. None if that is not known."""
+    return [
+        None
+        if later is None or later.from_step is None or attempt.to_step < 0
+        else max(0, attempt.to_step - later.from_step)
+        for attempt, later in zip(story.attempts, successors(story), strict=True)
+    ]
 
 
 def missed(attempt: AttemptStory) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.commands.attempt_words import attempt_words
 from supervisor.core.model import History
 from supervisor.core.telling.ledger import BUCKETS, ledger, percentile, report
 from supervisor.core.telling.story import _TELLERS, tell
@@ -128,6 +129,25 @@ def test_a_launch_that_begins_anew() -> None:
     assert (story.high_step, story.checkpoint_step) == (40, 30)
     assert report(story, now=140.0)["lost_steps"] == 10
     assert ledger(story, now=140.0).seconds["productive"] == pytest.approx(6.5 - 0.25 + 10.0 + 7.0)
+
+
+def test_an_attempt_that_died_as_it_began() -> None:
+    """It has loaded nothing: what the one before had lost is told by the one after, which both have waited for."""
+    events = [
+        *RECOVERED[:-7],
+        event(112.0, "verdict", cause="killed", rank=0, step=-1, failed_mono=112.0, reason="killed"),
+        event(112.3, "attempt_started", attempt=2),
+        *RECOVERED[-6:],
+    ]
+    first, second, third = report(tell(events), now=1e9)["attempts"]
+
+    assert (first["lost_steps"], second["lost_steps"], third["lost_steps"]) == (10, None, None)
+    assert (first["recover_s"], second["recover_s"]) == (pytest.approx(3.5), pytest.approx(1.5))
+    assert [words.cost for words in attempt_words(tell(events))] == [
+        "went on from step 40, lost 10 steps, detected in 0.100 s, back in 3.50 s",
+        "back in 1.50 s",
+        "",
+    ]
 
 
 def test_report_of_a_recovery() -> None:
