@@ -151,13 +151,18 @@ def _of_attempt(attempt: AttemptStory, mark: float, following: float) -> list[St
 
 
 def recoveries(story: Story) -> list[float | None]:
-    """For each attempt: seconds from its failure to the next step of any attempt. None if there was no such step, or if
-    the run was over between them."""
+    """For each attempt: seconds from its failure to the next step of any attempt, without those in which the run was
+    stopped. None if there was no such step, or if the run was over between them."""
     found: list[float | None] = []
+    stopped = [stretch for stretch in stretches(story, story.last) if stretch.bucket == "stopped"]
     back: float | None = None
     for attempt in reversed(story.attempts):
         back = None if attempt.last else back
-        found.append(back - attempt.failed if back is not None and attempt.failed is not None else None)
+        if back is None or attempt.failed is None:
+            found.append(None)
+        else:
+            idle = sum(max(0.0, min(each.end, back) - max(each.begin, attempt.failed)) for each in stopped)
+            found.append(back - attempt.failed - idle)
         back = None if attempt.anew else attempt.first_step if attempt.first_step is not None else back
     return found[::-1]
 

@@ -70,6 +70,19 @@ def test_an_attempt_that_was_not_adopted_is_lost() -> None:
     assert story.attempts[1].cause is None
 
 
+def test_a_night_without_a_supervisor_is_no_recovery() -> None:
+    """The power is cut, and somebody resumes the run in the morning: from then on it recovers."""
+    back = [
+        event(28930.0, "run_started"),
+        event(28930.5, "attempt_started", attempt=1),
+        event(28933.0, "first_step", step=41, from_step=40, at_mono=28932.5),
+    ]
+    body = report(tell([*LOST[:-1], *back]), now=28940.0)
+
+    assert body["ledger"]["stopped_s"] == 28930.0 - 108.0
+    assert body["recover_s"]["max"] == body["attempts"][0]["recover_s"] == pytest.approx(2.5)
+
+
 def test_every_stretch_has_its_bucket() -> None:
     """A run with one kill, second by second."""
     seconds = ledger(tell(RECOVERED), now=1e9).seconds
