@@ -21,7 +21,7 @@ from supervisor.commands import background, nodes, slurm
 from supervisor.commands.console import Console, closing_words, opening_words
 from supervisor.commands.nodes import Located
 from supervisor.core.actions import End
-from supervisor.core.model import StopKind
+from supervisor.core.model import History, StopKind
 from supervisor.errors import HeldByAnother, InternalError, Refusal
 from supervisor.live.shared_numbers import SharedNumbers
 from supervisor.loop.driver import Driver
@@ -104,7 +104,7 @@ def drive(
         lead = several.leader_of(run, spec, previous, log, located)
     _log_begin(log, spec, previous, begins=stopping is None)
     notifier = Notifier(spec.notify, spec.run, log)
-    history, environ = statuses.story_of(run).history, dict(os.environ)
+    history, environ = _history(run), dict(os.environ)
     driver = Driver(run, spec, log, environ, previous, history, lead=lead, senders=notifier.pids)
     if stopping is not None:
         driver.stops.ask(StopKind.USER, stopping.now)
@@ -156,6 +156,13 @@ def _log_begin(log: EventLog, spec: Spec, previous: Previous, begins: bool) -> N
     twice = spawning.warnings(spec.command, spec.module, spec.cwd, spec.nproc)
     for text in [*installed.warnings(), *space.warnings(), *twice]:
         log.emit("warning", "warning", text=text)
+
+
+def _history(run: RunDir) -> History:
+    """What the run's events tell of its attempts, with times by the clock of this machine since its last start. Its
+    begin is told."""
+    story = statuses.story_of(run)
+    return dataclasses.replace(story.history, restarts=tuple(at - story.offset for at in story.history.restarts))
 
 
 def _say_end(run: RunDir, console: Console, log: EventLog, driver: Driver, end: End) -> None:
