@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.standby.cost import Cost
-from supervisor.core.telling.fields import number
+from supervisor.core.telling.fields import number, whole
+from trainer.rundir.records.fault_kinds import FAULTS
 
 
 @dataclass(slots=True)
@@ -29,8 +30,8 @@ class AttemptStory:
     resumed: float | None = None
     first_step: float | None = None
     caught_up: float | None = None
-    injured: float | None = None
-    """The time when a requested fatal fault struck it."""
+    faults: list[Mapping[str, Any]] = field(default_factory=list)
+    """The events of the requested faults that have struck it."""
     failed: float | None = None
     """The earliest known time of its failure."""
     verdict: float | None = None
@@ -64,6 +65,19 @@ class AttemptStory:
     def unplaced(self) -> bool:
         """Whether it has trained but nothing tells which steps of the run."""
         return self.first_step is not None and self.from_step is None
+
+    def struck(self, failed: float) -> float:
+        """The time of the fault that it died of, if one was requested: the fault knows best when it struck. Else
+        `failed`."""
+        return min([failed, *(at for at in map(self._blow, self.faults) if at >= self.started)])
+
+    def _blow(self, fault: Mapping[str, Any]) -> float:
+        """The time of the fault; infinite if it died of something else: the fault has another effect, or the ranks went
+        on. Those that were not struck end the step that they are in."""
+        kind = FAULTS.get(str(fault.get("spec")).partition(":")[0].partition("@")[0])
+        deadly = kind is not None and kind.ends and self.cause in kind.causes
+        went_on = self.to_step > whole(fault, "step", self.to_step) + 1
+        return number(fault, "fired_mono", math.inf) if deadly and not went_on else math.inf
 
     def paid(self, event: Mapping[str, Any]) -> None:
         """Takes the event that tells what a standby has cost."""

@@ -13,9 +13,6 @@ from supervisor.core.telling.restarts import history_after
 from supervisor.core.telling.time_line import TimeLine, wall
 from supervisor.core.words import EventName, RunState
 
-_FATAL = ("kill", "term", "stop", "segv", "abort", "exc", "exit", "oom", "gil", "hang", "kill-launcher")
-"""Faults that are the beginning of a failure."""
-
 
 @dataclass(slots=True)
 class Story:
@@ -221,9 +218,8 @@ def _quarantined(story: Story, event: Event, mono: float) -> None:
 
 
 def _fault(story: Story, event: Event, mono: float) -> None:
-    kind = str(event.get("spec")).partition(":")[0].partition("@")[0]
-    if kind in _FATAL and story.attempt:
-        story.attempt.injured = number(event, "fired_mono", mono)
+    if story.attempt:
+        story.attempt.faults.append(event)
 
 
 def _standby(story: Story, event: Event, mono: float) -> None:
@@ -241,17 +237,14 @@ def _stop_requested(story: Story, event: Event, mono: float) -> None:
 def _verdict(story: Story, event: Event, mono: float) -> None:
     if attempt := story.attempt:
         attempt.verdict = mono
-        attempt.failed = number(event, "failed_mono", mono)
-        if attempt.injured is not None and attempt.started <= attempt.injured < attempt.failed:
-            # The fault itself knows best when it struck.
-            attempt.failed = attempt.injured
-        attempt.detect_s = round(mono - attempt.failed, 6)
         attempt.cause = str(event.get("cause"))
         attempt.rank = optional(event, "rank")
         attempt.signal = optional(event, "signal")
         attempt.exit_code = optional(event, "exit_code")
         attempt.reason = str(event.get("reason", ""))
         attempt.to_step = max(attempt.to_step, whole(event, "step"))
+        attempt.failed = attempt.struck(number(event, "failed_mono", mono))
+        attempt.detect_s = round(mono - attempt.failed, 6)
         story.high_step = max(story.high_step, attempt.to_step)
     story.state = RunState.RUNNING if event.get("cause") == Cause.FINISHED else RunState.RECOVERING
 

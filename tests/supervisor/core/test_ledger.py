@@ -144,6 +144,21 @@ def test_a_launch_that_begins_anew() -> None:
     assert ledger(story, now=140.0).seconds["productive"] == pytest.approx(6.5 - 0.25 + 10.0 + 7.0)
 
 
+@pytest.mark.parametrize(
+    ("fault", "cause", "step"), [("term", "killed", 900), ("stop", "killed", 50), ("slow", "killed", 50)]
+)
+def test_a_fault_that_ended_nothing(fault: str, cause: str, step: int) -> None:
+    """The script took it, and went on, or the attempt died of something else: nobody was late to notice."""
+    events = [
+        *RECOVERED[:6],
+        event(110.1, "fault_injected", spec=f"{fault}:rank=1@step=50", step=50, fired_mono=110.0),
+        event(900.5, "verdict", cause=cause, rank=1, step=step, failed_mono=900.0, reason="killed"),
+    ]
+    attempt = tell(events).attempt
+
+    assert attempt is not None and (attempt.failed, attempt.detect_s) == (900.0, 0.5)
+
+
 def test_an_attempt_that_died_as_it_began() -> None:
     """It has loaded nothing: what the one before had lost is told by the one after, which both have waited for."""
     events = [
