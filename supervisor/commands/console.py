@@ -33,7 +33,7 @@ from supervisor.reading.plain import plain, plain_lines
 from supervisor.reading.render import Renderer, TextRenderer
 from supervisor.run.runs import label, name_here
 from supervisor.run.spec import Spec, typed
-from supervisor.run.status import newest_saved, story_of
+from supervisor.run.status import newest_saved, now_of, story_of
 from trainer.rundir.files.codec import read
 from trainer.rundir.files.json_lines import Follower
 from trainer.rundir.layout import RunDir
@@ -66,7 +66,7 @@ class Console:
         self._due = self._began + _FIRST
         choice = Choice(rank=0, every_event=True, since=time.time() - 0.5)
         self._follower = RunFollower(run, lambda: True, choice, back=None)
-        self._view = View(run, lambda: True, lambda: saved(run))
+        self._view = View(run, lambda: True, lambda: saved(run), now_of)
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         colour = terminal and not os.environ.get("NO_COLOR")
         self._bottom = Bottom(colour) if terminal else None

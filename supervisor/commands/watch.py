@@ -117,7 +117,7 @@ class Watched:
     def __init__(self, known: Known) -> None:
         self._known, run, spec = known, known.run, restore(known.spec)
         self._command = command_of({"nproc": spec.nproc, "module": spec.module, "command": typed(spec)})
-        self._view = View(run, lambda: is_held(run), lambda: saved(run))
+        self._view = View(run, lambda: is_held(run), lambda: saved(run), now_of)
         self._follower = RunFollower(run, lambda: True, Choice(), back=_KEPT)
         self._events: deque[Row] = deque(maxlen=_KEPT)
         self._logs: deque[str] = deque(maxlen=_KEPT)
@@ -139,15 +139,15 @@ class Watched:
         if moment >= self._due:
             self._due = moment + _CURVES_EVERY
             self._losses = [sample.loss for sample in samples(self._known.run) if sample.loss is not None]
-        line = stretches(now.story, now_of(now.story))
+        present = now_of(now.story)
         return Picture(
             title=self._said(now),
             now=now,
-            at=moment,
+            at=present - now.story.offset,
             clock=time.strftime("%H:%M:%S"),
             losses=self._losses,
-            goodputs=goodputs(line, 60),
-            book=ledger(now.story, now_of(now.story)),
+            goodputs=goodputs(stretches(now.story, present), 60),
+            book=ledger(now.story, present),
             events=self._events,
             logs=self._logs,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +33,8 @@ class Numbers:
     """What it does, and for how long, if it makes no step just now."""
 
 
-def numbers(story: Story, beats: Sequence[Beat], pace: Pace) -> Numbers:
-    """The numbers now. `beats`: those of the newest attempt."""
+def numbers(story: Story, beats: Sequence[Beat], pace: Pace, now: float) -> Numbers:
+    """The numbers at `now`, on the run's time line. `beats`: those of the newest attempt."""
     placed = [beat.step for beat in beats if beat.placed and beat.phase >= Phase.TRAIN]
     attempt = story.attempt
     known = attempt.to_step if attempt is not None else -1
@@ -46,7 +45,7 @@ def numbers(story: Story, beats: Sequence[Beat], pace: Pace) -> Numbers:
     if step is not None and total is not None and story.state == RunState.RUNNING and pace.typical:
         eta = max(0, total - step) * pace.typical
     teller = next((beat for beat in beats if beat.loss is not None), None)
-    # Beats have the time of this boot, a story that of the run.
+    # Beats have the time of a boot, a story that of the run.
     seen = [Seen(b.rank, b.phase, b.at + story.offset, b.doing, b.since + story.offset) for b in beats]
     return Numbers(
         step=step,
@@ -56,5 +55,5 @@ def numbers(story: Story, beats: Sequence[Beat], pace: Pace) -> Numbers:
         loss=teller.loss if teller else None,
         loss_step=teller.loss_step if teller else None,
         lr=next((beat.lr for beat in beats if beat.lr is not None), None),
-        doing=activity(story, seen, time.monotonic() + story.offset, pace.typical),
+        doing=activity(story, seen, now, pace.typical),
     )

@@ -48,8 +48,15 @@ class Now:
 class View:
     """Looks at one run, as often as it is asked. It costs a read of the beats and of the new events."""
 
-    def __init__(self, run: RunDir, held: Callable[[], bool], saved: Callable[[], Saved | None]) -> None:
-        self._run, self._held, self._find = run, held, saved
+    def __init__(
+        self,
+        run: RunDir,
+        held: Callable[[], bool],
+        saved: Callable[[], Saved | None],
+        now_of: Callable[[Story], float],
+    ) -> None:
+        """`now_of`: the present on the time line of a story."""
+        self._run, self._held, self._find, self._now_of = run, held, saved, now_of
         self._reader, self._telling = EventReader(run.events), Telling()
         self._speed = Speed()
         self._checked = float("-inf")
@@ -70,12 +77,13 @@ class View:
         self._speed.see(attempt.number if attempt is not None else -1, beats)
         state = story.state if story.over or self._alive else RunState.LOST
         told = replace(story, state=state)
-        wait = story.next_at - (now + story.offset) if story.next_at is not None else None
+        present = self._now_of(told)
+        wait = story.next_at - present if story.next_at is not None else None
         return Now(
             story=told,
             state=state,
             beats=tuple(beats),
-            numbers=numbers(told, beats, self._speed.pace()),
+            numbers=numbers(told, beats, self._speed.pace(), present),
             speeds=_typical(self._speed.paces),
             own=_typical(self._speed.own),
             saved=self._saved,

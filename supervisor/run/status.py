@@ -12,9 +12,11 @@ from supervisor.core.rules import spent
 from supervisor.core.telling.attempt_story import AttemptStory
 from supervisor.core.telling.ledger import ledger, lost_steps, missed, standbys
 from supervisor.core.telling.story import Story, tell
+from supervisor.core.telling.time_line import wall
 from supervisor.core.words import RunState
 from supervisor.live.mirror import all_beats
 from supervisor.live.numbers import numbers
+from supervisor.process.place import here
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.hang_limits import Paces
@@ -42,11 +44,11 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
     alive = not story.over and story.state != RunState.LOST
     attempt = story.attempt
     # One look for all values: the ranks step on meanwhile.
-    looked = _workers(run, attempt.number) if attempt and not story.over else []
+    looked = _workers(run, attempt.number, now_of(story) - story.offset) if attempt and not story.over else []
     workers = looked if alive and attempt and attempt.gone is None else []
     snapshot, checkpoint = _snapshot(segment_of(spec.mark)), newest_saved(run)
     beats = all_beats(run.attempt(attempt.number)) if attempt else []
-    now = numbers(story, beats, Paces(run).last())
+    now = numbers(story, beats, Paces(run).last(), now_of(story))
     return {
         "schema": SCHEMA,
         "run": known.id,
@@ -87,7 +89,14 @@ def now_of(story: Story) -> float:
     """The present on the run's time line. Of a run that is over, or lost: its last known moment."""
     if story.ended is not None:
         return story.ended
-    return story.last if story.state == RunState.LOST else time.monotonic() + story.offset
+    if story.state == RunState.LOST:
+        return story.last
+    if story.boot in (None, here()["boot"]):
+        return time.monotonic() + story.offset
+    # It runs on another machine, whose clock we cannot read: only the wall clock is one for both.
+    present = time.time()
+    said = wall({"ts": story.last_wall})
+    return story.last + max(0.0, present - (present if said is None else said))
 
 
 def _past(run: RunDir, story: Story, now: float) -> dict[str, Any]:
@@ -209,8 +218,7 @@ def nodes_of(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
     ]
 
 
-def _workers(run: RunDir, attempt: int) -> list[dict[str, Any]]:
-    now = time.monotonic()
+def _workers(run: RunDir, attempt: int, now: float) -> list[dict[str, Any]]:
     return [
         {
             "rank": beat.rank,

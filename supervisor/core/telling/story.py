@@ -30,6 +30,9 @@ class Story:
     ended_wall: str = ""
     last: float = 0.0
     """The time of the last event."""
+    last_wall: str = ""
+    boot: object = None
+    """The boot of the machine whose CLOCK_MONOTONIC the newest events have, if any event has told."""
     checkpoint_step: int = -1
     keeps: bool = False
     """Whether a Checkpointer of ours keeps its state."""
@@ -54,7 +57,7 @@ class Story:
     abandoned: float | None = None
     """The time of the last event of an attempt whose supervisor died. None once the attempt is adopted or over."""
     offset: float = 0.0
-    """Seconds to add to the present CLOCK_MONOTONIC, to continue the run's time line."""
+    """Seconds to add to the CLOCK_MONOTONIC of that boot, to continue the run's time line."""
 
     @property
     def over(self) -> bool:
@@ -96,11 +99,11 @@ class Telling:
         story, moved = self.story, self._line.place(event)
         if moved is None:
             return
-        story.offset = self._line.offset
+        story.offset, story.boot = self._line.offset, self._line.boot
         teller = _TELLERS.get(str(moved.get("msg")))
         if teller is not None:
             teller(story, moved, moved["mono"])
-        story.last = moved["mono"]
+        story.last, story.last_wall = moved["mono"], str(event.get("ts", ""))
 
 
 def _run_started(story: Story, event: Event, mono: float) -> None:

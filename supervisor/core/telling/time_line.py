@@ -18,7 +18,8 @@ class TimeLine:
         self.offset = 0.0
         """Seconds that are added to the clock of the newest event."""
         self._before: tuple[Event, float] | None = None
-        self._boot: object = None
+        self.boot: object = None
+        """The boot by whose clock the newest event is, if any event has told."""
 
     def place(self, event: Event) -> dict[str, Any] | None:
         """The event with its times on the line. None if it has no time."""
@@ -27,8 +28,8 @@ class TimeLine:
             return None
         # The clock may be ahead of the last boot's, if this boot is the longer one. Then only the boot id shows a
         # reboot.
-        rebooted = self._boot is not None and event.get("boot") not in (None, self._boot)
-        self._boot = event.get("boot") or self._boot
+        rebooted = self.boot is not None and event.get("boot") not in (None, self.boot)
+        self.boot = event.get("boot") or self.boot
         if before is not None and (mono < before[1] or rebooted):
             self.offset += before[1] - mono + max(0.0, (wall(event) or 0.0) - (wall(before[0]) or 0.0))
         self._before = event, mono
