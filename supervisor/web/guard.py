@@ -26,6 +26,8 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 METRICS = "/metrics"
+_USUAL = 80
+"""The port that browsers leave out of the Host."""
 
 
 class Guard:
@@ -33,7 +35,10 @@ class Guard:
 
     def __init__(self, app: App, port: int, token: str) -> None:
         self._app, self._token = app, token
-        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+        names = ("127.0.0.1", "localhost")
+        self._hosts = {f"{name}:{port}" for name in names}
+        if port == _USUAL:
+            self._hosts.update(names)
         # Cookies do not know ports: two servers of one machine must not overwrite each other's.
         self._cookie = f"supervise-{port}"
         # With a token that is kept, a browser stays in when the server begins anew. The token cannot be had from it.

@@ -41,3 +41,10 @@ def test_a_cookie_of_another_server_locks_nobody_out(other: str) -> None:
     ours = headers[b"set-cookie"].decode().partition(";")[0]
     assert [answer(cookie=brought)[0] for brought in (ours, f"{other}; {ours}", f"{ours};{other}")] == [200] * 3
     assert [answer(cookie=brought)[0] for brought in (other, f"{other}; {ours}x", f"x{ours}", "")] == [401] * 4
+
+
+def test_at_the_usual_port_the_host_has_none() -> None:
+    """A browser leaves `:80` out. At any other port a bare name is not the address that was printed."""
+    hosts = ("127.0.0.1", "localhost", "127.0.0.1:80", "evil.example", "evil.example:80")
+    assert [answer(80, f"token={TOKEN}", host)[0] for host in hosts] == [303, 303, 303, 421, 421]
+    assert answer(8470, f"token={TOKEN}", "127.0.0.1")[0] == 421
