@@ -121,10 +121,11 @@ _GAUGES: tuple[_Family, ...] = (
     ("beat_age_seconds", ["rank"], "Time since the rank last moved", _beats),
     ("standby_ready", [], "1 if the next worker group waits", _standby),
     ("goodput_ratio", [], "Share of the time spent on steps for the first time", _told("goodput")),
+    # No counter: what was taken for steps turns out to be a hang, or a save, and moves to another category.
+    ("time_seconds", ["category"], "What the time of the run was spent on; the categories add up to it", _ledger),
 )
 _COUNTERS: tuple[_Family, ...] = (
     ("restarts", [], "Launches after the first", _key("restarts")),
     ("lost_steps", [], "Steps that failures have lost", _told("lost_steps")),
     ("failures", ["cause"], "Attempts that failed, by cause", _failures),
-    ("time_seconds", ["category"], "What the time of the run was spent on; the categories add up to it", _ledger),
 )

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from supervisor.core.telling.ledger import report
+from supervisor.core.telling.story import tell
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from supervisor.run.status import now_of, status, story_of
-from tests.support.runs_on_disk import recovered_run
+from tests.support.runs_on_disk import Writer, recovered_run
 from tests.support.supervised import ROOT
 from trainer.rundir.layout import RunDir
 
@@ -57,7 +58,7 @@ def test_the_file_says_what_status_and_report_say(tmp_path: Path) -> None:
     assert values["supervise_step"][plain] == now["step"]
     assert values["supervise_restarts_total"][plain] == now["restarts"]
     assert values["supervise_lost_steps_total"][plain] == told["lost_steps"]
-    assert sum(values["supervise_time_seconds_total"].values()) == pytest.approx(told["wall_s"], abs=0.01)
+    assert sum(values["supervise_time_seconds"].values()) == pytest.approx(told["wall_s"], abs=0.01)
     assert sum(values["supervise_failures_total"].values()) == 1
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
@@ -80,14 +81,45 @@ def test_names_of_any_kind_are_whole(tmp_path: Path) -> None:
 
 
 def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
-    """Each name in docs/grafana.json is one of ours."""
+    """Each name in docs/grafana.json is one of ours. A rate is asked of what only grows."""
     made(tmp_path / "run")
     known = load(tmp_path / "run")
     assert known is not None
     text = exposition([(status(known), report(story_of(known.run), 1.0))]).decode()
     panels = json.loads((ROOT / "docs" / "grafana.json").read_text())["panels"]
-    asked = {target["expr"].split("{")[0].split("(")[-1] for panel in panels for target in panel["targets"]}
-    assert {name for name in asked if f"# TYPE {name} " not in text} == set()
+    asked = {target["expr"].split("{")[0] for panel in panels for target in panel["targets"]}
+    assert {one for one in asked if f"# TYPE {one.split('(')[-1]} " not in text} == set()
+    rates = {one.split("(")[-1] for one in asked if "rate(" in one or "increase(" in one}
+    assert {name for name in rates if f"# TYPE {name} counter" not in text} == set()
+
+
+def test_what_is_called_a_counter_never_goes_down(tmp_path: Path) -> None:
+    """Prometheus takes a decrease for a new begin, and counts all of it once more. A hang moves minutes from the steps
+    to the wait for its verdict."""
+    w = Writer(tmp_path / "run")
+    specs.save(RunDir(tmp_path / "run"), Spec("gpt-7f3a", f"{0:016x}", ("train.py",), False, 2, str(tmp_path)))
+    known = load(tmp_path / "run")
+    assert known is not None
+    events = [
+        w.event("run_started", 0, attempt=-1),
+        w.event("attempt_started", 1),
+        w.event("first_step", 2, step=1, from_step=0, at_mono=2.0),
+        w.event("checkpoint_committed", 200, step=20),
+        w.event("verdict", 310, cause="hang", rank=0, failed_mono=10.0, step=30, reason="it stands still"),
+        w.event("group_gone", 311, step=30),
+        w.event("attempt_started", 312, 1),
+        w.event("run_ended", 313, 1, exit_code=104, state="failed", reason="the end"),
+    ]
+    before: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    fallen: set[str] = set()
+    for n, event in enumerate(events, 1):
+        story = tell(events[:n])
+        text = exposition([(status(known, story), report(story, event["mono"]))]).decode()
+        now = {(name, labels): value for name, lines in read(text).items() for labels, value in lines.items()}
+        fallen |= {name for name, labels in before if now.get((name, labels), 0.0) < before[name, labels]}
+        before = now
+    assert "supervise_time_seconds" in fallen
+    assert {name for name in fallen if f"# TYPE {name} counter" in text} == set()
 
 
 def test_the_script_has_the_name_that_was_typed(tmp_path: Path) -> None:
