@@ -6,7 +6,6 @@ See https://prometheus.io/docs/instrumenting/exposition_formats/ and https://pro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from supervisor.core.words import RunState
+from supervisor.reading.local_time import moment
 
 Body = Mapping[str, Any]
 _Lines = dict[tuple[str, ...], Any]
@@ -48,16 +48,23 @@ class _Runs(Collector):
             script = " ".join([*(["-m"] if now["module"] else []), now["command"][0]])
             about = {"script": script, "host": now["host"], "nproc": now["nproc"], "folder": now["run_dir"]}
             about["commit"] = (now.get("git") or {}).get("commit")
-            family.add_metric([now["run"]], {key: str(value) for key, value in about.items() if value is not None})
+            named = {key: _text(value) for key, value in about.items() if value is not None}
+            family.add_metric([_text(now["run"])], named)
         return family
 
     def _filled(self, family: Any, lines: Callable[[Body, Body], _Lines]) -> Metric:
         for now, told in self._runs:
             for labels, value in lines(now, told).items():
                 if value is not None:
-                    family.add_metric([now["run"], *labels], float(value))
+                    family.add_metric([_text(now["run"]), *map(_text, labels)], float(value))
         filled: Metric = family
         return filled
+
+
+def _text(value: object) -> str:
+    """The value as a label: a name of a file need not be text, and one that cannot be written takes all runs' numbers
+    along."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _key(key: str, factor: float = 1.0) -> Callable[[Body, Body], _Lines]:
@@ -91,7 +98,8 @@ def _standby(now: Body, _: Body) -> _Lines:
 
 
 def _started(now: Body, _: Body) -> _Lines:
-    return {(): datetime.fromisoformat(now["started"].replace("Z", "+00:00")).timestamp()} if now["started"] else {}
+    began = moment(now["started"] or "")
+    return {(): began.timestamp()} if began else {}
 
 
 def _failures(_: Body, told: Body) -> _Lines:

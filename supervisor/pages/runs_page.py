@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ def runs_page(
     rows = [
         {
             "name": name,
-            "link": f"/run/{quote(name, safe='')}",
+            "link": f"/run/{quote(os.fsencode(name), safe='')}",
             "state": now["state"],
             "step": now["step"],
             "total": now["total"],

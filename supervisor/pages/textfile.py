@@ -28,7 +28,7 @@ _SHARE = 0.01
 class Textfile:
     """Writes the file while the block runs, in a thread of its own, and once more at its end. Other users can read it.
 
-    An error of the disk is a warning at the end, and nothing else.
+    An error, of the disk or of ours, is a warning at the end, and nothing else.
     """
 
     def __init__(self, path: Path, run: RunDir, log: EventLog) -> None:
@@ -65,3 +65,6 @@ class Textfile:
                 replace_soon(self._path, exposition([(status(known), report(story, now_of(story)))]), mode=0o644)
         except (OSError, Refusal) as error:
             self._problem = str(error)
+        except Exception as error:
+            # An error of ours, or a file of the run's that is damaged: the training is worth more than its numbers.
+            self._problem = f"{type(error).__name__}: {error}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -43,7 +45,7 @@ def app(runs: Runs, command: Command, ending: Callable[[], bool]) -> Starlette:
         return _html(request, runs_page(str(runs.root.resolve()), looks, command, _now()))
 
     def page(request: Request) -> Response:
-        known = runs.find(request.path_params["name"])
+        known = runs.find(_name(request))
         if known is None:
             return PlainTextResponse("there is no such run here\n", 404)
         try:
@@ -87,6 +89,12 @@ async def _told(news: News, streams: set[object], ending: Callable[[], bool]) ->
             await asyncio.sleep(EVERY)
     finally:
         streams.discard(me)
+
+
+def _name(request: Request) -> str:
+    """The folder that is asked for. Its name need not be UTF-8, which path_params would make of it."""
+    path: bytes = request.scope["raw_path"]
+    return os.fsdecode(unquote_to_bytes(path.rpartition(b"/")[2]))
 
 
 def _one_line(text: object) -> bytes:

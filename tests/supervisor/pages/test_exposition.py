@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.core.telling.ledger import report
 from supervisor.core.telling.story import tell
+from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
 from supervisor.run.events import EventLog
 from supervisor.run.runs import load
@@ -78,6 +79,34 @@ def test_names_of_any_kind_are_whole(tmp_path: Path) -> None:
         if f.name == "supervise_run_info"
     ]
     assert {family.samples[0].labels[key] for key in ("run", "script", "host")} == {odd}
+
+
+def test_what_is_no_text_and_no_time_leaves_the_rest_alone(tmp_path: Path) -> None:
+    """The name of a file need not be UTF-8, and an event may be damaged. The others' numbers come all the same."""
+    made(tmp_path / "run")
+    known = load(tmp_path / "run")
+    assert known is not None
+    now, told = status(known), report(story_of(known.run), 1.0)
+    odd = {**now, "command": ["tr\udce4in.py"], "run_dir": "/x/\udcff", "host": "\ud800", "started": "yesterday"}
+    ((labels, _),) = read(exposition([(odd, told)]).decode())["supervise_run_info"].items()
+    assert {("script", "tr\\udce4in.py"), ("folder", "/x/\\udcff"), ("host", "\\ud800")} <= labels
+    both = read(exposition([(odd, told), (now, told)]).decode())
+    assert both["supervise_step"] and len(both["supervise_run_started_timestamp_seconds"]) == 1
+
+
+def test_no_error_of_the_file_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in the numbers, the block ends as without them, and a warning says so."""
+
+    def fails(*_: object) -> bytes:
+        raise LookupError("no such number")
+
+    made(tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    monkeypatch.setattr("supervisor.pages.textfile.exposition", fails)
+    with Textfile(tmp_path / "a.prom", run, EventLog(run, "gpt-7f3a")):
+        pass
+    *_, warning = read_events(run.events)[0]
+    assert warning["msg"] == "warning" and "LookupError: no such number" in str(warning["text"])
 
 
 def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from tests.support.runs_on_disk import EPOCH, Writer
 from tests.support.supervised import SUPERVISE, environment
 from tests.support.waiting import until
 from tests.support.webdriver import CHROMIUM, DRIVER, Browser
+from trainer.rundir.layout import RunDir
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -154,6 +156,25 @@ def test_who_gets_in_and_what_they_see(server: Server) -> None:
     again = server.told("/stream", last, 2)
     assert [event["msg"] for _, event in again] == ["group_gone", "run_ended"]
     assert "failed" in server.page("/run/a-1").text and "the end" in server.page("/").text
+
+
+def test_a_run_whose_name_is_not_utf8(server: Server) -> None:
+    """It is listed, measured and followed like any other, and takes none of them along."""
+    w = training(server.folder)
+    name = os.fsdecode(b"b-\xff")
+    w.run.path.rename(server.folder / "runs" / name)
+    w.run = RunDir(server.folder / "runs" / name)
+    with server.ask(f"/?token={server.token}") as answer:
+        server.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+
+    assert ("href", "/run/b-%FF") in server.page("/").attributes
+    page = server.page("/run/b-%FF")
+    about = json.loads(page.inside["script"][3])
+    assert about["folder"] == name
+    assert server.code("/metrics", Authorization=f"Bearer {server.token}") == 200
+    w.event("group_gone", time.time() - EPOCH + 60.0, step=9)
+    ((_, told),) = server.told(f"/stream?since={about['since']}")
+    assert told["folder"] == name
 
 
 def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
