@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from supervisor.core.telling.progress import Trained
-from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.durable import append, replace_soon
 from trainer.rundir.files.untrusted_files import open_file, read_file
 from trainer.rundir.layout import RunDir
 
@@ -111,7 +111,7 @@ class Curve:
                 self._open()
             if self._count >= MOST:
                 self._thin()
-            os.write(self._fd, record)
+            append(self._fd, record)
         except OSError:
             self._due += _PAUSE
             return

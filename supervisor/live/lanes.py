@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from supervisor.core.telling.activity import Seen
 from supervisor.core.telling.lanes import Lane, lane
 from trainer.rundir.codes import Phase
-from trainer.rundir.files.durable import replace_soon
+from trainer.rundir.files.durable import append, replace_soon
 from trainer.rundir.files.untrusted_files import open_file, read_file
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.beats import Beat
@@ -113,7 +113,7 @@ class Lanes:
         with contextlib.suppress(OSError, struct.error):
             if self._fd < 0 or self._count >= MOST:
                 self._renew()
-            os.write(self._fd, _packed(part))
+            append(self._fd, _packed(part))
             self._count += 1
 
     def _renew(self) -> None:

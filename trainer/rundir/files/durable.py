@@ -148,11 +148,15 @@ def publish_dir(temporary: Path, final: Path, disk: Disk = DISK) -> None:
 
 
 def append_line(fd: int, line: bytes) -> None:
-    """`line` and a newline are appended to `fd` (opened O_APPEND, one writer). On OSError no part of them is there."""
-    data = line + b"\n"
-    written = os.write(fd, data)
-    if written != len(data):
-        # The next line would be appended to half a line, and both would be lost.
+    """append() of `line` and a newline."""
+    append(fd, line + b"\n")
+
+
+def append(fd: int, record: bytes) -> None:
+    """`record` is appended to `fd` (opened O_APPEND, one writer). On OSError no part of it is there."""
+    written = os.write(fd, record)
+    if written != len(record):
+        # The next record would be appended to a part of this one, and both would be lost.
         os.ftruncate(fd, os.fstat(fd).st_size - written)
         raise OSError(errno.ENOSPC, "short write: no space left on device")
 
