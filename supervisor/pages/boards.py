@@ -95,6 +95,6 @@ def _files(folder: Path) -> list[tuple[Path, int]]:
     """The event files in the folder with their sizes, in the order of their times."""
     try:
         names = sorted(name for name in os.listdir(folder) if ".tfevents." in name)
-    except OSError:
+    except (OSError, ValueError):  # a NUL in the path
         return []
     return [(folder / name, size) for name in names if (size := size_of(folder / name))]

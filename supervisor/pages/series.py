@@ -170,7 +170,11 @@ def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+    if value is None:
+        return None
+    short = float(f"{value:.5g}")
+    # The largest floats are rounded up to infinity. JSON does not have it, and no axis would reach there.
+    return short if math.isfinite(short) else None
 
 
 class _Line(msgspec.Struct):

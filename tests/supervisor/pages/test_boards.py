@@ -93,6 +93,13 @@ def test_what_tensorboard_writes_is_read(tmp_path: Path) -> None:
     assert points(tmp_path / "pipe", 1 << 20) == points(tmp_path / "none", 1 << 20) == []
 
 
+def test_a_note_that_names_no_folder_hides_no_other(tmp_path: Path) -> None:
+    """A path with a NUL in it, one that is too long, and one that is not there."""
+    a_file(tmp_path / "board", 1, record(0, 1, "loss", 1))
+    odd = [Path("a\0b"), Path("a/" * 5000), tmp_path / "none"]
+    assert [tag.kept for tag in tags(run_with(tmp_path / "run", *odd, tmp_path / "board"))] == [{1: 1.0}]
+
+
 def test_an_attempt_that_goes_on_replaces_what_was_lost(tmp_path: Path) -> None:
     """From the first step that comes again, name by name. Another process that writes there at the same time does not
     count."""

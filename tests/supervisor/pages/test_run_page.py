@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from supervisor.core.telling.story import tell
 from supervisor.live.curve import MOST, Curve, samples
 from supervisor.pages import document
 from supervisor.pages.ranks import of_ranks
-from supervisor.pages.series import POINTS, curves, restarts, thinned
+from supervisor.pages.series import POINTS, Series, curves, restarts, thinned
 from supervisor.pages.timeline import drawing
 from supervisor.reading.events_file import read_events
 from supervisor.run import spec as specs
@@ -192,6 +193,13 @@ def test_of_a_long_file_of_metrics_a_part_is_read(run: RunDir) -> None:
     assert POINTS // 2 < len(loss.points) <= POINTS and loss.points[0][0] == 0 and loss.points[-1][0] > 59_800
     assert all(value == pytest.approx(step / 7, abs=1e-4) for step, value in loss.points)
     assert restarts(tell([])) == []
+
+
+def test_a_value_that_json_does_not_have_is_a_gap() -> None:
+    """Also one that only becomes so when it is rounded, as the largest float."""
+    series = Series("loss", "", [(1, sys.float_info.max), (2, 2.0), (3, math.inf)], [(4, -sys.float_info.max)])
+    shown = series.shown()
+    assert (shown["x"], shown["y"], shown["lost"]) == ([1, 2, 3, 4], [None, 2.0, None, None], [None] * 4)
 
 
 def test_no_peak_is_lost_when_a_curve_is_thinned() -> None:
