@@ -22,8 +22,9 @@ _Family = tuple[str, list[str], str, Callable[[Body, Body], _Lines]]
 """Name, labels after the run's, help, and the lines for a run."""
 
 
-def exposition(runs: Iterable[tuple[Body, Body]]) -> bytes:
-    """The text for some runs, each as its `status --json` and its `report --json`. What is not known has no line."""
+def exposition(runs: Iterable[tuple[str, Body, Body]]) -> bytes:
+    """The text for some runs, each as its name, its `status --json` and its `report --json`. What is not known has no
+    line. The names differ: a copy of a run has the original's id."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Runs(list(runs)))
     return generate_latest(registry)
@@ -32,7 +33,7 @@ def exposition(runs: Iterable[tuple[Body, Body]]) -> bytes:
 class _Runs(Collector):
     """One family for each name, with the lines of every run."""
 
-    def __init__(self, runs: list[tuple[Body, Body]]) -> None:
+    def __init__(self, runs: list[tuple[str, Body, Body]]) -> None:
         self._runs = runs
 
     def collect(self) -> Iterator[Metric]:
@@ -44,19 +45,19 @@ class _Runs(Collector):
 
     def _info(self) -> Metric:
         family = InfoMetricFamily("supervise_run", "What the run is", labels=["run"])
-        for now, _ in self._runs:
+        for name, now, _ in self._runs:
             script = " ".join([*(["-m"] if now["module"] else []), now["command"][0]])
             about = {"script": script, "host": now["host"], "nproc": now["nproc"], "folder": now["run_dir"]}
             about["commit"] = (now.get("git") or {}).get("commit")
             named = {key: _text(value) for key, value in about.items() if value is not None}
-            family.add_metric([_text(now["run"])], named)
+            family.add_metric([_text(name)], named)
         return family
 
     def _filled(self, family: Any, lines: Callable[[Body, Body], _Lines]) -> Metric:
-        for now, told in self._runs:
+        for name, now, told in self._runs:
             for labels, value in lines(now, told).items():
                 if value is not None:
-                    family.add_metric([_text(now["run"]), *map(_text, labels)], float(value))
+                    family.add_metric([_text(name), *map(_text, labels)], float(value))
         filled: Metric = family
         return filled
 

@@ -62,7 +62,8 @@ class Textfile:
             known = load(self._run.path)
             if known is not None:
                 story = story_of(known.run)
-                replace_soon(self._path, exposition([(status(known), report(story, now_of(story)))]), mode=0o644)
+                text = exposition([(known.label, status(known), report(story, now_of(story)))])
+                replace_soon(self._path, text, mode=0o644)
         except (OSError, Refusal) as error:
             self._problem = str(error)
         except Exception as error:

@@ -54,7 +54,7 @@ def app(runs: Runs, command: Command, ending: Callable[[], bool]) -> Starlette:
             return PlainTextResponse(f"{refusal}\n", 500)
 
     def metrics(request: Request) -> Response:
-        told = [(look.status, report(look.story, now_of(look.story))) for look in runs.look()]
+        told = [(look.name, look.status, report(look.story, now_of(look.story))) for look in runs.look()]
         return Response(exposition(told), media_type=_TEXT)
 
     async def stream(request: Request) -> Response:

@@ -61,6 +61,7 @@ def test_the_file_says_what_status_and_report_say(tmp_path: Path) -> None:
     assert values["supervise_lost_steps_total"][plain] == told["lost_steps"]
     assert sum(values["supervise_time_seconds"].values()) == pytest.approx(told["wall_s"], abs=0.01)
     assert sum(values["supervise_failures_total"].values()) == 1
+    assert 'supervise_step{run="gpt-7f3a"} ' in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
 
@@ -71,11 +72,11 @@ def test_names_of_any_kind_are_whole(tmp_path: Path) -> None:
     made(tmp_path / "run")
     known = load(tmp_path / "run")
     assert known is not None
-    now = {**status(known), "run": odd, "command": [odd], "host": odd}
+    now = {**status(known), "command": [odd], "host": odd}
     told = report(story_of(known.run), 1.0)
     ((_, family),) = [
         (f.name, f)
-        for f in text_string_to_metric_families(exposition([(now, told)]).decode())
+        for f in text_string_to_metric_families(exposition([(odd, now, told)]).decode())
         if f.name == "supervise_run_info"
     ]
     assert {family.samples[0].labels[key] for key in ("run", "script", "host")} == {odd}
@@ -88,9 +89,9 @@ def test_what_is_no_text_and_no_time_leaves_the_rest_alone(tmp_path: Path) -> No
     assert known is not None
     now, told = status(known), report(story_of(known.run), 1.0)
     odd = {**now, "command": ["tr\udce4in.py"], "run_dir": "/x/\udcff", "host": "\ud800", "started": "yesterday"}
-    ((labels, _),) = read(exposition([(odd, told)]).decode())["supervise_run_info"].items()
+    ((labels, _),) = read(exposition([("\udcff", odd, told)]).decode())["supervise_run_info"].items()
     assert {("script", "tr\\udce4in.py"), ("folder", "/x/\\udcff"), ("host", "\\ud800")} <= labels
-    both = read(exposition([(odd, told), (now, told)]).decode())
+    both = read(exposition([("\udcff", odd, told), ("a", now, told)]).decode())
     assert both["supervise_step"] and len(both["supervise_run_started_timestamp_seconds"]) == 1
 
 
@@ -114,7 +115,7 @@ def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
     made(tmp_path / "run")
     known = load(tmp_path / "run")
     assert known is not None
-    text = exposition([(status(known), report(story_of(known.run), 1.0))]).decode()
+    text = exposition([("a", status(known), report(story_of(known.run), 1.0))]).decode()
     panels = json.loads((ROOT / "docs" / "grafana.json").read_text())["panels"]
     asked = {target["expr"].split("{")[0] for panel in panels for target in panel["targets"]}
     assert {one for one in asked if f"# TYPE {one.split('(')[-1]} " not in text} == set()
@@ -143,7 +144,7 @@ def test_what_is_called_a_counter_never_goes_down(tmp_path: Path) -> None:
     fallen: set[str] = set()
     for n, event in enumerate(events, 1):
         story = tell(events[:n])
-        text = exposition([(status(known, story), report(story, event["mono"]))]).decode()
+        text = exposition([("a", status(known, story), report(story, event["mono"]))]).decode()
         now = {(name, labels): value for name, lines in read(text).items() for labels, value in lines.items()}
         fallen |= {name for name, labels in before if now.get((name, labels), 0.0) < before[name, labels]}
         before = now
@@ -160,5 +161,5 @@ def test_the_script_has_the_name_that_was_typed(tmp_path: Path) -> None:
     assert known is not None
     now = status(known)
     assert now["command"] == ["trainer", "--steps", "80"]
-    text = exposition([(now, report(story_of(known.run), now_of(story_of(known.run))))]).decode()
+    text = exposition([("a", now, report(story_of(known.run), now_of(story_of(known.run))))]).decode()
     assert 'script="-m trainer"' in text and "_supervise" not in text

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -142,8 +143,13 @@ def test_who_gets_in_and_what_they_see(server: Server) -> None:
     listed, page = server.page("/"), server.page("/run/a-1")
     assert EVIL in listed.text and EVIL in page.text and not [tag for tag in page.tags if tag == "img"]
     assert len(page.inside["script"]) == 5 and len(listed.inside["script"]) == 2
+    # A copy has its original's id, and numbers of its own.
+    shutil.copytree(w.run.path, server.folder / "runs" / "copy")
     with server.ask("/metrics", Authorization=f"Bearer {token}") as answer:
-        assert 'supervise_run_state{run="a-1",state="lost"} 1.0' in answer.read().decode()
+        told_of = answer.read().decode().splitlines()
+    for name in ("a-1", "copy"):
+        assert told_of.count(f'supervise_run_state{{run="{name}",state="lost"}} 1.0') == 1
+    shutil.rmtree(server.folder / "runs" / "copy")
 
     # What is new comes by itself, and after a cut nothing is missing.
     since = json.loads(page.inside["script"][3])["since"]
