@@ -59,6 +59,23 @@ class Browser:
     def open(self, address: str) -> None:
         self._ask("/url", {"url": address})
 
+    def tab(self) -> str:
+        """A new tab in front of the others. Returns its name, for turn_to()."""
+        name = str(self._ask("/window/new", {"type": "tab"})["handle"])
+        self.turn_to(name)
+        return name
+
+    def here(self) -> str:
+        """The name of the tab in front."""
+        return str(self._ask("/window", method="GET"))
+
+    def turn_to(self, tab: str) -> None:
+        self._ask("/window", {"handle": tab})
+
+    def first(self, script: str) -> None:
+        """Each page that is opened in this tab from now on runs the script before its own."""
+        self._ask("/goog/cdp/execute", {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": script}})
+
     def size(self, width: int, height: int) -> None:
         """Of the page, also below the least that a window can have."""
         about = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -4,9 +4,13 @@
   const status = document.getElementById("live");
   const channel = new BroadcastChannel("supervise");
   const seen = new Set();
-  let due = 0, loaded = Date.now();
+  let due = 0, loaded = Date.now(), stream = null, live = false;
 
   const said = text => { if (status.textContent !== text) status.textContent = text; };
+  const turned = now => {
+    live = now;
+    said(now ? "live" : "not live: waiting for supervise web");
+  };
 
   // The page as it is now, from the server, which has escaped all of it. Open details stay open.
   const load = async () => {
@@ -25,7 +29,7 @@
         dispatchEvent(new Event("supervise"));
       }
       const state = document.querySelector("h1 .state");
-      said("live" + (state ? ": " + state.textContent : ""));
+      if (live) said("live" + (state ? ": " + state.textContent : ""));
     } catch { said("not live: supervise web does not answer"); }
   };
   // A page that nobody sees costs the machine nothing. It is read again when it is seen.
@@ -43,21 +47,38 @@
     seen.add(key);
     if (!about.folder || about.folder === event.folder) soon();
   };
-  channel.onmessage = message => heard(message.data);
+  channel.onmessage = ({data}) => {
+    if (data.asks) { if (stream) channel.postMessage({live}); }
+    else if ("live" in data) turned(data.live);
+    else heard(data);
+  };
+  channel.postMessage({asks: true});
 
-  // One stream a browser: the page that holds the lock has it, and tells the others.
-  const follow = () => new Promise(() => {
-    const stream = new EventSource("/stream?since=" + encodeURIComponent(about.since));
+  // One stream a browser: the page that holds the lock has it, and tells the others. A stream that the browser gives up
+  // (refused, after a restart of supervise web) gives the lock back: another page may be let in.
+  const follow = () => new Promise(over => {
+    const now = on => { turned(on); channel.postMessage({live}); };
+    stream = new EventSource("/stream?since=" + encodeURIComponent(about.since));
     stream.addEventListener("told", message => {
       const event = JSON.parse(message.data);
+      about.since = event.ts;
       channel.postMessage(event);
       heard(event);
     });
-    stream.onerror = () => said("not live: waiting for supervise web");
-    stream.onopen = () => { said("live"); soon(); };
+    stream.onopen = () => { now(true); soon(); };
+    stream.onerror = () => {
+      now(false);
+      if (stream.readyState !== EventSource.CLOSED) return;
+      stream = null;
+      over();
+    };
   });
-  if (navigator.locks) navigator.locks.request("supervise", follow);
-  else follow();
+  const ask = async () => {
+    if (navigator.locks) await navigator.locks.request("supervise", follow);
+    else await follow();
+    setTimeout(ask, 5000);
+  };
+  ask();
   // Steps make no event.
   setInterval(() => {
     const state = document.querySelector(".state.running");

@@ -28,17 +28,18 @@ from trainer.rundir.layout import RunDir
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 EVIL = "<script>window.alerted = 1</script>"
+LIVE = "return document.getElementById('live').textContent"
 TAB, ENTER = "\ue004", "\ue007"
 
 
 class Server:
     """A `supervise web` over runs/, and requests to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: str = "0", token: str = "token") -> None:
         self.folder = folder
-        with (folder / "stderr").open("w") as errors:
+        with (folder / "stderr").open("a") as errors:
             self.process = subprocess.Popen(
-                [SUPERVISE, "web", "--port", "0", "--token-file", "token"],
+                [SUPERVISE, "web", "--port", port, "--token-file", token],
                 cwd=folder,
                 env=environment(),
                 stdout=subprocess.PIPE,
@@ -50,6 +51,15 @@ class Server:
         host, _, rest = self.address.removeprefix("http://").partition("/?token=")
         self.token, self.host = rest, host
         self.cookie = ""
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ctrl-C, also while a page still listens: no error, and nothing to wait for."""
+        with self.process:
+            self.process.send_signal(signal.SIGINT)
+            assert self.process.wait(60) == 0
 
     @contextlib.contextmanager
     def ask(self, path: str, method: str = "GET", **headers: str) -> Iterator[http.client.HTTPResponse]:
@@ -213,7 +223,7 @@ def test_a_page_follows_its_run(server: Server, tmp_path: Path) -> None:
         browser.press(ENTER)
         until(lambda: browser.run("return location.pathname") == "/run/a-1")
 
-        until(lambda: "live" in browser.run("return document.getElementById('live').textContent"))
+        until(lambda: browser.run(LIVE).startswith("live"))
         rows = "return document.querySelectorAll('[aria-labelledby=failures] tbody tr').length"
         state = "return document.querySelector('h1 .state').textContent"
         assert browser.run(rows) == 1 and browser.run(state) == "lost"
@@ -229,3 +239,32 @@ def test_a_page_follows_its_run(server: Server, tmp_path: Path) -> None:
         assert browser.run("return document.documentElement.scrollWidth <= 390")
         named = "return [...document.querySelectorAll('svg, .plot')].every(one => one.getAttribute('aria-label'))"
         assert browser.run(named) and browser.run("return document.documentElement.lang") == "en"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
+def test_a_tab_that_is_refused_keeps_no_other_from_the_stream(tmp_path: Path) -> None:
+    """One that was open when supervise web began anew with another token: its stream is refused for good. A tab with
+    the new address follows its run, and then so does the old one."""
+    w = training(tmp_path)
+    kept = """window.streams = []; window.EventSource = class extends EventSource {
+        constructor(url) { super(url); streams.push(this); }
+    };"""
+    refused = "return streams.some(one => one.readyState === EventSource.CLOSED)"
+    state = "return document.querySelector('h1 .state').textContent"
+    with Browser(tmp_path / "browser") as browser:
+        browser.first(kept)
+        with Server(tmp_path) as first:
+            browser.open(f"http://{first.host}/run/a-1?token={first.token}")
+            until(lambda: browser.run(LIVE).startswith("live"))
+        old = browser.here()
+        until(lambda: browser.run(LIVE).startswith("not live"))
+        with Server(tmp_path, first.host.partition(":")[2], "another") as second:
+            until(lambda: browser.run(refused))
+            browser.tab()
+            browser.open(f"http://{second.host}/run/a-1?token={second.token}")
+            until(lambda: browser.run(LIVE).startswith("live"))
+            w.event("run_ended", time.time() - EPOCH + 60.0, 1, exit_code=0, state="finished", reason="the end")
+            until(lambda: browser.run(state) == "finished")
+            browser.turn_to(old)
+            until(lambda: browser.run(state) == "finished" and browser.run(LIVE).startswith("live"))
