@@ -79,7 +79,8 @@ class Session:
             job = self._job(reference, took)
             until = None if self.wanted.seconds is None else began + self.wanted.seconds
             for round_ in self._rounds(job):
-                if until is not None and time.monotonic() >= until:
+                # The first round is always run: else an undisturbed run that takes all of the time would tell nothing.
+                if self.results and until is not None and time.monotonic() >= until:
                     return
                 self.results.append(self._round(round_, reference, took))
 
@@ -198,8 +199,11 @@ class Session:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once. So the clean-up that follows is not interrupted."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted, once. So the clean-up that follows is not interrupted. A session
+    under nohup ignores the hang-up of its terminal, as a run does."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def interrupt(number: int, frame: Any) -> None:
         for each in numbers:
