@@ -20,7 +20,8 @@ class Kind(Word):
     """What a person can ask to be told."""
 
     FAILED = "failed"
-    """The run is over and did not finish, or its supervisor failed. A stop by the user is no failure."""
+    """The run has failed, or its supervisor has. A stop by the user is no failure, and neither is a preempted run,
+    which an engine launches again."""
     HANG = "hang"
     """An attempt stood still, and is ended."""
     RECOVERED = "recovered"

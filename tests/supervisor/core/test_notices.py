@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.telling.notices import MOST, PER, Kind, Notices
+from supervisor.core.words import RunState
 
+ENDED = (RunState.FINISHED, RunState.FAILED, RunState.STUCK, RunState.STOPPED, RunState.PREEMPTED)
 EVENTS = [
     {"msg": "verdict", "cause": "hang", "reason": "nothing moved"},
     {"msg": "verdict", "cause": "killed", "reason": "rank 1 was killed"},
@@ -28,13 +30,22 @@ def told(*events: dict[str, Any], wanted: tuple[Kind, ...] = tuple(Kind)) -> lis
 
 
 def test_each_kind_has_its_event() -> None:
-    """A first step is a recovery only after a failure; a stop that somebody asked for is no message at all."""
+    """A first step is a recovery only after a failure; a stop that somebody or an engine asked for is no message at
+    all."""
     hang, killed, first, failed, finished, stopped, broken, warning = EVENTS
     assert told(hang, first, first) == ["hang", "recovered"]
     assert told(first, killed, first) == ["recovered"]
     assert told({"msg": "verdict", "cause": "stopped_by_user"}, first) == []
     assert told(failed, finished, broken, stopped, warning) == ["failed", "finished", "failed"]
     assert told(hang, failed, wanted=(Kind.FAILED,)) == ["failed"]
+    ended = [{"msg": "run_ended", "state": state, "reason": "it ends"} for state in ENDED]
+    assert dict(zip(ENDED, map(told, ended), strict=True)) == {
+        RunState.FINISHED: ["finished"],
+        RunState.FAILED: ["failed"],
+        RunState.STUCK: ["failed"],
+        RunState.STOPPED: [],
+        RunState.PREEMPTED: [],
+    }
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.floats(0, 2000)), max_size=60))
