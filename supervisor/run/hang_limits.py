@@ -18,6 +18,7 @@ _LARGEST = 1 << 16
 class _Kept(msgspec.Struct):
     recent: tuple[Seconds, ...] = ()
     slowest: Seconds = 0.0
+    longest: Seconds = 0.0
     phases: dict[str, Seconds] = {}
     calls: dict[str, Seconds] = {}
     restart: Seconds | None = None
@@ -36,7 +37,7 @@ class Paces:
         """The pace that the last supervisor left."""
         try:
             kept = read(self._path, _Kept, _LARGEST)
-            return Pace(kept.recent[-WINDOW:], kept.slowest, kept.phases, kept.calls, kept.restart)
+            return Pace(kept.recent[-WINDOW:], kept.slowest, kept.longest, kept.phases, kept.calls, kept.restart)
         except (OSError, ValueError):
             return Pace()
 

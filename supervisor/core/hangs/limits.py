@@ -63,6 +63,9 @@ FROZEN_ALONE = 13.0
 rank can end the wait. With the first samples this is 15 s after the usual pause."""
 PATIENT = (Kind.MOVING, Kind.NATIVE, Kind.ANSWERED, Kind.DISK, Kind.WATCHED)
 """The kinds that keep their full limit even if the loop tells its phases."""
+AGAIN = 1.5
+"""Times the longest silence of a busy rank that has ended by itself: an evaluation comes again, and takes about as
+long."""
 SAMPLED_AFTER = 1.0
 """Seconds of silence before which no rank is sampled, even if the steps are short."""
 SAMPLED_COLD = 10.0
@@ -119,7 +122,8 @@ def train_limit(kind: str, pace: Pace, normal: float, cost: float, announces: bo
         return max(normal, min(_between(POLLS, cost), _between(idle, cost)))
     if kind == "idle":
         return max(normal, _between(idle, cost))
-    return max(normal, _between(busy, cost), DISK_LIMIT if disk else 0.0)
+    again = min(AGAIN * pace.longest, MOVING_LIMIT)
+    return max(normal, _between(busy, cost), again, DISK_LIMIT if disk else 0.0)
 
 
 def _between(rule: tuple[float, float, float], cost: float) -> float:

@@ -20,6 +20,8 @@ class Pace:
     """The last steps, oldest first."""
     slowest: float = 0.0
     """The slowest step seen; it fades."""
+    longest: float = 0.0
+    """The slowest step seen; it does not fade, since a thousand steps may lie between two evaluations."""
     phases: Mapping[str, float] = field(default_factory=dict)
     """The longest stay in each phase but train."""
     calls: Mapping[str, float] = field(default_factory=dict)
@@ -35,7 +37,8 @@ class Pace:
     def stepped(self, seconds: float, steps: int = 1) -> Pace:
         """The pace with `steps` more steps, of `seconds` each."""
         slowest = max(seconds, self.slowest * FADE**steps)
-        return replace(self, recent=(*self.recent, seconds)[-WINDOW:], slowest=slowest)
+        longest = max(seconds, self.longest)
+        return replace(self, recent=(*self.recent, seconds)[-WINDOW:], slowest=slowest, longest=longest)
 
     def called(self, call: str, seconds: float) -> Pace:
         """The pace with a `call` that has ended after less than `seconds`."""
