@@ -87,6 +87,19 @@ TIMEOUT = (
     "NumelOut=4096, Timeout(ms)=600000) ran for 600029 milliseconds before timing out."
 )
 
+MONITOR = (
+    "ProcessGroupNCCL's watchdog got stuck for 480 seconds without making progress in monitoring enqueued work. ",
+    "Terminating the process after attempting to dump debug info, due to ProcessGroupNCCL watchdog hang.",
+    "Terminating the process after attempting to dump debug info, due to collective timeout or exception.",
+)
+
+
+def of_the_monitor(words: str) -> tuple[str, ...]:
+    """The last lines of a rank that the monitor of NCCL's watchdog has aborted for `words`."""
+    said = f"[PG ID 0 PG GUID 0(default_pg) Rank 0] {words}"
+    return (f"[rank0]:[F1127 03:10:09.5 ProcessGroupNCCL.cpp:1557] {said}", *_TRACE, "Fatal Python error: Aborted")
+
+
 PRINTED = (
     "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1515: indexSelectSmallIndex: block: [0,0,0], thread: [3,0,0] "
     "Assertion `srcIndex < srcSelectDimSize` failed."

@@ -85,8 +85,13 @@ SYMPTOMS = (
 _TIMED_OUT = re.compile(
     r"timed out waiting \d+ms for (recv|send) operation|failed to pass monitoredBarrier"
     r"|application timeout caused pair closure|caught collective operation timeout"
-    r"|milliseconds before timing out|wait timeout after \d+ms|socket timeout",
-    re.IGNORECASE,
+    r"|milliseconds before timing out|wait timeout after \d+ms|socket timeout"
+    # Where the ranks meet: a FileStore's words, those that NCCL wraps, and those of a store that counts its members.
+    r"|(^|error: )wait timeout(?=\.|$)|timeout waiting for key: \S+|client socket has timed out"
+    r"|timed out (initializing process group in store based barrier|after \d+ seconds waiting for clients)"
+    # NCCL's monitor of the watchdog, which aborts: another rank has not come, or has told that it gives up.
+    r"|watchdog got stuck for \d+ seconds|due to (collective timeout or exception|ProcessGroupNCCL watchdog hang)",
+    re.IGNORECASE | re.MULTILINE,
 )
 # The words of a rank that has lost a peer. This is always a consequence.
 _LOST_PEER = re.compile(

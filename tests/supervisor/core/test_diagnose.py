@@ -160,6 +160,40 @@ def test_timeout_of_some_is_a_hang_of_the_silent_rank() -> None:
         assert (verdict.cause, verdict.rank, verdict.collateral) == (Cause.HANG, 1, (0,))
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("RuntimeError", "Wait timeout"),
+        ("RuntimeError", "Timeout waiting for key: default_pg/0//cuda//0 after 600000 ms"),
+        ("torch.distributed.DistStoreError", "wait timeout after 1000ms, keys: /worker/1"),
+        ("torch.distributed.DistStoreError", "Timed out after 61 seconds waiting for clients. 1/2 clients joined."),
+        (
+            "torch.distributed.DistStoreError",
+            "Timed out initializing process group in store based barrier on rank: 0, for key: "
+            "store_based_barrier_key:1 (world_size=2, num_workers_joined=1, timeout=0:00:05 error=Wait timeout)",
+        ),
+        (
+            "torch.distributed.DistNetworkError",
+            "The client socket has timed out after 60000ms while trying to connect to (node-0, 29500).",
+        ),
+        (
+            "torch.distributed.DistBackendError",
+            "[1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key "
+            "'0', but store->get('0') got error: Timeout waiting for key: default_pg/0//cuda//0 after 600000 ms. This "
+            "may indicate a possible application crash on rank 0 or a network set up issue.",
+        ),
+    ],
+)
+def test_who_does_not_come_to_the_meeting_place_is_silent(kind: str, text: str) -> None:
+    """And whoever waited there in vain is not at fault, in the words of any of torch's stores."""
+    raised = (error(0, kind, text),)
+    verdict = wait_in_vain(Exit(0, 1, 99.1), raised=raised, alive=(1,))
+    assert (verdict.cause, verdict.rank) == (Cause.HANG, 1)
+    own = wait_in_vain(Exit(0, 1, 99.1), raised=(error(0, "ValueError", text),), alive=(1,))
+    talk = wait_in_vain(Exit(0, 1, 99.1), raised=(error(0, "RuntimeError", f"my queue: {text[:12]}"),), alive=(1,))
+    assert (own.cause, talk.cause) == (Cause.EXCEPTION, Cause.EXCEPTION)
+
+
 @pytest.mark.parametrize("text", [GLOO, RECV])
 def test_who_left_with_0_is_the_root_of_a_lost_peer(text: str) -> None:
     """A rank that has left is not at fault until another one needs it: then it is, and not the one that says so."""

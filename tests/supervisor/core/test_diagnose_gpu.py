@@ -40,11 +40,21 @@ NCCL = ("torch.distributed.DistBackendError", "torch.distributed.DistError", "Ru
         (NCCL, said.SYSTEM, Cause.NCCL_ERROR),
         (NCCL, said.REMOTE, Cause.NCCL_ERROR),
         (NCCL, said.NCCL_OOM, Cause.CUDA_OOM),
+        (
+            NCCL,
+            said.NCCL_OOM.replace("Cuda failure 2 'out of memory'", "Failed to CUDA calloc 4 bytes"),
+            Cause.CUDA_OOM,
+        ),
+        (OLD, "Triton Error [CUDA]: out of memory", Cause.CUDA_OOM),
+        (OLD, "CUDA driver error: out of memory", Cause.CUDA_OOM),
         (NCCL, said.NCCL_ILLEGAL, Cause.GPU_FAULT),
         # Near misses: the words without the type, or as somebody else's talk.
         (("ValueError",), said.ASSERT, Cause.EXCEPTION),
         (OLD, "my device-side assert triggered", Cause.EXCEPTION),
         (OLD, "CUDA error: invalid device ordinal", Cause.EXCEPTION),
+        (OLD, "my queue is out of memory", Cause.EXCEPTION),
+        # It is said of a full device, and of one on which a kernel has failed before.
+        (OLD, "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", Cause.EXCEPTION),
     ],
 )
 def test_words_give_the_cause(types: tuple[str, ...], message: str, cause: Cause) -> None:
@@ -129,6 +139,30 @@ def test_a_lost_device_explains_a_crash_and_nothing_else() -> None:
     assert of_one(kinds("ValueError"), xids=found).cause is Cause.EXCEPTION
     neighbour = of_one(kinds(*NEW, message=said.ILLEGAL), xids=tuple(xids(said.XID_MMU)), pids={0: 4242})
     assert neighbour.cause is Cause.GPU_FAULT and "Xid" not in neighbour.reason
+
+
+def test_a_device_has_one_address() -> None:
+    """With the function or without it, whichever line tells of it."""
+    lines = (
+        *said.XID_OFF_THE_BUS,
+        *said.OFF_THE_BUS,
+        "NVRM: GPU 0000:B3:00.0: GPU has fallen off the bus.",
+        "NVRM: GPU at PCI:0000:b3:00: GPU has fallen off the bus.",
+        "NVRM: Xid (PCI:0000:b3:00.0): 79, GPU has fallen off the bus.",
+    )
+    assert [(xid.bus, xid.number) for xid in xids(lines)] == [("0000:b3:00", 79)] * 5
+
+
+@pytest.mark.parametrize("words", said.MONITOR)
+def test_an_abort_of_the_watchdogs_monitor_is_no_first_cause(words: str) -> None:
+    """It has waited for a rank that hung, or heard of one that gave up; who has failed by itself is to blame."""
+    lines = {0: said.of_the_monitor(words)}
+
+    hung = wait_in_vain(Exit(0, -6, 99.1), alive=(1,), lines=lines)
+    failed = wait_in_vain(Exit(0, -6, 99.1), Exit(1, -11, 99.6), lines=lines)
+
+    assert (hung.cause, hung.rank) == (Cause.HANG, 1)
+    assert (failed.cause, failed.rank) == (Cause.SEGFAULT, 1)
 
 
 def test_a_record_keeps_every_line(tmp_path: Path) -> None:
