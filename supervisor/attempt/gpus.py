@@ -1,10 +1,12 @@
-"""The NVIDIA devices as the driver tells them through NVML. Without the driver, or without the package nvidia-ml-py,
-nothing is known."""
+"""The NVIDIA devices as the driver tells them: through NVML, if the package nvidia-ml-py is here, and in its files. A
+device that is lost answers no call any more, so it is known as it was before, or by the files alone."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from supervisor.core.evidence import Xid
 from trainer.rundir.machine.proc import is_running
 
 DRIVER = Path("/proc/driver/nvidia")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_LOST_XID = 79
+_UUID = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)", re.MULTILINE)
 
 
 def are_here(driver: Path = DRIVER) -> bool:
@@ -29,33 +34,48 @@ class Device:
     uuid: str
     bus: str
     """Its PCI address without the function, in small letters: `0000:3b:00`."""
-    handle: Any
+    handle: Any = None
+    """NVML's. None of a device that does not answer, and without NVML."""
 
 
 class Gpus:
-    """The devices that `environ` lets a program see. `why` says why none is known."""
+    """The devices that `environ` lets a program see. `why` says why NVML tells nothing."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], driver: Path = DRIVER) -> None:
         self.why = ""
-        self.devices: tuple[Device, ...] = ()
         self._nvml: Any = None
         self._events: Any = None
         self._used: tuple[int, ...] = ()
+        self._lost: set[int] = set()
+        listed = list(_listed(driver))
         try:
             self._nvml = importlib.import_module("pynvml")
             self._nvml.nvmlInit()
-            found = [self._device(index) for index in range(self._nvml.nvmlDeviceGetCount())]
+            listed = list(self._asked(self._nvml.nvmlDeviceGetCount(), listed))
         except ImportError:
             self.why = "the package nvidia-ml-py is missing"
         except Exception as error:
             self.why = str(error)
-        else:
-            self.devices = tuple(visible(found, environ.get("CUDA_VISIBLE_DEVICES")))
+        self._all = listed
+        self.devices = tuple(visible(self._all, environ.get(VISIBLE)))
 
     @property
     def nvml(self) -> Any:
         """The module of the driver's functions."""
         return self._nvml
+
+    def use(self, told: str) -> None:
+        """Only these devices count from here on, by the names that CUDA_VISIBLE_DEVICES has for them."""
+        self.devices = tuple(visible(self._all, told))
+        self.watch()
+
+    def _asked(self, count: int, listed: list[Device]) -> Iterator[Device]:
+        """The devices as NVML counts them. One that does not answer is as the driver has `listed` it, if it has."""
+        for index in range(count):
+            try:
+                yield self._device(index)
+            except Exception:
+                yield from [device for device in listed if len(listed) == count and device.index == index]
 
     def _device(self, index: int) -> Device:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
@@ -63,36 +83,59 @@ class Gpus:
         return Device(index, _text(self._nvml.nvmlDeviceGetUUID(handle)), address(bus), handle)
 
     def watch(self) -> None:
-        """Errors of the devices are told from here on."""
+        """Errors of the devices are told from here on. One that refuses that is not watched."""
         with contextlib.suppress(Exception):
             events = self._nvml.nvmlEventSetCreate()
-            for device in self.devices:
-                self._nvml.nvmlDeviceRegisterEvents(device.handle, self._nvml.nvmlEventTypeXidCriticalError, events)
-            self._events = events
+            for device in self._answering():
+                with contextlib.suppress(Exception):
+                    self._nvml.nvmlDeviceRegisterEvents(device.handle, self._nvml.nvmlEventTypeXidCriticalError, events)
+            before, self._events = self._events, events
+            if before is not None:
+                self._nvml.nvmlEventSetFree(before)
 
     def news(self) -> Iterator[Xid]:
-        """The errors since the last call, where watch() could be called."""
+        """The errors since the last call, where watch() could be called. A device that no longer answers is lost."""
         while self._events is not None:
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-                bus = address(_text(self._nvml.nvmlDeviceGetPciInfo(event.device).busId))
+            except Exception as error:
+                if isinstance(error, self._nvml.NVMLError_Timeout) or not (lost := self._newly_lost()):
+                    return
+                yield from (Xid(device.bus, _LOST_XID, None, str(error)) for device in lost)
+                self.watch()  # the others may have news, too
+                continue
+            # Whose it is, is not asked: a lost device answers no question.
+            number = _place(event.device)
+            yield from (Xid(d.bus, int(event.eventData)) for d in self._answering() if _place(d.handle) == number)
+
+    def _answering(self) -> list[Device]:
+        return [device for device in self.devices if device.handle is not None and device.index not in self._lost]
+
+    def _newly_lost(self) -> list[Device]:
+        """The devices that have answered so far, and do so no more."""
+        found = []
+        for device in self._answering():
+            try:
+                self._nvml.nvmlDeviceGetMemoryInfo(device.handle)
+            except self._nvml.NVMLError_GpuIsLost:
+                found.append(device)
             except Exception:
-                # Usually: nothing more has happened.
-                return
-            yield Xid(bus, int(event.eventData))
+                continue
+        self._lost.update(device.index for device in found)
+        return found
 
     def free(self, pids_are_ours: bool) -> bool | None:
         """Whether no dead process holds a device. None if nobody can tell. Where the driver's pids are not ours (in a
         container): whether the memory in use is the same as at the last call."""
-        if not self.devices:
+        if not (asked := self._answering()):
             return None
         try:
-            holders = {device: self._holders(device) for device in self.devices}
-            before, self._used = self._used, tuple(map(self._used_of, self.devices))
+            holders = {device.index: self._holders(device) for device in asked}
+            before, self._used = self._used, tuple(map(self._used_of, asked))
             alone = self._nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
             taken = any(
-                found and self._nvml.nvmlDeviceGetComputeMode(device.handle) == alone
-                for device, found in holders.items()
+                holders[device.index] and self._nvml.nvmlDeviceGetComputeMode(device.handle) == alone
+                for device in asked
             )
         except Exception:
             return None
@@ -112,10 +155,8 @@ def visible(found: list[Device], told: str | None) -> Iterator[Device]:
     if told is None:
         yield from found
         return
-    for word in told.split(","):
-        match = [
-            d for d in found if word.strip() in (str(d.index), d.uuid) or (len(word) > 4 and d.uuid.startswith(word))
-        ]
+    for word in map(str.strip, told.split(",")):
+        match = [d for d in found if word == str(d.index) or (len(word) > 4 and d.uuid.startswith(word))]
         if not match:
             return  # CUDA ends the list at the first name that it does not know.
         yield match[0]
@@ -125,6 +166,20 @@ def address(bus: str) -> str:
     """`00000000:3B:00.0` as the kernel's log writes it: `0000:3b:00`."""
     domain, _, rest = bus.lower().partition(":")
     return f"{domain[-4:]}:{rest.partition('.')[0]}"
+
+
+def _listed(driver: Path) -> Iterator[Device]:
+    """The devices in the driver's files, by their addresses: so NVML counts them, too."""
+    for index, folder in enumerate(sorted((driver / "gpus").glob("*"))):
+        uuid = None
+        with contextlib.suppress(OSError):
+            uuid = _UUID.search((folder / "information").read_text(errors="replace"))
+        yield Device(index, uuid[1] if uuid else "", address(folder.name))
+
+
+def _place(handle: Any) -> int | None:
+    """Where a handle of NVML points to. Two handles of one device point to the same place."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _text(value: str | bytes) -> str:

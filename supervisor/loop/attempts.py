@@ -29,6 +29,7 @@ class Attempts:
     def use(self, spec: Spec) -> None:
         """Later attempts are as `spec` asks."""
         self._spec = spec
+        self._limb.use(spec)
 
     def adopt(self, attempt: Attempt) -> None:
         """Takes an attempt that a dead supervisor launched as the newest."""

@@ -275,10 +275,11 @@ class Driver:
 
     def _shrink(self, lost: Verdict) -> bool:
         """The run goes on without the lost GPU. False if no other is left: then the run ends."""
-        spec = shrunk(self.spec, lost, self.environ)
+        spec = shrunk(self.spec, lost, self.environ, self._limb.gpus().devices)
         if spec is None:
             self._ended = End(ExitCode.POINTLESS, RunState.FAILED, f"no other GPU is left: {lost.reason}")
-            return False
+        if spec is None or spec is self.spec:
+            return spec is not None
         # What waits was made for all devices.
         self._standby.close()
         end_all(self.spec.mark, self._helpers(), self._reaper, 1.0)

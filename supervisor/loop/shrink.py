@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from supervisor.attempt.gpus import DRIVER, Gpus
+from supervisor.attempt.gpus import VISIBLE, Device
 from supervisor.core.model import Verdict
 from supervisor.run.spec import Spec
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-
-def shrunk(spec: Spec, verdict: Verdict, environ: Mapping[str, str], driver: Path = DRIVER) -> Spec | None:
-    """`spec` without the device that `verdict` calls lost. None if no device is left.
+def shrunk(spec: Spec, verdict: Verdict, environ: Mapping[str, str], known: Sequence[Device]) -> Spec | None:
+    """`spec` without the device that `verdict` calls lost; `spec` itself if that is none of its devices. None if no
+    device is left. `known` are its devices, as they were before the loss.
 
     The kernel or the driver has named the device by its PCI address. If not, it is the one with the failed rank's
     number, as programs choose it."""
     told = spec.devices or environ.get(VISIBLE, "")
-    known = Gpus({VISIBLE: told} if told else {}).devices
-    here = len(known) or len(list((driver / "gpus").glob("*")))
-    devices = told.split(",") if told else [str(index) for index in range(max(here, spec.nproc))]
-    by_address = [index for index, device in enumerate(known) if device.bus == verdict.device]
-    lost = by_address[0] if by_address else (verdict.rank or 0) % len(devices)
+    devices = told.split(",") if told else [str(d.index) for d in known] or [str(n) for n in range(spec.nproc)]
+    lost = (verdict.rank or 0) % len(devices)
+    if verdict.device and known:
+        lost = next((index for index, device in enumerate(known) if device.bus == verdict.device), -1)
     left = [device for index, device in enumerate(devices) if index != lost]
+    if left == devices:
+        return spec
     return replace(spec, nproc=min(spec.nproc, len(left)), devices=",".join(left)) if left else None
 
 

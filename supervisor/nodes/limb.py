@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from supervisor.attempt.attempt import Attempt, Groups, sweep
-from supervisor.attempt.gpus import Gpus, are_here
+from supervisor.attempt.gpus import VISIBLE, Gpus, are_here
 from supervisor.core.actions import Reach
 from supervisor.core.machine import Mode
 from supervisor.core.model import Observation
@@ -43,7 +43,9 @@ class Limb:
         self.attempt: Attempt | None = None
         self.groups: Waiting
         """Set by the caller, before it launches or looks."""
-        self._run, self._environ, self._helpers, self._mark = run, environ, helpers, spec.mark
+        self._run, self._helpers, self._mark = run, helpers, spec.mark
+        # A run that has lost a device goes on without it, also when it is resumed.
+        self._environ = {**environ, **({VISIBLE: spec.devices} if spec.devices else {})}
         self._inherited_at = float("-inf")
         self._proof = Proof(spec.mark, spec.policy.stuck_after)
         self._gpus: Gpus | None = None
@@ -67,6 +69,7 @@ class Limb:
             inherited(self._mark)
         if attempt is None:
             return Observation(now), News()
+        attempt.gpus = self._gpus
         attempt.sample(silent, now)
         attempt.ending.next_has_memory = self.groups.on_gpu
         return attempt.look(now, ended, mode, self.spared())
@@ -77,7 +80,8 @@ class Limb:
         if self.attempt is None:
             return
         self._keep_evidence()
-        self.attempt.gpus = self.gpus() if are_here() else None
+        if are_here():
+            self.gpus()
         yield from self._proof.look(self.attempt, self.spared(), now)
 
     def gpus(self) -> Gpus:
@@ -86,6 +90,10 @@ class Limb:
             self._gpus = Gpus(self._environ)
             self._gpus.watch()
         return self._gpus
+
+    def use(self, spec: Spec) -> None:
+        """Later attempts are on the devices of `spec`. The others count no more."""
+        self.gpus().use(spec.devices)
 
     def spared(self) -> set[int]:
         """Processes of the run that belong to no attempt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -18,35 +19,70 @@ from supervisor.core.evidence import Xid
 from supervisor.core.model import Cause
 from supervisor.core.model import Verdict as Conclusion
 from supervisor.loop.shrink import shrunk
+from supervisor.nodes.limb import Limb
 from supervisor.run.spec import Spec
+from trainer.rundir.layout import RunDir
 
 GB = 1 << 30
 
 
+class Timeout(Exception):
+    pass
+
+
+class GpuIsLost(Exception):
+    pass
+
+
+_PLACES = [ctypes.c_int(index) for index in range(8)]
+
+
 class Nvml(SimpleNamespace):
-    """Two devices; `holders`, `errors`, `mode` and the like are set by the test."""
+    """Two devices; `holders`, `errors`, `mode` and the like are set by the test. One that is `lost` answers nothing."""
 
     NVML_COMPUTEMODE_EXCLUSIVE_PROCESS, NVML_P2P_STATUS_OK, nvmlEventTypeXidCriticalError = 3, 0, 8
+    NVMLError_Timeout, NVMLError_GpuIsLost = Timeout, GpuIsLost
 
     def __init__(self) -> None:
         super().__init__(holders={0: [], 1: []}, used=[GB, GB], errors=[], mode=0, mig=0, peers=0, rows=(0, 0, 0, 0))
+        self.lost: set[int] = set()
+        self.watched: list[int] = []
         self.nvmlInit = lambda: None
         self.nvmlDeviceGetCount = lambda: 2
-        self.nvmlDeviceGetHandleByIndex = lambda index: index
-        self.nvmlDeviceGetPciInfo = lambda at: SimpleNamespace(busId=f"00000000:{0x3B + at:02X}:00.0".encode())
-        self.nvmlDeviceGetUUID = lambda at: f"GPU-{at}{at}{at}{at}-aa"
-        self.nvmlDeviceGetComputeRunningProcesses = lambda at: [SimpleNamespace(pid=p) for p in self.holders[at]]
-        self.nvmlDeviceGetMemoryInfo = lambda at: SimpleNamespace(used=self.used[at])
-        self.nvmlDeviceGetComputeMode = lambda at: self.mode
-        self.nvmlDeviceGetMigMode = lambda at: [self.mig, self.mig]
-        self.nvmlDeviceGetRemappedRows = lambda at: self.rows
+        self.nvmlDeviceGetHandleByIndex = self.handle
+        self.nvmlDeviceGetPciInfo = lambda of: SimpleNamespace(busId=f"00000000:{0x3B + self.at(of):02X}:00.0".encode())
+        self.nvmlDeviceGetUUID = lambda of: "GPU-{0}{0}{0}{0}-aa".format(self.at(of))
+        self.nvmlDeviceGetComputeRunningProcesses = lambda of: [
+            SimpleNamespace(pid=pid) for pid in self.holders[self.at(of)]
+        ]
+        self.nvmlDeviceGetMemoryInfo = lambda of: SimpleNamespace(used=self.used[self.at(of)])
+        self.nvmlDeviceGetComputeMode = lambda of: self.mode
+        self.nvmlDeviceGetMigMode = lambda of: [self.mig, self.mig]
+        self.nvmlDeviceGetRemappedRows = lambda of: self.rows
         self.nvmlDeviceGetP2PStatus = lambda one, other, what: self.peers
-        self.nvmlEventSetCreate = lambda: "events"
-        self.nvmlDeviceRegisterEvents = lambda *of: None
+        self.nvmlEventSetCreate = lambda: self.watched.clear() or "events"
+        self.nvmlEventSetFree = lambda events: None
+        self.nvmlDeviceRegisterEvents = lambda of, *what: self.watched.append(self.at(of))
+
+    def handle(self, index: int) -> Any:
+        """A pointer of its own each time, as the library gives them."""
+        if index in self.lost:
+            raise GpuIsLost("GPU is lost")
+        return ctypes.pointer(_PLACES[index])
+
+    def at(self, handle: Any) -> int:
+        """The number of a device that answers."""
+        index = int(handle.contents.value)
+        self.handle(index)
+        return index
 
     def nvmlEventSetWait_v2(self, events: str, wait: int) -> Any:
+        if set(self.watched) & self.lost and not self.errors:
+            raise GpuIsLost("GPU is lost")
+        if not self.errors:
+            raise Timeout
         at, number = self.errors.pop(0)
-        return SimpleNamespace(device=at, eventData=number)
+        return SimpleNamespace(device=ctypes.pointer(_PLACES[at]), eventData=number)
 
 
 @pytest.fixture
@@ -92,7 +128,53 @@ def test_errors_are_told_from_the_watch_on(nvml: Nvml) -> None:
     assert list(known.news()) == []
 
 
-def test_without_the_package_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_device_is_told_though_it_answers_nothing(nvml: Nvml) -> None:
+    """Its last word is told, and its silence once; the other device is watched as before."""
+    known = Gpus({})
+    known.watch()
+    nvml.lost, nvml.errors = {1}, [(1, 31)]
+    assert list(known.news()) == [Xid("0000:3c:00", 31), Xid("0000:3c:00", 79, None, "GPU is lost")]
+    assert list(known.news()) == [] and nvml.watched == [0]
+    nvml.errors = [(0, 31)]
+    assert list(known.news()) == [Xid("0000:3b:00", 31)]
+
+
+def test_one_device_that_cannot_be_watched_leaves_the_others(nvml: Nvml) -> None:
+    known = Gpus({})
+    nvml.lost = {0}
+    known.watch()
+    assert nvml.watched == [1]
+
+
+def files_of_two(path: Path) -> Path:
+    """The driver's files of the two devices."""
+    for index in range(2):
+        folder = path / f"gpus/0000:{0x3B + index:02x}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t H100\nGPU UUID: \t GPU-{index}{index}{index}{index}-aa\n")
+    return path
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_device_that_does_not_answer_is_known_by_the_drivers_files(
+    nvml: Nvml, package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the one beside it as before. Without the package all are known so."""
+    driver = files_of_two(tmp_path)
+    nvml.lost = {0}
+    if not package:
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    for told in ({}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "GPU-0000,GPU-1111"}):
+        found = Gpus(told, driver).devices
+        assert [(device.index, device.uuid, device.bus) for device in found] == [
+            (0, "GPU-0000-aa", "0000:3b:00"),
+            (1, "GPU-1111-aa", "0000:3c:00"),
+        ]
+    assert (Gpus({}, driver).free(pids_are_ours=True) is True) is package
+    assert [device.index for device in Gpus({}, tmp_path / "none").devices] == ([1] if package else [])
+
+
+def test_without_the_package_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     known = Gpus({})
     known.watch()
@@ -106,14 +188,35 @@ def test_without_the_package_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -
         (2, "", "", (1, "0")),
         (1, "GPU-0000,GPU-1111", "0000:3c:00", (1, "GPU-0000")),
         (2, "1", "", None),
+        (2, "0", "0000:3c:00", (2, "0")),  # that device is none of ours
     ],
 )
 def test_a_spec_without_the_lost_device(
     nvml: Nvml, nproc: int, devices: str, bus: str, expected: tuple[int, str] | None
 ) -> None:
     spec = Spec("run", "mark", ("train.py",), False, nproc, "/", devices=devices)
-    found = shrunk(spec, Conclusion(Cause.GPU_LOST, "", 9.0, rank=1, device=bus), {"CUDA_VISIBLE_DEVICES": ""})
+    known = Gpus({"CUDA_VISIBLE_DEVICES": devices} if devices else {}).devices
+    lost = Conclusion(Cause.GPU_LOST, "", 9.0, rank=1, device=bus)
+    found = shrunk(spec, lost, {"CUDA_VISIBLE_DEVICES": ""}, known)
     assert (found and (found.nproc, found.devices)) == expected
+
+
+def test_a_lost_device_counts_no_more(nvml: Nvml, tmp_path: Path) -> None:
+    """As it was known before the loss; nor for a limb of the run as it is resumed later."""
+    spec = Spec("run", "mark", ("train.py",), False, 2, "/")
+    limb = Limb(RunDir(tmp_path), spec, {}, set)
+    limb.gpus()
+    nvml.lost = {0}
+    lost = Conclusion(Cause.GPU_LOST, "", 9.0, rank=1, device="0000:3b:00")
+
+    left = shrunk(spec, lost, {}, limb.gpus().devices)
+
+    assert left is not None and left.devices == "1"
+    limb.use(left)
+    for each in (limb, Limb(RunDir(tmp_path), left, {}, set)):
+        assert [device.bus for device in each.gpus().devices] == ["0000:3c:00"]
+    assert nvml.watched == [1]
+    assert shrunk(left, lost, {}, limb.gpus().devices) is left
 
 
 @pytest.mark.parametrize(
