@@ -89,7 +89,7 @@ class Gpus:
         self.lock, self.clock, self.let_go = threading.RLock(), itertools.count(), threading.Event()
         self.capturing, self.free = False, free
         self.registered: dict[int, int] = {}
-        self.by: set[torch.device] = set()
+        self.by: set[torch.device | None] = set()
         self.may_register = threading.Event()
         self.may_register.set()
         self._places: dict[int, torch.device] = {}
@@ -164,5 +164,6 @@ class Gpus:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.by.add(getattr(self._here, "device", None))
         del self.registered[address]
         return 0

@@ -200,6 +200,12 @@ def test_nothing_waits_while_memory_is_made(job: Job) -> None:
     job.warm_up(300)
 
 
+def test_memory_is_given_back_on_its_own_device(job: Job) -> None:
+    job.gpus.let_go.set()
+    job.memory.close()
+    assert not job.gpus.registered and job.gpus.by == {GPU}
+
+
 def test_batches() -> None:
     """Every byte once, in order, about a chunk at a time."""
     sizes = [5, cuda._CHUNK + 3, 7, 0, 2 * cuda._CHUNK, 1]

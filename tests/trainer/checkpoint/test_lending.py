@@ -3,9 +3,12 @@ nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from torch.optim import lr_scheduler
 from tests.support.jobs import same, state_of
 from tests.support.snapshots import snapshot_of
 from tests.support.training import Here, training
+from tests.support.waiting import until
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.format.plan import Spec
 from trainer.checkpoint.standby import lending
@@ -30,16 +34,38 @@ from trainer.rundir.machine.shm import buffer_path
 
 
 class Runtime:
-    """In place of CUDA's: what is registered."""
+    """In place of CUDA's: what is registered, on which devices, and in which threads it was asked. The device is each
+    thread's own, 0 at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, refuses: bool = False) -> None:
         self.registered: dict[int, int] = {}
+        self.devices: set[int] = set()
+        self.failed: set[int] = set()
+        self.refuses = refuses
+        self._here = threading.local()
+        patch.setattr(lending, "_runtime", lambda: self)
+        patch.setattr(torch.cuda, "current_device", self.current_device)
+        patch.setattr(torch.cuda, "device", self.device)
+
+    def current_device(self) -> int:
+        return getattr(self._here, "device", 0)
+
+    @contextlib.contextmanager
+    def device(self, device: int) -> Iterator[None]:
+        before, self._here.device = self.current_device(), device
+        yield
+        self._here.device = before
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.devices.add(self.current_device())
+        if self.refuses:
+            self.failed.add(threading.get_ident())
+            return 1
         self.registered[address] = size
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.devices.add(self.current_device())
         del self.registered[address]
         return 0
 
@@ -59,11 +85,38 @@ class Everything:
         return tensor
 
 
+def test_only_the_ranks_own_device_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by the thread that gives the buffers back, whose device is the first one."""
+    runtime = Runtime(monkeypatch)
+    snapshot_of(tmp_path / "segment", 3)
+    monkeypatch.setattr(lending, "_KEPT", 0.0)
+
+    with torch.cuda.device(3):
+        mapped = Mapped(tmp_path / "segment")
+    assert len(runtime.registered) == 2
+    lending.give_back_later(mapped, None)
+
+    until(lambda: not runtime.registered)
+    assert runtime.devices == {3}
+
+
+def test_a_refusal_is_not_left_to_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last error of a thread is raised by its next kernel: that of the training thread is untouched."""
+    runtime = Runtime(monkeypatch, refuses=True)
+    snapshot_of(tmp_path / "segment", 3)
+
+    mapped = Mapped(tmp_path / "segment")
+
+    assert runtime.failed and threading.get_ident() not in runtime.failed
+    path = buffer_path(tmp_path / "segment", 0, "a")
+    assert mapped.file(path, path.stat().st_size) is not None
+    mapped.close()
+
+
 def test_lent_from_mapped_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A restore from lent tensors has the bits of the snapshot, without a copy of them; a tensor that two ranks wrote
     is copied. A buffer that was made anew is mapped anew."""
-    runtime = Runtime()
-    monkeypatch.setattr(lending, "_runtime", lambda: runtime)
+    runtime = Runtime(monkeypatch)
     segment = tmp_path / "segment"
     snapshot_of(segment, 3)
     mapped = Mapped(segment)

@@ -166,12 +166,13 @@ class CudaCopier(Copier):
         # Pinned: a copy to pageable memory is neither asynchronous nor fast. If pinning is refused, it works, but
         # slower. On the rank's device: else each rank would make a context on the first one.
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        device = next(iter(self._lanes))
         for address in range(first, first + size, _PIECE):
             length = min(_PIECE, first + size - address)
             _touch(address, length)
-            with torch.cuda.device(next(iter(self._lanes))):
+            with torch.cuda.device(device):
                 if not int(runtime.cudaHostRegister(address, length, _PORTABLE)):
-                    buffer.releases.append(functools.partial(runtime.cudaHostUnregister, address))
+                    buffer.releases.append(functools.partial(_release, address, device))
             if self.making:
                 time.sleep(_REST_S)
 
@@ -204,12 +205,21 @@ class CudaCopier(Copier):
         return known[1]
 
     def _relax(self) -> None:
-        """Nothing that this thread calls spoils a CUDA graph which the training thread records at that moment."""
-        if self._relaxed:
-            return
-        self._relaxed = True
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(_RELAXED)))
+        if not self._relaxed:
+            self._relaxed = True
+            relax()
+
+
+def relax() -> None:
+    """Nothing that this thread calls spoils a CUDA graph which the training thread records at that moment."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(_RELAXED)))
+
+
+def _release(address: int, device: torch.device) -> None:
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        runtime.cudaHostUnregister(address)
 
 
 def _touch(address: int, size: int) -> None:

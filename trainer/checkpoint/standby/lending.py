@@ -14,7 +14,8 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from ...rundir.machine.shm import SLOTS, buffer_path, ranks_in
 from ..format.plan import Spec
+from ..memory.cuda import relax
 from ..state import several, tensors
 from ..state.packing import Packed
 from ..state.state import Stateful
@@ -38,7 +40,7 @@ class Mapped:
     """The buffers of a run's snapshots in the memory of this process, registered with CUDA."""
 
     def __init__(self, segment: Path) -> None:
-        self._segment = segment
+        self._segment, self._device = segment, torch.cuda.current_device()
         self._buffers: dict[Path, tuple[os.stat_result, mmap.mmap, int]] = {}
         self.refresh()
 
@@ -80,13 +82,26 @@ class Mapped:
         finally:
             os.close(fd)
         address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
-        registered = int(_runtime().cudaHostRegister(address, len(memory), 0)) == 0
+        registered = self._aside(lambda: _runtime().cudaHostRegister(address, len(memory), 0)) == 0
         self._buffers[path] = (found, memory, address if registered else 0)
 
     def _unmap(self, path: Path) -> None:
         _, _, address = self._buffers.pop(path)
         if address:
-            _runtime().cudaHostUnregister(address)
+            self._aside(lambda: _runtime().cudaHostUnregister(address))
+
+    def _aside(self, call: Callable[[], Any]) -> int:
+        """What CUDA answers to `call`, in a thread for it alone. A refusal would be the last error of this thread, and
+        the program's next kernel would raise it. The device is a thread's own, too: on another one than this rank's
+        the call would make a context."""
+
+        def there() -> int:
+            relax()
+            with torch.cuda.device(self._device):
+                return int(call())
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(there).result()
 
 
 def give_back_later(mapped: Mapped | None, lent: object) -> None:
