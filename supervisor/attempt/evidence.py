@@ -111,8 +111,9 @@ class Witness:
         self._facts: tuple[int, int] = (0, 0)
         self.gpus: Gpus | None = None
         """The devices, once they are known."""
-        self._lines, self._asked_at = 0, 0.0
+        self._asked_at = 0.0
         self._found: list[Xid] = []
+        """The errors of devices, from either source: none is forgotten."""
         self._seen: tuple[Sequence[Exit], Sequence[Raised]] = ((), ())
         self._pids: Mapping[int | None, int] = {}
         self._steps: Mapping[int, int] = {}
@@ -140,7 +141,8 @@ class Witness:
             pids=dict(pids),
             lines={rank: tuple(last_lines(self._log(rank), _JUDGED)) for rank in speechless},
             xids=self._xids(),
-            odd=dumps.read(self._folder, steps),
+            # Also of those that wait in their first step.
+            odd=dumps.read(self._folder, [rank for rank in pids if rank is not None and rank >= 0]),
             gone=frozenset(pid for r in raised for pid in holders(r.message) if self._is_dead(pid)),
             full=tuple(disk["path"] for disk in disks(self._places) if is_full(disk)),
             shm=next((disk["total"] for disk in disks([_SHM])), None),
@@ -150,8 +152,7 @@ class Witness:
     def _xids(self) -> tuple[Xid, ...]:
         """The errors of the devices that the ranks can use, as far as those are known. The driver is asked where the
         kernel's log cannot be read."""
-        if len(self._kernel.lines) != self._lines:
-            self._lines, self._found = len(self._kernel.lines), list(xids(self._kernel.lines))
+        self._found += xids(self._kernel.news())
         now, gpus = time.monotonic(), self.gpus
         if gpus is not None and self._kernel.unreadable and now >= self._asked_at + _ASK_EVERY:
             self._asked_at = now

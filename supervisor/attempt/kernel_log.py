@@ -36,7 +36,8 @@ class KernelLog:
     def __init__(self, path: Path = Path("/dev/kmsg")) -> None:
         self.unreadable: str | None = None
         self.lines: list[str] = []
-        """The lines since then that may matter."""
+        """The lines since then that may matter: the newest of them."""
+        self._fresh: list[str] = []
         self._fd: int | None = None
         self._followed_at = 0.0
         self.names_ours = pids_are_ours()
@@ -72,6 +73,12 @@ class KernelLog:
             text = record.partition(b";")[2].partition(b"\n")[0].decode(errors="replace")[:_LONGEST]
             if _OF_INTEREST.search(text) or _INVOKED in text:
                 self.lines = [*self.lines, text][-_KEPT:]
+                self._fresh.append(text)
+
+    def news(self) -> list[str]:
+        """All lines since the last call that may matter, as far as they are read."""
+        found, self._fresh = self._fresh, []
+        return found
 
     def follow(self, now: float) -> None:
         """Reads from time to time. So nothing is overwritten, and little is left to read when it matters."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.attempt.evidence import last_lines
+from supervisor.attempt import kernel_log
+from supervisor.attempt.evidence import Witness, last_lines
+from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.kernel_log import KernelLog, oom_kills
+from supervisor.core.evidence import Xid
 from supervisor.process.room import disks, places
+from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine import cgroup
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, own_group
 
@@ -44,6 +50,35 @@ def test_log_that_cannot_be_read(tmp_path: Path) -> None:
 
     assert log.unreadable is not None and "No such file" in log.unreadable
     assert log.victims() is None
+
+
+def test_no_error_of_a_device_is_missed_or_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much else the kernel says before it and after it, and from the driver where the log cannot be read."""
+    monkeypatch.setattr(kernel_log, "_KEPT", 3)
+    path = tmp_path / "kmsg"
+    path.touch()
+    witness = Witness(AttemptDir(tmp_path / "0000"), 0, "mark", [])
+    witness._kernel = log = KernelLog(path)
+
+    def said(*lines: str) -> tuple[Xid, ...]:
+        for text in lines:
+            with path.open("a") as file:
+                file.write(f"3,1,1,-;{text}\n")
+            log.read()
+        return witness.hear((), (), {}, {}).xids
+
+    noise = [f"I/O error {n}" for n in range(5)]
+    assert said(*noise) == ()
+    first = Xid("0000:3b:00", 79, None, "fallen off the bus")
+    assert said("NVRM: Xid (PCI:0000:3b:00): 79, fallen off the bus", *noise) == said(*noise) == (first,)
+    assert len(log.lines) == 3
+
+    log.unreadable = "it has overwritten itself"
+    second = Xid("0000:3c:00", 48)
+    witness.gpus = cast(Gpus, SimpleNamespace(devices=(), news=lambda: [second]))
+    assert said(*noise) == (first, second)
+    witness.gpus = None
+    assert said("NVRM: Xid (PCI:0000:3d:00): 62", *noise) == (first, second, Xid("0000:3d:00", 62))
 
 
 def group_files(folder: Path, **files: str) -> Path:

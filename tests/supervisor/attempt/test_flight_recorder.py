@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supervisor.attempt.evidence import Witness
 from supervisor.attempt.recorder import dumps
 from supervisor.attempt.recorder.plain_pickle import loads
 from supervisor.core.evidence import Odd
 from supervisor.core.hangs.collectives import odd, told
-from supervisor.core.model import Cause, Verdict
+from supervisor.core.model import Cause, Exit, Verdict
 from trainer.rank.hooks import flight_recorder
 from trainer.rundir.layout import AttemptDir
 
@@ -122,6 +123,18 @@ def test_the_verdict_names_it() -> None:
     assert told(waited, found).rank == 1 and found.text in told(waited, found).reason
     killed = Verdict(Cause.KILLED, "by SIGKILL", 9.0, rank=0)
     assert told(killed, found) is killed
+
+
+def test_a_time_out_in_the_first_step_is_read(tmp_path: Path) -> None:
+    """Of all ranks that have registered, though none has finished a step."""
+    folder = AttemptDir(tmp_path)
+    for rank, count in ((0, 3), (1, 2)):
+        folder.trace(rank).write_text(json.dumps(trace(*SUM[:count])))
+    witness = Witness(folder, 0, "mark", [])
+
+    found = witness.hear((Exit(0, -6, 9.0),), (), {None: 1, -1: 2, 0: 3, 1: 4}, {}).odd
+
+    assert found is not None and found.rank == 1
 
 
 def test_a_dump_is_asked_for(tmp_path: Path) -> None:
