@@ -117,7 +117,7 @@ def serve() -> None:
 
 def _run_ahead(gate: Gate, rank: int, expected: Release) -> None:
     """Runs the script of a standby, which waits in Checkpointer.restore()."""
-    arguments = _settle(expected)
+    arguments = _settle(expected, gate.traces)
     output.redirect(gate.rank_log(rank))
     output.outlive_full_disk()
     place = _place()
@@ -126,6 +126,7 @@ def _run_ahead(gate: Gate, rank: int, expected: Release) -> None:
     def begin(body: Release) -> None:
         _settle_environment(body.env)
         output.move(gate.rank_log(rank), _place().attempt.rank_log(rank))
+        flight_recorder.move(rank, gate.traces, _place().attempt)
         _begin(rank, member)
 
     parking.ahead(parking.Parking(gate, rank, begin))
@@ -140,8 +141,9 @@ def _place() -> Supervised:
     return place
 
 
-def _settle(body: Release) -> list[str]:
-    """This process has the environment and the command line of `body`. Returns the script and its arguments."""
+def _settle(body: Release, pipes: str = "") -> list[str]:
+    """This process has the environment and the command line of `body`. Returns the script and its arguments. `pipes`:
+    where the flight recorder's pipe is until the attempt begins."""
     _settle_environment(body.env)
     shown = list(body.arguments)
     arguments = list(shown)
@@ -153,7 +155,7 @@ def _settle(body: Release) -> list[str]:
             each[index : index + count] = words
     command_line.take(shown, arguments)
     _settle_malloc()
-    flight_recorder.follow(_place().attempt)
+    flight_recorder.follow(_place().attempt, pipes)
     return arguments
 
 

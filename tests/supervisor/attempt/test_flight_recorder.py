@@ -24,6 +24,7 @@ from supervisor.core.hangs.collectives import odd, told
 from supervisor.core.model import Cause, Exit, Verdict
 from trainer.rank.hooks import flight_recorder
 from trainer.rundir.layout import AttemptDir
+from trainer.rundir.records.gate import Gate
 
 RECORDED = (
     "c-pO0OK%fb6n1Qrgpfc&fP{occqEvY$4&yFRfW2$1Qy<~83|dV$;`=|E5>u@+(%H5kh(&&QeoRa(O=PS+JDd=&{g{vs`lJ#I}Ruk8!Ssc&-"
@@ -188,3 +189,30 @@ def test_ranks_write_into_the_attempt(tmp_path: Path, monkeypatch: pytest.Monkey
     flight_recorder.follow(folder)
     assert os.environ[names[1]] == "/tmp/mine" and names[0] not in os.environ
     del os.environ[names[2]]
+
+
+def test_a_rank_of_a_standby_has_its_pipe_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt has no folder before the release, and none is made: a folder is an attempt. After the release the
+    pipe is there, whether torch has made it by then or makes it later; what the user has set stays."""
+    pipe = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", pipe):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "2000")
+    monkeypatch.setattr(flight_recorder, "_DRIVER", tmp_path)
+    gate, folder = Gate(tmp_path / "group"), AttemptDir(tmp_path / "0003")
+    gate.path.mkdir()
+
+    flight_recorder.follow(folder, gate.traces)
+    made = Path(f"{os.environ[pipe]}1.pipe")
+    os.mkfifo(made)
+    assert made.parent == gate.path and not folder.path.exists()
+    folder.path.mkdir()
+    flight_recorder.move(1, gate.traces, folder)
+
+    assert folder.trace_pipe(1).is_fifo() and os.environ[pipe] == folder.traces
+    flight_recorder.move(0, gate.traces, folder)
+    monkeypatch.setenv(pipe, "/tmp/mine")
+    flight_recorder.follow(folder, gate.traces)
+    flight_recorder.move(1, gate.traces, folder)
+    assert os.environ[pipe] == "/tmp/mine"

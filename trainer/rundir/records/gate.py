@@ -125,6 +125,11 @@ class Gate:
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank{rank}.log"
 
+    @property
+    def traces(self) -> str:
+        """What the names of the ranks' pipes of torch's flight recorder begin with, as long as the group waits."""
+        return str(self.path / "nccl_trace_rank_")
+
     def close(self, ahead: Release | None = None) -> int:
         """Makes the gate, shut. Returns the fd that keeps it shut. With `ahead`, the ranks wait in restore(). OSError
         where FIFOs cannot be made."""
