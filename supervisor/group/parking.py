@@ -73,7 +73,7 @@ class Parking:
             asks=any(body.park for body in told),
             steps=max((body.steps for body in told), default=0),
             failures=tuple(self._failures),
-            gpus=tuple(Gpu(body.device, body.reserved, body.free, body.exclusive) for body in told if body.device),
+            gpus=tuple(Gpu(gpu.device, gpu.reserved, gpu.free, gpu.exclusive) for body in told for gpu in body.gpus),
             crowded=self.crowded,
             used=sum(resident(beat.pid) for beat in last_beats(folder.beats)),
             available=available(),

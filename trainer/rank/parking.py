@@ -27,7 +27,7 @@ from ..rundir.environment import supervised
 from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_soon
 from ..rundir.records.gate import Gate, Release
-from ..rundir.records.parking import File, Parked, Reached, Unfit
+from ..rundir.records.parking import File, Held, Parked, Reached, Unfit
 from ..rundir.variables import RUN_DIR
 from . import program
 from .preload.throttle import Throttle
@@ -173,14 +173,17 @@ def _tell(body: Reached) -> None:
     if place is None or _rank is None:
         return
     if _holds_gpu():
+        # No other one: to ask for the free memory of a device makes a context there.
         cuda = sys.modules["torch"].cuda
-        body.reserved, body.free = cuda.max_memory_reserved(), cuda.mem_get_info()[0]
-        number = cuda.current_device()
-        body.exclusive = _is_exclusive(number)
-        # Each rank may see its own device as number 0. An older torch does not tell the UUID.
-        body.device = str(getattr(cuda.get_device_properties(number), "uuid", f"number {number}"))
+        body.gpus = [_held(cuda, number) for number in range(cuda.device_count()) if cuda.memory_reserved(number)]
     with contextlib.suppress(OSError):
         replace_soon(place.attempt.reached(_rank), encode(body))
+
+
+def _held(cuda: Any, number: int) -> Held:
+    # Each rank may see its own device as number 0. An older torch does not tell the UUID.
+    name = str(getattr(cuda.get_device_properties(number), "uuid", f"number {number}"))
+    return Held(name, cuda.max_memory_reserved(number), cuda.mem_get_info(number)[0], _is_exclusive(number))
 
 
 def _holds_gpu() -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from supervisor.core.standby.parking import TRIES
 from supervisor.group.group import WorkerGroup
 from supervisor.group.parking import Parking
 from supervisor.group.seat import Seat
 from supervisor.run.spec import Spec
+from trainer.rank import parking as rank_parking
 from trainer.rundir.files.codec import encode
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.gate import Release
@@ -59,6 +62,30 @@ def test_pids_are_in_the_order_of_the_ranks(tmp_path: Path) -> None:
         assert group.rank_pids() == [100, 101]
     finally:
         group.dissolve()
+
+
+def test_each_gpu_that_a_rank_holds_is_told(parking: Parking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is its current one; one that it holds nothing of is not even asked. All of them need room."""
+    free = {1: 100 << 30, 3: 1 << 30}
+    for name, value in {
+        "is_initialized": lambda: True,
+        "device_count": lambda: 4,
+        "current_device": lambda: 0,
+        "memory_reserved": lambda number: (8 << 30) * (number in free),
+        "max_memory_reserved": lambda number=0: 10 << 30,
+        "mem_get_info": lambda number=0: (free[number], 100 << 30),
+        "get_device_properties": lambda number: SimpleNamespace(uuid=f"GPU-{number}"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(rank_parking, "supervised", lambda: SimpleNamespace(attempt=parking._run.attempt(0)))
+    monkeypatch.setattr(rank_parking, "_rank", 0)
+    monkeypatch.setattr(rank_parking, "_reached", None)
+
+    rank_parking.reached(park=True)
+
+    gpus = [(gpu.device, gpu.reserved, gpu.free) for gpu in parking._facts(0).gpus]
+    assert gpus == [("GPU-1", 10 << 30, 100 << 30), ("GPU-3", 10 << 30, 1 << 30)]
+    assert parking.expected(0) is None and "GPU memory" in parking.why
 
 
 def test_refused(parking: Parking, tmp_path: Path) -> None:

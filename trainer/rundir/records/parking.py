@@ -9,6 +9,19 @@ File = tuple[str, int, int, int]
 """(path, bytes, ns of its last change, inode)."""
 
 
+class Held(msgspec.Struct):
+    """What a rank holds of one GPU."""
+
+    device: str
+    """Its GPU, by a name that no other one has."""
+    reserved: int
+    """Bytes that the rank has reserved at most."""
+    free: int
+    """Bytes that are free."""
+    exclusive: bool = False
+    """Whether it takes one process only."""
+
+
 class Reached(msgspec.Struct):
     """attempts/0003/restore.rank0.json: a rank of an attempt has called restore()."""
 
@@ -16,14 +29,8 @@ class Reached(msgspec.Struct):
     """Whether its program asks that a standby waits there."""
     steps: int
     """Optimizer steps that it had made before. A standby must not make them."""
-    device: str = ""
-    """Its GPU, by a name that no other one has. Empty without a GPU."""
-    reserved: int = 0
-    """Bytes of its GPU that it has reserved at most."""
-    free: int = 0
-    """Bytes of its GPU that are free."""
-    exclusive: bool = False
-    """Whether its GPU takes one process only."""
+    gpus: list[Held] = []
+    """The GPUs that it has reserved memory of."""
 
 
 class Parked(msgspec.Struct):
