@@ -113,24 +113,6 @@ def test_busy_silence(announces: bool, rule: tuple[float, float, float]) -> None
     assert rule[1] - TICK <= after <= rule[2] + 4 * TICK
 
 
-def test_an_evaluation_that_has_ended_once_may_come_again() -> None:
-    """Where no sample can be taken, only its length tells it from an endless loop. It is not forgotten in the thousands
-    of steps until the next one."""
-    life, one, limit = trained(announces=False), frozenset({0}), BUSY_UNTOLD[2]
-    evaluation = 1.1 * limit
-    silence = life.pass_time(evaluation, one)[1]
-    assert silence is not None and silence.kind == "busy"
-    # The next attempt comes to the same step, and has the doubt for it.
-    life.hang = life.hang.judged(silence).new_attempt()
-    life.set(step=silence.step - 1, beat_at=life.now)
-    assert life.train(1, 0.1) is None and life.pass_time(evaluation, one)[1] is None
-    for _ in range(2):
-        assert life.train(2000, 0.1) is None and life.hang.doubt == 0.0
-        assert life.pass_time(evaluation, one)[1] is None
-    after, silence = life.pass_time(10 * limit, one)
-    assert silence is not None and after < 4 * limit
-
-
 @pytest.mark.parametrize("seconds", [0.21, 0.29, 0.296875, 0.39])
 def test_a_step_is_as_long_as_its_beats_say(seconds: float) -> None:
     """Not as long as the time since a look, which may be shorter by the time between two looks."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from supervisor.core.hangs.calls import TIMES
 from supervisor.core.hangs.limits import (
+    BUSY_UNTOLD,
     FROZEN,
     IDLE_UNTOLD,
     MOVING_LIMIT,
@@ -133,3 +134,21 @@ def test_pauses_are_told_once_and_end() -> None:
     assert life.train(2, 0.1) is None
     told, events = tell(told, life.hang, Observation(life.now, tuple(life.views)))
     assert not told and [e.fields["over"] for e in events] == [True]
+
+
+def test_an_evaluation_that_has_ended_once_may_come_again() -> None:
+    """Where no sample can be taken, only its length tells it from an endless loop. It is not forgotten in the thousands
+    of steps until the next one."""
+    life, one, limit = trained(announces=False), frozenset({0}), BUSY_UNTOLD[2]
+    evaluation = 1.1 * limit
+    silence = life.pass_time(evaluation, one)[1]
+    assert silence is not None and silence.kind == "busy"
+    # The next attempt comes to the same step, and has the doubt for it.
+    life.hang = life.hang.judged(silence).new_attempt()
+    life.set(step=silence.step - 1, beat_at=life.now)
+    assert life.train(1, 0.1) is None and life.pass_time(evaluation, one)[1] is None
+    for _ in range(2):
+        assert life.train(2000, 0.1) is None and life.hang.doubt == 0.0
+        assert life.pass_time(evaluation, one)[1] is None
+    after, silence = life.pass_time(10 * limit, one)
+    assert silence is not None and after < 4 * limit
