@@ -11,6 +11,7 @@ import psutil
 
 from supervisor.checkup.kept import told
 from supervisor.commands.flags import json_flag, run_argument
+from supervisor.commands.meant import tell_unreadable
 from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.group import kept
@@ -60,6 +61,7 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
 
 def _every() -> list[Known]:
     """The runs here, and the runs that are known from elsewhere. Each comes once."""
+    tell_unreadable()
     runs = {known.run.path.resolve(): known for known in all_runs()}
     for path in registered():
         with contextlib.suppress(Refusal, OSError):

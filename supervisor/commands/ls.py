@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag
+from supervisor.commands.meant import tell_unreadable
 from supervisor.commands.values import ParamType
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -18,7 +19,7 @@ from supervisor.reading.choice import parse_since
 from supervisor.reading.local_time import moment, short
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.run.runs import SCHEMA, Known, all_runs
+from supervisor.run.runs import SCHEMA, Known, all_runs, unreadable
 from supervisor.run.status import status
 from trainer.rundir.files.codec import encode
 
@@ -49,12 +50,13 @@ class _Since(ParamType[float]):
 @json_flag
 def command(as_json: bool, most: int | None, states: tuple[str, ...], since: float | None) -> None:
     """The runs in ./runs, newest first."""
+    tell_unreadable()
     rows = list(itertools.islice(_rows(states, since), most))
     if as_json:
         click.echo(encode({"schema": SCHEMA, "runs": rows}))
         return
     if not rows:
-        other = "no such run here" if all_runs() else "no runs here; start one with: supervise launch"
+        other = "no such run here" if all_runs() or unreadable() else "no runs here; start one with: supervise launch"
         click.echo(other, err=True)
         return
     now = datetime.now().astimezone()

@@ -10,12 +10,20 @@ import click
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.run.folder.lock import is_held
-from supervisor.run.runs import Known, all_runs, find, load
+from supervisor.run.runs import Known, all_runs, find, load, unreadable
+
+
+def to_go_on(name: str | None) -> Known:
+    """The run of that name, or the newest. stderr names those that cannot be read: the newest may be one of them."""
+    known = find(name)
+    if name is None and load(Path()) is None:
+        tell_unreadable()
+    return known
 
 
 def to_read(name: str | None) -> Known:
-    """The run of that name, or the newest. If that one is over while another one runs, stderr says so."""
-    known = find(name)
+    """The same. If the newest is over while another one runs, stderr says so."""
+    known = to_go_on(name)
     if name is None and not is_held(known.run) and (others := _running()):
         ids = " ".join(other.name for other in others)
         said = f"this is {known.label}, the newest run, which is over; running now: {ids}"
@@ -30,7 +38,16 @@ def to_act_on(name: str | None) -> Known:
     running = _running()
     if len(running) > 1:
         raise Refusal(f"{len(running)} runs are running; say which: {' '.join(each.name for each in running)}")
-    return running[0] if running else find(None)
+    known = running[0] if running else find(None)
+    # One of them may run as well.
+    tell_unreadable()
+    return known
+
+
+def tell_unreadable() -> None:
+    """stderr names the runs here that cannot be read."""
+    for refusal in unreadable():
+        click.echo(plain(f"supervise: a run is left out: {refusal}"), err=True)
 
 
 def _running() -> list[Known]:

@@ -26,7 +26,7 @@ def command(ctx: click.Context, run: str | None, config: Path | None, as_json: b
 
     Shows the rules of RUN. Without RUN: those of a launch here, with supervise.toml and the environment.
     """
-    policy = specs.restore(find(run).spec).policy if run else as_configured(ctx, config)
+    policy = specs.restore(find(run).spec).policy if run is not None else as_configured(ctx, config)
     rules = table(policy)
     if as_json:
         limits = {name: getattr(policy, name) for name in ("max_restarts", "window", "no_progress_limit", "backoff")}

@@ -9,6 +9,7 @@ import click
 
 from supervisor.commands import target
 from supervisor.commands.flags import run_argument, session_flags
+from supervisor.commands.meant import to_go_on
 from supervisor.commands.session import begin
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -17,7 +18,7 @@ from supervisor.run import spec as specs
 from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.ownership import vet
 from supervisor.run.folder.requests import ask_to_retry
-from supervisor.run.runs import Known, find
+from supervisor.run.runs import Known
 from supervisor.run.spec import Spec
 from supervisor.run.status import story_of
 
@@ -32,7 +33,7 @@ def command(run: str | None, detached: bool, as_json: bool, quiet: bool) -> int:
 
     If the processes of a dead supervisor cannot be continued, they are ended first. Two groups never train at once.
     """
-    known = find(run)
+    known = to_go_on(run)
     if is_held(known.run) and story_of(known.run).state == RunState.BACKOFF:
         vet(known.run)
         ask_to_retry(known.run, max(known.run.attempts(), default=-1) + 1)

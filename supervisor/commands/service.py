@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from supervisor.commands.flags import run_argument
+from supervisor.commands.meant import to_go_on
 from supervisor.commands.resume import go_on
 from supervisor.commands.unit import name, unit
 from supervisor.core.words import RunState
@@ -41,7 +42,7 @@ def install(run: str | None, only_print: bool) -> None:
     What was only in memory is lost with the machine: at most the steps since that checkpoint. A shutdown that leaves
     time (--grace) loses nothing. It needs systemd and `loginctl enable-linger`.
     """
-    known = find(run)
+    known = to_go_on(run)
     if story_of(known.run).state == RunState.FINISHED and not only_print:
         raise Refusal(f"{known.label} has finished; there is nothing to go on with")
     text = _unit(known)
@@ -68,7 +69,7 @@ def install(run: str | None, only_print: bool) -> None:
 @run_argument
 def remove(run: str | None) -> None:
     """A reboot is the end of RUN again. The run itself is not touched."""
-    known = find(run)
+    known = to_go_on(run)
     path = _folder() / name(known.id)
     if not path.exists():
         raise Refusal(f"{known.label} has no service; see: ls {_folder()}")

@@ -40,7 +40,7 @@ def flush_arguments(segment: Path, run: RunDir, step: int | None, keep: int) -> 
 def folder_of(name: str | None) -> tuple[RunDir | None, Path]:
     """The run with that name, and its folder of checkpoints. The run is None if the name is a mere folder of
     checkpoints."""
-    if name is not None and Path(name).is_dir() and committed_steps(Path(name)):
+    if name and Path(name).is_dir() and committed_steps(Path(name)):
         return None, Path(name)
     run = find(name).run
     return run, run.checkpoints

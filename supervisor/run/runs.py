@@ -1,4 +1,4 @@
-"""Finds a run by an id, a unique prefix of one, a path, or nothing for the newest."""
+"""Finds a run by a path, the name of its folder, an id, a unique prefix of these, or nothing for the newest."""
 
 from __future__ import annotations
 
@@ -83,34 +83,60 @@ def inode(run: RunDir) -> int:
 
 
 def all_runs(root: Path = RUNS) -> list[Known]:
-    """Every readable run under `root`, newest first."""
-    found = []
-    for path in root.iterdir() if root.is_dir() else ():
+    """Every readable run under `root`, newest first. A run that a link there leads to as well comes once."""
+    return _survey(root)[0]
+
+
+def unreadable(root: Path = RUNS) -> list[Refusal]:
+    """Why each run under `root` that is not among all_runs() cannot be read."""
+    return list(_survey(root)[1].values())
+
+
+def _survey(root: Path) -> tuple[list[Known], dict[str, Refusal]]:
+    """The readable runs, and why the others cannot be read, by the names of their folders."""
+    found, refused = dict[Path, Known](), dict[str, Refusal]()
+    # The name of a folder is better than that of a link to it: so the links are last.
+    for path in sorted(root.iterdir() if root.is_dir() else (), key=lambda path: (path.is_symlink(), path.name)):
         try:
             known = load(path)
-        except Refusal:
+        except Refusal as refusal:
+            refused[path.name] = refusal
             continue
         if known:
-            found.append(known)
-    return sorted(found, key=lambda known: str(known.spec.get("created", "")), reverse=True)
+            found.setdefault(path.resolve(), known)
+    return sorted(found.values(), key=lambda known: str(known.spec.get("created", "")), reverse=True), refused
 
 
 def find(name: str | None, root: Path = RUNS) -> Known:
-    """The run that `name` means. NoSuchRun names the existing runs."""
-    if name is not None and (known := load(Path(name))):
-        return known
-    runs = all_runs(root)
+    """The run that `name` means: by a path, else by the name of its folder, else by its id, else by a unique prefix of
+    one of these. NoSuchRun names the existing runs. Refusal if the run that is meant cannot be read."""
     if name is None:
-        if here := load(Path()):
-            return here
-        if not runs:
-            raise NoSuchRun(f"no run in {root}/; start one with: supervise launch")
-        return runs[0]
-    matches = [r for r in runs if name in (r.id, r.run.path.name)]
-    matches = matches or [r for r in runs if r.id.startswith(name) or r.run.path.name.startswith(name)]
-    if len(matches) > 1:
-        raise NoSuchRun(f"{name!r} could be any of: {' '.join(r.label for r in matches)}; give more of it")
+        return _newest(root)
+    if not name:
+        # As a path it would be the current folder, and every name begins with it.
+        raise NoSuchRun("RUN is an empty word; give an id, a unique prefix of one, or a path")
+    if known := load(Path(name)) or load(root / name):
+        return known
+    runs, refused = _survey(root)
+    matches, unread = [run for run in runs if run.id == name], list[str]()
     if not matches:
-        names = " ".join(r.label for r in runs[:8]) or "none"
+        matches = [run for run in runs if run.id.startswith(name) or run.run.path.name.startswith(name)]
+        unread = [folder for folder in refused if folder.startswith(name)]
+    if len(matches) + len(unread) > 1:
+        names = " ".join([*(run.label for run in matches), *unread])
+        raise NoSuchRun(f"{name!r} could be any of: {names}; give more of it")
+    if unread:
+        raise refused[unread[0]]
+    if not matches:
+        names = " ".join(run.label for run in runs[:8]) or "none"
         raise NoSuchRun(f"no run {name!r} in {root}/; there are: {names}")
     return matches[0]
+
+
+def _newest(root: Path) -> Known:
+    if here := load(Path()):
+        return here
+    runs, refused = _survey(root)
+    if not runs:
+        raise next(iter(refused.values()), NoSuchRun(f"no run in {root}/; start one with: supervise launch"))
+    return runs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from supervisor.commands.meant import to_act_on, to_read
 from supervisor.errors import NoSuchRun, Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock, describe
+from supervisor.run.runs import all_runs, find
 from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import Writer
+from trainer.rundir.codes import ExitCode
 
 
 @pytest.fixture
@@ -86,3 +89,74 @@ def test_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert to_read("x").name == "x" and to_read(str(elsewhere.run.path)).name == "'my runs/y'"
         assert "supervise stop x," in describe(here.run)
         assert "supervise stop 'my runs/y'," in describe(elsewhere.run)
+
+
+def test_a_link_or_a_copy_hides_no_run(
+    runs: list[Writer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is there once, called by its folder, and its exact name means it alone."""
+    one = runs[1]
+    Path("runs/a-link").symlink_to(one.name)
+    Path("runs/loop").symlink_to("loop")
+    shutil.copytree(one.run.path, f"{one.run.path}.bak")
+    Path("elsewhere").mkdir()
+    runs[0].run.path.rename("elsewhere/old")
+    Path("runs/moved").symlink_to("../elsewhere/old")
+    assert sorted(known.run.path.name for known in all_runs()) == ["long-0002", "long-0002.bak", "moved", "new-0003"]
+    with running(one):
+        assert to_act_on(None).run.path.name == one.name
+    for name, folder in (
+        (one.name, one.name), ("a-link", one.name), ("long-0002.b", "long-0002.bak"), ("mov", "old"), ("old-0", "old")
+    ):  # fmt: skip
+        assert find(name).run.path.resolve().name == folder, name
+    with pytest.raises(NoSuchRun, match=r"long-0002 long-0002\.bak; give more"):
+        find("long")
+    # The folder is stronger than the id that a copy shares with it.
+    Path("runs/long-0002.bak").rename("runs/renamed")
+    assert find(one.name).run.path.name == one.name
+
+
+@pytest.mark.parametrize(
+    "command",
+    "rm,stop,status,report,tail,resume,attach,stacks,gc,policy,ckpt ls,ckpt prune --keep 2".split(","),
+)
+def test_an_empty_word_is_no_run(
+    runs: list[Writer], command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the only run, nor the run or the checkpoints of the current folder."""
+    for other in runs[1:]:
+        shutil.rmtree(other.run.path)
+    (runs[0].run.path / "step-00000001").mkdir()
+    for folder in runs[0].run.path, Path("../.."):
+        with running(runs[0]):
+            assert run([*command.split(), ""]) == ExitCode.NO_SUCH_RUN
+        assert "empty" in capsys.readouterr().err and runs[0].run.run_json.exists()
+        monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 99, "run": "x"}', '{"sch', "[]"])
+def test_a_run_that_cannot_be_read_is_told(
+    runs: list[Writer], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, by a prefix, and wherever it is left out. It never means another run."""
+    runs[2].run.run_json.write_text(text)
+    shutil.copytree(runs[1].run.path, f"{runs[2].run.path}.bak")
+    path = "runs/new-0003/run.json"
+    assert run(["status", "new-0003"]) == run(["rm", "new-0003"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.count(path) == 2
+    assert run(["rm", "new"]) == ExitCode.NO_SUCH_RUN
+    assert "new-0003.bak new-0003; give more" in capsys.readouterr().err
+    shutil.rmtree(f"{runs[2].run.path}.bak")
+    assert run(["status", "new"]) == ExitCode.USAGE
+    assert path in capsys.readouterr().err
+    for command in ["ls"], ["ls", "--json"], ["gc"]:
+        assert run(command) == 0
+        assert path in capsys.readouterr().err
+    for meant in to_read, to_act_on:
+        assert meant(None).id == "long-0002" and path in capsys.readouterr().err
+    for other in runs[:2]:
+        shutil.rmtree(other.run.path)
+    for meant in to_read, to_act_on:
+        with pytest.raises(Refusal, match=path):
+            meant(None)
+    assert run(["ls"]) == 0 and "no such run here" in capsys.readouterr().err
