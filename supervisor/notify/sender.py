@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import sys
 DONE = "done"
 ALARM_S = 30
 _COMMAND_S = 15
+_ADDRESS = re.compile(r"\S*://\S*|/\S{8,}")
+"""A URL, or a part of one, in what a command says. A webhook's is its secret."""
 
 
 def by_url(urls: list[str], title: str, body: str) -> list[str]:
@@ -39,7 +42,7 @@ def by_command(command: str, title: str, body: str, event: str) -> list[str]:
     )
     if ended.returncode in (124, 137):
         return [f"command took longer than {_COMMAND_S} s"]
-    last = (ended.stderr.strip().splitlines() or [""])[-1][:200]
+    last = _ADDRESS.sub("<redacted>", (ended.stderr.strip().splitlines() or [""])[-1])[:200]
     return [f"command ended with {ended.returncode}" + (f": {last}" if last else "")] if ended.returncode else []
 
 

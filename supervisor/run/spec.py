@@ -120,8 +120,16 @@ def shown(spec: Spec, environ: Mapping[str, str] = os.environ) -> Spec:
     """`spec` without the secrets in its command line, so that it may be written down."""
     redactor = Redactor(environ)
     return dataclasses.replace(
-        spec, command=tuple(redactor.command(spec.command)), resume_args=redactor.text(spec.resume_args)
+        spec, command=tuple(redactor.command(spec.command)), resume_args=_shown_words(spec.resume_args, redactor)
     )
+
+
+def _shown_words(text: str, redactor: Redactor) -> str:
+    """`text`, words as a shell splits them, without the secrets in it."""
+    words = shlex.split(text)
+    shown = redactor.command(words)
+    # Mostly it can stay as it was typed. But what an option hides is known by words alone.
+    return redactor.text(text) if shown == list(map(redactor.text, words)) else shlex.join(shown)
 
 
 def typed(spec: Spec) -> list[str]:

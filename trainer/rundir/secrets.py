@@ -2,7 +2,8 @@
 
 In the environment: the value of every variable named *_TOKEN, *_KEY, *PASSWORD*, *SECRET* and the like. In any text,
 `${NAME}` replaces such a value. So a process that has the variable can put the value back. On a command line also: the
-value of an option with such a name, and the password in a URL. Nobody can put these back.
+value of an option or a setting (`db.password=x`) with such a name, and the password in a URL. Nobody can put these
+back.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ _SHORTEST = 6
 _NAME = re.compile(r"(?:^|_)(?:TOKEN|KEY|APIKEY|CREDENTIALS?)$|PASSWORD|PASSWD|PASSPHRASE|SECRET")
 _SURE = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY$|ACCESS_KEY$|PRIVATE_KEY$")
 _OPTION = re.compile(r"\A--?([A-Za-z][A-Za-z0-9_.-]*)(?:=(.*))?\Z", re.DOTALL)
+_SETTING = re.compile(r"\A\+{0,2}([A-Za-z][A-Za-z0-9_./@-]*)=(.*)\Z", re.DOTALL)
+"""A word of Hydra's, OmegaConf's or env's: wandb.api_key=x, +db.password=x, HF_TOKEN=x."""
 _USERINFO = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)(?=@)")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def is_secret(name: str) -> bool:
     """Whether a variable or option of that name holds a secret."""
-    return _NAME.search(name.upper().replace("-", "_").replace(".", "_")) is not None
+    return _NAME.search(_plain(name)) is not None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def _looks_secret(name: str, value: str) -> bool:
     # `--pad-token <pad>` and `--sort-key length` are no secrets; `--hf-token hf_x7Qz` is one.
-    if _SURE.search(name.upper().replace("-", "_").replace(".", "_")):
+    if _SURE.search(_plain(name)):
         return bool(value)
     return is_secret(name) and len(value) >= 8 and bool(re.search(r"[0-9]", value)) and not re.search(r"\s", value)
 
@@ -68,11 +75,13 @@ class Redactor:
         for argument in arguments:
             clean = self.text(argument)
             match = _OPTION.match(argument)
-            if match and match[2] is not None:
-                if clean == argument and _looks_secret(match[1], match[2]):
-                    clean = argument[: match.start(2)] + HIDDEN
-            elif not match and clean == argument and option and _looks_secret(option, argument):
+            setting = match or _SETTING.match(argument)
+            if clean != argument:
+                pass
+            elif not match and option and _looks_secret(option, argument):
                 clean = HIDDEN
+            elif setting and setting[2] is not None and _looks_secret(setting[1], setting[2]):
+                clean = argument[: setting.start(2)] + HIDDEN
             option = match[1] if match and match[2] is None else ""
             shown.append(clean)
         return shown

@@ -58,6 +58,14 @@ def test_a_command_gets_title_text_and_event(tmp_path: Path) -> None:
     assert warning == "the message 'failed' was not sent: command ended with 3: no mail here"
 
 
+def test_a_command_that_names_its_webhook_keeps_it(tmp_path: Path) -> None:
+    """What it says last is told without addresses: in a webhook's there is the secret."""
+    text = "curl: (22) 404 for https://hooks.example.com/T00/SECRET (POST /services/T00/SECRET)"
+    (warning,) = said(tmp_path, f"[notify]\ncommand = 'echo \"{text}\" >&2; exit 22'")
+    assert warning.endswith("command ended with 22: curl: (22) 404 for <redacted> (POST <redacted>")
+    assert b"SECRET" not in RunDir(tmp_path).events.read_bytes()
+
+
 def test_a_sender_is_spared_and_one_that_is_killed_has_failed(tmp_path: Path) -> None:
     """Those under way are known, each for as long as it is there: another process may get its pid."""
     settings = tmp_path / "supervise.toml"

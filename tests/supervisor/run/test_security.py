@@ -14,6 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from supervisor.commands import cli
+from supervisor.errors import Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.stops import Stops
@@ -271,12 +272,39 @@ def test_resume_takes_secrets_from_its_own_environment(run: Run) -> None:
         (["http://host/a:b@c", "git@host:x", "--lr", "3e-4"], None),
         (["wandb://u:p4ss@h"], ["wandb://u:<redacted>@h"]),
         (["a=verysecret1"], ["a=${MY_SECRET}"]),
+        (["token=abc123456789", "HF_TOKEN=hf_12345"], ["token=<redacted>", "HF_TOKEN=<redacted>"]),
+        (["wandb.api_key=x", "++db/main.password=x=y"], ["wandb.api_key=<redacted>", "++db/main.password=<redacted>"]),
+        (["--api-key", "c2VjcmV0MTIz=", "--hf-token", "ab=123456"], ["--api-key", HIDDEN, "--hf-token", HIDDEN]),
+        (["optim.lr=0.0000003", "tokenizer.pad_token=<pad>", "sort_key=length", "https://host/?a_key=b1234567"], None),
     ],
 )  # fmt: skip
 def test_what_of_a_command_line_is_a_secret(arguments: list[str], written: list[str] | None) -> None:
     """Options are told by their names, and, where those are ambiguous, by their values."""
     redactor = Redactor({"MY_SECRET": "verysecret1", "SHORT_KEY": "abc"})
     assert redactor.command(arguments) == (arguments if written is None else written)
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("--token abcdef123456  --from {checkpoint}", "--token '<redacted>' --from '{checkpoint}'"),
+        ("db.password='a b' --x", "'db.password=<redacted>' --x"),
+        ("--auth  hf_aB3xY9zQ7w '{step}'", "--auth  ${HF_TOKEN} '{step}'"),
+        ("--api-key  hf_aB3xY9zQ7w", "--api-key  ${HF_TOKEN}"),
+        ("--from  '{checkpoint}' --pad-token '<pad>'", None),
+    ],
+)
+def test_secrets_for_a_relaunch(typed: str, written: str | None, tmp_path: Path) -> None:
+    """--resume-args are a command line as well. What the environment knows comes back, the rest is refused."""
+    environ = {"HF_TOKEN": TOKEN}
+    spec = Spec("a", "0" * 16, ("train.py",), False, 1, str(tmp_path), resume_args=typed)
+    shown = specs.shown(spec, environ)
+    assert shown.resume_args == (typed if written is None else written)
+    if HIDDEN in shown.resume_args:
+        with pytest.raises(Refusal, match="keeps no secrets"):
+            specs.revealed(shown, environ)
+    else:
+        assert specs.revealed(shown, environ) == spec
 
 
 @given(st.lists(st.text(max_size=20), max_size=4), st.text(min_size=6, max_size=12))
