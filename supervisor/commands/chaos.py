@@ -15,6 +15,7 @@ from supervisor.chaos.page import page
 from supervisor.chaos.session import Interrupted, Session, Wanted
 from supervisor.chaos.words import figures, verdicts
 from supervisor.commands.options import Duration, Nproc, nearest
+from supervisor.commands.target import is_built_in
 from supervisor.commands.values import ParamType
 from supervisor.core.chaos.summary import as_json, summary
 from supervisor.errors import Refusal
@@ -156,7 +157,7 @@ def _wanted(
         raise click.UsageError("--matrix has a size of its own; leave --count and --minutes out")
     if count is None and minutes is None:
         count = _COUNT
-    built_in = not command_line or (command_line[0].startswith("-") and not module)
+    built_in = is_built_in(command_line, module)
     if not built_in and not module and not Path(command_line[0]).is_file():
         raise Refusal(f"no script {command_line[0]!r} in {Path.cwd()}")
     seconds = None if minutes is None else 60.0 * minutes

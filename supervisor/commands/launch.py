@@ -57,7 +57,7 @@ from trainer.rundir.records.faults import parse_fault
 NOTIFY = "notify"
 """A table of supervise.toml, and the name of the path to it in a Spec."""
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -111,8 +111,19 @@ class Launch(Paged):
         for option in numbers:
             if len(values := dict.fromkeys(found.get(str(option.name)) or ())) > 1:
                 raise Refusal(f"{option.opts[0]} is given as {' and as '.join(values)}; give it once")
-        script = found["command_line"]
-        return super().parse_args(ctx, (isinstance(script, tuple) and torchrun.unwrapped(args, script)) or args)
+        script = _words(found)
+        bare = torchrun.unwrapped(args, script)
+        if bare is not None:
+            left, _, _ = parser.parse_args(args=list(bare))
+            if not _words(left) and not left.get("help"):
+                raise Refusal(f"{script[0]}: no script after it")
+        return super().parse_args(ctx, args if bare is None else bare)
+
+
+def _words(parsed: Mapping[str, Any]) -> tuple[str, ...]:
+    """The script with its arguments, as click's parser has found them. If there are none, newer ones have no tuple."""
+    found = parsed["command_line"]
+    return found if isinstance(found, tuple) else ()
 
 
 @click.command(
@@ -267,7 +278,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
     """The Spec of the run, and its folder, which exists."""
     folder = given.pop("run_dir")
     name = given.pop("name")
-    if name is not None and not _NAME.match(name):
+    if name is not None and not _NAME.fullmatch(name):
         raise Refusal(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
     known = load(folder) if folder is not None else None
     arguments, module = list(given.pop("command_line")), given.pop("module")
@@ -276,7 +287,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
     if known is not None:
         old = specs.restore(known.spec)
         values = specs.flat(old)
-        if arguments:
+        if arguments or module:
             values |= options | target.command(arguments, module)
         else:
             # Only the folder was given. So the run goes on as it was launched, with the options that are given anew. An

@@ -25,7 +25,7 @@ def command(arguments: Sequence[str], module: bool, folder: Path | None = None) 
     """What the Spec says of the script or module and its arguments, in `folder` (default: here). Refusal if there is no
     such thing. Pointless if it cannot be compiled: each rank would only find the same."""
     cwd = folder or Path.cwd()
-    if not arguments or (arguments[0].startswith("-") and not module):
+    if is_built_in(arguments, module):
         return {"command": (BUILT_IN, *arguments), "module": True, "cwd": str(cwd)}
     target = arguments[0]
     if module:
@@ -43,6 +43,13 @@ def command(arguments: Sequence[str], module: bool, folder: Path | None = None) 
     else:
         _compiles(cwd / target)
     return {"command": tuple(arguments), "module": module, "cwd": str(cwd)}
+
+
+def is_built_in(arguments: Sequence[str], module: bool) -> bool:
+    """Whether neither a script nor a module is asked for. Refusal if a module is, and none is named."""
+    if module and not arguments:
+        raise Refusal("-m: no module after it; for the built-in GPT leave it out")
+    return not arguments or (arguments[0].startswith("-") and not module)
 
 
 def asks_for_help(arguments: Sequence[str], module: bool) -> bool:
