@@ -14,7 +14,7 @@ import click
 from supervisor.chaos.page import page
 from supervisor.chaos.session import Interrupted, Session, Wanted
 from supervisor.chaos.words import figures, verdicts
-from supervisor.commands.options import Duration, Nproc, nearest
+from supervisor.commands.options import LEAST_LIMIT, Duration, Nproc, nearest
 from supervisor.commands.target import is_built_in
 from supervisor.commands.values import ParamType
 from supervisor.core.chaos.summary import as_json, summary
@@ -76,8 +76,10 @@ class _Names(ParamType[Any]):
 @click.option(
     "--compare", "globs", multiple=True, help="Files in a run's folder to compare, as 'out/*.pt'. Repeatable."
 )
-@click.option("--hang-timeout", type=Duration(), default="6s", show_default=True, help="As of launch.")
-@click.option("--startup-timeout", type=Duration(), default="20s", show_default=True, help="As of launch.")
+@click.option("--hang-timeout", type=Duration(least=LEAST_LIMIT), default="6s", show_default=True, help="As of launch.")
+@click.option(
+    "--startup-timeout", type=Duration(least=LEAST_LIMIT), default="20s", show_default=True, help="As of launch."
+)
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="A page of HTML with the time lines.")
 @click.option("--json", "as_json_", is_flag=True, help="One JSON document on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")

@@ -6,12 +6,15 @@ import textwrap
 
 import click
 
+from supervisor.commands import nodes
 from supervisor.commands.completion import running_runs
 from supervisor.commands.meant import to_act_on
 from supervisor.commands.options import FaultSpec
+from supervisor.commands.sound import no_rank
 from supervisor.errors import Refusal
 from supervisor.run.folder.lock import is_held
 from supervisor.run.folder.ownership import vet
+from supervisor.run.spec import restore
 from trainer.rundir.records import faults
 from trainer.rundir.records.fault_kinds import KINDS
 
@@ -40,5 +43,10 @@ def command(ctx: click.Context, words: tuple[str, ...]) -> None:
     if not is_held(known.run):
         raise Refusal(f"{known.label} is not running; faults go into live runs, or into launch --inject")
     vet(known.run)
-    number = faults.arm(known.run.faults, faults.parse_fault(spec))
+    fault, wanted = faults.parse_fault(spec), restore(known.spec)
+    world = wanted.nproc * nodes.most(wanted.nnodes)
+    # A script that is started once may have started ranks itself.
+    if world > 1 and (fault.rank or 0) >= world:
+        raise Refusal(no_rank(fault, world))
+    number = faults.arm(known.run.faults, fault)
     click.echo(f"armed fault {number}: {spec}; follow with: supervise events -f {known.name}", err=True)

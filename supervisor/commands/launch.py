@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +22,7 @@ from supervisor.commands.folder import Folder
 from supervisor.commands.help import Paged
 from supervisor.commands.nodes import Located
 from supervisor.commands.options import (
+    LEAST_LIMIT,
     PREFIX,
     CauseAction,
     Duration,
@@ -37,27 +36,22 @@ from supervisor.commands.options import (
     setting,
 )
 from supervisor.commands.session import arm_faults, begin
+from supervisor.commands.sound import sound
 from supervisor.core.model import Policy
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
-from supervisor.group import kept
 from supervisor.notify.settings import notify_of
-from supervisor.process import loopback
 from supervisor.run import spec as specs
-from supervisor.run.briefing import ADAPTERS
 from supervisor.run.runs import RUNS, Known, load
 from supervisor.run.spec import Park, Resume, Spec, resolved
 from supervisor.run.status import story_of
-from trainer.adapters.choice import NAMES, OFF
 from trainer.rundir import variables
 from trainer.rundir.duration import spelled
 from trainer.rundir.layout import RunDir, committed_steps
-from trainer.rundir.records.faults import parse_fault
 
 NOTIFY = "notify"
 """A table of supervise.toml, and the name of the path to it in a Spec."""
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -166,10 +160,10 @@ def _words(parsed: Mapping[str, Any]) -> tuple[str, ...]:
 @setting("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
 @setting(
     "--hang-timeout",
-    type=Duration({"auto": None, "off": float("inf")}),
+    type=Duration({"auto": None, "off": float("inf")}, LEAST_LIMIT),
     help="Longest time without a step: auto (learned), a duration, or off.",
 )
-@setting("--startup-timeout", type=Duration(), help="Longest time to the first step.")
+@setting("--startup-timeout", type=Duration(least=LEAST_LIMIT), help="Longest time to the first step.")
 @setting("--spawns/--no-spawns", help="SCRIPT starts its ranks itself. It is started as by: python SCRIPT.")
 @setting("--standby/--no-standby", help="Keep the next worker group warm.")
 @setting(
@@ -278,12 +272,10 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
     """The Spec of the run, and its folder, which exists."""
     folder = given.pop("run_dir")
     name = given.pop("name")
-    if name is not None and not _NAME.fullmatch(name):
-        raise Refusal(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
     known = load(folder) if folder is not None else None
     arguments, module = list(given.pop("command_line")), given.pop("module")
     options = {key: value for key, value in given.items() if key in specs.NAMES}
-    _sound(options, starts_ranks=bool(arguments) or known is not None)
+    sound({**options, "name": name}, starts_ranks=bool(arguments) or known is not None)
     if known is not None:
         old = specs.restore(known.spec)
         values = specs.flat(old)
@@ -297,7 +289,7 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
         values["inject"] = tuple(given["inject"])
         values |= _notify(ctx)
         values["actions"] = resolved(({} if arguments else {**old.policy.actions}) | options["actions"])
-        _sound(values, starts_ranks=True)
+        sound(values, starts_ranks=True)
         spec = specs.made(values)
         return spec if arguments else specs.revealed(spec), RunDir(folder.resolve())
     run_id = f"{name or target.stem(arguments)}-{secrets.token_hex(2)}"
@@ -312,27 +304,6 @@ def _resolve(ctx: click.Context, given: dict[str, Any], made: Folder) -> tuple[S
 def _notify(ctx: click.Context) -> dict[str, str]:
     """The file that says who is told what, if this launch read one."""
     return {NOTIFY: ctx.meta[NOTIFY]} if NOTIFY in ctx.meta else {}
-
-
-def _sound(options: Mapping[str, Any], starts_ranks: bool) -> None:
-    """Refusal for options that exclude each other, or that this machine cannot satisfy. `starts_ranks`: a script that
-    is started once may start ranks itself."""
-    kept.check(options["keep_warm"], options["standby"])
-    if options["spawns"] and options["nproc"] > 1:
-        often = f"--nproc {options['nproc']} would start it as many times; leave out --nproc, or --spawns"
-        raise Refusal(f"--spawns is for a script that starts its ranks itself, and {often}")
-    world = options["nproc"] * nodes.most(options["nnodes"])
-    for fault in map(parse_fault, options["inject"]):
-        if (fault.rank or 0) >= world and (world > 1 or not starts_ranks):
-            there = f"the ranks are 0 to {world - 1}" if world > 1 else "rank 0 is the only one; see --nproc"
-            raise Refusal(f"--inject {fault.text}: there is no rank {fault.rank}; {there}")
-    if options["local_addr"] is not None:
-        loopback.has(options["local_addr"])
-    adapter = options["adapter"]
-    if options["log_restarts"] and adapter == OFF:
-        raise Refusal("--log-restarts writes with the script's own trackers, and --adapter off leaves them alone")
-    if adapter not in NAMES and adapter not in (others := entry_points(group=ADAPTERS).names):
-        raise Refusal(f"--adapter {adapter}: there is no adapter of that name{nearest(adapter, [*NAMES, *others])}")
 
 
 def as_configured(ctx: click.Context, config: Path | None) -> Policy:

@@ -29,6 +29,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "SUPERVISE_"
+LEAST_LIMIT = 0.1
+"""Seconds. A limit that is shorter, as 0 for "off", ends ranks that are well."""
 
 
 def key_of(names: Iterable[str]) -> str:
@@ -47,23 +49,26 @@ def setting(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 class Duration(ParamType[Any]):
-    """Seconds, from 30s 5m 2h. The `words` are accepted as they are."""
+    """Seconds, from 30s 5m 2h. The `words` are accepted as they are, `least` is the shortest other value."""
 
     name = "duration"
 
-    def __init__(self, words: dict[str, Any] | None = None) -> None:
-        self._words = words or {}
+    def __init__(self, words: dict[str, Any] | None = None, least: float = 0.0) -> None:
+        self._words, self._least = words or {}, least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value is None or isinstance(value, int | float):
             return value
         if isinstance(value, str) and value in self._words:
             return self._words[value]
+        words = f" (or {', '.join(self._words)})" if self._words else ""
         try:
-            return parse_duration(str(value))
+            seconds = parse_duration(str(value))
         except ValueError as error:
-            words = f" (or {', '.join(self._words)})" if self._words else ""
             self.fail(f"{error}{words}", param, ctx)
+        if seconds < self._least:
+            self.fail(f"{value!r} is too short; the least is {spelled(self._least)}{words}", param, ctx)
+        return seconds
 
     def spelled(self, value: Any) -> str:
         return next((word for word, means in self._words.items() if means == value), "") or spelled(value)

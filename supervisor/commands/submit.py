@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from supervisor.commands import launch, slurm, target
+from supervisor.commands.sound import sound
 from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.run.runs import RUNS
@@ -61,11 +63,14 @@ def command(ctx: click.Context, engine: bool, only_print: bool) -> None:
 def _launched(ctx: click.Context) -> tuple[list[str], str]:
     """The whole command of the job, and the job's name. It has a folder for the run, the same at each start."""
     given = list(ctx.meta["launch"])
-    params = _read(ctx, given)
+    read = _read(ctx, given)
+    params = read.params
     if params.get("detached"):
         raise Refusal("-d: a job must wait for its run; leave it out")
     script, module = list(params["command_line"]), params["module"]
     target.command(script, module)
+    # A folder that is given may be that of an earlier run, of any script.
+    sound(_for_a_node(read, ctx.meta["sbatch"], given), starts_ranks=bool(script or params.get("run_dir")))
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(script[0]).stem) if script else "gpt"
     name = str(params.get("name") or stem or "run")
     program = shutil.which("supervise", path=str(Path(sys.executable).parent))
@@ -76,15 +81,27 @@ def _launched(ctx: click.Context) -> tuple[list[str], str]:
     return [*begin, "launch", *folder, *given], name
 
 
-def _read(ctx: click.Context, given: list[str]) -> dict[str, Any]:
+def _for_a_node(read: click.Context, sbatch: list[str], given: list[str]) -> dict[str, Any]:
+    """The options of launch without those that only the node of the job can judge: its addresses, and its ranks if
+    their number is that of its devices."""
+    params = {**read.params, "local_addr": None}
+    params["nproc"] = params["nproc_per_node"] or params["nproc"]
+    params["nnodes"] = params["nnodes"] or str(slurm.nodes_asked(sbatch))
+    typed = read.get_parameter_source("nproc") in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT)
+    if not typed or any(word.rpartition("=")[2] in ("auto", "gpu", "cpu") for word in given):
+        params["inject"] = ()
+    return params
+
+
+def _read(ctx: click.Context, given: list[str]) -> click.Context:
     """The options of launch, as it will read them. What is wrong is told now, not when the job has waited its turn."""
     try:
-        return launch.command.make_context("launch", list(given), parent=ctx.parent).params
+        return launch.command.make_context("launch", list(given), parent=ctx.parent)
     except click.BadParameter as error:
         if error.param is None or error.param.name not in ("nproc", "nproc_per_node"):
             raise
         # The node has GPUs that the place of the submission may not have.
-        return launch.command.make_context("launch", _without_gpus(given), parent=ctx.parent).params
+        return launch.command.make_context("launch", _without_gpus(given), parent=ctx.parent)
 
 
 def _without_gpus(given: list[str]) -> list[str]:

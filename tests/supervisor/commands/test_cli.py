@@ -15,7 +15,9 @@ from supervisor.commands.cli import ALIASES, COMMANDS, supervise
 from supervisor.commands.cli import run as call
 from supervisor.commands.console import unused_faults
 from supervisor.commands.launch import command as launch
+from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
+from supervisor.run.spec import Spec
 from tests.support.runs_on_disk import Writer
 from tests.support.supervised import Run
 from trainer.rundir.codes import ExitCode
@@ -146,6 +148,9 @@ def test_launch_loads_little(tmp_path: Path) -> None:
         (["launch", "trainer"], 2, "write: -m trainer"),
         (["launch", "."], 2, "is a folder"),
         (["launch", "--grace", "soon", "script.py"], 2, "30s, 5m or 2h"),
+        (["launch", "--hang-timeout", "0", "script.py"], 2, "the least is 100ms (or auto, off)"),
+        (["launch", "--startup-timeout", "0s", "script.py"], 2, "the least is 100ms"),
+        (["chaos", "--hang-timeout", "0"], 2, "the least is 100ms"),
         (["launch", "--backoff", "5m:1s", "script.py"], 2, "minimum is above"),
         (["launch", "--inject", "kil:rank=1", "script.py"], 2, "did you mean 'kill'"),
         (["chaos", "--faults", "kil"], 2, "did you mean 'kill'"),
@@ -258,6 +263,22 @@ def test_what_stands_in_the_way_is_named(
     assert f"{tmp_path}/runs is a file" in capsys.readouterr().err
     assert call(["launch", "--nproc"]) == ExitCode.USAGE
     assert capsys.readouterr().err.endswith("see: supervise launch --help\n")
+
+
+@pytest.mark.parametrize(
+    ("nproc", "nnodes", "rank", "code"),
+    [(2, "", "1", 0), (2, "", "all", 0), (2, "", "2", 2), (2, "1:3", "5", 0), (2, "1:3", "6", 2), (1, "", "3", 0)],
+)
+def test_a_rank_that_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nproc: int, nnodes: str, rank: str, code: int
+) -> None:
+    """A fault for it is not armed. But a script that is started once may have started ranks itself."""
+    monkeypatch.chdir(tmp_path)
+    w = Writer(tmp_path / "runs" / "a-0001", "a-0001")
+    specs.save(w.run, Spec("a-0001", "0" * 16, ("train.py",), False, nproc, str(tmp_path), nnodes=nnodes))
+    with RunLock(w.run):
+        assert call(["inject", f"kill:rank={rank}"]) == code
+    assert len(faults.armed(w.run.faults)) == (code == 0)
 
 
 def test_faults_that_never_struck(tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ def test_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["--slurm", "--", "nothing.py"], "no script"),
         (["--slurm", "--", "--ncpro", "2", "train.py"], "--nproc"),
         (["--slurm", "--", "-d", "train.py"], "-d"),
+        (["--slurm", "--", "--name", "a b", "train.py"], "letters, digits"),
+        (["--slurm", "--", "--inject", "kill:rank=2", "--nproc", "2", "train.py"], "there is no rank 2"),
+        (["--slurm", "--", "--spawns", "-n", "2", "train.py"], "--spawns is for"),
+        (["--slurm", "--", "--adapter", "nothing", "train.py"], "no adapter"),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused_now(
@@ -93,6 +97,24 @@ def test_what_would_fail_in_the_queue_is_refused_now(
     program(tmp_path, "sbatch", f"touch {tmp_path}/submitted", monkeypatch)
     assert run(["submit", *arguments]) == ExitCode.USAGE
     assert why in capsys.readouterr().err and not (tmp_path / "submitted").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-N2", "--", "--inject", "kill:rank=3", "--nproc", "2"],
+        ["--", "--inject", "kill:rank=900", "--nproc", "auto"],
+        ["--", "--inject", "kill:rank=900", "--nproc=gpu"],
+        ["--", "--local-addr", "192.0.2.7"],
+    ],
+)
+def test_what_only_the_node_can_tell_is_left_to_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its devices, its addresses, and how many nodes there are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    assert run(["submit", "--slurm", "--print", *arguments, "train.py"]) == 0
 
 
 def test_a_job_has_the_time_that_slurm_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
