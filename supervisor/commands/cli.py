@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from supervisor.commands.help import sectioned, with_examples
-from supervisor.commands.hints import command_hint, option_hint
+from supervisor.commands.hints import command_hint, file_of, option_hint
 from supervisor.commands.stdout import let_the_reader_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
@@ -147,6 +147,9 @@ def _usage(error: click.UsageError, arguments: Sequence[str]) -> str:
     if isinstance(error, click.NoSuchOption):
         # click proposes options that have little in common with what was typed.
         text = f"no option {error.option_name!r}{option_hint(error)}"
+    if isinstance(error, click.BadParameter) and (source := file_of(error)):
+        key = str(error.param.name if error.param else "").replace("_", "-")
+        return f"{source}: {key}: {error.message.rstrip('.')}"
     # click does not say where the value of an option is missing.
     command = next((f" {word}" for word in arguments[:1] if word in COMMANDS), "")
     where = error.ctx.command_path if error.ctx else f"supervise{command}"

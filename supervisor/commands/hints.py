@@ -1,4 +1,5 @@
-"""What was probably meant by a word that is no command or option here. A hint is right, or there is none."""
+"""What was probably meant by a word that is no command or option here, and where a wrong value stands. A hint is right,
+or there is none."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import difflib
 from collections.abc import Iterable
 
 import click
+from click.core import ParameterSource
 
+CONFIG = "config"
+"""The key of click's `meta` with the path of the supervise.toml that was read."""
 COMMANDS = {
     "train": "launch",
     "start": "launch",
@@ -70,3 +74,11 @@ def option_hint(error: click.NoSuchOption) -> str:
 def _close(word: str, names: list[str]) -> str:
     found = difflib.get_close_matches(word, names, 1, _CLOSE)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def file_of(error: click.BadParameter) -> str | None:
+    """The file of settings that the value stands in. None if it was typed, or is the environment's."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return None
+    from_file = error.ctx.get_parameter_source(error.param.name) is ParameterSource.DEFAULT_MAP
+    return error.ctx.meta.get(CONFIG) if from_file else None

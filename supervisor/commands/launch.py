@@ -20,6 +20,7 @@ from supervisor.commands.completion import a_file
 from supervisor.commands.flags import session_flags
 from supervisor.commands.folder import Folder
 from supervisor.commands.help import Paged
+from supervisor.commands.hints import CONFIG
 from supervisor.commands.nodes import Located
 from supervisor.commands.options import (
     LEAST_LIMIT,
@@ -66,8 +67,13 @@ def _configure(ctx: click.Context, param: click.Parameter, value: Path | None) -
         ctx.meta[NOTIFY] = str(source)
     settings = {**torchrun.defaults(os.environ), **{names[key]: setting for key, setting in read.items()}}
     for option in options:
-        if isinstance(settings.get(str(option.name)), list) and not option.multiple:
+        given = settings.get(str(option.name))
+        if isinstance(given, list) and not option.multiple:
             raise Refusal(f"{value or 'supervise.toml'}: {option.name} is a list; it takes one value")
+        if isinstance(given, str) and option.multiple:
+            # A word in place of a list of one.
+            settings[str(option.name)] = [given]
+    ctx.meta[CONFIG] = str(value or "supervise.toml")
     ctx.default_map = {**(ctx.default_map or {}), **settings}
 
 

@@ -38,11 +38,13 @@ class Notify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def notify_of(table: Any, source: Path) -> Notify:
     """The settings in `table`. Refusal if it is not sound, or if apprise is needed and missing. No text holds a URL."""
+    if not isinstance(table, dict):
+        raise Refusal(f"{source}: notify is a table; write [notify] and below it, say, command = 'mail …'")
     try:
         # A word in place of a list of one.
         lists = {key: [value] for key, value in table.items() if key in ("on", "urls") and isinstance(value, str)}
         found = msgspec.convert({**table, **lists}, Notify)
-    except (msgspec.ValidationError, AttributeError) as error:
+    except msgspec.ValidationError as error:
         words = ", ".join(kind.value for kind in Kind)
         raise Refusal(
             f"{source}: [notify] {error}; its keys are on (of {words}), urls (a list) and command (a text)"

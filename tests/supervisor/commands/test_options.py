@@ -4,9 +4,11 @@ the environment, supervise.toml."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from supervisor.commands.cli import run as call
 from tests.support.supervised import Run
 from trainer.rundir.layout import RunDir
 
@@ -104,6 +106,33 @@ def test_config_file(run: Run) -> None:
     assert "did you mean 'max-restarts'" in run.cli("launch", "script.py", check=2).stderr
     config.write_text("nproc = \n")
     assert "is not TOML" in run.cli("launch", "script.py", check=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('grace = "inf"', "supervise.toml: grace: 'inf' is not a duration"),
+        ("hang-timeout = 0", "supervise.toml: hang-timeout: '0' is too short"),
+        ("max-restarts = -1", "supervise.toml: max-restarts: -1 is not in the range"),
+        ('standby = "perhaps"', "supervise.toml: standby: 'perhaps' is not"),
+        ('inject = "kil:rank=0"', "supervise.toml: inject: fault 'kil:rank=0': unknown fault 'kil'"),
+        ("notify = 3", "supervise.toml: notify is a table"),
+        ('inject = "kill:rank=0@step=3"', None),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, says: str | None
+) -> None:
+    """Nobody has typed an option; and a word in place of a list is a list of one."""
+    monkeypatch.chdir(tmp_path)
+    Path("supervise.toml").write_text(text)
+    assert call(["policy"]) == (0 if says is None else 2)
+    assert says is None or (says in (err := capsys.readouterr().err) and "--" not in err)
+    assert call(["policy", "--config", "nowhere.toml"]) == 2
+    Path("supervise.toml").unlink()
+    # What is the environment's is told as it was.
+    monkeypatch.setenv("SUPERVISE_GRACE", "inf")
+    assert call(["policy"]) == 2 and "'--grace'" in capsys.readouterr().err
 
 
 def test_unknown_environment_is_told(run: Run) -> None:
