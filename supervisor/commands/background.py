@@ -52,5 +52,4 @@ def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 def say_left(name: str) -> None:
     """How to look after the run from now on."""
     text = f"it goes on in the background: supervise attach {name} · supervise status {name} · supervise stop {name}"
-    with contextlib.suppress(OSError, ValueError):
-        print(plain_lines(text), file=sys.stderr)
+    print(plain_lines(text), file=sys.stderr)

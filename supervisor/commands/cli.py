@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from supervisor.commands.help import sectioned, with_examples
 from supervisor.commands.hints import command_hint, file_of, option_hint
-from supervisor.commands.stdout import let_the_reader_go
+from supervisor.commands.standard import let_the_readers_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.reading.plain import plain
 from trainer.rundir.codes import ExitCode
@@ -109,7 +109,7 @@ with_examples(supervise, "")
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of the command. A user's mistake is one line on stderr, never a traceback."""
-    let_the_reader_go()
+    let_the_readers_go()
     try:
         result = supervise.main(list(arguments), prog_name="supervise", standalone_mode=False)
     except (Refusal, InternalError) as ended:

@@ -21,6 +21,7 @@ if not getattr(sys.flags, "safe_path", False):
 importlib.import_module("_supervise.names").ours_alone()
 
 from supervisor.commands.session import Told, drive
+from supervisor.commands.standard import let_the_readers_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.process.own_session import READY
 from supervisor.run import spec as specs
@@ -50,6 +51,8 @@ def main(path: Path, ready: int) -> int:
 
 
 if __name__ == "__main__":
+    # The disk of its log may be full.
+    let_the_readers_go()
     # The terminal of the launch may close.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

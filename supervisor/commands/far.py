@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 from supervisor.commands import several
 from supervisor.commands.nodes import Located
+from supervisor.commands.standard import let_the_readers_go
 from supervisor.errors import InternalError, Refusal
 from supervisor.process.own_session import READY, start_in_own_session
 from supervisor.reading.plain import plain
@@ -97,6 +98,8 @@ def main(ready: int) -> int:
 
 
 if __name__ == "__main__":
+    # The disk of its log may be full.
+    let_the_readers_go()
     # The terminal of the launch may close.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(main(int(sys.argv[1])))
