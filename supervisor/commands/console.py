@@ -186,6 +186,14 @@ def opening_words(run: RunDir, spec: Spec, detached: bool = False) -> str:
     )
 
 
+def name_anywhere(run: RunDir) -> str:
+    """The run as a command typed here names it; its whole path if the folder that it was launched in is gone."""
+    try:
+        return name_here(run)
+    except OSError:
+        return shlex.quote(str(run.path))
+
+
 def closing_words(run: RunDir, end: End, several: bool) -> str:
     """The summary: one line for each attempt, the end, and the places to look next. `several`: nodes."""
     story = story_of(run)
@@ -200,7 +208,7 @@ def closing_words(run: RunDir, end: End, several: bool) -> str:
         lines += [f"  unused   --inject {text}: it never came to it" for text in unused_faults(run)]
     if end.state is RunState.FAILED:
         lines += [f"  {line}" for line in traceback_lines(run, story)]
-    name = name_here(run)
+    name = name_anywhere(run)
     lines.append(f"  next     supervise report {name} · supervise tail --no-follow -n 50 {name}")
     if end.exit_code not in (0, 2):
         lines.append(f"  go on    {advice.go_on(name, several)}")

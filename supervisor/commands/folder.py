@@ -16,7 +16,7 @@ _LOCKS = ("lock", "lock.json")
 
 
 class Folder:
-    """After the block, nothing is left of a launch that was refused or found no room."""
+    """After the block, nothing is left of a launch that did not begin, whatever stopped it."""
 
     def __init__(self) -> None:
         self._run: RunDir | None = None
@@ -41,10 +41,11 @@ class Folder:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Refusal | OSError) or isinstance(error, HeldByAnother):
+        if error is None or isinstance(error, HeldByAnother):
             return
         run = self._run
-        if run is not None and not (run.events.exists() or run.supervisor_log.exists() or is_held(run)):
+        begun = run is not None and (run.events.exists() or run.supervisor_log.exists())
+        if run is not None and not begun and not is_held(run):
             for path in [run.lock, run.holder, run.run_json]:
                 path.unlink(missing_ok=True)
             shutil.rmtree(run.faults, ignore_errors=True)
@@ -52,5 +53,5 @@ class Folder:
             # A folder that is not empty belongs to somebody.
             with contextlib.suppress(OSError):
                 path.rmdir()
-        if run is not None and isinstance(error, OSError):
+        if run is not None and not begun and isinstance(error, OSError):
             raise Refusal(f"{error.filename or run.path} cannot be written: {error.strerror or error}") from None

@@ -18,7 +18,7 @@ import click
 from supervisor.checkup import checks, installed, space
 from supervisor.checkup.script import spawning
 from supervisor.commands import background, nodes, slurm
-from supervisor.commands.console import Console, closing_words, opening_words
+from supervisor.commands.console import Console, closing_words, name_anywhere, opening_words
 from supervisor.commands.nodes import Located
 from supervisor.core.actions import End
 from supervisor.core.model import History, StopKind
@@ -41,7 +41,7 @@ from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
 from supervisor.run.folder.stops import HandedOver
 from supervisor.run.previous import Previous, previous_of
-from supervisor.run.runs import load, name_here
+from supervisor.run.runs import load
 from supervisor.run.spec import Spec
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
@@ -110,10 +110,10 @@ def drive(
         driver.stops.ask(StopKind.USER, stopping.now)
         driver.why = stopping.why
     console = Console(run, quiet, spec.policy.grace)
-    if stopping is None:
+    if stopping is None and not quiet:
         console.say(opening_words(run, spec))
     try:
-        leaves = background.on_ctrl_z(driver.stops, console.say, name_here(run))
+        leaves = background.on_ctrl_z(driver.stops, console.say, name_anywhere(run))
         paused = leaves if located is None else background.never_paused(console.say)
         with console, _numbers(run, spec, log), paused:
             end = driver.drive()
@@ -133,7 +133,10 @@ def drive(
     _close(log, notifier)
     _say_end(run, console, log, driver, end)
     if as_json:
-        print_status(run)
+        try:
+            print_status(run)
+        except (OSError, Refusal) as error:
+            console.say(f"  its status cannot be printed: {error}")
     return end.exit_code
 
 
@@ -166,10 +169,12 @@ def _history(run: RunDir) -> History:
 
 
 def _say_end(run: RunDir, console: Console, log: EventLog, driver: Driver, end: End) -> None:
-    """The end is said. A job that should run again is queued."""
+    """The end is said, as far as that can be done: it changes nothing about it. A job that should run again is
+    queued."""
     if log.unwritten:
         console.say(f"  {log.unwritten}")
-    console.say(closing_words(run, end, driver.spec.several))
+    with contextlib.suppress(OSError):
+        console.say(closing_words(run, end, driver.spec.several))
     # Nobody asked for it: nodes are missing. Whoever sends a SIGTERM knows whether the job shall run again.
     unasked = driver.stops.warned or driver.stops.kind is None
     if end.exit_code == ExitCode.PREEMPTED and unasked and (said := slurm.requeue(os.environ)):
@@ -210,9 +215,10 @@ def _internal(run: RunDir, spec: Spec, error: Exception, ranks: int) -> Internal
 
 
 def print_status(run: RunDir, **more: Any) -> None:
-    """The run's `status --json` has been written to stdout."""
+    """The run's `status --json` has been written to stdout. Refusal if the run is not there any more."""
     known = load(run.path)
-    assert known is not None
+    if known is None:
+        raise Refusal(f"no run in {run.path}")
     click.echo(encode({**statuses.status(known), **more}))
 
 
@@ -252,7 +258,7 @@ def _stop_file(run: RunDir) -> tuple[int, int] | None:
 
 def _hand_over(run: RunDir, spec: Spec, lock: RunLock) -> int:
     """A supervisor in the background goes on with the ranks that live. InternalError if there is none."""
-    name = name_here(run)
+    name = name_anywhere(run)
     try:
         detach(run, spec, quiet=True, lock=lock)
     except (Refusal, OSError) as error:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
 from supervisor.run.folder.lock import is_held
 from tests.support.supervised import Run
 from tests.support.waiting import until
 
+WAITS = """
+import os, sys, time
+here = os.path.dirname(os.path.abspath(sys.argv[0]))
+open(os.path.join(here, "up"), "w").close()
+while not os.path.exists(os.path.join(here, "go")):
+    time.sleep(0.02)
+"""
 UNREAD = ["bash", "-c", 'exec 2> >(exec true); wait $!; exec "$@"', "bash"]
 """Nobody reads what the command says on stderr."""
 
@@ -38,4 +47,43 @@ def test_a_detached_launch_that_nobody_reads(run: Run) -> None:
 
     run.until_event("run_ended")
     until(lambda: not is_held(run.dir))
+    run.assert_nothing_left()
+
+
+def test_an_end_that_cannot_be_said(run: Run) -> None:
+    """Its exit code is that of the run: neither the folder that it was launched in, which is gone, nor a full stdout
+    changes it."""
+    away = run.folder / "away"
+    away.mkdir()
+    script, go = run.script(WAITS), run.folder / "go"
+    full = ["bash", "-c", 'exec "$@" >/dev/full', "bash"]
+    run.start("--no-standby", "--json", f"../{script}", cwd=away, through=full)
+    until((run.folder / "up").exists)
+    away.rmdir()
+    go.touch()
+
+    assert run.wait() == 0
+
+    said = (run.folder / "stderr").read_text()
+    assert f"supervise report {run.dir.path}" in said and "its status cannot be printed" in said
+    assert "Traceback" not in said and "Exception" not in said
+
+
+def test_a_run_is_left_to_the_background_from_a_folder_that_is_gone(run: Run) -> None:
+    """Its ranks go on, and the words name it by its whole path."""
+    away = run.folder / "away"
+    away.mkdir()
+    script, go = run.script(WAITS), run.folder / "go"
+    launch = run.start("--no-standby", f"../{script}", cwd=away)
+    until((run.folder / "up").exists)
+    away.rmdir()
+    for text in ("not paused", f"supervise attach {run.dir.path}"):
+        launch.send_signal(signal.SIGTSTP)
+        until(lambda: text in (run.folder / "stderr").read_text())  # noqa: B023
+    assert launch.wait(60) == 0
+    run.until_event("adopted")
+    go.touch()
+    run.until_event("run_ended")
+    until(lambda: not is_held(run.dir))
+    assert [event["state"] for event in run.events("run_ended")] == ["finished"]
     run.assert_nothing_left()

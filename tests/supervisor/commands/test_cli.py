@@ -14,7 +14,9 @@ from supervisor.commands import completion, help, man
 from supervisor.commands.cli import ALIASES, COMMANDS, supervise
 from supervisor.commands.cli import run as call
 from supervisor.commands.console import unused_faults
+from supervisor.commands.folder import Folder
 from supervisor.commands.launch import command as launch
+from supervisor.errors import Refusal
 from supervisor.run import spec as specs
 from supervisor.run.folder.lock import RunLock
 from supervisor.run.spec import Spec
@@ -250,6 +252,21 @@ def test_help_is_text(run: Run, given: tuple[str, ...], said: int) -> None:
     done = run.cli(*given, check=said)
     assert done.stderr == "" and "\\x0a" not in done.stdout
     assert done.stdout.startswith("supervise, version" if "version" in given else "Usage: supervise")
+
+
+def test_a_launch_that_does_not_begin_leaves_no_folder(tmp_path: Path) -> None:
+    """Whatever stops it. An error after its begin is not taken for one of its folder, which stays."""
+    run = RunDir(tmp_path / "runs" / "gpt-7f3a")
+    for error, told in (OSError(28, "no room"), Refusal), (ZeroDivisionError(), ZeroDivisionError):
+        with pytest.raises(told), Folder() as made:
+            made.make(run)
+            raise error
+        assert not (tmp_path / "runs").exists()
+    with pytest.raises(OSError, match="no room"), Folder() as made:
+        made.make(run)
+        run.events.touch()
+        raise OSError(28, "no room")
+    assert run.events.exists()
 
 
 def test_what_stands_in_the_way_is_named(
