@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 DONE = "done"
 ALARM_S = 30
@@ -35,15 +36,21 @@ def by_url(urls: list[str], title: str, body: str) -> list[str]:
 
 
 def by_command(command: str, title: str, body: str, event: str) -> list[str]:
-    """A text if the command failed or took too long. Then timeout(1) has ended it, with what it started."""
+    """A text if the command failed or took too long. Then timeout(1) has ended it, with what it started. What it has
+    put into the background is not waited for."""
     limited = ["timeout", "--kill-after=1", str(_COMMAND_S), "/bin/sh", "-c", command, "sh", title, body]
-    ended = subprocess.run(
-        limited, input=event, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if ended.returncode in (124, 137):
+    # Not a pipe, which would be at its end only when all who have it have ended.
+    with tempfile.TemporaryFile() as stderr:
+        code = subprocess.run(
+            limited, input=event.encode(), stdout=subprocess.DEVNULL, stderr=stderr, check=False
+        ).returncode
+        stderr.seek(0)
+        said = stderr.read().decode(errors="replace")
+    # timeout(1) ends its whole group, itself too, if a TERM was not enough.
+    if code in (124, 137, -signal.SIGKILL):
         return [f"command took longer than {_COMMAND_S} s"]
-    last = _ADDRESS.sub("<redacted>", (ended.stderr.strip().splitlines() or [""])[-1])[:200]
-    return [f"command ended with {ended.returncode}" + (f": {last}" if last else "")] if ended.returncode else []
+    last = _ADDRESS.sub("<redacted>", (said.strip().splitlines() or [""])[-1])[:200]
+    return [f"command ended with {code}" + (f": {last}" if last else "")] if code else []
 
 
 def main() -> None:

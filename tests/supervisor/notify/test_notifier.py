@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.attempt.ending import Ending
 from supervisor.errors import Refusal
-from supervisor.notify import notifier
+from supervisor.notify import notifier, sender
 from supervisor.notify.notifier import Notifier
 from supervisor.notify.settings import read_notify
 from supervisor.reading.events_file import read_events
@@ -97,6 +97,31 @@ def test_a_sender_is_spared_and_one_that_is_killed_has_failed(tmp_path: Path) ->
     assert [event["text"] for event in read_events(RunDir(tmp_path).events)[0] if event["msg"] == "warning"] == [
         f"the message '{kind}' was not sent: its sender was ended before it was done" for kind in ("hang", "failed")
     ]
+
+
+def test_a_command_that_leaves_something_in_the_background_is_done(tmp_path: Path) -> None:
+    """Though that has the command's stderr open."""
+    command = f"(while [ ! -e {tmp_path}/over ]; do sleep 0.05; done; touch {tmp_path}/ended) & exit 0"
+    try:
+        assert said(tmp_path, f"[notify]\ncommand = '{command}'") == []
+        assert not (tmp_path / "ended").exists()
+    finally:
+        (tmp_path / "over").touch()
+        until((tmp_path / "ended").exists)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("printf 'caf\\351\\n' >&2; exit 3", "command ended with 3: caf\ufffd"),
+        ("exec sleep 600", "command took longer than 1 s"),
+        ("trap '' TERM; while :; do sleep 0.1; done", "command took longer than 1 s"),
+    ],
+)
+def test_why_a_command_failed(command: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it prints, and however much it wants to go on."""
+    monkeypatch.setattr(sender, "_COMMAND_S", 1)
+    assert sender.by_command(command, "title", "text", "{}") == [told]
 
 
 def test_what_nobody_wants_is_not_sent(tmp_path: Path) -> None:
