@@ -23,7 +23,7 @@ from typing import Any
 _PROGRAM = "import sys; sys.path[:1] = filter(None, sys.path[:1]); from _supervisor.__main__ import main; main()"
 _FOLLOW = 0.2
 """Seconds between two looks at a run's files."""
-_NO_SUCH_RUN, _INTERNAL = 102, 1
+_NO_SUCH_RUN, _USAGE, _INTERNAL = 102, 2, 1
 
 Duration = str | timedelta
 """`30s`, `5m`, `2h`, or a timedelta."""
@@ -44,11 +44,11 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """SuperviseError (102) if there is no run in `folder`."""
-        self.dir = Path(folder).resolve()
         try:
+            self.dir = Path(folder).resolve()
             self.id = str(json.loads((self.dir / "run.json").read_bytes())["run"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise SuperviseError(f"no run in {self.dir}", _NO_SUCH_RUN) from None
+            raise SuperviseError(f"no run in {os.fspath(folder)!r}", _NO_SUCH_RUN) from None
 
     @classmethod
     def find(cls, name: str | None = None, folder: str | os.PathLike[str] = ".") -> Run:
@@ -217,16 +217,20 @@ def _asked(words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str]
 
 def _command(words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """The standard output of the command. What it says besides goes to this process's standard error."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *words],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, *words],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except (OSError, ValueError) as error:
+        # There is no folder `cwd`, or a word holds a null byte: no program can be given that.
+        raise SuperviseError(str(error), _USAGE) from None
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"supervise ended with {done.returncode}"]
         raise SuperviseError(said[-1].removeprefix("supervise: "), done.returncode)

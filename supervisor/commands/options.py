@@ -19,7 +19,7 @@ from supervisor.core.model import Do
 from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, can
 from supervisor.errors import Refusal
 from supervisor.run.spec import DEFAULTS as SPEC_DEFAULTS
-from trainer.rundir.duration import parse_duration, spelled
+from trainer.rundir.duration import LONGEST, parse_duration, spelled
 from trainer.rundir.nearest import did_you_mean
 from trainer.rundir.records.faults import FaultSpecError, parse_fault
 
@@ -49,12 +49,12 @@ def setting(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 class Duration(ParamType[Any]):
-    """Seconds, from 30s 5m 2h. The `words` are accepted as they are, `least` is the shortest other value."""
+    """Seconds, from 30s 5m 2h, at `least` and `most` so many. The `words` are accepted as they are."""
 
     name = "duration"
 
-    def __init__(self, words: dict[str, Any] | None = None, least: float = 0.0) -> None:
-        self._words, self._least = words or {}, least
+    def __init__(self, words: dict[str, Any] | None = None, least: float = 0.0, most: float = LONGEST) -> None:
+        self._words, self._least, self._most = words or {}, least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value is None or isinstance(value, int | float):
@@ -68,6 +68,8 @@ class Duration(ParamType[Any]):
             self.fail(f"{error}{words}", param, ctx)
         if seconds < self._least:
             self.fail(f"{value!r} is too short; the least is {spelled(self._least)}{words}", param, ctx)
+        if seconds > self._most:
+            self.fail(f"{value!r} is more than {spelled(self._most)}{words}", param, ctx)
         return seconds
 
     def spelled(self, value: Any) -> str:
@@ -121,8 +123,8 @@ class Nproc(ParamType[Any]):
             if value == "gpu" and not gpus:
                 self.fail("'gpu' is one rank per GPU, and nvidia-smi lists none", param, ctx)
             return gpus or cores
-        if not re.fullmatch(r"-?\d+", str(value)):
-            self.fail(f"{value!r} is neither a number nor 'auto', 'gpu' or 'cpu'", param, ctx)
+        if not re.fullmatch(r"-?\d{1,99}", str(value)):
+            self.fail(f"{value!r:.40} is neither a number nor 'auto', 'gpu' or 'cpu'", param, ctx)
         count = int(value)
         most = max(32, 16 * cores, 2 * count_gpus() if count > 32 else 0)
         if count < 1:

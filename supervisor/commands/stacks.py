@@ -37,13 +37,15 @@ _ROWS = 12
 _ANSWER = 20.0
 """Seconds that the answer of several nodes may take longer than the look."""
 _LOOK_EVERY = 0.05
+_LONGEST_LOOK = 86400.0
+"""Seconds. Who wants to know where a day goes does not wait for it in a terminal."""
 _COLUMNS = 4
 """The most ranks that have a column of their own."""
 
 
 @click.command()
 @running_argument
-@click.option("--top", type=Duration(), help="Sample for so long, and show where the time goes.")
+@click.option("--top", type=Duration(most=_LONGEST_LOOK), help="Sample for so long, and show where the time goes.")
 @json_flag
 def command(run: str | None, top: float | None, as_json: bool) -> None:
     """Show where every rank of RUN (default: the only run that runs) stands now. Ranks at the same place are together.

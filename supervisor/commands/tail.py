@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from supervisor.run.runs import Known
 from trainer.rundir.nearest import did_you_mean
 
 _MOST_RANKS = 100_000
+_DIGITS = len(str(sys.maxsize))
 
 
 class Number(ParamType[int]):
@@ -37,7 +39,8 @@ class Number(ParamType[int]):
             return -1
         if not str(value).isdecimal():
             self.fail(f"{value!r} is neither a whole number nor 'all'", param, ctx)
-        return int(value)
+        # More than there can be is as good as the most that Python counts with.
+        return int(value) if len(str(value)) < _DIGITS else sys.maxsize
 
 
 class Pattern(ParamType[re.Pattern[str]]):

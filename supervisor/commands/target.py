@@ -69,7 +69,7 @@ def _module(name: str, cwd: Path) -> Path | None:
     top, *inner = name.split(".")
     path = [str(cwd), *sys.path]
     # Only find_spec knows the finders of editable installs. Neither of the two looks in the current folder by itself.
-    found: ModuleSpec | None = (PathFinder.find_spec(top, path) or find_spec(top)) if top else None
+    found: ModuleSpec | None = (PathFinder.find_spec(top, path) or _found_otherwise(top)) if top else None
     if found is None:
         raise Refusal(f"no module named {top!r} here or on the Python path")
     for part in [*inner, "__main__"]:
@@ -81,6 +81,14 @@ def _module(name: str, cwd: Path) -> Path | None:
             return None  # A folder without __init__.py in another one is known once that is imported.
     source = found is not None and found.has_location and found.origin is not None and found.origin.endswith(".py")
     return Path(found.origin) if source and found is not None and found.origin is not None else None
+
+
+def _found_otherwise(top: str) -> ModuleSpec | None:
+    try:
+        return find_spec(top)
+    except ValueError:
+        # This very program, `__main__`, has none.
+        return None
 
 
 def _is_application(path: Path) -> bool:

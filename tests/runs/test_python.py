@@ -43,6 +43,10 @@ assert "no script 'nowhere.py'" in refused(2, launch, "nowhere.py")
 assert "did you mean '--nproc'" in refused(2, launch, "train.py", nprok=2)
 assert not pathlib.Path("runs").exists()
 refused(102, Run, ".")
+refused(102, Run, "a\\0b")
+assert "nowhere" in refused(2, launch, "train.py", cwd="nowhere")
+assert "nowhere" in refused(2, Run.find, folder="nowhere")
+refused(2, Run.find, "a\\0b")
 
 run = launch("train.py", ["--lr", 1e-4], name="sweep", standby=False, grace=timedelta(seconds=9),
              policy={"host_oom": "stop"}, env={"WHAT": "7"})

@@ -116,10 +116,14 @@ def test_raw_gives_events_only_when_named(tmp_path: Path) -> None:
 
 
 def test_last_lines_are_counted_a_source(tmp_path: Path) -> None:
-    """-n gives the last lines of each source over all attempts; 0 none, all everything."""
+    """-n gives the last lines of each source over all attempts; 0 none, all everything, and so does
+    a number that is larger than any."""
     writer = recovered_run(tmp_path / "run")
     counts = [len(run_tail(writer, "-n", n, "-o", "json").stdout.splitlines()) for n in ("0", "1", "all")]
     assert counts == [0, 4, writer.seq + 47]
+    for more in ([], ["--grep", "."]):
+        everything = run_tail(writer, "-n", "all", *more).stdout
+        assert all(run_tail(writer, "-n", "9" * digits, *more).stdout == everything for digits in (19, 20, 5000))
 
 
 @pytest.mark.parametrize(
