@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import FrameType
-from typing import Any
 
 import click
 
 from supervisor.commands.console import Console, closing_words
 from supervisor.commands.flags import running_argument
 from supervisor.commands.meant import to_act_on
+from supervisor.commands.signals import Left, handled, leave
 from supervisor.core.actions import End
 from supervisor.core.telling import advice
 from supervisor.core.words import RunState
@@ -30,10 +29,6 @@ from trainer.rundir.codes import ExitCode
 _LOOK_EVERY = 0.1
 _BETWEEN = 5.0
 """Seconds without a supervisor, after which none takes the run over any more."""
-
-
-class Left(Exception):
-    """Somebody wants the terminal for something else."""
 
 
 @click.command()
@@ -100,21 +95,7 @@ class _Stop:
         self._asked = True
 
 
-@contextmanager
-def _keys(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C stops the run. Ctrl-Z, a hang-up and a TERM are about this command alone."""
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    def left(number: int, frame: FrameType | None) -> None:
-        raise Left
-
-    wanted: dict[signal.Signals, Any] = {signal.SIGINT: asked, signal.SIGTSTP: left}
-    wanted |= {signal.SIGTERM: left, signal.SIGHUP: left}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _keys(stop: Callable[[], None]) -> AbstractContextManager[None]:
+    """Inside, Ctrl-C stops the run. Ctrl-Z, a hang-up and a TERM are about this command alone."""
+    away = dict.fromkeys((signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP), leave)
+    return handled({signal.SIGINT: lambda number, frame: stop(), **away})

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from supervisor.commands.signals import handled
 from supervisor.reading.plain import plain_lines
 from supervisor.run.folder.stops import Stops
 
@@ -36,17 +37,9 @@ def never_paused(say: Callable[[str], None]) -> contextlib.AbstractContextManage
     return _handled(lambda number, frame: say("\na run over several nodes cannot be paused; Ctrl-C: save, then stop"))
 
 
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTSTP)
-    if before is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTSTP, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTSTP, before)
+def _handled(handler: Callable[[int, FrameType | None], object]) -> contextlib.AbstractContextManager[None]:
+    usual = signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+    return handled({signal.SIGTSTP: handler} if usual else {})
 
 
 def say_left(name: str) -> None:

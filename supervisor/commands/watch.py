@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -17,6 +18,7 @@ import click
 from supervisor.commands.console import saved
 from supervisor.commands.flags import run_argument
 from supervisor.commands.meant import to_read
+from supervisor.commands.signals import Left, handled, leave
 from supervisor.commands.status import command_of
 from supervisor.core.telling.ledger import ledger, stretches
 from supervisor.errors import Refusal
@@ -40,6 +42,8 @@ _CURVES_EVERY = 2.0
 _KEPT = 200
 """Lines of logs, and events, that are kept for the screen."""
 _LEVELS = {"warning": "yellow", "error": "red"}
+_SIGNALS = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGTSTP: signal.SIG_IGN}
+"""None ends or pauses the command while the terminal is not as it was."""
 _LEAVE = ("q", "Q", "\x1b", "\x03", "\x04")
 
 
@@ -53,7 +57,7 @@ def command(run: str | None) -> None:
     if not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
         raise Refusal("watch needs a terminal that can move its cursor; see: supervise status, supervise tail")
     known = to_read(run)
-    with contextlib.suppress(KeyboardInterrupt), _keys() as asked:
+    with contextlib.suppress(KeyboardInterrupt, Left), handled(_SIGNALS), _keys() as asked:
         _show(Watched(known), asked)
     if is_held(known.run):
         text = f"{known.label} goes on; supervise watch {known.name}, supervise stop {known.name}"
@@ -108,7 +112,9 @@ def _keys() -> Iterator[_Keys]:
     try:
         yield _Keys(fd)
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        # It may be gone.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 class Watched:

@@ -42,7 +42,9 @@ def line(now: Now, width: int | None = None) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """`text` in at most `width` columns, cut between two words, with an ellipsis."""
+    """`text` in at most `width` columns, cut between two words, with an ellipsis. Nothing if there is no column."""
+    if width < 1:
+        return ""
     if cell_len(text) <= width:
         return text
     kept = ""

@@ -72,6 +72,7 @@ def test_a_cut_is_between_words(text: str) -> None:
         assert short == text or short.endswith("…")
         kept = short.removesuffix("…").rstrip()
         assert not kept or " " not in text[: len(kept) + 1] or text.startswith(f"{kept} ") or short == text
+    assert [cut(text, width) for width in (-1, 0, 1)] == ["", "", "…"]
 
 
 def test_every_event_has_words() -> None:

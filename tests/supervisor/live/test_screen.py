@@ -39,7 +39,7 @@ def picture(ranks: int) -> Picture:
 
 
 @pytest.mark.parametrize("ranks", [0, 2, 64])
-@pytest.mark.parametrize("columns", [12, 40, 80, 200])
+@pytest.mark.parametrize("columns", [1, 2, 12, 40, 80, 200])
 @pytest.mark.parametrize("rows", [1, 5, 24, 50])
 def test_it_fits(ranks: int, columns: int, rows: int) -> None:
     found = screen(picture(ranks), columns, rows)
