@@ -60,10 +60,15 @@ class Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """`help` and `version` are words for the options."""
         if args and args[0] == "help":
-            args = [*args[1:2], "--help"]
+            args = [*self._command_in(ctx, args[1:]), "--help"]
         elif args and args[0] == "version":
             args = ["--version"]
         return super().parse_args(ctx, args)
+
+    def _command_in(self, ctx: click.Context, words: list[str]) -> list[str]:
+        """The words that name a command, as in `ckpt ls`; what follows is not to be done."""
+        group = isinstance(self.get_command(ctx, words[0]), click.Group) if words else False
+        return words[: 2 if group else 1]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         name = ALIASES.get(name, name)

@@ -56,6 +56,9 @@ def command(script: Path | None, arguments: tuple[str, ...], run_dir: Path, npro
 
     Exit code 2 if something is bad: a run would not start, or could not be kept alive.
     """
+    if script is not None and str(script).startswith("-"):
+        # The options of a script come behind it.
+        raise click.NoSuchOption(str(script), ctx=click.get_current_context())
     if script is not None:
         try:
             source, names = files.script(script)

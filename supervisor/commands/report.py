@@ -41,7 +41,8 @@ def command(run: str | None, as_json: bool, page: Path | None) -> None:
     known = to_read(run)
     if page is not None:
         _write_page(known, page)
-        return
+        if not as_json:
+            return
     story = story_of(known.run)
     body = {"schema": SCHEMA, "run": known.id, **ledger.report(story, now_of(story))}
     if as_json:

@@ -102,6 +102,14 @@ def test_a_run_that_saved_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert not status(all_runs()[0])["saves_nothing"]
 
 
+def test_a_page_and_a_document_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who asks for both gets both."""
+    over(barren("gpt-0001"))
+    both = said(capsys, "report", "gpt-0001", "--html", "page.html", "--json")
+    assert both == said(capsys, "report", "gpt-0001", "--json") and json.loads(both)["state"] == "failed"
+    assert Path("page.html").read_text("utf-8").startswith("<!")
+
+
 def test_runs_are_chosen_and_named_as_they_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     """The newest first; a copy by the name of its folder, since its id is the original's."""
     old = over(barren("old-1", "2026-11-20T02:00:00.000+00:00"), state="stopped")

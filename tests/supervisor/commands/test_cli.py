@@ -150,6 +150,7 @@ def test_launch_loads_little(tmp_path: Path) -> None:
         (["launch", "-m", "__main__"], 2, "no module named '__main__'"),
         (["launch", "--nproc", "9" * 5000, "script.py"], 2, "neither a number"),
         (["stacks", "--top", "100d"], 2, "'100d' is more than 1d"),
+        (["doctor", "--jsn"], 2, "no option '--jsn'; did you mean '--json'?; see: supervise doctor --help"),
         (["launch", "trainer"], 2, "write: -m trainer"),
         (["launch", "."], 2, "is a folder"),
         (["launch", "--grace", "soon", "script.py"], 2, "30s, 5m or 2h"),
@@ -255,6 +256,18 @@ def test_help_is_text(run: Run, given: tuple[str, ...], said: int) -> None:
     done = run.cli(*given, check=said)
     assert done.stderr == "" and "\\x0a" not in done.stdout
     assert done.stdout.startswith("supervise, version" if "version" in given else "Usage: supervise")
+
+
+def test_help_is_about_the_command_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also about one of a group; what follows the name is not done."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    for given, usage in (("ckpt", "ls"), "ckpt ls"), (("ckpt",), "ckpt"), (("launch", "train.py"), "launch"):
+        assert call(["help", *given]) == 0
+        assert capsys.readouterr().out.startswith(f"Usage: supervise {usage} [")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_launch_that_does_not_begin_leaves_no_folder(tmp_path: Path) -> None:
