@@ -40,8 +40,8 @@ def test_other_world_sizes(here: Here, tmp_path: Path) -> None:
 def test_shared_memory_too_small(
     here: Here, notes: Notes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One rank of two has no room: one warning that says what to do, then checkpoints on disk by both, and nothing is
-    left in shared memory."""
+    """One rank of two has no room: one warning that says what to do, then checkpoints on disk by both, the first one at
+    once, and nothing is left in shared memory."""
     real = os.posix_fallocate
 
     def allocate(fd: int, offset: int, size: int) -> None:
@@ -63,7 +63,7 @@ def test_shared_memory_too_small(
         return ckpt._tier
 
     assert on_ranks(2, body) == [None, None]
-    assert committed_steps(here.checkpoints) == [4, 8]
+    assert committed_steps(here.checkpoints) == [2, 4, 8]
     warnings = notes.warnings()
     assert len(warnings) == 1
     assert "too small" in warnings[0]
@@ -75,7 +75,8 @@ def test_shared_memory_too_small(
 @pytest.mark.parametrize("what", ["supervise-m", "supervise-m/rank1", "supervise-m/rank0.a"])
 def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, what: str) -> None:
     """All of it, a board, or a buffer: the next snapshot finds out, a step goes to disk, and there are snapshots again,
-    which all ranks have; with one warning. Of those that are removed over and over there are none any more."""
+    which all ranks have; with one warning. Of those that are removed over and over there are none any more: that step
+    goes to disk, too."""
 
     def body(ranks: Any) -> Any:
         found = []
@@ -106,8 +107,38 @@ def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, wha
     assert (tier_0, tier_1) == (None, None) and list(here.segment.iterdir()) == []
     saved = committed_steps(here.checkpoints)
     # Begun anew right after each of the first three, and current until the next.
-    assert len(saved) == 3 and all(0 < step - removed <= 4 for step, removed in zip(saved, (4, 12, 16), strict=True))
+    removals = (4, 12, 16, 20)
+    assert len(saved) == 4 and all(0 < step - removed <= 4 for step, removed in zip(saved, removals, strict=True))
     assert found[10] == 10
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_no_step_is_lost_with_the_snapshots(here: Here, notes: Notes, refused: bool) -> None:
+    """One rank can take no more of them: the next step is durable before they are removed. If the disk refuses it, they
+    stay, and no pin."""
+
+    def full(size: int, pin: int | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def body(ranks: Any) -> Any:
+        ckpt = Checkpointer(model=nn.Linear(3, 3), every=1000, snapshot_every=1)
+        ckpt._ranks = ranks
+        ckpt.restore()
+        for step in range(1, 7):
+            if ckpt._tier:
+                ckpt._tier._memory.wait()
+                if step == 4 and ranks.rank == 1:
+                    ckpt._tier._memory.segment.begin = full  # type: ignore[method-assign]
+            if step == 4 and ranks.rank == 0 and refused:
+                here.checkpoints.write_text("no folder")
+            ranks.exchange(None)
+            ckpt.step(step, Wish(*ranks.any(*ckpt.wish()._replace(save=step == 4))))
+        return ckpt._tier, snapshots.newest_snapshot(here.segment)
+
+    assert on_ranks(2, body) == [(None, 3 if refused else None)] * 2
+    assert committed_steps(here.checkpoints) == ([] if refused else [5])
+    assert not snapshots.any_pinned(snapshots.boards(here.segment).values())
+    assert len(notes.warnings()) == 1
 
 
 def _flushed(here: Here, notes: Notes) -> dict[str, Any]:

@@ -260,10 +260,8 @@ class Tier:
         if found is not None:
             progress().note("flush_due", step=self._pinned, keep=self._keep, stall_s=self.untold())
             return
-        snapshots.clear_pins(folder, self._pinned)
-        if self._promised:
-            progress().note("checkpoint_failed", step=self._pinned, error="a rank had no room for its snapshot")
-        # Else the next snapshot serves as well.
+        self._unpin("a rank had no room for its snapshot")
+        # Unless it was promised, the next snapshot serves as well.
         self._pinned, self._owed = None, not self._promised
 
     def _is_awaited(self) -> bool:
@@ -274,16 +272,26 @@ class Tier:
         return any(board.passed(segment.attempt) < (self._pinned or 0) for board in segment.boards().values())
 
     def give_up(self) -> tuple[str, bool]:
-        """Ends the snapshots. Returns why, and whether the only reason is that they were removed; the same on every
-        rank. All ranks call it at the same step."""
+        """No snapshot will follow; the last ones stay. Returns why, and whether the only reason is that they were
+        removed; the same on every rank. All ranks call it at the same step."""
         found = self._ranks.exchange([self._memory.over, self._memory.removed])
         problems = [problem for problem, _ in found if problem]
         self.close()
-        self._ranks.each_node(lambda: snapshots.empty(self._memory.segment.folder))
-        if self._pinned is not None and self._promised and not self._said and self._ranks.rank == 0:
-            progress().note("checkpoint_failed", step=self._pinned, error="it has no snapshot to be made from")
+        self._ranks.exchange(None)  # no rank pins any more
+        if self._pinned is not None and not self._said and self._ranks.rank == 0:
+            self._unpin("it has no snapshot to be made from")
         why = str(problems[0]) if problems else "no snapshots: a rank had trouble with them"
         return why, all(removed for problem, removed in found if problem)
+
+    def _unpin(self, error: str) -> None:
+        """No flush will be made of the pinned snapshot, which is told if it was promised."""
+        snapshots.clear_pins(self._memory.segment.folder, self._pinned)
+        if self._promised:
+            progress().note("checkpoint_failed", step=self._pinned, error=error)
+
+    def empty(self) -> None:
+        """No snapshot is left on any node. All ranks call it, after the end."""
+        self._ranks.each_node(lambda: snapshots.empty(self._memory.segment.folder))
 
     def close(self) -> None:
         """The last snapshot is committed, and none will follow."""

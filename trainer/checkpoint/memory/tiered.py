@@ -73,14 +73,16 @@ class Tiered:
             self._tier = None
 
     def _lose_tier(self) -> None:
-        """The memory tier is made again if somebody has removed its files; else it is given up."""
+        """The state after this step is durable, and no snapshot is left; or it could not be saved, and the newest one
+        stays. The memory tier is made again if somebody has removed its files; else it is given up."""
         assert self._tier is not None
-        why, removed = self._tier.give_up()
-        self._tier = None
+        lost, self._tier = self._tier, None
+        why, removed = lost.give_up()
         self._removals += removed
-        if not removed or self._removals > REMOVALS:
-            self._notices.say(f"{why}; checkpoints go on, on disk")
-            return
-        self._notices.say(f"{why}; this step is saved to disk, and new snapshots are taken")
-        self.save()
-        self._open_tier()
+        anew = removed and self._removals <= REMOVALS
+        then = "new snapshots are taken" if anew else "checkpoints go on, on disk"
+        self._notices.say(f"{why}; this step is saved to disk, and {then}")
+        if self.save():
+            lost.empty()
+        if anew:
+            self._open_tier()
