@@ -249,6 +249,29 @@ def test_a_pinned_snapshot_stays_and_a_third_buffer_comes_and_goes(folder: Path)
     assert len(list(folder.glob("rank0.*"))) == 2
 
 
+@pytest.mark.parametrize("promised", [False, True])
+def test_pins_of_a_larger_world(folder: Path, promised: bool) -> None:
+    """Four ranks pinned a step, and one died before it had committed: with two ranks no pin of it is left, nor a file
+    of the others. If all had committed, the pins stay until a flush has read it."""
+    for segment in _ranks(folder, 4):
+        _all(segment, 6)
+        if segment.rank == 1 and not promised:
+            next(_write(segment, 7, pin=True))
+        else:
+            _all(segment, 7, pin=True)
+    ranks = _ranks(folder, 2, attempt=1)
+    assert snapshots.pinned(folder) == ([7] if promised else [])
+    assert snapshots.any_pinned(snapshots.boards(folder).values()) == promised
+
+    for step in range(8, 11):
+        if step == 9:
+            snapshots.clear_pins(folder)
+        for segment in ranks:
+            _all(segment, step)
+    assert _whole(folder) == 10
+    assert shm.ranks_in(folder) == [0, 1]
+
+
 def test_no_room_for_the_third_buffer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no snapshots while the pin lasts, the pinned one is safe, and then it goes on."""
     segment = Segment(folder, 0, 1, 0)

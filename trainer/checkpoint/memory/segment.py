@@ -84,10 +84,11 @@ class Segment:
         self._leaving: str | None = None
         self.cramped = False
         promised = pinned(folder)
-        for slot, steps in self._own.pins().items():
-            # Ranks pinned it, and one died before it had committed: no flush will ever read it.
-            for step in steps if self._own.read(slot) is None else steps.difference(promised):
-                self._own.unpin(slot, step)
+        for board in (self._own, *self._of_larger_world()):
+            for slot, steps in board.pins().items():
+                # Ranks pinned it, and one died before it had committed: no flush will ever read it.
+                for step in steps if board.read(slot) is None else steps.difference(promised):
+                    board.unpin(slot, step)
 
     def boards(self) -> dict[int, Board]:
         """The boards of all ranks that have a board."""
@@ -270,11 +271,15 @@ class Segment:
         self._unmap(slot)
         self._held.discard(slot)
 
+    def _of_larger_world(self) -> list[Board]:
+        """The boards of ranks of a larger, dead world, for which rank 0 acts."""
+        return [board for rank, board in self._boards.items() if self.rank == 0 and rank >= self.world_size]
+
     def _forget_larger_world(self, newest: Snapshot | None) -> None:
         """Files of ranks of a larger, dead world are removed, once this world has its own snapshot."""
         if self._swept or self.rank != 0 or newest is None or newest.attempt != self.attempt:
             return
-        if any(board.pins() for rank, board in self._boards.items() if rank >= self.world_size):
+        if any(board.pins() for board in self._of_larger_world()):
             return  # a flush is to read it first
         self._swept = True
         for rank in ranks_in(self.folder):
