@@ -207,6 +207,17 @@ def test_the_last_step_is_in_memory_when_the_disk_refuses_it(here: Here, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
+def test_the_step_of_a_stop_is_in_memory_when_the_disk_refuses_it(here: Here) -> None:
+    """Also right after a snapshot."""
+    with training() as made:
+        made.run(3)
+        here.checkpoints.write_text("no folder")
+        with pytest.raises(CheckpointError, match="step 4 could not be saved when asked to stop"):
+            made.run(4, Wish(stop=True))
+        assert snapshots.newest_snapshot(here.segment) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_a_flush_is_the_save(here: Here, tmp_path: Path) -> None:
     """A flushed snapshot and a direct save of the same step: the same state, and the rank's file byte for byte."""
     with training() as made:

@@ -161,7 +161,7 @@ class Tier:
         self._memory.wait()
         for _ in SLOTS:  # on a GPU, one that had to be made leaves a snapshot out
             # All or none: what a rank has of its own goes to a rank that waits for it.
-            if any(self._ranks.any(bool(self._since) or self._memory.left_out == done)):
+            if any(self._ranks.any(not self._memory.segment.has(done))):
                 self._take(done, extra, owed=True)
                 self._memory.wait()
         self._memory.settle()
