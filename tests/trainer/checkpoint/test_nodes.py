@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import waiting
 from tests.support.jobs import same
 from tests.support.thread_nodes import SAVE, TAKE, Cluster, undisturbed
 from tests.support.training import Here, Notes
@@ -19,8 +23,9 @@ from trainer.checkpoint.disk.restore import Tiers, load, restore
 from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.format.shard import entries_in
 from trainer.checkpoint.group import Ranks
-from trainer.checkpoint.memory import snapshots
+from trainer.checkpoint.memory import snapshots, tier
 from trainer.checkpoint.memory.snapshots import newest_snapshot
+from trainer.checkpoint.memory.tier import Wish
 from trainer.checkpoint.nodes import twins
 from trainer.checkpoint.nodes.fence import Fence
 from trainer.checkpoint.nodes.lineage import Lineage, went_on
@@ -131,6 +136,28 @@ def test_a_flush_on_either_node(cluster: Cluster, notes: Notes, machine: str) ->
     ]
     assert found[0].manifest.world_size == 4
     assert snapshots.pinned(cluster.segment("a")) == ([] if machine == "a" else [3])
+
+
+def test_a_part_that_takes_long(cluster: Cluster, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long: the pinned snapshot is told once all of it has arrived, and not given up before."""
+    exchange, arrives, told = twins.Twins._exchange, threading.Event(), list[int]()
+
+    def late(self: twins.Twins, part: twins.Part) -> None:
+        arrives.wait()
+        exchange(self, part)
+
+    def look(step: int) -> None:
+        told.extend(step for kind in notes.kinds() if kind == "flush_due")
+        if step == 5:
+            arrives.set()
+            waiting.until(lambda: snapshots.find(cluster.segment("a"), 3))
+
+    monkeypatch.setattr(twins.Twins, "_exchange", late)
+    monkeypatch.setattr(tier, "time", SimpleNamespace(monotonic=itertools.count(step=100.0).__next__))
+    agreed = lambda step: SAVE if step == 3 else Wish()  # noqa: E731
+    cluster.train("aab", 6, agreed, snapshot_every="auto", look=look)
+    assert told == [6]
+    assert "checkpoint_failed" not in notes.kinds() and snapshots.pinned(cluster.segment("a")) == [3]
 
 
 def test_a_machine_that_stood_still_wakes_up(cluster: Cluster, notes: Notes) -> None:

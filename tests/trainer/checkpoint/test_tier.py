@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from tests.support.jobs import on_ranks, same
-from tests.support.training import SAVE, Here, Notes, train, training, uncosted
+from tests.support.training import SAVE, TAKE, Here, Notes, train, training, uncosted
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
@@ -185,6 +185,35 @@ def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pyte
             assert snapshots.pinned(here.segment) == []
         assert [fields["step"] for kind, fields in notes.kept if kind == "checkpoint_failed"] == lost
         snapshots.remove(here.segment)
+
+
+def test_a_rank_commits_the_snapshot_of_a_save_later(here: Here, notes: Notes) -> None:
+    """As on a GPU, whose copies no step waits for: it is told once that rank has it, and not given up before."""
+
+    def body(ranks: Any) -> Any:
+        late, told = [], []
+        ckpt = Checkpointer(model=nn.Linear(3, 3), every=None, snapshot_every=1)
+        ckpt._ranks = ranks
+        ckpt.restore()
+        assert ckpt._tier is not None
+        memory = ckpt._tier._memory
+        commit = memory.segment.commit
+        for step in range(1, 7):
+            if ranks.rank == 1 and step == 3:
+                memory.segment.commit = lambda *record: late.append(record)  # type: ignore[method-assign]
+            if ranks.rank == 1 and step == 5:
+                commit(*late[0])
+            ranks.exchange(None)
+            ckpt.step(step, SAVE if step == 3 else TAKE if step < 3 else Wish())
+            memory.wait()
+            told.append("flush_due" in notes.kinds())
+            ranks.exchange(None)
+        ckpt._tier.close()
+        return told
+
+    assert on_ranks(2, body)[0] == [False, False, False, False, True, True]
+    assert [fields["step"] for kind, fields in notes.kept if kind == "flush_due"] == [3]
+    assert "checkpoint_failed" not in notes.kinds() and snapshots.pinned(here.segment) == [3]
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

@@ -25,7 +25,6 @@ from . import snapshots
 from .board import Board
 from .memory import Memory
 
-_AWAITED_S = 10.0
 REMOVALS = 3
 """The memory tier is given up when somebody else has removed the snapshots this often."""
 
@@ -265,11 +264,11 @@ class Tier:
         self._pinned, self._owed = None, not self._promised
 
     def _is_awaited(self) -> bool:
-        """Whether parts of the pinned snapshot may still come from other nodes."""
-        if not self._ranks.nodes.several or time.monotonic() > self._pinned_at + _AWAITED_S:
-            return False
-        segment = self._memory.segment
-        return any(board.passed(segment.attempt) < (self._pinned or 0) for board in segment.boards().values())
+        """Whether some rank's part of the pinned snapshot is still being copied, or on its way from another node. Each
+        is committed or left out in the end; if not, the tier is given up."""
+        segment, pinned = self._memory.segment, self._pinned or 0
+        parts = [board for rank, board in segment.boards().items() if rank < self._ranks.world_size]
+        return any(board.passed(segment.attempt) < pinned for board in parts)
 
     def give_up(self) -> tuple[str, bool]:
         """No snapshot will follow; the last ones stay. Returns why, and whether the only reason is that they were
