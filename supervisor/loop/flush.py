@@ -258,9 +258,9 @@ class Flusher:
     def _all(self) -> list[Process]:
         return self._inherited + ([self.process] if self.process is not None else [])
 
-    def finish(self) -> Iterator[Outcome | None]:
+    def finish(self, sweep: bool = True) -> Iterator[Outcome | None]:
         """Promised snapshots, and a snapshot newer than the checkpoints, become durable. Yields the outcome of each
-        flush. Then nothing half written is left among the checkpoints. No rank is alive."""
+        flush. With `sweep` no rank is alive, and then nothing half written is left among the checkpoints."""
         self._want_pinned()
         if self.newest() > newest_checkpoint(self._run.checkpoints):
             self._want(None)
@@ -278,7 +278,8 @@ class Flusher:
         self._kill()
         for wanted in [wanted for wanted in late if wanted.step is not None]:
             yield self._failed(wanted, f"its flush did not end within {_TIME_LIMIT:.0f} s")
-        self.sweep()
+        if sweep:
+            self.sweep()
 
     def sweep(self) -> None:
         """Nothing half written is left among the checkpoints, but of a living flush. No rank is alive."""
@@ -334,8 +335,7 @@ class Flusher:
         except OSError as error:
             yield self._failed(wanted, f"no flush process: {error}")
             return
-        self._stdout = process.stdout
-        self.process = Process(process.pid)
+        self._stdout, self.process = process.stdout, Process(process.pid)
         process.returncode = 0
 
     def _outcome(self) -> dict[str, Any] | None:

@@ -194,7 +194,7 @@ class Follower:
         if self._duty is not None:
             flusher = Flusher(self._duty.run, self._duty.spec.mark)
             if flusher.newest() >= 0:
-                for outcome in flusher.finish():
+                for outcome in flusher.finish(sweep=False):  # others may go on
                     if outcome is not None and "error" in outcome:
                         self._say(f"the newest snapshot could not be saved: {outcome['error']}")
             if (step := flusher.leave(parts=True)) is not None:

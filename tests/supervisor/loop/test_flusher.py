@@ -83,3 +83,19 @@ def test_what_a_flush_that_was_killed_has_begun_is_removed(
 
     assert holds(run.checkpoints, 3)
     assert [path.name for path in run.checkpoints.glob(".*")] == []
+
+
+def test_who_does_not_lead_sweeps_nothing(segment: Path, tmp_path: Path) -> None:
+    """The leader's ranks, on other nodes, may be saving into the same folder."""
+    snapshot_of(segment, 3)
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    folder, file = run.checkpoints / retention.temporary_name(9), run.checkpoints / ".latest.tmp-9999999-0"
+    folder.mkdir()
+    file.touch()
+    flusher = Flusher(run, "m")
+    flusher.segment = segment
+    list(flusher.finish(sweep=False))
+
+    assert holds(run.checkpoints, 3)
+    assert set(run.checkpoints.glob(".*")) == {folder, file}
