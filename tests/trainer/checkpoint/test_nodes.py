@@ -216,6 +216,21 @@ def test_what_is_saved_too_late(tmp_path: Path) -> None:
     assert committed_steps(folder) == [4]
 
 
+def test_what_was_saved_too_late_is_not_the_step_of_one_node(cluster: Cluster) -> None:
+    """a goes on alone, and what b was about to commit is there when a saves that step: a's own counts."""
+    cluster.train("ab", 1, lambda step: Wish(), every=1, snapshot_every=None)
+    folder = cluster.here.checkpoints
+
+    def agreed(step: int) -> Wish:
+        late = Order(folder, step, pack({"value": "late"}), capture_rank(0), "run", attempt=0)
+        assert save(late, Ranks(), DISK).error is None
+        return Wish()
+
+    assert cluster.train("a", 2, agreed, every=1, snapshot_every=None)[0][0] == 1
+    assert load(folder / step_name(2), 0).manifest.attempt == 1
+    assert (folder / "quarantine" / f"{step_name(2)}-1").is_dir()
+
+
 @given(st.data())
 def test_nothing_of_a_lost_node_is_ever_read(data: st.DataObject) -> None:
     """Attempts go on one after another from the newest state that counts, and left-over ranks of earlier attempts

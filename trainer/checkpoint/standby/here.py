@@ -59,10 +59,12 @@ class Here:
 
     @property
     def _fence(self) -> Fence | None:
-        """What its ranks may still save; None on one node, where no rank outlives its attempt."""
-        if self._home is None or not self._ranks.nodes.several:
+        """What its ranks may still save, and what counts. None if the ranks of this run are, and were, on one node,
+        where no rank outlives its attempt."""
+        several = self._ranks.nodes.several
+        if self._home is None or not (several or recorded(self._home).steps):
             return None
-        return Fence(self._home, self._attempt, by_ranks=True)
+        return Fence(self._home, self._attempt, by_ranks=several)
 
     def _wait(self) -> None:
         """In a rank of a standby: it has warmed up, of which nothing is left in its parts and generators, and returns
