@@ -70,7 +70,7 @@ class Flusher:
         self._done = -1
         """The newest step that a flush has made durable."""
         self._made: deque[int] = deque(maxlen=_MADE)
-        self._after_crash = False
+        self._after_crash = self._training = False
         self._had = False
         """Whether the ranks had snapshots. A rank that makes no more snapshots empties the folder, and leaves it."""
         self.process: Process | None = None
@@ -89,7 +89,6 @@ class Flusher:
         """The last output of a flush that died."""
         self._inherited: list[Process] = []
         """Flushes of a dead supervisor. They end by themselves, and their checkpoints are found on the disk."""
-        self._training = False
 
     def inherit(self, training: bool) -> None:
         """Keeps the snapshot that a dead supervisor's flush reads, until that flush is over. `training`: the attempt
@@ -129,6 +128,8 @@ class Flusher:
                     self._want(step)
             elif note["kind"] == "checkpoint_saved" and type(saved := note.get("step")) is int:
                 self._made.append(saved)
+            elif note["kind"] == "resumed" and type(start := note.get("step")) is int:
+                self._done = min(self._done, start)  # what is newer than that is to be made again
 
     def attempt_died(self) -> bool:
         """Makes the dead attempt's newest snapshot durable, after the next attempt's first step. Until then that

@@ -17,7 +17,8 @@ from tests.support.snapshots import snapshot_of
 from tests.support.waiting import until
 from trainer.checkpoint.disk import retention
 from trainer.checkpoint.memory import snapshots
-from trainer.rundir.layout import RunDir
+from trainer.rundir.files.durable import DISK
+from trainer.rundir.layout import RunDir, step_name
 from trainer.rundir.machine import shm
 from trainer.rundir.machine.proc import is_running
 
@@ -99,3 +100,18 @@ def test_who_does_not_lead_sweeps_nothing(segment: Path, tmp_path: Path) -> None
 
     assert holds(run.checkpoints, 3)
     assert set(run.checkpoints.glob(".*")) == {folder, file}
+
+
+def test_what_is_newer_than_the_state_that_the_run_goes_on_from(segment: Path, tmp_path: Path) -> None:
+    """A flushed step turned out to be damaged, and the run went on from an older one: the next snapshot counts, though
+    it is older than what was flushed."""
+    run = RunDir(tmp_path)
+    flusher = Flusher(run, "m")
+    flusher.segment = segment
+    for step, start in ((9, 0), (7, 4)):
+        flusher.hear([(0, {"kind": "resumed", "step": start})])  # type: ignore[list-item]
+        snapshot_of(segment, step)
+        list(flusher.finish())
+        assert holds(run.checkpoints, step)
+        retention.quarantine(run.checkpoints, step_name(step), "damaged", DISK)
+        snapshots.remove(segment)
