@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.abc
+import re
 import sys
 import time
 from collections import defaultdict
@@ -18,10 +19,15 @@ from importlib.machinery import ModuleSpec
 from types import TracebackType
 from typing import Any
 
-from . import fitness
+from ...rundir.variables import LAUNCHERS
+from . import fitness, rank_zero
 from .modules import Barred
+from .variables import Reads
 
 _BOOTSTRAP: Any = importlib._bootstrap
+_OURS = __name__.partition(".")[0]
+_OF_A_RANK = re.compile(LAUNCHERS.pattern + r"|SUPERVISE_.*")
+"""The variables that a rank has and the fork server has not."""
 
 
 class ImportWatch:
@@ -45,6 +51,9 @@ class ImportWatch:
         self._threads = fitness.threads()
         self._cuda = fitness.cuda_runs()
         self._habits = fitness.habits()
+        self._reads = Reads(self._read)
+        self._asked: defaultdict[str, set[str]] = defaultdict(set)
+        """For each module: the variables of a rank that it has read."""
 
     def __enter__(self) -> ImportWatch:
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -53,9 +62,11 @@ class ImportWatch:
         self._replace(builtins, "__import__", self._around_import)
         self._replace(_BOOTSTRAP, "_gcd_import", self._around_gcd_import)
         self._replace(_BOOTSTRAP, "_load_unlocked", self._around_load)
+        self._reads.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._reads.__exit__(kind, error, at)
         while self._replaced:
             setattr(*self._replaced.pop())
         sys.meta_path.remove(self._finder)
@@ -103,6 +114,7 @@ class ImportWatch:
             yield
         finally:
             self._look(name)
+            self._judge(name)
             self._stack.pop()
             self._account(name)
             self._told(self._stack)
@@ -155,6 +167,16 @@ class ImportWatch:
             changed = [what for what, value in habits.items() if value != self._habits[what]]
             self._blame(name, f"changes {' and '.join(changed)}")
             self._habits = habits
+
+    def _read(self, variable: str) -> None:
+        name = self._stack[-1] if self._stack else _OURS
+        if name.partition(".")[0] != _OURS and _OF_A_RANK.fullmatch(variable):
+            self._asked[name].add(variable)
+
+    def _judge(self, name: str) -> None:
+        """The fork server is no rank. What a module keeps of a rank's variables would be wrong in each of its forks."""
+        if (asked := self._asked.pop(name, None)) and not rank_zero.can_be_told(name):
+            self._blame(name, f"reads {' and '.join(sorted(asked))}")
 
     def _blame(self, name: str, what: str) -> None:
         self.causes[name] = f"{self.causes[name]}, {what}" if name in self.causes else f"its import {what}"

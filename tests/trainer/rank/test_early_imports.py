@@ -1,0 +1,99 @@
+"""What the import of a module finds in the fork server, which is no rank of an attempt, and what a rank finds
+afterwards."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.supervised import ROOT, environment
+from trainer.rank.preload import rank_zero
+from trainer.rank.preload.import_watch import ImportWatch
+
+Watched = Callable[..., ImportWatch]
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Imports modules of the given texts, in this order and under watch."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imported(**texts: str) -> ImportWatch:
+        for name, text in texts.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        before = set(sys.modules)
+        try:
+            with ImportWatch((), lambda stack: None) as watch:
+                for name in texts:
+                    importlib.import_module(name)
+            return watch
+        finally:
+            for name in set(sys.modules) - before:
+                del sys.modules[name]
+
+    return imported
+
+
+def test_who_reads_a_variable_of_a_rank(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that asks at its import, in any way, is left to the ranks. A copy of all variables asks for none."""
+    monkeypatch.setenv("MASTER_PORT", "1")
+    watch = watched(
+        gets="import os; os.environ.get('RANK')",
+        calls="import os; os.getenv('LOCAL_RANK', 0)",
+        looks="import os; 'WORLD_SIZE' in os.environ, os.environ.setdefault('MASTER_PORT', '2')",
+        helped="import reader; reader.read()",
+        reader="import os\ndef read(): return os.environ.get('TORCHELASTIC_RESTART_COUNT')",
+        copies="import os; dict(os.environ), {**os.environ}, os.environ.copy(), list(os.environ.items())",
+        searches="import os; [os.environ[name] for name in os.environ if name.startswith('HOME')]",
+        others="import os; os.environ.get('SLURM_PROCID'), os.environ.get('HOME')",
+    )
+
+    assert watch.causes == {
+        "gets": "its import reads RANK",
+        "calls": "its import reads LOCAL_RANK",
+        "looks": "its import reads MASTER_PORT and WORLD_SIZE",
+        "helped": "its import reads TORCHELASTIC_RESTART_COUNT",
+    }
+    assert type(os.environ).__module__ == "os"
+
+
+def test_lightning_is_imported_early_and_knows_its_rank() -> None:
+    """lightning and torchmetrics keep the rank at their import, which takes seconds: they are imported all the same,
+    and told."""
+    code = """
+import os
+from trainer.rank.preload import rank_zero
+from trainer.rank.preload.import_watch import ImportWatch
+import torch
+with ImportWatch((), lambda stack: None) as watch:
+    import lightning.pytorch, pytorch_lightning, torchmetrics
+assert "lightning.fabric.utilities.rank_zero" in watch._seconds
+from lightning.pytorch.utilities import rank_zero_only
+from torchmetrics.utilities.prints import rank_zero_only as of_metrics
+before = rank_zero_only.rank, of_metrics.rank
+os.environ.update(RANK="5", LOCAL_RANK="1")
+rank_zero.settle()
+reads = [why for why in watch.causes.values() if " reads " in why]
+print(reads, before, rank_zero_only.rank, of_metrics.rank)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert told.stdout.splitlines()[-1] == "[] (0, 0) 5 1"
+
+
+def test_another_version_of_lightning_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that keeps its rank elsewhere cannot be told it, and a rank without it imports nothing."""
+    name = "lightning.fabric.utilities.rank_zero"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    assert not rank_zero.can_be_told(name)
+    monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    assert not rank_zero.can_be_told(name)
+    rank_zero.settle()
