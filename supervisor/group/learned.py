@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from supervisor.run.spec import Spec
 from trainer.rundir.files.codec import encode, read
 from trainer.rundir.files.durable import replace_soon
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.learned import Wanted, remembered
+from trainer.rundir.records.learned import Settings, Wanted, remembered
 
-_SUFFIX = ".left-out.json"
+_SUFFIX, _VARIABLES = ".left-out.json", ".variables.json"
 
 
 class Learned:
@@ -31,7 +32,10 @@ class Learned:
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         self._folder = _folder()
         self._cached, self._cached_out = self._folder / f"{name}.json", self._folder / f"{name}{_SUFFIX}"
-        self._written: int | None = None
+        self._variables, self._cached_variables = run.variables, self._folder / f"{name}{_VARIABLES}"
+        self._written: list[int] = []
+        self.late = Settings.known(self._cached_variables).late
+        """For each variable that the script sets: the modules that it imports afterwards."""
         # Another version of a library may behave better.
         self.left_out = _kept(self._cached_out) or Wanted()
 
@@ -41,19 +45,24 @@ class Learned:
         return [name for name in names if name not in self.left_out.left_out]
 
     def has_news(self) -> bool:
-        """Whether the list of the run was written since the last call."""
-        try:
-            written = self._list.stat().st_mtime_ns
-        except OSError:
-            return False
-        news, self._written = written != self._written, written
+        """Whether the list of the run, or its variables, were written since the last call."""
+        written = [_stamp(self._list), _stamp(self._variables)]
+        news, self._written = bool(written[0]) and written != self._written, written
         if news:
-            self._keep(self._cached, self._list)
+            self._keep(self._cached, self._list.read_bytes)
+            self._learn_variables()
         return news
+
+    def _learn_variables(self) -> None:
+        late = Settings.known(self._variables).of(remembered(self._list), self.late)
+        if late != self.late:
+            # What was left out because of a variable need not be any more.
+            self.late, self.left_out = late, Wanted()
+            self._keep(self._cached_variables, lambda: encode(Settings([], late)))
 
     def ask(self, path: Path) -> list[str]:
         """`path` tells a fork server which modules to import. Returns their names. OSError if it cannot be written."""
-        asked = msgspec.structs.replace(self.left_out, names=self.names())
+        asked = msgspec.structs.replace(self.left_out, names=self.names(), late=self.late)
         asked.write(path)
         return asked.names
 
@@ -63,15 +72,25 @@ class Learned:
             told = read(found, Wanted)
             if told.left_out == self.left_out.left_out:
                 return
-            self.left_out = msgspec.structs.replace(told, names=[], script=self._script, installed=_installed())
+            self.left_out = msgspec.structs.replace(
+                told, names=[], late={}, script=self._script, installed=_installed()
+            )
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_soon(self._cached_out, encode(self.left_out))
 
-    def _keep(self, to: Path, source: Path) -> None:
+    def _keep(self, to: Path, content: Callable[[], bytes]) -> None:
         # It is only a cache. Without it, the next run of this script learns the same again.
         with contextlib.suppress(OSError):
             to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_soon(to, source.read_bytes())
+            replace_soon(to, content())
+
+
+def _stamp(path: Path) -> int:
+    """0 if there is no such file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _folder() -> Path:

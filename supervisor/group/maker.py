@@ -51,6 +51,8 @@ class GroupMaker:
         self._failures = 0
         self._since: float | None = None
         self._loaded: list[str] = []
+        self._late: dict[str, list[str]] = {}
+        """The variables that the fork server was told of."""
         self._growing = False
         """Whether the fork server is importing the modules that this run has imported."""
 
@@ -78,7 +80,7 @@ class GroupMaker:
         folder = self._run.standby
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._loaded = self.learned.ask(self._wanted)
+            self._loaded, self._late = self.learned.ask(self._wanted), self.learned.late
             self.server = ForkServer(self._spec, self._env, self._wanted, folder / "fork_server.log")
             self._since = now
             if self.server.stayed:
@@ -97,10 +99,10 @@ class GroupMaker:
         server = self.ready
         if server is None or server.loading or not self.learned.has_news():
             return
-        if set(self.learned.names()) <= set(self._loaded):
+        if set(self.learned.names()) <= set(self._loaded) and self.learned.late == self._late:
             return
         try:
-            self._loaded = self.learned.ask(self._wanted)
+            self._loaded, self._late = self.learned.ask(self._wanted), self.learned.late
         except OSError:
             return  # The disk is full. So the waiting group is less warm.
         self._growing = True
@@ -124,6 +126,8 @@ class GroupMaker:
             # Its other children (perhaps an attempt) live on, as our children.
             kill([server.process])
             server.close()
+            # A group of it that waits gives way to one that knows more, once there is one.
+            self.knows += self._growing
             self.server, self._growing = None, False
             for group in self._unborn.values():
                 group.stillborn = True

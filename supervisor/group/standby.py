@@ -102,6 +102,9 @@ class Standby:
         has made its first step and goes on."""
         maker = self._maker
         maker.listen(now)
+        if self._group is not None and self._group.knows < maker.knows and maker.server is None:
+            # The fork server could not learn what was to be known, so its group is of no use either.
+            self._drop()
         self._check_group(now, ended)
         self._trains_since = (self._trains_since or now) if trains else None
         settled = self._trains_since is not None and now >= self._trains_since + SETTLED

@@ -26,7 +26,7 @@ from .hooks import adapters, bars, processes
 from .hooks.steps import watch_torch
 from .journal import saves
 from .journal.journal import Begun
-from .preload import rank_zero
+from .preload import rank_zero, script_variables
 from .reporter import Reporter
 from .trackers import follow as trackers
 
@@ -170,6 +170,7 @@ def _rank_in_group() -> int | None:
 def hook(member: Member, place: Supervised) -> None:
     """`member` is told of torch's steps and groups in this process and in its forks."""
     rank_zero.settle()
+    script_variables.follow()
     watch_torch(member)
     bars.follow()
     saves.install()

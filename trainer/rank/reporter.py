@@ -33,6 +33,7 @@ from .journal.journal import Begun, Journal
 from .journal.kept import keep_all
 from .journal.missed import Missed
 from .journal.went_on import Known, went_on_from
+from .preload import script_variables
 from .preload.modules import remember
 from .progress import Position, Progress
 
@@ -167,6 +168,7 @@ class Reporter(Progress):
                 program.leave(self.place.attempt.program)
         parking.learn(self._steps_here)
         if self._steps_here in _LEARNED_BY and self.rank == 0:
+            script_variables.remember(self.place.run.variables)
             remember(self.place.run.modules)
         self._fire(None, optimizer)
 

@@ -238,6 +238,11 @@ class RunDir:
         return self.path / "modules.json"
 
     @property
+    def variables(self) -> Path:
+        """The variables that the script has set, for the fork server."""
+        return self.path / "variables.json"
+
+    @property
     def program(self) -> Path:
         """The files of the script's program, as the newest attempt has loaded them."""
         return self.path / "program.json"

@@ -168,3 +168,38 @@ while True:
     assert not run.events("standby_lost")
     assert [event["kind"] for event in run.events("attempt_started")] == ["fork", "fork"]
     assert [(run.folder / f"warm{attempt}").read_text() for attempt in (0, 1)] == ["0", str(len(names))]
+
+
+def test_a_variable_that_the_script_sets_from_now_on(run: Run) -> None:
+    """The script is changed: it sets a variable before an import that was made for it already. The attempt that finds
+    the old import tells of it; the ones after it import the module themselves."""
+    site = run.folder / "site-packages"
+    site.mkdir()
+    (site / "has_a_mode.py").write_text("import os\nMODE = os.environ.get('MODE_OF_IT', 'slow')")
+    text = """
+import os, time, torch
+SETTING
+import has_a_mode
+open("mode" + os.environ["SUPERVISE_ATTEMPT"], "w").write(has_a_mode.MODE)
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+while True:
+    optimizer.step()
+    time.sleep(0.02)
+"""
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    script = run.script(text.replace("SETTING", ""))
+    run.start(script, PYTHONPATH=path, XDG_CACHE_HOME=str(run.folder / "cache"))
+    until(lambda: any("serving_pid" in event for event in run.events("standby_ready")))
+    run.script(text.replace("SETTING", "os.environ['MODE_OF_IT'] = 'fast'"))
+    run.cli("inject", "run", "kill")
+    run.until_event("standby_lost")
+    until(lambda: any("left_out" in event for event in run.events("standby_ready")))
+    run.cli("inject", "run", "kill")
+    run.until_event("first_step", 3)
+    run.cli("stop", "run", "--now")
+    assert run.wait() == 103
+
+    assert [(run.folder / f"mode{attempt}").read_text() for attempt in range(3)] == ["slow", "slow", "fast"]
+    assert "it has imported has_a_mode, which reads MODE_OF_IT" in run.events("standby_lost")[0]["reason"]
+    assert run.events("standby_ready")[-1]["left_out"].keys() == {"has_a_mode"}
+    assert run.events("attempt_started")[2]["kind"] == "fork"

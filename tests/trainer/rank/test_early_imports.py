@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.supervised import ROOT, environment
-from trainer.rank.preload import rank_zero
+from trainer.rank.preload import rank_zero, script_variables
 from trainer.rank.preload.import_watch import ImportWatch
+from trainer.rundir.records.learned import Settings
 
 Watched = Callable[..., ImportWatch]
 
@@ -24,12 +25,12 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Imports modules of the given texts, in this order and under watch."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def imported(**texts: str) -> ImportWatch:
+    def imported(late: dict[str, list[str]] | None = None, **texts: str) -> ImportWatch:
         for name, text in texts.items():
             (tmp_path / f"{name}.py").write_text(text)
         before = set(sys.modules)
         try:
-            with ImportWatch((), lambda stack: None) as watch:
+            with ImportWatch((), lambda stack: None, late=late or {}) as watch:
                 for name in texts:
                     importlib.import_module(name)
             return watch
@@ -97,3 +98,68 @@ def test_another_version_of_lightning_is_not_trusted(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, name, type(sys)(name))
     assert not rank_zero.can_be_told(name)
     rank_zero.settle()
+
+
+def test_what_the_script_sets_first(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that reads a variable is left to a script that sets it before; not one that is imported before, nor
+    one that finds what another import has set."""
+    for name in ("HOME_OF_HUB", "SEARCHES_OFF", "SET_BY_IMPORT"):
+        monkeypatch.delenv(name, raising=False)
+    names = ["reads", "sets", "finds", "searches", "copies"]
+    watch = watched(
+        late=dict.fromkeys(("HOME_OF_HUB", "SEARCHES_OFF", "SET_BY_IMPORT"), names),
+        early="import os; os.environ.get('HOME_OF_HUB')",
+        reads="import os; os.environ.get('HOME_OF_HUB')",
+        sets="import os; os.environ['SET_BY_IMPORT'] = '1'",
+        finds="import os; os.environ['SET_BY_IMPORT']",
+        searches="import os; [name for name in os.environ if name.startswith('SEARCHES_')]",
+        copies="import os; dict(os.environ)",
+    )
+
+    assert watch.causes == {
+        "reads": "its import reads HOME_OF_HUB, which the script sets before",
+        "searches": "its import reads SEARCHES_OFF, which the script sets before",
+    }
+
+
+def test_a_rank_tells_what_its_script_has_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the modules that it imported afterwards, also for a variable that it has changed or removed; nothing of
+    what was set before it began."""
+    site, path = tmp_path / "site-packages", tmp_path / "variables.json"
+    site.mkdir()
+    for name in ("first_of_it", "second_of_it", "third_of_it"):
+        (site / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.setattr(script_variables, "_follower", None)
+    monkeypatch.setenv("KEPT", "1")
+    monkeypatch.setenv("REMOVED", "1")
+    monkeypatch.delenv("HOME_OF_HUB", raising=False)
+    script_variables.remember(path)
+    assert not path.exists()
+
+    try:
+        script_variables.follow()
+        importlib.import_module("first_of_it")
+        monkeypatch.setenv("HOME_OF_HUB", "here")
+        importlib.import_module("second_of_it")
+        monkeypatch.delenv("REMOVED")
+        importlib.import_module("third_of_it")
+        script_variables.remember(path)
+    finally:
+        for name in ("first_of_it", "second_of_it", "third_of_it"):
+            sys.modules.pop(name, None)
+
+    told = Settings.known(path)
+    assert told.own[-3:] == ["first_of_it", "second_of_it", "third_of_it"]
+    assert told.late == {"HOME_OF_HUB": ["second_of_it", "third_of_it"], "REMOVED": ["third_of_it"]}
+
+
+def test_what_a_warm_rank_cannot_tell() -> None:
+    """Of a module that was imported before the script, it is known from an earlier attempt whether the script imports
+    it first. If the variable is new, it may be."""
+    names = ["one", "two", "three"]
+    told = Settings(own=["three"], late={"KNOWN": ["three"], "NEW": []})
+
+    assert told.of(names, {"KNOWN": ["two"], "GONE": names}) == {"KNOWN": ["two", "three"], "NEW": ["one", "two"]}
+    assert Settings().of(names, {"GONE": names}) == {}

@@ -24,6 +24,7 @@ import os
 import select
 import signal
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from .. import torch_patches
 from ..journal import saves
 from ..preload import modules, trial
 from ..preload.fitness import threads, unfit
+from ..preload.variables import is_read
 from ..process import fork_environment, inherited, mark
 from . import kept
 
@@ -59,6 +61,8 @@ class _Server:
         self._buffered = b""
         self._began = began
         self._importing = False
+        self._reads: dict[str, set[str]] = {}
+        """For each module that it has imported: the variables that the import has read."""
 
     def hear(self) -> bool:
         """All requests so far are answered. False if no more requests can come."""
@@ -106,7 +110,10 @@ class _Server:
         found = path.with_suffix(".found.json")
         try:
             wanted, self._importing = read(path, Wanted), True
-            inherited.imported(lambda: trial.grow(wanted, gently, self.requests, self.hear)).write(found)
+            if too_late := self._too_late(wanted.late):
+                return {"unfit": too_late}
+            grow = partial(trial.grow, wanted, self._reads, gently, self.requests, self.hear)
+            inherited.imported(grow).write(found)
         except (OSError, ValueError) as error:
             return {"unfit": f"its list of modules cannot be read, or its findings cannot be written: {error}"}
         finally:
@@ -114,6 +121,14 @@ class _Server:
         # The garbage collectors of the forks need not look at objects that all forks share.
         gc.freeze()
         return {"ready": True, "found": str(found), "pid": os.getpid()}
+
+    def _too_late(self, late: dict[str, list[str]]) -> str:
+        """Why this process cannot serve a script that sets such variables. Empty if it can."""
+        for variable, names in late.items():
+            for name in names:
+                if is_read(variable, name, self._reads.get(name, ())):
+                    return f"it has imported {name}, which reads {variable}; the script sets that before"
+        return ""
 
 
 def serve(stdin: int | None, began: kept.Began) -> None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.abc
+import os
 import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from ...rundir.variables import LAUNCHERS
 from . import fitness, rank_zero
 from .modules import Barred
-from .variables import Reads
+from .variables import Reads, is_read
 
 _BOOTSTRAP: Any = importlib._bootstrap
 _OURS = __name__.partition(".")[0]
@@ -34,10 +35,14 @@ class ImportWatch:
     """Inside its block every import of this process is watched. Names in `left_out` cannot be imported."""
 
     def __init__(
-        self, left_out: Iterable[str], told: Callable[[list[str]], None], between: Callable[[], None] = lambda: None
+        self,
+        left_out: Iterable[str],
+        told: Callable[[list[str]], None],
+        between: Callable[[], None] = lambda: None,
+        late: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
         """`told` is called with the modules that are being executed, outermost first. `between` is called between
-        modules."""
+        modules. `late`: for each variable that the script sets, the modules that it imports afterwards."""
         self.causes: dict[str, str] = {}
         """For each harmful module: what its import did."""
         self.barred: set[str] = set()
@@ -52,8 +57,10 @@ class ImportWatch:
         self._cuda = fitness.cuda_runs()
         self._habits = fitness.habits()
         self._reads = Reads(self._read)
-        self._asked: defaultdict[str, set[str]] = defaultdict(set)
-        """For each module: the variables of a rank that it has read."""
+        self._late = {variable: set(names) for variable, names in late.items()}
+        self._began = dict(os.environ)
+        self.reads: defaultdict[str, set[str]] = defaultdict(set)
+        """For each module: the variables that its import has read, and that no import had set."""
 
     def __enter__(self) -> ImportWatch:
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -168,15 +175,21 @@ class ImportWatch:
             self._blame(name, f"changes {' and '.join(changed)}")
             self._habits = habits
 
-    def _read(self, variable: str) -> None:
+    def _read(self, variable: str, value: str | None) -> None:
         name = self._stack[-1] if self._stack else _OURS
-        if name.partition(".")[0] != _OURS and _OF_A_RANK.fullmatch(variable):
-            self._asked[name].add(variable)
+        if name.partition(".")[0] != _OURS and value == self._began.get(variable):
+            self.reads[name].add(variable)
 
     def _judge(self, name: str) -> None:
-        """The fork server is no rank. What a module keeps of a rank's variables would be wrong in each of its forks."""
-        if (asked := self._asked.pop(name, None)) and not rank_zero.can_be_told(name):
-            self._blame(name, f"reads {' and '.join(sorted(asked))}")
+        """The fork server is no rank, and no script has set anything in it. What a module keeps of such variables would
+        be wrong in each of its forks."""
+        reads = self.reads.get(name, set())
+        asked = sorted(filter(_OF_A_RANK.fullmatch, reads))
+        if asked and not rank_zero.can_be_told(name):
+            self._blame(name, f"reads {' and '.join(asked)}")
+        late = [variable for variable, names in self._late.items() if name in names and is_read(variable, name, reads)]
+        if late:
+            self._blame(name, f"reads {' and '.join(late)}, which the script sets before")
 
     def _blame(self, name: str, what: str) -> None:
         self.causes[name] = f"{self.causes[name]}, {what}" if name in self.causes else f"its import {what}"

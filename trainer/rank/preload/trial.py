@@ -55,10 +55,10 @@ class _Told:
         return self._memory[4 : 4 + length].decode(errors="replace").split("\n") if length else []
 
 
-def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool]) -> Wanted:
+def grow(wanted: Wanted, reads: dict[str, set[str]], gently: bool, requests: int, serve: Callable[[], bool]) -> Wanted:
     """Returns in a fork of the caller. The fork has imported the `wanted` modules that do no harm to forks. The caller
     itself returns only if no such fork succeeds, and has then imported nothing. Returns `wanted`, with the modules that
-    were left out.
+    were left out. `reads` gets, for each module, the variables that its import has read.
 
     If there is nothing to import, the caller returns at once. `serve()` is called when the descriptor `requests` is
     readable. It returns whether more requests can come.
@@ -73,7 +73,7 @@ def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool])
         if child == 0:
             os.close(readable)
             _die_with(parent)
-            _import(wanted, told, gently, writable)
+            reads |= _import(wanted, told, gently, writable)
             os.close(writable)
             return wanted
         os.close(writable)
@@ -86,10 +86,11 @@ def grow(wanted: Wanted, gently: bool, requests: int, serve: Callable[[], bool])
     return wanted
 
 
-def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
-    """In the fork: imports all modules that can be imported. It does not return if there is harm to report."""
-    throttle = Throttle()
-    with ImportWatch(wanted.left_out, told, throttle.rest if gently else lambda: None) as watch:
+def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> dict[str, set[str]]:
+    """In the fork: imports all modules that can be imported. Returns the variables that each has read. It does not
+    return if there is harm to report."""
+    between = Throttle().rest if gently else lambda: None
+    with ImportWatch(wanted.left_out, told, between, wanted.late) as watch:
         for name in wanted.names:
             if wanted.is_out(name):
                 continue
@@ -99,7 +100,7 @@ def _import(wanted: Wanted, told: _Told, gently: bool, report: int) -> None:
     if not watch.causes and not watch.barred:
         reason = fitness.unfit()
         if reason is None:
-            return
+            return dict(watch.reads)
         watch.causes[_SOME], found = reason, set(wanted.names)
     with os.fdopen(report, "wb") as file:
         file.write(encode(Wanted([], watch.causes, found, watch.seconds(found))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -11,11 +11,17 @@ ALL = "*"
 """In place of a name: all variables were gone through."""
 
 
-class Reads:
-    """Inside its block `seen` is called with the name of each variable that this process reads, also if it is not
-    set. C libraries read them unseen."""
+def is_read(variable: str, module: str, reads: Collection[str]) -> bool:
+    """Whether `module`, whose import has read `reads`, keeps something of that variable. One that goes through all
+    variables looks for those that begin with its own name (TQDM_, FSSPEC_)."""
+    return variable in reads or (ALL in reads and variable.startswith(module.partition(".")[0].upper() + "_"))
 
-    def __init__(self, seen: Callable[[str], None]) -> None:
+
+class Reads:
+    """Inside its block `seen` is called with the name of each variable that this process reads, and its value: None if
+    it is not set. C libraries read them unseen."""
+
+    def __init__(self, seen: Callable[[str, str | None], None]) -> None:
         self._seen = seen
         self._plain: type[Any] = type(os.environ)
         self._going_through: list[str] = []
@@ -26,9 +32,12 @@ class Reads:
 
         class Watched(plain):  # type: ignore[misc,valid-type]
             def __getitem__(self, name: str) -> str:
-                reads._reads(name)
-                value: str = plain.__getitem__(self, name)
-                return value
+                try:
+                    value: str | None = plain.__getitem__(self, name)
+                except KeyError:
+                    value = None
+                reads._reads(name, value)
+                return value if value is not None else plain.__getitem__(self, name)
 
             def __iter__(self) -> Iterator[str]:
                 names = list(plain.__iter__(self))
@@ -43,12 +52,12 @@ class Reads:
 
     def _all(self, names: list[str]) -> None:
         self._going_through = names[::-1]
-        self._seen(ALL)
+        self._seen(ALL, None)
 
-    def _reads(self, name: str) -> None:
+    def _reads(self, name: str, value: str | None) -> None:
         # dict(os.environ) and items() read each value after its name. That is no interest in this one.
         if self._going_through and self._going_through[-1] == name:
             self._going_through.pop()
             return
         self._going_through = []
-        self._seen(name)
+        self._seen(name, value)

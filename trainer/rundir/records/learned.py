@@ -10,6 +10,33 @@ import msgspec
 from ..files.codec import encode, read
 
 
+class Settings(msgspec.Struct):
+    """The variables that a script has set in the environment of a rank."""
+
+    own: list[str] = []
+    """The modules that the rank has imported. All others were imported before its script began."""
+    late: dict[str, list[str]] = {}
+    """For each variable: the modules among them that were imported after it was set."""
+
+    @classmethod
+    def known(cls, path: Path) -> Settings:
+        """What a rank has written to `path`. Nothing if it cannot be read."""
+        try:
+            return read(path, cls)
+        except (OSError, ValueError):
+            return cls()
+
+    def of(self, names: list[str], known: dict[str, list[str]]) -> dict[str, list[str]]:
+        """For each variable, the modules of `names` that the script imports after it is set. What was imported before
+        the script is as in `known`; of a variable that is new there, nothing is known, and all of it is late."""
+        own = set(self.own)
+        found = {}
+        for variable, late in self.late.items():
+            others = set(known.get(variable, names)) - own
+            found[variable] = [name for name in names if name in others.union(late)]
+        return found
+
+
 class Wanted(msgspec.Struct):
     """The imports for a fork server. They are in a file: they may be longer than a pipe takes at once."""
 
@@ -24,6 +51,9 @@ class Wanted(msgspec.Struct):
     """The script that has these modules, in the user's cache."""
     installed: list[int] = []
     """In the cache: changes when a package is installed or upgraded."""
+    late: dict[str, list[str]] = {}
+    """For each variable that the script sets: the modules that it imports afterwards. If one of them reads the variable
+    at its import, it must not be imported."""
 
     def is_out(self, name: str) -> bool:
         """Whether the module, or a package that contains it, is left out."""
