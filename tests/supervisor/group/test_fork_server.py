@@ -21,6 +21,7 @@ HARM = {
     "folder": ("import os; os.chdir('/')", "changes the current folder"),
     "handler": ("import signal; signal.signal(signal.SIGUSR1, print)", "changes the signal handlers"),
     "mask": ("import os; os.umask(0o027)", "changes the mask of file modes"),
+    "logs": ("import logging; logging.warning('no fast kernel')", "changes the root logger"),
     "rank": ("import os; FIRST = os.getenv('RANK', '0') == '0'", "reads RANK"),
     "crash": ("import os; os.abort()", "SIGABRT"),
     "leave": ("import os; os._exit(3)", "exit code 3"),
@@ -28,6 +29,7 @@ HARM = {
 }
 """By the name of a module: its text, and what is said of it."""
 HARMLESS = {
+    "logger": "import logging; logging.getLogger('its').addHandler(logging.StreamHandler())",
     "plain": "import os; os.environ['SET_BY_AN_IMPORT'] = '1'; print('not an answer')",
     "copies": "import os; COPY = dict(os.environ), {**os.environ}, os.environ.copy(), list(os.environ.items())",
     "missing": "raise ImportError('not here')",

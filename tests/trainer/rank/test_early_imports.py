@@ -4,6 +4,7 @@ afterwards."""
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -98,6 +99,19 @@ def test_another_version_of_lightning_is_not_trusted(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, name, type(sys)(name))
     assert not rank_zero.can_be_told(name)
     rank_zero.settle()
+
+
+def test_who_sets_up_the_root_logger(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handlers or its level: the script's own basicConfig() comes later in a fork. Other loggers may be set up."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    watch = watched(
+        own="import logging; logging.getLogger('own_of_it').addHandler(logging.NullHandler())",
+        level="import logging; logging.getLogger().setLevel(logging.INFO)",
+        warns="import logging; logging.warning('no fast kernel')",
+    )
+
+    assert watch.causes == dict.fromkeys(("level", "warns"), "its import changes the root logger")
 
 
 def test_what_the_script_sets_first(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

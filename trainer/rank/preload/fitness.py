@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import locale
+import logging
 import os
 import re
 import signal
@@ -90,6 +91,8 @@ def habits() -> dict[str, Any]:
         "the mask of file modes": status.get(b"Umask"),
         "the current folder": _folder(),
         "the locale": locale.setlocale(locale.LC_ALL),
+        # With a handler, the script's basicConfig() would do nothing.
+        "the root logger": (logging.root.level, *logging.root.handlers),
     }
 
 
