@@ -152,11 +152,13 @@ class Witness:
     def _xids(self) -> tuple[Xid, ...]:
         """The errors of the devices that the ranks can use, as far as those are known. The driver is asked where the
         kernel's log cannot be read."""
-        self._found += xids(self._kernel.news())
+        told = [*xids(self._kernel.news())]
         now, gpus = time.monotonic(), self.gpus
         if gpus is not None and self._kernel.unreadable and now >= self._asked_at + _ASK_EVERY:
             self._asked_at = now
-            self._found += gpus.news()
+            told += gpus.news()
+        # Each once: a device may say the same for days.
+        self._found += [xid for xid in dict.fromkeys(told) if xid not in self._found]
         ours = {device.bus for device in gpus.devices} if gpus is not None else set()
         return tuple(xid for xid in self._found if not ours or xid.bus in ours)
 

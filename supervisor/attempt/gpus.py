@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.diagnosis.gpu import address
 from supervisor.core.evidence import Xid
 from trainer.rundir.machine.proc import is_running
 
@@ -160,12 +161,6 @@ def visible(found: list[Device], told: str | None) -> Iterator[Device]:
         if not match:
             return  # CUDA ends the list at the first name that it does not know.
         yield match[0]
-
-
-def address(bus: str) -> str:
-    """`00000000:3B:00.0` as the kernel's log writes it: `0000:3b:00`."""
-    domain, _, rest = bus.lower().partition(":")
-    return f"{domain[-4:]}:{rest.partition('.')[0]}"
 
 
 def _listed(driver: Path) -> Iterator[Device]:

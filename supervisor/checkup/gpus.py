@@ -26,6 +26,9 @@ def gpus(host: Host) -> list[Check]:
         hint = "pip install nvidia-ml-py" if "package" in known.why else "run nvidia-smi: driver and library must match"
         without = "a lost GPU is known from the kernel's log alone, and a busy one is waited for by time"
         return [Check("nvml", Verdict.WARN, f"{text}; NVML tells nothing ({known.why}): {without}", hint), _locked()]
+    if silent := [device.index for device in known.devices if device.handle is None]:
+        hint = "nvidia-smi --gpu-reset, or reboot; if it comes back, replace it"
+        return [Check("nvml", Verdict.WARN, f"{text}; {_names(silent)} does not answer: it is lost", hint), _locked()]
     found = [Check("nvml", Verdict.OK, f"{text}, {len(known.devices)} devices"), _modes(known), _locked()]
     return [*found, _peers(known)] if len(known.devices) > 1 else found
 

@@ -1,4 +1,4 @@
-"""The signals of a command that only looks at a run: they are about the command alone, and unwind it."""
+"""Handlers of signals for a while, and what unwinds a command that only looks at a run."""
 
 from __future__ import annotations
 

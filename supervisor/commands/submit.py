@@ -19,6 +19,8 @@ from supervisor.errors import Refusal
 from supervisor.reading.plain import plain
 from supervisor.run.runs import RUNS
 
+_BY_DEVICES = re.compile(r"(?:^| )(?:--nproc(?:[-_]per[-_]node)?|-n)[ =]?(?:auto|gpu|cpu)\b")
+
 
 class Submit(click.Command):
     """Everything before `--` is for sbatch, everything after it for launch."""
@@ -88,7 +90,8 @@ def _for_a_node(read: click.Context, sbatch: list[str], given: list[str]) -> dic
     params["nproc"] = params["nproc_per_node"] or params["nproc"]
     params["nnodes"] = params["nnodes"] or str(slurm.nodes_asked(sbatch))
     typed = read.get_parameter_source("nproc") in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT)
-    if not typed or any(word.rpartition("=")[2] in ("auto", "gpu", "cpu") for word in given):
+    options = " ".join(given[: len(given) - len(read.params["command_line"] or ())])
+    if not typed or _BY_DEVICES.search(options):
         params["inject"] = ()
     return params
 

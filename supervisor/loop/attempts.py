@@ -75,6 +75,5 @@ class Attempts:
         def body() -> Release:
             raise error
 
-        self.first = False
         self._limb.attempt = attempt = Attempt(self._run, self._spec, number, body, self._reaper, now)
         attempt.error = str(error) or type(error).__name__

@@ -232,7 +232,7 @@ class Driver:
             try:
                 self._perform(action)
             except (OSError, MemoryError) as error:
-                if isinstance(action, Launch):
+                if isinstance(action, Launch) and self._limb.number != action.attempt:
                     # The attempt exists, and cannot start: nothing of the one before it is taken for its own.
                     self._narrator.new_attempt(action.attempt)
                     self._others.launch(action.attempt, action.nodes)
@@ -280,11 +280,11 @@ class Driver:
             self._ended = End(ExitCode.POINTLESS, RunState.FAILED, f"no other GPU is left: {lost.reason}")
         if spec is None or spec is self.spec:
             return spec is not None
+        save(self.run, spec)
         # What waits was made for all devices.
         self._standby.close()
         end_all(self.spec.mark, self._helpers(), self._reaper, 1.0)
         self.spec = spec
-        save(self.run, spec)
         self._attempts.use(spec)
         self._briefer.use(spec)
         self._wait()

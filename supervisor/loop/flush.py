@@ -72,7 +72,7 @@ class Flusher:
         self._made: deque[int] = deque(maxlen=_MADE)
         self._after_crash = self._training = False
         self._had = False
-        """Whether the ranks had snapshots. A rank that makes no more snapshots empties the folder, and leaves it."""
+        """Whether the ranks had snapshots. Ranks that make no more empty the folder, and leave it."""
         self.process: Process | None = None
         """The one flush under way."""
         self._under_way = Wanted(None, KEEP_ALL)

@@ -122,8 +122,9 @@ class Follower:
 
     def _blind(self, error: Exception) -> None:
         """Without descriptors, memory or a disk we cannot look or act. The ranks train on, and the line keeps their
-        lease. We try again soon. Raises `error` if this node has no part in the run yet."""
-        if self._duty is None:
+        lease. We try again soon. Raises `error` if this node has no part in the run (any more: the leader is lost)."""
+        alone = not self._linked and (self._stops.kind is not None or self._clock() >= self._since + self._node.wait)
+        if self._duty is None or (alone and not self._duty.busy):
             raise error
         if type(error) not in self._blind_by:
             self._blind_by.add(type(error))
@@ -192,17 +193,22 @@ class Follower:
             self._duty.fence(now)
             return None
         if self._duty is not None:
-            flusher = Flusher(self._duty.run, self._duty.spec.mark)
-            if flusher.newest() >= 0:
-                for outcome in flusher.finish(sweep=False):  # others may go on
-                    if outcome is not None and "error" in outcome:
-                        self._say(f"the newest snapshot could not be saved: {outcome['error']}")
-            if (step := flusher.leave(parts=True)) is not None:
-                part = "a part of " if step > flusher.newest() else ""
-                self._say(f"{part}step {step} is in memory only, in {flusher.segment}, until this node stops")
+            try:
+                self._keep_state(Flusher(self._duty.run, self._duty.spec.mark))
+            except OSError as error:
+                self._say(f"the newest snapshot could not be saved: {error}")
         self._say("the leader is lost: this node ends with 75, to be started again")
         self.leaderless = self._stops.kind is None
         return ExitCode.PREEMPTED
+
+    def _keep_state(self, flusher: Flusher) -> None:
+        if flusher.newest() >= 0:
+            for outcome in flusher.finish(sweep=False):  # others may go on
+                if outcome is not None and "error" in outcome:
+                    self._say(f"the newest snapshot could not be saved: {outcome['error']}")
+        if (step := flusher.leave(parts=True)) is not None:
+            part = "a part of " if step > flusher.newest() else ""
+            self._say(f"{part}step {step} is in memory only, in {flusher.segment}, until this node stops")
 
     def _pass_on_stops(self) -> None:
         stops = self._stops

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 
 DONE = "done"
 ALARM_S = 30
 _COMMAND_S = 15
-_ADDRESS = re.compile(r"\S*://\S*|/\S{8,}")
-"""A URL, or a part of one, in what a command says. A webhook's is its secret."""
+_ADDRESS = re.compile(r"\S*://\S*")
+"""A URL in what a command says. A webhook's is its secret."""
+_PATH = re.compile(r"://[^/\s'\"]*(/[^\s'\"]{8,})")
+"""The path of a URL in a command: libraries say it without its host."""
 
 
 def by_url(urls: list[str], title: str, body: str) -> list[str]:
@@ -39,8 +41,8 @@ def by_command(command: str, title: str, body: str, event: str) -> list[str]:
     """A text if the command failed or took too long. Then timeout(1) has ended it, with what it started. What it has
     put into the background is not waited for."""
     limited = ["timeout", "--kill-after=1", str(_COMMAND_S), "/bin/sh", "-c", command, "sh", title, body]
-    # Not a pipe, which would be at its end only when all who have it have ended.
-    with tempfile.TemporaryFile() as stderr:
+    # Not a pipe, which would be at its end only when all who have it have ended. In memory: the disk may be full.
+    with os.fdopen(os.memfd_create("stderr"), "w+b") as stderr:
         code = subprocess.run(
             limited, input=event.encode(), stdout=subprocess.DEVNULL, stderr=stderr, check=False
         ).returncode
@@ -49,7 +51,10 @@ def by_command(command: str, title: str, body: str, event: str) -> list[str]:
     # timeout(1) ends its whole group, itself too, if a TERM was not enough.
     if code in (124, 137, -signal.SIGKILL):
         return [f"command took longer than {_COMMAND_S} s"]
-    last = _ADDRESS.sub("<redacted>", (said.strip().splitlines() or [""])[-1])[:200]
+    last = _ADDRESS.sub("<redacted>", (said.strip().splitlines() or [""])[-1])
+    for path in _PATH.findall(command):
+        last = last.replace(path, "<redacted>")
+    last = last[:200]
     return [f"command ended with {code}" + (f": {last}" if last else "")] if code else []
 
 

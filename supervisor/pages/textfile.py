@@ -64,8 +64,6 @@ class Textfile:
                 story = story_of(known.run)
                 text = exposition([(known.label, status(known), report(story, now_of(story)))])
                 replace_soon(self._path, text, mode=0o644)
-        except (OSError, Refusal) as error:
-            self._problem = str(error)
         except Exception as error:
-            # An error of ours, or a file of the run's that is damaged: the training is worth more than its numbers.
-            self._problem = f"{type(error).__name__}: {error}"
+            # Also one of ours, or of a damaged file of the run: the training is worth more than its numbers.
+            self._problem = str(error) if isinstance(error, OSError | Refusal) else f"{type(error).__name__}: {error}"

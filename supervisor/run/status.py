@@ -42,13 +42,13 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
     run, spec = known.run, restore(known.spec)
     story = story_of(run) if story is None else story
     alive = not story.over and story.state != RunState.LOST
-    attempt = story.attempt
+    attempt, present = story.attempt, now_of(story)
     # One look for all values: the ranks step on meanwhile.
-    looked = _workers(run, attempt.number, now_of(story) - story.offset) if attempt and not story.over else []
+    looked = _workers(run, attempt.number, present - story.offset) if attempt and not story.over else []
     workers = looked if alive and attempt and attempt.gone is None else []
     snapshot, checkpoint = _snapshot(segment_of(spec.mark)), newest_saved(run)
     beats = all_beats(run.attempt(attempt.number)) if attempt else []
-    now = numbers(story, beats, Paces(run).last(), now_of(story))
+    now = numbers(story, beats, Paces(run).last(), present)
     return {
         "schema": SCHEMA,
         "run": known.id,
@@ -63,7 +63,7 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "workers": workers,
         "nodes": nodes_of(attempt, spec.nproc) if attempt else [],
         "stragglers": stragglers_of(attempt, spec.nproc) if alive and attempt else [],
-        "pauses": _pauses(story, attempt) if alive and attempt else [],
+        "pauses": _pauses(attempt, present) if alive and attempt else [],
         "standby": _standby(story) if alive else None,
         "standby_cost": standbys(story),
         "snapshot": {"step": snapshot},
@@ -79,8 +79,8 @@ def status(known: Known, story: Story | None = None) -> dict[str, Any]:
         "doing": now.doing,
         "started_over": missed(attempt) if attempt else None,
         "last_failure": _last_failure(story),
-        "budget": _budget(story, spec),
-        **_past(run, story, now_of(story)),
+        "budget": _budget(story, spec, present),
+        **_past(run, story, present),
         **_origin(known, spec),
     }
 
@@ -187,10 +187,9 @@ def stragglers_of(attempt: AttemptStory, nproc: int) -> list[dict[str, Any]]:
     return [{"rank": rank, **where.get(rank, {}), "text": text} for rank, text in sorted(attempt.stragglers.items())]
 
 
-def _pauses(story: Story, attempt: AttemptStory) -> list[dict[str, Any]]:
+def _pauses(attempt: AttemptStory, now: float) -> list[dict[str, Any]]:
     """The ranks that are silent for longer than usual, with their activity, the beginning of the silence, and the
     limit."""
-    now = now_of(story)
     found = []
     for rank, event in sorted(attempt.pauses.items()):
         if event.get("over"):
@@ -272,9 +271,9 @@ def _last_failure(story: Story) -> dict[str, Any] | None:
     }
 
 
-def _budget(story: Story, spec: Spec) -> dict[str, Any]:
+def _budget(story: Story, spec: Spec, now: float) -> dict[str, Any]:
     policy = spec.policy
-    used = spent(story.history, policy, now_of(story))
+    used = spent(story.history, policy, now)
     return {
         "max_restarts": policy.max_restarts,
         "used": used,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from supervisor.run.folder.lock import is_held
+from tests.support.shells import UNREAD
 from tests.support.supervised import Run
 from tests.support.waiting import until
 
@@ -15,8 +16,7 @@ open(os.path.join(here, "up"), "w").close()
 while not os.path.exists(os.path.join(here, "go")):
     time.sleep(0.02)
 """
-UNREAD = ["bash", "-c", 'exec 2> >(exec true); wait $!; exec "$@"', "bash"]
-"""Nobody reads what the command says on stderr."""
+SHELL = ["bash", "-c", f'{UNREAD}; exec "$@"', "bash"]
 
 
 def test_a_launch_with_closed_streams(run: Run) -> None:
@@ -32,7 +32,13 @@ def test_a_launch_with_closed_streams(run: Run) -> None:
 
 def test_a_launch_that_nobody_reads(run: Run) -> None:
     """Neither the note about an option that means nothing here nor the first words are a reason to start nothing."""
-    run.start("--no-standby", "--rdzv-backend", "c10d", run.script("print(1)"), through=UNREAD)
+    run.start(
+        "--no-standby",
+        "--rdzv-backend",
+        "c10d",
+        run.script("print(1)"),
+        through=SHELL,
+    )
 
     assert run.wait() == 0
 
@@ -41,7 +47,7 @@ def test_a_launch_that_nobody_reads(run: Run) -> None:
 
 def test_a_detached_launch_that_nobody_reads(run: Run) -> None:
     """It has started, and that is what its exit code says."""
-    launch = run.start("-d", "--no-standby", run.script("print(1)"), through=UNREAD)
+    launch = run.start("-d", "--no-standby", run.script("print(1)"), through=SHELL)
 
     assert launch.wait(60) == 0
 

@@ -191,7 +191,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         """The newest good state, the same on every rank (of sharded tensors: `places`; of its parts: those that are
         `wanted`). No part has it yet."""
         progress().phase(Phase.RESTORE)
-        self._close_tier()  # the snapshot that is being copied is found, too
+        self._leave_tier()  # the snapshot that is being copied is found, too
         where = self._segment, self._run, self._rollback, self._home
         tiers = Tiers(self.directory, *where, places, lending, wanted)
         return known(restore(tiers, self.resume, self._ranks, progress().disk, self._notices.bad), self.directory)

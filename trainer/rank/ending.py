@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import types
 from collections import deque
 from collections.abc import Collection
@@ -66,14 +67,16 @@ def end(code: object, by: signal.Signals | None = None) -> NoReturn:
 
 def _empty_main() -> None:
     """The objects of the main module are deleted, also if something else holds a function of it (a signal handler, a
-    hook) and with that all its names. Streams that know no flush are closed so: gzip's."""
-    # A daemon thread would find None instead of them. In the interpreter's own end it does not run any more.
-    threading.excepthook = lambda _: None
+    hook) and with that all its names. Streams that know no flush are closed so: gzip's. Not if a daemon thread runs
+    such a function: it would find None instead of them."""
+    tops = sys._current_frames().values()
+    running = {id(frame.f_globals) for top in tops for frame, _ in traceback.walk_stack(top)}
     left = [each for each in gc.get_objects() if type(each) is dict and each.get("__builtins__") is not None]
     for names in left:
-        if isinstance(name := names.get("__name__"), str) and name == "__main__":
-            # Destructors may need modules, functions and classes.
-            names.update({key: None for key, value in names.items() if not isinstance(value, _CODE)})
+        name = names.get("__name__")
+        if type(name) is str and name == "__main__" and id(names) not in running:
+            # Destructors may need modules, functions and classes. By the true type, as in _flush().
+            names.update({key: None for key, value in list(names.items()) if not issubclass(type(value), _CODE)})
     gc.collect()
 
 

@@ -41,7 +41,6 @@ _FAILED_ASSERT = re.compile(r"Assertion [`'\"](.+?)[`'\"] failed")
 _HOLDER = re.compile(r"Process (\d+) has [\d.]+ [KMGT]iB memory in use")
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+)(?:, (?P<text>.*))?")
 _OFF_THE_BUS = re.compile(r"NVRM: (?:The NVIDIA )?GPU(?: at PCI:| )(?P<bus>[0-9a-fA-F:.]{7,}).*fallen off the bus")
-_FUNCTION = re.compile(r"\.\d$")
 _PID = re.compile(r"\bpid='?(\d+)")
 
 _LOST_XIDS = frozenset({48, 62, 64, 79, 95, 119, 120, 136, 140, 143, 151, 155, 156, 158})
@@ -69,14 +68,15 @@ def xids(lines: Iterable[str]) -> Iterator[Xid]:
         if match := _XID.search(line):
             text = match["text"] or ""
             pid = _PID.search(text)
-            yield Xid(_address(match["bus"]), int(match["number"]), int(pid[1]) if pid else None, text)
+            yield Xid(address(match["bus"]), int(match["number"]), int(pid[1]) if pid else None, text)
         elif match := _OFF_THE_BUS.search(line):
-            yield Xid(_address(match["bus"]), 79, None, "GPU has fallen off the bus.")
+            yield Xid(address(match["bus"]), 79, None, "GPU has fallen off the bus.")
 
 
-def _address(bus: str) -> str:
-    """`0000:3B:00.0:` without the function, as most lines have it: `0000:3b:00`."""
-    return _FUNCTION.sub("", bus.lower().rstrip(".:"))
+def address(bus: str) -> str:
+    """`00000000:3B:00.0:` as most lines of the kernel's log have it, without the function: `0000:3b:00`."""
+    domain, _, rest = bus.lower().rstrip(".:").partition(":")
+    return f"{domain[-4:]}:{rest.partition('.')[0]}"
 
 
 def lost(seen: Iterable[Xid]) -> Xid | None:

@@ -122,7 +122,8 @@ def train_limit(kind: str, pace: Pace, normal: float, cost: float, announces: bo
         return max(normal, min(_between(POLLS, cost), _between(idle, cost)))
     if kind == "idle":
         return max(normal, _between(idle, cost))
-    again = min(AGAIN * pace.longest, MOVING_LIMIT)
+    # A loop that announces its evaluations has their times apart.
+    again = 0.0 if announces else min(AGAIN * pace.longest, MOVING_LIMIT)
     return max(normal, _between(busy, cost), again, DISK_LIMIT if disk else 0.0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs_on_disk import Writer
+from tests.support.shells import UNREAD
 from tests.support.supervised import SUPERVISE
 
 
@@ -57,7 +58,7 @@ def test_a_full_stdout_is_an_error_in_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "supervise: No space left on device\n")
 
 
-@pytest.mark.parametrize("nowhere", ["exec 2>/dev/full", "exec 2> >(exec true); wait $!"])
+@pytest.mark.parametrize("nowhere", ["exec 2>/dev/full", UNREAD])
 def test_what_is_said_to_nobody_is_no_error(tmp_path: Path, nowhere: str) -> None:
     """A hint, or the line about a mistake."""
     for code, words in (0, ["policy"]), (102, ["status", "nothing"]):

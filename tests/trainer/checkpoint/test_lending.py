@@ -53,8 +53,10 @@ class Runtime:
     @contextlib.contextmanager
     def device(self, device: int) -> Iterator[None]:
         before, self._here.device = self.current_device(), device
-        yield
-        self._here.device = before
+        try:
+            yield
+        finally:
+            self._here.device = before
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         self.devices.add(self.current_device())

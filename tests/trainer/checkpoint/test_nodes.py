@@ -143,7 +143,7 @@ def test_a_part_that_takes_long(cluster: Cluster, notes: Notes, monkeypatch: pyt
     exchange, arrives, told = twins.Twins._exchange, threading.Event(), list[int]()
 
     def late(self: twins.Twins, part: twins.Part) -> None:
-        arrives.wait()
+        assert arrives.wait(60)
         exchange(self, part)
 
     def look(step: int) -> None:

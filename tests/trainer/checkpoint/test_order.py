@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.jobs import on_ranks
-from tests.support.training import TAKE, Here, Training, training
+from tests.support.training import SAVE, TAKE, Here, Notes, Training, training
 from trainer.checkpoint import Checkpointer, StateError
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.memory import memory
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:U
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Training]:
+def trained(tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Training]:
     """Training that has made five steps, each with a snapshot, with a core to spare for copies."""
     monkeypatch.setattr(memory, "spare_cores", lambda here: True)
     Here(tmp_path, monkeypatch)
@@ -67,8 +67,10 @@ def test_no_step_after_the_end(trained: Training) -> None:
     trained.ckpt.close()
 
 
-def test_a_restore_while_a_snapshot_is_copied(trained: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest finished step is the one that comes back, and one memory tier is there."""
+def test_a_restore_while_a_snapshot_is_copied(
+    trained: Training, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest finished step is the one that comes back, its flush is told, and one memory tier is there."""
     go, copy, close = threading.Event(), Copier.copy, Tier.close
 
     def late(self: Copier, *about: Any) -> None:
@@ -81,7 +83,7 @@ def test_a_restore_while_a_snapshot_is_copied(trained: Training, monkeypatch: py
 
     monkeypatch.setattr(Copier, "copy", late)
     monkeypatch.setattr(Tier, "close", closing)
-    trained.run(6)
+    trained.run(6, SAVE)
     weights = {name: value.clone() for name, value in trained.model.state_dict().items()}
     try:
         assert trained.ckpt.restore() == 6
@@ -89,6 +91,7 @@ def test_a_restore_while_a_snapshot_is_copied(trained: Training, monkeypatch: py
         go.set()
     now = trained.model.state_dict()
     assert all(torch.equal(now[name], value) for name, value in weights.items())
+    assert "flush_due" in notes.kinds()
     assert [thread.name for thread in threading.enumerate()].count("snapshot") == 1
 
 

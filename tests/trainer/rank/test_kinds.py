@@ -33,7 +33,7 @@ if os.environ.get("SUPERVISE_ATTEMPT") == "0":
 """The second attempt is a fork."""
 
 WRITES = """
-import gzip, os, signal
+import gzip, os, signal, threading, time, weakref
 
 class Log:
     def __init__(self):
@@ -42,7 +42,9 @@ class Log:
     def __del__(self):
         self.file.write(os.path.basename("the/last line"))
 
-log = Log()
+class Gone: ...
+
+log, gone = Log(), weakref.proxy(Gone())
 signal.signal(signal.SIGUSR1, lambda *_: log)
 """
 """What it writes is whole only once its objects are deleted. A signal handler holds all its names."""

@@ -292,6 +292,13 @@ class Tier:
         """No snapshot is left on any node. All ranks call it, after the end."""
         self._ranks.each_node(lambda: snapshots.empty(self._memory.segment.folder))
 
+    def leave(self) -> None:
+        """All ranks have committed the last snapshot, and it is told if a flush of it is due. None will follow. All
+        ranks call it."""
+        self.close()
+        self._ranks.exchange(None)
+        self._announce()
+
     def close(self) -> None:
         """The last snapshot is committed, and none will follow."""
         self._memory.close()

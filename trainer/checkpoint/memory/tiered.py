@@ -68,13 +68,19 @@ class Tiered:
 
     def _close_tier(self) -> None:
         """The last snapshot is committed, and there is no memory tier any more."""
-        if self._tier is not None:
-            self._tier.close()
-            self._tier = None
+        tier, self._tier = self._tier, None
+        if tier is not None:
+            tier.close()
+
+    def _leave_tier(self) -> None:
+        """As _close_tier(), on all ranks, and the supervisor knows of a flush that is due."""
+        tier, self._tier = self._tier, None
+        if tier is not None:
+            tier.leave()
 
     def _lose_tier(self) -> None:
-        """The state after this step is durable, and no snapshot is left; or it could not be saved, and the newest one
-        stays. The memory tier is made again if somebody has removed its files; else it is given up."""
+        """The memory tier is given up, or made again if somebody has removed its files. Its snapshots go once this step
+        is durable; if it cannot be saved, they stay."""
         assert self._tier is not None
         lost, self._tier = self._tier, None
         why, removed = lost.give_up()

@@ -30,6 +30,8 @@ class Here:
     _segment: Path | None
     _ranks: Ranks
     _mapped: Mapped | None = None
+    _were_several = False
+    """Whether the ranks of this run were on several nodes. Rank 0 knows it."""
 
     def _waits(self, resume: str | None, park: bool, warm_up: Callable[[], object] | None) -> None:
         """The program's own choices: the mode of resume, whether a standby waits in restore(), and its warm-up."""
@@ -56,13 +58,14 @@ class Here:
             self._ranks.lead(lambda: went_on(home, number, step))
         elif self._ranks.rank == 0 and recorded(home).steps:
             went_on(home, number, step)
+            self._were_several = True
 
     @property
     def _fence(self) -> Fence | None:
         """What its ranks may still save, and what counts. None if the ranks of this run are, and were, on one node,
         where no rank outlives its attempt."""
         several = self._ranks.nodes.several
-        if self._home is None or not (several or recorded(self._home).steps):
+        if self._home is None or not (several or self._were_several):
             return None
         return Fence(self._home, self._attempt, by_ranks=several)
 

@@ -15,7 +15,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,18 @@ class Mapped:
         the program's next kernel would raise it. The device is a thread's own, too: on another one than this rank's
         the call would make a context."""
 
-        def there() -> int:
+        answers: list[int] = []
+
+        def there() -> None:
             relax()
             with torch.cuda.device(self._device):
-                return int(call())
+                answers.append(int(call()))
 
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(there).result()
+        # Not of a pool: this may be asked while the interpreter ends, and may not hold up the end.
+        thread = threading.Thread(target=there, daemon=True)
+        thread.start()
+        thread.join()
+        return answers[0] if answers else -1
 
 
 def give_back_later(mapped: Mapped | None, lent: object) -> None:

@@ -37,7 +37,7 @@ def follow(attempt: AttemptDir, pipes: str = "") -> None:
 
 def move(rank: int, pipes: str, attempt: AttemptDir) -> None:
     """The pipe of a rank that has followed with `pipes` is in `attempt`, which exists: if torch has made it, or when it
-    does."""
+    does. On several nodes the attempt is on another disk: there the pipe stays, and nobody can ask for a dump."""
     if os.environ.get(_PIPE) == pipes:
         os.environ[_PIPE] = attempt.traces
         with contextlib.suppress(OSError):
