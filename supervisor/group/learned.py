@@ -34,8 +34,8 @@ class Learned:
         self._cached, self._cached_out = self._folder / f"{name}.json", self._folder / f"{name}{_SUFFIX}"
         self._variables, self._cached_variables = run.variables, self._folder / f"{name}{_VARIABLES}"
         self._written: list[int] = []
-        self.late = Settings.known(self._cached_variables).late
-        """For each variable that the script sets: the modules that it imports afterwards."""
+        self.settings = Settings.known(self._cached_variables)
+        """The variables that the script sets, and its own modules."""
         # Another version of a library may behave better.
         self.left_out = _kept(self._cached_out) or Wanted()
 
@@ -54,15 +54,17 @@ class Learned:
         return news
 
     def _learn_variables(self) -> None:
-        late = Settings.known(self._variables).of(remembered(self._list), self.late)
-        if late != self.late:
+        told = Settings.known(self._variables)
+        settings = Settings([], told.of(remembered(self._list), self.settings.late), told.mine)
+        if settings != self.settings:
             # What was left out because of a variable need not be any more.
-            self.late, self.left_out = late, Wanted()
-            self._keep(self._cached_variables, lambda: encode(Settings([], late)))
+            self.settings, self.left_out = settings, Wanted()
+            self._keep(self._cached_variables, lambda: encode(settings))
 
     def ask(self, path: Path) -> list[str]:
         """`path` tells a fork server which modules to import. Returns their names. OSError if it cannot be written."""
-        asked = msgspec.structs.replace(self.left_out, names=self.names(), late=self.late)
+        known = self.settings
+        asked = msgspec.structs.replace(self.left_out, names=self.names(), late=known.late, mine=known.mine)
         asked.write(path)
         return asked.names
 
@@ -73,7 +75,7 @@ class Learned:
             if told.left_out == self.left_out.left_out:
                 return
             self.left_out = msgspec.structs.replace(
-                told, names=[], late={}, script=self._script, installed=_installed()
+                told, names=[], late={}, mine={}, script=self._script, installed=_installed()
             )
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_soon(self._cached_out, encode(self.left_out))

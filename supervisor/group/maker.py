@@ -19,6 +19,7 @@ from supervisor.process.proctree import carries
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.gate import Release
+from trainer.rundir.records.learned import Settings
 from trainer.rundir.variables import PRELOAD
 
 _LOADING = 60.0
@@ -51,8 +52,8 @@ class GroupMaker:
         self._failures = 0
         self._since: float | None = None
         self._loaded: list[str] = []
-        self._late: dict[str, list[str]] = {}
-        """The variables that the fork server was told of."""
+        self._told = Settings()
+        """The variables and modules of the script that the fork server was told of."""
         self._growing = False
         """Whether the fork server is importing the modules that this run has imported."""
 
@@ -80,7 +81,7 @@ class GroupMaker:
         folder = self._run.standby
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._loaded, self._late = self.learned.ask(self._wanted), self.learned.late
+            self._loaded, self._told = self.learned.ask(self._wanted), self.learned.settings
             self.server = ForkServer(self._spec, self._env, self._wanted, folder / "fork_server.log")
             self._since = now
             if self.server.stayed:
@@ -99,10 +100,10 @@ class GroupMaker:
         server = self.ready
         if server is None or server.loading or not self.learned.has_news():
             return
-        if set(self.learned.names()) <= set(self._loaded) and self.learned.late == self._late:
+        if set(self.learned.names()) <= set(self._loaded) and self.learned.settings == self._told:
             return
         try:
-            self._loaded, self._late = self.learned.ask(self._wanted), self.learned.late
+            self._loaded, self._told = self.learned.ask(self._wanted), self.learned.settings
         except OSError:
             return  # The disk is full. So the waiting group is less warm.
         self._growing = True

@@ -66,6 +66,15 @@ class Server:
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return {**answer, **json.loads(Path(answer["found"]).read_bytes())}
 
+    def ask_beside(self, own: dict[str, str], *names: str) -> dict[str, Any]:
+        """As ask(), for a script with modules of its own."""
+        self.file.write_text(json.dumps({"names": names, "mine": own}))
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"import": str(self.file)}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return {**answer, **(json.loads(Path(answer["found"]).read_bytes()) if "found" in answer else {})}
+
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
@@ -205,3 +214,17 @@ while True:
     assert "it has imported has_a_mode, which reads MODE_OF_IT" in run.events("standby_lost")[0]["reason"]
     assert run.events("standby_ready")[-1]["left_out"].keys() == {"has_a_mode"}
     assert run.events("attempt_started")[2]["kind"] == "fork"
+
+
+def test_the_script_has_a_package_of_its_own(server: Server, tmp_path: Path) -> None:
+    """An installed one of that name is not imported, nor what imports it. A server that has it is of no use."""
+    (tmp_path / "forked.py").touch()
+    (tmp_path / "uses.py").write_text("import forked")
+    (tmp_path / "plain.py").touch()
+    own = {"forked": "/script/forked.py"}
+
+    found = server.ask_beside(own, "uses", "plain")
+    assert found["causes"] == {"forked": "the script has its own"}
+    assert {*found["left_out"]} == {"forked", "uses"}
+    assert "found" in server.ask_beside({}, "uses")
+    assert server.ask_beside(own, "uses")["unfit"] == "it has imported forked, and the script has its own"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.supervised import ROOT, environment
-from trainer.rank.preload import rank_zero, script_variables
+from trainer.rank.preload import own_modules, rank_zero, script_variables
 from trainer.rank.preload.import_watch import ImportWatch
 from trainer.rundir.records.learned import Settings
 
@@ -177,3 +177,34 @@ def test_what_a_warm_rank_cannot_tell() -> None:
 
     assert told.of(names, {"KNOWN": ["two"], "GONE": names}) == {"KNOWN": ["two", "three"], "NEW": ["one", "two"]}
     assert Settings().of(names, {"GONE": names}) == {}
+
+
+def test_the_script_has_its_own_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank tells where it is, if it hides an installed one, whichever was imported; a fork server sees that it would
+    find, or has imported, the installed one. A folder without a file of its own hides nothing."""
+    site, script = tmp_path / "site-packages", tmp_path / "script"
+    for name in ("forked_of_it", "data_of_it", "plain_of_it"):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").touch()
+    own = script / "forked_of_it" / "__init__.py"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    (script / "data_of_it").mkdir()
+    (script / "alone_of_it.py").touch()
+    names = ("forked_of_it", "data_of_it", "plain_of_it", "alone_of_it")
+    try:
+        monkeypatch.setattr(sys, "path", [str(script), str(site), *sys.path])
+        for name in names:
+            importlib.import_module(name)
+        mine = {name: origin for name, origin in own_modules.found().items() if name in names}
+        assert mine == {"forked_of_it": str(own)}
+        assert not own_modules.other(mine) and not own_modules.loaded(mine)
+
+        monkeypatch.setattr(sys, "path", sys.path[1:])
+        del sys.modules["forked_of_it"]
+        assert own_modules.other(mine) == {"forked_of_it"}
+        importlib.import_module("forked_of_it")
+        assert own_modules.loaded(mine) == ["forked_of_it"]
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)

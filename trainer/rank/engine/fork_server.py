@@ -35,7 +35,7 @@ from ...rundir.records.learned import Wanted
 from ...rundir.variables import MARK
 from .. import torch_patches
 from ..journal import saves
-from ..preload import modules, trial
+from ..preload import modules, own_modules, trial
 from ..preload.fitness import threads, unfit
 from ..preload.variables import is_read
 from ..process import fork_environment, inherited, mark
@@ -110,7 +110,7 @@ class _Server:
         found = path.with_suffix(".found.json")
         try:
             wanted, self._importing = read(path, Wanted), True
-            if too_late := self._too_late(wanted.late):
+            if too_late := self._too_late(wanted):
                 return {"unfit": too_late}
             grow = partial(trial.grow, wanted, self._reads, gently, self.requests, self.hear)
             inherited.imported(grow).write(found)
@@ -122,9 +122,11 @@ class _Server:
         gc.freeze()
         return {"ready": True, "found": str(found), "pid": os.getpid()}
 
-    def _too_late(self, late: dict[str, list[str]]) -> str:
-        """Why this process cannot serve a script that sets such variables. Empty if it can."""
-        for variable, names in late.items():
+    def _too_late(self, wanted: Wanted) -> str:
+        """Why what this process has imported is not what the script imports. Empty if it is."""
+        if others := own_modules.loaded(wanted.mine):
+            return f"it has imported {others[0]}, and the script has its own"
+        for variable, names in wanted.late.items():
             for name in names:
                 if is_read(variable, name, self._reads.get(name, ())):
                     return f"it has imported {name}, which reads {variable}; the script sets that before"

@@ -15,6 +15,7 @@ from typing import Any
 from ...rundir.files.codec import encode
 from ...rundir.files.durable import replace_file
 from ...rundir.records.learned import Settings
+from . import own_modules
 from .modules import third_party
 
 _OURS = b"SUPERVISE_"
@@ -48,9 +49,13 @@ class _Follower(importlib.abc.MetaPathFinder):
     def settings(self) -> Settings:
         self.look()
         if not self._set:
-            return Settings()
+            return Settings(mine=own_modules.found())
         own = self.own()
-        return Settings(own, {name: [each for each in own if each not in then] for name, then in self._set.items()})
+        return Settings(
+            own,
+            {name: [each for each in own if each not in then] for name, then in self._set.items()},
+            own_modules.found(),
+        )
 
 
 def _variables() -> dict[bytes, bytes]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from ...rundir.files.codec import decode, encode
 from ...rundir.records.learned import Wanted
 from ..process.children import end
-from . import fitness, modules
+from . import fitness, modules, own_modules
 from .import_watch import ImportWatch
 from .throttle import Throttle
 
@@ -63,6 +63,9 @@ def grow(wanted: Wanted, reads: dict[str, set[str]], gently: bool, requests: int
     If there is nothing to import, the caller returns at once. `serve()` is called when the descriptor `requests` is
     readable. It returns whether more requests can come.
     """
+    for name in own_modules.other(wanted.mine) - wanted.left_out:
+        wanted.left_out.add(name)
+        wanted.causes[name] = "the script has its own"
     if all(name in sys.modules or wanted.is_out(name) for name in wanted.names):
         return wanted
     for _ in range(_TRIES):

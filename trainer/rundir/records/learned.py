@@ -11,12 +11,14 @@ from ..files.codec import encode, read
 
 
 class Settings(msgspec.Struct):
-    """The variables that a script has set in the environment of a rank."""
+    """What a script finds in a rank that a fork server does not: the variables that it has set, and its own modules."""
 
     own: list[str] = []
     """The modules that the rank has imported. All others were imported before its script began."""
     late: dict[str, list[str]] = {}
     """For each variable: the modules among them that were imported after it was set."""
+    mine: dict[str, str] = {}
+    """Where it finds its own modules that have the name of an installed one."""
 
     @classmethod
     def known(cls, path: Path) -> Settings:
@@ -54,6 +56,8 @@ class Wanted(msgspec.Struct):
     late: dict[str, list[str]] = {}
     """For each variable that the script sets: the modules that it imports afterwards. If one of them reads the variable
     at its import, it must not be imported."""
+    mine: dict[str, str] = {}
+    """Where the script finds its own modules that have the name of an installed one, which must not be imported."""
 
     def is_out(self, name: str) -> bool:
         """Whether the module, or a package that contains it, is left out."""
