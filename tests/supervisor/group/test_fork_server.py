@@ -22,6 +22,7 @@ HARM = {
     "handler": ("import signal; signal.signal(signal.SIGUSR1, print)", "changes the signal handlers"),
     "mask": ("import os; os.umask(0o027)", "changes the mask of file modes"),
     "logs": ("import logging; logging.warning('no fast kernel')", "changes the root logger"),
+    "seed": ("import torch; torch.manual_seed(1234)", "changes torch's seed"),
     "rank": ("import os; FIRST = os.getenv('RANK', '0') == '0'", "reads RANK"),
     "crash": ("import os; os.abort()", "SIGABRT"),
     "leave": ("import os; os._exit(3)", "exit code 3"),

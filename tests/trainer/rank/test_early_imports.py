@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.supervised import ROOT, environment
 from trainer.rank.preload import own_modules, rank_zero, script_variables
@@ -112,6 +113,20 @@ def test_who_sets_up_the_root_logger(watched: Watched, monkeypatch: pytest.Monke
     )
 
     assert watch.causes == dict.fromkeys(("level", "warns"), "its import changes the root logger")
+
+
+def test_who_seeds_torch(watched: Watched) -> None:
+    """A rank draws its own seed, and that of the import would be lost. To draw numbers is no harm."""
+    before = torch.get_rng_state()
+    try:
+        watch = watched(
+            draws="import torch; torch.rand(3)",
+            seeds=f"import torch; torch.manual_seed({torch.initial_seed() ^ 1})",
+        )
+    finally:
+        torch.set_rng_state(before)
+
+    assert watch.causes == {"seeds": "its import changes torch's seed"}
 
 
 def test_what_the_script_sets_first(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,9 +91,17 @@ def habits() -> dict[str, Any]:
         "the mask of file modes": status.get(b"Umask"),
         "the current folder": _folder(),
         "the locale": locale.setlocale(locale.LC_ALL),
+        # Each rank draws a seed of its own, in place of the one that an import has set.
+        "torch's seed": _seed(),
         # With a handler, the script's basicConfig() would do nothing.
         "the root logger": (logging.root.level, *logging.root.handlers),
     }
+
+
+def _seed() -> int | None:
+    """None if torch is not imported. Its import draws a seed, so it comes before any look for changes."""
+    generator = getattr(sys.modules.get("torch"), "default_generator", None)
+    return None if generator is None else int(generator.initial_seed())
 
 
 def _folder() -> str:
