@@ -67,9 +67,7 @@ def test_no_step_after_the_end(trained: Training) -> None:
     trained.ckpt.close()
 
 
-def test_a_restore_while_a_snapshot_is_copied(
-    trained: Training, notes: Notes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restore_while_a_snapshot_is_copied(trained: Training, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest finished step is the one that comes back, its flush is told, and one memory tier is there."""
     go, copy, close = threading.Event(), Copier.copy, Tier.close
 
