@@ -294,10 +294,10 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         if it could not be saved."""
         try:
             self._save_or_raise("at the end")
+            self._closed = True
         finally:
             self._stop.close()
             self._close_tier()
-            self._closed = True
 
     def _refuse_step(self, done: int) -> None:
         if self._closed:

@@ -134,7 +134,7 @@ def test_no_descriptor_for_a_customer(desk: LeashDesk, monkeypatch: pytest.Monke
     """Nobody is looked at for a moment, since who waits would be seen again and again; then it is let in."""
     full = Full(desk._socket)
     monkeypatch.setattr(desk, "_socket", full)
-    with contextlib.closing(asked(desk, b"3 2\n")):
+    with contextlib.closing(asked(desk, b"3 2\n")) as customer:
         desk.tick(1, 100.0)
         assert desk.waits() == []
         again = desk.deadline()
@@ -143,4 +143,8 @@ def test_no_descriptor_for_a_customer(desk: LeashDesk, monkeypatch: pytest.Monke
         desk.tick(1, 100.0)
         assert desk.waits() == []
         desk.tick(1, again)
-        assert desk.deadline() is None and (full.fileno(), False) in desk.waits() and len(desk.waits()) == 2
+        assert desk.deadline() is None and (full.fileno(), False) in desk.waits()
+        until(hung_up_on(desk, customer))
+        data, fds, _, _ = socket.recv_fds(customer, 1, 1)
+    assert (data, len(fds)) == (b"!", 1)
+    os.close(fds[0])

@@ -117,7 +117,7 @@ def test_a_failed_final_save_is_an_error(tmp_path: Path, notes: Notes) -> None:
         with pytest.raises(CheckpointError, match=f"step {step} could not be saved at the end.*{there}"):
             ckpt.close()
         notes.disk = DISK
-        ckpt.step(2)
+        ckpt.step(step + 1)
         assert ckpt.save()
 
 
