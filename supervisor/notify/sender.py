@@ -18,10 +18,8 @@ import sys
 DONE = "done"
 ALARM_S = 30
 _COMMAND_S = 15
-_ADDRESS = re.compile(r"\S*://\S*")
-"""A URL in what a command says. A webhook's is its secret."""
-_PATH = re.compile(r"://[^/\s'\"]*(/[^\s'\"]{8,})")
-"""The path of a URL in a command: libraries say it without its host."""
+_ADDRESS = re.compile(r"\S*://\S*|/\S{8,}")
+"""A URL, or a part of one, in what a command says. A webhook's is its secret, and may look like a file's path."""
 
 
 def by_url(urls: list[str], title: str, body: str) -> list[str]:
@@ -51,10 +49,7 @@ def by_command(command: str, title: str, body: str, event: str) -> list[str]:
     # timeout(1) ends its whole group, itself too, if a TERM was not enough.
     if code in (124, 137, -signal.SIGKILL):
         return [f"command took longer than {_COMMAND_S} s"]
-    last = _ADDRESS.sub("<redacted>", (said.strip().splitlines() or [""])[-1])
-    for path in _PATH.findall(command):
-        last = last.replace(path, "<redacted>")
-    last = last[:200]
+    last = _ADDRESS.sub("<redacted>", (said.strip().splitlines() or [""])[-1])[:200]
     return [f"command ended with {code}" + (f": {last}" if last else "")] if code else []
 
 
