@@ -18,7 +18,7 @@ from tests.support.jobs import environment
 from tests.support.screen import Terminal
 from tests.support.supervised import ROOT, SUPERVISE, Run
 from tests.support.waiting import until
-from trainer.rundir.layout import RunDir
+from trainer.rundir.layout import RunDir, committed_steps
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = """
@@ -119,6 +119,9 @@ def test_what_only_looks(run: Run) -> None:
     run.dir = RunDir(run.folder / "runs" / "train-7f3a")
     run.start("--nproc", "2", "--inject", "kill:rank=1@step=35", "train.py", cwd=run.folder)
     assert run.wait() == 0
+    # The pages look at it.
+    told = run.events("checkpoint_committed", "checkpoint_failed", "warning")
+    assert 40 in committed_steps(run.dir.checkpoints), told
     for line in READ:
         words = [word if word != "RUN" else run.dir.path.name for word in shlex.split(line)[1:]]
         if words[0] == "submit":

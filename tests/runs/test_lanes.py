@@ -41,7 +41,7 @@ def test_a_rank_that_evaluates(run: Run) -> None:
     until(lambda: both <= long())
     (run.folder / "seen").touch()
     assert run.wait() == 0, run.warnings()
-    assert both <= long()
+    assert both <= long(), parts(run.dir)
     run.cli("report", str(run.dir.path), "--html", "page.html")
     page = (run.folder / "page.html").read_text()
     assert "rank 0: evaluating, " in page and "rank 1: waiting, " in page
