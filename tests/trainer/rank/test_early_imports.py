@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.frameworks import needs
 from tests.support.supervised import ROOT, environment
 from trainer.rank.preload import own_modules, rank_zero, script_variables
 from trainer.rank.preload.import_watch import ImportWatch
@@ -69,6 +70,7 @@ def test_who_reads_a_variable_of_a_rank(watched: Watched, monkeypatch: pytest.Mo
 def test_lightning_is_imported_early_and_knows_its_rank() -> None:
     """lightning and torchmetrics keep the rank at their import, which takes seconds: they are imported all the same,
     and told."""
+    needs("lightning", "pytorch_lightning", "torchmetrics")
     code = """
 import os
 from trainer.rank.preload import rank_zero
