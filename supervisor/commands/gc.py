@@ -11,7 +11,7 @@ import psutil
 
 from supervisor.checkup.kept import told
 from supervisor.commands.flags import json_flag, run_argument
-from supervisor.commands.meant import tell_unreadable
+from supervisor.commands.meant import tell
 from supervisor.core.size import human_bytes
 from supervisor.errors import Refusal
 from supervisor.group import kept
@@ -23,7 +23,7 @@ from supervisor.run.folder.lock import claimed
 from supervisor.run.folder.ownership import vet
 from supervisor.run.folder.registry import registered
 from supervisor.run.leftovers import Fate, Kind, Leftover, clear, find, mark_of, marks, size_of
-from supervisor.run.runs import Known, all_runs, load
+from supervisor.run.runs import Known, load, survey
 from supervisor.run.runs import find as find_run
 from trainer.rundir.codes import ExitCode
 from trainer.rundir.files.codec import encode
@@ -61,8 +61,9 @@ def command(run: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
 
 def _every() -> list[Known]:
     """The runs here, and the runs that are known from elsewhere. Each comes once."""
-    tell_unreadable()
-    runs = {known.run.path.resolve(): known for known in all_runs()}
+    here, refused = survey()
+    tell(refused.values())
+    runs = {known.run.path.resolve(): known for known in here}
     for path in registered():
         with contextlib.suppress(Refusal, OSError):
             if path not in runs and (known := load(path)):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from supervisor.commands.flags import json_flag
-from supervisor.commands.meant import tell_unreadable
+from supervisor.commands.meant import tell
 from supervisor.commands.values import ParamType
 from supervisor.core.words import RunState
 from supervisor.errors import Refusal
@@ -19,7 +19,7 @@ from supervisor.reading.choice import parse_since
 from supervisor.reading.local_time import moment, short
 from supervisor.reading.plain import plain
 from supervisor.reading.table import table
-from supervisor.run.runs import SCHEMA, Known, all_runs, unreadable
+from supervisor.run.runs import SCHEMA, Known, survey
 from supervisor.run.status import status
 from trainer.rundir.files.codec import encode
 
@@ -50,13 +50,14 @@ class _Since(ParamType[float]):
 @json_flag
 def command(as_json: bool, most: int | None, states: tuple[str, ...], since: float | None) -> None:
     """The runs in ./runs, newest first."""
-    tell_unreadable()
-    rows = list(itertools.islice(_rows(states, since), most))
+    runs, refused = survey()
+    tell(refused.values())
+    rows = list(itertools.islice(_rows(runs, states, since), most))
     if as_json:
         click.echo(encode({"schema": SCHEMA, "runs": rows}))
         return
     if not rows:
-        other = "no such run here" if all_runs() or unreadable() else "no runs here; start one with: supervise launch"
+        other = "no such run here" if runs or refused else "no runs here; start one with: supervise launch"
         click.echo(other, err=True)
         return
     now = datetime.now().astimezone()
@@ -64,8 +65,8 @@ def command(as_json: bool, most: int | None, states: tuple[str, ...], since: flo
     click.echo(table(_HEADS, [[row[head] for head in _HEADS] for row in shown]), nl=False)
 
 
-def _rows(states: tuple[str, ...], since: float | None) -> Iterator[dict[str, Any]]:
-    for known in all_runs():
+def _rows(runs: list[Known], states: tuple[str, ...], since: float | None) -> Iterator[dict[str, Any]]:
+    for known in runs:
         created = moment(str(known.spec.get("created", "")))
         if since is not None and (created is None or created.timestamp() < since):
             continue

@@ -84,8 +84,6 @@ def unwrapped(arguments: Sequence[str], script: Sequence[str]) -> list[str] | No
         return ours + rest[2:]
     if rest and rest[0].startswith("-") and rest[0] != "-m":
         raise Refusal(f"{script[0]} {rest[0]}: leave out {script[0]}, and give the script itself")
-    if not rest:
-        raise Refusal(f"{script[0]}: no script after it")
     return ours + rest
 
 

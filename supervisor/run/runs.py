@@ -84,16 +84,11 @@ def inode(run: RunDir) -> int:
 
 def all_runs(root: Path = RUNS) -> list[Known]:
     """Every readable run under `root`, newest first. A run that a link there leads to as well comes once."""
-    return _survey(root)[0]
+    return survey(root)[0]
 
 
-def unreadable(root: Path = RUNS) -> list[Refusal]:
-    """Why each run under `root` that is not among all_runs() cannot be read."""
-    return list(_survey(root)[1].values())
-
-
-def _survey(root: Path) -> tuple[list[Known], dict[str, Refusal]]:
-    """The readable runs, and why the others cannot be read, by the names of their folders."""
+def survey(root: Path = RUNS) -> tuple[list[Known], dict[str, Refusal]]:
+    """all_runs(), and why the others cannot be read, by the names of their folders."""
     found, refused = dict[Path, Known](), dict[str, Refusal]()
     # The name of a folder is better than that of a link to it: so the links are last.
     for path in sorted(root.iterdir() if root.is_dir() else (), key=lambda path: (path.is_symlink(), path.name)):
@@ -117,7 +112,7 @@ def find(name: str | None, root: Path = RUNS) -> Known:
         raise NoSuchRun("RUN is an empty word; give an id, a unique prefix of one, or a path")
     if known := load(Path(name)) or load(root / name):
         return known
-    runs, refused = _survey(root)
+    runs, refused = survey(root)
     matches, unread = [run for run in runs if run.id == name], list[str]()
     if not matches:
         matches = [run for run in runs if run.id.startswith(name) or run.run.path.name.startswith(name)]
@@ -136,7 +131,7 @@ def find(name: str | None, root: Path = RUNS) -> Known:
 def _newest(root: Path) -> Known:
     if here := load(Path()):
         return here
-    runs, refused = _survey(root)
+    runs, refused = survey(root)
     if not runs:
         raise next(iter(refused.values()), NoSuchRun(f"no run in {root}/; start one with: supervise launch"))
     return runs[0]

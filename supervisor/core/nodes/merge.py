@@ -11,7 +11,8 @@ from supervisor.core.model import Exit, Observation, Raised, RankView
 from supervisor.core.stack import Stacks
 
 
-def _same(at: float) -> float:
+def same(at: float) -> float:
+    """For a clock that is ours, or of which nothing is known yet."""
     return at
 
 
@@ -21,7 +22,7 @@ class LimbView:
 
     node: int
     seen: Observation
-    ours: Callable[[float], float] = _same
+    ours: Callable[[float], float] = same
     """A time of its clock, by that of the node that leads. The same time must be the same at each look: a beat that has
     moved is a sign of life."""
 

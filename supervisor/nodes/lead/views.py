@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from supervisor.core.model import Observation
-from supervisor.core.nodes.merge import LimbView, merge
+from supervisor.core.nodes.merge import LimbView, merge, same
 from supervisor.core.telling.news import News, Note
 from supervisor.core.telling.progress import Trained
 from supervisor.nodes.talk.messages import Seen
@@ -77,7 +77,7 @@ class Views:
         """The times of that node's newest look by our clock. Those of the look before stay where they were: its clock
         is known better with each beat, and a rank that stands still must not seem to move by that."""
         if node not in self.offsets:
-            return lambda at: at
+            return same
         offset, before = self.offsets[node], self._times.get(node, {})
         times = self._times[node] = dict[float, float]()
         return lambda at: times.setdefault(at, before.get(at, at - offset))

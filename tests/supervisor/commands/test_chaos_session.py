@@ -30,8 +30,14 @@ class Rehearsal(Session):
 @pytest.mark.parametrize(("count", "seconds", "rounds"), [(None, 0.0, 1), (10, 0.0, 1), (10, 3600.0, 2)])
 def test_a_session_has_a_round_however_little_time_is_left(count: int | None, seconds: float, rounds: int) -> None:
     """The undisturbed run may take all of it. Without a round there would be no verdict, and no reason why."""
-    limits = {"hang_timeout": 6.0, "startup_timeout": 20.0, "size": 5, "count": count, "seconds": seconds}
-    session = Rehearsal(Wanted((), (), 1, 0, ("kill",), tuple(Moment), False, globs=(), **limits), print)  # type: ignore[arg-type]
+    limits: dict[str, Any] = {
+        "hang_timeout": 6.0,
+        "startup_timeout": 20.0,
+        "size": 5,
+        "count": count,
+        "seconds": seconds,
+    }
+    session = Rehearsal(Wanted((), (), 1, 0, ("kill",), tuple(Moment), False, globs=(), **limits), print)
     session.run()
     assert len(session.results) == rounds
 
