@@ -11,18 +11,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.support.supervised import SUPERVISE, Run, environment
+from tests.support.without_forks import WITHOUT_FORKS
 
 NOBODY = 65534
 ADDRESS = "10.87.6.5"
 HOST = f"""
 hostname nobody.knows.invalid && ip link set lo up && ip link add one type veth peer name other &&
-ip addr add {ADDRESS}/24 dev one && ip link set one up && ip link set other up && exec "$@"
+ip addr add {ADDRESS}/24 dev one && ip link set one up && ip link set other up &&
+{{ test ! -e /etc/resolv.conf || mount --bind /dev/null /etc/resolv.conf; }} && exec "$@"
 """
-"""A host of its own: a name that nobody resolves, a loopback interface, and one that leads out."""
+"""A host of its own: a name that nobody resolves, a loopback interface, and one that leads out. Its name server is
+its own 127.0.0.1: the socket of a query to one out of reach would stay at 0.0.0.0 until it is closed."""
+UNSHARED = ["unshare", "-n", "-u", "-m", "sh", "-c", HOST, "sh"]
 MEETS = """
 import os, socket, time, torch, torch.distributed as dist
 rank, address = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -60,14 +65,6 @@ while True:
         break
 """
 """Meets the other rank in every way there is: twice as a group, at a store of its own, and at the launcher's port."""
-WITHOUT_FORKS = """
-import sys, _supervisor.group.standby as standby
-def refuse(*_): raise OSError('no fork server here')
-standby.ForkServer = refuse
-standby._PAUSE = 0.01
-from _supervisor.commands.cli import run
-sys.exit(run(sys.argv[1:]))
-"""
 ATTACK = """
 import base64, datetime, os, pickle, sys, torch.distributed as dist
 ports, files, proof = eval(sys.argv[1]), eval(sys.argv[2]), sys.argv[3]
@@ -96,25 +93,32 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another
 
 
 def _network() -> bool:
-    tools = all(map(shutil.which, ("unshare", "nsenter", "ip", "hostname")))
-    return (
-        tools and subprocess.run(["unshare", "-n", "-u", "sh", "-c", HOST, "sh", "true"], check=False).returncode == 0
-    )
+    tools = all(map(shutil.which, ("unshare", "nsenter", "ip", "hostname", "mount")))
+    return tools and subprocess.run([*UNSHARED, "true"], check=False).returncode == 0
 
 
-def _sockets(net: Path) -> dict[str, tuple[str, int]]:
-    """By inode, (address in hex, port) of what listens there, and (name, 0) of what listens under a name."""
+class Place(NamedTuple):
+    """Where something listens."""
+
+    table: str
+    address: str
+    """In hex, or the name of a socket of the unix kind."""
+    port: int
+
+
+def _sockets(net: Path) -> dict[str, Place]:
+    """What listens there, by inode."""
     found = {}
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for line in (net / table).read_text().splitlines()[1:]:
             fields = line.split()
             address, _, port = fields[1].rpartition(":")
             if fields[3] == ("0A" if table.startswith("tcp") else "07"):
-                found[fields[9]] = (address, int(port, 16))
+                found[fields[9]] = Place(table, address, int(port, 16))
     for line in (net / "unix").read_text().splitlines()[1:]:
         fields = line.split()
         if int(fields[3], 16) & 0x10000:
-            found[fields[6]] = (" ".join(fields[7:]) or "unnamed", 0)
+            found[fields[6]] = Place("unix", " ".join(fields[7:]) or "unnamed", 0)
     return found
 
 
@@ -134,7 +138,7 @@ def _opened(pid: int) -> dict[str, str]:
     return found
 
 
-def _listening(run: Run) -> set[tuple[str, int]]:
+def _listening(run: Run) -> set[Place]:
     """Where processes of the run listen. It has a network of its own, as soon as that is there."""
     assert run.process is not None
     theirs, ours = Path(f"/proc/{run.process.pid}"), Path("/proc/self")
@@ -147,27 +151,31 @@ class Watch:
     """Looks all the time, in a thread, where the run listens; `seen` is everything."""
 
     def __init__(self, run: Run) -> None:
-        self.seen: set[tuple[str, int]] = set()
+        self.seen: set[Place] = set()
         self._run, self._over = run, threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
 
     def _look(self) -> None:
+        before: set[Place] = set()
         while not self._over.wait(0.02):
             try:
-                self.seen |= _listening(self._run)
+                now = _listening(self._run)
             except OSError:
                 return  # the launch is over
+            # One of UDP that is being connected is at 0.0.0.0 for a moment: of those, what stays there listens.
+            self.seen |= (now & before) | {place for place in now if not place.table.startswith("udp")}
+            before = now
 
     def stop(self) -> None:
         self._over.set()
         self._thread.join()
 
 
-def _outside(seen: set[tuple[str, int]]) -> set[tuple[str, int]]:
+def _outside(seen: set[Place]) -> set[Place]:
     """What of it can be reached from elsewhere, or by anybody under a name."""
     inside = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
-    return {place for place in seen if place[0] not in inside}
+    return {place for place in seen if place.address not in inside}
 
 
 @as_root
@@ -179,12 +187,12 @@ def test_a_run_listens_on_loopback_alone(run: Run, kind: str) -> None:
         pytest.skip("no network namespaces here")
     temporary = run.folder / "temporary"
     temporary.mkdir()
-    program = {"exec": [sys.executable, "-c", WITHOUT_FORKS]}.get(kind)
+    program = {"exec": WITHOUT_FORKS}.get(kind)
     options = ["--no-standby"] if kind == "cold" else []
     run.start(
         *("--nproc", "2", "--grace", "5s", *options, run.script(MEETS)),
         program=program,
-        through=["unshare", "-n", "-u", "sh", "-c", HOST, "sh"],
+        through=UNSHARED,
         USE_LIBUV="0" if kind == "exec" else "1",
         TMPDIR=str(temporary),
     )
@@ -195,7 +203,7 @@ def test_a_run_listens_on_loopback_alone(run: Run, kind: str) -> None:
             assert run.until_event("standby_ready")["kind"] == kind
         run.cli("inject", "run", "kill:rank=1")
         run.until_event("first_step", 2)
-        ports = {port for _, port in _listening(run) if port}
+        ports = {place.port for place in _listening(run) if place.port}
         assert run.process is not None
         reach = (
             "import socket, sys\nfor port in eval(sys.argv[2]): print(socket.socket().connect_ex((sys.argv[1], port)))"
@@ -227,7 +235,7 @@ def test_another_user_writes_where_the_ranks_meet(run: Run) -> None:
     stores = [path for pid in launchers for path, link in _opened(pid).items() if "memfd:" in link]
     sockets = _sockets(Path("/proc/self/net"))
     held = {link for pid in launchers for link in _descriptors(pid)}
-    ports = [port for inode, (_, port) in sockets.items() if f"socket:[{inode}]" in held]
+    ports = [place.port for inode, place in sockets.items() if f"socket:[{inode}]" in held]
     attack = [sys.executable, "-c", ATTACK, repr(ports), repr(stores), str(proof)]
     done = subprocess.run(attack, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and int(done.stdout) >= 8, done.stderr

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.scripts import STEPPING
 from tests.support.supervised import Run
 from tests.support.waiting import until
+from tests.support.without_forks import WITHOUT_FORKS
 
 ENDLESS = ("100000", "0.05")
 """Steps and seconds of each: the test ends it, however slow the machine is."""
@@ -140,14 +140,7 @@ def test_module_that_starts_a_thread(run: Run) -> None:
 
 def test_without_a_fork_server_groups_wait_cold(run: Run) -> None:
     """Where no fork server can be had, the standby is a group of fresh interpreters that have imported and wait."""
-    code = (
-        "import sys, _supervisor.group.maker as maker\n"
-        "def refuse(*_): raise OSError('no fork server here')\n"
-        "maker.ForkServer = refuse\nmaker._PAUSE = 0.01\n"
-        "from _supervisor.commands.cli import run\n"
-        "sys.exit(run(sys.argv[1:]))"
-    )
-    run.start("--nproc", "1", run.script(STEPPING), *ENDLESS, program=[sys.executable, "-c", code])
+    run.start("--nproc", "1", run.script(STEPPING), *ENDLESS, program=WITHOUT_FORKS)
     standby = run.until_event("standby_ready")
     run.cli("inject", "run", "kill")
     run.until_event("first_step", 2)
