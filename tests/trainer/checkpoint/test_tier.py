@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,36 @@ def test_somebody_removes_what_is_in_shared_memory(here: Here, notes: Notes, wha
     removals = (4, 12, 16, 20)
     assert len(saved) == 4 and all(0 < step - removed <= 4 for step, removed in zip(saved, removals, strict=True))
     assert found[10] == 10
+
+
+def test_no_rank_is_two_snapshots_ahead(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches, without an optimizer's step to wait at: when the ranks have met after a step, the one before it is
+    whole, however long one of them copies."""
+    monkeypatch.setattr(memory, "spare_cores", lambda here: True)
+
+    def body(ranks: Any) -> Any:
+        found = []
+        ckpt = Checkpointer(model=nn.Linear(3, 3), every=1000, snapshot_every=1)
+        ckpt._ranks = ranks
+        ckpt.restore()
+        assert ckpt._tier is not None
+        segment = ckpt._tier._memory.segment
+        begin = segment.begin
+
+        def slowly(size: int, pin: int | None) -> Any:
+            time.sleep(0.05)  # as a large state is copied
+            return begin(size, pin)
+
+        if ranks.rank == 1:
+            segment.begin = slowly  # type: ignore[method-assign]
+        for step in range(1, 7):
+            agreed = Wish(*ranks.any(*ckpt.wish()))
+            found.append(snapshots.newest_snapshot(here.segment))
+            ckpt.step(step, agreed)
+        ckpt._tier.close()
+        return found
+
+    assert on_ranks(2, body) == [[None, 1, 2, 3, 4, 5]] * 2
 
 
 @pytest.mark.parametrize("refused", [False, True])

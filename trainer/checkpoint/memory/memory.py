@@ -194,6 +194,11 @@ class Memory:
             with self._waiting():
                 self._idle.wait()
 
+    def arrive(self) -> None:
+        """Waits until the last snapshot is committed here, unless memory for it is being made: that may take long."""
+        if not self._is_making():
+            self.wait()
+
     @property
     def unplanned(self) -> bool:
         """Whether the newest snapshot that was due was left out because the ranks have not agreed on its layout."""
@@ -322,16 +327,6 @@ class Memory:
             time.sleep(0.001)
         self._patient = buffer is not None or (self._patient and not job.owed)
         return buffer
-
-
-def opened(
-    place: Place, parts: Mapping[str, Stateful], led: Led, layouts: Layouts, ranks: Ranks
-) -> tuple[Memory | None, str | None]:
-    """The memory tier of this rank, or why it cannot have one."""
-    try:
-        return Memory(place, parts, led=led, layouts=layouts, ranks=ranks), None
-    except (OSError, ValueError) as error:
-        return None, str(error)
 
 
 def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[Job | None]) -> None:

@@ -91,6 +91,10 @@ class Tier:
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
         """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
+        if self._every is not None and self._since + 1 >= self._every:
+            # Before the ranks meet: after a step that had no optimizer's step to wait at, another rank may already
+            # replace the snapshot that this one still copies, and no step would be whole.
+            self._memory.arrive()
         lost = self._memory.over is not None
         if self._ranks.rank != 0:
             return False, False, lost

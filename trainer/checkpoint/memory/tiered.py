@@ -12,7 +12,7 @@ from ..options import Every
 from ..source import Source
 from ..state.per_rank import Parts
 from . import snapshots
-from .memory import opened
+from .memory import Memory
 from .place import Place
 from .tier import REMOVALS, Tier
 
@@ -56,7 +56,11 @@ class Tiered:
             # What a node has fetched for a restore, and will not keep.
             self._ranks.each_node(lambda: None if nodes.keeps(rank) else snapshots.empty(segment))
         place = Place(segment, rank, self._ranks.world_size, self._attempt or 0, self._run, nodes)
-        memory, problem = opened(place, self._parts, self._source.led, self._source.layouts, self._ranks)
+        memory, problem = None, None
+        try:
+            memory = Memory(place, self._parts, led=self._source.led, layouts=self._source.layouts, ranks=self._ranks)
+        except (OSError, ValueError) as error:
+            problem = str(error)
         problems = list(filter(None, self._ranks.exchange(problem)))
         if memory is not None and not problems:
             if self._flush_s is not None:
