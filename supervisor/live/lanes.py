@@ -63,6 +63,8 @@ class Lanes:
         self._fd, self._count = -1, 0
         self._attempt = -1
         self._open: dict[int, Part] = {}
+        self._lasted: dict[int, float] = {}
+        """By rank: the newest look at which its stretch lasted."""
         self._steps: dict[int, tuple[int, float, float]] = {}
         """By rank: its step, when it was done, and the usual seconds of one."""
 
@@ -93,13 +95,16 @@ class Lanes:
         found = lane(Seen(beat.rank, beat.phase, beat.at, beat.doing, beat.since), now, usual)
         before = self._open.get(beat.rank)
         if before is not None and (found is None or found != (before.kind, before.begin)):
-            # It ended when the rank told of something else, or made its step.
-            later = [time for time in (beat.at, beat.since, found[1] if found else 0.0) if before.begin < time <= now]
-            self._end(before, min(later, default=now))
+            # It ended when the rank told of something else, or made its step, since the look before.
+            lasted = self._lasted[beat.rank]
+            later = [time for time in (beat.at, beat.since, found[1] if found else 0.0) if lasted < time <= now]
+            self._end(before, min(later, default=lasted))
             before = None
-        if found is not None and before is None:
-            self._open[beat.rank] = part = Part(self._attempt, beat.rank, found[0], found[1], math.inf)
-            self._write(part)
+        if found is not None:
+            self._lasted[beat.rank] = now
+            if before is None:
+                self._open[beat.rank] = part = Part(self._attempt, beat.rank, found[0], found[1], math.inf)
+                self._write(part)
 
     def _leave(self, ranks: Iterable[int], now: float) -> None:
         for rank in list(ranks):

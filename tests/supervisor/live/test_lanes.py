@@ -69,6 +69,18 @@ def test_what_ranks_do_beside_their_steps(run: RunDir) -> None:
     ]
 
 
+def test_a_rank_that_waits_after_its_save(run: RunDir) -> None:
+    """Its wait lasts to its next step: what it has told before the wait was seen does not end it."""
+    lanes = Lanes(run)
+    for n in range(1, 40):
+        lanes.see(0, [beat(0, Phase.TRAIN, 0.1 * n, n)], 0.1 * n + 0.05)
+    for at in (4.2, 4.6, 5.0, 5.4):
+        lanes.see(0, [beat(0, Phase.TRAIN, 3.9, 39, since=4.1)], at)
+    lanes.see(0, [beat(0, Phase.TRAIN, 5.5, 40, since=4.1)], 5.6)
+    assert told(run)[-1] == (0, 0, "waiting", pytest.approx(3.9), 5.5)
+    lanes.close(6.0)
+
+
 def test_the_file_stays_small(run: RunDir) -> None:
     """The long stretches stay; garbage is nothing; a disk that refuses harms nothing."""
     lanes = Lanes(run)
