@@ -201,6 +201,7 @@ def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pyte
     """A rank had no buffer for it. By the clock: rank 0 wishes the next one. By a number of steps: it is lost, and
     told."""
     monkeypatch.setattr(memory, "_LATE_S", 0.0)
+    monkeypatch.setattr(memory, "_PROMISED_S", 0.0)
     for every, lost in ((None, []), (3, [3])):
         with training(every=every) as made:
             made.run(2)
@@ -214,6 +215,40 @@ def test_a_save_without_its_snapshot(here: Here, notes: Notes, monkeypatch: pyte
             assert snapshots.pinned(here.segment) == []
         assert [fields["step"] for kind, fields in notes.kept if kind == "checkpoint_failed"] == lost
         snapshots.remove(here.segment)
+
+
+def test_a_promised_save_waits_for_a_late_rank(here: Here, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after an earlier wait in vain; one that is not promised waits no longer."""
+    monkeypatch.setattr(memory, "_LATE_S", 0.0)
+
+    def body(ranks: Any) -> Any:
+        ckpt = Checkpointer(model=nn.Linear(3, 3), every=4, snapshot_every=1)
+        ckpt._ranks = ranks
+        ckpt.restore()
+        assert ckpt._tier is not None
+        of_rank = ckpt._tier._memory
+        segment, begin, left_out = of_rank.segment, of_rank.segment.begin, []
+        tried = 0
+
+        def late(size: int, pin: int | None) -> Any:
+            nonlocal tried
+            tried += 1
+            return None if tried < 3 else begin(size, pin)
+
+        for step in range(1, 6):
+            if ranks.rank == 0 and step in (3, 4):
+                tried, segment.begin = 0, late  # type: ignore[method-assign]
+            ranks.exchange(None)
+            ckpt.step(step, Wish(*ranks.any(*ckpt.wish())))
+            of_rank.wait()
+            left_out.append(of_rank.left_out)
+            ranks.exchange(None)
+        ckpt._tier.close()
+        return left_out
+
+    assert on_ranks(2, body)[0] == [None, None, 3, 3, 3]
+    assert [f["step"] for kind, f in notes.kept if kind == "flush_due"] == [4]
+    assert "checkpoint_failed" not in notes.kinds()
 
 
 def test_a_rank_commits_the_snapshot_of_a_save_later(here: Here, notes: Notes) -> None:

@@ -38,8 +38,9 @@ from .sidecar import Sidecars
 
 _BANDWIDTH = 0.25
 _SETTLED_S = 10.0
-_LATE_S = 1.0
-"""Seconds that an owed snapshot waits for a buffer. The cause is a late rank or a flush."""
+_LATE_S, _PROMISED_S = 1.0, 20.0
+"""Seconds that an owed snapshot waits for a buffer, and one of which a checkpoint is promised. The cause is a late rank
+or a flush."""
 
 
 class Memory:
@@ -127,7 +128,7 @@ class Memory:
         except StateError:
             raise  # no checkpoint can hold it: better now than after hours without one
         except Exception as error:
-            self.problem = str(error) if isinstance(error, NoSnapshots) else f"no snapshots: {error!r}"
+            self._fail(step, error)
             self._pass_on(Part(step))
             return
         if job is None:
@@ -149,6 +150,15 @@ class Memory:
             self.work(job)
         self._waited_s, self._spent_s = 0.0, time.perf_counter() - began
         self.stall_s += self._spent_s
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """There are no more snapshots. No other rank waits for that of `step`."""
+        why = str(error) if isinstance(error, OSError) else repr(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            why = self._place.too_small(self._needed, self.ring, self._planner.whole)
+        self.removed = isinstance(error, Removed)
+        self.problem = str(error) if isinstance(error, Removed | NoSnapshots) else f"no snapshots: {why}"
+        self.segment.skip(step)
 
     def _is_making(self) -> bool:
         if self._idle.is_set() or self._job is None:
@@ -260,15 +270,9 @@ class Memory:
         began, part = time.thread_time(), Part(job.step)
         try:
             part = self._write(job) or part
-        except Removed as error:
-            self.removed, self.problem = True, str(error)
-        except OSError as error:
-            full = error.errno == errno.ENOSPC
-            about = self._place.too_small(self._needed, self.ring, self._planner.whole) if full else str(error)
-            self.problem = f"no snapshots: {about}"
         except Exception as error:
             # Any exception: if the copying thread died of it, training would wait for it for ever.
-            self.problem = f"no snapshots: {error!r}"
+            self._fail(job.step, error)
         finally:
             self._pass_on(part)
             if job.copier.overlaps:
@@ -317,9 +321,11 @@ class Memory:
         return Part(job.step, job.pin, *job.image.apart(buffer, header, own, self._planner.whole), sidecar)
 
     def _begin(self, job: Job, size: int) -> Buffer | None:
-        """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain."""
+        """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain if no checkpoint is
+        promised."""
         buffer = None
-        until = time.monotonic() + (_LATE_S if job.owed and self._patient else 0.0)
+        patience = _PROMISED_S if job.pin else _LATE_S if self._patient else 0.0
+        until = time.monotonic() + (patience if job.owed else 0.0)
         pin = job.step if job.pin and self._pins else None
         while (self._twins is not None and self._twins.behind) or (buffer := self.segment.begin(size, pin)) is None:
             if time.monotonic() >= until:
