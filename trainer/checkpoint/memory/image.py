@@ -74,6 +74,8 @@ class Image:
         shares = [share for share in mine if share.count]
         self._entries = [entry_of(share, layout.specs[share.name]) for share in mine]
         self._index, self._apart = b"", b""
+        self._header = b"", b""
+        """The state of this rank alone that is in the newest header, and that."""
         self._own_specs: dict[str, Spec] | None = None
         self._stage: dict[str, torch.Tensor] = {}
         """Whole tensors, copied aside."""
@@ -149,7 +151,11 @@ class Image:
             led = [entry_of(share, self.layout.specs[share.name]) for share, _ in self._led]
             entries = led + [Entry(name, spec) for name, spec in own.specs.items()]
             self._apart = index(entries, {"format": "pt", "rank": str(self._rank)})
-        return header_of(self._index, {"state": encode(own.tree).decode()})
+            self._header = b"", b""
+        text = encode(own.tree)
+        if text != self._header[0]:
+            self._header = text, header_of(self._index, {"state": text.decode()})
+        return self._header[1]
 
     def payload(self, header: bytes, own: Packed) -> int:
         """The bytes of the whole file."""

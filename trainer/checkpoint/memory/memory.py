@@ -27,6 +27,7 @@ from ..group import Ranks
 from ..nodes.twins import Part
 from ..sharded.layouts import Layouts
 from ..state.packing import Led, Packed
+from ..state.repacking import Repacker
 from ..state.state import Stateful, capture_rank
 from .copier import spare_cores
 from .cuda import is_captured
@@ -85,7 +86,7 @@ class Memory:
         self._needed = 0
         self._each_step = False
         """Whether the newest snapshot came a step after the one before."""
-        self._sidecars = Sidecars(place)
+        self._sidecars, self._pack_drawn = Sidecars(place), Repacker()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
@@ -281,7 +282,7 @@ class Memory:
                 self._idle.set()
 
     def _write(self, job: Job) -> Part | None:
-        own = capture_rank(self._place.rank, job.generators, job.own)
+        own = capture_rank(self._place.rank, job.generators, job.own, self._pack_drawn)
         header = job.image.header(own)
         sidecar = self._sidecars.text(job.tree, job.image.layout) if self._place.rank == 0 else b""
         payload = job.image.payload(header, own)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..state.several import Models
-from ..state.tensors import place_of
+from ..state.tensors import lie_as, place_of
 
 _WAYS = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _HELD = ("_parameters", "_buffers", "_modules")
@@ -67,7 +67,7 @@ class Walked:
             bool(self._modules)
             and self._is_usual()
             and self._looked_at() == self._noted
-            and [place_of(tensor) for tensor in self._tensors] == self._places
+            and lie_as(self._tensors, self._tensors, self._places)
         )
 
     def _is_usual(self) -> bool:

@@ -13,7 +13,7 @@ from ..format.plan import Spec
 from ..sharded.held import Held, held, is_sharded, local_of, locals_of, placement_of
 from . import tensors, tree
 from .marks import PerRank
-from .tensors import place_of
+from .tensors import lie_as, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,7 @@ class _Block:
     names: list[str]
     steady: list[bool]
     identities: list[tuple[Any, ...]]
+    local: list[torch.Tensor]
     tensors: dict[str, torch.Tensor]
     encoded: Any
 
@@ -138,14 +139,18 @@ class _Block:
         if found is None or found[0] != self.keys:
             raise _Moved
         local = locals_of(found[1])
-        if _identities(found[1], local, self.steady) != self.identities:
+        if local is found[1] and all(self.steady):
+            moved = not lie_as(local, self.local, self.identities)
+        else:
+            moved = _identities(found[1], local, self.steady) != self.identities
+        if moved:
             raise _Moved
         tensors = dict(zip(self.names, local, strict=True))
         # Tied tensors have one name, so they must still be tied. Steady ones are where they were.
         for name, tensor, steady in zip(self.names, local, self.steady, strict=True) if not all(self.steady) else ():
             if not steady and tensors[name] is not tensor and place_of(tensors[name]) != place_of(tensor):
                 raise _Moved
-        self.state, self.tensors = state, tensors
+        self.state, self.local, self.tensors = state, local, tensors
 
 
 def _identities(values: list[torch.Tensor], local: list[torch.Tensor], steady: list[bool]) -> list[tuple[Any, ...]]:
@@ -262,7 +267,7 @@ class Packer:
         steady, local = [v.address is not None for v in inside], locals_of(found[1])
         names = [v.name for v in inside]
         identities, tensors = _identities(found[1], local, steady), dict(zip(names, local, strict=True))
-        self._blocks[path] = _Block(state, found[0], names, steady, identities, tensors, encoded)
+        self._blocks[path] = _Block(state, found[0], names, steady, identities, local, tensors, encoded)
 
     def _again(self, state: Any, last: Packed) -> Packed:
         found: dict[str, torch.Tensor] = {}

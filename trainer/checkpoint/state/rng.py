@@ -8,24 +8,30 @@ numpy belongs to the user: nothing here needs it, nor torch's bridge to it.
 from __future__ import annotations
 
 import array
+import ctypes
 import hashlib
 import importlib
 import importlib.util
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .tensors import view_of
 
+_TWISTER = 624 * 4 + 4
+"""Bytes of numpy's mt19937_state: its words and a place in them."""
+_known: dict[Callable[[], dict[str, Any]], tuple[Any, dict[str, Any]]] = {}
+
 
 def capture() -> dict[str, Any]:
     """The state of every generator of this process. The words of Mersenne twisters are tensors of bytes."""
-    version, words, gauss = random.getstate()
+    python: Any = random.getstate.__self__  # type: ignore[attr-defined]
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": {"version": version, "words": _bytes_of(array.array("I", words)), "gauss": gauss},
+        "python": _remembered(_python, (_memory(python), repr(python.gauss_next))),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
@@ -33,8 +39,36 @@ def capture() -> dict[str, Any]:
             # On the host: no device is used for it.
             state["cudas"] = torch.stack([torch.cuda.get_rng_state(device) for device in range(count)])
     if (numpy := sys.modules.get("numpy")) is not None:
-        state["numpy"] = _without_arrays(numpy.random.get_state(legacy=False))
+        bits = numpy.random.get_bit_generator()
+        known = type(bits) is numpy.random.MT19937
+        words = ctypes.string_at(bits.ctypes.state_address, _TWISTER) if known else None
+        state["numpy"] = _remembered(_numpy, words and (words, _memory(numpy.random.get_state.__self__)))
     return state
+
+
+def _remembered(state: Callable[[], dict[str, Any]], memory: Any) -> dict[str, Any]:
+    """state(), which takes long, asked only if the `memory` of the generator is another one than the last time. None:
+    it is asked."""
+    known, found = _known.get(state, (None, {}))
+    if memory is None or known != memory:
+        found = state()
+        _known[state] = memory, found
+    return found
+
+
+def _memory(generator: object) -> bytes:
+    """The fields of a generator that is written in C, as they lie in the object, behind its counter and its type."""
+    head = object.__basicsize__
+    return ctypes.string_at(id(generator) + head, type(generator).__basicsize__ - head)
+
+
+def _python() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    return {"version": version, "words": _bytes_of(array.array("I", words)), "gauss": gauss}
+
+
+def _numpy() -> dict[str, Any]:
+    return _without_arrays(sys.modules["numpy"].random.get_state(legacy=False))
 
 
 def apply(state: dict[str, Any]) -> str | None:

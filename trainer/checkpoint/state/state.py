@@ -72,6 +72,10 @@ def _bare(model: Any) -> Any:
     return bare(model) if isinstance(model, nn.Module) else model
 
 
+Pack = Callable[[Any, str], Packed]
+"""pack(), or one with a memory."""
+
+
 def capture(
     parts: Mapping[str, Stateful],
     step: int,
@@ -120,7 +124,9 @@ def capture_own(rank: int, shared: Packed, parts: Mapping[str, Stateful]) -> Pac
     return own
 
 
-def capture_rank(rank: int, generators: dict[str, Any] | None = None, own: Packed | None = None) -> Packed:
+def capture_rank(
+    rank: int, generators: dict[str, Any] | None = None, own: Packed | None = None, pack: Pack = pack
+) -> Packed:
     """The state of this rank alone. `generators` come from rng.capture(); None: as they are now. `own` is the rest."""
     drawn = pack({"rng": generators or rng.capture()}, f"rank{rank}")
     if own is None:

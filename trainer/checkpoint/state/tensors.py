@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,9 +65,20 @@ def as_saved(name: str) -> str:
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
-def place_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+Place = tuple[Any, ...]
+
+
+def place_of(tensor: torch.Tensor) -> Place:
     """What says where the values of `tensor` lie, and how."""
-    return tensor.data_ptr(), tensor.stride(), tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape
+    return tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.shape, tensor.is_conj(), tensor.is_neg()
+
+
+def lie_as(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor], places: Sequence[Place]) -> bool:
+    """Whether `tensors` lie where `before` did when `places` were their place_of(). They are the same objects nearly
+    always, and less can change about those: it is asked at every snapshot."""
+    if len(tensors) == len(before) and all(map(operator.is_, tensors, before)):
+        return [(t.data_ptr(), t.stride(), t.dtype, t.shape) for t in tensors] == [place[:4] for place in places]
+    return [place_of(tensor) for tensor in tensors] == list(places)
 
 
 def view_of(tensor: torch.Tensor) -> memoryview:

@@ -38,6 +38,7 @@ from .marks import PerRank, Reference
 from .values import rare, records
 
 MAX_DEPTH = 100
+_AS_IT_IS = frozenset((str, bool, type(None)))
 _OF_A_MODEL = re.compile(r"(model|rank\d+/(buffers|model))/")
 
 Namer = Callable[[Any, str], "str | None"]
@@ -57,7 +58,7 @@ def encode(value: Any, path: str = "", name_of: Namer = _no_tensors, depth: int 
     if depth > MAX_DEPTH:
         raise StateError(f"{path}: nested more than {MAX_DEPTH} deep, or contains itself")
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _AS_IT_IS:
         return value
     if kind is int:
         return value if -(2**63) <= value < 2**63 else {"$int": hex(value)}
@@ -120,7 +121,10 @@ def _encode_items(value: list[Any] | tuple[Any, ...], path: str, name_of: Namer,
 def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -> Any:
     plain = all(type(key) is str and not key.startswith("$") for key in value)
     if plain:
-        return {key: encode(v, _child(path, key), name_of, depth + 1) for key, v in value.items()}
+        return {
+            key: v if type(v) in _AS_IT_IS else encode(v, _child(path, key), name_of, depth + 1)
+            for key, v in value.items()
+        }
     return {
         "$dict": [
             [encode(key, f"key of {path}", depth=depth + 1), encode(v, _child(path, key), name_of, depth + 1)]
