@@ -28,6 +28,7 @@ from ..rundir.machine.shm import segment_here
 from . import options
 from .checks.alone import claim
 from .checks.looks import Looks
+from .checks.refusals import draws_anew, refuse, refuse_unready
 from .checks.unsaved import Unsaved
 from .disk.assembly import Loaded, Wanted
 from .disk.commit import tidy
@@ -55,7 +56,6 @@ from .state import buckets, several
 from .state.gradients import Gradients
 from .state.packing import Packed
 from .state.per_rank import OnResize
-from .state.refusals import draws_anew, refuse, refuse_unready
 from .state.state import Stateful, present
 
 

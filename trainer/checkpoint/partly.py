@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checks.refusals import refuse, refuse_unready
 from .disk.peek import Peek, read
 from .group import ranks
 from .notices import Notices
 from .options import One
 from .sharded.places import Places
 from .state import several
-from .state.refusals import refuse, refuse_unready
 from .state.state import Stateful, apply, capture, present
 
 

@@ -17,6 +17,7 @@ from tests.support.frameworks import needs
 from tests.support.jobs import on_ranks, same
 from tests.support.training import Notes
 from trainer.checkpoint import Checkpointer, CheckpointMismatch, StateError
+from trainer.checkpoint.checks.refusals import refuse
 from trainer.checkpoint.disk import restore as restoring
 from trainer.checkpoint.disk.restore import Tiers
 from trainer.checkpoint.disk.save import Order, save
@@ -27,7 +28,6 @@ from trainer.checkpoint.memory.memory import Memory
 from trainer.checkpoint.memory.place import Place
 from trainer.checkpoint.state.gradients import Gradients
 from trainer.checkpoint.state.packing import pack
-from trainer.checkpoint.state.refusals import refuse
 from trainer.checkpoint.state.state import apply, capture_rank, present
 from trainer.checkpoint.state.tree import plain
 from trainer.rundir.codes import ExitCode

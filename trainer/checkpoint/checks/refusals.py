@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import StateError
-from . import several
+from ..state import several
 
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "data")
 
