@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.jobs import holds, on_ranks, write
+from trainer.checkpoint import Checkpointer, CheckpointMismatch
 from trainer.checkpoint.disk import store
 from trainer.checkpoint.disk.restore import Bad, Tiers, load, restore
 from trainer.checkpoint.errors import CheckpointError, Damaged, NoUsableCheckpoint, Unreadable
+from trainer.checkpoint.format.boxes import whole
 from trainer.checkpoint.group import Ranks
 from trainer.rundir.files.durable import DISK
 from trainer.rundir.layout import committed_steps
@@ -275,3 +279,51 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
 
     assert _restored(folder)[0] == 1
     assert not proof.exists()
+
+
+@dataclasses.dataclass
+class _Settings:
+    rate: float = 1.0
+
+
+def test_a_class_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataclass in the state that its program can no longer make: a mismatch, and every checkpoint stays."""
+    ckpt = Checkpointer(extra={"settings": _Settings()}, directory=tmp_path, every=1)
+    for step in range(ckpt.restore(), 3):
+        ckpt.step(step + 1)
+    grown = dataclasses.make_dataclass(
+        "_Settings",
+        [("rate", float), ("key", str, dataclasses.field(default_factory=lambda: os.environ["NO_SUCH_KEY"]))],
+    )
+    grown.__module__ = __name__
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "_Settings", grown)
+        with pytest.raises(
+            CheckpointMismatch, match=r"settings\), and it cannot be made here: KeyError\('NO_SUCH_KEY'\)"
+        ):
+            Checkpointer(directory=tmp_path).restore()
+    assert committed_steps(tmp_path) == [1, 2, 3]
+    assert not (tmp_path / "quarantine").exists()
+    assert Checkpointer(directory=tmp_path).restore() == 3
+
+
+def test_a_tensor_that_cannot_be_placed_is_no_damage(tmp_path: Path) -> None:
+    """torch refuses to make a part's tensor of what was read (of a mesh, say): each checkpoint is left where it is."""
+
+    class Refused:
+        box = whole((3,))
+
+        def made(self, local: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no such mesh")
+
+    ckpt = Checkpointer(extra={"it": torch.ones(3)}, directory=tmp_path, every=1)
+    for step in range(ckpt.restore(), 2):
+        ckpt.step(step + 1)
+    bad: list[Bad] = []
+    tiers = Tiers(tmp_path, places=lambda manifest: {"extra/it": Refused()})
+    with pytest.raises(NoUsableCheckpoint):
+        restore(tiers, "auto", Ranks(), DISK, bad.append)
+    assert [(one.reason, one.moved_to) for one in bad] == [
+        ("extra/it cannot be made here: ValueError('no such mesh')", None)
+    ] * 2
+    assert committed_steps(tmp_path) == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import datetime
@@ -118,6 +119,32 @@ class _Unset:
     later: int = dataclasses.field(init=False)
 
 
+@dataclasses.dataclass
+class _Keyed:
+    key: str = dataclasses.field(default_factory=lambda: {}["KEY"])
+
+
+@dataclasses.dataclass
+class _Abstract(abc.ABC):
+    width: int
+
+    @abc.abstractmethod
+    def step(self) -> None: ...
+
+
+@dataclasses.dataclass
+class _Mapping(dict[str, int]):
+    width: int
+
+
+@dataclasses.dataclass
+class _Computed:
+    width: int
+
+
+_Computed.width = property(lambda self: 3)  # type: ignore[assignment]
+
+
 _Twice = dataclasses.make_dataclass("_Twice", [("at", int)])
 TENSORS = st.builds(
     lambda kind, grad: nn.Parameter(torch.ones(2), grad) if kind else torch.arange(3), st.booleans(), st.booleans()
@@ -179,6 +206,10 @@ def test_a_dataclass_comes_back_without_its_methods() -> None:
         ("os:system", {}, "not loaded here"),
         ("pathlib:Path", {}, "not loaded here"),
         ("nowhere.at_all:Thing", {}, "not loaded here"),
+        (f"{__name__}:_Keyed", {}, "cannot be made here: KeyError('KEY')"),
+        (f"{__name__}:_Abstract", {"width": 1}, "cannot be made here: TypeError"),
+        (f"{__name__}:_Mapping", {"width": 1}, "cannot be made here: TypeError"),
+        (f"{__name__}:_Computed", {"width": 1}, "cannot be made here: AttributeError"),
     ):
         ((path, found),) = lost(decode({"a": [{"$record": [other, stored]}]}))
         assert (path, found.name) == ("a/0", other)

@@ -157,7 +157,7 @@ class _Assembly:
             aside.put()
         for target, source in self.cuts:
             target.copy_(source)
-        made = {key: self.places[key].made(local) if key in self.places else local for key, local in shared.items()}
+        made = {key: self._placed(key, local) for key, local in shared.items()}
         return Loaded(
             name=name,
             manifest=self.manifest,
@@ -165,6 +165,13 @@ class _Assembly:
             own=owns.get(shard_name(self.rank)),
             everyone=tuple(owns[shard_name(r)] for r in range(self.manifest.world_size)) if everyone else None,
         )
+
+    def _placed(self, key: str, local: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.places[key].made(local) if key in self.places else local
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # It fails in torch, for what the tensor is to be here. No byte of the checkpoint is wrong.
+            raise Unreadable(f"{key} cannot be made here: {error!r}") from None
 
     def _read(self, file: str, read: Read, mine: bool) -> dict[str, Any]:
         """All that is wanted of `file`, and if it is `mine`, the state of its rank alone."""

@@ -1,5 +1,6 @@
 """Dataclasses in a state: each comes back as an instance of its class, with the fields that it had. Nothing is imported
-and no method of the class is called: a class that is not loaded here is left as Lost. Needs no torch."""
+and no method of the class is called: a class that is not loaded, or cannot be made here, is left as Lost. Needs no
+torch."""
 
 from __future__ import annotations
 
@@ -51,10 +52,19 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 def made(name: str, given: Mapping[str, Any]) -> Any:
-    """The dataclass of that name with the fields `given`. A field that its class has got since has its default."""
+    """The dataclass of that name with the fields `given`. A field that its class has got since has its default. Lost,
+    whatever the class does: the state is whole."""
     kind = _loaded(name)
     if kind is None:
         return Lost(name, given, "it is not loaded here: import it before")
+    try:
+        return _filled(kind, name, given)
+    except Exception as error:
+        # A default_factory is anybody's code, and a class may have become abstract, or a field of it a property.
+        return Lost(name, given, f"it cannot be made here: {error!r}")
+
+
+def _filled(kind: Any, name: str, given: Mapping[str, Any]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if more := [key for key in given if key not in fields]:
         return Lost(name, given, f"it has no {', '.join(more)} any more")
