@@ -149,6 +149,30 @@ def test_a_group_that_was_added(tmp_path: Path, notes: Notes) -> None:
     grown.step()
 
 
+def test_groups_go_by_their_parameters(tmp_path: Path, notes: Notes) -> None:
+    """Not by their place: a group that was put first, or that joins two, keeps its own values; one that is a part of
+    another has those of that one."""
+
+    def restored(lr: float, groups: list[list[str]]) -> list[tuple[float, float]]:
+        model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "abcde"})
+        made = [
+            {"params": [model[name].weight for name in names], "lr": lr + at, "weight_decay": 2 * lr + at}
+            for at, names in enumerate(groups)
+        ]
+        optimizer = torch.optim.AdamW(made)
+        ckpt = Checkpointer(model=model, optimizer=optimizer, directory=tmp_path, every=1)
+        if ckpt.restore(partial=True) == 0:
+            ckpt.step(1)
+        return [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+
+    ab, cd = (1.0, 2.0), (2.0, 3.0)
+    assert restored(1.0, [["a", "b"], ["c", "d"]]) == [ab, cd]
+    assert restored(5.0, [["e"], ["c", "d"], ["b"], ["a"]]) == [(5.0, 10.0), cd, ab, ab]
+    assert any("those of e.weight keep their learning rate" in text for text in notes.warnings())
+    assert restored(5.0, [["d", "e"], ["c", "b"], ["a"]]) == [cd, (6.0, 11.0), ab]
+    assert any("those of c.weight keep their learning rate" in text for text in notes.warnings())
+
+
 def test_another_class_of_optimizer(tmp_path: Path, notes: Notes) -> None:
     """Its state is not taken, nor mixed."""
     trained, _ = _trained(tmp_path)

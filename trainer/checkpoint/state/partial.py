@@ -4,6 +4,7 @@ what it has. Every difference is told."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -66,13 +67,30 @@ def optimizer(live: Any, stored: Any, theirs: Names, ours: Names) -> tuple[Any, 
     told = [f"its optimizer has no state that fits {_listed(afresh)}: made anew"] if afresh else []
     if over := [str(name) for name in theirs if name not in set(ours)]:
         told.append(f"its optimizer has {_listed(over)}, which this one lacks: left out")
-    groups = [
-        {**mine, **{key: value for key, value in other.items() if key not in ("params", "param_names")}}
-        for mine, other in zip(state["param_groups"], stored["param_groups"], strict=False)
-    ]
-    if more := state["param_groups"][len(groups) :]:
-        told.append(f"its optimizer has {len(groups)} groups, this one {len(groups) + len(more)}: the last keep theirs")
-    return {**stored, "state": taken, "param_groups": [*groups, *more]}, told
+    groups, kept = _grouped(state["param_groups"], stored["param_groups"], theirs, ours)
+    if kept:
+        there, here = len(stored["param_groups"]), len(groups)
+        told.append(
+            f"its optimizer has {there} groups, this one {here}: those of {_listed(kept)} keep their learning rate "
+            "and what else they have here"
+        )
+    return {**stored, "state": taken, "param_groups": groups}, told
+
+
+def _grouped(live: Any, stored: Any, theirs: Names, ours: Names) -> tuple[list[Any], list[str]]:
+    """The groups `live`, each with the values of the stored group from which all of its parameters come that are known
+    there. One of new parameters, or of several groups, keeps its own: the first name of each of these."""
+    numbers = [number for number, group in enumerate(stored) for _ in group["params"]]
+    group_of, names = dict(zip(theirs, numbers, strict=True)), iter(ours)
+    groups, kept = [], []
+    for mine in live:
+        here = list(islice(names, len(mine["params"])))
+        of = {group_of[name] for name in here if name in group_of}
+        given = stored[of.pop()] if len(of) == 1 else {}
+        groups.append({**mine, **{key: value for key, value in given.items() if key not in ("params", "param_names")}})
+        if here and not given:
+            kept.append(str(here[0]))
+    return groups, kept
 
 
 def gradients(live: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
