@@ -165,3 +165,10 @@ def ranks() -> Ranks:
             "torch.distributed.init_process_group() before making a Checkpointer"
         )
     return Ranks()
+
+
+def own_rank() -> int:
+    """The number of this rank, which asks no other for it: one alone may call this, also before there is a group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from .checks.refusals import refuse, refuse_unready
 from .disk.peek import Peek, read
-from .group import ranks
+from .group import own_rank
 from .notices import Notices
 from .options import One
 from .sharded.places import Places
@@ -29,7 +29,7 @@ def load(
 ) -> Peek:
     """The given parts now have the state in `path`: a checkpoint (`step-00000040`), or a folder of checkpoints, of
     which the newest is read. Generators, data and a run's own files are untouched. Of what each rank has of its own
-    (averages of BatchNorm) it is rank 0's.
+    (averages of BatchNorm) it is rank 0's. Any rank may call it, also alone.
 
     CheckpointMismatch if the state does not fit; then nothing was changed. With `partial`, what fits by name and shape
     is taken, and a sentence on stderr tells what was not there and what was left over. NoUsableCheckpoint if there is
@@ -40,9 +40,9 @@ def load(
     parts = present(**given)
     refuse_unready(parts.get("model"))
     loaded, seen = read(Path(path), frozenset(parts), Places(parts, capture(parts, 0, {})))
-    told = apply(parts, _taken(loaded.shared, parts), seen.where, partial)
-    for sentence in told:
-        Notices(ranks().rank).log(sentence)
+    notices = Notices(own_rank())
+    for sentence in apply(parts, _taken(loaded.shared, parts), seen.where, partial):
+        notices.log(sentence)
     return seen
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.support.jobs import on_ranks, same
 from tests.support.training import Notes
@@ -110,6 +112,28 @@ def test_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "it has no 3.weight, 3.bias: kept as in the model" in told
     assert "it has other shapes or types of 2.weight ([2, 4] float32), 2.bias" in told
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_one_rank_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, grouped: bool, rank: int
+) -> None:
+    """Of two, before and after they have met: no other rank is asked for anything, and rank 0 speaks."""
+    trained, _ = _trained(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(dist, "new_group", lambda *args, **options: pytest.fail("the other rank is awaited"))
+    if grouped:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+    try:
+        model = _net(head=3)
+        load(tmp_path, model=model, partial=True)
+    finally:
+        if grouped:
+            dist.destroy_process_group()
+    assert torch.equal(trained.state_dict()["0.weight"], model.state_dict()["0.weight"])
+    assert ("other shapes" in capsys.readouterr().err) == (rank == 0)
 
 
 def test_nothing_that_fits(tmp_path: Path) -> None:
