@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import nn
 from ..rank.journal.saves import loading, saving
 from ..rundir.files.durable import DISK, replace_file
 from .errors import CheckpointError, CheckpointMismatch, Damaged
+from .group import own_rank
+from .notices import Notices
 from .state.parameters import Parameters
 from .state.state import Stateful, apply, bare
 from .state.tree import plain
@@ -67,7 +70,8 @@ def load_checkpoint(
     map_location: Any = None,
 ) -> tuple[int, Any]:
     """(step, extra). The given parts now have the state in `path`. FileNotFoundError; Damaged if a byte of the file has
-    changed; CheckpointMismatch if it is of another model, and then nothing was changed.
+    changed; CheckpointMismatch if it is of another model, or holds nothing for a given part, and then nothing was
+    changed. What else differs (a layer that was frozen) is told on stderr.
 
     `path` may also be of another program: a file of torch.save (it has no digest to compare), a safetensors file, or a
     folder of those as Hugging Face has it. Then extra is None."""
@@ -83,18 +87,26 @@ def _load(where: str, parts: dict[str, Stateful | None], map_location: Any) -> t
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
         step, extra = int(state["step"]), state["extra"]
-        # Only the given parts are restored: a model to look at needs no optimizer.
-        wanted = {key: part for key, part in parts.items() if part is not None}
-        states = {key: state[key] for key in wanted}
-        if optimizer := wanted.get("optimizer"):
-            # A file of an older version has no names: there the order of the parameters counts.
-            wanted["parameters"] = Parameters(wanted["model"], optimizer)
-            states["parameters"] = state.get("parameters") or {}
+        states = {key: state[key] for key in parts}
     except Exception as error:
         # For a file that torch did not write, the error depends on the place where torch stops reading.
         raise Damaged(f"{where} is not a checkpoint of save_checkpoint: {error}") from None
-    apply(wanted, states, where)
+    # A file of an older version has no names: there the order of the parameters counts.
+    _put_back(parts, {**states, "parameters": state.get("parameters")}, where)
     return step, extra
+
+
+def _put_back(parts: dict[str, Stateful | None], state: Mapping[str, Any], where: str) -> None:
+    # Only the given parts are restored: a model to look at needs no optimizer.
+    wanted = {key: part for key, part in parts.items() if part is not None}
+    # A disabled GradScaler has no state, and needs none.
+    if lost := [key for key, part in wanted.items() if state.get(key) is None and part.state_dict()]:
+        raise CheckpointMismatch(f"{where} holds no state for {lost[0]}")
+    if optimizer := wanted.get("optimizer"):
+        wanted["parameters"] = Parameters(wanted["model"], optimizer)
+    notices = Notices(own_rank())
+    for sentence in apply(wanted, {key: state.get(key) for key in wanted}, where):
+        notices.say(sentence)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -114,12 +126,7 @@ def _load_foreign(path: Path, parts: dict[str, Stateful | None]) -> tuple[int, A
         state = state_of(path, trusted=False)[0]
     except CheckpointError as error:
         raise (error if path.is_dir() else Damaged(str(error))) from None
-    wanted = {key: part for key, part in parts.items() if part is not None}
-    if lost := [key for key in wanted if key not in state]:
-        raise CheckpointMismatch(f"{path} holds no state for {lost[0]}")
-    if optimizer := wanted.get("optimizer"):
-        wanted["parameters"] = Parameters(wanted["model"], optimizer)
-    apply(wanted, {key: state[key] for key in wanted if key in state}, str(path))
+    _put_back(parts, state, str(path))
     return int(state.get("step", 0)), None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -15,6 +16,7 @@ from torch import nn
 
 from tests.support.disks import CrashingDisk, Cut
 from tests.support.jobs import same
+from tests.support.training import Notes
 from trainer.checkpoint import CheckpointMismatch, Damaged, StateError, load_checkpoint, save_checkpoint
 
 
@@ -154,3 +156,27 @@ def test_errors_are_clear(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="extra/path"):
         save_checkpoint(tmp_path / "ckpt.pt", model, optimizer, 2, extra={"path": Path("x")})
     assert load_checkpoint(tmp_path / "ckpt.pt", model)[0] == 1
+
+
+def test_a_part_that_is_not_in_the_file(tmp_path: Path) -> None:
+    """A scaler that was not saved: a mismatch, and nothing has changed. One that is disabled has nothing to restore."""
+    model, optimizer, _ = _parts()
+    save_checkpoint(tmp_path / "ckpt.pt", model, optimizer, 1)
+    other, fresh, scaler = _parts()
+    before = copy.deepcopy([part.state_dict() for part in (other, fresh, scaler)])
+    with pytest.raises(CheckpointMismatch, match=r"ckpt\.pt holds no state for scaler"):
+        load_checkpoint(tmp_path / "ckpt.pt", other, fresh, scaler)
+    assert same(before, [part.state_dict() for part in (other, fresh, scaler)])
+    assert load_checkpoint(tmp_path / "ckpt.pt", other, fresh, torch.amp.GradScaler("cpu", enabled=False))[0] == 1
+    assert same(dict(model.state_dict()), dict(other.state_dict()))
+
+
+def test_differences_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], notes: Notes) -> None:
+    """As by restore(): a layer that is frozen now, a scaler that was disabled when it was saved."""
+    model, optimizer, scaler = _parts()
+    save_checkpoint(tmp_path / "ckpt.pt", model, optimizer, 1, torch.amp.GradScaler("cpu", enabled=False))
+    model.bias.requires_grad_(False)
+    load_checkpoint(tmp_path / "ckpt.pt", model, optimizer, scaler)
+    told, warnings = capsys.readouterr().err, notes.warnings()
+    for part in ("bias trained there and is frozen here", "has no scaler state: it starts afresh"):
+        assert part in told and any(part in text for text in warnings)
