@@ -48,14 +48,15 @@ def joined(skip: tuple[Window, ...], window: Window) -> tuple[Window, ...]:
 
 def is_spike(losses: list[float], times: float) -> bool:
     """Whether each of the last LASTING losses is too high. The BASE losses before them give a median and a median
-    deviation; too high is more than `times` the deviation above the median. False while there are fewer losses."""
+    deviation; too high is more than `times` the deviation above the median. False while there are fewer losses, and if
+    most of the BASE are zeros: nothing says how much is much."""
     if len(losses) < BASE + LASTING:
         return False
     base, suspects = losses[-BASE - LASTING : -LASTING], losses[-LASTING:]
     middle = median(base)
     # Losses that hardly move have almost no deviation; a change of a thousandth is not a spike.
     deviation = max(median(abs(loss - middle) for loss in base), abs(middle) / 1000)
-    return all(loss > middle + times * deviation for loss in suspects)
+    return deviation > 0 and all(loss > middle + times * deviation for loss in suspects)
 
 
 class Guard:
@@ -67,6 +68,8 @@ class Guard:
         """The windows of data that are skipped, half open."""
         self._spike = spike
         self._losses: list[float] = []
+        self._steps: list[int] = []
+        """The steps of the newest losses. A checkpoint of an older version has none."""
 
     def data_step(self, step: int) -> int:
         """The index of the data for `step`."""
@@ -92,10 +95,12 @@ class Guard:
         if loss is not None and not math.isfinite(loss):
             raise NotFinite(f"the loss of {at} is {loss}", step)
         if spiked:
-            # The spike was seen in the losses before this one.
-            raise LossSpike(f"the losses before {at} are a spike", step - LASTING)
+            # The spike was seen in the losses before this one. Not every step need have a loss.
+            first = self._steps[-LASTING] if len(self._steps) >= LASTING else step - LASTING
+            raise LossSpike(f"the losses before {at} are a spike", first)
         if self._spike is not None and loss is not None:
             self._losses = [*self._losses[1 - BASE - LASTING :], loss]
+            self._steps = [*self._steps[1 - LASTING :], step]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty for a run that never went back and has no rule for spikes."""
@@ -103,9 +108,11 @@ class Guard:
         if self.skip:
             state["skip"] = [list(window) for window in self.skip]
         if self._losses:
-            state["losses"] = list(self._losses)
+            state["losses"], state["steps"] = list(self._losses), list(self._steps)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skip = tuple((int(start), int(end)) for start, end in state.get("skip", ()))
-        self._losses = [float(loss) for loss in state.get("losses", ())] if self._spike is not None else []
+        judges = self._spike is not None
+        self._losses = [float(loss) for loss in state.get("losses", ())] if judges else []
+        self._steps = [int(step) for step in state.get("steps", ())] if judges else []

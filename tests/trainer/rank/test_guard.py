@@ -80,6 +80,9 @@ def test_spike_rule() -> None:
     assert not is_spike([3.0] * BASE + [3.002] * LASTING, 10)
     assert not is_spike(noisy[1:] + [9.0] * LASTING, 10)
     assert not is_spike([5.0 - 0.02 * i for i in range(BASE + LASTING)], 10)
+    # A loss that is zero for most batches (hinge, triplet) says nothing about how much is much.
+    assert not is_spike([0.0, 0.0, 0.0, 0.1, 0.2] * (BASE // 5) + [1e-6] * LASTING, 10)
+    assert not is_spike([0.0] * BASE + [9.0] * LASTING, 10)
 
 
 def test_spike_survives_a_resume() -> None:
@@ -100,6 +103,31 @@ def test_spike_survives_a_resume() -> None:
     with pytest.raises(LossSpike, match="step 64 "):
         second.judge(64, 9.0, spiked=second.spiked())
     assert not Guard().spiked()
+
+
+@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_first_step_of_a_spike(every: int, resumed: bool) -> None:
+    """Where not every step has a loss, too, and for a run that went on within the spike."""
+    guard, first = Guard(10.0), (BASE + 7) * every
+    with pytest.raises(LossSpike) as raised:
+        for step in itertools.count(1):
+            loss = (9.0 if step >= first else 3.0 + 0.01 * (step // every % 7)) if step % every == 0 else None
+            guard.judge(step, loss, guard.spiked())
+            if resumed and step == first + 1:
+                state, guard = json.loads(json.dumps(guard.state_dict())), Guard(10.0)
+                guard.load_state_dict(state)
+    assert raised.value.step == first
+
+
+def test_a_spike_over_a_checkpoint_of_an_older_version() -> None:
+    """It has losses without their steps."""
+    guard = Guard(10.0)
+    guard.load_state_dict({"losses": [3.0 + 0.01 * (i % 7) for i in range(BASE)] + [9.0, 9.0]})
+    guard.judge(BASE + LASTING, 9.0, guard.spiked())
+    with pytest.raises(LossSpike) as raised:
+        guard.judge(BASE + LASTING + 1, 9.0, guard.spiked())
+    assert raised.value.step == BASE + 1
 
 
 def _train(folder: Path, losses: list[float], **more: Any) -> Checkpointer:
