@@ -34,7 +34,8 @@ class Interval:
 
     The cost is that of the newest save. Before the first save it is taken as 5 ms, so the first save comes after 6 s
     and measures the cost; 6 s is also the shortest interval. One failure an hour is assumed, not measured. Saving never
-    takes more than 2 % of the time. If a flush makes the checkpoint, the cost is that of its snapshot and of the flush.
+    takes more than 2 % of the time. If a flush makes the checkpoint, the cost is that of its snapshot and of the flush,
+    the median of the last three.
     """
 
     cost_s: float = _FIRST_COST_S

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.training import SAVE, TAKE, Here, Notes, train, training, unc
 from trainer.checkpoint import Checkpointer, CheckpointError, NoUsableCheckpoint
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.disk.restore import load
-from trainer.checkpoint.memory import memory, snapshots, tier
+from trainer.checkpoint.memory import memory, snapshots
 from trainer.checkpoint.memory.tier import Wish
 from trainer.rundir.layout import committed_steps, step_name
 from trainer.rundir.machine import shm
@@ -330,25 +329,6 @@ def test_a_flush_is_the_save(here: Here, tmp_path: Path) -> None:
     assert same((flushed.shared, flushed.own), (direct.shared, direct.own))
     assert (flushed.manifest.tensors, flushed.manifest.files) == (direct.manifest.tensors, direct.manifest.files)
     assert (flushed.manifest.run, flushed.manifest.attempt) == ("run", 0)
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
-def test_a_flush_counts_for_as_long_as_it_took(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for as long as nobody asked whether it is over: the interval of the rule "auto" is made of it."""
-    now = 0.0
-    monkeypatch.setattr(tier, "time", SimpleNamespace(monotonic=lambda: now))
-    with training() as made:
-        made.run(1, SAVE)
-        now = 1.0
-        made.run(2)
-        snapshots.clear_pins(here.segment)
-        now = 3.0
-        made.run(3)
-        now = 1000.0
-        made.run(4)
-        share = 0.1 if made.memory().spare else 1.0
-        # What the snapshots themselves take is counted, too, and is the machine's.
-        assert 3 * share <= made.ckpt._interval.cost_s < 100 * share
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

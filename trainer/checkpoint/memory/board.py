@@ -1,6 +1,6 @@
 """The board of a rank says which snapshot each of its buffers holds. A snapshot exists once its commit record is there.
 
-    4096 bytes:          slot a | slot b | slot c | passed (8) | scattered (8)
+    4096 bytes:          slot a | slot b | slot c | passed (8) | scattered (8) | unpinned (8)
     a slot, 128 bytes:   record (72) | checksum (8) | … | pin of a flush (8) | pin of the rank (8)
 
     write a snapshot:  invalidate (the record is zeros) -> fill the buffer -> record, its checksum with it = COMMIT
@@ -10,7 +10,7 @@ process stay, in the order in which it made them. A pin is one word: the step th
 pins what it begins, a flush what it has found; each has a word of its own, since the rank may have begun another
 snapshot there in the moment in which the flush pins the one that was. `passed` is one word too: the attempt, and the
 last step that this rank has committed or skipped. `scattered` is the attempt, plus one, whose snapshots are spread over
-nodes: a file of them counts although others are elsewhere.
+nodes: a file of them counts although others are elsewhere. `unpinned` is when a pin was last cleared, in nanoseconds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -33,6 +34,7 @@ _SLOT_BYTES = 128
 _BY_FLUSH, _BY_RANK = _PINS_AT = 112, 120
 _PASSED_AT = 3 * _SLOT_BYTES
 _SCATTERED_AT = _PASSED_AT + 8
+_UNPINNED_AT = _SCATTERED_AT + 8
 _STEP_BITS = 40
 _BYTES = 4096
 RECORD_BYTES = _FIELDS.size + _CHECK.size
@@ -144,7 +146,14 @@ class Board:
         for at in _PINS_AT:
             word = self._words[_pin_of(slot, at)]
             if word and step in (None, word - 1):
+                # First: who sees that the pin is gone sees since when.
+                self._words[_UNPINNED_AT // 8] = time.monotonic_ns()
                 self._words[_pin_of(slot, at)] = 0
+
+    @property
+    def unpinned_at(self) -> float:
+        """When a pin was last cleared, in seconds of time.monotonic(), which all processes of a machine share."""
+        return self._words[_UNPINNED_AT // 8] / 1e9
 
     def pinned(self, slot: str) -> frozenset[int]:
         """The steps for which `slot` is pinned."""

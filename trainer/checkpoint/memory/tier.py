@@ -12,7 +12,9 @@ flush, or a supervisor, to go on. There is never more than one pinned snapshot.
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,7 +70,9 @@ class Tier:
         self._memory, self._ranks, self._every, self._pace = memory, ranks, every, pace
         self._interval, self._keep, self._save = interval, keep, save
         self._flush_s: float | None = None
-        """Seconds that the newest flush took, from its snapshot on."""
+        """Seconds that the newest flush took, from the note of it on."""
+        self._flushes: deque[float] = deque(maxlen=3)
+        """Those of the last flushes."""
         self._save_s: float | None = None
         """Seconds that the newest save by the ranks took."""
         self._untold_s = 0.0
@@ -78,7 +82,7 @@ class Tier:
         self._since = 0
         self._boards: dict[int, Board] = {}
         self._pinned: int | None = None
-        self._pinned_at = 0.0
+        self._pinned_at = self._told_at = 0.0
         self._said = False
         self._owed = False
         self._cramped = False
@@ -150,7 +154,8 @@ class Tier:
         if save:
             with progress().during(Phase.SAVE):
                 self._take(done, extra(), pin=True, owed=due)
-            self._pinned, self._pinned_at, self._said, self._owed = done, time.monotonic(), False, False
+            self._pinned, self._said, self._owed = done, False, False
+            self._pinned_at = self._told_at = time.monotonic()
             self._promised = due
             self._interval.since = self._pinned_at
         elif snapshot:
@@ -213,7 +218,7 @@ class Tier:
 
     def _wait_for_the_flush(self) -> bool:
         now = time.monotonic()
-        until = now + time_limit(now - self._pinned_at, self._flush_s, self._save_s)
+        until = now + time_limit(now - self._told_at, self._flush_s, self._save_s)
         while not (free := self._is_free()) and time.monotonic() < until:
             time.sleep(0.002)
         return free
@@ -244,8 +249,11 @@ class Tier:
         """When a flush is over, its duration is noted; the time of the next one depends on it."""
         if self._pinned is None or not self._said or not self._is_free():
             return
-        self._flush_s = time.monotonic() - self._pinned_at
-        flush = flush_cost(self._flush_s, self._memory.spare)
+        now, ended = time.monotonic(), max(board.unpinned_at for board in self._boards.values())
+        # It ended in the middle of a step, which may be a long one. One of an older version does not tell when.
+        self._flush_s = (ended if self._told_at <= ended <= now else now) - self._told_at
+        self._flushes.append(self._flush_s)
+        flush = flush_cost(statistics.median(self._flushes), self._memory.spare)
         self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
         self._pinned = None
 
@@ -261,6 +269,7 @@ class Tier:
             return
         self._said = True
         if found is not None:
+            self._told_at = time.monotonic()
             progress().note("flush_due", step=self._pinned, keep=self._keep, stall_s=self.untold())
             return
         self._unpin("a rank had no room for its snapshot")
