@@ -61,15 +61,18 @@ class Arrivals:
 
 def arrive(known: Arrivals, views: Sequence[RankView]) -> tuple[Arrivals, list[Straggler]]:
     """The memory after this look, and the changes."""
+    if len(views) < 2:
+        return known, []
     samples = dict(known.samples)
     last = dict(known.last)
     for view in views:
         step, own = known.last.get(view.rank, (view.step, view.own))
         if view.step > step and view.own > own:
-            samples[view.rank] = (*samples.get(view.rank, ()), (view.own - own) / (view.step - step))
+            # The newest only: a rank that never makes a backward pass has none, and nothing is judged.
+            samples[view.rank] = (*samples.get(view.rank, ()), (view.own - own) / (view.step - step))[-WINDOW:]
         if view.step != step or view.rank not in last:
             last[view.rank] = (view.step, view.own)
-    if len(views) < 2 or any(len(samples.get(view.rank, ())) < WINDOW for view in views):
+    if any(len(samples.get(view.rank, ())) < WINDOW for view in views):
         return Arrivals(last, samples, known.streaks, known.slow), []
     return _judge(Arrivals(last, {}, known.streaks, known.slow), {v.rank: _median(samples[v.rank]) for v in views})
 

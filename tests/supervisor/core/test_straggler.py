@@ -69,6 +69,18 @@ def test_straggler_comes_and_goes() -> None:
     assert [(s.rank, s.slow) for s in lives(works)] == [(1, True), (1, False)]
 
 
+def test_what_is_kept_does_not_grow() -> None:
+    """Nothing of a rank alone, and the newest of one whose other makes no backward pass: both are looked at for
+    days."""
+    for others in (0, 1):
+        known = Arrivals()
+        for step in range(5 * WINDOW):
+            still = [RankView(1, 0, Phase.TRAIN, 0.0, False)] * others
+            known, _ = arrive(known, [RankView(0, step, Phase.TRAIN, 0.0, False, own=0.1 * step), *still])
+
+        assert len(known.samples.get(0, ())) == others * WINDOW
+
+
 def test_real_straggler_is_told_and_not_killed(run: Run, tmp_path: Path) -> None:
     """An unmodified script: an event, a line in `status`, and no verdict."""
     run.start("--nproc", "2", run.script(SCRIPT), OMP_NUM_THREADS="1")
