@@ -18,6 +18,7 @@ from supervisor.process.kill import kill
 from supervisor.process.proctree import carries
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
+from trainer.rundir.machine.proc import stat
 from trainer.rundir.records.gate import Release
 from trainer.rundir.records.learned import Settings
 from trainer.rundir.variables import PRELOAD
@@ -27,6 +28,9 @@ _LOADING = 60.0
 _IMPORTS, _STAYS = 10.0, 15.0
 """Seconds that the end of a run waits for the fork server that stays: until it has imported what it was asked to, and
 for its answer."""
+_STILL, _GAP = 2.0, 0.5
+"""Seconds for which a fork server may leave a group unborn, and the most that count between two looks: a longer gap is
+a pause of the machine, or of the supervisor."""
 _PAUSE = 2.0
 _TRIES = 3
 
@@ -47,6 +51,8 @@ class GroupMaker:
         self.not_before = 0.0
         """The time before which nothing more is tried."""
         self._unborn: dict[str, WorkerGroup] = {}
+        self._looked_at = self._still = 0.0
+        """The last look, and the seconds for which the fork server has made none of the groups that it should."""
         folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         self._count = max(folders, default=0)
         self._failures = 0
@@ -115,6 +121,7 @@ class GroupMaker:
         if server is None:
             return
         server.listen()
+        self._wait_for(server, now)
         while server.born:
             folder, pid = server.born.popleft()
             self._born(folder, pid)
@@ -134,6 +141,18 @@ class GroupMaker:
                 group.stillborn = True
             self._unborn.clear()
             self.lost(now, f"the fork server is of no use: {server.unfit}")
+
+    def _wait_for(self, server: ForkServer, now: float) -> None:
+        """`server` is unfit if it stands still. Somebody has stopped it, or it waits for a disk: it would be asked for
+        ever, and no attempt would begin."""
+        passed, self._looked_at = min(now - self._looked_at, _GAP), now
+        if not self._unborn or server.born:
+            self._still = 0.0
+        # One that runs, or waits for a core, is only late.
+        elif (found := stat(server.serving or server.pid)) is not None and found.state != "R":
+            self._still += passed
+            if self._still >= _STILL and not server.unfit:
+                server.unfit = "it stands still"
 
     def lost(self, now: float, reason: str) -> None:
         """Something was lost that should not have been. It is told; the next try comes later, and later each time."""

@@ -73,6 +73,20 @@ def test_dead_fork_server_is_replaced(run: Run) -> None:
     assert run.events("attempt_started")[2]["launcher_pid"] == replaced["launcher_pid"]
 
 
+def test_stopped_fork_server_is_replaced(run: Run) -> None:
+    """It is stopped, and the run fails twice: the second recovery finds no group, and does not wait for ever."""
+    run.start("--nproc", "2", run.script(STEPPING), *ENDLESS)
+    standby = run.until_standby()
+    os.kill(standby.get("serving_pid", standby["forkserver_pid"]), signal.SIGSTOP)
+    run.cli("inject", "run", "kill:rank=0")
+    run.until_event("first_step", 2)
+    run.cli("inject", "run", "kill:rank=0")
+    run.until_event("first_step", 3)
+    stop(run)
+
+    assert any("stands still" in event["reason"] for event in run.events("standby_lost"))
+
+
 def test_dead_standby_is_replaced(run: Run) -> None:
     """A rank of the waiting group is killed: the attempt that trains is left alone, and another group takes its
     place."""

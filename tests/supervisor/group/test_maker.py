@@ -1,0 +1,86 @@
+"""The maker of groups, beside a fork server that does not answer."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.group.maker import _STILL, GroupMaker
+from supervisor.group.seat import Seat
+from supervisor.process.proctree import Process
+from supervisor.run.spec import Spec
+from tests.support.waiting import until
+from trainer.rundir.layout import RunDir
+from trainer.rundir.machine.proc import stat
+
+
+class Silent:
+    """A fork server that was ready once, and makes no group."""
+
+    ready, loading, unfit, stayed, found = True, False, "", False, None
+
+    def __init__(self, pid: int) -> None:
+        self.process, self.pid, self.serving = Process(pid), pid, pid
+        self.born = deque[tuple[str, int]]()
+
+    def listen(self) -> None: ...
+
+    def fork(self, *_: object) -> None: ...
+
+    def close(self) -> None:
+        self.process.close()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def ordered(folder: Path, server: Any) -> tuple[GroupMaker, Any]:
+    """A maker, and the group that `server` does not make."""
+    maker = GroupMaker(Spec("r", "m", ("x.py",), False, 1, "/"), RunDir(folder), {}, lambda *_, **__: None)
+    maker.server = server
+    RunDir(folder).standby.mkdir()
+    return maker, maker.fork(server, Seat((1,)))
+
+
+def test_a_fork_server_that_stands_still_is_given_up(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    """Its group is known never to be born, so that the attempt gets another one. A pause of ours tells nothing, and an
+    answer is an answer."""
+    child.send_signal(signal.SIGSTOP)
+    until(lambda: (found := stat(child.pid)) is not None and found.state == "T")
+    server = Silent(child.pid)
+    maker, group = ordered(tmp_path, server)
+    for now in (1000.0, 1100.0, 1200.0):
+        maker.listen(now)
+    server.born.append(("another", 1))
+    maker.listen(1300.0)
+    looks = [1300.0 + 0.2 * look for look in range(1, 20)]
+
+    for now in looks:
+        assert not group.stillborn
+        maker.listen(now)
+        if maker.server is None:
+            break
+
+    assert group.stillborn and "stands still" in maker.why
+    assert _STILL - 0.2 <= now - 1300.0 <= _STILL + 0.3
+    assert child.wait(10) == -signal.SIGKILL
+
+
+def test_a_fork_server_without_an_order_may_be_silent(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    maker, group = ordered(tmp_path, Silent(child.pid))
+    maker.disband(group)
+    for look in range(100):
+        maker.listen(0.2 * look)
+    assert maker.ready is not None
+    maker.close()
