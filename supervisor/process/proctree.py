@@ -27,6 +27,8 @@ from trainer.rundir.variables import MARK, SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+"""What the kernel says of a pid that is only a session's, a group's or a thread's by now: it depends on its version."""
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _ZOMBIE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _inherited: dict[int, int] | None = None
@@ -53,7 +55,12 @@ class Process:
     def __init__(self, pid: int) -> None:
         """ProcessLookupError if the process is gone."""
         self.pid = pid
-        self.fd = os.pidfd_open(pid)
+        try:
+            self.fd = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in _NO_PROCESS:
+                raise
+            raise ProcessLookupError(errno.ESRCH, f"{pid} is no process") from error
         found = stat(pid)
         self.started = None if found is None else found.started
         """As in Stat. None if it was gone before we could look."""
