@@ -145,10 +145,12 @@ def _threads(pid: int) -> Iterator[Path]:
 
 def is_bound(thread: Path, alone: bool = False) -> bool:
     """Whether a thread (not the main one) waits for another thread or for the other ranks. Nothing else can wake it
-    then. With `alone`: its own processes cannot wake it either."""
+    then, nor the time. With `alone`: its own processes cannot wake it either."""
     wait = _wait(thread / "syscall")
-    if wait is not None and (wait.name == "futex" or (wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS)):
-        return not alone or wait.name != "futex" or _private(wait)
+    if wait is not None and wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS:
+        return True
+    if wait is not None and wait.name == "futex" and (ends_in(int(thread.parts[-3]), wait) or 0.0) > LONG_WAIT:
+        return not alone or _private(wait)
     try:
         return (thread / "comm").read_text().startswith(_LOOPS)
     except OSError:
