@@ -105,8 +105,8 @@ class Attempt:
                 return False
             self._observe(group)
         except OSError as error:
-            if error.errno in proctree.EXHAUSTED:
-                raise  # it starts when there are descriptors or memory again
+            if error.errno in proctree.CROWDED:
+                raise  # it starts when there are descriptors, memory or processes again
             self.error = str(error)
             return False
         return True

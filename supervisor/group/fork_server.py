@@ -59,7 +59,7 @@ class ForkServer:
         """The process that stays after this run. 0: none does, and `why_gone` says why."""
         self.why_gone = ""
         self.born: deque[tuple[str, int]] = deque()
-        """(group's folder, launcher's pid) of new groups that were not handled yet."""
+        """(group's folder, launcher's pid) of new groups that were not handled yet. 0: there was no room for it."""
         self._ran: dict[str, int] = {}
         """For each file that a program of ours prints to: its pid, or 0."""
         self._spec = spec

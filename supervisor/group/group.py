@@ -35,7 +35,7 @@ class WorkerGroup:
         self.foreign = False
         """Whether that process is not our descendant: it has stayed after an earlier run."""
         self.stillborn = False
-        """Whether the process that had to make it is gone. Then it will never have a launcher."""
+        """Whether the process that had to make it is gone, or could not. Then it will never have a launcher."""
         self.elsewhere: Elsewhere | None = None
         """Its parts on other nodes."""
         self._came: dict[int, int] = {}

@@ -231,7 +231,7 @@ class GroupMaker:
         if group is not None:
             try:
                 group.born(pid)
-            except ProcessLookupError:
+            except ProcessLookupError:  # of 0, too
                 group.stillborn = True
 
     def disband(self, group: WorkerGroup) -> None:

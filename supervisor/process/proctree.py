@@ -27,6 +27,8 @@ from trainer.rundir.variables import MARK, SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+CROWDED = (*EXHAUSTED, errno.EAGAIN)
+"""The same where a process is to be started: there may be no more of them (ulimit -u, a cgroup's pids.max)."""
 _NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 """What the kernel says of a pid that is only a session's, a group's or a thread's by now: it depends on its version."""
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")

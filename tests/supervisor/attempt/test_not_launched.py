@@ -114,6 +114,22 @@ def test_a_group_that_cannot_be_released_is_ended(
     log.close()
 
 
+def test_an_attempt_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more processes are allowed (ulimit -u): that says nothing about the script."""
+    run, spec = RunDir(tmp_path), Spec("run", MARKED, ("x.py",), False, 1, str(tmp_path), standby=False)
+    log = EventLog(run, "run")
+    attempt = Attempt(run, spec, 1, lambda: Release(1, {}, ["x.py"], 1), Reaper(), 0.0)
+
+    def crowded(*_: Any) -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(maker, "start_cold", crowded)
+    with pytest.raises(BlockingIOError):
+        attempt.raise_up(Standby(spec, run, os.environ, log), 0.0)
+    assert (attempt.error, attempt.watch) == ("", None)
+    log.close()
+
+
 def test_a_group_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither if its files cannot be made, nor if its launcher cannot."""
     run, spec = RunDir(tmp_path), Spec("run", MARKED, ("x.py",), False, 1, str(tmp_path), standby=False)

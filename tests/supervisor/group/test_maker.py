@@ -77,6 +77,16 @@ def test_a_fork_server_that_stands_still_is_given_up(tmp_path: Path, child: subp
     assert child.wait(10) == -signal.SIGKILL
 
 
+def test_a_group_that_there_was_no_room_for(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    """The fork server lives, and may be asked again."""
+    server = Silent(child.pid)
+    maker, group = ordered(tmp_path, server)
+    server.born.append((str(group.gate.path), 0))
+    maker.listen(0.0)
+    assert group.stillborn and maker.ready is not None
+    maker.close()
+
+
 def test_a_fork_server_without_an_order_may_be_silent(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
     maker, group = ordered(tmp_path, Silent(child.pid))
     maker.disband(group)

@@ -5,7 +5,7 @@ from stdin and answers each with one on stdout. When stdin ends, it ends. STDIN 
 stdin (none: they can read nothing). SCRIPT and ARGUMENTS are for `ps`, and give room for the forks' command lines.
 
     {"import": file, "gently": bool} -> {"ready": true, "pid": who serves, "found": file} | {"unfit": reason}
-    {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher} | {"unfit": reason}
+    {"group": folder, "flags": […]}   -> {"group": folder, "pid": launcher, or 0: it cannot} | {"unfit": reason}
     {"run": program, "arguments": […], "out": file, "mark": text} -> {"ran": file, "pid": pid, or 0: it cannot}
     {"stay": {…}}                     -> {"stays": pid, "why": reason}: a fork stays for the next run, see kept.py
 
@@ -81,12 +81,15 @@ class _Server:
         if "run" in request:
             fits = threads() == 1 and len(request["mark"]) == mark.room()
             return {"ran": request["out"], "pid": _fork_program(request) if fits else 0}
-        if reason := unfit():
-            return {"unfit": reason}
-        return {
-            "group": request["group"],
-            "pid": _fork_group(Gate(Path(request["group"])), request["flags"], self._stdin),
-        }
+        try:
+            if reason := unfit():
+                return {"unfit": reason}
+            pid = _fork_group(Gate(Path(request["group"])), request["flags"], self._stdin)
+        except OSError as error:
+            # There may be no more processes now (ulimit -u), or no memory. What it has imported is as good as before.
+            print(f"no group: {error}", flush=True)
+            pid = 0
+        return {"group": request["group"], "pid": pid}
 
     def _stay(self, order: Stay) -> dict[str, Any] | None:
         """None in the fork that has stayed and serves another run now."""
@@ -179,10 +182,14 @@ def _fork_group(gate: Gate, flags: list[str], stdin: int) -> int:
 
 
 def _fork_program(request: dict[str, Any]) -> int:
-    """The pid of a fork that runs one of our programs, in a session of its own. All that it prints goes to the file."""
+    """The pid of a fork that runs one of our programs, in a session of its own. All that it prints goes to the file. 0
+    if there can be none now."""
     # Imported here, once: it is one of ours, and harms no fork.
     module = importlib.import_module(f"...{request['run']}", __package__)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        return 0
     if pid:
         return pid
     code = 1
