@@ -39,7 +39,7 @@ from supervisor.run.folder.anchor import Moved
 from supervisor.run.folder.epoch import Epoch
 from supervisor.run.folder.lock import RunLock, describe, holder
 from supervisor.run.folder.registry import register
-from supervisor.run.folder.stops import HandedOver
+from supervisor.run.folder.stops import HandedOver, signals
 from supervisor.run.previous import Previous, previous_of
 from supervisor.run.runs import load
 from supervisor.run.spec import Spec
@@ -112,31 +112,33 @@ def drive(
     console = Console(run, quiet, spec.policy.grace)
     if stopping is None and not quiet:
         console.say(opening_words(run, spec))
-    try:
-        leaves = background.on_ctrl_z(driver.stops, console.say, name_anywhere(run))
-        paused = leaves if located is None else background.never_paused(console.say)
-        with console, _numbers(run, spec, log), paused:
-            end = driver.drive()
-    except Moved as moved:
-        _close(log, notifier)
-        why = f"its folder was moved to {moved.path} while it ran"
-        return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
-    except (Refusal, HandedOver):
-        _close(log, notifier)
-        raise
-    except Exception as error:
-        # An error of ours is like a SIGKILL of the supervisor: the ranks train on, and another supervisor can adopt
-        # them.
-        log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
-        _close(log, notifier)
-        raise _internal(run, spec, error, driver.living()) from error
-    _close(log, notifier)
-    _say_end(run, console, log, driver, end)
-    if as_json:
+    # Until all is said: a signal that comes late must not kill us, for the run has its end and its exit code.
+    with signals(driver.stops):
         try:
-            print_status(run)
-        except (OSError, Refusal) as error:
-            console.say(f"  its status cannot be printed: {error}")
+            leaves = background.on_ctrl_z(driver.stops, console.say, name_anywhere(run))
+            paused = leaves if located is None else background.never_paused(console.say)
+            with console, _numbers(run, spec, log), paused:
+                end = driver.drive()
+        except Moved as moved:
+            _close(log, notifier)
+            why = f"its folder was moved to {moved.path} while it ran"
+            return drive(dataclasses.replace(run, path=moved.path), spec, as_json, quiet, Stopping(now=True, why=why))
+        except (Refusal, HandedOver):
+            _close(log, notifier)
+            raise
+        except Exception as error:
+            # An error of ours is like a SIGKILL of the supervisor: the ranks train on, and another supervisor can adopt
+            # them.
+            log.emit("supervisor_failed", "error", error=f"{type(error).__name__}: {error}", ranks=driver.living())
+            _close(log, notifier)
+            raise _internal(run, spec, error, driver.living()) from error
+        _close(log, notifier)
+        _say_end(run, console, log, driver, end)
+        if as_json:
+            try:
+                print_status(run)
+            except (OSError, Refusal) as error:
+                console.say(f"  its status cannot be printed: {error}")
     return end.exit_code
 
 
