@@ -162,7 +162,11 @@ def _words(parsed: Mapping[str, Any]) -> tuple[str, ...]:
 @setting("--max-restarts", type=click.IntRange(0, 10**6), help="Restarts without a new checkpoint, per window.")
 @setting("--window", type=Duration(), help="The budget's sliding window.")
 @setting("--no-progress-limit", type=click.IntRange(1, 10**6), help="Attempts in a row with no new checkpoint.")
-@setting("--backoff", type=Range(), help="Wait between restarts that bring no progress, MIN:MAX.")
+@setting(
+    "--backoff",
+    type=Range(),
+    help="Wait between restarts that bring no progress, MIN:MAX; 15 s at least where only time helps.",
+)
 @setting("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
 @setting(
     "--hang-timeout",

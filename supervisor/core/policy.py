@@ -11,6 +11,7 @@ from supervisor.core.rules import (
     HEALED,
     MARGIN,
     OF_THE_STATE,
+    PATIENCE,
     ROLLBACKS,
     Case,
     spent,
@@ -49,7 +50,10 @@ def decide(
         said = f"rollback {after.rollbacks + 1} of {ROLLBACKS}"
         # A rollback cannot get ahead of the best checkpoint at once, and it has its own limit.
         return Decision(said, delay=0.0, do=rule.do), replace(_went_back(case), barren=before.barren)
-    delay = backoff(policy, max(after.barren, 1) + 1 if verdict.cause in CURED_BY_TIME else after.barren, jitter)
+    if verdict.cause in CURED_BY_TIME:
+        delay = backoff(policy, max(after.barren, 1) + 1, jitter, PATIENCE)
+    else:
+        delay = backoff(policy, after.barren, jitter)
     said = (
         f"restart {spent(after, policy, now) + 1} of {policy.max_restarts}" if case.counted else "restart, not counted"
     )
@@ -86,14 +90,14 @@ def _went_back(case: Case) -> History:
     return replace(after, rollback=Rollback(ground.attempt, before, skip_to))
 
 
-def backoff(policy: Policy, barren: int, jitter: float) -> float:
+def backoff(policy: Policy, barren: int, jitter: float, least: float = 0.0) -> float:
     """Seconds to wait. There is no wait after progress or for the first barren attempt. Then the wait doubles up to a
-    cap, plus or minus a quarter.
+    cap, plus or minus a quarter. It begins at `least` or above, if the cap allows that.
 
     Waiting helps if time cures the cause (a full disk, a driver that recovers). After a killed rank no wait is needed.
     """
     if barren <= 1:
         return 0.0
     shortest, longest = policy.backoff
-    raw = shortest * 2.0 ** min(barren - 2, 32)
+    raw = max(shortest, least) * 2.0 ** min(barren - 2, 32)
     return float(min(raw, longest) * (1.0 + 0.25 * jitter))

@@ -34,6 +34,10 @@ OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
 """Causes in the state from which the attempt began, not in the script's start."""
 CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.GPU_BUSY})
 """Causes after which even the first restart waits."""
+PATIENCE = 15.0
+"""Seconds that such a wait lasts at least, unless the longest one is shorter (--backoff). A port is free again after a
+minute, and nobody makes room on a disk in a second."""
+_WAITS = f"after {PATIENCE:.0f} s, then twice as long"
 
 DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.USER_ERROR: (Do.STOP, "it does not compile, or an import or an argument is missing"),
@@ -42,21 +46,21 @@ DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.KILLED: (Do.RESTART, "somebody else's doing"),
     Cause.SEGFAULT: (Do.RESTART, "drivers and memory fail now and then; twice at one step is a bug (above)"),
     Cause.ABORT: (Do.RESTART, "as a segfault"),
-    Cause.HOST_OOM: (Do.RESTART, "a neighbour's memory, or a leak that a fresh process is rid of; after a wait"),
+    Cause.HOST_OOM: (Do.RESTART, f"a neighbour's memory, or a leak that a fresh process is rid of; {_WAITS}"),
     Cause.CUDA_OOM: (Do.RESTART, "fragments and leftovers go with the process; twice at one step is a bug (above)"),
     Cause.GPU_ASSERT: (Do.RESTART, "an index out of range, as a rule; twice at one step is a bug (above)"),
     Cause.GPU_FAULT: (Do.RESTART, "the context is lost with the process; twice at one step is a bug (above)"),
     Cause.GPU_LOST: (Do.STOP, "the device needs a reset or is gone; shrink goes on without it"),
-    Cause.GPU_BUSY: (Do.UNCOUNTED, "a dead process still holds the device; after a wait"),
+    Cause.GPU_BUSY: (Do.UNCOUNTED, f"a dead process still holds the device; {_WAITS}"),
     Cause.NCCL_ERROR: (Do.RESTART, "a network, or a peer on another machine; twice before the first step is evidence"),
     Cause.NCCL_OR_GLOO_TIMEOUT: (Do.RESTART, "a victim's word: it says nothing about who was late"),
     Cause.HANG: (Do.RESTART, "the stacks are kept; a fresh rendezvous cures most"),
     Cause.STOPPED: (Do.RESTART, "a signal from outside"),
     Cause.NAN: (Do.ROLLBACK, "the same state and the same data give the same NaN: go back, and past that data"),
-    Cause.NO_SPACE: (Do.RESTART, "room may be made; after a wait, or the disk fills a log with failures"),
+    Cause.NO_SPACE: (Do.RESTART, f"room may be made; {_WAITS}, or the disk fills a log with failures"),
     Cause.CHECKPOINT_BAD: (Do.OLDER, "the same checkpoint would fail the same way"),
     Cause.REPLICAS_DIFFER: (Do.RESTART, "nothing was kept from after the step where all ranks were the same"),
-    Cause.PORT_IN_USE: (Do.UNCOUNTED, "a race for a port, which the next attempt draws anew; after a wait"),
+    Cause.PORT_IN_USE: (Do.UNCOUNTED, f"a race for a port, which the next attempt draws anew; {_WAITS}"),
     Cause.PREEMPTED: (Do.UNCOUNTED, "exit code 75 of a rank: it has saved and asks to be started again"),
     Cause.LAUNCHER_DIED: (Do.RESTART, "torchrun's trouble, not the script's"),
     Cause.NODE_LOST: (Do.UNCOUNTED, "the machine's trouble; the others, or a spare, go on at once"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from supervisor.core.model import Cause, Decision, Do, Ground, History, Policy, Verdict
 from supervisor.core.policy import backoff, decide, learn
-from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, HEALED, MARGIN, ROLLBACKS, Case, can, spent, table
+from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, HEALED, MARGIN, PATIENCE, ROLLBACKS, Case, can, spent, table
 
 POLICY = Policy(max_restarts=3, window=100.0, no_progress_limit=3)
 
@@ -225,11 +225,15 @@ def test_stop_on_preempted_is_75() -> None:
 
 
 def test_causes_that_time_cures_wait() -> None:
-    """The first restart after a full disk waits, after a kill it does not."""
+    """The first restart after a full disk waits, after a kill it does not. A port is free again after a minute: the
+    tries that a run has without progress last that long."""
     full, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
     killed, _ = attempt(POLICY, History(), verdict(), Ground(newest=5), True)
+    hasty, _ = attempt(replace(POLICY, backoff=(0.0, 1.0)), History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
 
-    assert (full.delay, killed.delay) == (POLICY.backoff[0], 0.0)
+    assert (full.delay, killed.delay, hasty.delay) == (PATIENCE, 0.0, 1.0)
+    waits = [backoff(POLICY, barren + 1, 0.0, PATIENCE) for barren in range(1, POLICY.no_progress_limit)]
+    assert waits == [PATIENCE, 2 * PATIENCE]
 
 
 def nan(step: int, data_step: int = -1) -> Verdict:
