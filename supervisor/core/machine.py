@@ -100,7 +100,7 @@ def adopt(
 ) -> tuple[State, list[Action]]:
     """The state of a supervisor that adopts an attempt of a dead supervisor, and the actions to do now. `told` is the
     verdict that the dead supervisor has told. It stays valid."""
-    state = State(Mode.RUNNING, attempt, history, Hang(pace), launched_at=launched_at)
+    state = State(Mode.RUNNING, attempt, history, Hang(pace, again=attempt > 0), launched_at=launched_at)
     if told is None:
         return state, []
     # After a reboot the old clock is ahead of ours.
@@ -135,7 +135,7 @@ def _backoff(policy: Policy, state: State, seen: Observation) -> tuple[State, li
         return replace(state, mode=Mode.ENDED), [gathered.end]
     if gathered.nodes is None:
         return replace(state, due_since=since), list(gathered.told) if state.due_since is None else []
-    started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(), launched_at=seen.now)
+    started = State(Mode.RUNNING, attempt, state.history, state.hang.new_attempt(attempt > 0), launched_at=seen.now)
     lost = state.verdict if state.shrinks else None
     return started, [Launch(attempt, state.history.rollback, lost, gathered.nodes)]
 

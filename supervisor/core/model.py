@@ -14,6 +14,7 @@ from supervisor.core.stack import Stacks
 from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase
 
+STARTUP_TIMEOUT = 1800.0
 SCRIPT = -1
 """Used in place of a rank: the process of a script that started its ranks itself and is not one of them."""
 
@@ -92,7 +93,7 @@ class Policy:
     grace: float = 45.0
     hang_timeout: float | None = None
     """Seconds without a step in the train phase. None: learned from the steps seen. Infinity: never fires."""
-    startup_timeout: float = 1800.0
+    startup_timeout: float = STARTUP_TIMEOUT
     stuck_after: float = 20.0
     """Seconds that a process may outlive its SIGKILL before the run ends with 106."""
     actions: Mapping[Cause, Do] = field(default_factory=dict)

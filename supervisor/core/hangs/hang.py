@@ -19,6 +19,7 @@ from supervisor.core.hangs.limits import (
     frozen_limit,
     held_limit,
     sampled_after,
+    stay,
     told_limit,
     train_limit,
     usual,
@@ -134,9 +135,11 @@ class Hang:
     log_grew_at: float = 0.0
     stepped: bool = False
     ranks: dict[int, Watched] = field(default_factory=dict)
+    again: bool = False
+    """Whether it is not the run's first attempt."""
 
-    def new_attempt(self) -> Hang:
-        return Hang(self.pace, self.doubt, self.doubt_step)
+    def new_attempt(self, again: bool = True) -> Hang:
+        return Hang(self.pace, self.doubt, self.doubt_step, again=again)
 
     def judged(self, silence: Silence) -> Hang:
         """The memory after a verdict. If the silence comes again at the same step, it may last three times as long."""
@@ -207,7 +210,7 @@ def _learn(hang: Hang, seen: Observation, passed: float) -> Hang:
             each = max(took, 0.0) / (view.step - old.step)
             slowest, steps = max(slowest, each, old.silent), max(steps, view.step - old.step)
         elif view.phase is not old.phase is not Phase.TRAIN:
-            pace = pace.stayed(old.phase.word, old.silent + passed)
+            pace = pace.stayed(stay(old.phase, hang.again), old.silent + passed)
     if steps:
         pace = pace.stepped(slowest, steps)
     if any(view.step > hang.doubt_step for view in seen.ranks if view.phase is Phase.TRAIN and hang.stepped):
@@ -253,9 +256,7 @@ def _watch(old: Watched | None, view: RankView, now: float, passed: float, log_g
         held_for=old.held_for + free if quiet and view.held and view.held == old.held else 0.0,
         polls_for=old.polls_for + free if quiet and view.polls else 0.0,
         slept=slept + asleep,
-        stopped_for=((old.stopped_for or 0.0) + passed if old.stopped_for is not None else 0.0)
-        if view.stopped
-        else None,
+        stopped_for=(0.0 if old.stopped_for is None else old.stopped_for + passed) if view.stopped else None,
         steps=old.steps + max(0, view.step - old.step),
         motion=motion,
     )
@@ -277,7 +278,7 @@ def _overdue(hang: Hang, policy: Policy, view: RankView, mistake: float) -> Sile
         allowed = told_limit(hang.pace, policy, Phase.TRAIN if policy.hang_timeout is not None else Phase.EVAL)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if view.phase is not Phase.TRAIN or policy.hang_timeout is not None:
-        allowed = told_limit(hang.pace, policy, view.phase)
+        allowed = told_limit(hang.pace, policy, view.phase, hang.again)
         return silence("told", known.silent, allowed) if known.silent >= allowed else None
     if min(known.held_for, known.idle) >= (allowed := held_limit(mistake)):
         return silence("held", known.silent, allowed)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from supervisor.core.hangs.motion import Kind
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import Policy
+from supervisor.core.model import STARTUP_TIMEOUT, Policy
 from trainer.rundir.codes import Phase
 
 FACTOR = 25.0
@@ -75,14 +75,21 @@ SAMPLES_LATE = 10.0
 STARTING = (Phase.NONE, Phase.STARTUP, Phase.RESTORE, Phase.FIRST_STEP)
 
 
-def told_limit(pace: Pace, policy: Policy, phase: Phase) -> float:
-    """Seconds of silence in a phase that has its own limit, or a limit from the user."""
+def stay(phase: Phase, again: bool) -> str:
+    """The name of a stay in `phase`, in the pace. A start that goes on from a state (`again`) skips data, restores, and
+    compiles with cold caches: the first start tells nothing about it."""
+    return f"{phase.word} again" if again and phase in STARTING else phase.word
+
+
+def told_limit(pace: Pace, policy: Policy, phase: Phase, again: bool = False) -> float:
+    """Seconds of silence in a phase that has its own limit, or a limit from the user. `again`: as for stay()."""
     if phase is Phase.TRAIN:
         return policy.hang_timeout or 0.0
     given = policy.hang_timeout or 0.0
     ceiling = policy.startup_timeout if phase in STARTING else max(SAVE_LIMIT, given)
-    seen = pace.phases.get(phase.word)
-    if seen is None or (phase in STARTING and policy.hang_timeout is not None):
+    seen = pace.phases.get(stay(phase, again))
+    given_for_start = policy.hang_timeout is not None or policy.startup_timeout != STARTUP_TIMEOUT
+    if seen is None or (phase in STARTING and given_for_start):
         return ceiling
     return min(ceiling, max(PHASE_FLOOR, given, FACTOR * seen))
 

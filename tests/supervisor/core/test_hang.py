@@ -220,7 +220,7 @@ def test_phases_learn_their_limits() -> None:
     after, silence = life.pass_time(200.0)
     assert silence is not None and after <= 110.0
 
-    seen = Life()
+    seen = Life(policy=Policy())
     assert seen.pass_time(2.0)[1] is None
     assert seen.train(10, 0.1) is None
     seen.hang = Hang(seen.hang.pace)
@@ -234,6 +234,24 @@ def test_phases_learn_their_limits() -> None:
     saving.set(phase=Phase.TRAIN, step=999, beat_at=saving.now)
     assert saving.train(10, 0.1) is None
     assert saving.hang.pace.phases["save"] >= 999.0
+
+
+def test_a_start_that_resumes_has_the_whole_time() -> None:
+    """It skips data, restores and compiles: how fast a fresh one was tells nothing, and nothing shortens what the user
+    allows."""
+    for policy, learned, limit in (
+        (Policy(), {"startup": 2.0}, 1800.0),
+        (Policy(), {"startup": 2.0, "startup again": 8.0}, 200.0),
+        (Policy(startup_timeout=400.0), {"startup": 2.0, "startup again": 2.0}, 400.0),
+    ):
+        life = Life(policy=policy, pace=Pace(phases=learned))
+        life.hang = life.hang.new_attempt(again=True)
+        after, silence = life.pass_time(2000.0)
+        assert silence is not None and limit - TICK <= after <= limit + 1.0
+
+    assert life.train(3, 0.1) is None
+    assert set(life.hang.pace.phases) == {"startup", "startup again"}
+    assert life.hang.pace.phases["startup"] == 2.0
 
 
 def test_a_save_has_its_own_limit_whatever_was_given_for_steps() -> None:
