@@ -157,7 +157,8 @@ class Attempt:
         stopping = mode is Mode.STOPPING
         # This comes before any read. If no process is alive by now, all files are complete when they are read.
         alive = self.ending.alive(spared) if stopping else ()
-        seen = Observation(now, alive=alive, stacks=self.stacks, launch_error=self.error)
+        frees = set(alive) <= self.ending.leaving.keys()
+        seen = Observation(now, alive=alive, frees=frees, stacks=self.stacks, launch_error=self.error)
         watch = self.watch
         if watch is None:
             return seen, News()

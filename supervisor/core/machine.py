@@ -27,7 +27,7 @@ from supervisor.core.hangs.hang import Hang, Silence, look, quiet, unexplained
 from supervisor.core.hangs.pauses import Told, tell
 from supervisor.core.hangs.straggler import Arrivals, arrive
 from supervisor.core.hangs.timings import Pace
-from supervisor.core.model import Cause, Decision, Do, Ground, History, Observation, Policy, StopKind, Verdict
+from supervisor.core.model import FREEING, Cause, Decision, Do, Ground, History, Observation, Policy, StopKind, Verdict
 from supervisor.core.nodes.gathering import gather
 from supervisor.core.nodes.loss import in_doubt, judged
 from supervisor.core.policy import decide, learn
@@ -246,7 +246,8 @@ def _stopping(policy: Policy, state: State, seen: Observation, jitter: float) ->
         return _gone(policy, state, seen, jitter)
     if state.killed_at is not None:
         # A silent node is lost when its lease is over.
-        if seen.now >= state.killed_at + policy.stuck_after and not any(view.silent for view in unfenced):
+        limit = policy.stuck_after * (FREEING if seen.frees else 1.0)
+        if seen.now >= state.killed_at + limit and not any(view.silent for view in unfenced):
             return _stuck(state, seen)
         return state, [Send("KILL", Reach.ALL)]
     ranks_gone = not seen.ranks and state.verdict is not None and state.verdict.cause is not Cause.FINISHED

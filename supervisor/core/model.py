@@ -15,6 +15,8 @@ from supervisor.core.words import RunState, Word
 from trainer.rundir.codes import ExitCode, Phase
 
 STARTUP_TIMEOUT = 1800.0
+FREEING = 10.0
+"""Times the seconds of `stuck_after` for a process that only frees its memory: 150 GB take it more than 20 s."""
 SCRIPT = -1
 """Used in place of a rank: the process of a script that started its ranks itself and is not one of them."""
 
@@ -198,6 +200,8 @@ class Observation:
     raised: tuple[Raised, ...] = ()
     alive: tuple[int, ...] = ()
     """The pids of a stopping attempt that are not gone yet, with any parent."""
+    frees: bool = False
+    """None of these runs code any more: they free their memory."""
     checkpoint_step: int = -1
     """Newest committed checkpoint, or -1."""
     checkpoints: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ from supervisor.core import policy as core_policy
 from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach, Send
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import FRESH, LINGER, LINGER_TERM, STARTED_AFTER, Mode, State
-from supervisor.core.model import Cause, Exit, History, Observation, Policy, RankView, StopKind, Verdict
+from supervisor.core.model import FREEING, Cause, Exit, History, Observation, Policy, RankView, StopKind, Verdict
 from supervisor.core.rules import PATIENCE, table
 from supervisor.core.stack import Stack, Stacks
 from trainer.rundir.codes import Phase
@@ -46,6 +46,15 @@ def test_a_kill_is_repeated_until_it_cannot_be() -> None:
     assert done[:2] == [[KILL], [KILL]]
     (end,) = done[2]
     assert isinstance(end, End) and end.exit_code == 106 and "7, 8" in end.reason and state.mode is Mode.ENDED
+
+
+def test_what_frees_its_memory_is_not_stuck() -> None:
+    """A rank with hundreds of gigabytes takes longer for that than `stuck_after`. One that never ends is told later."""
+    frees = {"alive": (7,), "frees": True}
+    looks = ((119.9, frees), (120.0, frees), (100.0 + FREEING * 20.0 - 0.1, frees), (100.0 + FREEING * 20.0, frees))
+    _, done = life(stopping(Cause.KILLED, killed_at=100.0), *looks)
+    assert done[:3] == [[KILL]] * 3
+    assert isinstance(done[3][0], End) and done[3][0].exit_code == 106
 
 
 def test_a_busy_gpu_is_waited_for() -> None:
