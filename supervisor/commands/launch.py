@@ -165,7 +165,7 @@ def _words(parsed: Mapping[str, Any]) -> tuple[str, ...]:
 @setting(
     "--backoff",
     type=Range(),
-    help="Wait between restarts that bring no progress, MIN:MAX; 15 s at least where only time helps.",
+    help="Wait between restarts that bring no progress, MIN:MAX. At least 15 s if only time helps.",
 )
 @setting("--grace", type=Duration(), help="Time from a stop's TERM to its KILL, for a last checkpoint.")
 @setting(

@@ -51,7 +51,8 @@ def decide(
         # A rollback cannot get ahead of the best checkpoint at once, and it has its own limit.
         return Decision(said, delay=0.0, do=rule.do), replace(_went_back(case), barren=before.barren)
     if verdict.cause in CURED_BY_TIME:
-        delay = backoff(policy, max(after.barren, 1) + 1, jitter, PATIENCE)
+        # After progress a short wait is enough: if it is not, the next attempt makes none.
+        delay = backoff(policy, max(after.barren, 1) + 1, jitter, PATIENCE if after.barren else 0.0)
     else:
         delay = backoff(policy, after.barren, jitter)
     said = (

@@ -229,9 +229,10 @@ def test_causes_that_time_cures_wait() -> None:
     tries that a run has without progress last that long."""
     full, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
     killed, _ = attempt(POLICY, History(), verdict(), Ground(newest=5), True)
-    hasty, _ = attempt(replace(POLICY, backoff=(0.0, 1.0)), History(), verdict(Cause.NO_SPACE), Ground(newest=5), True)
+    barren, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(), True)
+    hasty, _ = attempt(replace(POLICY, backoff=(0.0, 1.0)), History(), verdict(Cause.NO_SPACE), Ground(), True)
 
-    assert (full.delay, killed.delay, hasty.delay) == (PATIENCE, 0.0, 1.0)
+    assert (full.delay, killed.delay, barren.delay, hasty.delay) == (1.0, 0.0, PATIENCE, 1.0)
     waits = [backoff(POLICY, barren + 1, 0.0, PATIENCE) for barren in range(1, POLICY.no_progress_limit)]
     assert waits == [PATIENCE, 2 * PATIENCE]
 
