@@ -212,7 +212,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._pass_over(loaded, self._notices)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
-        self._went_on = True
+        self._went_on, self._gradients.ahead = True, False
         self._record(self._done)
         self._open_tier()
         self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
@@ -237,11 +237,12 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         saved. StateError if `done` is less than before, or after close()."""
         claim(self, self._folder, self._ranks.rank, self._went_on)
         self._refuse_step(done)
+        self._gradients.ahead = True  # also without an optimizer of torch's, if what follows raises
         if agreed is None:
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         self.check(done, None if loss is None else number(loss), agreed)
-        self._done = done
+        self._done, self._gradients.ahead = done, False
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         (progress().step if self._announces else progress().counted)(done, self._optimizer)
@@ -267,9 +268,12 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             self._notices.say(sentence)
 
     def save(self) -> bool:
-        """Whether the state after the last step() is durable now. Every rank calls it at the same step."""
+        """Whether the state after the last step() is durable now. Every rank calls it at the same step. CheckpointError
+        if the parts no longer have that state."""
         if self._saved == self._done:
             return True
+        if self._gradients.ahead:
+            raise CheckpointError(f"{self._strayed()}; call step() before save()")
         with progress().during(Phase.SAVE):
             disk = progress().disk
             compared = self._compare()
@@ -291,9 +295,13 @@ class Checkpointer(Here, Losses, Tiered, Looks):
 
     def close(self) -> None:
         """The state after the last step() is saved and can be resumed. Signals are handled as before. CheckpointError
-        if it could not be saved."""
+        if it could not be saved. If the parts are further (step() has raised, or an optimizer has stepped since), their
+        state is not saved, and a warning tells it: it is of no step."""
         try:
-            self._save_or_raise("at the end")
+            if self._gradients.ahead:
+                self._notices.say(f"{self._strayed()}; {self._older()}")
+            else:
+                self._save_or_raise("at the end")
             self._closed = True
         finally:
             self._stop.close()
@@ -312,9 +320,14 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         if not self.save():
             if self._tier is not None:
                 self._tier.keep(self._done, self._source.extra())
-            older = newest_checkpoint(self.directory)
-            rest = f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
-            raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {rest}")
+            raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {self._older()}")
+
+    def _strayed(self) -> str:
+        return f"training went on after step {self._done} and no step() has ended since, so that state is not saved"
+
+    def _older(self) -> str:
+        older = newest_checkpoint(self.directory)
+        return f"the newest checkpoint is that of step {older}" if older >= 0 else "there is no checkpoint at all"
 
     def _apply_own(self, loaded: Loaded) -> None:
         if sentence := draw_on(loaded, self._ranks.rank, self._seed, loaded.where(self.directory)):

@@ -107,6 +107,8 @@ class Gradients:
         scalers = several.values("scaler", parts)
         self._scalers = [one for one in scalers if getattr(one, "is_enabled", bool)()]
         self._scales: list[float] = []
+        self.ahead = False
+        """Whether an optimizer in the parts has stepped since this was last set to False."""
         self._stepped, self._told = False, "gradients" in parts
         if not self._optimizers:
             return
@@ -115,6 +117,7 @@ class Gradients:
         def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             if (gradients := itself()) is not None:
                 gradients._stepped = True
+                gradients.ahead |= any(one is optimizer for one in gradients._optimizers)
 
         # Of every optimizer: the given one may be a framework's, around another. It stays: removed by the garbage
         # collector within a step, it would break torch's loop over the hooks.
