@@ -38,7 +38,7 @@ from .disk.save import Order, save
 from .errors import CheckpointError, StateError
 from .group import ranks as this_group
 from .guard import Guard
-from .interval import Interval, Stalls, stalled
+from .interval import Interval, Stalls, passed, stalled
 from .losses import Losses, number
 from .memory.tier import Tier, Wish
 from .memory.tiered import Tiered
@@ -242,12 +242,12 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         self.check(done, None if loss is None else number(loss), agreed)
+        due = isinstance(self._every, int) and passed(self._every, self._done, done)
         self._done, self._gradients.ahead = done, False
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         (progress().step if self._announces else progress().counted)(done, self._optimizer)
         stop, save, _, lost = agreed[:4]
-        due = isinstance(self._every, int) and done % self._every == 0
         if sentence := self._gradients.pending(stop or save or due or self._tier is not None):
             self._notices.say(sentence)
         self._look(agreed, (save or due) and self._tier is not None)

@@ -28,6 +28,11 @@ def flush_cost(seconds: float, spare: bool) -> float:
     return seconds * (0.1 if spare else 1.0)
 
 
+def passed(every: int, before: int, done: int) -> bool:
+    """Whether a multiple of `every` lies between the step `before` and `done`: a loop may not name every step."""
+    return done // every > before // every
+
+
 @dataclass(slots=True)
 class Interval:
     """The rule "auto": Young and Daly's sqrt(2 x cost x time between failures), in seconds of training.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from supervisor.core.telling.progress import Progress
 from supervisor.loop.flush import Flusher, Outcome, Wanted
@@ -19,6 +20,7 @@ from tests.support.snapshots import snapshot_of
 from tests.support.supervised import Run
 from tests.support.training import Here, Notes, training
 from tests.support.waiting import until
+from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.disk.flush import flush
 from trainer.checkpoint.interval import Stalls, time_limit
 from trainer.checkpoint.memory import snapshots
@@ -231,6 +233,34 @@ def test_what_the_ranks_have_saved_is_not_flushed(flusher: Flusher) -> None:
     flusher._want(3)
     assert not list(flusher._go_on(set()))
     assert _told(flusher._go_on(_ended(flusher))) == [("checkpoint_committed", 3)]
+
+
+def test_steps_that_are_not_all_told(tmp_path: Path) -> None:
+    """A loop that tells of each eighth step: the first one told after each hundredth is on disk, after a restart too,
+    and no other one."""
+    for begin, end, there in ((1, 410, [105, 201, 305, 401]), (409, 610, [105, 201, 305, 401, 505, 601])):
+        ckpt = Checkpointer(model=nn.Linear(2, 2), every=100, keep=100, directory=tmp_path)
+        ckpt.restore()
+        for step in range(begin, end, 8):
+            ckpt.step(step)
+        assert committed_steps(tmp_path) == there
+        ckpt._stop.close()
+
+
+def test_snapshots_of_steps_that_are_not_all_told(here: Here) -> None:
+    """The same for snapshots by a number of steps."""
+    ckpt = Checkpointer(model=nn.Linear(2, 2), every=None, snapshot_every=10)
+    ckpt.restore()
+    taken = []
+    for step in range(1, 60, 4):
+        ckpt.step(step)
+        assert ckpt._tier is not None
+        ckpt._tier._memory.wait()
+        if ckpt._tier._memory.segment.has(step):
+            taken.append(step)
+    ckpt.close()
+
+    assert taken == [13, 21, 33, 41, 53]
 
 
 @pytest.mark.parametrize(("times", "left"), [(1, [3]), (2, [])])

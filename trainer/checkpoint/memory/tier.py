@@ -22,7 +22,7 @@ from ...rank.progress import progress
 from ...rundir.codes import Phase
 from ...rundir.machine.shm import SLOTS
 from ..group import Ranks
-from ..interval import Interval, Pace, flush_cost, time_limit
+from ..interval import Interval, Pace, flush_cost, passed, time_limit
 from . import snapshots
 from .board import Board
 from .memory import Memory
@@ -55,7 +55,7 @@ class Wish(NamedTuple):
 
 class Tier:
     """The memory tier of a run, on one rank. `every` is a number of steps; None: `pace` decides. `save` makes a
-    checkpoint of the last step, by all ranks, without a flush."""
+    checkpoint of the last step, by all ranks, without a flush. `done` steps are done already."""
 
     def __init__(
         self,
@@ -66,9 +66,12 @@ class Tier:
         interval: Interval,
         keep: int,
         save: Callable[[], object],
+        done: int = 0,
     ) -> None:
         self._memory, self._ranks, self._every, self._pace = memory, ranks, every, pace
-        self._interval, self._keep, self._save = interval, keep, save
+        self._interval, self._keep, self._save, self._done = interval, keep, save, done
+        self._jump = 1
+        """The steps that the newest call of step() has told of: one, in most loops."""
         self._flush_s: float | None = None
         """Seconds that the newest flush took, from the note of it on."""
         self._flushes: deque[float] = deque(maxlen=3)
@@ -95,7 +98,7 @@ class Tier:
 
     def wish(self, due: bool) -> tuple[bool, bool, bool]:
         """(save, snapshot, lost) as this rank alone sees it. `due`: a save is due by the clock."""
-        if self._every is not None and self._since + 1 >= self._every:
+        if self._every is not None and (self._since + 1) * self._jump >= self._every:
             # Before the ranks meet: after a step that had no optimizer's step to wait at, another rank may already
             # replace the snapshot that this one still copies, and no step would be whole.
             self._memory.arrive()
@@ -117,23 +120,25 @@ class Tier:
         moves, busy = self._memory.moving_s is not None, self._moving
         self._pace.stepped(time.monotonic(), busy if moves and not self._memory.by_steps else None)
         self._moving = agreed.under_way
+        snapshot = agreed.snapshot if self._every is None else passed(self._every, self._done, done)
+        self._done, self._jump = done, max(1, done - self._done)
         if self._memory.ring:
-            self._step_in_ring(done, agreed, due, extra)
+            self._step_in_ring(done, agreed, due, snapshot, extra)
         else:
-            self._step(done, agreed.save, due, agreed.snapshot, extra)
+            self._step(done, agreed.save, due, snapshot, extra)
         if self._made != self._memory.made:
             self._made = self._memory.made
             self._pace.made()
         for seconds, copied in self._memory.tick():
             self._pace.timed(seconds, copied or (moves and busy))
 
-    def _step_in_ring(self, done: int, agreed: Wish, due: bool, extra: Callable[[], Any]) -> None:
+    def _step_in_ring(self, done: int, agreed: Wish, due: bool, snapshot: bool, extra: Callable[[], Any]) -> None:
         """No node has a whole snapshot, so the ranks save to disk themselves. A snapshot is taken over an older one
         only when all ranks have the newest one, with what they keep of others; else a fault could leave none."""
         if agreed.save or due:
             self._save()
         self._since += 1
-        self._waiting |= agreed.snapshot if self._every is None else done % self._every == 0
+        self._waiting |= snapshot
         if not self._waiting or agreed.under_way:
             return
         self._waiting = False
@@ -148,8 +153,6 @@ class Tier:
         self._learn()
         if due and not save:
             save = self._is_their_turn()
-        if self._every is not None:
-            snapshot = done % self._every == 0
         self._since += 1
         if save:
             with progress().during(Phase.SAVE):

@@ -66,7 +66,7 @@ class Tiered:
             if self._flush_s is not None:
                 self._interval.saved(self._interval.since, flush_cost(self._flush_s, memory.spare))
             every = None if self._snapshot_every == "auto" else self._snapshot_every
-            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save)
+            self._tier = Tier(memory, self._ranks, every, self._pace, self._interval, self._keep, self.save, self._done)
         else:
             self._notices.no_snapshots(problems[0])
 
