@@ -12,6 +12,7 @@ The signal to stop only sets a flag. The ranks agree on it by a collective betwe
 from __future__ import annotations
 
 import math
+import operator
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -234,7 +235,8 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         another process makes a checkpoint of it. If any rank was asked to stop, all ranks have saved this step and
         SystemExit(75) is raised. A save that fails is noted and training goes on. `loss` is this rank's. If training
         must not go on from any rank's loss: NotFinite or LossSpike, on every rank, and nothing of this step is
-        saved. StateError if `done` is less than before, or after close()."""
+        saved. StateError if `done` is less than before, or after close(). TypeError if it is no whole number."""
+        done = operator.index(done)  # a numpy.int64, or a tensor, goes into no manifest
         claim(self, self._folder, self._ranks.rank, self._went_on)
         self._refuse_step(done)
         self._gradients.ahead = True  # also without an optimizer of torch's, if what follows raises

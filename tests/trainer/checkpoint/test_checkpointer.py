@@ -274,6 +274,20 @@ def test_must_and_bad_options(tmp_path: Path) -> None:
             _checkpointer(tmp_path, **options)
 
 
+def test_steps_counted_by_others(tmp_path: Path) -> None:
+    """The integers of numpy and torch are steps as any other; a fraction is refused at once."""
+    ckpt = _checkpointer(tmp_path, every=1)
+    ckpt.restore()
+    for step in (np.int64(1), torch.tensor(2)):
+        ckpt.step(step)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="float"):
+        ckpt.step(3.0)  # type: ignore[arg-type]
+    ckpt.close()
+
+    assert committed_steps(tmp_path) == [1, 2]
+    assert _checkpointer(tmp_path).restore() == 2
+
+
 def test_several_ranks_need_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made too early under torchrun, every rank would take itself for rank 0: an error says what to call first."""
     monkeypatch.setenv("WORLD_SIZE", "2")
