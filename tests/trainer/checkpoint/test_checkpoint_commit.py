@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.disks import CrashingDisk, Cut, FullDisk
 from tests.support.jobs import holds, on_ranks, state_of, write
 from trainer.checkpoint.disk import retention, store
+from trainer.checkpoint.disk import save as save_module
 from trainer.checkpoint.disk.restore import Tiers, restore
 from trainer.checkpoint.disk.save import Order, save
 from trainer.checkpoint.group import Ranks
 from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import capture_rank
 from trainer.rundir.files.durable import DISK, Disk
-from trainer.rundir.layout import committed_steps
+from trainer.rundir.layout import committed_steps, step_name
 
 
 def _two(folder: Path) -> Path:
@@ -159,3 +162,37 @@ def test_prune_keeps_good_ones(tmp_path: Path) -> None:
 
     assert retention.prune(tmp_path, 2, DISK) == [3]
     assert committed_steps(tmp_path) == [2, 4, 5, 6]
+
+
+def _no_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("where", ["its part", "the commit"])
+def test_no_memory_for_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """One rank of two has none for its part, or rank 0 for the commit: the save has failed on both, which say why;
+    nothing of it is left, and the next one works."""
+
+    def bytes_of(tensor: torch.Tensor) -> tuple[torch.Tensor, memoryview]:
+        if threading.current_thread() is failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(tensor)
+
+    def body(ranks: Ranks) -> object:
+        nonlocal failing
+        if ranks.rank == 1 and where == "its part":
+            failing = threading.current_thread()
+        seal = _no_memory if where == "the commit" else lambda: None
+        state = pack(state_of(2)), capture_rank(ranks.rank)
+        return save(Order(tmp_path, 2, *state, seal=seal), ranks, DISK).error
+
+    write(tmp_path, 1)
+    whole, failing = save_module.bytes_of, threading.main_thread()
+    monkeypatch.setattr(save_module, "bytes_of", bytes_of)
+    error = "rank 1: OutOfMemoryError: CUDA out of memory" if where == "its part" else "MemoryError"
+    assert on_ranks(2, body) == [error] * 2
+    assert [path.name for path in tmp_path.glob("*step-*")] == [step_name(1)]
+
+    monkeypatch.undo()
+    assert write(tmp_path, 2).error is None
+    assert holds(tmp_path, 2)

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ...rundir.files.codec import encode
 from ...rundir.files.durable import Buffer, Disk
-from ..errors import CheckpointError, StateError
+from ..errors import CheckpointError
 from ..format.manifest import Manifest, StoredFile, shard_name, table, tensors_of
 from ..format.plan import ITEM_BYTES, Layout, Share, plan, total
 from ..format.shard import Digest, Entry, entry_of, header
@@ -31,6 +31,8 @@ from ..state.packing import Packed
 from ..state.tensors import bytes_of, flattened, is_plain
 from . import retention
 from .commit import begin, commit, now
+
+T = TypeVar("T")
 
 _PART_BYTES = 32 << 20
 """So much of a tensor that is not on the CPU, or not in C order, is copied at once."""
@@ -96,7 +98,7 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
     size = total(layout.specs)
     temporary = None
     try:
-        temporary = ranks.lead(lambda: begin(order.folder, order.step, size, disk, fence=order.fence))
+        temporary = ranks.lead(lambda: _told(begin, order.folder, order.step, size, disk, fence=order.fence))
         if temporary is None:
             return Outcome(order.step, size, time.monotonic() - began, existed=True)
         reports = ranks.exchange(_write(order, order.folder / temporary, layout, ranks.rank, disk))
@@ -106,7 +108,8 @@ def save(order: Order, ranks: Ranks, disk: Disk) -> Outcome:
         if error:
             raise CheckpointError(error)
         manifest = _manifest(order, layout, reports, time.monotonic() - began)
-        ours = ranks.lead(lambda: commit(order.folder, str(temporary), manifest, order.seal, disk, order.fence))
+        made = order.folder, str(temporary), manifest, order.seal, disk, order.fence
+        ours = ranks.lead(lambda: _told(commit, *made))
     except CheckpointError as error:
         if ranks.rank == 0 and temporary is not None:
             retention.discard(order.folder / temporary, disk)
@@ -119,11 +122,22 @@ def _write(order: Order, folder: Path, layout: Layout, rank: int, disk: Disk) ->
     chunks = shard_chunks(layout, order.shared, order.own, rank)
     mine = sum(share.count * ITEM_BYTES[layout.specs[share.name].dtype] for share in layout.shares[rank])
     try:
-        disk.create(folder / shard_name(rank), digest.through(chunks), mine + total(order.own.specs))
-    except (OSError, StateError) as error:
+        _told(disk.create, folder / shard_name(rank), digest.through(chunks), mine + total(order.own.specs))
+    except (OSError, CheckpointError) as error:
         return {"error": str(error), "lost": isinstance(error, FileNotFoundError)}
     stored = digest.stored()
     return {"bytes": stored.bytes, "block": stored.block, "blocks": stored.blocks}
+
+
+def _told(action: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What `action` returns. OSError or CheckpointError for any error of it (no memory, on the host or a device): the
+    others wait for this rank, and are to hear of it."""
+    try:
+        return action(*args, **kwargs)
+    except (OSError, CheckpointError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
 
 def _manifest(order: Order, layout: Layout, reports: list[dict[str, Any]], seconds: float) -> Manifest:
