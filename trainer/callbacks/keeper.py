@@ -163,7 +163,8 @@ class Keeper(Checkpointer):
     def listen(self) -> None:
         """SIGTERM comes to this keeper, whoever has taken it since."""
         if not self._stop.is_set:
-            self._stop = StopFlag(signal.SIGTERM)
+            before, self._stop = self._stop, StopFlag(signal.SIGTERM)
+            before.close()
 
 
 class Bystander:
@@ -193,7 +194,8 @@ class Bystander:
 
     def listen(self) -> None:
         if not self._stop.is_set:
-            self._stop = StopFlag(signal.SIGTERM)
+            before, self._stop = self._stop, StopFlag(signal.SIGTERM)
+            before.close()
 
     def close(self) -> None:
         self._stop.close()

@@ -1,4 +1,4 @@
-"""The request to stop: a signal sets a flag, and nothing else."""
+"""The request to stop: a signal sets the flags of all that wait for it, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,40 +7,57 @@ import signal
 import threading
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
-_handled: set[signal.Signals] = set()
+_flags: dict[int, WeakSet[StopFlag]] = {}
+"""Those that are not closed, by the number of a signal that had a handler of ours."""
+_before: dict[int, Any] = {}
+"""The handlers that ours have replaced."""
 
 
 def _forget() -> None:
     # A forked child (a DataLoader worker) has this handler too. It would not end when its parent tells it to.
-    for number in _handled:
-        signal.signal(number, signal.SIG_DFL)
-    _handled.clear()
+    for number in _flags:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
+    _flags.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
+def _handle(number: int, frame: FrameType | None) -> None:
+    flags = list(_flags[number])
+    for flag in flags:
+        flag.is_set = True
+    if not flags:  # nobody has closed the last one, or somebody has put this handler back
+        _put_back(number)
+        os.kill(os.getpid(), number)
+
+
+def _put_back(number: int) -> None:
+    # None: the old handler was not installed from Python, so it cannot be put back.
+    signal.signal(number, signal.SIG_DFL if _before[number] is None else _before[number])
+
+
 class StopFlag:
-    """Set when this process has received signal `number`. Children that it forks meanwhile die of that signal, as
-    without a handler. Outside the main thread nothing is installed."""
+    """Set when this process has received signal `number`; so are all others of this signal. Children that it forks
+    meanwhile die of that signal, as without a handler. Outside the main thread nothing is installed."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.is_set = False
+        self._flags: WeakSet[StopFlag] = WeakSet()
         self._number = number
-        self._before: Any = None
-        self._installed = threading.current_thread() is threading.main_thread()
-        if self._installed:
-            self._before = signal.signal(number, self._handle)
-            _handled.add(number)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.is_set = True
+        if threading.current_thread() is threading.main_thread():
+            self._flags = _flags.setdefault(number, WeakSet())
+            self._flags.add(self)
+            if signal.getsignal(number) is not _handle:  # it is the first one, or somebody has taken the signal
+                _before[number] = signal.signal(number, _handle)
 
     def close(self) -> None:
-        """The signal is handled as before."""
-        if self._installed and threading.current_thread() is threading.main_thread():
-            # None: the old handler was not installed from Python, so it cannot be put back.
-            signal.signal(self._number, signal.SIG_DFL if self._before is None else self._before)
-            _handled.discard(self._number)
-            self._installed = False
+        """It is not set any more. After the last one the signal is handled as before."""
+        if self not in self._flags:
+            return
+        self._flags.discard(self)
+        if not self._flags and threading.current_thread() is threading.main_thread():
+            _put_back(self._number)
