@@ -161,11 +161,13 @@ class Checkpointer(Here, Losses, Tiered, Looks):
     def restore(self, partial: bool = False) -> int:
         """The number of steps that are done. Every part now has the state of the newest good checkpoint; without one it
         is unchanged, at step 0. NoUsableCheckpoint or CheckpointMismatch, the same on every rank; then nothing was
-        changed. `partial`: what fits by name and shape is restored, and a warning tells of the rest."""
+        changed. `partial`: what fits by name and shape is restored, and a warning tells of the rest. StateError if no
+        supervisor is there and another program has restored in this folder and not closed."""
         refuse_unready(self._parts.get("model"))
         self._slices.learn(self._parts, self._ranks)
         stages.learn(self._parts, self._ranks, self._notices.log)
         self._wait()
+        self._take_folder()
         fresh = self._capture()[0]
         if sentence := draws_anew(self._parts.get("data")):
             self._notices.say(sentence)
@@ -308,6 +310,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         finally:
             self._stop.close()
             self._close_tier()
+            self._hold = None
 
     def _refuse_step(self, done: int) -> None:
         if self._closed:

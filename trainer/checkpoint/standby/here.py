@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...rank import parking
+from ...rank.progress import progress
 from ...rundir.environment import supervised
 from ...rundir.layout import RunDir
 from ...rundir.records.rollback import Rollback
 from .. import options
 from ..disk.assembly import Loaded
+from ..disk.hold import Hold, hold
 from ..group import Ranks
 from ..interval import Pace
 from ..nodes.fence import Fence
@@ -29,6 +31,8 @@ class Here:
     _buckets: Buckets
     _segment: Path | None
     _ranks: Ranks
+    _folder: Path
+    _hold: Hold | None = None
     _mapped: Mapped | None = None
     _were_several = False
     """Whether the ranks of this run were on several nodes. Rank 0 knows it."""
@@ -68,6 +72,16 @@ class Here:
         if self._home is None or not (several or self._were_several):
             return None
         return Fence(self._home, self._attempt, by_ranks=several)
+
+    def _take_folder(self) -> None:
+        """Without a supervisor, no other program saves in its folder until close(). StateError, on every rank, if one
+        does."""
+
+        def take() -> None:
+            self._hold = hold(self._folder, progress().disk)
+
+        if self._home is None:
+            self._ranks.lead(take)
 
     def _wait(self) -> None:
         """In a rank of a standby: it has warmed up, of which nothing is left in its parts and generators, and returns

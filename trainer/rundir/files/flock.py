@@ -25,3 +25,13 @@ def locked(fd: int, wait: bool = True, shared: bool = False) -> Iterator[bool]:
         yield ours
     finally:
         os.close(fd)
+
+
+def is_ours(fd: int) -> bool:
+    """Whether this process holds the lock from now on, until `fd` is closed. False if another one holds it. OSError
+    where nothing can be locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
