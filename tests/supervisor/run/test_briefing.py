@@ -1,0 +1,38 @@
+"""The things that an attempt is told, by what an earlier one has saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from supervisor.run.briefing import Situation, brief
+from supervisor.run.spec import Spec
+from tests.supervisor.run.test_candidates import Journals
+from trainer.adapters.program import Program
+from trainer.rundir.files.codec import encode
+
+
+@pytest.mark.parametrize(
+    ("nnodes", "ranks", "said"),
+    [
+        ("", 2, "told to go on"),
+        ("2", 4, "told to go on"),
+        ("2:2", 4, "told to go on"),
+        ("2", 6, "by 6 ranks, and there are 4 now"),
+        ("1:2", 4, "by 4 ranks, and with --nnodes MIN:MAX nobody knows"),
+    ],
+)
+def test_the_ranks_of_all_nodes_count(tmp_path: Path, nnodes: str, ranks: int, said: str) -> None:
+    """A checkpoint of as many ranks as there are on all nodes is handed over. If not, the event says why."""
+    made = Journals(tmp_path)
+    for rank in range(ranks):
+        made.save(f"checkpoint-10/rng_state_{rank}.pth", 10, rank=rank, how="transformers.Trainer")
+    (made.out / "checkpoint-10/trainer_state.json").write_text(json.dumps({"global_step": 10}))
+    program = Program(uses=frozenset({"huggingface"}), trained=True, world=ranks)
+    made.run.options.write_bytes(encode(program))
+    spec = Spec("r", "m", ("train.py",), False, 2, "/", nnodes=nnodes)
+    briefing = brief(made.run, spec, Situation(1))
+    assert briefing.event is not None and said in briefing.event["text"]
+    assert briefing.told.offers == ((str(made.out / "checkpoint-10"),) if said == "told to go on" else ())
