@@ -235,6 +235,9 @@ def _looked(unit: _Unit, world: int) -> Checkpoint | None:
         return _whole_files(unit, known)
     names = _names(unit.path)
     known = replace(known, names=names)
+    if unit.kind == "huggingface":
+        # Each of its files alone has too little, as far as anybody has looked inside.
+        known = replace(known, resumable=holdings.is_resumable_trainer(names))
     return known if _WHOLE[unit.kind](unit.path, names, world) else None
 
 

@@ -143,7 +143,7 @@ class Handed:
     files: str = ""
     """The names of its files, as a regular expression. Without it, its checkpoints are of the kind with its name."""
     only_resumable: bool = False
-    """Whether its call fails for a file without an optimizer's state."""
+    """Whether its call fails for a checkpoint without an optimizer's state, or goes on with a new one."""
 
     def knows(self, program: Program) -> bool:
         return self.name in program.uses
@@ -153,7 +153,8 @@ class Handed:
         if not found:
             return None
         if self.only_resumable and not (found := [each for each in found if each.resumable is not False]):
-            return refusal(f"{self.call}…): none of its files has the state of an optimizer, and without it that fails")
+            why = "none of its checkpoints has the state of an optimizer, and without one it does not go on"
+            return refusal(f"{self.call}…): {why}")
         say = f"{self.call}{found[0].path})"
         return Plan(say, offers=tuple(each.path for each in found), checkpoint=found[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _OPTIMIZER = re.compile(r"(^|[_.])opt(im\w*|s|_\w+)?$|optimizer", re.IGNORECASE)
@@ -44,6 +44,12 @@ def is_beside_model(name: str, keys: Sequence[str] | None) -> bool:
     if keys and has_optimizer(keys):
         return all(map(_NO_MODEL.search, keys))
     return {"state", "param_groups"} <= {*(keys or ())} or _OPTIMIZER_FILE.search(name) is not None
+
+
+def is_resumable_trainer(names: Iterable[str]) -> bool:
+    """Whether the folder of Hugging Face's Trainer with these entries has an optimizer's state: in a file or folder
+    (FSDP, DeepSpeed). Without one the Trainer begins optimizer and schedule anew and says nothing: save_only_model."""
+    return any("optimizer" in name or name.startswith("global_step") for name in names)
 
 
 def is_sure(name: str, line: Mapping[str, Any]) -> bool:

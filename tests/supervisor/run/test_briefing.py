@@ -29,6 +29,7 @@ def test_the_ranks_of_all_nodes_count(tmp_path: Path, nnodes: str, ranks: int, s
     made = Journals(tmp_path)
     for rank in range(ranks):
         made.save(f"checkpoint-10/rng_state_{rank}.pth", 10, rank=rank, how="transformers.Trainer")
+    (made.out / "checkpoint-10/optimizer.pt").touch()
     (made.out / "checkpoint-10/trainer_state.json").write_text(json.dumps({"global_step": 10}))
     program = Program(uses=frozenset({"huggingface"}), trained=True, world=ranks)
     made.run.options.write_bytes(encode(program))

@@ -11,6 +11,9 @@ import pytest
 
 from supervisor.run.candidates import candidates
 from supervisor.run.own_saves import newest_whole
+from trainer.adapters.choice import choose
+from trainer.adapters.program import Program
+from trainer.adapters.protocol import Case
 from trainer.rundir.layout import RunDir
 from trainer.rundir.records.journal import identity_of
 
@@ -161,3 +164,26 @@ def test_a_numbered_folder_with_whole_checkpoints(tmp_path: Path) -> None:
         made.save(f"checkpoint_2/optim_{step}.pt", step, STATE)
     parts = [f"checkpoint_2/{part}_{step}.pt" for part in ("model", "optim") for step in (10, 20)]
     assert sorted(made.found()) == parts
+
+
+@pytest.mark.parametrize(
+    ("beside", "whole"),
+    [
+        ("scheduler.pt", False),
+        ("optimizer.pt", True),
+        ("optimizer.bin", True),
+        ("optimizer_0", True),
+        ("global_step10", True),
+    ],
+)
+def test_a_trainers_folder_without_an_optimizer(tmp_path: Path, beside: str, whole: bool) -> None:
+    """save_only_model: the Trainer would go on with a new optimizer, and say nothing."""
+    made = Journals(tmp_path)
+    made.save("checkpoint-10/model.safetensors", 10, how="transformers.Trainer")
+    made.save("checkpoint-10/trainer_state.json", 10, how="transformers.Trainer").write_text('{"global_step": 10}')
+    made.save(f"checkpoint-10/{beside}", 10, STATE)
+    found = candidates(made.run, 1)
+    assert [(each.kind, each.resumable) for each in found] == [("huggingface", whole)]
+    choice = choose(Case(Program(uses=frozenset({"huggingface"})), ("train.py",), found))
+    assert choice is not None and choice.plan.refused is not whole
+    assert whole or "none of its checkpoints has the state of an optimizer" in choice.plan.say

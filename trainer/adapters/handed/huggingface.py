@@ -94,4 +94,6 @@ def _folder(trainer: Any) -> str:
     return os.path.realpath(folder) if isinstance(folder, str) else ""
 
 
-HUGGING_FACE = Handed(NAME, "Trainer.train(resume_from_checkpoint=", {"transformers.trainer": _hook})
+HUGGING_FACE = Handed(
+    NAME, "Trainer.train(resume_from_checkpoint=", {"transformers.trainer": _hook}, only_resumable=True
+)
