@@ -67,6 +67,33 @@ def test_a_search_for_a_learning_rate(run: Run, ours: str) -> None:
     assert (run.folder / "trained").read_text().split("\n") == [f"1 real {start} 30", ""]
 
 
+FOUND = (
+    MODEL
+    + """
+from lightning.pytorch.callbacks import LearningRateFinder
+class Momentum(Lit):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+class Killed(Callback):
+    def on_train_start(self, trainer, module):
+        if trainer.global_step:
+            assert {each["step"].item() for each in trainer.optimizers[0].state.values()} == {10.0}
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if (os.environ["SUPERVISE_ATTEMPT"], trainer.global_step) == ("0", 14):
+            os.kill(os.getpid(), 9)
+trainer("real", "out", LearningRateFinder(num_training_steps=5), Killed()).fit(Momentum(), data())
+"""
+)
+
+
+def test_a_search_at_the_begin_of_a_fit(run: Run) -> None:
+    """It is left out in a fit() that goes on: Lightning would have forgotten the checkpoint after it."""
+    needs("lightning")
+    run.modules = IMPORTED["lightning"]
+    assert run.launch("--nproc", "1", run.script(FOUND)) == 0
+    assert (run.folder / "trained").read_text().split("\n") == ["1 real 10 30", ""]
+
+
 FOLDS = (
     MODEL
     + """

@@ -115,3 +115,46 @@ def test_a_doubt_is_told() -> None:
     assert module.Trainer(B).fit("model") == B1
     assert module.Trainer("/out/other").fit("model", ckpt_path="its own") == "its own"
     assert began == [1, 2, 3] and len(warned) == 1
+
+
+class LearningRateFinder:
+    """As Lightning's, by the names that are looked at."""
+
+    def on_fit_start(self) -> None: ...
+
+
+class BatchSizeFinder(LearningRateFinder):
+    def on_fit_start(self) -> None: ...
+
+
+class Milestones(LearningRateFinder):
+    """Of a program: it searches later."""
+
+    def on_fit_start(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("finder", "left", "handed"),
+    [(LearningRateFinder(), 0, A1), (BatchSizeFinder(), 1, None), (Milestones(), 1, A1), (SimpleNamespace(), 1, A1)],
+)
+def test_a_search_as_the_training_begins(finder: object, left: int, handed: str | None) -> None:
+    """Lightning forgets the checkpoint after it. That for a rate is left out; with that for a size nothing is handed
+    over, and people are told."""
+    warned: list[str] = []
+    seen: list[int] = []
+
+    class Hooked(Trainer):
+        def fit(self, model: Any, train: Any = None, val: Any = None, data: Any = None, ckpt_path: Any = None) -> Any:
+            seen.append(len(self.callbacks))
+            return ckpt_path
+
+    LIGHTNING.hooks["lightning.pytorch.trainer.trainer"](
+        SimpleNamespace(Trainer=Hooked),  # type: ignore[arg-type]
+        Orders((A1,), trainings={A1: 1}, warn=warned.append),
+    )
+    trainer = Hooked(A)
+    trainer.callbacks = [finder]
+    assert trainer.fit("model") == handed and seen == [left] and trainer.callbacks == [finder]
+    assert [A1 in each for each in warned] == [True] * (handed is None)
+    trainer.fit("model")
+    assert seen == [left, 1]

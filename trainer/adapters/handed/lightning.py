@@ -13,14 +13,16 @@ import math
 import os.path
 import sys
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from ...rundir.codes import Doing
 from ..protocol import Handed, Orders
-from .trainings import Earlier, Trainings, doubt, fact, of
+from .trainings import Begun, Earlier, Trainings, doubt, fact, of
 
 NAME = "lightning"
+_RATE, _SIZE = "LearningRateFinder.on_fit_start", "BatchSizeFinder.on_fit_start"
 _LOSS_EVERY = 0.5
 """Seconds."""
 
@@ -49,18 +51,29 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         begun = trainings.begin(folders := _folders(self), earlier)
         orders.begins(begun.number)
         orders.fact(fact(NAME, begun.number), folders[0] if folders else "")
-        if ckpt_path is None and not earlier.several and begun.number == 1:
-            # It is the one that was saved, wherever that was.
-            ckpt_path = next(iter(orders.offers), None)
-        elif ckpt_path is None:
-            ckpt_path = begun.checkpoint
-            if begun.doubtful:
-                orders.warn(doubt(f"fit() number {begun.number}", begun.doubtful))
-        result = original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
+        searches: list[Any] = []
+        if ckpt_path is None and (ckpt_path := _offer(self, begun, earlier, orders)) is not None:
+            searches = _finders(self, _RATE)
+        with _without(self, searches):
+            result = original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
         trainings.ended(_folders(self))
         return result
 
     trainer.fit = fit
+
+
+def _offer(trainer: Any, begun: Begun, earlier: Earlier, orders: Orders) -> str | None:
+    """The checkpoint that the training goes on from."""
+    found = begun.checkpoint
+    if begun.number == 1 and not earlier.several:
+        # It is the one that was saved, wherever that was.
+        found = next(iter(earlier.offers), None)
+    elif begun.doubtful:
+        orders.warn(doubt(f"fit() number {begun.number}", begun.doubtful))
+    if found is not None and _finders(trainer, _SIZE):
+        orders.warn(f"fit() begins anew: after its search BatchSizeFinder has made Lightning forget {found}")
+        return None
+    return found
 
 
 def _folders(trainer: Any) -> list[str]:
@@ -73,6 +86,26 @@ def is_search(trainer: Any) -> bool:
     """Whether its fit() is no training, as read in lightning 2.6: a Tuner looks for a learning rate or a size of the
     batches. Then it ends before its training, and what it has changed is put back."""
     return any(getattr(each, "_early_exit", None) is True for each in trainer.callbacks)
+
+
+def _finders(trainer: Any, kind: str) -> list[Any]:
+    """Its callbacks that search as each fit() begins, as read in lightning 2.6. The search forgets the checkpoint whose
+    weights were loaded just before: epoch, step and optimizer would begin anew. The rate that was found before is in
+    the optimizer's state. A size that was found is nowhere."""
+    begins = ((each, getattr(type(each), "on_fit_start", None)) for each in trainer.callbacks)
+    return [each for each, method in begins if getattr(method, "__qualname__", "") == kind]
+
+
+@contextlib.contextmanager
+def _without(trainer: Any, callbacks: list[Any]) -> Iterator[None]:
+    """In the block, the trainer does not have these callbacks."""
+    if callbacks:
+        trainer.callbacks = [each for each in trainer.callbacks if each not in callbacks]
+    try:
+        yield
+    finally:
+        if callbacks:
+            trainer.callbacks = [*callbacks, *trainer.callbacks]
 
 
 def _hook_calls(module: ModuleType, orders: Orders) -> None:
