@@ -67,11 +67,15 @@ def test_a_search_for_a_learning_rate(run: Run, ours: str) -> None:
     assert (run.folder / "trained").read_text().split("\n") == [f"1 real {start} 30", ""]
 
 
-FOUND = (
+KILLED = (
     MODEL
     + """
+import pathlib
 from lightning.pytorch.callbacks import LearningRateFinder
-class Momentum(Lit):
+class Hyper(Lit):
+    def __init__(self, lr: float = 0.01, data: object = None):
+        super().__init__(lr)
+        self.save_hyperparameters()
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 class Killed(Callback):
@@ -81,16 +85,19 @@ class Killed(Callback):
     def on_train_batch_start(self, trainer, module, batch, index):
         if (os.environ["SUPERVISE_ATTEMPT"], trainer.global_step) == ("0", 14):
             os.kill(os.getpid(), 9)
-trainer("real", "out", LearningRateFinder(num_training_steps=5), Killed()).fit(Momentum(), data())
+finders, held = ([LearningRateFinder(num_training_steps=5)], None) if os.environ["FINDS"] else ([], pathlib.Path("x"))
+trainer("real", "out", *finders, Killed()).fit(Hyper(data=held), data())
 """
 )
 
 
-def test_a_search_at_the_begin_of_a_fit(run: Run) -> None:
-    """It is left out in a fit() that goes on: Lightning would have forgotten the checkpoint after it."""
+@pytest.mark.parametrize("finds", ["", "rate"])
+def test_what_lightning_would_not_go_on_from(run: Run, finds: str) -> None:
+    """A search as fit() begins is left out in one that goes on: Lightning would have forgotten the checkpoint after it.
+    And what the hyperparameters hold is read, whatever its class."""
     needs("lightning")
     run.modules = IMPORTED["lightning"]
-    assert run.launch("--nproc", "1", run.script(FOUND)) == 0
+    assert run.launch("--nproc", "1", run.script(KILLED), FINDS=finds) == 0
     assert (run.folder / "trained").read_text().split("\n") == ["1 real 10 30", ""]
 
 

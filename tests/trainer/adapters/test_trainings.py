@@ -158,3 +158,26 @@ def test_a_search_as_the_training_begins(finder: object, left: int, handed: str 
     assert [A1 in each for each in warned] == [True] * (handed is None)
     trainer.fit("model")
     assert seen == [left, 1]
+
+
+def test_what_the_run_has_saved_is_read_whatever_it_holds(tmp_path: Path) -> None:
+    """Lightning 2.6 refuses a file with an object among its hyperparameters, unless it is told to trust it."""
+    (offer := tmp_path / "10.ckpt").touch()
+
+    class Newer(Trainer):
+        def fit(
+            self,
+            model: Any,
+            train: Any = None,
+            val: Any = None,
+            data: Any = None,
+            ckpt_path: Any = None,
+            weights_only: Any = None,
+        ) -> Any:
+            return ckpt_path, weights_only
+
+    orders = Orders((str(offer),), trainings={str(offer): 1})
+    LIGHTNING.hooks["lightning.pytorch.trainer.trainer"](SimpleNamespace(Trainer=Newer), orders)  # type: ignore[arg-type]
+    assert Newer(str(tmp_path)).fit("model") == (str(offer), False)
+    assert Newer(str(tmp_path)).fit("model") == (None, None)
+    assert Newer(A).fit("model", ckpt_path="its own") == ("its own", None)

@@ -104,6 +104,14 @@ def test_other_errors_name_no_file(error: Exception) -> None:
     assert file_of(raised.value) is None and Path(file).exists()
 
 
+def test_a_refused_object_is_no_damage(tmp_path: Path) -> None:
+    """torch.load reads no object of a class that it does not know, and the file is whole."""
+    torch.save({"data": tmp_path}, path := tmp_path / "checkpoint")
+    with pytest.raises(pickle.UnpicklingError) as raised:
+        torch.load(path, weights_only=True)
+    assert file_of(raised.value) is None
+
+
 def test_the_reason_names_it(run: Run) -> None:
     """The last word of a run that cannot start from its own checkpoint is which file that is."""
     (run.folder / "ck00060.pt").write_bytes(b"PK\x03\x04 half a checkpoint")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import os.path
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +33,9 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     original = trainer.fit
     trainings = Trainings()
+    # Since 2.6 it refuses a checkpoint with an object of any class among the hyperparameters. An offer is the run's own
+    # file, as the journal knows it, so it may have any.
+    takes_trust = "weights_only" in inspect.signature(original).parameters
 
     @functools.wraps(original)
     def fit(
@@ -54,6 +59,8 @@ def _hook_trainer(module: ModuleType, orders: Orders) -> None:
         searches: list[Any] = []
         if ckpt_path is None and (ckpt_path := _offer(self, begun, earlier, orders)) is not None:
             searches = _finders(self, _RATE)
+            if takes_trust and not args and kwargs.get("weights_only") is None and Path(ckpt_path).is_file():
+                kwargs["weights_only"] = False
         with _without(self, searches):
             result = original(self, model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *args, **kwargs)
         trainings.ended(_folders(self))

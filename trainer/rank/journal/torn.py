@@ -44,6 +44,8 @@ _WORDS = (
     "Failed to read all data for array",
 )
 """Words in errors of any type that mean the same."""
+_REFUSED = "was not an allowed global"
+"""In an error of torch.load(weights_only=True) about a file that is whole: it holds an object of another class."""
 _NAMES = ("f", "fp", "file", "filename", "filepath", "path", "fname", "fd", "name", "name_or_buffer", "checkpoint_file")
 """Names of variables. A file name counts only in one of these. An open file counts in any variable."""
 _LONGEST = 4096
@@ -71,6 +73,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_about_content(error: BaseException) -> bool:
+    if _REFUSED in str(error):
+        return False
     kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     return bool(kinds & _KINDS) or any(word in str(error) for word in _WORDS)
 
