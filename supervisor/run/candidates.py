@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,8 +26,12 @@ _Line = tuple[int, dict[str, Any]]
 """(rank, a line of its journal)."""
 _TAIL = 256 << 10
 """Bytes that are read from the end of a journal: a thousand saves."""
+_TAIL_SEVERAL = 4 << 20
+"""Those of a program with several trainings: the first one may have ended long ago."""
 _MOST = 50
-"""The most checkpoints that are looked for on the disk."""
+"""The most checkpoints that are looked for on the disk, and as many that are not under their names any more."""
+_MOST_EACH, _MOST_OF_ALL = 5, 200
+"""The same for each of several trainings, and for all of them: a variable of the environment has to hold them."""
 _MOST_READ = 50
 """The most attempts whose journals are read."""
 _MOST_NAMES = 10_000
@@ -90,32 +95,50 @@ class _Unit:
 
 def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
     """The checkpoints of the newest attempt that has saved come first, the highest step first. Those that are known to
-    be of no use for a resume come last. Attempts before `since`, and saves that a rollback excludes, are left out. A
-    save from before an attempt's first step is no checkpoint."""
+    be of no use for a resume come last. Each training of the program has its newest ones. Attempts before `since`, and
+    saves that a rollback excludes, are left out. A save from before an attempt's first step is no checkpoint."""
     units: list[_Unit] = []
     read = 0
     for number in reversed(run.attempts()):
-        if number < since or read >= _MOST_READ or (len(units) >= _MOST and any(unit.sure for unit in units)):
+        enough = len(units) >= _MOST and any(unit.sure for unit in units)
+        # An earlier training may have ended in any attempt.
+        if number < since or read >= _MOST_READ or (enough and not _several(units)):
             break
         units += (more := _units(run, number))
         read += bool(more)
     _settle(units)
     units.sort(key=_Unit.order, reverse=True)
     found = []
-    for unit in units[:_MOST]:
+    most = _MOST_EACH if _several(units) else _MOST
+    there, gone = Counter[int](), Counter[int]()
+    for unit in units:
+        # Most of them are gone by rotation. To look whether one has another name takes time.
+        counts = there if os.path.lexists(unit.path) else gone
+        if counts[unit.training[1]] >= most:
+            continue
+        counts[unit.training[1]] += 1
         step = unit.newest()[0]
         attempt = max(saved.attempt for saved in unit.saved.values())
         if rollback is not None and rollback.covers(attempt, step):
             continue
         if not unit.torn and not _lacks(unit, units) and (checkpoint := _looked(unit, world)) is not None:
             found.append(checkpoint)
-    return tuple(found)
+    return tuple(found[:_MOST_OF_ALL])
+
+
+def _several(units: Iterable[_Unit]) -> bool:
+    """Whether the program has more than one training."""
+    return any(unit.training[1] > 1 for unit in units)
 
 
 def _units(run: RunDir, number: int) -> list[_Unit]:
     """The saves of an attempt."""
+    units = _units_of(list(lines_of(run.attempt(number), _TAIL)), number)
+    return _units_of(list(lines_of(run.attempt(number), _TAIL_SEVERAL)), number) if _several(units) else units
+
+
+def _units_of(lines: list[_Line], number: int) -> list[_Unit]:
     units: dict[str, _Unit] = {}
-    lines = list(lines_of(run.attempt(number), _TAIL))
     for saved, line in _saves(lines, number):
         path, kind = _unit_of(saved.path, line)
         units.setdefault(path, _Unit(path, kind, number)).hear(saved, line)

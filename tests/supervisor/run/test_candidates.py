@@ -26,7 +26,15 @@ class Journals:
         self._number = 0
 
     def save(
-        self, name: str, step: int, holds: Iterable[str] = (), *, rank: int = 0, attempt: int = 0, how: str = ""
+        self,
+        name: str,
+        step: int,
+        holds: Iterable[str] = (),
+        *,
+        rank: int = 0,
+        attempt: int = 0,
+        how: str = "",
+        training: int = 0,
     ) -> Path:
         """`name` is saved at `step`, beside its place and renamed. `holds`: its top keys. None if it is no dict."""
         path, self._number = self.out / name, self._number + 1
@@ -37,6 +45,7 @@ class Journals:
         assert known is not None
         about = {"n": self._number, "path": str(path), "step": step, "here": step, "how": how or "torch.save"}
         about |= {"mono": float(self._number)} | ({"holds": [*holds]} if holds else {})
+        about |= {"training": training} if training else {}
         done = {key: getattr(known, key) for key in ("size", "content", "inode", "mtime_ns")}
         journal = self.run.attempt(attempt).saves(rank)
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -187,3 +196,31 @@ def test_a_trainers_folder_without_an_optimizer(tmp_path: Path, beside: str, who
     choice = choose(Case(Program(uses=frozenset({"huggingface"})), ("train.py",), found))
     assert choice is not None and choice.plan.refused is not whole
     assert whole or "none of its checkpoints has the state of an optimizer" in choice.plan.say
+
+
+def test_a_training_that_ended_long_ago(tmp_path: Path) -> None:
+    """However much a later one has saved and rotated since, also in later attempts, its newest one is found."""
+    made = Journals(tmp_path)
+
+    def rotated(training: int, attempt: int, saves: int) -> None:
+        for step in range(1, saves + 1):
+            newest = made.save(f"{training}/{attempt}-{step}.ckpt", step, FULL, attempt=attempt, training=training)
+            if step < saves:
+                newest.unlink()
+
+    rotated(1, 0, 60)
+    rotated(2, 0, 1000)
+    rotated(2, 1, 60)
+    assert made.found() == ["2/1-60.ckpt", "2/0-1000.ckpt", "1/0-60.ckpt"]
+    for step in range(1, 20):
+        made.save(f"3/{step}.ckpt", step, FULL, attempt=2, training=3)
+    assert made.found()[:5] == [*(f"3/{step}.ckpt" for step in range(19, 14, -1))]
+    assert made.found()[5:] == ["2/1-60.ckpt", "2/0-1000.ckpt", "1/0-60.ckpt"]
+
+
+def test_what_was_rotated_away_hides_nothing(tmp_path: Path) -> None:
+    made = Journals(tmp_path)
+    kept = made.save("10.ckpt", 10, FULL)
+    for step in range(11, 100):
+        made.save(f"{step}.ckpt", step, FULL).unlink()
+    assert made.found() == [kept.name]
