@@ -16,6 +16,7 @@ from typing import Any
 from supervisor.core.own_saves import holdings
 from supervisor.core.own_saves.folders import is_numbered, will_be_numbered
 from supervisor.run.own_saves import says_more
+from trainer.adapters.handed.trainings import TRIAL
 from trainer.adapters.protocol import Checkpoint
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import RunDir
@@ -112,6 +113,8 @@ def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | Non
     most = _MOST_EACH if _several(units) else _MOST
     there, gone = Counter[int](), Counter[int]()
     for unit in units:
+        if unit.training[1] == TRIAL:
+            continue
         # Most of them are gone by rotation. To look whether one has another name takes time.
         counts = there if os.path.lexists(unit.path) else gone
         if counts[unit.training[1]] >= most:

@@ -121,7 +121,7 @@ class Orders:
     doing: Callable[[Doing], None] = lambda doing: None
     """Tells people what takes long now. Doing.NONE: it is over."""
     begins: Callable[[int], None] = lambda number: None
-    """The program's training of that number begins: what is saved from now on is its own."""
+    """The program's training of that number begins: what is saved from now on is its own. 0: of none that is known."""
     warn: Callable[[str], object] = lambda text: None
     """Warns people, once for all ranks."""
     unseen: Callable[[], AbstractContextManager[None]] = nullcontext

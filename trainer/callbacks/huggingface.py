@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from ..adapters.handed.huggingface import NAME, known, offered
-from ..adapters.handed.trainings import Trainings
+from ..adapters.handed.huggingface import NAME, is_trial, known, offered
+from ..adapters.handed.trainings import TRIAL, Begun, Trainings
 from ..checkpoint.options import Every
 from ..errors import UsageError
 from ..rundir.codes import ExitCode
@@ -67,10 +67,13 @@ class SuperviseCallback(_transformers.TrainerCallback):  # type: ignore[misc]
 
     def train(self, trainer: Any, train: Callable[[Any], Any], resume: Any, number: int) -> Any:
         """Calls `train(resume_from_checkpoint)`, so that it goes on from the newest state of all. `resume` is the
-        Trainer's own. `number`: of this training, of all that the program calls; it may have left some out."""
+        Trainer's own. `number`: of this training, of all that the program calls; it may have left some out. TRIAL:
+        of none."""
         global _runs
         self._trainer, self._leaves, self._ended, self._log = trainer, False, False, _Log()
-        if why := _sharded(trainer) or ("this is not the program's first train()" if _runs or number > 1 else ""):
+        if number == TRIAL:
+            self._keeper = Bystander("this is a trial of a search", "a restart begins the search anew")
+        elif why := _sharded(trainer) or ("this is not the program's first train()" if _runs or number > 1 else ""):
             self._keeper = Bystander(why)
         else:
             self._keeper = Keeper(**self._options, extra=self._extra)
@@ -292,7 +295,9 @@ def _hook() -> None:
         # An adapter may have its hook below this one, and hand over its offer only then.
         orders = told(os.environ)
         offers = orders.offers if orders.adapter == NAME else ()
-        begun = offered(self, trainings, known(offers, orders.trainings, orders.facts))
+        begun = Begun(TRIAL)
+        if not is_trial(args, kwargs):
+            begun = offered(self, trainings, known(offers, orders.trainings, orders.facts))
         ours = [each for each in self.callback_handler.callbacks if isinstance(each, SuperviseCallback)]
         if not ours or supervised() is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)

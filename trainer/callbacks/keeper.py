@@ -169,12 +169,12 @@ class Keeper(Checkpointer):
 
 class Bystander:
     """Takes the place of a Keeper where no state is kept. The ranks agree on when to stop, and on a loss that is not
-    finite. Only the framework saves. `why` is said, once."""
+    finite. Only the framework saves. `why` is said, once, with what happens `instead`."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, instead: str = "it goes on from the program's own checkpoints") -> None:
         self._ranks = ranks()
         self._stop = StopFlag(signal.SIGTERM)
-        Notices(self._ranks.rank).say(f"no snapshots: {why}; it goes on from the program's own checkpoints")
+        Notices(self._ranks.rank).say(f"no snapshots: {why}; {instead}")
 
         self._stops = False
 

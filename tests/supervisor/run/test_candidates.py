@@ -12,6 +12,7 @@ import pytest
 from supervisor.run.candidates import candidates
 from supervisor.run.own_saves import newest_whole
 from trainer.adapters.choice import choose
+from trainer.adapters.handed.trainings import TRIAL
 from trainer.adapters.program import Program
 from trainer.adapters.protocol import Case
 from trainer.rundir.layout import RunDir
@@ -224,3 +225,11 @@ def test_what_was_rotated_away_hides_nothing(tmp_path: Path) -> None:
     for step in range(11, 100):
         made.save(f"{step}.ckpt", step, FULL).unlink()
     assert made.found() == [kept.name]
+
+
+def test_what_a_trial_of_a_search_has_saved(tmp_path: Path) -> None:
+    """It is for no other attempt, and hides nothing."""
+    made = Journals(tmp_path)
+    made.save("10.ckpt", 10, FULL, training=1)
+    made.save("20.ckpt", 20, FULL, training=TRIAL)
+    assert made.found() == ["10.ckpt"]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from trainer.adapters.handed.huggingface import HUGGING_FACE
 from trainer.adapters.handed.lightning import LIGHTNING
-from trainer.adapters.handed.trainings import Earlier, Trainings, fact, of
+from trainer.adapters.handed.trainings import TRIAL, Earlier, Trainings, fact, of
 from trainer.adapters.protocol import Orders
 
 A, B = "/out/a", "/out/b"
@@ -181,3 +182,26 @@ def test_what_the_run_has_saved_is_read_whatever_it_holds(tmp_path: Path) -> Non
     assert Newer(str(tmp_path)).fit("model") == (str(offer), False)
     assert Newer(str(tmp_path)).fit("model") == (None, None)
     assert Newer(A).fit("model", ckpt_path="its own") == ("its own", None)
+
+
+def test_a_trial_of_a_search() -> None:
+    """It is none of the program's trainings, and is handed nothing: another attempt draws other hyperparameters. People
+    are told once that the search begins anew."""
+
+    class Searching:
+        args = SimpleNamespace(output_dir=A)
+
+        def train(self, resume_from_checkpoint: Any = None, trial: Any = None) -> Any:
+            return resume_from_checkpoint
+
+    warned: list[str] = []
+    began: list[int] = []
+    facts: dict[str, str] = {}
+    for kept in ({}, facts):
+        orders = Orders((A1,), kept, {A1: 1}, fact=facts.__setitem__, begins=began.append, warn=warned.append)
+        module: Any = SimpleNamespace(Trainer=type("Hooked", (Searching,), {"train": Searching.train}))
+        HUGGING_FACE.hooks["transformers.trainer"](module, orders)
+        trainer = module.Trainer()
+        assert [trainer.train(trial={"lr": 1}), trainer.train(None, {"lr": 2}), trainer.train()] == [None, None, A1]
+        assert began == [TRIAL, 0, TRIAL, 0, 1] and len(warned) == (kept is facts)
+        began.clear()

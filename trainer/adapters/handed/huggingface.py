@@ -15,19 +15,33 @@ from typing import Any
 
 from ...rundir.codes import Doing
 from ..protocol import Handed, Orders
-from .trainings import Begun, Earlier, Trainings, doubt, fact, of
+from .trainings import TRIAL, Begun, Earlier, Trainings, doubt, fact, of
 
 NAME = "huggingface"
+_SEARCH = f"{NAME}.search"
+"""The fact that the program has searched."""
 
 
 def _hook(module: ModuleType, orders: Orders) -> None:
     trainer: Any = module.Trainer
     original = trainer.train
     trainings = Trainings()
+    searched = False
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        nonlocal searched
         orders.uses(NAME)
+        if is_trial(args, kwargs):
+            orders.begins(TRIAL)
+            if _SEARCH in orders.facts and not searched:
+                orders.warn("the search for hyperparameters begins anew: a study without a storage draws others now")
+            searched = True
+            orders.fact(_SEARCH, "seen")
+            try:
+                return original(self, resume_from_checkpoint, *args, **kwargs)
+            finally:
+                orders.begins(0)
         begun = offered(self, trainings, known(orders.offers, orders.trainings, orders.facts))
         orders.begins(begun.number)
         orders.fact(fact(NAME, begun.number), _folder(self))
@@ -40,6 +54,12 @@ def _hook(module: ModuleType, orders: Orders) -> None:
 
     trainer.train = train
     _tell(module, orders)
+
+
+def is_trial(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether train(resume_from_checkpoint, *args, **kwargs) is a trial of hyperparameter_search(). After a restart the
+    one with its number has other hyperparameters."""
+    return (args[0] if args else kwargs.get("trial")) is not None
 
 
 def _tell(module: ModuleType, orders: Orders) -> None:

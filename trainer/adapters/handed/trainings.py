@@ -12,6 +12,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+TRIAL = -1
+"""In place of the number of a training: a trial of a search, whose checkpoints are for no other attempt."""
+
 
 def of(facts: Mapping[str, str], name: str) -> dict[int, str]:
     """The folders of the trainings of the framework `name`, by number, as `facts` have them (see fact())."""

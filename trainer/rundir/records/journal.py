@@ -13,7 +13,8 @@ line, and each file has one writer.
 `…` stands for fields that not every save has. `beside` true: the file is written beside and renamed, so a kill leaves
 the old content. `ranks`: the path is a folder, a checkpoint of several files; so many ranks save into it, and it is
 whole once all are done. `within`: the file is part of that folder. `holds` [key, …]: the top keys of a saved dict, or
-the first of them. `training`: the number of the framework's training that saved, of all that the program calls.
+the first of them. `training`: the number of the framework's training that saved, of all that the program calls;
+-1: a trial of a search.
 `durable.jsonl` in the same folder is written by a helper that syncs finished saves: {rank, n, path}.
 
 Every line also has `mono`. `step` is the true step, counted from the start of the run over all attempts; -1 if not
