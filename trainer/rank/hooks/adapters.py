@@ -23,12 +23,14 @@ def follow(
     place: Supervised, rank: int | None = None, warn: Callable[[str], object] = lambda text: None
 ) -> Recorder | None:
     """From now on, frameworks are handed the checkpoints from which this attempt may resume. Rank 0 records the options
-    of its program if they are not known yet. Then the recorder is returned: call its first_step(). `warn` is called if
-    an adapter of a third party is broken."""
+    of its program if they are not known yet. Then the recorder is returned: call its first_step(). In each attempt it
+    records the facts and uses that hooks tell. `warn` is called if an adapter of a third party is broken."""
     orders_of = told(os.environ)
     recorder = None
-    if orders_of.record and rank == 0:
-        recorder = Recorder(place.run.options, int(os.environ.get("WORLD_SIZE", "1")))
+    if rank == 0:
+        # A stage may begin for the first time in any attempt.
+        recorder = Recorder(place.run.options, int(os.environ.get("WORLD_SIZE", "1")), more=not orders_of.record)
+    if recorder is not None and orders_of.record:
         recorder.watch()
     hooks: dict[str, list[Hook]] = {}
     for adapter in (*BUILT_IN, *_others(orders_of.hooks, warn)):
@@ -36,7 +38,7 @@ def follow(
         for module, hook in getattr(adapter, "hooks", {}).items():
             hooks.setdefault(module, []).append(functools.partial(hook, orders=orders))
     after_import({module: functools.partial(_all, these) for module, these in hooks.items()})
-    return recorder
+    return recorder if orders_of.record else None
 
 
 def _others(places: tuple[str, ...], warn: Callable[[str], object]) -> Iterator[Adapter]:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from ...adapters.program import Option, Parser, Program, Scalar
-from ...rundir.files.codec import encode
+from ...rundir.files.codec import encode, read
 from ...rundir.files.durable import replace_soon
 from ...rundir.secrets import Redactor
 from ..imports import after_import
@@ -44,10 +44,12 @@ _KINDS |= {"_VersionAction": "version", "BooleanOptionalAction": "boolean"}
 class Recorder:
     """The recorder of one process. The facts about its program are in the file `path`, rewritten at each new fact."""
 
-    def __init__(self, path: Path, world: int) -> None:
+    def __init__(self, path: Path, world: int, more: bool = False) -> None:
+        """`more`: the file has what an earlier attempt has shown. That stays, and only facts and uses are added."""
         self._path, self._pid = path, os.getpid()
         self._redactor = Redactor(os.environ)
         self._program = Program(world=world)
+        self._more, self._unread = more, more
 
     def watch(self) -> None:
         """The parsers are watched from now on."""
@@ -65,11 +67,13 @@ class Recorder:
 
     def uses(self, name: str) -> None:
         """Notes that the program uses that framework."""
+        self._read()
         if name not in self._program.uses:
             self._learn(replace(self._program, uses=self._program.uses | {name}))
 
     def fact(self, name: str, value: str) -> None:
         """Notes a fact that an adapter needs in a later attempt."""
+        self._read()
         if self._program.facts.get(name) != value:
             self._learn(replace(self._program, facts={**self._program.facts, name: value}))
 
@@ -85,10 +89,19 @@ class Recorder:
             program = replace(program, parsers=(*program.parsers, Parser("configurator", tuple(options))))
         self._learn(program)
 
+    def _read(self) -> None:
+        """Once, and only if there is something to add: a start should not wait for it."""
+        if self._unread:
+            self._unread = False
+            with contextlib.suppress(OSError, ValueError):
+                self._program = read(self._path, Program)
+
     def _learn(self, program: Program) -> None:
-        if os.getpid() != self._pid or len(program.parsers) > _MOST_PARSERS:
+        # A file that could not be read is no place to add to.
+        unknown = self._more and not self._program.trained
+        if os.getpid() != self._pid or len(program.parsers) > _MOST_PARSERS or unknown:
             return
-        self._program = replace(program, argv=tuple(sys.argv[1:]))
+        self._program = program if self._more else replace(program, argv=tuple(sys.argv[1:]))
         with contextlib.suppress(OSError, ValueError, RecursionError):
             replace_soon(self._path, self._redactor.json(encode(self._program)))
 
