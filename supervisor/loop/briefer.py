@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from supervisor.core.model import Rollback
@@ -42,10 +42,18 @@ class Briefer:
             self._doubted = are_in_doubt(words, saved, bool(fields.get("startup_failures")))
 
     def brief(
-        self, number: int, resume: str, rollback: Rollback | None, changed: bool, checkpoint: int, ours: int = -1
+        self,
+        number: int,
+        resume: str,
+        rollback: Rollback | None,
+        changed: bool,
+        checkpoint: int,
+        ours: int,
+        nodes: Sized,
     ) -> tuple[bool, Briefing]:
         """Whether the attempt gets --resume-args (as a relaunch), and its briefing. Both are told as events.
-        `checkpoint`: the newest checkpoint of ours, or -1. `ours`: the newest state of ours, in memory too."""
+        `checkpoint`: the newest checkpoint of ours, or -1. `ours`: the newest state of ours, in memory too. `nodes`
+        take part in it; none: there is one."""
         if resume == "never":
             self._since = number
         relaunch = checkpoint >= 0 or (number > 0 and resume != "never")
@@ -53,7 +61,9 @@ class Briefer:
         order = rollbacks.Rollback(rollback.attempt, rollback.before, rollback.skip_to) if rollback else None
         others = self._adapters()
         hooks = tuple(value for value, adapter in others.items() if getattr(adapter, "hooks", None))
-        now = Situation(number, resume == "never", self._since, order, relaunch and not without, changed, hooks)
+        now = Situation(
+            number, resume == "never", self._since, order, relaunch and not without, changed, hooks, len(nodes) or 1
+        )
         briefing = brief(self._run, self._spec, now, others.values())
         if without:
             said = "nothing was saved, and the attempt with them reached no step: the next one is tried without them"

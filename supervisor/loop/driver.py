@@ -268,7 +268,7 @@ class Driver:
         self._narrator.program_changed(changes := self._attempts.changes())
         now, resume, checkpoint = self.clock(), self._attempts.resume, self._tracker.progress.checkpoint
         ours = max(checkpoint, self._flusher.newest()) if rollback is None else -1
-        relaunch, briefing = self._briefer.brief(number, resume, rollback, bool(changes), checkpoint, ours)
+        relaunch, briefing = self._briefer.brief(number, resume, rollback, bool(changes), checkpoint, ours, nodes)
         self._others.launch(number, nodes)
         self._attempts.launch(number, relaunch, rollback, briefing, self._flusher.took, now)
         self._raise_up(now)

@@ -46,6 +46,8 @@ class Situation:
     """Whether the program has changed."""
     hooks: tuple[str, ...] = ()
     """Adapters of other people that take part in the ranks."""
+    nodes: int = 1
+    """The number of nodes that take part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
     if now.attempt == 0 or now.fresh:
         found: tuple[Checkpoint, ...] = ()
     else:
-        found = candidates(run, spec.world or spec.nproc, now.since, now.rollback)
+        found = candidates(run, spec.nproc * now.nodes, now.since, now.rollback)
     newest = found[0] if found else None
     path, step = (newest.path, newest.step) if newest else ("", -1)
     guard = action(spec.policy, Cause.STARTED_OVER) is Do.STOP
@@ -94,7 +96,7 @@ def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = (
         return Briefing(edits, told, event=event)
     if now.attempt == 0 or now.fresh:
         return Briefing(told=told)
-    choice = choose(Case(program, spec.command, found, spec.world), spec.adapter, others)
+    choice = choose(Case(program, spec.command, found, spec.nproc * now.nodes), spec.adapter, others)
     if choice is None:
         return Briefing(told=told)
     told = msgspec.structs.replace(told, trainings={each.path: each.training for each in found if each.training})

@@ -84,12 +84,6 @@ class Spec:
         """Whether it is a run over several nodes."""
         return self.nnodes.rpartition(":")[2] not in ("", "0", "1")
 
-    @property
-    def world(self) -> int:
-        """The number of ranks on all nodes. 0 if each attempt may have another one: --nnodes MIN:MAX."""
-        sizes = {max(1, int(nodes)) for nodes in (self.nnodes or "1").split(":")}
-        return self.nproc * sizes.pop() if len(sizes) == 1 else 0
-
 
 BUILT_IN = "_supervise"
 """The private name of the built-in trainer's package."""

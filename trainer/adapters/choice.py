@@ -78,10 +78,7 @@ def _checked(case: Case, plan: Plan) -> Plan:
         return plan
     program, kind = case.program, plan.checkpoint.kind if plan.checkpoint else ""
     if program.world and case.world != program.world and kind not in _RESHARDS:
-        now = (
-            f"there are {case.world} now" if case.world else "with --nnodes MIN:MAX nobody knows how many there are now"
-        )
-        return refusal(f"it was saved by {program.world} ranks, and {now}")
+        return refusal(f"it was saved by {program.world} ranks, and there are {case.world} now")
     if changed := _horizon(case):
         return refusal(f"{changed} has changed since the save: its schedule would change, too")
     if line.place(case.command, plan.after, plan.last) is None:

@@ -58,7 +58,7 @@ class Case:
     checkpoints: tuple[Checkpoint, ...] = ()
     """Checkpoints that it may resume from, the newest first."""
     world: int = 1
-    """Its number of ranks now, on all nodes. 0 if it is not known yet."""
+    """Its number of ranks now, on all nodes."""
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -15,16 +15,15 @@ from trainer.rundir.files.codec import encode
 
 
 @pytest.mark.parametrize(
-    ("nnodes", "ranks", "said"),
+    ("nodes", "ranks", "said"),
     [
-        ("", 2, "told to go on"),
-        ("2", 4, "told to go on"),
-        ("2:2", 4, "told to go on"),
-        ("2", 6, "by 6 ranks, and there are 4 now"),
-        ("1:2", 4, "by 4 ranks, and with --nnodes MIN:MAX nobody knows"),
+        (1, 2, "told to go on"),
+        (2, 4, "told to go on"),
+        (2, 6, "by 6 ranks, and there are 4 now"),
+        (1, 4, "by 4 ranks, and there are 2 now"),
     ],
 )
-def test_the_ranks_of_all_nodes_count(tmp_path: Path, nnodes: str, ranks: int, said: str) -> None:
+def test_the_ranks_of_all_nodes_count(tmp_path: Path, nodes: int, ranks: int, said: str) -> None:
     """A checkpoint of as many ranks as there are on all nodes is handed over. If not, the event says why."""
     made = Journals(tmp_path)
     for rank in range(ranks):
@@ -33,7 +32,7 @@ def test_the_ranks_of_all_nodes_count(tmp_path: Path, nnodes: str, ranks: int, s
     (made.out / "checkpoint-10/trainer_state.json").write_text(json.dumps({"global_step": 10}))
     program = Program(uses=frozenset({"huggingface"}), trained=True, world=ranks)
     made.run.options.write_bytes(encode(program))
-    spec = Spec("r", "m", ("train.py",), False, 2, "/", nnodes=nnodes)
-    briefing = brief(made.run, spec, Situation(1))
+    spec = Spec("r", "m", ("train.py",), False, 2, "/")
+    briefing = brief(made.run, spec, Situation(1, nodes=nodes))
     assert briefing.event is not None and said in briefing.event["text"]
     assert briefing.told.offers == ((str(made.out / "checkpoint-10"),) if said == "told to go on" else ())
