@@ -181,7 +181,8 @@ class Watch:
         known = [rank for rank in silent if rank in self._kernel and rank in before]
         quiet = [rank for rank in known if self._kernel[rank].cpu - before[rank].cpu <= _QUIET_SHARE * passed]
         pids = {process.pid for process in self.ranks.values()}
-        self._close = {rank: self._closely(rank, pids) for rank in quiet}
+        looks = {rank: kernel.closely(self.ranks[rank].pid, pids) for rank in quiet}
+        self._close = {rank: close.after(self._close.get(rank)) for rank, close in looks.items()}
         held = any(close.held for close in self._close.values())
         if held and self.script is not None and not kernel.waits_for_ranks(self.script.pid, pids):
             # A rank that waits for a lock may wait for the script, and the script does not wait for the ranks.
@@ -189,11 +190,6 @@ class Watch:
         for beat in self.beats:
             if beat.rank in self.ranks and beat.rank not in self.replaced and now - beat.at > _QUIET_AFTER:
                 self._look_at_program(beat.rank, self.ranks[beat.rank].pid)
-
-    def _closely(self, rank: int, pids: set[int]) -> kernel.Close:
-        close = kernel.closely(self.ranks[rank].pid, pids)
-        before = self._close.get(rank, close)
-        return close if close.polls is not None else replace(close, polls=bool(before.polls))
 
     def _look_at_program(self, rank: int, pid: int) -> None:
         """Finds a program that has replaced ours by exec. It has neither our handler nor the beats in its memory."""
@@ -236,7 +232,7 @@ class Watch:
             cpu=close.cpu,
             starved=glance.starved,
             disk=close.disk or glance.state == "D",
-            held=close.held,
+            held=close.held_by(self._kernel_at),
             sleeps=close.sleeps,
             polls=bool(close.polls),
             replaced=beat.rank in self.replaced,

@@ -11,7 +11,7 @@ import os
 import struct
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -65,6 +65,21 @@ class Close:
     """As RankView.polls. None if this look came while it was just looking."""
     sleeps: bool = False
     """As RankView.sleeps."""
+    until: float = 0.0
+    """The time (CLOCK_MONOTONIC) by which the waits of its other threads that have a limit are over. One of them may
+    wake the main thread then."""
+
+    def after(self, before: Close | None) -> Close:
+        """This look, with what the one before it has seen already."""
+        if before is None:
+            return self
+        polls = bool(before.polls) if self.polls is None else self.polls
+        until = before.until if self.held and self.held == before.held else self.until
+        return replace(self, polls=polls, until=until)
+
+    def held_by(self, now: float) -> str:
+        """`held`, if those threads have had their time and the main one still waits."""
+        return self.held if now >= self.until else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +139,12 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
     disk = own.state == "D" or any(found is not None and found.state == "D" for found in states)
     seconds = ends_in(pid, wait) if wait is not None else None
     sleeps = wait is not None and wait.name in _SLEEPS and seconds is not None and _SHORT_SLEEP < seconds <= LONG_WAIT
-    held, polls = "", None if wait is None else False
+    held, polls, until = "", None if wait is None else False, 0.0
     if wait is not None and bound and not disk and seconds is not None and not has_gpu(pid) and not traced(pid):
         held = f"{wait.name} {wait.arguments} {own.turns}" if seconds > LONG_WAIT else ""
         polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
-    return Close(own.cpu + sum(glance(member).cpu for member in family), disk, held, polls, sleeps)
+        until = time.monotonic() + max(map(_timed, threads), default=0.0)
+    return Close(own.cpu + sum(glance(member).cpu for member in family), disk, held, polls, sleeps, until)
 
 
 def traced(pid: int) -> bool:
@@ -145,16 +161,23 @@ def _threads(pid: int) -> Iterator[Path]:
 
 def is_bound(thread: Path, alone: bool = False) -> bool:
     """Whether a thread (not the main one) waits for another thread or for the other ranks. Nothing else can wake it
-    then, nor the time. With `alone`: its own processes cannot wake it either."""
+    then, but for the time (see Close.until). With `alone`: its own processes cannot wake it either."""
     wait = _wait(thread / "syscall")
     if wait is not None and wait.name in _EPOLLS and wait.arguments[2:4] == _GLOOS:
         return True
-    if wait is not None and wait.name == "futex" and (ends_in(int(thread.parts[-3]), wait) or 0.0) > LONG_WAIT:
+    if wait is not None and wait.name == "futex":
         return not alone or _private(wait)
     try:
         return (thread / "comm").read_text().startswith(_LOOPS)
     except OSError:
         return False
+
+
+def _timed(thread: Path) -> float:
+    """Seconds until the time ends the wait of `thread` for a lock. 0.0 if it does not, or not soon."""
+    wait = _wait(thread / "syscall")
+    seconds = ends_in(int(thread.parts[-3]), wait) if wait is not None and wait.name == "futex" else None
+    return seconds if seconds is not None and 0.0 < seconds <= LONG_WAIT else 0.0
 
 
 def _private(wait: Wait) -> bool:
