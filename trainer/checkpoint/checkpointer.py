@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import operator
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,6 +150,8 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         asked = (("checkpoints", self._every), ("snapshots", self._snapshot_every))
         self._stalls = {what: Stalls(what, n) for what, n in asked if isinstance(n, int)}
         self._done, self._saved, self._closed = 0, -1, False
+        self._unfinished = False
+        """Whether the last step() has raised."""
         self._problem: str | None = None
         self._stop = StopFlag(signal.SIGTERM)
 
@@ -215,7 +218,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         self._pass_over(loaded, self._notices)
         self._interval.since = time.monotonic()
         progress().resume_at(self._done)
-        self._went_on, self._gradients.ahead = True, False
+        self._went_on, self._unfinished, self._gradients.ahead = True, False, False
         self._record(self._done)
         self._open_tier()
         self._notices.resumed(self._done, loaded.source if loaded else "framework" if start else "start")
@@ -241,13 +244,13 @@ class Checkpointer(Here, Losses, Tiered, Looks):
         done = operator.index(done)  # a numpy.int64, or a tensor, goes into no manifest
         claim(self, self._folder, self._ranks.rank, self._went_on)
         self._refuse_step(done)
-        self._gradients.ahead = True  # also without an optimizer of torch's, if what follows raises
+        self._unfinished = True
         if agreed is None:
             broken = loss is not None and not math.isfinite(number(loss))
             agreed = Wish(*self._ranks.any(*self.wish()._replace(broken=broken)))
         self.check(done, None if loss is None else number(loss), agreed)
         due = isinstance(self._every, int) and passed(self._every, self._done, done)
-        self._done, self._gradients.ahead = done, False
+        self._done, self._unfinished, self._gradients.ahead = done, False, False
         if sentence := self._buckets.learn():
             self._notices.say(sentence)
         (progress().step if self._announces else progress().counted)(done, self._optimizer)
@@ -273,11 +276,16 @@ class Checkpointer(Here, Losses, Tiered, Looks):
 
     def save(self) -> bool:
         """Whether the state after the last step() is durable now. Every rank calls it at the same step. CheckpointError
-        if the parts no longer have that state."""
+        if that step() has raised. A warning if an optimizer has stepped since: then that is in it."""
         if self._saved == self._done:
             return True
+        if self._unfinished:
+            raise CheckpointError(f"{self._strayed()}: what it left is the state of no step")
         if self._gradients.ahead:
-            raise CheckpointError(f"{self._strayed()}; call step() before save()")
+            self._notices.say(
+                f"an optimizer has stepped since step {self._done}, whose checkpoint has that too: call step() after "
+                "the last update"
+            )
         with progress().during(Phase.SAVE):
             disk = progress().disk
             compared = self._compare()
@@ -299,10 +307,10 @@ class Checkpointer(Here, Losses, Tiered, Looks):
 
     def close(self) -> None:
         """The state after the last step() is saved and can be resumed. Signals are handled as before. CheckpointError
-        if it could not be saved. If the parts are further (step() has raised, or an optimizer has stepped since), their
-        state is not saved, and a warning tells it: it is of no step."""
+        if it could not be saved. After a step that failed (step() has raised, or anything after the optimizer has
+        stepped) the state is not saved, and a warning tells it: it is of no step."""
         try:
-            if self._gradients.ahead:
+            if self._unfinished or (self._gradients.ahead and sys.exc_info()[0] is not None):
                 self._notices.say(f"{self._strayed()}; {self._older()}")
             else:
                 self._save_or_raise("at the end")
@@ -328,7 +336,7 @@ class Checkpointer(Here, Losses, Tiered, Looks):
             raise CheckpointError(f"step {self._done} could not be saved {when}: {self._problem}; {self._older()}")
 
     def _strayed(self) -> str:
-        return f"training went on after step {self._done} and no step() has ended since, so that state is not saved"
+        return f"the step after step {self._done} has failed and is not saved"
 
     def _older(self) -> str:
         older = newest_checkpoint(self.directory)

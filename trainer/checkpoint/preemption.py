@@ -11,8 +11,8 @@ from weakref import WeakSet
 
 _flags: dict[int, WeakSet[StopFlag]] = {}
 """Those that are not closed, by the number of a signal that had a handler of ours."""
-_before: dict[int, Any] = {}
-"""The handlers that ours have replaced."""
+_before: dict[int, list[Any]] = {}
+"""The handlers that ours has replaced, the newest last: somebody else may have come between, who calls ours."""
 
 
 def _forget() -> None:
@@ -27,7 +27,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    flags = list(_flags[number])
+    flags = list(_flags.get(number, ()))
     for flag in flags:
         flag.is_set = True
     if not flags:  # nobody has closed the last one, or somebody has put this handler back
@@ -36,8 +36,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _put_back(number: int) -> None:
-    # None: the old handler was not installed from Python, so it cannot be put back.
-    signal.signal(number, signal.SIG_DFL if _before[number] is None else _before[number])
+    before = _before[number].pop() if _before.get(number) else None
+    # None: it was not installed from Python and cannot be put back, or all have been.
+    signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 class StopFlag:
@@ -52,7 +53,7 @@ class StopFlag:
             self._flags = _flags.setdefault(number, WeakSet())
             self._flags.add(self)
             if signal.getsignal(number) is not _handle:  # it is the first one, or somebody has taken the signal
-                _before[number] = signal.signal(number, _handle)
+                _before.setdefault(number, []).append(signal.signal(number, _handle))
 
     def close(self) -> None:
         """It is not set any more. After the last one the signal is handled as before."""

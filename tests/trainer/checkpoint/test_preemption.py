@@ -60,3 +60,18 @@ def test_a_handler_that_came_between(heard: list[int]) -> None:
     second.close()
     os.kill(os.getpid(), NUMBER)
     assert (theirs, heard) == ([NUMBER], [])
+
+
+def test_a_handler_that_calls_ours(heard: list[int]) -> None:
+    """As Lightning's does, which stays when all of ours are closed: the signal gets to the program's own, once."""
+    first = StopFlag(NUMBER)
+    ours = signal.getsignal(NUMBER)
+    assert callable(ours)
+    signal.signal(NUMBER, lambda number, frame: ours(number, frame))
+    second = StopFlag(NUMBER)
+    first.close()
+    second.close()
+    os.kill(os.getpid(), NUMBER)
+    assert heard == [NUMBER]
+    os.kill(os.getpid(), NUMBER)
+    assert heard == [NUMBER] * 2

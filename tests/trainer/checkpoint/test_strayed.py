@@ -55,8 +55,7 @@ def test_a_death_between_the_optimizer_and_step(tmp_path: Path, capsys: pytest.C
 
     assert committed_steps(tmp_path / "cut") == [5]
     assert capsys.readouterr().err.splitlines() == [
-        "training went on after step 7 and no step() has ended since, so that state is not saved; the newest "
-        "checkpoint is that of step 5"
+        "the step after step 7 has failed and is not saved; the newest checkpoint is that of step 5"
     ]
     assert same(Job(tmp_path / "cut").run(), whole)
 
@@ -74,17 +73,44 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, with_optimizer: bool) -> None
     again.ckpt.close()
 
 
-def test_save_before_step_is_refused(tmp_path: Path) -> None:
-    """It would have the number of the step before; after step() it is saved."""
+def test_save_after_a_step_that_failed_is_refused(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    job.update(job.ckpt.restore())
-    with pytest.raises(CheckpointError, match="call step"):
+    loss = job.update(job.ckpt.restore(), float("nan"))
+    with pytest.raises(NotFinite):
+        job.ckpt.step(1, loss=loss)
+    with pytest.raises(CheckpointError, match="the step after step 0 has failed"):
         job.ckpt.save()
-    job.ckpt.step(1)
-
-    assert job.ckpt.save()
-    assert committed_steps(tmp_path) == [1]
     job.ckpt.close()
+    assert committed_steps(tmp_path) == []
+
+
+def test_updates_after_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loop that tells of every third update has its last ones in the checkpoint all the same, and a warning."""
+    job = Job(tmp_path)
+    for step in range(job.ckpt.restore(), 8):
+        job.update(step)
+        if step % 3 == 2:
+            job.ckpt.step(step)
+    job.ckpt.close()
+
+    assert committed_steps(tmp_path) == [5]
+    again = Job(tmp_path)
+    assert again.ckpt.restore() == 5
+    again.ckpt.close()
+    assert "call step() after the last update" not in capsys.readouterr().err  # step 5 was saved when it was due
+
+    job = Job(tmp_path / "other")
+    for step in range(job.ckpt.restore(), 5):
+        job.update(step)
+        if step % 3 == 2:
+            job.ckpt.step(step)
+    job.ckpt.close()
+    assert committed_steps(tmp_path / "other") == [2]
+    again = Job(tmp_path / "other")
+    again.ckpt.restore()
+    assert same(dict(again.model.state_dict()), dict(job.model.state_dict()))
+    again.ckpt.close()
+    assert "call step() after the last update" in capsys.readouterr().err
 
 
 def test_several_updates_in_a_step(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_later_attempts_add_to_what_is_known(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("sys.argv", ["train.py", "--lr", "1", "--resume"])
     later = Recorder(path, 2, more=True)
     later.uses("lightning")
+    later.fact("lightning.1", "/out/of this attempt/1")
     later.fact("lightning.2", "/out/2")
     added = read(path, Program)
     assert added.facts == {"lightning.1": "/out/1", "lightning.2": "/out/2"}

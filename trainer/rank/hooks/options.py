@@ -74,7 +74,8 @@ class Recorder:
     def fact(self, name: str, value: str) -> None:
         """Notes a fact that an adapter needs in a later attempt."""
         self._read()
-        if self._program.facts.get(name) != value:
+        stays = self._more and name in self._program.facts  # a folder with the time in its name has another one each time
+        if not stays and self._program.facts.get(name) != value:
             self._learn(replace(self._program, facts={**self._program.facts, name: value}))
 
     def first_step(self) -> None:
