@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -95,11 +97,14 @@ class Attempt:
             assert group is not None
             if group.stillborn and group.elsewhere is not None:
                 # Its parts on other nodes were released with it.
-                raise OSError("the fork server has died while it made the group")
+                why = "had no room for another process" if group.crowded else "has died or stood still"
+                raise OSError(f"the fork server {why} when it had to make the group")
             if group.stillborn:
                 # Its fork server died. The next group comes from elsewhere.
                 group.dissolve()
                 self._group = None
+                if group.crowded:
+                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 return False
             if group.launcher is None:
                 return False
@@ -157,7 +162,7 @@ class Attempt:
         stopping = mode is Mode.STOPPING
         # This comes before any read. If no process is alive by now, all files are complete when they are read.
         alive = self.ending.alive(spared) if stopping else ()
-        frees = set(alive) <= self.ending.leaving.keys()
+        frees = bool(alive) and set(alive) <= self.ending.leaving.keys()
         seen = Observation(now, alive=alive, frees=frees, stacks=self.stacks, launch_error=self.error)
         watch = self.watch
         if watch is None:

@@ -101,4 +101,4 @@ def backoff(policy: Policy, barren: int, jitter: float, least: float = 0.0) -> f
         return 0.0
     shortest, longest = policy.backoff
     raw = max(shortest, least) * 2.0 ** min(barren - 2, 32)
-    return float(min(raw, longest) * (1.0 + 0.25 * jitter))
+    return max(min(least, longest), float(min(raw, longest) * (1.0 + 0.25 * jitter)))

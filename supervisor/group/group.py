@@ -36,6 +36,8 @@ class WorkerGroup:
         """Whether that process is not our descendant: it has stayed after an earlier run."""
         self.stillborn = False
         """Whether the process that had to make it is gone, or could not. Then it will never have a launcher."""
+        self.crowded = False
+        """Whether it could not, as there may be no more processes."""
         self.elsewhere: Elsewhere | None = None
         """Its parts on other nodes."""
         self._came: dict[int, int] = {}

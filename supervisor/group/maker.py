@@ -28,9 +28,10 @@ _LOADING = 60.0
 _IMPORTS, _STAYS = 10.0, 15.0
 """Seconds that the end of a run waits for the fork server that stays: until it has imported what it was asked to, and
 for its answer."""
-_STILL, _GAP = 2.0, 0.5
-"""Seconds for which a fork server may leave a group unborn, and the most that count between two looks: a longer gap is
-a pause of the machine, or of the supervisor."""
+_STOPPED, _STILL, _GAP = 2.0, 20.0, 0.5
+"""Seconds for which a fork server may leave a group unborn: if somebody has stopped it; if it waits and uses no CPU
+(its pages may come back from the swap); and the most that count between two looks: a longer gap is a pause of the
+machine, or of the supervisor."""
 _PAUSE = 2.0
 _TRIES = 3
 
@@ -51,8 +52,9 @@ class GroupMaker:
         self.not_before = 0.0
         """The time before which nothing more is tried."""
         self._unborn: dict[str, WorkerGroup] = {}
-        self._looked_at = self._still = 0.0
-        """The last look, and the seconds for which the fork server has made none of the groups that it should."""
+        self._looked_at = self._still = self._used = 0.0
+        """The last look; the seconds for which the fork server has made none of the groups that it should and has not
+        moved; the CPU time that it has used."""
         folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         self._count = max(folders, default=0)
         self._failures = 0
@@ -146,13 +148,14 @@ class GroupMaker:
         """`server` is unfit if it stands still. Somebody has stopped it, or it waits for a disk: it would be asked for
         ever, and no attempt would begin."""
         passed, self._looked_at = min(now - self._looked_at, _GAP), now
-        if not self._unborn or server.born:
-            self._still = 0.0
+        found = stat(server.serving or server.pid) if self._unborn and not server.born else None
         # One that runs, or waits for a core, is only late.
-        elif (found := stat(server.serving or server.pid)) is not None and found.state != "R":
-            self._still += passed
-            if self._still >= _STILL and not server.unfit:
-                server.unfit = "it stands still"
+        if found is None or found.state == "R" or found.cpu != self._used:
+            self._still, self._used = 0.0, found.cpu if found is not None else 0.0
+            return
+        self._still += passed
+        if self._still >= (_STOPPED if found.state in "Tt" else _STILL) and not server.unfit:
+            server.unfit = "it stands still"
 
     def lost(self, now: float, reason: str) -> None:
         """Something was lost that should not have been. It is told; the next try comes later, and later each time."""
@@ -232,7 +235,7 @@ class GroupMaker:
             try:
                 group.born(pid)
             except ProcessLookupError:  # of 0, too
-                group.stillborn = True
+                group.stillborn, group.crowded = True, pid == 0
 
     def disband(self, group: WorkerGroup) -> None:
         """`group` is ended. None of its processes waits any more."""

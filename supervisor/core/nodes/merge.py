@@ -42,7 +42,7 @@ def merge(now: float, views: Sequence[LimbView], members: int, world: int) -> Ob
         exits=(*exits, *_launcher(seen, members)),
         raised=tuple(raised for each in seen for raised in each.raised),
         alive=tuple(pid for each in seen for pid in each.alive),
-        frees=all(each.frees or not each.alive for each in seen),
+        frees=all(each.frees for each in seen),
         saves=max(each.saves for each in seen),
         stacks=_stacks([each.stacks for each in seen if each.stacks is not None]),
         log_grew_at=max(each.log_grew_at for each in seen),

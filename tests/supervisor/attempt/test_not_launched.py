@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,14 @@ def test_an_attempt_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(BlockingIOError):
         attempt.raise_up(Standby(spec, run, os.environ, log), 0.0)
     assert (attempt.error, attempt.watch) == ("", None)
+
+    # The same if a fork server says so.
+    group = WorkerGroup.ordered(run.standby / "0001", Seat((1,)), "fork")
+    group.stillborn = group.crowded = True
+    standby = SimpleNamespace(take=lambda *_, **__: group)
+    with pytest.raises(BlockingIOError):
+        attempt.raise_up(standby, 0.0)  # type: ignore[arg-type]
+    assert (attempt.error, attempt.watch, list(run.standby.iterdir())) == ("", None, [])
     log.close()
 
 

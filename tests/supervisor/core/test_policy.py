@@ -233,6 +233,7 @@ def test_causes_that_time_cures_wait() -> None:
     hasty, _ = attempt(replace(POLICY, backoff=(0.0, 1.0)), History(), verdict(Cause.NO_SPACE), Ground(), True)
 
     assert (full.delay, killed.delay, barren.delay, hasty.delay) == (1.0, 0.0, PATIENCE, 1.0)
+    assert backoff(POLICY, 2, -1.0, PATIENCE) == PATIENCE
     waits = [backoff(POLICY, barren + 1, 0.0, PATIENCE) for barren in range(1, POLICY.no_progress_limit)]
     assert waits == [PATIENCE, 2 * PATIENCE]
 

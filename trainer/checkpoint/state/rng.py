@@ -39,7 +39,7 @@ def capture() -> dict[str, Any]:
             # On the host: no device is used for it.
             state["cudas"] = torch.stack([torch.cuda.get_rng_state(device) for device in range(count)])
     if (numpy := sys.modules.get("numpy")) is not None:
-        bits = getattr(numpy.random, "get_bit_generator", lambda: None)()  # since numpy 1.24
+        bits: Any = getattr(numpy.random, "get_bit_generator", lambda: None)()  # since numpy 1.24
         known = type(bits) is numpy.random.MT19937
         words = ctypes.string_at(bits.ctypes.state_address, _TWISTER) if known else None
         state["numpy"] = _remembered(_numpy, words and (words, _memory(numpy.random.get_state.__self__)))

@@ -74,7 +74,8 @@ class Recorder:
     def fact(self, name: str, value: str) -> None:
         """Notes a fact that an adapter needs in a later attempt."""
         self._read()
-        stays = self._more and name in self._program.facts  # a folder with the time in its name has another one each time
+        # A folder with the time in its name has another one each time.
+        stays = self._more and name in self._program.facts
         if not stays and self._program.facts.get(name) != value:
             self._learn(replace(self._program, facts={**self._program.facts, name: value}))
 
