@@ -149,12 +149,13 @@ class GroupMaker:
         ever, and no attempt would begin."""
         passed, self._looked_at = min(now - self._looked_at, _GAP), now
         found = stat(server.serving or server.pid) if self._unborn and not server.born else None
-        # One that runs, or waits for a core, is only late.
-        if found is None or found.state == "R" or found.cpu != self._used:
+        stopped = found is not None and found.state in "Tt"
+        # One that runs, waits for a core, or for a child that tries an import, is only late.
+        if found is None or found.state == "R" or found.cpu != self._used or (server.loading and not stopped):
             self._still, self._used = 0.0, found.cpu if found is not None else 0.0
             return
         self._still += passed
-        if self._still >= (_STOPPED if found.state in "Tt" else _STILL) and not server.unfit:
+        if self._still >= (_STOPPED if stopped else _STILL) and not server.unfit:
             server.unfit = "it stands still"
 
     def lost(self, now: float, reason: str) -> None:

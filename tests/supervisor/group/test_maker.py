@@ -98,3 +98,18 @@ def test_a_fork_server_without_an_order_may_be_silent(tmp_path: Path, child: sub
         maker.listen(0.2 * look)
     assert maker.ready is not None
     maker.close()
+
+
+def test_a_fork_server_that_imports_may_be_silent(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    """It waits for a child that tries an import, which has a limit of its own; a stopped one does not."""
+    server: Any = Silent(child.pid)
+    server.loading = True
+    maker, group = ordered(tmp_path, server)
+    for look in range(int(5 * (_STILL + 1))):
+        maker.listen(0.2 * look)
+    assert maker.ready is not None and not group.stillborn
+    child.send_signal(signal.SIGSTOP)
+    until(lambda: (found := stat(child.pid)) is not None and found.state == "T")
+    for look in range(int(5 * (_STOPPED + 1))):
+        maker.listen(1000.0 + 0.2 * look)
+    assert maker.ready is None and group.stillborn
