@@ -23,8 +23,8 @@ case "${1-}" in
     shift
     # Its many processes share what the first of them has compiled.
     unset PYTHONDONTWRITEBYTECODE
-    # Two a core: tests wait for processes part of their time, and with more of them a rank waits seconds for a core.
-    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 2)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
+    # Five on two cores: tests wait for processes part of their time, and with more a rank waits seconds for a core.
+    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 5 / 2)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .
