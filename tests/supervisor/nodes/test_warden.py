@@ -22,7 +22,7 @@ from supervisor.nodes.warden import Warden
 from supervisor.process.proctree import Process, marked
 from tests.support.supervised import ROOT
 from tests.support.waiting import until
-from trainer.rundir.machine.proc import is_running
+from trainer.rundir.machine.proc import is_running, is_there
 
 LEASE = 60.0
 """Longer than any machine stands still."""
@@ -216,7 +216,7 @@ def test_ranks_that_nobody_reaps(tmp_path: Path) -> None:
         warden._walk(0.0)
         assert set(warden._known) == {rank.pid for rank in ranks}
         assert warden.clear() == 2
-        until(lambda: not any(map(is_running, warden._known)))
+        until(lambda: not any(map(is_there, warden._known)))
         assert warden.clear() == 0
     finally:
         supervisor.close()
