@@ -24,7 +24,8 @@ case "${1-}" in
     # Its many processes share what the first of them has compiled.
     unset PYTHONDONTWRITEBYTECODE
     # Five on two cores: tests wait for processes part of their time, and with more a rank waits seconds for a core.
-    exec "$venv/bin/python" -m pytest --numprocesses $(($(nproc) * 5 / 2)) --maxprocesses 8 --dist worksteal --durations=10 "$@"
+    workers=$(($(nproc) * 5 / 2))
+    exec "$venv/bin/python" -m pytest --numprocesses "$workers" --maxprocesses 8 --dist worksteal --durations=10 "$@"
     ;;
   check)
     "$venv/bin/ruff" format --check .

@@ -178,7 +178,8 @@ def test_what_the_run_has_saved_is_read_whatever_it_holds(tmp_path: Path) -> Non
             return ckpt_path, weights_only
 
     orders = Orders((str(offer),), trainings={str(offer): 1})
-    LIGHTNING.hooks["lightning.pytorch.trainer.trainer"](SimpleNamespace(Trainer=Newer), orders)  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(Trainer=Newer)
+    LIGHTNING.hooks["lightning.pytorch.trainer.trainer"](module, orders)
     assert Newer(str(tmp_path)).fit("model") == (str(offer), False)
     assert Newer(str(tmp_path)).fit("model") == (None, None)
     assert Newer(A).fit("model", ckpt_path="its own") == ("its own", None)
