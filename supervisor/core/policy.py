@@ -9,9 +9,9 @@ from supervisor.core.rules import (
     CURED_BY_TIME,
     FROM_OUTSIDE,
     HEALED,
+    LEAST_WAIT,
     MARGIN,
     OF_THE_STATE,
-    PATIENCE,
     ROLLBACKS,
     Case,
     spent,
@@ -52,7 +52,7 @@ def decide(
         return Decision(said, delay=0.0, do=rule.do), replace(_went_back(case), barren=before.barren)
     if verdict.cause in CURED_BY_TIME:
         # After progress a short wait is enough: if it is not, the next attempt makes none.
-        delay = backoff(policy, max(after.barren, 1) + 1, jitter, PATIENCE if after.barren else 0.0)
+        delay = backoff(policy, max(after.barren, 1) + 1, jitter, LEAST_WAIT if after.barren else 0.0)
     else:
         delay = backoff(policy, after.barren, jitter)
     said = (

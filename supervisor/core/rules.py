@@ -34,10 +34,10 @@ OF_THE_STATE = frozenset({Cause.NAN, Cause.CHECKPOINT_BAD})
 """Causes in the state from which the attempt began, not in the script's start."""
 CURED_BY_TIME = frozenset({Cause.NO_SPACE, Cause.PORT_IN_USE, Cause.HOST_OOM, Cause.GPU_BUSY})
 """Causes after which even the first restart waits."""
-PATIENCE = 15.0
+LEAST_WAIT = 15.0
 """Seconds that such a wait lasts at least after an attempt without progress, unless the longest one is shorter
 (--backoff). A port is free again after a minute, and nobody makes room on a disk in a second."""
-_WAITS = f"after a wait: without progress {PATIENCE:.0f} s, then twice as long"
+_WAITS = f"after a wait: without progress {LEAST_WAIT:.0f} s, then twice as long"
 
 DEFAULTS: Mapping[Cause, tuple[Do, str]] = {
     Cause.USER_ERROR: (Do.STOP, "it does not compile, or an import or an argument is missing"),

@@ -143,7 +143,7 @@ def closely(pid: int, others: Collection[int] = ()) -> Close:
     if wait is not None and bound and not disk and seconds is not None and not has_gpu(pid) and not traced(pid):
         held = f"{wait.name} {wait.arguments} {own.turns}" if seconds > LONG_WAIT else ""
         polls = wait.name in _SLEEPS and seconds <= _SHORT_SLEEP
-        until = time.monotonic() + max(map(_timed, threads), default=0.0)
+        until = time.monotonic() + max(map(_timed, threads), default=0.0) if held else 0.0
     return Close(own.cpu + sum(glance(member).cpu for member in family), disk, held, polls, sleeps, until)
 
 

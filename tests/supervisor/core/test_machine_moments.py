@@ -14,7 +14,7 @@ from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import FRESH, LINGER, LINGER_TERM, STARTED_AFTER, Mode, State
 from supervisor.core.model import FREEING, Cause, Exit, History, Observation, Policy, RankView, StopKind, Verdict
-from supervisor.core.rules import PATIENCE, table
+from supervisor.core.rules import LEAST_WAIT, table
 from supervisor.core.stack import Stack, Stacks
 from trainer.rundir.codes import Phase
 
@@ -60,7 +60,7 @@ def test_what_frees_its_memory_is_not_stuck() -> None:
 def test_a_busy_gpu_is_waited_for() -> None:
     """Until it is free, if anybody can tell, for a minute at most; else for the time of the backoff."""
     waiting, _ = life(stopping(Cause.GPU_BUSY), (101.0, {"gpus_free": False}))
-    assert waiting.mode is Mode.BACKOFF and 101.0 < waiting.next_at < 101.0 + 1.25 * PATIENCE
+    assert waiting.mode is Mode.BACKOFF and 101.0 < waiting.next_at < 101.0 + 1.25 * LEAST_WAIT
     busy, free = {"gpus_free": False}, {"gpus_free": True}
 
     assert life(waiting, (101.1, busy), (130.0, busy), (130.1, free))[1] == [[], [], [Launch(1)]]

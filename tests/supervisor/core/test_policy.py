@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from supervisor.core.model import Cause, Decision, Do, Ground, History, Policy, Verdict
 from supervisor.core.policy import backoff, decide, learn
-from supervisor.core.rules import CHOICES, DEFAULTS, FIXED, HEALED, MARGIN, PATIENCE, ROLLBACKS, Case, can, spent, table
+from supervisor.core.rules import (
+    CHOICES,
+    DEFAULTS,
+    FIXED,
+    HEALED,
+    LEAST_WAIT,
+    MARGIN,
+    ROLLBACKS,
+    Case,
+    can,
+    spent,
+    table,
+)
 
 POLICY = Policy(max_restarts=3, window=100.0, no_progress_limit=3)
 
@@ -232,10 +244,10 @@ def test_causes_that_time_cures_wait() -> None:
     barren, _ = attempt(POLICY, History(), verdict(Cause.NO_SPACE), Ground(), True)
     hasty, _ = attempt(replace(POLICY, backoff=(0.0, 1.0)), History(), verdict(Cause.NO_SPACE), Ground(), True)
 
-    assert (full.delay, killed.delay, barren.delay, hasty.delay) == (1.0, 0.0, PATIENCE, 1.0)
-    assert backoff(POLICY, 2, -1.0, PATIENCE) == PATIENCE
-    waits = [backoff(POLICY, barren + 1, 0.0, PATIENCE) for barren in range(1, POLICY.no_progress_limit)]
-    assert waits == [PATIENCE, 2 * PATIENCE]
+    assert (full.delay, killed.delay, barren.delay, hasty.delay) == (1.0, 0.0, LEAST_WAIT, 1.0)
+    assert backoff(POLICY, 2, -1.0, LEAST_WAIT) == LEAST_WAIT
+    waits = [backoff(POLICY, barren + 1, 0.0, LEAST_WAIT) for barren in range(1, POLICY.no_progress_limit)]
+    assert waits == [LEAST_WAIT, 2 * LEAST_WAIT]
 
 
 def nan(step: int, data_step: int = -1) -> Verdict:

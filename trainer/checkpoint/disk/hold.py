@@ -14,8 +14,9 @@ from ...rundir.files.durable import Disk, ensure_dir
 from ...rundir.files.flock import is_ours
 from ..errors import StateError
 
-_LONGEST_END_S = 5.0
-"""So long a process that was killed may have its lock yet: its device memory is freed first."""
+_LONGEST_END_S, _LOOK_S = 5.0, 0.02
+"""So long a process that was killed may have its lock yet: its device memory is freed first. It is looked for so often
+meanwhile."""
 
 
 class Hold:
@@ -56,7 +57,7 @@ def hold(folder: Path, disk: Disk) -> Hold | None:
                     f"another program trains in {folder}, and each would take the other's checkpoints for its own: "
                     "give another directory=, or end that one; load() only reads"
                 )
-            time.sleep(0.02)
+            time.sleep(_LOOK_S)  # a flock that waits has no limit
     except OSError:
         return None
     _held[folder] = mine

@@ -91,7 +91,7 @@ class Memory:
         self._idle = threading.Event()
         self._idle.set()
         self._spent_s, self._waited_s, self._copied_s = 0.0, 0.0, 0.0
-        self._patient = True
+        self._waits = True  # an owed snapshot does, for a buffer: not after one that has waited in vain
         # Daemon: a rank that dies of an exception must not wait for this thread. The finalizer lets a running copy end
         # first.
         self._thread = threading.Thread(
@@ -325,14 +325,14 @@ class Memory:
         """A buffer, or None. An owed snapshot waits for one, but not again after a wait in vain if no checkpoint is
         promised."""
         buffer = None
-        patience = _PROMISED_S if job.pin else _LATE_S if self._patient else 0.0
-        until = time.monotonic() + (patience if job.owed else 0.0)
+        longest = _PROMISED_S if job.pin else _LATE_S if self._waits else 0.0
+        until = time.monotonic() + (longest if job.owed else 0.0)
         pin = job.step if job.pin and self._pins else None
         while (self._twins is not None and self._twins.behind) or (buffer := self.segment.begin(size, pin)) is None:
             if time.monotonic() >= until:
                 break
             time.sleep(0.001)
-        self._patient = buffer is not None or (self._patient and not job.owed)
+        self._waits = buffer is not None or (self._waits and not job.owed)
         return buffer
 
 

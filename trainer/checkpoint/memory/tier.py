@@ -72,10 +72,8 @@ class Tier:
         self._interval, self._keep, self._save, self._done = interval, keep, save, done
         self._jump = 1
         """The steps that the newest call of step() has told of: one, in most loops."""
-        self._flush_s: float | None = None
-        """Seconds that the newest flush took, from the note of it on."""
         self._flushes: deque[float] = deque(maxlen=3)
-        """Those of the last flushes."""
+        """Seconds that the last flushes took, each from the note of it on; the newest is the last."""
         self._save_s: float | None = None
         """Seconds that the newest save by the ranks took."""
         self._untold_s = 0.0
@@ -221,7 +219,7 @@ class Tier:
 
     def _wait_for_the_flush(self) -> bool:
         now = time.monotonic()
-        until = now + time_limit(now - self._told_at, self._flush_s, self._save_s)
+        until = now + time_limit(now - self._told_at, self._flushes[-1] if self._flushes else None, self._save_s)
         while not (free := self._is_free()) and time.monotonic() < until:
             time.sleep(0.002)
         return free
@@ -254,8 +252,7 @@ class Tier:
             return
         now, ended = time.monotonic(), max(board.unpinned_at for board in self._boards.values())
         # It ended in the middle of a step, which may be a long one. One of an older version does not tell when.
-        self._flush_s = (ended if self._told_at <= ended <= now else now) - self._told_at
-        self._flushes.append(self._flush_s)
+        self._flushes.append((ended if self._told_at <= ended <= now else now) - self._told_at)
         flush = flush_cost(statistics.median(self._flushes), self._memory.spare)
         self._interval.saved(self._pinned_at, self._memory.cost_s + flush)
         self._pinned = None

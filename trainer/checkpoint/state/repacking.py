@@ -1,4 +1,4 @@
-"""pack() with a memory, for a small state that is made anew for each snapshot: the generators of a rank, its own parts.
+"""pack() with a memory, for a small state that is made anew for each snapshot: that of a rank's generators.
 
 Such a state seldom changes but in the values of its tensors. Then to compare is quicker than to split it again.
 """
