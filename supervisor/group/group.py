@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 
 from supervisor.group.seat import Elsewhere, Seat
+from supervisor.process.family import walk
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
+from trainer.rundir.machine.priority import raise_again
 from trainer.rundir.records.gate import Gate, Launcher, Release
 from trainer.rundir.records.parking import Parked, Unfit
 
@@ -43,6 +45,8 @@ class WorkerGroup:
         self._came: dict[int, int] = {}
         """The pid of each rank that has come to the gate."""
         self._fd = fd
+        self._low = expected is not None
+        """Whether its ranks may have the lowest priority."""
 
     @classmethod
     def ordered(
@@ -119,9 +123,19 @@ class WorkerGroup:
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
         self.gate.open(self._fd, body)
         self._fd = None
+        self.hurry()
         # After our own part, which a full disk may hold back: parts that were released cannot be dropped any more.
         if self.elsewhere is not None:
             self.elsewhere.release(body)
+
+    def hurry(self) -> None:
+        """Its ranks, and what they have started, have our own priority. They might not get to take it themselves, where
+        others want the cores."""
+        if self._low:
+            ranks, nice = self.rank_pids(), os.getpriority(os.PRIO_PROCESS, 0)
+            while sum(raise_again(pid, nice) for pid in [*ranks, *walk(ranks)]):
+                pass  # what was started meanwhile has inherited it
+            self._low = len(ranks) < len(self.seat.ranks)
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate, in the order of the ranks."""

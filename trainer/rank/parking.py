@@ -5,7 +5,8 @@
         └─> it cannot wait there: the reason is told, and it ends. If it was released by then, the attempt begins there
 
 Before the release nothing of it counts. It has no Reporter: no beats, notes or journal. It takes the part of the cores
-that the training beside it leaves.
+that the training beside it leaves: by the lowest priority, if that may be taken back, and never more than a quarter of
+a core.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 from ..rundir.environment import supervised
 from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_soon
+from ..rundir.machine import priority
 from ..rundir.records.gate import Gate, Release
 from ..rundir.records.parking import File, Held, Parked, Reached, Unfit
 from ..rundir.variables import RUN_DIR
@@ -51,6 +53,8 @@ class Parking:
         self._gate, self._rank, self._begin = gate, rank, begin
         self._loaded: list[str] = []
         self._throttle = Throttle(self._sleep)
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        priority.lower_for_now()
         signal.signal(signal.SIGPROF, self._rest)
         signal.siginterrupt(signal.SIGPROF, False)
         signal.setitimer(signal.ITIMER_PROF, _SLICE, _SLICE)
@@ -108,6 +112,7 @@ class Parking:
         # A signal that is on its way is dropped by the first of these.
         signal.signal(signal.SIGPROF, signal.SIG_IGN)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        priority.raise_again(os.getpid(), self._nice)
 
     def _files(self) -> list[File]:
         """The files of the program as they were when it read them. A file that has changed since this rank began may

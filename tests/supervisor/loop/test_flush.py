@@ -333,9 +333,9 @@ def test_it_is_nice_to_other_sessions(alone: bool) -> None:
     alone."""
     code = (
         f"import sys, os; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from trainer.checkpoint.disk.flush import yield_to_training\n"
+        "from trainer.rundir.machine.priority import lower\n"
         "read = lambda: int(open('/proc/self/autogroup').read().split()[-1])\n"
-        "before = read(); yield_to_training(7); print(os.nice(0), read() - before)"
+        "before = read(); lower(7); print(os.nice(0), read() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], start_new_session=alone, stdout=subprocess.PIPE, check=True)
     assert done.stdout.split() == [str(os.nice(0) + 7).encode(), b"7" if alone else b"0"]

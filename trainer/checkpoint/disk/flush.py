@@ -15,7 +15,6 @@ nothing to do. Exit status 1: {"step", "error"}.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import time
@@ -27,6 +26,7 @@ from typing import Any
 from ...names import ours_alone
 from ...rundir.files.durable import DISK, Disk
 from ...rundir.layout import RunDir, committed_steps, step_name
+from ...rundir.machine import priority
 from ..errors import CheckpointError, Damaged
 from ..format.manifest import Manifest, StoredFile, rank_of
 from ..format.shard import CHUNK, Digest, check_entries, entries_in
@@ -128,15 +128,6 @@ def _sync(path: Path | None, disk: Disk) -> None:
     disk.sync_dir(path.parent)
 
 
-def yield_to_training(nice: int) -> None:
-    """This process has the niceness `nice`, and so has its session if no other process is in it. Between two sessions
-    the kernel weighs the sessions, not their processes (sched(7), "The autogroup feature")."""
-    os.nice(nice)
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(nice))
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Makes a durable checkpoint of a snapshot in shared memory.")
     parser.add_argument("segment", type=Path)
@@ -147,7 +138,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nice", type=int, default=10)
     options = parser.parse_args(arguments)
     ours_alone()
-    yield_to_training(options.nice)
+    priority.lower(options.nice)
     outcome = flush(options.segment, options.checkpoints, options.step, options.keep, options.seal)
     print(json.dumps(outcome), flush=True)
     return 1 if "error" in outcome else 0

@@ -21,13 +21,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Throttle:
-    """`rest()` is called between pieces of the work."""
+    """`rest()` is called between pieces of the work. What it has waited for a core by then is part of its rest."""
 
     def __init__(self, sleep: Callable[[float], object] = time.sleep) -> None:
         self._sleep = sleep
         self._crowded = True
         self._seen = self._used = time.process_time()
-        self._at = time.monotonic()
+        self._at = self._rested = time.monotonic()
         self._idle = _idle()
 
     def rest(self) -> None:
@@ -36,9 +36,9 @@ class Throttle:
         if used < _SLICE:
             return
         self._look()
-        if self._crowded:
-            self._sleep(min(_LONGEST, used * (1 / _SHARE - 1)))
-        self._used = time.process_time()
+        if self._crowded and (left := used / _SHARE - (time.monotonic() - self._rested)) > 0:
+            self._sleep(min(_LONGEST, left))
+        self._used, self._rested = time.process_time(), time.monotonic()
 
     def _look(self) -> None:
         now = time.monotonic()
