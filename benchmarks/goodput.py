@@ -9,6 +9,10 @@ median even such a run falls short of 100 %. "By its own" takes the median step 
 each start left out: what failures cost, without what being supervised adds to a step and without the machine's moods
 between the runs.
 
+What a kill costs is the time from it to the next one, less the mean time of as many steps as were new in it: of this
+run's own steps, those from five seconds after a kill on. Its median over the time between two kills is what failures
+take of the goodput.
+
 supervise runs the built-in GPT with its defaults; torchrun runs the same GPT with the saving of PyTorch's DDP tutorial,
 every 20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T, 2T, … after the first step; where the
 group is not training at one, it is killed as soon as it does. Where six kills in a row find no step that was not done
@@ -36,7 +40,7 @@ import common
 import sides
 from kills import next_group, strike
 from sides import Plan, Side
-from steps import intervals, trained
+from steps import Step, intervals, trained
 
 TIME_LIMIT = 300.0
 """Seconds without a step after which a run is given up. torchrun waits 30 s for a survivor that does not go."""
@@ -45,6 +49,8 @@ SETTLING = 10
 NO_PROGRESS = 6
 """Kills without a new step after which a run is given up."""
 TUTORIAL = Path(__file__).resolve().parent / "scripts" / "tutorial_gpt.py"
+SETTLED_S = 5.0
+"""Seconds after a kill during which other things than training go on."""
 WARM_UP = 20
 """Steps at the start of an undisturbed run that do not count."""
 
@@ -99,6 +105,7 @@ def run(plan: Plan, workload: Sequence[str], nproc: int, steps: int, every: floa
             "steps_reached": reached[-1],
             "steps_done_again": again,
             "own_step_s": statistics.median(own) if own else None,
+            "kill_costs_s": kill_costs(trained(side.steps.steps), [begin + at for at in struck], end),
             "ledger": ledger(side) if plan.supervised else None,
         }
 
@@ -107,6 +114,26 @@ def own_steps(side: Side) -> list[float]:
     """The step times of rank 0 in this run, from the eleventh of each of its processes on."""
     pids = dict.fromkeys(step.pid for step in side.steps.steps if step.rank == 0)
     return [time for pid in pids for time in intervals(side.steps.of({pid}))[SETTLING:]]
+
+
+def kill_costs(steps: Sequence[Step], struck: Sequence[float], end: float) -> list[float]:
+    """Seconds that each kill has cost, by the `steps` of one rank; but the last one if the run ended soon after it."""
+    ends = [*struck[1:], *([end] if struck and end > struck[-1] + 2 * SETTLED_S else [])]
+    usual = [
+        later.at - step.at
+        for kill, until in zip(struck, ends, strict=False)
+        for step, later in itertools.pairwise(steps)
+        if kill + SETTLED_S < step.at and later.at < until
+    ]
+
+    def reached(at: float) -> tuple[int, float]:
+        """The most steps done by then, and when that was."""
+        most = max(step.done for step in steps if step.at <= at)
+        return most, min(step.at for step in steps if step.done == most)
+
+    found = [(reached(kill), reached(until)) for kill, until in zip(struck, ends, strict=False)]
+    mean = statistics.fmean(usual) if usual else 0.0
+    return [(late - at) - (more - most) * mean for (most, at), (more, late) in found]
 
 
 def done(side: Side, nproc: int, steps: int) -> bool:
@@ -170,6 +197,7 @@ def main() -> None:
             "goodput": common.summary([s["goodput"] for s in samples]),
             "goodput_by_mean": common.summary([s["goodput_by_mean"] for s in samples]),
             "goodput_by_own": common.summary([s["goodput_by_own"] for s in samples if "goodput_by_own" in s]),
+            "kill_cost": common.summary([cost for s in samples for cost in s["kill_costs_s"]]),
             "given_up": sum(not s["ended"] for s in samples),
         }
         for (side, every), samples in grouped.items()
@@ -188,6 +216,7 @@ def main() -> None:
             "least, most",
             "by the mean step",
             "by its own",
+            "a kill costs",
             "by the ledger",
         ),
         [row(side, every, samples) for (side, every), samples in grouped.items()],
@@ -200,7 +229,7 @@ def row(side: str, every: float, samples: list[dict[str, Any]]) -> tuple[object,
     def middle(values: Sequence[float]) -> str:
         return f"{100 * statistics.median(values):.1f} %" if values else "-"
 
-    by_median = [s["goodput"] for s in samples]
+    by_median, costs = [s["goodput"] for s in samples], [cost for s in samples for cost in s["kill_costs_s"]]
     return (
         side,
         f"{every:g} s",
@@ -213,6 +242,7 @@ def row(side: str, every: float, samples: list[dict[str, Any]]) -> tuple[object,
         f"{100 * min(by_median):.1f}, {100 * max(by_median):.1f}",
         middle([s["goodput_by_mean"] for s in samples]),
         middle([s["goodput_by_own"] for s in samples if "goodput_by_own" in s]),
+        f"{statistics.median(costs):.2f} s" if costs else "-",
         middle([s["ledger"]["goodput"] for s in samples]) if samples[0]["ledger"] else "-",
     )
 
