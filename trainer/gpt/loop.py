@@ -81,6 +81,7 @@ def _of_rank_0(values: list[str], rank: int, world_size: int) -> str:
 
 def _checkpointer(config: TrainConfig, place: Place, parts: Parts, root: Path, metrics: list[Metrics]) -> Checkpointer:
     """`metrics` is empty until the restore, and on other ranks than 0."""
+    told = asdict(config)
 
     def pending() -> str:
         return "".join(each.pending for each in metrics)
@@ -94,7 +95,7 @@ def _checkpointer(config: TrainConfig, place: Place, parts: Parts, root: Path, m
         optimizer=parts.optimizer,
         scaler=parts.scaler,
         data=parts.batches,
-        extra=lambda: {"config": asdict(config), "metrics": PerRank(pending(), _of_rank_0)},
+        extra=lambda: {"config": told, "metrics": PerRank(pending(), _of_rank_0)},
         directory=config.checkpoint_dir or root / "checkpoints",
         every=config.checkpoint_every,
         snapshot_every=config.snapshot_every,

@@ -33,7 +33,9 @@ class Walked:
         self._model = model
         self.state: Any = None
         self._modules: list[nn.Module] = []
-        self._noted: tuple[list[Any], list[int]] = ([], [])
+        self._kinds: set[type] = set()
+        """Their classes."""
+        self._noted: tuple[list[Any], list[int]] | None = None
         self._tensors: list[torch.Tensor] = []
         self._places: list[tuple[Any, ...]] = []
         self._alive: list[Any] = []
@@ -52,45 +54,38 @@ class Walked:
         if isinstance(self._model, Models):  # its state is that of all of them, each under its name
             modules, known = modules[1:], len(self._model.by_name) == len(self._model._modules)
         known &= all(isinstance(vars(module).get(name), dict) for module in modules for name in _HELD)
-        self._modules = modules if known else []
+        self._modules, self._kinds = modules if known else [], set(map(type, modules))
         # Kept alive, so that an identity stands for one object.
         self._alive = [value for module in self._modules for name in _HELD for value in vars(module)[name].values()]
         self._tensors = [value for value in self._alive if isinstance(value, torch.Tensor)]
-        if not self._is_usual() or any(type(tensor) not in _CLASSES for tensor in self._tensors):
+        self._noted = self._looked_at()
+        if self._noted is None or any(type(tensor) not in _CLASSES for tensor in self._tensors):
             self._modules = []
             return
-        self._noted = self._looked_at()
         self._places = [place_of(tensor) for tensor in self._tensors]
 
     def _is_unchanged(self) -> bool:
         return (
             bool(self._modules)
-            and self._is_usual()
             and self._looked_at() == self._noted
             and lie_as(self._tensors, self._tensors, self._places)
         )
 
-    def _is_usual(self) -> bool:
-        """Whether every module makes its state as torch's own do."""
-        for kind in {type(module) for module in self._modules}:
+    def _looked_at(self) -> tuple[list[Any], list[int]] | None:
+        """The classes of all modules and the keys of their dicts; how many are in each dict, and what, by identity.
+        None if a module does not make its state as torch's own do."""
+        for kind in self._kinds:
             if any(getattr(kind, way, None) is not getattr(nn.Module, way) for way in _WAYS):
-                return False
+                return None
+        keys: list[Any] = [*map(type, self._modules)]
+        found: list[int] = []
         for own in map(vars, self._modules):
             if own.get("_state_dict_hooks") or own.get("_state_dict_pre_hooks"):
-                return False
+                return None
             if "state_dict" in own or "_save_to_state_dict" in own:
-                return False
-        return True
-
-    def _looked_at(self) -> tuple[list[Any], list[int]]:
-        """The classes of all modules and the keys of their dicts; how many are in each dict, and what, by identity."""
-        keys: list[Any] = []
-        found: list[int] = []
-        for module in self._modules:
-            own = vars(module)
-            keys.append(type(module))
+                return None
             for name in _HELD:
-                part = own.get(name) or {}
+                part = own.get(name) or ()
                 found.append(len(part))
                 if part:
                     keys += part

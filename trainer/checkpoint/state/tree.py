@@ -39,6 +39,8 @@ from .values import rare, records
 
 MAX_DEPTH = 100
 _AS_IT_IS = frozenset((str, bool, type(None)))
+_NUMBERS, _FAR = frozenset((int, float)), 2**63
+"""A number that is nearer to 0 than `_FAR` is stored as it is; nan and infinities are not."""
 _OF_A_MODEL = re.compile(r"(model|rank\d+/(buffers|model))/")
 
 Namer = Callable[[Any, str], "str | None"]
@@ -119,10 +121,12 @@ def _encode_items(value: list[Any] | tuple[Any, ...], path: str, name_of: Namer,
 
 
 def _encode_dict(value: dict[Any, Any], path: str, name_of: Namer, depth: int) -> Any:
-    plain = all(type(key) is str and not key.startswith("$") for key in value)
-    if plain:
+    # In line: an optimizer's groups and a config have many values, and are encoded at every snapshot.
+    if set(map(type, value)) <= {str} and "$" not in [key[:1] for key in value]:
         return {
-            key: v if type(v) in _AS_IT_IS else encode(v, _child(path, key), name_of, depth + 1)
+            key: v
+            if (kind := type(v)) in _AS_IT_IS or (kind in _NUMBERS and -_FAR < v < _FAR)
+            else encode(v, _child(path, key), name_of, depth + 1)
             for key, v in value.items()
         }
     return {
