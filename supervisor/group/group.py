@@ -131,11 +131,11 @@ class WorkerGroup:
     def hurry(self) -> None:
         """Its ranks, and what they have started, have our own priority. They might not get to take it themselves, where
         others want the cores."""
-        if self._low:
-            ranks, nice = self.rank_pids(), os.getpriority(os.PRIO_PROCESS, 0)
-            while sum(raise_again(pid, nice) for pid in [*ranks, *walk(ranks)]):
+        if self._low and self.launcher is not None:
+            nice = os.getpriority(os.PRIO_PROCESS, 0)
+            while sum(raise_again(pid, nice) for pid in walk([self.launcher.pid])):
                 pass  # what was started meanwhile has inherited it
-            self._low = len(ranks) < len(self.seat.ranks)
+            self._low = not self.parked
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate, in the order of the ranks."""

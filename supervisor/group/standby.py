@@ -32,7 +32,7 @@ from trainer.rundir.records.gate import Release
 SETTLED = 0.5
 """Seconds between an attempt's first step and the start of its standby. The recovery itself comes first."""
 _LOW_S = 5.0
-"""Seconds for which a group that is made has the lowest priority. It must be there some time."""
+"""Seconds for which a group that is made has the lowest priority, at most. It must be there some time."""
 _LOOK_EVERY = 5.0
 """Seconds between two looks whether a group that waits at the first line could wait in restore()."""
 
@@ -60,7 +60,7 @@ class Standby:
                 shutil.rmtree(folder, ignore_errors=True)
         self._seats: Seats = seats or (lambda _: (Seat((spec.nproc,)), None))
         self._group: WorkerGroup | None = None
-        self._ordered_at = 0.0
+        self._hurry_at = 0.0
         self._trains_since: float | None = None
         self._said_parked = False
         self._parking = Parking(spec, run)
@@ -186,7 +186,7 @@ class Standby:
     # ── the waiting group ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _order(self, now: float, attempt: int) -> None:
-        server, self._ordered_at = self._maker.server, now
+        server, self._hurry_at = self._maker.server, now + _LOW_S
         try:
             if server is not None and server.ready:
                 self._group = self._fork(server, None if server.loading else self._parking.expected(attempt))
@@ -244,7 +244,8 @@ class Standby:
             assert group.launcher is not None
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
             self._warn(group)
-        elif now >= self._ordered_at + _LOW_S:
+        elif now >= self._hurry_at:
+            self._hurry_at = now + _LOW_S
             group.hurry()
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:

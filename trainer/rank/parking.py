@@ -5,8 +5,8 @@
         └─> it cannot wait there: the reason is told, and it ends. If it was released by then, the attempt begins there
 
 Before the release nothing of it counts. It has no Reporter: no beats, notes or journal. It takes the part of the cores
-that the training beside it leaves: by the lowest priority, if that may be taken back, and never more than a quarter of
-a core.
+that the training beside it leaves: by the lowest priority, if that can be undone, and where cores are short by no more
+than a quarter of one.
 """
 
 from __future__ import annotations
