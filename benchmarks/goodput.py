@@ -126,14 +126,13 @@ def kill_costs(steps: Sequence[Step], struck: Sequence[float], end: float) -> li
         if kill + SETTLED_S < step.at and later.at < until
     ]
 
-    def reached(at: float) -> tuple[int, float]:
-        """The most steps done by then, and when that was."""
-        most = max(step.done for step in steps if step.at <= at)
-        return most, min(step.at for step in steps if step.done == most)
+    def reached(at: float) -> int:
+        return max(step.done for step in steps if step.at <= at)
 
-    found = [(reached(kill), reached(until)) for kill, until in zip(struck, ends, strict=False)]
-    mean = statistics.fmean(usual) if usual else 0.0
-    return [(late - at) - (more - most) * mean for (most, at), (more, late) in found]
+    if not usual:
+        return []
+    mean, parts = statistics.fmean(usual), zip(struck, ends, strict=False)
+    return [until - kill - mean * (reached(until) - reached(kill)) for kill, until in parts]
 
 
 def done(side: Side, nproc: int, steps: int) -> bool:

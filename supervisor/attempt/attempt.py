@@ -118,6 +118,7 @@ class Attempt:
 
     def _observe(self, group: WorkerGroup) -> None:
         folder = self._run.attempt(self.number)
+        group.hurry()
         self.watch = Watch(folder, group, self._reaper, Path(self._spec.cwd))
         if not folder.evidence.exists():
             disks = places(self._run.path, self._spec.cwd, self._spec.command)

@@ -9,13 +9,18 @@ import shutil
 from pathlib import Path
 
 from supervisor.group.seat import Elsewhere, Seat
-from supervisor.process.family import walk
+from supervisor.process.family import children, walk
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.priority import raise_again
 from trainer.rundir.records.gate import Gate, Launcher, Release
 from trainer.rundir.records.parking import Parked, Unfit
+
+_LOW_S = 5.0
+"""Seconds for which ranks that are made have the lowest priority, at most."""
+_PASSES = 10
+"""The most passes of one look. A program that forks without end is looked at again anyway."""
 
 
 class WorkerGroup:
@@ -47,6 +52,7 @@ class WorkerGroup:
         self._fd = fd
         self._low = expected is not None
         """Whether its ranks may have the lowest priority."""
+        self._hurry_at: float | None = None
 
     @classmethod
     def ordered(
@@ -82,7 +88,7 @@ class WorkerGroup:
         if body is None:
             return None
         group = cls(gate, Seat((body.nproc,)), body.kind, None)
-        group.launcher = _launcher(gate, mark)
+        group.launcher, group._low = _launcher(gate, mark), True
         return group, body
 
     def born(self, pid: int) -> None:
@@ -123,19 +129,38 @@ class WorkerGroup:
                 os.link(self.gate.rank_log(rank), attempt.rank_log(rank))
         self.gate.open(self._fd, body)
         self._fd = None
-        self.hurry()
         # After our own part, which a full disk may hold back: parts that were released cannot be dropped any more.
         if self.elsewhere is not None:
             self.elsewhere.release(body)
 
-    def hurry(self) -> None:
-        """Its ranks, and what they have started, have our own priority. They might not get to take it themselves, where
-        others want the cores."""
-        if self._low and self.launcher is not None:
-            nice = os.getpriority(os.PRIO_PROCESS, 0)
-            while sum(raise_again(pid, nice) for pid in walk([self.launcher.pid])):
-                pass  # what was started meanwhile has inherited it
+    def look(self, now: float) -> None:
+        """Called again and again while it waits. Its ranks have our own priority from when they are parked on, and
+        every five seconds before: some time they must be."""
+        if not self._low:
+            return
+        if self._hurry_at is None:
+            self._hurry_at = now + _LOW_S
+        if self.parked or now >= self._hurry_at:
+            self._hurry_at = now + _LOW_S
+            self.hurry()
             self._low = not self.parked
+
+    def hurry(self) -> None:
+        """Its ranks, and what they have started, have our own priority if they had the lowest. They might not get to
+        take it themselves, where others want the cores."""
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        for _ in range(_PASSES if self._low else 0):
+            roots = self.roots()
+            if not sum(raise_again(pid, nice) for pid in {*roots, *walk(roots)}):
+                break  # else what was started meanwhile has inherited it
+
+    def roots(self) -> set[int]:
+        """The processes below which all of it are: the launcher, its ranks, and orphans of these. Each rank has a
+        session of its own, and an orphan becomes our child."""
+        if self.launcher is None:
+            return set()
+        ranks = self.rank_pids()
+        return {self.launcher.pid, *ranks, *(pid for pid in children(os.getpid()) if _session_of(pid) in ranks)}
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate, in the order of the ranks."""
@@ -162,6 +187,14 @@ class WorkerGroup:
         if self.gate.launcher_log.is_symlink():
             self.gate.launcher_log.resolve().unlink(missing_ok=True)
         shutil.rmtree(self.gate.path, ignore_errors=True)
+
+
+def _session_of(pid: int) -> int:
+    """The leader of that process' session; 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def _launcher(gate: Gate, mark: str) -> Process | None:

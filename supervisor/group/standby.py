@@ -31,8 +31,6 @@ from trainer.rundir.records.gate import Release
 
 SETTLED = 0.5
 """Seconds between an attempt's first step and the start of its standby. The recovery itself comes first."""
-_LOW_S = 5.0
-"""Seconds for which a group that is made has the lowest priority, at most. It must be there some time."""
 _LOOK_EVERY = 5.0
 """Seconds between two looks whether a group that waits at the first line could wait in restore()."""
 
@@ -60,7 +58,6 @@ class Standby:
                 shutil.rmtree(folder, ignore_errors=True)
         self._seats: Seats = seats or (lambda _: (Seat((spec.nproc,)), None))
         self._group: WorkerGroup | None = None
-        self._hurry_at = 0.0
         self._trains_since: float | None = None
         self._said_parked = False
         self._parking = Parking(spec, run)
@@ -160,9 +157,7 @@ class Standby:
     def spared(self) -> set[int]:
         """The root processes of the trees that belong to no attempt yet."""
         roots = {self._maker.server.pid} if self._maker.server else set()
-        if self._group is not None and self._group.launcher is not None:
-            roots |= {self._group.launcher.pid, *self._group.rank_pids()}
-        return roots
+        return roots if self._group is None else roots | self._group.roots()
 
     def run(self, name: str, arguments: list[str], mark: str) -> Fork | None:
         """As GroupMaker.run()."""
@@ -186,7 +181,7 @@ class Standby:
     # ── the waiting group ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _order(self, now: float, attempt: int) -> None:
-        server, self._hurry_at = self._maker.server, now + _LOW_S
+        server = self._maker.server
         try:
             if server is not None and server.ready:
                 self._group = self._fork(server, None if server.loading else self._parking.expected(attempt))
@@ -240,13 +235,11 @@ class Standby:
                 maker.lost(now, "the waiting worker group has died")
         elif not self._said_parked and group.parked:
             self._said_parked = True
-            group.hurry()
             assert group.launcher is not None
             self._log.emit("standby_ready", kind=group.kind, launcher_pid=group.launcher.pid, **self._told(group))
             self._warn(group)
-        elif now >= self._hurry_at:
-            self._hurry_at = now + _LOW_S
-            group.hurry()
+        if self._group is not None:
+            self._group.look(now)
 
     def _told(self, group: WorkerGroup) -> dict[str, Any]:
         """The fields of standby_ready for `group`: its processes, the modules left out, or the reason why it was not

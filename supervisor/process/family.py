@@ -30,7 +30,7 @@ def walk(roots: Iterable[int], spared: Collection[int] = ()) -> list[int]:
     left = list(dict.fromkeys(roots))
     asked = set(left)
     for parent in left:
-        for child in _children(parent):
+        for child in children(parent):
             if child not in spared:
                 found[child] = None
                 if child not in asked:
@@ -39,7 +39,8 @@ def walk(roots: Iterable[int], spared: Collection[int] = ()) -> list[int]:
     return list(found)
 
 
-def _children(pid: int) -> Iterator[int]:
+def children(pid: int) -> Iterator[int]:
+    """The children of that process; none if it is gone."""
     if not _CHILDREN_ARE_TOLD:
         with contextlib.suppress(psutil.Error):
             yield from (child.pid for child in psutil.Process(pid).children())

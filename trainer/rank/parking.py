@@ -55,6 +55,8 @@ class Parking:
         self._throttle = Throttle(self._sleep)
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         priority.lower_for_now()
+        if self.is_over:
+            priority.raise_again(os.getpid(), self._nice)
         signal.signal(signal.SIGPROF, self._rest)
         signal.siginterrupt(signal.SIGPROF, False)
         signal.setitimer(signal.ITIMER_PROF, _SLICE, _SLICE)

@@ -95,6 +95,7 @@ class Ordered:
                 self._groups[name] = group
         for name, group in list(self._groups.items()):
             self._check(name, group, ended)
+            group.look(now)
 
     def _make(self, seat: Seat, now: float, park: bool, expected: Release | None = None) -> WorkerGroup | None:
         """A new group. None while it is better to wait for the fork server."""
@@ -130,10 +131,7 @@ class Ordered:
     def spared(self) -> set[int]:
         """The root processes of the trees that belong to no attempt."""
         roots = {self._maker.server.pid} if self._maker.server else set()
-        for group in self._groups.values():
-            if group.launcher is not None:
-                roots |= {group.launcher.pid, *group.rank_pids()}
-        return roots
+        return roots.union(*(group.roots() for group in self._groups.values()))
 
     def close(self) -> None:
         """No group waits any more. The caller must still kill the processes."""

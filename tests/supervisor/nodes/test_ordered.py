@@ -25,6 +25,9 @@ class Group:
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
 
+    def look(self, now: float) -> None:
+        """Nothing of it can be hurried."""
+
 
 class Maker:
     """Has a fork server that does not fork yet, as it seems."""

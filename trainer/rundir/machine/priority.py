@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .proc import threads
@@ -17,39 +18,43 @@ from .proc import threads
 LOWEST = 19
 
 
-def lower(nice: int = LOWEST) -> None:
-    """This thread, and what it starts from now on, has the niceness `nice`, and so has its session if no other process
-    is in it."""
-    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+def lower(by: int = LOWEST) -> None:
+    """This thread, and what it starts from now on, is nicer by so much, and so is its session if no other process is in
+    it."""
+    os.nice(by)
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
-            _session(os.getpid()).write_text(str(nice))
+            _session(os.getpid()).write_text(str(by))
 
 
 def lower_for_now() -> bool:
-    """As lower(), if this process may have its priority back at any time (see raise_again). Else nothing has changed,
-    and it returns False."""
-    may: list[bool] = []
-    tried = threading.Thread(target=lambda: may.append(_may_return()))
-    tried.start()
-    tried.join()
-    if may == [True]:
-        lower()
-    return may == [True]
-
-
-def _may_return() -> bool:
-    """Called in a thread of its own, whose niceness is lost if it may not."""
-    nice, session = os.getpriority(os.PRIO_PROCESS, 0), _session(os.getpid())
+    """This thread, and its session if that is its own, have the lowest priority as far as they may have theirs back at
+    any time (see raise_again). Returns whether the thread has."""
+    may: list[Callable[[], object]] = []
     try:
+        tried = threading.Thread(target=lambda: may.extend(_may_return()), name="priority")
+        tried.start()
+        tried.join()
+    except RuntimeError:  # there may be no more threads
+        return False
+    for each in may:
+        with contextlib.suppress(OSError):
+            each()
+    return os.getpriority(os.PRIO_PROCESS, 0) == LOWEST
+
+
+def _may_return() -> Iterator[Callable[[], object]]:
+    """What lowers this process and can be undone. Called in a thread of its own, whose niceness is lost if not."""
+    nice, session, weight = os.getpriority(os.PRIO_PROCESS, 0), _session(os.getpid()), _weight(os.getpid())
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
         os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if os.getsid(0) == os.getpid() and (weight := _weight(os.getpid())) is not None:
+        yield lambda: os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    with contextlib.suppress(OSError):
+        if os.getsid(0) == os.getpid() and weight == 0:
             for _ in range(2):
-                session.write_text(str(weight))
-    except OSError:
-        return False
-    return nice < LOWEST
+                session.write_text("0")
+            yield lambda: session.write_text(str(LOWEST))
 
 
 def raise_again(pid: int, nice: int) -> bool:
