@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from supervisor.group.seat import Elsewhere, Seat
-from supervisor.process.family import children, walk
+from supervisor.process.family import our_children, walk
 from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
@@ -88,7 +88,7 @@ class WorkerGroup:
         if body is None:
             return None
         group = cls(gate, Seat((body.nproc,)), body.kind, None)
-        group.launcher, group._low = _launcher(gate, mark), True
+        group.launcher = _launcher(gate, mark)
         return group, body
 
     def born(self, pid: int) -> None:
@@ -160,7 +160,7 @@ class WorkerGroup:
         if self.launcher is None:
             return set()
         ranks = self.rank_pids()
-        return {self.launcher.pid, *ranks, *(pid for pid in children(os.getpid()) if _session_of(pid) in ranks)}
+        return {self.launcher.pid, *ranks, *(pid for pid in our_children() if _session_of(pid) in ranks)}
 
     def rank_pids(self) -> list[int]:
         """The pids of the ranks that have come to the gate, in the order of the ranks."""

@@ -240,7 +240,7 @@ class GroupMaker:
 
     def disband(self, group: WorkerGroup) -> None:
         """`group` is ended. None of its processes waits any more."""
-        pids = [*group.rank_pids(), *([group.launcher.pid] if group.launcher else [])]
+        pids = {*group.rank_pids(), *group.roots()}
         try:
             found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
             kill([*found, *(child for process in found for child in _children(process))])

@@ -30,7 +30,7 @@ def walk(roots: Iterable[int], spared: Collection[int] = ()) -> list[int]:
     left = list(dict.fromkeys(roots))
     asked = set(left)
     for parent in left:
-        for child in children(parent):
+        for child in _children(parent):
             if child not in spared:
                 found[child] = None
                 if child not in asked:
@@ -39,8 +39,12 @@ def walk(roots: Iterable[int], spared: Collection[int] = ()) -> list[int]:
     return list(found)
 
 
-def children(pid: int) -> Iterator[int]:
-    """The children of that process; none if it is gone."""
+def our_children() -> Iterator[int]:
+    """Our own children. None where the kernel does not tell them at once: this is asked at every look."""
+    return _children(os.getpid()) if _CHILDREN_ARE_TOLD else iter(())
+
+
+def _children(pid: int) -> Iterator[int]:
     if not _CHILDREN_ARE_TOLD:
         with contextlib.suppress(psutil.Error):
             yield from (child.pid for child in psutil.Process(pid).children())
