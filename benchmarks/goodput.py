@@ -9,9 +9,9 @@ median even such a run falls short of 100 %. "By its own" takes the median step 
 each start left out: what failures cost, without what being supervised adds to a step and without the machine's moods
 between the runs.
 
-What a kill costs is the time from it to the next one, less the mean time of as many steps as were new in it: of this
-run's own steps, those from five seconds after a kill on. Its median over the time between two kills is what failures
-take of the goodput.
+What a kill costs is the time from it to the next one, less the usual time of as many steps as were new in it: the mean
+of the steps from five seconds after the kill on, so that a machine whose speed changes by the minute matters less. Its
+median over the time between two kills is what failures take of the goodput.
 
 supervise runs the built-in GPT with its defaults; torchrun runs the same GPT with the saving of PyTorch's DDP tutorial,
 every 20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T, 2T, … after the first step; where the
@@ -119,22 +119,22 @@ def own_steps(side: Side) -> list[float]:
 
 
 def kill_costs(steps: Sequence[Step], struck: Sequence[float], end: float) -> list[float]:
-    """Seconds that each kill has cost, by the `steps` of one rank; but the last one if the run ended soon after it."""
-    ends = [*struck[1:], *([end] if struck and end > struck[-1] + 2 * SETTLED_S else [])]
-    usual = [
-        later.at - step.at
-        for kill, until in zip(struck, ends, strict=False)
-        for step, later in itertools.pairwise(steps)
-        if kill + SETTLED_S < step.at and later.at < until
-    ]
+    """Seconds that each kill has cost, by the `steps` of one rank. A kill after which no steps settled is left out: the
+    next one, or the end, came too soon."""
 
     def reached(at: float) -> int:
         return max(step.done for step in steps if step.at <= at)
 
-    if not usual:
-        return []
-    mean, parts = statistics.fmean(usual), zip(struck, ends, strict=False)
-    return [until - kill - mean * (reached(until) - reached(kill)) for kill, until in parts]
+    found = []
+    for kill, until in zip(struck, [*struck[1:], end], strict=False):
+        usual = [
+            later.at - step.at
+            for step, later in itertools.pairwise(steps)
+            if kill + SETTLED_S < step.at and later.at < until
+        ]
+        if usual:
+            found.append(until - kill - statistics.fmean(usual) * (reached(until) - reached(kill)))
+    return found
 
 
 def done(side: Side, nproc: int, steps: int) -> bool:
