@@ -78,11 +78,16 @@ def sleepers(count: int) -> Iterator[None]:
             process.wait()
 
 
+def _tiny(ranks: int) -> list[str]:
+    """The small GPT, without an end. Each of more than 8 ranks has one sample of a batch."""
+    return ["-m", "trainer", "--steps", "1000000", *common.SMALL, "--batch-size", str(max(8, ranks))]
+
+
 def measured(what: str, size: int, count: int, ranks: int) -> list[dict[str, Any]]:
     """The kills of one run of this size, with so many ranks if the size is of something else."""
-    plan, workload = sides.supervise(ranks, *sides.ENDLESS), [*("-m", "trainer", "--steps", "1000000"), *common.SMALL]
+    plan, workload = sides.supervise(ranks, *sides.ENDLESS), _tiny(ranks)
     if what == "ranks":
-        return kills.recoveries(sides.supervise(size, *sides.ENDLESS), workload, size, count, _GAP, _PARKED)
+        return kills.recoveries(sides.supervise(size, *sides.ENDLESS), _tiny(size), size, count, _GAP, _PARKED)
     if what == "state":
         return kills.recoveries(plan, [str(STATEFUL), str(size)], ranks, count, _GAP, _PARKED)
     if what == "processes":
@@ -97,7 +102,7 @@ def measured(what: str, size: int, count: int, ranks: int) -> list[dict[str, Any
 
 def supervisor(ranks: int, seconds: float) -> dict[str, Any]:
     """What it takes while so many ranks of a tiny model train, with a standby behind them."""
-    plan, workload = sides.supervise(ranks, *sides.ENDLESS), ["-m", "trainer", "--steps", "1000000", *common.SMALL]
+    plan, workload = sides.supervise(ranks, *sides.ENDLESS), _tiny(ranks)
     with sides.Side(plan, workload) as side:
         kills.next_group(side, set(), ranks)
         common.until(lambda: side.events("standby_ready") or None, 120.0, "a standby")
