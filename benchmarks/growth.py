@@ -96,7 +96,8 @@ def measured(what: str, size: int, count: int, ranks: int) -> list[dict[str, Any
     with tempfile.TemporaryDirectory(prefix="bench-long-") as folder:
         path = Path(folder, "run")
         long_run(path, size)
-        longer = sides.supervise(2, *sides.ENDLESS, "--run-dir", str(path))
+        # The attempts before had come further, so none of these makes progress, and each would wait longer.
+        longer = sides.supervise(2, *sides.ENDLESS, "--backoff", "1ms:1ms", "--run-dir", str(path))
         return kills.recoveries(longer, workload, 2, count, _GAP, _PARKED)
 
 

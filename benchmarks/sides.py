@@ -7,6 +7,7 @@ the path of its step log in the environment, by which it is found and ended when
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -119,7 +120,8 @@ class Side:
     def __enter__(self) -> Side:
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{self.plan.name.split()[0].strip(',')}-"))
         self.steps = StepLog(self.folder / "steps")
-        self.run = self.folder / "run"
+        asked = [value for flag, value in itertools.pairwise(self.plan.command) if flag == "--run-dir"]
+        self.run = self.folder / (asked or ["run"])[-1]
         self.started = time.monotonic()
         with (self.folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
