@@ -18,8 +18,7 @@ every 20 steps (scripts/tutorial_gpt.py). The instants of the kills are fixed, T
 group is not training at one, it is killed as soon as it does. Where six kills in a row find no step that was not done
 before, as under torchrun when a restart and 20 steps take longer than the time between kills, the job would never end:
 it is given up, and counted are the steps it reached, which is more than it would have in the end; so is one that has
-stood still for five minutes. Medians over rounds;
-5 rounds take about 22 minutes.
+stood still for five minutes. Medians over rounds; 5 rounds take about 22 minutes.
 
 python benchmarks/goodput.py [--rounds 5] [--plan 10:450,60:760] [--model default|small] [--json FILE]
 """

@@ -75,18 +75,19 @@ def trace(run: Run, attempt: int, rank: int) -> dict[int, str]:
     return {int(step): digest for step, digest in map(str.split, lines)}
 
 
+def parked(run: Run, attempt: int) -> dict[str, Any] | None:
+    """standby_ready of the group that waits in restore() beside that attempt, and will not give way."""
+    seen = [e for e in run.events("standby_ready", "standby_lost") if e["attempt"] == attempt]
+    # The first one gives way as soon as the script's modules are imported.
+    settled = bool(seen) and seen[-1].get("at") == "restore" and time.monotonic() > seen[-1]["mono"] + 1.0
+    return seen[-1] if settled else None
+
+
 def kill_when_parked(run: Run, attempt: int) -> dict[str, Any]:
     """A rank of the attempt is killed when it has come to where it waits, and so has the standby; standby_ready."""
     last = 20 * (attempt + 1)
     until(lambda: all(last in trace(run, attempt, rank) for rank in range(2)))
-
-    def parked() -> dict[str, Any] | None:
-        seen = [e for e in run.events("standby_ready", "standby_lost") if e["attempt"] == attempt]
-        # The first one gives way as soon as the script's modules are imported.
-        settled = bool(seen) and seen[-1].get("at") == "restore" and time.monotonic() > seen[-1]["mono"] + 1.0
-        return seen[-1] if settled else None
-
-    standby: dict[str, Any] = until(parked)
+    standby: dict[str, Any] = until(lambda: parked(run, attempt))
     if attempt == 1:
         (run.folder / "part.py").write_text("VERSION = 'new'")
     ready = [e for e in run.events("group_ready") if e["attempt"] == attempt][-1]
@@ -187,16 +188,10 @@ def test_a_standby_builds_at_the_lowest_priority(run: Run) -> None:
         path = run.folder / "builds2"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def parked(attempt: int) -> Any:
-        seen = [e for e in run.events("standby_ready", "standby_lost") if e["attempt"] == attempt]
-        # The first one gives way as soon as the script's modules are imported.
-        settled = bool(seen) and seen[-1].get("at") == "restore" and time.monotonic() > seen[-1]["mono"] + 1.0
-        return seen[-1] if settled else None
-
     usual, go = os.getpriority(os.PRIO_PROCESS, 0), run.folder / "go"
     go.touch()
     run.start("--nproc", "1", "--hang-timeout", "off", run.script(BUILDS))
-    first = until(lambda: parked(0))
+    first: dict[str, Any] = until(lambda: parked(run, 0))
     assert nice(first["pids"]) == {usual}
     go.unlink()
     os.kill(int((run.folder / "pid0").read_text()), signal.SIGKILL)

@@ -18,7 +18,7 @@ from .proc import threads
 LOWEST = 19
 
 
-def lower(by: int = LOWEST) -> None:
+def lower(by: int) -> None:
     """This thread, and what it starts from now on, is nicer by so much, and so is its session if no other process is in
     it."""
     os.nice(by)
