@@ -15,7 +15,7 @@ from supervisor.core.model import Rollback
 from supervisor.group.seat import Seat
 from supervisor.process import loopback
 from supervisor.run.briefing import Briefing
-from supervisor.run.own_saves import newest_whole
+from supervisor.run.own_saves import Journals, newest_whole
 from supervisor.run.spec import Spec
 from trainer.checkpoint.disk.store import attempt_of
 from trainer.rundir import variables as names
@@ -87,13 +87,15 @@ class Order:
     """Tells the program how to resume."""
     leaving: Mapping[int, int] = field(default_factory=dict)
     """Processes of the last attempt that still hold memory of a GPU: pid and start time."""
+    journals: Journals | None = None
+    """Those of the run, if somebody keeps them."""
 
 
 def release(spec: Spec, run: RunDir, order: Order, kind: str, outer: Mapping[str, str] = os.environ) -> Release:
     """The release of a group: the attempt's part of the environment, the script and its arguments, without secrets."""
     back, fresh = order.rollback, order.resume == "never"
     rollback = rollbacks.Rollback(back.attempt, back.before, back.skip_to) if back and not fresh else None
-    newest, path = (-1, "") if fresh else _resume_from(run, rollback)
+    newest, path = (-1, "") if fresh else _resume_from(order.journals or Journals(run), rollback)
     env = {
         names.MARK: f"{spec.mark}.{order.attempt}",
         names.ATTEMPT: str(order.attempt),
@@ -138,13 +140,14 @@ def is_as_asked(spec: Spec, released: Release, outer: Mapping[str, str] = os.env
     return (released.nproc, released.cwd) == (spec.nproc, spec.cwd) and released.arguments in asked
 
 
-def _resume_from(run: RunDir, rollback: rollbacks.Rollback | None) -> tuple[int, str]:
+def _resume_from(journals: Journals, rollback: rollbacks.Rollback | None) -> tuple[int, str]:
     """(step, path) of the newest checkpoint that the attempt may resume from. For a script without checkpoints of ours,
     it is the script's own newest whole save. The step is -1 if there is none, or if it is not known."""
-    newest = _newest(run.checkpoints, rollback)
+    checkpoints = journals.run.checkpoints
+    newest = _newest(checkpoints, rollback)
     if newest >= 0:
-        return newest, str(run.checkpoints / step_name(newest))
-    own = newest_whole(run)
+        return newest, str(checkpoints / step_name(newest))
+    own = newest_whole(journals)
     return (own.step, own.path) if own is not None else (-1, "")
 
 

@@ -10,6 +10,7 @@ from supervisor.group.launch import Order, release
 from supervisor.nodes.limb import Limb
 from supervisor.process.reaper import Reaper
 from supervisor.run.briefing import Briefing
+from supervisor.run.own_saves import Journals
 from supervisor.run.program import Program
 from supervisor.run.spec import Spec
 from trainer.rundir.layout import RunDir
@@ -22,6 +23,7 @@ class Attempts:
     def __init__(self, run: RunDir, spec: Spec, reaper: Reaper, limb: Limb) -> None:
         self.first = True
         """Whether no attempt was launched or adopted yet for this request."""
+        self.journals = Journals(run)
         self._run, self._spec, self._reaper, self._limb = run, spec, reaper, limb
         self._program = Program(run, spec)
         self._failures = Failures()
@@ -64,7 +66,8 @@ class Attempts:
         self._failures.launched(now)
         before = self._limb.attempt
         leaving = before.ending.on_gpu if before is not None else {}
-        order = Order(number, self.resume, relaunch, rollback, flush_s, self._failures.mtbf(), briefing, leaving)
+        mtbf = self._failures.mtbf()
+        order = Order(number, self.resume, relaunch, rollback, flush_s, mtbf, briefing, leaving, self.journals)
         self.first = False
         spec, run = self._spec, self._run
         self._limb.attempt = Attempt(run, spec, number, lambda: release(spec, run, order, ""), self._reaper, now)

@@ -11,19 +11,18 @@ from supervisor.core.model import Rollback
 from supervisor.core.own_saves.resume import are_in_doubt
 from supervisor.run.briefing import ADAPTERS, Briefing, Situation, beside, brief
 from supervisor.run.events import EventLog
-from supervisor.run.own_saves import newest_whole
+from supervisor.run.own_saves import Journals, newest_whole
 from supervisor.run.spec import Spec
 from trainer.adapters.choice import OFF
 from trainer.adapters.protocol import Adapter
-from trainer.rundir.layout import RunDir
 from trainer.rundir.records import rollback as rollbacks
 
 
 class Briefer:
     """The briefings of one run's attempts."""
 
-    def __init__(self, run: RunDir, spec: Spec, log: EventLog, since: int) -> None:
-        self._run, self._spec, self._log = run, spec, log
+    def __init__(self, journals: Journals, spec: Spec, log: EventLog, since: int) -> None:
+        self._journals, self._spec, self._log = journals, spec, log
         self._since = since
         self._others: dict[str, Adapter] | None = None
         self._gave = False
@@ -38,7 +37,7 @@ class Briefer:
     def hear(self, event: str, fields: Mapping[str, Any]) -> None:
         """Takes an event about the attempt that is over, before it is told."""
         if event == "relaunch_scheduled" and self._gave:
-            words, saved = shlex.split(self._spec.resume_args), newest_whole(self._run) is not None
+            words, saved = shlex.split(self._spec.resume_args), newest_whole(self._journals) is not None
             self._doubted = are_in_doubt(words, saved, bool(fields.get("startup_failures")))
 
     def brief(
@@ -64,7 +63,7 @@ class Briefer:
         now = Situation(
             number, resume == "never", self._since, order, relaunch and not without, changed, hooks, len(nodes) or 1
         )
-        briefing = brief(self._run, self._spec, now, others.values())
+        briefing = brief(self._journals, self._spec, now, others.values())
         if without:
             said = "nothing was saved, and the attempt with them reached no step: the next one is tried without them"
             self._log.emit("adapter", "warning", adapter="--resume-args", text=f"{self._spec.resume_args}: {said}")

@@ -80,7 +80,7 @@ class Driver:
         self._reaper = Reaper()
         self._limb = Limb(self.run, self.spec, self.environ, self._helpers)
         self._attempts = Attempts(self.run, self.spec, self._reaper, self._limb)
-        self._briefer = Briefer(self.run, self.spec, self.log, self.previous.story.since)
+        self._briefer = Briefer(self._attempts.journals, self.spec, self.log, self.previous.story.since)
         self._flusher = Flusher(self.run, self.spec.mark, lambda *order: self._standby.run(*order))
         self._curve, self._lanes = Curve(self.run), Lanes(self.run)
         self._own_saves = OwnSaves(self.run, self.spec, self.log, self._reaper)

@@ -15,6 +15,7 @@ from supervisor.core.model import Cause, Do
 from supervisor.core.own_saves.resume import Offer, filled, has_placeholders
 from supervisor.core.rules import action
 from supervisor.run.candidates import candidates
+from supervisor.run.own_saves import Journals
 from supervisor.run.spec import Spec
 from trainer.adapters.choice import OFF, Choice, choose, edited
 from trainer.adapters.program import Program
@@ -62,16 +63,16 @@ class Briefing:
     """The fields of the event `adapter`. None if there is nothing to say."""
 
 
-def brief(run: RunDir, spec: Spec, now: Situation, others: Iterable[Adapter] = ()) -> Briefing:
+def brief(journals: Journals, spec: Spec, now: Situation, others: Iterable[Adapter] = ()) -> Briefing:
     """The briefing of attempt `now.attempt`. Attempt 0 is told nothing, and so is an attempt that begins anew."""
-    program = known_program(run)
+    program = known_program(journals.run)
     record = now.attempt == 0 or now.changed or not program.trained
     words = shlex.split(spec.resume_args) if now.resume_args else []
     first = len(spec.command) + spec.module
     if now.attempt == 0 or now.fresh:
         found: tuple[Checkpoint, ...] = ()
     else:
-        found = candidates(run, spec.nproc * now.nodes, now.since, now.rollback)
+        found = candidates(journals, spec.nproc * now.nodes, now.since, now.rollback)
     newest = found[0] if found else None
     path, step = (newest.path, newest.step) if newest else ("", -1)
     guard = action(spec.policy, Cause.STARTED_OVER) is Do.STOP

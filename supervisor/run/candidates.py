@@ -15,7 +15,7 @@ from typing import Any
 
 from supervisor.core.own_saves import holdings
 from supervisor.core.own_saves.folders import is_numbered, will_be_numbered
-from supervisor.run.own_saves import says_more
+from supervisor.run.own_saves import Journals, says_more
 from trainer.adapters.handed.trainings import TRIAL
 from trainer.adapters.protocol import Checkpoint
 from trainer.rundir.files.codec import read
@@ -94,18 +94,20 @@ class _Unit:
         return use or self.kind in _BY_FRAMEWORK, self.attempt, step, use, not beside, at
 
 
-def candidates(run: RunDir, world: int, since: int = 0, rollback: Rollback | None = None) -> tuple[Checkpoint, ...]:
+def candidates(
+    journals: Journals, world: int, since: int = 0, rollback: Rollback | None = None
+) -> tuple[Checkpoint, ...]:
     """The checkpoints of the newest attempt that has saved come first, the highest step first. Those that are known to
     be of no use for a resume come last. Each training of the program has its newest ones. Attempts before `since`, and
     saves that a rollback excludes, are left out. A save from before an attempt's first step is no checkpoint."""
     units: list[_Unit] = []
     read = 0
-    for number in reversed(run.attempts()):
+    for number in journals.newest_first():
         enough = len(units) >= _MOST and any(unit.sure for unit in units)
         # An earlier training may have ended in any attempt.
         if number < since or read >= _MOST_READ or (enough and not _several(units)):
             break
-        units += (more := _units(run, number))
+        units += (more := _units(journals.run, number))
         read += bool(more)
     _settle(units)
     units.sort(key=_Unit.order, reverse=True)

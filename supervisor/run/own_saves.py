@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from supervisor.core.own_saves.holdings import is_sure
 from supervisor.core.own_saves.saves import Saves, hear
 from trainer.rundir.layout import RunDir
-from trainer.rundir.records.journal import BESIDE, Saved, lines_of, saved_of, whole_place
+from trainer.rundir.records.journal import BESIDE, Saved, journals_of, lines_of, saved_of, whole_place
 
 _TAIL = 256 << 10
 """Bytes that are read from the end of a journal: a thousand saves."""
@@ -20,6 +20,28 @@ _WHOLE = 8 << 20
 """The same for a journal that is read only once. A folder is named at the first save into it."""
 _TRIED = 50
 """The most saves that are looked for on the disk."""
+
+
+class Journals:
+    """The journals of `run`. Whoever asks again and again, as a supervisor does at each launch, keeps this: a run may
+    have thousands of attempts, and none with a save."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._none: set[int] = set()
+        """Attempts that are over, and have no journal."""
+
+    def newest_first(self) -> Iterator[int]:
+        """The numbers of the attempts with a journal."""
+        numbers = self.run.attempts()
+        for number in reversed(numbers):
+            if number in self._none:
+                continue
+            if journals_of(self.run.attempt(number)):
+                yield number
+            elif number != numbers[-1]:
+                # No process of it is left that could begin one.
+                self._none.add(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +54,11 @@ class Whole:
     """The time, by the wall clock."""
 
 
-def newest_whole(run: RunDir) -> Whole | None:
+def newest_whole(journals: Journals) -> Whole | None:
     """The newest whole save: at the highest step of the newest attempt that has one. One that is surely to be resumed
     from goes before all others of the run. A save from before the first step does not count. None if there is no save,
     or nothing can be read."""
-    for saved in itertools.islice(_newest_first(run), _TRIED):
+    for saved in itertools.islice(_newest_first(journals), _TRIED):
         if (path := whole_place(saved)) is not None:
             try:
                 return Whole(path, saved.step, os.stat(path).st_mtime)
@@ -45,16 +67,16 @@ def newest_whole(run: RunDir) -> Whole | None:
     return None
 
 
-def _newest_first(run: RunDir) -> Iterator[Saved]:
+def _newest_first(journals: Journals) -> Iterator[Saved]:
     """The finished saves, the newest attempt first, by step and time; those that are surely to be resumed from before
     all others. Each path comes once in an attempt. Files that are part of a folder, and folders that a rank has not
     finished, are left out."""
     others: list[list[Saved]] = []
-    for attempt in reversed(run.attempts()):
+    for attempt in journals.newest_first():
         found: dict[str, Saved] = {}
         sure: set[str] = set()
         heard = Saves()
-        for rank, line in lines_of(run.attempt(attempt), _TAIL):
+        for rank, line in lines_of(journals.run.attempt(attempt), _TAIL):
             heard = hear(heard, rank, line)
             saved = saved_of(line, attempt, rank)
             if saved is not None and saved.here > 0 and saved.within is None:

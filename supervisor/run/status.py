@@ -20,7 +20,7 @@ from supervisor.process.place import here
 from supervisor.reading.events_file import read_events
 from supervisor.run.folder.lock import holder, is_held
 from supervisor.run.hang_limits import Paces
-from supervisor.run.own_saves import newest_whole
+from supervisor.run.own_saves import Journals, newest_whole
 from supervisor.run.runs import SCHEMA, Known
 from supervisor.run.spec import Spec, restore, typed
 from trainer.checkpoint.memory import snapshots
@@ -234,7 +234,7 @@ def newest_saved(run: RunDir) -> dict[str, Any] | None:
     """The newest checkpoint that a restart could go on from: one of ours, or a save of the script's own."""
     step = newest_checkpoint(run.checkpoints)
     path = run.checkpoints / step_name(max(step, 0))
-    own = newest_whole(run)
+    own = newest_whole(Journals(run))
     if own is not None and (own.step > step or own.step < 0):
         return {"step": own.step if own.step >= 0 else None, "path": own.path, "age_s": _age(own.written)}
     try:

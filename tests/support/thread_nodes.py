@@ -47,7 +47,9 @@ class Cluster:
         ranks wish at each step; None: what they wish by themselves. `look` is called after each step."""
         self.attempt += 1
         self.here._patch.setenv("SUPERVISE_ATTEMPT", str(self.attempt))
-        RunDir(self.here.run).attempt(self.attempt).path.mkdir(parents=True, exist_ok=True)
+        run = RunDir(self.here.run)
+        run.leaders.mkdir(exist_ok=True)
+        run.attempt(self.attempt).path.mkdir(parents=True, exist_ok=True)
         for machine in on:
             self.segment(machine).parent.mkdir(parents=True, exist_ok=True)
         numbers = {machine: number for number, machine in enumerate(dict.fromkeys(on))}

@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.run.briefing import Situation, brief
 from supervisor.run.spec import Spec
-from tests.supervisor.run.test_candidates import Journals
+from tests.supervisor.run.test_candidates import Saver
 from trainer.adapters.program import Program
 from trainer.rundir.files.codec import encode
 
@@ -25,7 +25,7 @@ from trainer.rundir.files.codec import encode
 )
 def test_the_ranks_of_all_nodes_count(tmp_path: Path, nodes: int, ranks: int, said: str) -> None:
     """A checkpoint of as many ranks as there are on all nodes is handed over. If not, the event says why."""
-    made = Journals(tmp_path)
+    made = Saver(tmp_path)
     for rank in range(ranks):
         made.save(f"checkpoint-10/rng_state_{rank}.pth", 10, rank=rank, how="transformers.Trainer")
     (made.out / "checkpoint-10/optimizer.pt").touch()
@@ -33,6 +33,6 @@ def test_the_ranks_of_all_nodes_count(tmp_path: Path, nodes: int, ranks: int, sa
     program = Program(uses=frozenset({"huggingface"}), trained=True, world=ranks)
     made.run.options.write_bytes(encode(program))
     spec = Spec("r", "m", ("train.py",), False, 2, "/")
-    briefing = brief(made.run, spec, Situation(1, nodes=nodes))
+    briefing = brief(made.journals, spec, Situation(1, nodes=nodes))
     assert briefing.event is not None and said in briefing.event["text"]
     assert briefing.told.offers == ((str(made.out / "checkpoint-10"),) if said == "told to go on" else ())

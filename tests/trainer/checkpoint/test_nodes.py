@@ -185,6 +185,7 @@ def test_what_is_saved_too_late(tmp_path: Path) -> None:
     """A checkpoint of an attempt that others have left behind is refused at its commit; one that was committed in the
     last moment is in nobody's way."""
     run = RunDir(tmp_path)
+    run.leaders.mkdir()
     folder = run.checkpoints
     for attempt in range(2):
         run.attempt(attempt).path.mkdir(parents=True)

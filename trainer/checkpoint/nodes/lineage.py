@@ -41,6 +41,9 @@ def went_on(run: RunDir, attempt: int, step: int) -> None:
 
 def recorded(run: RunDir, after: int = -1) -> Lineage:
     """What the attempts after `after` have recorded. Damaged records count as none."""
+    if not run.leaders.exists():
+        # Of a run that was never on several nodes. It may have thousands of attempts, and a restore waits for this.
+        return NONE
     found = {}
     for number in run.attempts():
         if number > after:
