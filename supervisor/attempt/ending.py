@@ -7,16 +7,15 @@ of a GPU, or a port that the script has chosen.
 
 from __future__ import annotations
 
-import contextlib
 import select
 from collections.abc import Callable, Iterable, Mapping
 
 from supervisor.process import family, proctree
 from supervisor.process.kernel import has_gpu
 from supervisor.process.kill import kill_family
+from supervisor.process.memory import available
 from supervisor.process.proctree import Process
 from trainer.rundir.machine import proc
-from trainer.rundir.machine.cgroup import NoGroup, own_group
 
 _WALKS = 10
 """The most walks of one look. A program that forks without end is looked at again anyway."""
@@ -109,11 +108,7 @@ class Ending:
 
     def _has_room(self) -> bool:
         """Whether the next attempt can have as much memory as this one had, before that is free."""
-        room = family.available()
-        with contextlib.suppress(NoGroup):
-            headroom = own_group().headroom()
-            room = room if headroom is None else min(room, headroom)
-        return room >= self._held
+        return (available() or 0) >= self._held
 
 
 def _ended(process: Process) -> bool:

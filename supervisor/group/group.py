@@ -14,6 +14,7 @@ from supervisor.process.proctree import Process, carries
 from trainer.rundir.files.codec import read
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine.priority import raise_again
+from trainer.rundir.machine.proc import is_running
 from trainer.rundir.records.gate import Gate, Launcher, Release
 from trainer.rundir.records.parking import Parked, Unfit
 
@@ -116,6 +117,11 @@ class WorkerGroup:
             with contextlib.suppress(OSError, ValueError):
                 return f"rank {rank}: {read(self.gate.unfit(rank), Unfit).why}"
         return ""
+
+    def dead(self) -> str:
+        """Which of its ranks has ended while it waited. Empty if none has."""
+        self.rank_pids()
+        return next((f"rank {rank} has ended" for rank, pid in self._came.items() if not is_running(pid)), "")
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
         """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there. OSError if the gate

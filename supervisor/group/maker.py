@@ -14,6 +14,7 @@ from supervisor.group.group import WorkerGroup
 from supervisor.group.launch import environment, start_cold
 from supervisor.group.learned import Learned
 from supervisor.group.seat import Seat
+from supervisor.process.family import walk
 from supervisor.process.kill import kill
 from supervisor.process.proctree import carries
 from supervisor.run.spec import Spec
@@ -33,7 +34,8 @@ _STOPPED, _STILL, _GAP = 2.0, 20.0, 0.5
 (its pages may come back from the swap); and the most that count between two looks: a longer gap is a pause of the
 machine, or of the supervisor."""
 _PAUSE = 2.0
-_TRIES = 3
+_TRIES, _FORGOTTEN = 3, 900.0
+"""Losses after which no fork server is started any more; the seconds after which the losses before count no more."""
 
 
 class GroupMaker:
@@ -57,7 +59,7 @@ class GroupMaker:
         moved; the CPU time that it has used."""
         folders = [int(folder.name) for folder in run.standby.glob("[0-9]*") if folder.is_dir()]
         self._count = max(folders, default=0)
-        self._failures = 0
+        self._failures, self._lost_at = 0, -_FORGOTTEN
         self._since: float | None = None
         self._loaded: list[str] = []
         self._told = Settings()
@@ -160,8 +162,11 @@ class GroupMaker:
 
     def lost(self, now: float, reason: str) -> None:
         """Something was lost that should not have been. It is told; the next try comes later, and later each time."""
-        self._failures += 1
-        self.why = reason
+        if now >= self._lost_at + _FORGOTTEN:
+            self._failures = 0
+        if now >= self._lost_at + _PAUSE / 2:
+            self._failures += 1  # else it went with what was lost just before
+        self._lost_at, self.why = now, reason
         self.rest(now, _PAUSE * self._failures)
         self._tell("standby_lost", "warning", reason=reason)
 
@@ -242,23 +247,17 @@ class GroupMaker:
         """`group` is ended. None of its processes waits any more."""
         pids = {*group.rank_pids(), *group.roots()}
         try:
-            found = [process for pid in pids if (process := _process(pid, self._spec.mark))]
-            kill([*found, *(child for process in found for child in _children(process))])
+            found = [process for pid in pids if (process := _process(pid)) and carries(pid, self._spec.mark)]
+            more = walk(process.pid for process in found)
+            kill([*found, *(process for pid in more if (process := _process(pid)))])
         finally:
             # Where there are no descriptors to look with, its processes end by themselves, for they find no gate.
             self._unborn.pop(str(group.gate.path), None)
             group.dissolve()
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _process(pid: int) -> psutil.Process | None:
+    """The process that has this pid now. None if there is none."""
     with contextlib.suppress(psutil.Error):
-        return process.children(recursive=True)
-    return []
-
-
-def _process(pid: int, mark: str) -> psutil.Process | None:
-    """The process with this pid, if it belongs to the run. None if it is gone, or another process has the pid now."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return process if carries(pid, mark) else None
+        return psutil.Process(pid)
     return None

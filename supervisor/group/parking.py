@@ -41,8 +41,8 @@ class Parking:
         """Why the newest standby waits at the first line. Empty if it does not, or if nobody asks for more."""
         self.on_gpu = False
         """Whether the newest standby holds memory of a GPU."""
-        self.crowded = False
-        """Whether an attempt was out of memory on a GPU while a standby held some."""
+        self.crowded = ""
+        """The kind of memory of which an attempt had too little while a standby held some."""
 
     def expected(self, attempt: int) -> Release | None:
         """The release that is expected for the group that waits while `attempt` runs. None: it waits at the first
@@ -94,7 +94,10 @@ class Parking:
         if expected is None:
             return ""
         body = release_of()
-        if (expected.attempt, expected.arguments, expected.edits) != (body.attempt, body.arguments, body.edits):
+        if expected.attempt != body.attempt:
+            # That one could not be launched: nothing that the program has done.
+            return f"it was made for attempt {expected.attempt}"
+        if (expected.arguments, expected.edits) != (body.arguments, body.edits):
             # Those that tell where to resume are not known before. It would be in vain each time.
             self._failures.append("the attempt has other arguments than the standby was started with")
             return self._failures[-1]
@@ -112,7 +115,9 @@ class Parking:
             start = began.stat().st_mtime_ns
             for path, *_ in read(self._run.attempt(attempt).program, list[tuple[str, int, int]]):
                 try:
-                    if Path(path).stat().st_mtime_ns >= start:
+                    known = Path(path).stat()
+                    # A file that was moved here keeps the time of its content.
+                    if max(known.st_mtime_ns, known.st_ctime_ns) >= start:
                         return path
                 except OSError:
                     return path

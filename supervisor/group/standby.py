@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.model import Cause
 from supervisor.core.standby.cost import Meter
 from supervisor.core.standby.parking import Place
 from supervisor.core.telling.progress import Trained
@@ -75,8 +76,9 @@ class Standby:
         """
         if self._group is not None:
             # It is ours until it is known that it can be taken: `body` reads the disk.
-            why = _lost_elsewhere(self._group) or self._parking.refused(self._group, body)
-            group, self._group = self._group, None
+            group = self._group
+            why = _lost_elsewhere(group) or group.dead() or self._parking.refused(group, body)
+            self._group = None
             if not why:
                 return group
             self._maker.disband(group)
@@ -135,9 +137,12 @@ class Standby:
         """Whether the waiting group may hold memory of a GPU."""
         return self._group is not None and self._group.expected is not None and self._parking.on_gpu
 
-    def out_of_gpu_memory(self) -> None:
-        """The attempt was out of memory on a GPU. If a standby held some, none will again."""
-        self._parking.crowded |= self.on_gpu
+    def failed(self, cause: Cause) -> None:
+        """The attempt has failed, of `cause`. If it was out of memory while a standby held some, none will again."""
+        if cause is Cause.GPU_BUSY and self.on_gpu:
+            self._parking.crowded = "GPU memory"
+        elif cause is Cause.HOST_OOM and self._group is not None and self._group.expected is not None:
+            self._parking.crowded = "memory"
 
     def is_warming(self) -> bool:
         """Whether a group is being made."""

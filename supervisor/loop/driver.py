@@ -18,7 +18,7 @@ from supervisor.core.actions import Action, DumpStacks, Emit, End, Launch, Reach
 from supervisor.core.diagnosis.presence import all_left_with_0
 from supervisor.core.hangs.timings import Pace
 from supervisor.core.machine import Mode
-from supervisor.core.model import Cause, History, Observation, Rollback, Verdict
+from supervisor.core.model import History, Observation, Rollback, Verdict
 from supervisor.core.poll_interval import CALM, poll_interval
 from supervisor.core.telling.news import News
 from supervisor.core.words import RunState
@@ -114,8 +114,7 @@ class Driver:
         self._state, actions = machine.step(self.spec.policy, self._state, seen, self.jitter())
         if self._limb.attempt is not None and self._state.verdict is not None:
             self._limb.attempt.verdict = self._state.verdict
-            if self._state.verdict.cause is Cause.GPU_BUSY:
-                self._standby.out_of_gpu_memory()
+            self._standby.failed(self._state.verdict.cause)
         self._act(actions)
         if self._ended is not None:
             return set()

@@ -82,15 +82,6 @@ def resident(pid: int) -> int:
         return 0
 
 
-def available() -> int:
-    """The bytes of memory that the machine can give now."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in content("/proc/meminfo").splitlines():
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def keeps_port(pid: int) -> bool:
     """Whether an exiting process still has a listening socket at a port that was chosen, not drawn. The kernel closes
     sockets after it has freed the memory."""

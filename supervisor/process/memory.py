@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+
+from trainer.rundir.machine.cgroup import NoGroup, own_group
 
 
 def resident(pid: int) -> int:
@@ -11,8 +14,13 @@ def resident(pid: int) -> int:
 
 
 def available() -> int | None:
-    """The memory that programs may still take; None if the system does not tell."""
-    return _field(Path("/proc/meminfo"), "MemAvailable:")
+    """The memory that programs may still take, of the machine and of this process' memory group (a container has one);
+    None if the system does not tell."""
+    room = _field(Path("/proc/meminfo"), "MemAvailable:")
+    with contextlib.suppress(NoGroup):
+        if room is not None and (headroom := own_group().headroom()) is not None:
+            return min(room, headroom)
+    return room
 
 
 def _field(path: Path, name: str) -> int | None:

@@ -124,7 +124,9 @@ class Parking:
         for path in dict.fromkeys([*(path for path, *_ in program.loaded()), *self._loaded]):
             with contextlib.suppress(OSError, ValueError):
                 known = Path(path).stat()
-                size = known.st_size if known.st_mtime_ns < began else _CHANGED
+                # A file that was moved here keeps the time of its content.
+                changed_at = max(known.st_mtime_ns, known.st_ctime_ns)
+                size = known.st_size if changed_at < began else _CHANGED
                 found.append((os.path.abspath(path), size, known.st_mtime_ns, known.st_ino))
         return found
 

@@ -8,17 +8,19 @@ import os
 import site
 import sys
 import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from ..rundir.files.codec import encode
 from ..rundir.files.durable import replace_soon
 
 MOST = 500
+_SUFFIXES = (".py", *EXTENSION_SUFFIXES)
 _OURS = str(Path(__file__).parents[1])
 
 
 def loaded() -> list[tuple[str, int, int]]:
-    """(path, bytes, ns of its last change) of the sources of the loaded modules that were not installed."""
+    """(path, bytes, ns of its last change) of the loaded modules that were not installed: sources and extensions."""
     elsewhere = tuple(os.path.join(path, "") for path in _installed())  # noqa: PTH118 (a prefix)
     found: dict[str, tuple[int, int]] = {}
     for name, module in list(sys.modules.items()):
@@ -26,7 +28,7 @@ def loaded() -> list[tuple[str, int, int]]:
         # A module without a spec was not imported but made by code: torch.compile writes such modules, and discards
         # them.
         imported = name == "__main__" or getattr(module, "__spec__", None) is not None
-        if not isinstance(path, str) or not path.endswith(".py") or not imported:
+        if not isinstance(path, str) or not path.endswith(_SUFFIXES) or not imported:
             continue
         path = os.path.abspath(path)  # A link is the file that the script names.
         if path not in found and not path.startswith(elsewhere) and len(found) < MOST:

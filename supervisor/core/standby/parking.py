@@ -49,8 +49,8 @@ class Facts:
     failures: tuple[str, ...] = ()
     """Why standbys of this run could not wait there."""
     gpus: tuple[Gpu, ...] = ()
-    crowded: bool = False
-    """An attempt was out of memory on a GPU while a standby held some."""
+    crowded: str = ""
+    """The kind of memory of which an attempt had too little while a standby held some: `GPU memory`, `memory`."""
     used: int = 0
     """Bytes of memory of all ranks of the attempt."""
     available: int | None = None
@@ -79,7 +79,7 @@ def _against(facts: Facts) -> str:
     if any(gpu.exclusive for gpu in facts.gpus):
         return "the GPU takes one process at a time (compute mode)"
     if facts.crowded:
-        return "an attempt ran out of GPU memory while a standby held some"
+        return f"an attempt ran out of {facts.crowded} while a standby held some"
     return ""
 
 

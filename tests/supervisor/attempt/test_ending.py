@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from supervisor.attempt import ending as endings
 from supervisor.attempt.ending import Ending
 from supervisor.process import family
 from supervisor.process.proctree import Process
@@ -88,7 +89,7 @@ def test_what_still_runs_is_waited_for(tree: subprocess.Popen[bytes], monkeypatc
     monkeypatch.setattr(family, "keeps_port", lambda pid: True)
     assert ending.alive(spared) == (tree.pid,)
     monkeypatch.setattr(family, "keeps_port", lambda pid: False)
-    monkeypatch.setattr(family, "available", lambda: -1)
+    monkeypatch.setattr(endings, "available", lambda: -1)
     assert ending.alive(spared) == (tree.pid,)
     monkeypatch.undo()
     held.close()

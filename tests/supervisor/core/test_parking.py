@@ -36,7 +36,7 @@ def on(*gpus: Gpu, **more: Any) -> Facts:
         ("auto", on(Gpu("a", 10 * GB, 12 * GB), Gpu("a", 10 * GB, 12 * GB)), Place.START, "of GPU memory"),
         ("auto", on(Gpu("a", 10 * GB, 12 * GB), Gpu("b", 10 * GB, 12 * GB)), Place.RESTORE, ""),
         ("restore", on(Gpu("a", 1, GB, exclusive=True)), Place.START, "one process at a time"),
-        ("restore", on(Gpu("a", 1, GB), crowded=True), Place.START, "ran out of GPU memory"),
+        ("restore", on(Gpu("a", 1, GB), crowded="GPU memory"), Place.START, "ran out of GPU memory"),
         ("auto", replace(ABLE, used=10 * GB, available=10 * GB), Place.START, "of memory, and 10.7 GB are available"),
         ("auto", replace(ABLE, used=10 * GB, available=12 * GB), Place.RESTORE, ""),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.group.maker import _STILL, _STOPPED, GroupMaker
+from supervisor.group.maker import _FORGOTTEN, _STILL, _STOPPED, GroupMaker
 from supervisor.group.seat import Seat
 from supervisor.process.proctree import Process
 from supervisor.run.spec import Spec
@@ -89,6 +89,17 @@ def test_a_group_that_there_was_no_room_for(tmp_path: Path, child: subprocess.Po
     maker.listen(0.0)
     assert group.stillborn and group.crowded and maker.ready is not None
     maker.close()
+
+
+def test_losses_count_for_a_while(tmp_path: Path) -> None:
+    """What dies together is one loss; three of them end it; those of long ago count no more."""
+    maker = GroupMaker(Spec("r", "m", ("x.py",), False, 1, "/"), RunDir(tmp_path), {}, lambda *_, **__: None)
+    for now in (10.0, 10.1, 20.0, 20.1, 30.0 + _FORGOTTEN, 1000.0 + _FORGOTTEN):
+        maker.lost(now, "it was killed")
+        assert not maker.hopeless
+    maker.lost(1010.0 + _FORGOTTEN, "it was killed")
+    maker.lost(1020.0 + _FORGOTTEN, "it was killed")
+    assert maker.hopeless
 
 
 def test_a_fork_server_without_an_order_may_be_silent(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,13 @@ import msgspec
 import pytest
 import torch
 
+from supervisor.core.model import Cause
 from supervisor.core.standby.parking import TRIES
 from supervisor.group.group import WorkerGroup
 from supervisor.group.parking import Parking
 from supervisor.group.seat import Seat
+from supervisor.group.standby import Standby
+from supervisor.process import memory
 from supervisor.run.spec import Spec
 from trainer.rank import parking as rank_parking
 from trainer.rundir.files.codec import encode
@@ -88,6 +92,42 @@ def test_each_gpu_that_a_rank_holds_is_told(parking: Parking, monkeypatch: pytes
     assert parking.expected(0) is None and "GPU memory" in parking.why
 
 
+def test_a_rank_that_has_ended_while_it_waited(tmp_path: Path) -> None:
+    """Its group is not released, even if its launcher has not seen it yet."""
+    group, ended = WorkerGroup.ordered(tmp_path / "group", Seat((2,)), "fork"), subprocess.Popen(["true"])
+    ended.wait()
+    try:
+        group.gate.ready(0).write_text(str(os.getpid()))
+        assert group.dead() == ""
+        group.gate.ready(1).write_text(str(ended.pid))
+        assert group.dead() == "rank 1 has ended"
+    finally:
+        group.dissolve()
+
+
+@pytest.mark.parametrize(("cause", "what"), [(Cause.HOST_OOM, "ran out of memory"), (Cause.KILLED, "")])
+def test_an_attempt_that_a_standby_took_the_memory_of(
+    parking: Parking, tmp_path: Path, cause: Cause, what: str
+) -> None:
+    """The next standby waits at its first line; after any other failure it waits in restore() as before."""
+    standby = Standby(parking._spec, parking._run, {}, SimpleNamespace(emit=lambda *_, **__: None))  # type: ignore
+    standby._parking, expected = parking, parking.expected(0)
+    standby._group = group = WorkerGroup.ordered(tmp_path / "group", Seat((1,)), "fork", expected)
+    try:
+        standby.failed(cause)
+        assert (parking.expected(0) is None) is bool(what) and what in parking.why
+    finally:
+        group.dissolve()
+
+
+def test_the_memory_that_is_left_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If that is less than the machine's."""
+    for headroom, least in ((1 << 20, 1 << 20), (None, None), (1 << 60, None)):
+        monkeypatch.setattr(memory, "own_group", lambda headroom=headroom: SimpleNamespace(headroom=lambda: headroom))
+        found = memory.available()
+        assert found is not None and (found == least if least else 1 << 20 < found < 1 << 60)
+
+
 def test_refused(parking: Parking, tmp_path: Path) -> None:
     """It must have the arguments of the attempt, and every file of its program as it was: size, time and inode. After
     other arguments for the second time, the next one waits at its first line."""
@@ -109,10 +149,11 @@ def test_refused(parking: Parking, tmp_path: Path) -> None:
         # Nothing of it is parked yet: what the attempt has loaded counts.
         program = parking._run.attempt(0).program
         program.write_bytes(encode([(str(source), 0, 0)]))
-        os.utime(source, ns=(0, 0))
+        os.utime(group.gate.ahead, ns=(2**62, 2**62))
         assert refused() == ""
-        source.touch()
-        assert "part.py has changed" in refused()
+        os.utime(source, ns=(0, 0))
+        os.utime(group.gate.ahead, ns=(1, 1))
+        assert "part.py has changed" in refused()  # it was moved there: it has kept the time of its content
         read()
         assert refused() == ""
         source.write_text("VERSION = 2")
@@ -123,6 +164,8 @@ def test_refused(parking: Parking, tmp_path: Path) -> None:
         assert "part.py has changed" in refused()
         source.unlink()
         assert "part.py has changed" in refused()
+        for _ in range(TRIES):
+            assert "made for attempt 1" in refused(attempt=2)
         for _ in range(TRIES):
             assert parking.expected(0) is not None
             assert "other arguments" in refused(edits=[(2, 0, ["--resume"])])

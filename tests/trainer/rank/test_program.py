@@ -3,12 +3,18 @@ not."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import sys
 from pathlib import Path
+
+import pytest
 
 from supervisor.core.program import Source, changes, sentence
 from tests.support.supervised import Run
 from tests.support.waiting import until
+from trainer.rank import program
 from trainer.rundir.records.beats import last_beats
 
 SCRIPT = """
@@ -64,6 +70,17 @@ def test_a_program_that_changes(run: Run) -> None:
     run.cli("resume", "run")
     run.assert_nothing_left()
     assert [Path(each["path"]).name for each in run.events("program_changed")[1]["files"]] == ["script.py"]
+
+
+def test_an_extension_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of its own in C is a file of the program, too."""
+    standard = importlib.util.find_spec("_queue")
+    assert standard is not None and standard.origin is not None
+    built = Path(shutil.copy(standard.origin, tmp_path))
+    spec = importlib.util.spec_from_file_location("_queue", built)
+    assert spec is not None
+    monkeypatch.setitem(sys.modules, "_queue", importlib.util.module_from_spec(spec))
+    assert (str(built), built.stat().st_size, built.stat().st_mtime_ns) in program.loaded()
 
 
 def test_the_sentence() -> None:

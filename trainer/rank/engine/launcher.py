@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -23,7 +24,7 @@ from ...rundir.records.gate import Failure, Gate
 from ...rundir.variables import GRACE, GROUP
 from .. import torch_patches
 from ..preload import modules
-from ..process.children import exit_code
+from ..process.children import exit_code, send
 
 _WORKER = program("rank.worker")
 _LOOK_EVERY = 5.0
@@ -71,8 +72,9 @@ def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
 
     Here the supervisor decides that: a rank that was asked to stop may need the whole grace for its save. So the engine
     does not learn of an exit for `grace` seconds. If the supervisor is gone too, the engine then acts as always. A
-    group that still waits at its gate is useless without a rank, and ends at once. `exits` says for each rank when and
-    how it ended; the engine names only one rank, and not always the first.
+    group that still waits is useless without a rank, and is killed: it has nothing to save, and a program may take the
+    TERM for a wish. `exits` says for each rank when and how it ended; the engine names only one rank, and not always
+    the first.
     """
     heard = float("inf")
 
@@ -83,7 +85,11 @@ def _graceful(gate: Gate, grace: float, exits: Exits) -> Callable[[Any, Poll], A
         for rank, pid in pids.items():
             if rank not in exits and (code := exit_code(pid)) is not None:
                 _note(exits, rank, pid, code)
-        if 0 < len(exits) < len(pids) and gate.release.exists():
+        left = [pid for rank, pid in pids.items() if rank not in exits]
+        if exits and left and not gate.release.exists():
+            for pid in left:
+                send(pid, signal.SIGKILL)
+        elif exits and left:
             if not any(body.exit_code for body in exits.values()):
                 # The engine would reap a rank that exits with 0, and nobody could see its status any more.
                 return None
