@@ -73,6 +73,9 @@ def take(spec: Spec, env: Mapping[str, str], fds: list[int]) -> Process:
             answer = kept.receive(peer, Answer)[0]
         if answer.why:
             raise Cold(answer.why)
+        if Path(answer.cwd).resolve() != Path(spec.cwd).resolve():
+            # Without a request it ends.
+            raise Cold(f"its folder is {answer.cwd} now")
         return Process(answer.pid)
     except FileNotFoundError:
         raise Cold("") from None

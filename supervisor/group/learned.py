@@ -7,6 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Learned:
 
     def __init__(self, spec: Spec, run: RunDir) -> None:
         self._script = spec.command[0]
+        self._path = Path(spec.cwd) if spec.module else Path(spec.cwd, self._script).resolve().parent
+        """The folder in which the script's imports are looked for first."""
         self._list = run.modules
         what: Any = [spec.module, spec.command[0], spec.cwd, sys.prefix]
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
@@ -63,10 +66,21 @@ class Learned:
 
     def ask(self, path: Path) -> list[str]:
         """`path` tells a fork server which modules to import. Returns their names. OSError if it cannot be written."""
-        known = self.settings
-        asked = msgspec.structs.replace(self.left_out, names=self.names(), late=known.late, mine=known.mine)
+        known, names = self.settings, self.names()
+        mine = {**known.mine, **self._beside(names)}
+        asked = msgspec.structs.replace(self.left_out, names=names, late=known.late, mine=mine)
         asked.write(path)
         return asked.names
+
+    def _beside(self, names: list[str]) -> dict[str, str]:
+        """Where the script's folder has modules of its own with these names, as far as they may be new: no rank has
+        told of them yet."""
+        folder, found = [str(self._path)], {}
+        for top in {name.partition(".")[0] for name in names}:
+            with contextlib.suppress(ImportError, ValueError):
+                if (spec := PathFinder.find_spec(top, folder)) is not None and spec.has_location and spec.origin:
+                    found[top] = spec.origin
+        return found
 
     def leave_out(self, found: Path) -> None:
         """Learns which modules a fork server has left out. The server wrote them to `found`. They may be new."""

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from supervisor.group.learned import Learned
+from supervisor.run.spec import Spec
 from tests.support.supervised import ROOT, Run, environment
 from tests.support.waiting import until
+from trainer.rundir.files.codec import read
+from trainer.rundir.layout import RunDir
+from trainer.rundir.records.learned import Wanted
 
 THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
 HARM = {
@@ -84,23 +89,30 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
+def site(tmp_path: Path) -> Path:
+    """Where modules are installed."""
+    (folder := tmp_path / "site-packages").mkdir()
+    return folder
+
+
+@pytest.fixture
+def server(site: Path) -> Iterator[Server]:
+    made = Server(site)
     yield made
     made.close()
 
 
-def test_what_does_harm_is_left_out_at_once(server: Server, tmp_path: Path) -> None:
+def test_what_does_harm_is_left_out_at_once(server: Server, site: Path) -> None:
     """One request, one answer: every module that would spoil the process is named, with what it does and all that
     import it in any way; the rest is imported, and the process that serves can fork."""
     for name, text in {**HARMLESS, **{name: text for name, (text, _) in HARM.items()}}.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    (tmp_path / "by_name.py").write_text("import importlib; importlib.import_module('thread')")
-    (tmp_path / "around.py").write_text("import plain\nimport by_name")
-    (tmp_path / "tolerant.py").write_text("try:\n    import folder\nexcept Exception:\n    pass")
-    (tmp_path / "late.py").write_text("def use():\n    import thread")
-    (tmp_path / "uses.py").write_text("import late\nlate.use()")
-    package = tmp_path / "package"
+        (site / f"{name}.py").write_text(text)
+    (site / "by_name.py").write_text("import importlib; importlib.import_module('thread')")
+    (site / "around.py").write_text("import plain\nimport by_name")
+    (site / "tolerant.py").write_text("try:\n    import folder\nexcept Exception:\n    pass")
+    (site / "late.py").write_text("def use():\n    import thread")
+    (site / "uses.py").write_text("import late\nlate.use()")
+    package = site / "package"
     package.mkdir()
     (package / "__init__.py").write_text("from . import inner")
     (package / "inner.py").write_text(f"{THREAD}\nimport plain")
@@ -119,12 +131,12 @@ def test_what_does_harm_is_left_out_at_once(server: Server, tmp_path: Path) -> N
     assert again["pid"] == found["pid"] and again["causes"] == found["causes"]
 
 
-def test_it_goes_when_nobody_asks(tmp_path: Path) -> None:
+def test_it_goes_when_nobody_asks(site: Path) -> None:
     """The process that serves ends with the pipe, and with the one that was started, also while it imports. It needs
     no torch for that."""
-    (tmp_path / "torch.py").write_text("raise ImportError")
-    (tmp_path / "plain.py").write_text(HARMLESS["plain"])
-    server = Server(tmp_path)
+    (site / "torch.py").write_text("raise ImportError")
+    (site / "plain.py").write_text(HARMLESS["plain"])
+    server = Server(site)
     try:
         serving = Path(f"/proc/{server.ask('plain')['pid']}/exe")
         server.process.kill()
@@ -133,8 +145,8 @@ def test_it_goes_when_nobody_asks(tmp_path: Path) -> None:
     finally:
         server.close()
 
-    busy, note = Server(tmp_path), tmp_path / "busy.pid"
-    (tmp_path / "busy.py").write_text(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass")
+    busy, note = Server(site), site / "busy.pid"
+    (site / "busy.py").write_text(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass")
     body = {"names": ["busy"], "causes": {}, "left_out": [], "seconds": 0.0}
     busy.file.write_text(json.dumps(body))
     assert busy.process.stdin is not None
@@ -217,11 +229,11 @@ while True:
     assert run.events("attempt_started")[2]["kind"] == "fork"
 
 
-def test_the_script_has_a_package_of_its_own(server: Server, tmp_path: Path) -> None:
+def test_the_script_has_a_package_of_its_own(server: Server, site: Path) -> None:
     """An installed one of that name is not imported, nor what imports it. A server that has it is of no use."""
-    (tmp_path / "forked.py").touch()
-    (tmp_path / "uses.py").write_text("import forked")
-    (tmp_path / "plain.py").touch()
+    (site / "forked.py").touch()
+    (site / "uses.py").write_text("import forked")
+    (site / "plain.py").touch()
     own = {"forked": "/script/forked.py"}
 
     found = server.ask_beside(own, "uses", "plain")
@@ -229,3 +241,32 @@ def test_the_script_has_a_package_of_its_own(server: Server, tmp_path: Path) -> 
     assert {*found["left_out"]} == {"forked", "uses"}
     assert "found" in server.ask_beside({}, "uses")
     assert server.ask_beside(own, "uses")["unfit"] == "it has imported forked, and the script has its own"
+
+
+def test_what_was_not_installed_is_not_imported(site: Path, tmp_path: Path) -> None:
+    """It may change while the run goes on: a checkout that an installed package imports, say. Nor what imports it."""
+    (tmp_path / "checkout.py").touch()
+    (site / "uses.py").write_text("import checkout")
+    (site / "plain.py").touch()
+    server = Server(site, PYTHONPATH=os.pathsep.join([str(site), str(tmp_path)]))
+    try:
+        found = server.ask("uses", "plain")
+        assert {*found["left_out"]} == {"checkout", "uses"}
+        assert str(tmp_path / "checkout.py") in found["causes"]["checkout"]
+    finally:
+        server.close()
+
+
+def test_a_new_module_beside_the_script(site: Path, tmp_path: Path) -> None:
+    """It has the name of a package that an earlier attempt has imported, and no rank has told of it yet."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.modules.write_text(json.dumps(["datasets", "datasets.arrow", "tokenizers"]))
+    learned = Learned(Spec("r", "m", ("train.py",), False, 1, str(tmp_path)), run)
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "datasets.py").touch()
+
+    learned.ask(tmp_path / "wanted.json")
+
+    wanted = read(tmp_path / "wanted.json", Wanted)
+    assert wanted.mine == {"datasets": str(tmp_path / "datasets.py")} and "datasets" in wanted.names

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,18 @@ def test_another_environment(spec: Spec, env: dict[str, str]) -> None:
             os.umask(before)
         assert [one.pid for one in kept.found()] == [pid]
         Taker(spec, env).close()
+
+
+def test_a_folder_that_was_renamed(spec: Spec, env: dict[str, str], tmp_path: Path) -> None:
+    """Another one has its name now. The ranks would run in the old one: it is of no use, and goes."""
+    folder, moved = tmp_path / "project", tmp_path / "project.v1"
+    folder.mkdir()
+    spec = replace(spec, cwd=str(folder))
+    with stays(spec, env) as pid:
+        folder.rename(moved)
+        folder.mkdir()
+        assert refused(spec, env) == f"its folder is {moved} now"
+        until(lambda: gone(pid))
 
 
 def test_a_changed_file(spec: Spec, env: dict[str, str], folder: Path) -> None:

@@ -25,12 +25,13 @@ Watched = Callable[..., ImportWatch]
 
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
-    """Imports modules of the given texts, in this order and under watch."""
-    monkeypatch.syspath_prepend(tmp_path)
+    """Imports modules of the given texts, in this order and under watch. They are installed."""
+    (site := tmp_path / "site-packages").mkdir()
+    monkeypatch.syspath_prepend(site)
 
     def imported(late: dict[str, list[str]] | None = None, **texts: str) -> ImportWatch:
         for name, text in texts.items():
-            (tmp_path / f"{name}.py").write_text(text)
+            (site / f"{name}.py").write_text(text)
         before = set(sys.modules)
         try:
             with ImportWatch((), lambda stack: None, late=late or {}) as watch:

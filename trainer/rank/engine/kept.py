@@ -28,6 +28,8 @@ from ..process import inherited, mark
 
 FILES = 4
 """The descriptors of who takes it: the script's stdin, the requests, the answers, the log."""
+_FOLDER = Path("/proc/self/cwd")
+"""Where this process is; of a folder that was removed it is no path any more."""
 _LOOK_EVERY = 20.0
 """Seconds between two looks whether the socket is still there."""
 _MAPPED = re.compile(r"^\S+ (\S+) \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
@@ -128,7 +130,7 @@ def _taken(
             if not kept.is_own(peer):
                 continue
             ask, fds = kept.receive(peer, Ask)
-            answer = Answer(os.getpid(), "", order.script, str(Path.cwd()), until - kept.now())
+            answer = Answer(os.getpid(), "", order.script, str(_FOLDER.readlink()), until - kept.now())
             if ask.ask == "take":
                 answer.why = _refused(ask, fds, began, files)
                 if not answer.why:

@@ -12,6 +12,7 @@ import importlib.abc
 import os
 import re
 import sys
+import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,11 +23,12 @@ from typing import Any
 
 from ...rundir.variables import LAUNCHERS
 from . import fitness, rank_zero
-from .modules import Barred
+from .modules import Barred, is_installed
 from .variables import Reads, is_read
 
 _BOOTSTRAP: Any = importlib._bootstrap
 _OURS = __name__.partition(".")[0]
+_STANDARD = tuple(os.path.join(sysconfig.get_paths()[name], "") for name in ("stdlib", "platstdlib"))  # noqa: PTH118
 _OF_A_RANK = re.compile(LAUNCHERS.pattern + r"|SUPERVISE_.*")
 """The variables that a rank has and the fork server has not."""
 
@@ -182,7 +184,7 @@ class ImportWatch:
 
     def _judge(self, name: str) -> None:
         """The fork server is no rank, and no script has set anything in it. What a module keeps of such variables would
-        be wrong in each of its forks."""
+        be wrong in each of its forks. And a module that was not installed may change while the run goes on."""
         reads = self.reads.get(name, set())
         asked = sorted(filter(_OF_A_RANK.fullmatch, reads))
         if asked and not rank_zero.can_be_told(name):
@@ -190,6 +192,9 @@ class ImportWatch:
         late = [variable for variable, names in self._late.items() if name in names and is_read(variable, name, reads)]
         if late:
             self._blame(name, f"reads {' and '.join(late)}, which the script sets before")
+
+        if (own := _not_installed(sys.modules.get(name))) is not None:
+            self._blame(name, f"reads {own}, which was not installed and may change")
 
     def _blame(self, name: str, what: str) -> None:
         self.causes[name] = f"{self.causes[name]}, {what}" if name in self.causes else f"its import {what}"
@@ -207,6 +212,15 @@ class _Bar(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         self._watch.bar(fullname)
+
+
+def _not_installed(module: Any) -> str | None:
+    """Its file, if that is neither of the standard library nor installed."""
+    spec = getattr(module, "__spec__", None)
+    origin: str | None = getattr(spec, "origin", None) if getattr(spec, "has_location", False) else None
+    if origin is None or origin.startswith(_STANDARD) or module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return None
+    return None if is_installed(origin) else origin
 
 
 def _absolute(name: str, globals: Any, level: int) -> str:
