@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from trainer.checkpoint.memory import copier, cuda, image
+from trainer.checkpoint.standby import lending
 
 GPU = torch.device("cuda", 0)
 GB = 1 << 30
@@ -165,5 +166,45 @@ class Gpus:
 
     def cudaHostUnregister(self, address: int) -> int:
         self.by.add(getattr(self._here, "device", None))
+        del self.registered[address]
+        return 0
+
+
+class Runtime:
+    """In place of CUDA's: what is registered, on which devices, and in which threads it was asked. The device is each
+    thread's own, 0 at first."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, refuses: bool = False) -> None:
+        self.registered: dict[int, int] = {}
+        self.devices: set[int | torch.device] = set()
+        self.failed: set[int] = set()
+        self.refuses = refuses
+        self._here = threading.local()
+        patch.setattr(lending, "_runtime", lambda: self)
+        patch.setattr(torch.cuda, "current_device", self.current_device)
+        patch.setattr(torch.cuda, "device", self.device)
+
+    def current_device(self) -> int | torch.device:
+        found: int | torch.device = getattr(self._here, "device", 0)
+        return found
+
+    @contextlib.contextmanager
+    def device(self, device: int | torch.device) -> Iterator[None]:
+        before, self._here.device = self.current_device(), device
+        try:
+            yield
+        finally:
+            self._here.device = before
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.devices.add(self.current_device())
+        if self.refuses:
+            self.failed.add(threading.get_ident())
+            return 1
+        self.registered[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.devices.add(self.current_device())
         del self.registered[address]
         return 0

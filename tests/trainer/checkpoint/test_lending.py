@@ -3,12 +3,10 @@ nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import random
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from tests.support.gpu import Gpus, Runtime
 from tests.support.jobs import same, state_of
 from tests.support.snapshots import snapshot_of
 from tests.support.training import Here, training
@@ -23,7 +22,7 @@ from tests.support.waiting import until
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.format.plan import Spec
 from trainer.checkpoint.standby import lending
-from trainer.checkpoint.standby.lending import Lending, Mapped
+from trainer.checkpoint.standby.lending import Lending, Mapped, gpus_of
 from trainer.checkpoint.standby.warm_up import warm
 from trainer.checkpoint.state import rng
 from trainer.checkpoint.state.buckets import of
@@ -31,45 +30,6 @@ from trainer.checkpoint.state.packing import pack
 from trainer.checkpoint.state.state import present
 from trainer.checkpoint.state.tensors import DTYPES
 from trainer.rundir.machine.shm import buffer_path
-
-
-class Runtime:
-    """In place of CUDA's: what is registered, on which devices, and in which threads it was asked. The device is each
-    thread's own, 0 at first."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, refuses: bool = False) -> None:
-        self.registered: dict[int, int] = {}
-        self.devices: set[int] = set()
-        self.failed: set[int] = set()
-        self.refuses = refuses
-        self._here = threading.local()
-        patch.setattr(lending, "_runtime", lambda: self)
-        patch.setattr(torch.cuda, "current_device", self.current_device)
-        patch.setattr(torch.cuda, "device", self.device)
-
-    def current_device(self) -> int:
-        return getattr(self._here, "device", 0)
-
-    @contextlib.contextmanager
-    def device(self, device: int) -> Iterator[None]:
-        before, self._here.device = self.current_device(), device
-        try:
-            yield
-        finally:
-            self._here.device = before
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.devices.add(self.current_device())
-        if self.refuses:
-            self.failed.add(threading.get_ident())
-            return 1
-        self.registered[address] = size
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:
-        self.devices.add(self.current_device())
-        del self.registered[address]
-        return 0
 
 
 class Everything:
@@ -94,7 +54,7 @@ def test_only_the_ranks_own_device_is_used(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(lending, "_KEPT", 0.0)
 
     with torch.cuda.device(3):
-        mapped = Mapped(tmp_path / "segment")
+        mapped = Mapped(tmp_path / "segment", [])
     assert len(runtime.registered) == 2
     lending.give_back_later(mapped, None)
 
@@ -102,12 +62,33 @@ def test_only_the_ranks_own_device_is_used(tmp_path: Path, monkeypatch: pytest.M
     assert runtime.devices == {3}
 
 
+@pytest.mark.parametrize("which", ["a parameter", "a buffer", "what an optimizer changes"])
+def test_the_device_of_the_state_is_the_ranks_own(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the program has not told torch of it, and another one is the current device. A warm-up waits for it
+    alone, too."""
+    gpus, runtime = Gpus(monkeypatch, 4), Runtime(monkeypatch)
+    waited: list[torch.device | None] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    model, other = nn.BatchNorm1d(2), nn.Parameter(torch.zeros(2))
+    found = {"a parameter": model.weight.data, "a buffer": model.running_mean, "what an optimizer changes": other.data}
+    own = torch.device("cuda", 3)
+    gpus.put(found[which], own)
+    parts = present(model=model, optimizer=torch.optim.SGD([*model.parameters(), other], lr=0.1))
+    snapshot_of(tmp_path / "segment", 3)
+
+    warm(lambda: None, parts, of(model, 1))
+    mapped = Mapped(tmp_path / "segment", gpus_of(parts))
+
+    assert len(runtime.registered) == 2 and runtime.devices == {own} and waited == [own]
+    mapped.close()
+
+
 def test_a_refusal_is_not_left_to_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last error of a thread is raised by its next kernel: that of the training thread is untouched."""
     runtime = Runtime(monkeypatch, refuses=True)
     snapshot_of(tmp_path / "segment", 3)
 
-    mapped = Mapped(tmp_path / "segment")
+    mapped = Mapped(tmp_path / "segment", [])
 
     assert runtime.failed and threading.get_ident() not in runtime.failed
     path = buffer_path(tmp_path / "segment", 0, "a")
@@ -121,7 +102,7 @@ def test_lent_from_mapped_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     runtime = Runtime(monkeypatch)
     segment = tmp_path / "segment"
     snapshot_of(segment, 3)
-    mapped = Mapped(segment)
+    mapped = Mapped(segment, [])
     everything = Everything(mapped)
 
     lent = recall(segment, 3, "run", 0, lending=everything)

@@ -20,7 +20,7 @@ from ..nodes.lineage import recorded, went_on
 from ..state.buckets import Buckets
 from ..state.packing import Packed
 from ..state.per_rank import Parts
-from .lending import Lending, Mapped, give_back_later, on_gpu
+from .lending import Lending, Mapped, give_back_later, gpus_of, on_gpu
 from .warm_up import warm
 
 
@@ -91,7 +91,7 @@ class Here:
             if self._warm_up is not None and not any(self._ranks.any(waiting.is_over)):
                 warm(self._warm_up, self._parts, self._buckets)
             if on_gpu() and self._segment is not None:
-                self._mapped = Mapped(self._segment)
+                self._mapped = Mapped(self._segment, gpus_of(self._parts))
             waiting.wait(None if self._mapped is None else self._mapped.refresh)
             self._know()
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from ...rundir.machine.shm import SLOTS, buffer_path, ranks_in
 from ..format.plan import Spec
-from ..memory.cuda import relax
+from ..memory.cuda import devices_of, relax
 from ..state import several, tensors
 from ..state.packing import Packed
 from ..state.state import Stateful
@@ -38,8 +38,9 @@ _KEPT = 10.0
 class Mapped:
     """The buffers of a run's snapshots in the memory of this process, registered with CUDA."""
 
-    def __init__(self, segment: Path) -> None:
-        self._segment, self._device = segment, torch.cuda.current_device()
+    def __init__(self, segment: Path, gpus: Sequence[torch.device]) -> None:
+        """`gpus`: those of this rank's state, its own one first. None: the current one is."""
+        self._segment, self._device = segment, gpus[0] if gpus else torch.cuda.current_device()
         self._buffers: dict[Path, tuple[os.stat_result, mmap.mmap, int]] = {}
         self.refresh()
 
@@ -125,6 +126,15 @@ def give_back_later(mapped: Mapped | None, lent: object) -> None:
 def on_gpu() -> bool:
     """Whether this process uses a GPU."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def gpus_of(parts: Mapping[str, Any]) -> list[torch.device]:
+    """The GPUs on which the model and what its optimizers change lie. A program need not have told torch that it uses
+    them: the current device may be another one."""
+    model = parts.get("model")
+    held = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    groups = [group for one in several.values("optimizer", parts) for group in getattr(one, "param_groups", ())]
+    return devices_of([*held, *(parameter for group in groups for parameter in group["params"])])
 
 
 def _runtime() -> Any:

@@ -19,7 +19,7 @@ from ..sharded.held import local_of
 from ..state import rng, several
 from ..state.buckets import Buckets
 from ..state.state import Stateful
-from .lending import on_gpu
+from .lending import gpus_of, on_gpu
 
 _Undo = Callable[[], object]
 
@@ -31,7 +31,8 @@ def warm(warm_up: Callable[[], object], parts: Mapping[str, Stateful], buckets: 
     with unseen():
         warm_up()
     if on_gpu():
-        torch.cuda.synchronize()
+        for device in gpus_of(parts):
+            torch.cuda.synchronize(device)
     with torch.no_grad():
         for undo in undos:
             undo()
