@@ -128,6 +128,11 @@ class Gpus:
         self._places[tensor.untyped_storage().data_ptr()] = device
         return tensor
 
+    def lend(self, tensor: torch.Tensor, device: torch.device = GPU) -> torch.Tensor:
+        """As put(), but it may be gone as soon as nobody else keeps it."""
+        self._places[tensor.untyped_storage().data_ptr()] = device
+        return tensor
+
     def device_of(self, tensor: torch.Tensor) -> torch.device:
         return self._places.get(tensor.untyped_storage().data_ptr(), tensor.device)
 

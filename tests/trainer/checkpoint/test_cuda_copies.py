@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.support.gpu import GB, GPU, Gpus, Stream
 from tests.support.jobs import same
 from trainer.checkpoint.disk.restore import recall
 from trainer.checkpoint.interval import Pace
-from trainer.checkpoint.memory import cuda, snapshots
+from trainer.checkpoint.memory import cuda, image, snapshots
 from trainer.checkpoint.memory.memory import Memory
 from trainer.checkpoint.memory.place import Place
 
@@ -57,6 +58,14 @@ class Job:
             for tensor in tensors:
                 tensor.detach().numpy()[...] += 1
         self.gpus.let_go.set()
+
+    def rebind(self) -> list[StorageWeakRef]:
+        """Another tensor is in each state of the optimizer, as LBFGS does it. Returns their memory."""
+        found = []
+        for number, state in enumerate(self.optimizer.state.values()):
+            state["exp_avg"] = self.gpus.lend(state["exp_avg"].clone(), torch.device("cuda", number % self.devices))
+            found.append(StorageWeakRef(state["exp_avg"].untyped_storage()))
+        return found
 
     def now(self) -> Any:
         return copy.deepcopy([dict(self.model.state_dict()), self.optimizer.state_dict()["state"]])
@@ -123,6 +132,34 @@ def test_each_snapshot_is_of_its_step(job: Job) -> None:
         assert job.memory.busy  # the step did not wait, though the device has not copied anything yet
         job.gpus.let_go.set()
         job.assert_taken(300, wanted)
+
+
+@ROOM
+def test_the_next_image_is_made_when_the_last_one_is_gone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a held image as large as the state there is room for one, not for two: on each device, also while another
+    one is planned. Of the state that it was made for only the newest is kept."""
+    pieces: list[tuple[torch.device, StorageWeakRef]] = []
+    alive: list[int] = []
+
+    def piece(size: int, device: torch.device) -> torch.Tensor:
+        alive.append(sum(place == device and not memory.expired() for place, memory in pieces))
+        made = job.gpus.lend(torch.empty(size, dtype=torch.uint8), device)
+        pieces.append((device, StorageWeakRef(made.untyped_storage())))
+        return made
+
+    for step in range(200, 203):
+        job.take(step)
+        job.step()
+    monkeypatch.setattr(image, "_piece", piece)
+    states = list[StorageWeakRef]()
+    for step in range(300, 320):
+        earlier = states[: -len(job.optimizer.state)]
+        assert all(memory.expired() for memory in earlier)
+        states += job.rebind()
+        wanted = job.take(step)
+        job.step()
+        job.assert_taken(step, wanted)
+    assert alive == [0] * (20 * job.devices if job.gpus.free > 20 * GB else 0)
 
 
 @ROOM

@@ -64,6 +64,9 @@ class Copier:
     def cannot_hold(self) -> None:
         """The memory to hold the state was not there."""
 
+    def forget(self) -> None:
+        """Nothing that was copied is held here any more. Called by the training thread, while nothing is copied."""
+
     def open(self) -> None:
         """No step waits for this snapshot any more: its memory is yet to be made."""
 

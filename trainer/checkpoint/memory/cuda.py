@@ -157,6 +157,9 @@ class CudaCopier(Copier):
     def cannot_hold(self) -> None:
         self._holds = False
 
+    def forget(self) -> None:
+        self._cut.clear()
+
     def register(self, buffer: Buffer) -> None:
         if buffer.serial in self._registered:
             return
@@ -172,7 +175,7 @@ class CudaCopier(Copier):
             _touch(address, length)
             with torch.cuda.device(device):
                 if not int(runtime.cudaHostRegister(address, length, _PORTABLE)):
-                    buffer.releases.append(functools.partial(_release, address, device))
+                    buffer.releases[f"address {address}"] = functools.partial(_release, address, device)
             if self.making:
                 time.sleep(_REST_S)
 
@@ -201,7 +204,7 @@ class CudaCopier(Copier):
         if known is None or known[0] is not pairs:
             known = self._cut[buffer.slot] = (pairs, _by_device(pairs, memory))
             # Otherwise a dropped buffer would stay mapped and keep its memory.
-            buffer.releases.append(lambda: self._cut.pop(buffer.slot, None))
+            buffer.releases["cut"] = functools.partial(self._cut.pop, buffer.slot, None)
         return known[1]
 
     def _relax(self) -> None:

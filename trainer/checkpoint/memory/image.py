@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from collections.abc import Callable, Set
 
 import torch
@@ -207,9 +208,15 @@ class Image:
                 for at, source in zip(self._plain_at, self._plain, strict=True)
             ]
             known = self._pairs[buffer.slot] = (buffer.serial, head, memory, pairs)
-            # Otherwise a dropped buffer would stay mapped and keep its memory.
-            buffer.releases.append(functools.partial(self._pairs.pop, buffer.slot, None))
+            # Otherwise a dropped buffer would stay mapped and keep its memory. This image is not kept by it.
+            buffer.releases["pairs"] = functools.partial(_forget, weakref.ref(self), buffer.slot)
         return known[2], known[3]
+
+
+def _forget(image: weakref.ref[Image], slot: str) -> None:
+    """The image, if it is still there, holds nothing of the memory of `slot`."""
+    if (itself := image()) is not None:
+        itself._pairs.pop(slot, None)
 
 
 def copy_here(pairs: list[Pair]) -> None:

@@ -83,6 +83,7 @@ class Memory:
         self._twins = twins_of(place, ranks, self._pins) if ranks is not None else None
         self.newest = Newest(self.segment, self._twins, place)
         self._job: Job | None = None
+        self._ungated: int | None = None  # the step of the last snapshot, if an unseen one may have changed it
         self._needed = 0
         self._each_step = False
         """Whether the newest snapshot came a step after the one before."""
@@ -95,7 +96,7 @@ class Memory:
         # Daemon: a rank that dies of an exception must not wait for this thread. The finalizer lets a running copy end
         # first.
         self._thread = threading.Thread(
-            target=_serve, args=(weakref.ref(self), self._jobs), name="snapshot", daemon=True
+            target=_serve, args=(weakref.ref(self), self._jobs, self._idle), name="snapshot", daemon=True
         )
         self._thread.start()
         self._finish = weakref.finalize(self, _finish, self._jobs, self._thread)
@@ -116,13 +117,16 @@ class Memory:
         self._each_step = step - 1 == self.newest.step
         self.newest.step = step
         if self._is_making() and not pin:
-            self._leave_out(step)
+            self._leave_out(step, unready=True)
             self._pass_on(Part(step))
             return
         self.wait()
-        late_s = self._job.copier.late_s if self._job is not None else 0.0
+        late_s = self._planner.copier.late_s if self._planner.copier is not None else 0.0
         self.cost_s = self._spent_s + self._waited_s + late_s + self._copied_s * _BANDWIDTH
         self.stall_s += self._waited_s
+        if self._job is not None:
+            # Nothing of it is held while the next one is planned: its image may be as large as the state.
+            self._ungated, self._job = None if self._job.is_gated else self._job.step, None
         began, unseen = time.perf_counter(), self._planner.unseen
         try:
             job = self._planner.job(step, extra, pin, owed)
@@ -133,13 +137,12 @@ class Memory:
             self._pass_on(Part(step))
             return
         if job is None:
-            self.left_out = step
-            self.segment.skip(step)
+            self._leave_out(step, unready=False)
             self._pass_on(Part(step))
             return
-        if self._planner.unseen and not unseen and self._job is not None and not self._job.is_gated:
+        if self._planner.unseen and not unseen and self._ungated is not None:
             # A CUDA graph may have changed it while it was copied.
-            self.segment.take_back(self._job.step)
+            self.segment.take_back(self._ungated)
         self._job = job
         if job.copier.overlaps:
             self._idle.clear()
@@ -167,8 +170,8 @@ class Memory:
         with self._waiting():
             return self._job.copier.is_making()
 
-    def _leave_out(self, step: int) -> None:
-        self.left_out = self.unready = step
+    def _leave_out(self, step: int, unready: bool) -> None:
+        self.left_out, self.unready = step, step if unready else self.unready
         self.segment.skip(step)
 
     def gate(self) -> None:
@@ -279,7 +282,6 @@ class Memory:
             if job.copier.overlaps:
                 self._copied_s = time.thread_time() - began
                 job.copier.finish()
-                self._idle.set()
 
     def _write(self, job: Job) -> Part | None:
         own = capture_rank(self._place.rank, job.generators, job.own, self._pack_drawn)
@@ -293,12 +295,11 @@ class Memory:
             self.made += 1
         buffer = self._begin(job, size)
         if buffer is None:
-            self.left_out = job.step
-            self.segment.skip(job.step)
+            self._leave_out(job.step, unready=False)
             return None
         copier.register(buffer)
         if copier.making and not job.image.held:
-            self._leave_out(job.step)
+            self._leave_out(job.step, unready=True)
             return None
         job.image.fill(buffer, header, own, sidecar, copier.copy)
         if changed := job.changed() if job.moved is None else job.moved:
@@ -313,12 +314,9 @@ class Memory:
         """What the other nodes need of the snapshot in `buffer`."""
         if self._twins is None or not self._twins.sends:
             return None
-        layout = self._planner.elsewhere
-        sidecar = (
-            self._sidecars.text(job.tree, layout, elsewhere=True)
-            if layout is not None and self._place.rank == 0
-            else b""
-        )
+        sidecar, layout = b"", self._planner.elsewhere
+        if layout is not None and self._place.rank == 0:
+            sidecar = self._sidecars.text(job.tree, layout, elsewhere=True)
         return Part(job.step, job.pin, *job.image.apart(buffer, header, own, self._planner.whole), sidecar)
 
     def _begin(self, job: Job, size: int) -> Buffer | None:
@@ -336,12 +334,13 @@ class Memory:
         return buffer
 
 
-def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[Job | None]) -> None:
+def _serve(memory: weakref.ref[Memory], jobs: queue.SimpleQueue[Job | None], idle: threading.Event) -> None:
     while (job := jobs.get()) is not None:
         if (itself := memory()) is not None:
             itself.work(job)
-        # Otherwise this frame would keep the last job's tensors, and the memory tier, alive.
+        # First of all: this frame would keep the last job's tensors, and the memory tier, alive.
         del job, itself
+        idle.set()
 
 
 def _finish(jobs: queue.SimpleQueue[Job | None], thread: threading.Thread) -> None:

@@ -106,6 +106,9 @@ class Planner:
         doubtful = copier.by_steps and self._is_doubtful()
         held = copier.by_steps and copier.holds(lambda: on_devices(shared, layout, self._rank), self.unseen)
         if fresh or image is None or image.held != held:
+            # Nothing holds the last one while the next one is made: each may be as large as the state.
+            image = self.image = None
+            copier.forget()
             image = self.image = self._planned(shared, layout, copier, held)
         image.stage(shared)
         own = capture_own(self._rank, shared, self._parts)
@@ -130,6 +133,8 @@ class Planner:
     def _copier_for(self, shared: Packed) -> Copier:
         devices = devices_of(shared.tensors.values())
         if self.copier is None or not self.copier.is_for(devices):
+            if self.copier is not None:
+                self.copier.forget()
             self.copier = copier_for(devices, self._spare)
             groups = [g for one in several.values("optimizer", self._parts) for g in getattr(one, "param_groups", ())]
             # Said of an optimizer whose steps are to be part of a CUDA graph.

@@ -47,8 +47,9 @@ class Buffer:
     fd: int
     memory: mmap.mmap
     serial: int
-    releases: list[Callable[[], object]]
-    """Functions to call before the memory is unmapped."""
+    releases: dict[str, Callable[[], object]]
+    """Functions to call before the memory is unmapped, by what they release. A later one takes the place of an earlier
+    one, or a buffer would keep all that was ever copied into it."""
 
 
 class Segment:
@@ -239,7 +240,7 @@ class Segment:
             fd = self._opened(path, size)
             self._held.add(slot)
             memory = mmap.mmap(fd, 0)
-            buffer = self._buffers[slot] = Buffer(slot, fd, memory, next(self._serial), [])
+            buffer = self._buffers[slot] = Buffer(slot, fd, memory, next(self._serial), {})
         return buffer
 
     def _opened(self, path: Path, size: int) -> int:
@@ -261,7 +262,7 @@ class Segment:
 
     def _unmap(self, slot: str) -> None:
         if buffer := self._buffers.pop(slot, None):
-            for release in buffer.releases:
+            for release in buffer.releases.values():
                 release()
             os.close(buffer.fd)
 
