@@ -190,6 +190,17 @@ def test_gradients_that_no_parameter_shows_are_told_of(withheld: str) -> None:
         dist.destroy_process_group()
 
 
+def test_gradients_of_an_optimizer_in_a_cuda_graph_are_not_told_of() -> None:
+    """The graph makes its steps, and calls no hook: nobody can tell that they wait."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), capturable=True)
+    gradients = Gradients({"model": model, "optimizer": optimizer})
+    model(torch.ones(1, 2)).sum().backward()
+    assert gradients.pending(saves=True) is None
+    optimizer.param_groups[0]["capturable"] = False
+    assert gradients.pending(saves=True) is not None
+
+
 def test_a_loader_that_draws_from_everybodys_generator(tmp_path: Path, notes: Notes) -> None:
     """Its first draw after a restore is one too many: that is said. With a generator of its own there is none."""
 

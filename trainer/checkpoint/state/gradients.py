@@ -130,6 +130,8 @@ class Gradients:
         if stepped or self._told or not saves or not self._optimizers:
             return None
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if any(group.get("capturable") for group in groups):
+            return None  # a CUDA graph may have its steps, and calls no hook
         found = any(param.grad is not None for group in groups for param in group["params"])
         if not (found or any(grad is not None for grad in unreduced.gradients(self._model))) or self._was_left_out():
             return None
