@@ -21,6 +21,8 @@ def cuda(words: str, name: str = "") -> str:
 ASSERT = cuda("device-side assert triggered", "cudaErrorAssert")
 ILLEGAL = cuda("an illegal memory access was encountered", "cudaErrorIllegalAddress")
 ECC = cuda("uncorrectable ECC error encountered")
+CONTAINED = cuda("Invalid access of peer GPU memory over nvlink or a hardware error")
+TENSOR_MEMORY = cuda("tensor memory not completely freed")
 BUSY = cuda("CUDA-capable device(s) is/are busy or unavailable")
 OLD_BUSY = cuda("all CUDA-capable devices are busy or unavailable")
 TRITON = "Triton Error [CUDA]: an illegal memory access was encountered"
@@ -28,6 +30,7 @@ CUBLAS = (
     "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb, m, n, k, &alpha, a, lda, "
     "b, ldb, &beta, c, ldc)`"
 )
+CUDNN_NO_MEMORY = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
 TAKEN = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.12 GiB is "
     "free. Process 3228 has 61.50 GiB memory in use. Including non-PyTorch memory, this process has 16.52 GiB memory "
@@ -116,3 +119,23 @@ XID_MMU = (
 )
 XID_CONTAINED = ("NVRM: Xid (PCI:0000:87:00): 94, pid=4242, name=python, Contained: SM (0x1). RST: No, D-RST: No",)
 XID_UNCONTAINED = ("NVRM: Xid (PCI:0000:87:00): 95, pid=4242, name=python, Uncontained: LTC TAG (0x2,0x0)",)
+_ECC_OF_TWO_BITS = (
+    "NVRM: Xid (PCI:0000:52:00): 48, pid='<unknown>', name=<unknown>, An uncorrectable double bit error (DBE) has been "
+    "detected on GPU in the framebuffer at partition 4, subpartition 0.",
+    "NVRM: Xid (PCI:0000:52:00): 63, pid='<unknown>', name=<unknown>, Row Remapper: New row (0x000000000a5c6e3a) "
+    "marked for remapping, reset gpu to activate.",
+)
+XID_ECC_CONTAINED = (
+    *_ECC_OF_TWO_BITS,
+    "NVRM: Xid (PCI:0000:52:00): 94, pid='<unknown>', name=<unknown>, Contained: SM (0x1). RST: No, D-RST: No",
+)
+XID_ECC_THEN_CHANNEL = (*XID_ECC_CONTAINED, "NVRM: Xid (PCI:0000:52:00): 45, pid=4242, name=python, Ch 00000008")
+XID_ECC_UNCONTAINED = (
+    *XID_ECC_CONTAINED,
+    "NVRM: Xid (PCI:0000:52:00): 95, pid='<unknown>', name=<unknown>, Uncontained: LTC TAG (0x2,0x0)",
+)
+XID_ECC_ELSEWHERE = (*_ECC_OF_TWO_BITS, *XID_CONTAINED)
+XID_MIG = (
+    "NVRM: Xid (PCI:0000:01:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9). RST: No, D-RST: No",
+    "NVRM: Xid (PCI:0000:01:00 GPU-I:05 GPU-CI:02): 94, pid=7194, Contained: SM (0x1). RST: No, D-RST: No",
+)

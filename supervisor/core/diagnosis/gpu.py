@@ -7,7 +7,7 @@ which.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from supervisor.core.evidence import Evidence, Xid
@@ -25,12 +25,14 @@ FAULT = (
     _SAYS + r"(an illegal memory access|an illegal instruction|misaligned address|invalid program counter|"
     r"unspecified launch failure|hardware stack error|operation not supported on (global/shared|shared or local)|"
     r"invalid address space|the launch timed out and was terminated|unknown error|"
+    r"invalid access of peer GPU memory over nvlink or a hardware error|tensor memory not completely freed|"
     r"CU(BLAS|SPARSE|SOLVER)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR))"
     r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
 )
 MEMORY = (
     r"(cuda|hip) out of memory|Failed to CUDA [cm]alloc|" + _SAYS + r"out of memory"
-    r"|CU(BLAS|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|CU(BLAS|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED)"
 )
 NCCL = (
     r"nccl(System|Internal|Remote)Error|nccl(InvalidUsage|InvalidArgument|UnhandledCudaError)|Duplicate GPU detected"
@@ -39,7 +41,7 @@ NCCL = (
 
 _FAILED_ASSERT = re.compile(r"Assertion [`'\"](.+?)[`'\"] failed")
 _HOLDER = re.compile(r"Process (\d+) has [\d.]+ [KMGT]iB memory in use")
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)\): (?P<number>\d+)(?:, (?P<text>.*))?")
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<bus>[0-9a-fA-F:.]+)[^)]*\): (?P<number>\d+)(?:, (?P<text>.*))?")
 _OFF_THE_BUS = re.compile(r"NVRM: (?:The NVIDIA )?GPU(?: at PCI:| )(?P<bus>[0-9a-fA-F:.]{7,}).*fallen off the bus")
 _PID = re.compile(r"\bpid='?(\d+)")
 
@@ -50,6 +52,8 @@ _BY_A_DEVICE = _OF_A_DEVICE | {Cause.HANG, Cause.SEGFAULT, Cause.ABORT, Cause.NC
 """Failures that a lost device may have caused, though nothing in the rank says so."""
 _CONTAINED = 94
 """An ECC error that ends only the programs that used that page. The driver puts the page out of use."""
+_ECC = 48
+"""An ECC error of two bits. The driver tells it also of one that it contains then."""
 
 
 def failed_assert(lines: Iterable[str]) -> str:
@@ -79,9 +83,13 @@ def address(bus: str) -> str:
     return f"{domain[-4:]}:{rest.partition('.')[0]}"
 
 
-def lost(seen: Iterable[Xid]) -> Xid | None:
+def lost(seen: Collection[Xid]) -> Xid | None:
     """The first error after which a device is lost."""
-    return next((xid for xid in seen if xid.number in _LOST_XIDS), None)
+    contained = {xid.bus for xid in seen if xid.number == _CONTAINED}
+    for xid in seen:
+        if xid.number in _LOST_XIDS and not (xid.number == _ECC and xid.bus in contained):
+            return xid
+    return None
 
 
 def judged(verdict: Verdict, evidence: Evidence) -> Verdict:
@@ -94,7 +102,9 @@ def judged(verdict: Verdict, evidence: Evidence) -> Verdict:
     elif cause in _OF_A_DEVICE:
         # A neighbour's errors on the same device are its own.
         own = [each for each in evidence.xids if each.pid is None or each.pid in evidence.pids.values()]
+        contained = [each for each in own if each.number == _CONTAINED]
         xid = own[-1] if own else None
-        if cause is Cause.GPU_LOST and xid is not None and xid.number == _CONTAINED:
-            cause = Cause.GPU_FAULT
+        if cause is Cause.GPU_LOST and contained:
+            # Others may come after it: the channels of the programs that it ends are torn down.
+            cause, xid = Cause.GPU_FAULT, contained[-1]
     return verdict if xid is None else replace(verdict, cause=cause, reason=f"{verdict.reason}; the kernel says: {xid}")

@@ -32,10 +32,14 @@ NCCL = ("torch.distributed.DistBackendError", "torch.distributed.DistError", "Ru
         (NEW, said.cuda("unspecified launch failure"), Cause.GPU_FAULT),
         (OLD, said.cuda("misaligned address"), Cause.GPU_FAULT),
         (NEW, said.ECC, Cause.GPU_LOST),
+        (NEW, said.CONTAINED, Cause.GPU_FAULT),
+        (OLD, said.TENSOR_MEMORY, Cause.GPU_FAULT),
         (NEW, said.BUSY, Cause.GPU_BUSY),
         (OLD, said.OLD_BUSY, Cause.GPU_BUSY),
         (NEW, said.TAKEN, Cause.CUDA_OOM),
         (OLD, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", Cause.CUDA_OOM),
+        (OLD, said.CUDNN_NO_MEMORY, Cause.CUDA_OOM),
+        (OLD, said.CUDNN_NO_MEMORY.replace("DEVICE", "HOST"), Cause.CUDA_OOM),
         (NCCL, said.DUPLICATE, Cause.NCCL_ERROR),
         (NCCL, said.SYSTEM, Cause.NCCL_ERROR),
         (NCCL, said.REMOTE, Cause.NCCL_ERROR),
@@ -120,6 +124,7 @@ def test_memory_of_a_dead_process() -> None:
         (said.OFF_THE_BUS, said.ILLEGAL, Cause.GPU_LOST),
         (said.XID_UNCONTAINED, said.ECC, Cause.GPU_LOST),
         (said.XID_CONTAINED, said.ECC, Cause.GPU_FAULT),
+        (said.XID_ECC_ELSEWHERE, said.ILLEGAL, Cause.GPU_LOST),
         (said.XID_MMU, said.ILLEGAL, Cause.GPU_FAULT),
         (said.XID_MMU, said.ASSERT, Cause.GPU_ASSERT),
     ],
@@ -139,6 +144,25 @@ def test_a_lost_device_explains_a_crash_and_nothing_else() -> None:
     assert of_one(kinds("ValueError"), xids=found).cause is Cause.EXCEPTION
     neighbour = of_one(kinds(*NEW, message=said.ILLEGAL), xids=tuple(xids(said.XID_MMU)), pids={0: 4242})
     assert neighbour.cause is Cause.GPU_FAULT and "Xid" not in neighbour.reason
+
+
+def test_an_ecc_error_that_was_contained_is_no_loss() -> None:
+    """The driver tells it as one of two bits first, and of the channels that it has ended afterwards."""
+
+    def verdict(lines: tuple[str, ...]) -> Verdict:
+        return of_one(kinds(*NEW, message=said.ECC), xids=tuple(xids(lines)), pids={0: 4242})
+
+    for lines in (said.XID_ECC_CONTAINED, said.XID_ECC_THEN_CHANNEL):
+        found = verdict(lines)
+        assert found.cause is Cause.GPU_FAULT and str(tuple(xids(lines))[2]) in found.reason
+        assert wait_in_vain(Exit(0, -11, 99.0), xids=tuple(xids(lines))).cause is Cause.SEGFAULT
+    found = verdict(said.XID_ECC_UNCONTAINED)
+    assert (found.cause, found.device) == (Cause.GPU_LOST, "0000:52:00")
+
+
+def test_errors_of_a_part_of_a_device_are_read() -> None:
+    """Of an instance (MIG), and of a compute instance in it."""
+    assert [(xid.bus, xid.number, xid.pid) for xid in xids(said.XID_MIG)] == [("0000:01:00", 94, 7194)] * 2
 
 
 def test_a_device_has_one_address() -> None:
