@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from supervisor.core.evidence import Xid
 from trainer.rundir.machine.proc import is_running
 
 DRIVER = Path("/proc/driver/nvidia")
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _LOST_XID = 79
 _UUID = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)", re.MULTILINE)
+_MODEL = re.compile(r"^Model:\s*(\S.*?)\s*$", re.MULTILINE)
 
 
 def are_here(driver: Path = DRIVER) -> bool:
@@ -37,6 +38,8 @@ class Device:
     """Its PCI address without the function, in small letters: `0000:3b:00`."""
     handle: Any = None
     """NVML's. None of a device that does not answer, and without NVML."""
+    name: str = ""
+    """The name of the card: cards of one name are equally fast."""
 
 
 class Gpus:
@@ -58,7 +61,8 @@ class Gpus:
         except Exception as error:
             self.why = str(error)
         self._all = listed
-        self.devices = tuple(visible(self._all, environ.get(VISIBLE)))
+        self._order = environ.get(ORDER)
+        self.devices = tuple(visible(self._all, environ.get(VISIBLE), self._order))
 
     @property
     def nvml(self) -> Any:
@@ -67,7 +71,7 @@ class Gpus:
 
     def use(self, told: str) -> None:
         """Only these devices count from here on, by the names that CUDA_VISIBLE_DEVICES has for them."""
-        self.devices = tuple(visible(self._all, told))
+        self.devices = tuple(visible(self._all, told, self._order))
         self.watch()
 
     def _asked(self, count: int, listed: list[Device]) -> Iterator[Device]:
@@ -81,7 +85,8 @@ class Gpus:
     def _device(self, index: int) -> Device:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         bus = _text(self._nvml.nvmlDeviceGetPciInfo(handle).busId)
-        return Device(index, _text(self._nvml.nvmlDeviceGetUUID(handle)), address(bus), handle)
+        uuid, name = _text(self._nvml.nvmlDeviceGetUUID(handle)), _text(self._nvml.nvmlDeviceGetName(handle))
+        return Device(index, uuid, address(bus), handle, name)
 
     def watch(self) -> None:
         """Errors of the devices are told from here on. One that refuses that is not watched."""
@@ -151,12 +156,25 @@ class Gpus:
         return int(self._nvml.nvmlDeviceGetMemoryInfo(device.handle).used)
 
 
-def visible(found: list[Device], told: str | None) -> Iterator[Device]:
-    """Those of the devices that CUDA_VISIBLE_DEVICES names, by number or by UUID. All if it is not set."""
-    if told is None:
+def are_numbers(words: Sequence[str]) -> bool:
+    """Whether devices are named by their numbers in `words`."""
+    return all(word.strip().isdecimal() for word in words)
+
+
+def in_one_order(devices: Sequence[Device], order: str | None) -> bool:
+    """Whether a number means the same one of `devices` to CUDA as here. By CUDA_DEVICE_ORDER, `order`, CUDA counts the
+    fastest first, or by their addresses, as NVML does."""
+    return order == "PCI_BUS_ID" or len({device.name for device in devices if device.name}) < 2
+
+
+def visible(found: list[Device], told: str | None, order: str | None = None) -> Iterator[Device]:
+    """Those of the devices that CUDA_VISIBLE_DEVICES names, by number or by UUID. All if it is not set, or if nobody
+    can tell which ones its numbers mean."""
+    words = [] if told is None else told.split(",")
+    if told is None or (are_numbers(words) and not in_one_order(found, order)):
         yield from found
         return
-    for word in map(str.strip, told.split(",")):
+    for word in map(str.strip, words):
         match = [d for d in found if word == str(d.index) or (len(word) > 4 and d.uuid.startswith(word))]
         if not match:
             return  # CUDA ends the list at the first name that it does not know.
@@ -166,10 +184,11 @@ def visible(found: list[Device], told: str | None) -> Iterator[Device]:
 def _listed(driver: Path) -> Iterator[Device]:
     """The devices in the driver's files, by their addresses: so NVML counts them, too."""
     for index, folder in enumerate(sorted((driver / "gpus").glob("*"))):
-        uuid = None
+        text = ""
         with contextlib.suppress(OSError):
-            uuid = _UUID.search((folder / "information").read_text(errors="replace"))
-        yield Device(index, uuid[1] if uuid else "", address(folder.name))
+            text = (folder / "information").read_text(errors="replace")
+        uuid, model = _UUID.search(text), _MODEL.search(text)
+        yield Device(index, uuid[1] if uuid else "", address(folder.name), name=model[1] if model else "")
 
 
 def _place(handle: Any) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from supervisor.attempt.gpus import VISIBLE, Device
+from supervisor.attempt.gpus import ORDER, VISIBLE, Device, are_numbers, in_one_order
 from supervisor.core.model import Verdict
 from supervisor.run.spec import Spec
 
@@ -15,12 +15,19 @@ def shrunk(spec: Spec, verdict: Verdict, environ: Mapping[str, str], known: Sequ
     device is left. `known` are its devices, as they were before the loss.
 
     The kernel or the driver has named the device by its PCI address. If not, it is the one with the failed rank's
-    number, as programs choose it."""
+    number, as programs choose it. Those that are left are named by their UUIDs, if they have some: the numbers mean
+    others once the lost one is gone."""
     told = spec.devices or environ.get(VISIBLE, "")
     devices = told.split(",") if told else [str(d.index) for d in known] or [str(n) for n in range(spec.nproc)]
     lost = (verdict.rank or 0) % len(devices)
-    if verdict.device and known:
+    # Else `known` is in NVML's order, and a number says which one of CUDA's.
+    ordered = not are_numbers(devices) or in_one_order(known, environ.get(ORDER))
+    all_known = len(known) == len(devices)
+    if verdict.device and known and (ordered or all_known):
         lost = next((index for index, device in enumerate(known) if device.bus == verdict.device), -1)
+        ordered = True
+    if ordered and all_known and all(device.uuid for device in known):
+        devices = [device.uuid for device in known]
     left = [device for index, device in enumerate(devices) if index != lost]
     if left == devices:
         return spec

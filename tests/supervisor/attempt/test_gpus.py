@@ -52,6 +52,8 @@ class Nvml(SimpleNamespace):
         self.nvmlDeviceGetHandleByIndex = self.handle
         self.nvmlDeviceGetPciInfo = lambda of: SimpleNamespace(busId=f"00000000:{0x3B + self.at(of):02X}:00.0".encode())
         self.nvmlDeviceGetUUID = lambda of: "GPU-{0}{0}{0}{0}-aa".format(self.at(of))
+        self.names = ["H100", "H100"]
+        self.nvmlDeviceGetName = lambda of: self.names[self.at(of)]
         self.nvmlDeviceGetComputeRunningProcesses = lambda of: [
             SimpleNamespace(pid=pid) for pid in self.holders[self.at(of)]
         ]
@@ -150,7 +152,7 @@ def files_of_two(path: Path) -> Path:
     """The driver's files of the two devices."""
     for index in range(2):
         folder = path / f"gpus/0000:{0x3B + index:02x}:00.0"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "information").write_text(f"Model: \t\t H100\nGPU UUID: \t GPU-{index}{index}{index}{index}-aa\n")
     return path
 
@@ -184,9 +186,12 @@ def test_without_the_package_nothing_is_told(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("nproc", "devices", "bus", "expected"),
     [
-        (2, "", "0000:3b:00", (1, "1")),  # as the kernel says, not the rank
-        (2, "", "", (1, "0")),
-        (1, "GPU-0000,GPU-1111", "0000:3c:00", (1, "GPU-0000")),
+        (2, "", "0000:3b:00", (1, "GPU-1111-aa")),  # as the kernel says, not the rank
+        (2, "", "", (1, "GPU-0000-aa")),
+        (2, "1,0", "", (1, "GPU-1111-aa")),
+        (2, "1,0", "0000:3c:00", (1, "GPU-0000-aa")),
+        (2, "MIG-0000,MIG-1111", "", (1, "MIG-0000")),
+        (1, "GPU-0000,GPU-1111", "0000:3c:00", (1, "GPU-0000-aa")),
         (2, "1", "", None),
         (2, "0", "0000:3c:00", (2, "0")),  # that device is none of ours
     ],
@@ -201,6 +206,47 @@ def test_a_spec_without_the_lost_device(
     assert (found and (found.nproc, found.devices)) == expected
 
 
+@pytest.mark.parametrize(
+    ("devices", "order", "bus", "expected"),
+    [
+        ("0,1", "", "0000:3b:00", "GPU-1111-aa"),  # all of them, in whatever order
+        ("", "", "0000:3b:00", "GPU-1111-aa"),
+        ("GPU-1111,GPU-0000", "", "", "GPU-1111-aa"),
+        ("1,0", "PCI_BUS_ID", "", "GPU-1111-aa"),
+        # CUDA's numbers: nobody can tell here which devices they are.
+        ("0,1", "", "", "0"),
+        ("", "", "", "0"),
+        ("1", "", "0000:3b:00", None),
+    ],
+)
+def test_numbers_of_cards_that_are_not_alike(
+    nvml: Nvml, devices: str, order: str, bus: str, expected: str | None
+) -> None:
+    """CUDA counts the fastest first, NVML by addresses."""
+    nvml.names = ["L4", "H100"]
+    environ = {**({"CUDA_VISIBLE_DEVICES": devices} if devices else {}), "CUDA_DEVICE_ORDER": order}
+    spec = Spec("run", "mark", ("train.py",), False, 2, "/", devices=devices)
+
+    left = shrunk(spec, Conclusion(Cause.GPU_LOST, "", 9.0, rank=1, device=bus), environ, Gpus(environ).devices)
+
+    assert (left and left.devices) == expected
+
+
+def test_all_devices_count_if_nobody_can_tell_which_are_meant(nvml: Nvml, tmp_path: Path) -> None:
+    """Cards that are not alike, by NVML or by the driver's files, of which numbers are given."""
+
+    def counted(environ: dict[str, str]) -> list[int]:
+        return [device.index for device in Gpus(environ, files_of_two(tmp_path)).devices]
+
+    told = {"CUDA_VISIBLE_DEVICES": "1"}
+    assert counted(told) == [1]
+    nvml.names = ["L4", "H100"]
+    assert counted(told) == [0, 1]
+    assert counted({**told, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == counted({"CUDA_VISIBLE_DEVICES": "GPU-1111"}) == [1]
+    nvml.lost, nvml.names = {0}, ["", "L4"]
+    assert counted(told) == [0, 1]
+
+
 def test_a_lost_device_counts_no_more(nvml: Nvml, tmp_path: Path) -> None:
     """As it was known before the loss; nor for a limb of the run as it is resumed later."""
     spec = Spec("run", "mark", ("train.py",), False, 2, "/")
@@ -211,7 +257,7 @@ def test_a_lost_device_counts_no_more(nvml: Nvml, tmp_path: Path) -> None:
 
     left = shrunk(spec, lost, {}, limb.gpus().devices)
 
-    assert left is not None and left.devices == "1"
+    assert left is not None and left.devices == "GPU-1111-aa"
     limb.use(left)
     for each in (limb, Limb(RunDir(tmp_path), left, {}, set)):
         assert [device.bus for device in each.gpus().devices] == ["0000:3c:00"]
