@@ -202,7 +202,8 @@ class Attempt:
             return Evidence()
         watch = self.watch
         self._witness.gpus = self.gpus
-        return self._witness.hear(watch.exits, watch.raised, watch.pids, steps.done(watch.beats))
+        done, made = steps.done(watch.beats), steps.made(watch.beats)
+        return self._witness.hear(watch.exits, watch.raised, watch.pids, done, made)
 
     def fds(self) -> list[int]:
         """The descriptors that are readable when one of its processes has ended."""

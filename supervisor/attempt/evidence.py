@@ -26,7 +26,7 @@ from typing import Any
 from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.kernel_log import KernelLog
 from supervisor.attempt.recorder import dumps
-from supervisor.core.diagnosis.gpu import holders, xids
+from supervisor.core.diagnosis.gpu import holders, is_outlived, xids
 from supervisor.core.evidence import Evidence, Memory, Xid
 from supervisor.core.model import Exit, Raised, Verdict
 from supervisor.process.room import disks, is_full
@@ -112,23 +112,32 @@ class Witness:
         self.gpus: Gpus | None = None
         """The devices, once they are known."""
         self._asked_at = 0.0
-        self._found: list[Xid] = []
-        """The errors of devices, from either source: none is forgotten."""
+        self._found: dict[Xid, dict[int, int]] = {}
+        """The errors of devices, from either source, and what each rank had made of steps when it was seen. None is
+        forgotten: a device may say the same for days."""
+        self._outlived: set[Xid] = set()
         self._seen: tuple[Sequence[Exit], Sequence[Raised]] = ((), ())
         self._pids: Mapping[int | None, int] = {}
         self._steps: Mapping[int, int] = {}
 
     def hear(
-        self, exits: Sequence[Exit], raised: Sequence[Raised], pids: Mapping[int | None, int], steps: Mapping[int, int]
+        self,
+        exits: Sequence[Exit],
+        raised: Sequence[Raised],
+        pids: Mapping[int | None, int],
+        steps: Mapping[int, int],
+        made: Mapping[int, int],
     ) -> Evidence:
-        """The evidence. It is collected anew whenever something more has failed."""
+        """The evidence. It is collected anew whenever something more has failed. `steps`: the last one of each rank;
+        `made`: how many it has made in this attempt."""
         self._seen, self._pids, self._steps = (tuple(exits), tuple(raised)), pids, steps
         self._kernel.follow(time.monotonic())
         failed = [e for e in exits if e.status != 0]
         if (facts := (len(failed), len(raised))) == self._facts:
             # A lost device may show as a hang alone.
-            if (found := self._xids()) != self.evidence.xids:
-                self.evidence = replace(self.evidence, xids=found)
+            found = self._xids(made)
+            if found != self.evidence.xids or (found and pids != self.evidence.pids):
+                self.evidence = replace(self.evidence, xids=found, pids=dict(pids))
             return self.evidence
         self._facts, self._end = facts, self._count()
         self._kernel.read()
@@ -140,7 +149,7 @@ class Witness:
             memory=self._memory(self._end, {pids[e.rank] for e in failed if e.status == -9 and e.rank in pids}),
             pids=dict(pids),
             lines={rank: tuple(last_lines(self._log(rank), _JUDGED)) for rank in speechless},
-            xids=self._xids(),
+            xids=self._xids(made, at_once=True),
             # Also of those that wait in their first step.
             odd=dumps.read(self._folder, [rank for rank in pids if rank is not None and rank >= 0]),
             gone=frozenset(pid for r in raised for pid in holders(r.message) if self._is_dead(pid)),
@@ -149,18 +158,24 @@ class Witness:
         )
         return self.evidence
 
-    def _xids(self) -> tuple[Xid, ...]:
-        """The errors of the devices that the ranks can use, as far as those are known. The driver is asked where the
-        kernel's log cannot be read."""
+    def _xids(self, made: Mapping[int, int], at_once: bool = False) -> tuple[Xid, ...]:
+        """The errors of the devices that the ranks can use, as far as those are known, that explain what fails now. The
+        driver is asked where the kernel's log cannot be read: from time to time, or `at_once`."""
         told = [*xids(self._kernel.news())]
+        if not self._kernel.names_ours:
+            told = [replace(xid, pid=None) for xid in told]
         now, gpus = time.monotonic(), self.gpus
-        if gpus is not None and self._kernel.unreadable and now >= self._asked_at + _ASK_EVERY:
+        if gpus is not None and self._kernel.unreadable and (at_once or now >= self._asked_at + _ASK_EVERY):
             self._asked_at = now
             told += gpus.news()
-        # Each once: a device may say the same for days.
-        self._found += [xid for xid in dict.fromkeys(told) if xid not in self._found]
+        for xid in told:
+            self._found.setdefault(xid, dict(made))
+        ranks = [rank for rank in self._pids if rank is not None and rank >= 0]
+        # For good: a program's second training begins to count anew.
+        fresh = self._found.keys() - self._outlived
+        self._outlived |= {xid for xid in fresh if is_outlived(self._found[xid], made, ranks)}
         ours = {device.bus for device in gpus.devices} if gpus is not None else set()
-        return tuple(xid for xid in self._found if not ours or xid.bus in ours)
+        return tuple(xid for xid in self._found if xid not in self._outlived and (not ours or xid.bus in ours))
 
     def _is_dead(self, pid: int) -> bool:
         """Whether no process has that pid, as the driver tells it. In a container with its own pids, the driver's pids

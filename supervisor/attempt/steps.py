@@ -16,6 +16,11 @@ def done(beats: Sequence[Beat]) -> dict[int, int]:
     return {b.rank: b.step if b.placed else -1 for b in finished}
 
 
+def made(beats: Sequence[Beat]) -> dict[int, int]:
+    """For each rank that trains, the number of steps that it has finished in this attempt."""
+    return {b.rank: b.step - max(b.first_step, 0) for b in beats if b.phase >= Phase.TRAIN}
+
+
 def start(beats: Sequence[Beat]) -> int | None:
     """The step that the attempt went on from. -1 while no rank trains, None if it is unknown."""
     ranks = done(beats)

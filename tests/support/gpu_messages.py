@@ -135,6 +135,10 @@ XID_ECC_UNCONTAINED = (
     "NVRM: Xid (PCI:0000:52:00): 95, pid='<unknown>', name=<unknown>, Uncontained: LTC TAG (0x2,0x0)",
 )
 XID_ECC_ELSEWHERE = (*_ECC_OF_TWO_BITS, *XID_CONTAINED)
+XID_OF_A_MONITOR = (
+    "NVRM: Xid (PCI:0000:61:00): 119, pid=1346198, name=nvidia-smi, Timeout waiting for RPC from GSP! Expected "
+    "function 103 (GSP_RM_ALLOC) (0x80 0x38).",
+)
 XID_MIG = (
     "NVRM: Xid (PCI:0000:01:00 GPU-I:05): 94, pid=7194, Contained: CE User Channel (0x9). RST: No, D-RST: No",
     "NVRM: Xid (PCI:0000:01:00 GPU-I:05 GPU-CI:02): 94, pid=7194, Contained: SM (0x1). RST: No, D-RST: No",

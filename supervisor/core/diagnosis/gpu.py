@@ -7,7 +7,7 @@ which.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from supervisor.core.evidence import Evidence, Xid
@@ -47,6 +47,9 @@ _PID = re.compile(r"\bpid='?(\d+)")
 
 _LOST_XIDS = frozenset({48, 62, 64, 79, 95, 119, 120, 136, 140, 143, 151, 155, 156, 158})
 """Errors after which the device needs a reset, or is gone (NVIDIA's catalog of Xid errors)."""
+_IN_MEMORY = frozenset({48, 95})
+"""Those of them whose pid is the program that used the memory. With all others it is whoever has noticed: a monitor
+asks a device that is lost, too."""
 _OF_A_DEVICE = frozenset({Cause.GPU_FAULT, Cause.GPU_LOST, Cause.GPU_BUSY, Cause.NCCL_ERROR})
 _BY_A_DEVICE = _OF_A_DEVICE | {Cause.HANG, Cause.SEGFAULT, Cause.ABORT, Cause.NCCL_OR_GLOO_TIMEOUT}
 """Failures that a lost device may have caused, though nothing in the rank says so."""
@@ -54,6 +57,7 @@ _CONTAINED = 94
 """An ECC error that ends only the programs that used that page. The driver puts the page out of use."""
 _ECC = 48
 """An ECC error of two bits. The driver tells it also of one that it contains then."""
+_MANY_STEPS = 50
 
 
 def failed_assert(lines: Iterable[str]) -> str:
@@ -83,20 +87,27 @@ def address(bus: str) -> str:
     return f"{domain[-4:]}:{rest.partition('.')[0]}"
 
 
-def lost(seen: Collection[Xid]) -> Xid | None:
-    """The first error after which a device is lost."""
+def lost(seen: Collection[Xid], pids: Collection[int]) -> Xid | None:
+    """The first error after which a device is lost that programs with these pids may use."""
     contained = {xid.bus for xid in seen if xid.number == _CONTAINED}
     for xid in seen:
-        if xid.number in _LOST_XIDS and not (xid.number == _ECC and xid.bus in contained):
+        is_ours = xid.pid is None or xid.pid in pids or xid.number not in _IN_MEMORY
+        if xid.number in _LOST_XIDS and is_ours and not (xid.number == _ECC and xid.bus in contained):
             return xid
     return None
+
+
+def is_outlived(before: Mapping[int, int], now: Mapping[int, int], ranks: Collection[int]) -> bool:
+    """Whether an error that was seen when the ranks had made `before` steps explains nothing that happens `now`: all of
+    them have made many steps since, so no device that they train on was lost by it."""
+    return bool(ranks) and all(now.get(rank, 0) - before.get(rank, 0) >= _MANY_STEPS for rank in ranks)
 
 
 def judged(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict, corrected by what the kernel says about the devices."""
     if not evidence.xids or verdict.cause not in _BY_A_DEVICE:
         return verdict
-    cause, xid = verdict.cause, lost(evidence.xids)
+    cause, xid = verdict.cause, lost(evidence.xids, evidence.pids.values())
     if xid is not None:
         cause, verdict = Cause.GPU_LOST, replace(verdict, device=xid.bus)
     elif cause in _OF_A_DEVICE:

@@ -14,11 +14,15 @@ from supervisor.attempt import kernel_log
 from supervisor.attempt.evidence import Witness, last_lines
 from supervisor.attempt.gpus import Gpus
 from supervisor.attempt.kernel_log import KernelLog, oom_kills
+from supervisor.attempt.steps import made
 from supervisor.core.evidence import Xid
+from supervisor.core.model import SCRIPT
 from supervisor.process.room import disks, places
+from trainer.rundir.codes import Phase
 from trainer.rundir.layout import AttemptDir
 from trainer.rundir.machine import cgroup
 from trainer.rundir.machine.cgroup import MemoryGroup, NoGroup, own_group
+from trainer.rundir.records.beats import UNPLACED, Beat, Source
 
 KERNEL = """python invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
 memory: usage 65536kB, limit 65536kB, failcnt 912
@@ -65,7 +69,7 @@ def test_no_error_of_a_device_is_missed_or_forgotten(tmp_path: Path, monkeypatch
             with path.open("a") as file:
                 file.write(f"3,1,1,-;{text}\n")
             log.read()
-        return witness.hear((), (), {}, {}).xids
+        return witness.hear((), (), {}, {}, {}).xids
 
     noise = [f"I/O error {n}" for n in range(5)]
     assert said(*noise) == ()
@@ -79,6 +83,54 @@ def test_no_error_of_a_device_is_missed_or_forgotten(tmp_path: Path, monkeypatch
     assert said(*noise) == (first, second)
     witness.gpus = None
     assert said("NVRM: Xid (PCI:0000:3d:00): 62", *noise) == (first, second, Xid("0000:3d:00", 62))
+
+
+def test_an_error_that_every_rank_has_outlived_explains_nothing(tmp_path: Path) -> None:
+    """As of a device that the run does not use: once all ranks have made many steps since, it is no evidence any more,
+    also if the kernel says it again, or a second training begins to count anew."""
+    path = tmp_path / "kmsg"
+    path.touch()
+    witness = Witness(AttemptDir(tmp_path / "0000"), 0, "mark", [])
+    witness._kernel = KernelLog(path)
+    pids: dict[int | None, int] = {None: 2, SCRIPT: 3, 0: 4, 1: 5}
+
+    def heard(*made: int, line: str = "") -> list[int]:
+        with path.open("a") as file:
+            file.write(f"3,1,1,-;{line}\n")
+        witness._kernel.read()
+        return [xid.number for xid in witness.hear((), (), pids, {}, dict(enumerate(made))).xids]
+
+    lost = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+    assert heard(1000, line=lost) == [79] and witness.evidence.pids == pids  # whose an error is, also of a hang
+    assert heard(1049, 60) == heard(1060, 49) == [79]
+    assert heard(1060) == [79]
+    assert heard(1050, 50) == []
+    assert heard(1050, 50, line=lost) == heard(3, 3) == []
+    assert heard(3, 3, line="NVRM: Xid (PCI:0000:3c:00): 62") == heard(52, 53) == [62]
+
+
+def test_steps_made_are_those_of_the_attempt() -> None:
+    """Wherever it went on from, and if nobody knows; none before a rank trains."""
+    at = [(50, 40, Phase.TRAIN), (7, UNPLACED, Phase.EVAL), (7, -1, Phase.TRAIN), (40, 40, Phase.RESTORE)]
+    beats = [Beat(n, 1, step, phase, 9.0, Source.HOOK, 0, first, 0.0) for n, (step, first, phase) in enumerate(at)]
+    assert made(beats) == {0: 10, 1: 7, 2: 7}
+
+
+def test_pids_of_another_namespace_say_nothing(tmp_path: Path) -> None:
+    """In a container the kernel's log names our ranks by pids that we do not know."""
+    path = tmp_path / "kmsg"
+    path.touch()
+    witness = Witness(AttemptDir(tmp_path / "0000"), 0, "mark", [])
+    found = []
+    for ours in (True, False):
+        witness._kernel = KernelLog(path)
+        witness._kernel.names_ours = ours
+        with path.open("a") as file:
+            file.write("3,1,1,-;NVRM: Xid (PCI:0000:3b:00): 95, pid=77, name=python, Uncontained\n")
+        witness._kernel.read()
+        found += [xid.pid for xid in witness.hear((), (), {}, {}, {}).xids]
+        witness._found.clear()
+    assert found == [77, None]
 
 
 def group_files(folder: Path, **files: str) -> Path:

@@ -133,7 +133,7 @@ def test_a_time_out_in_the_first_step_is_read(tmp_path: Path) -> None:
         folder.trace(rank).write_text(json.dumps(trace(*SUM[:count])))
     witness = Witness(folder, 0, "mark", [])
 
-    found = witness.hear((Exit(0, -6, 9.0),), (), {None: 1, -1: 2, 0: 3, 1: 4}, {}).odd
+    found = witness.hear((Exit(0, -6, 9.0),), (), {None: 1, -1: 2, 0: 3, 1: 4}, {}, {}).odd
 
     assert found is not None and found.rank == 1
 

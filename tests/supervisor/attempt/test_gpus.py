@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
+from supervisor.attempt.evidence import Witness
 from supervisor.attempt.gpus import Gpus
+from supervisor.attempt.kernel_log import KernelLog
 from supervisor.checkup.checks import Host, Verdict
 from supervisor.checkup.gpus import gpus as checked
 from supervisor.core.evidence import Xid
-from supervisor.core.model import Cause
+from supervisor.core.model import Cause, Exit
 from supervisor.core.model import Verdict as Conclusion
 from supervisor.loop.shrink import shrunk
 from supervisor.nodes.limb import Limb
 from supervisor.run.spec import Spec
-from trainer.rundir.layout import RunDir
+from trainer.rundir.layout import AttemptDir, RunDir
 
 GB = 1 << 30
 
@@ -245,6 +247,17 @@ def test_all_devices_count_if_nobody_can_tell_which_are_meant(nvml: Nvml, tmp_pa
     assert counted({**told, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == counted({"CUDA_VISIBLE_DEVICES": "GPU-1111"}) == [1]
     nvml.lost, nvml.names = {0}, ["", "L4"]
     assert counted(told) == [0, 1]
+
+
+def test_the_driver_is_asked_at_once_when_something_has_failed(nvml: Nvml, tmp_path: Path) -> None:
+    """However short ago it was asked: the verdict waits for no second look."""
+    witness = Witness(AttemptDir(tmp_path / "0000"), 0, "mark", [])
+    witness._kernel = KernelLog(tmp_path / "none")
+    witness.gpus = known = Gpus({})
+    known.watch()
+    assert witness.hear((), (), {0: 4}, {}, {}).xids == ()
+    nvml.errors = [(1, 79)]
+    assert witness.hear((Exit(0, 1, 9.0),), (), {0: 4}, {}, {}).xids == (Xid("0000:3c:00", 79),)
 
 
 def test_a_lost_device_counts_no_more(nvml: Nvml, tmp_path: Path) -> None:

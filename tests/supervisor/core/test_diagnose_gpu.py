@@ -125,6 +125,7 @@ def test_memory_of_a_dead_process() -> None:
         (said.XID_UNCONTAINED, said.ECC, Cause.GPU_LOST),
         (said.XID_CONTAINED, said.ECC, Cause.GPU_FAULT),
         (said.XID_ECC_ELSEWHERE, said.ILLEGAL, Cause.GPU_LOST),
+        (said.XID_OF_A_MONITOR, said.ILLEGAL, Cause.GPU_LOST),
         (said.XID_MMU, said.ILLEGAL, Cause.GPU_FAULT),
         (said.XID_MMU, said.ASSERT, Cause.GPU_ASSERT),
     ],
@@ -158,6 +159,15 @@ def test_an_ecc_error_that_was_contained_is_no_loss() -> None:
         assert wait_in_vain(Exit(0, -11, 99.0), xids=tuple(xids(lines))).cause is Cause.SEGFAULT
     found = verdict(said.XID_ECC_UNCONTAINED)
     assert (found.cause, found.device) == (Cause.GPU_LOST, "0000:52:00")
+
+
+def test_memory_that_another_program_used_is_no_loss() -> None:
+    """Of an error of the memory the driver names the program that used it; of another error, who has noticed it."""
+    found = tuple(xids(said.XID_UNCONTAINED))
+    raised = kinds(*NEW, message=said.ILLEGAL)
+    assert of_one(raised, xids=found, pids={0: 4242}).cause is Cause.GPU_LOST
+    assert of_one(raised, xids=found, pids={0: 757}).cause is Cause.GPU_FAULT
+    assert of_one(raised, xids=tuple(xids(said.XID_OF_A_MONITOR)), pids={0: 757}).cause is Cause.GPU_LOST
 
 
 def test_errors_of_a_part_of_a_device_are_read() -> None:
