@@ -218,8 +218,9 @@ def test_a_flush_is_the_save(here: Here, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")
 def test_which_tier_is_used(here: Here, notes: Notes, tmp_path: Path) -> None:
-    """Memory if it is newer than any checkpoint; else the disk, and then the snapshots are gone; `never` uses neither;
-    `must` is content with a snapshot; what cannot be read is said, and the older state taken."""
+    """Memory if it is newer than any checkpoint, or a flush has made the newest one of it; else the disk, and then the
+    snapshots are gone; `never` uses neither; `must` is content with a snapshot; what cannot be read is said, and the
+    older state taken."""
 
     def resumed(**options: Any) -> tuple[int, str]:
         notes.kept.clear()
@@ -238,6 +239,12 @@ def test_which_tier_is_used(here: Here, notes: Notes, tmp_path: Path) -> None:
     with training() as made:
         made.run(5)
     assert resumed(resume="must") == (5, "memory")
+    shutil.copytree(here.checkpoints, before := tmp_path / "before")
+    assert flush(here.segment, here.checkpoints, 5, 3, None)["step"] == 5
+    # The same bytes are on the disk now, and those in memory are read sooner.
+    assert resumed() == (5, "memory")
+    shutil.rmtree(here.checkpoints)
+    before.rename(here.checkpoints)
     record = snapshots.find(here.segment)
     assert record is not None
     with record.path(0).open("r+b") as file:

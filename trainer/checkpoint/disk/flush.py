@@ -54,6 +54,7 @@ def flush(
         snapshots.pin(snapshot)
         if not _flushed(snapshot, folder, step is None, seal, disk):
             return {"step": found, "existed": True}
+        snapshots.flushed(snapshot)
         problem = tidy(folder, snapshot.step, keep, disk)
     except (OSError, CheckpointError) as error:
         return {"step": found, "error": str(error)}

@@ -13,8 +13,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...rundir.files.codec import encode, read
+from ...rundir.files.durable import replace_soon
 from ...rundir.machine import shm
-from ...rundir.machine.shm import SLOTS, board_path, buffer_path, ranks_in
+from ...rundir.machine.shm import SLOTS, board_path, buffer_path, flushed_path, ranks_in
 from ..nodes.lineage import NONE, Lineage
 from .board import Board, Record, owner_of
 
@@ -146,6 +148,24 @@ def clear_pins(segment: Path, step: int | None = None) -> None:
     for board in boards(segment).values():
         for slot in SLOTS:
             board.unpin(slot, step)
+
+
+def flushed(snapshot: Snapshot) -> None:
+    """It is known, unless shared memory is full, that the checkpoint of its step is a copy of `snapshot`."""
+    with contextlib.suppress(OSError):
+        replace_soon(flushed_path(snapshot.segment), encode(_serials(snapshot)))
+
+
+def is_flushed(snapshot: Snapshot) -> bool:
+    """Whether flushed() was called with `snapshot`, and with no other since."""
+    try:
+        return read(flushed_path(snapshot.segment), list[int]) == _serials(snapshot)
+    except (OSError, ValueError):
+        return False
+
+
+def _serials(snapshot: Snapshot) -> list[int]:
+    return [record.serial for _, record in snapshot.places]
 
 
 def drop(segment: Path, covers: Callable[[int, int], bool]) -> None:

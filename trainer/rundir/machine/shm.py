@@ -4,6 +4,7 @@
   rank0                         board: what each buffer of rank 0 holds, and which of them a flush is reading
   rank0.a  rank0.b              buffers, a whole snapshot each
   rank0.c                       a third, only while one is pinned
+  flushed                       the newest snapshot of which a flush has made a checkpoint
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ def board_path(segment: Path, rank: int) -> Path:
 
 def buffer_path(segment: Path, rank: int, slot: str) -> Path:
     return segment / f"rank{rank}.{slot}"
+
+
+def flushed_path(segment: Path) -> Path:
+    return segment / "flushed"
 
 
 def is_private(segment: Path) -> bool:
