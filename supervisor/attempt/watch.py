@@ -61,7 +61,7 @@ class Watch:
         self._ends = NoteReader(folder.ended)
         self.launcher = group.launcher
         self._launcher_pid = group.launcher.pid if group.launcher else 0
-        self._gate = group.gate
+        self._group = group
         self.exits: list[Exit] = []
         self.raised: list[Raised] = []
         self._reaper, self._reader = reaper, BeatReader(folder.beats)
@@ -205,18 +205,22 @@ class Watch:
         if len(self.seen_ranks) < len(self._asked):
             known = set(self.seen_ranks.values())
             born = [pid for pid in kernel.children(self._launcher_pid) if pid not in known]
-            self._unborn = tuple(self._to_be_rank(pid) for pid in born)
+            self._unborn = tuple(member for pid in born if (member := self._to_be_rank(pid)) is not None)
         if self._unborn or len(self.seen_ranks) < len(self._asked) or any(b.phase < Phase.TRAIN for b in self.beats):
             self._launcher_stopped = kernel.glance(self._launcher_pid).state == "T"
 
-    def _to_be_rank(self, pid: int) -> Member:
-        if kernel.glance(pid).state != "T":
+    def _to_be_rank(self, pid: int) -> Member | None:
+        """None if it has ended. A rank without a beat has ended for its launcher alone, which waits for the others."""
+        if (state := kernel.glance(pid).state) not in "TZ":
             return Member(pid)
-        for rank in self._asked:
-            with contextlib.suppress(OSError, ValueError):
-                if int(self._gate.ready(rank).read_text()) == pid:
-                    return Member(pid, rank, stopped=True)
-        return Member(pid, kernel.rank(pid), stopped=True)
+        rank = next((rank for rank, came in self._group.came().items() if came == pid), None)
+        if state == "T":
+            return Member(pid, kernel.rank(pid) if rank is None else rank, stopped=True)
+        if rank is not None:
+            with contextlib.suppress(ProcessLookupError), contextlib.closing(Process(pid)) as process:
+                self.exits.append(Exit(rank, self._reaper.exit_code(process), self._kernel_at))
+                self.seen_ranks[rank] = pid
+        return None
 
     def _view(self, beat: Beat) -> RankView:
         glance = self._kernel.get(beat.rank, kernel.Glance())
@@ -278,10 +282,10 @@ class Watch:
     def _find_script(self, at: float) -> None:
         """Finds the script's process. It was no rank any more when this supervisor came, or was one for less than a
         look. It was alive at the time `at`."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self._gate.ready(0).read_text())
+        if (pid := self._group.came().get(0)) is not None:
             self.seen_ranks[SCRIPT] = pid
-            self.script = Process.as_of(pid, at)
+            with contextlib.suppress(ProcessLookupError):
+                self.script = Process.as_of(pid, at)
 
     def _is_spared(self, rank: int, status: int | None) -> bool:
         role = self._spawned.get(rank)
@@ -321,7 +325,7 @@ class Watch:
         """Reads the launcher's report. It tells of ranks that died before they registered, or whose status is not
         known. It tells the launcher's own status, if the launcher is not our child and the kernel does not tell it."""
         with contextlib.suppress(OSError, ValueError):
-            report = read(self._gate.launcher_report, Report)
+            report = read(self._group.gate.launcher_report, Report)
             code, at = report.exit_code, min(now, report.mono)
             self.exits = [
                 replace(e, status=code, at=at) if e.rank is None and e.status is None else e for e in self.exits

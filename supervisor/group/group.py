@@ -120,8 +120,7 @@ class WorkerGroup:
 
     def dead(self) -> str:
         """Which of its ranks has ended while it waited. Empty if none has."""
-        self.rank_pids()
-        return next((f"rank {rank} has ended" for rank, pid in self._came.items() if not is_running(pid)), "")
+        return next((f"rank {rank} has ended" for rank, pid in self.came().items() if not is_running(pid)), "")
 
     def release(self, body: Release, attempt: AttemptDir) -> None:
         """Its ranks go on as the attempt. A rank that comes to the gate later does not wait there. OSError if the gate
@@ -168,13 +167,17 @@ class WorkerGroup:
         ranks = self.rank_pids()
         return {self.launcher.pid, *ranks, *(pid for pid in our_children() if _session_of(pid) in ranks)}
 
-    def rank_pids(self) -> list[int]:
-        """The pids of the ranks that have come to the gate, in the order of the ranks."""
+    def came(self) -> dict[int, int]:
+        """The pid of each rank that has come to the gate, by rank."""
         for rank in self.seat.ranks:
             if rank not in self._came:
                 with contextlib.suppress(OSError, ValueError):
                     self._came[rank] = int(self.gate.ready(rank).read_text())
-        return [self._came[rank] for rank in sorted(self._came)]
+        return dict(sorted(self._came.items()))
+
+    def rank_pids(self) -> list[int]:
+        """The pids of the ranks that have come to the gate, in the order of the ranks."""
+        return list(self.came().values())
 
     def abandon(self) -> None:
         """The group is given up. No rank waits for this supervisor any more."""

@@ -169,7 +169,8 @@ def test_every_moment(run: Run, reference: Any) -> None:
     dies(at="before event:run_ended")
 
     assert run.launch() == 0
-    assert [cause for cause, _ in run.verdicts()] == ["killed", "killed", "preempted", "finished"]
+    causes = [cause for cause, _ in run.verdicts()]
+    assert causes == ["killed", "killed", "preempted", "finished"], run.events("verdict")
     assert_undisturbed(run, reference)
 
 

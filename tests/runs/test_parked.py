@@ -204,3 +204,40 @@ def test_a_standby_builds_at_the_lowest_priority(run: Run) -> None:
     assert nice(made[:1]) == {usual}
     run.cli("stop", "run", "--now")
     run.wait()
+
+
+LATE = """
+import os, time, torch, torch.distributed as dist
+from pathlib import Path
+from supervise import Checkpointer
+
+attempt, rank = os.environ["SUPERVISE_ATTEMPT"], os.environ["RANK"]
+Path(f"new{rank}").write_text(str(os.getpid()))
+Path(f"new{rank}").replace(f"builds{attempt}.{rank}")
+while attempt == "1":
+    time.sleep(0.02)
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ckpt = Checkpointer(model=model, optimizer=optimizer, park=True, every=None)
+for step in range(ckpt.restore(), 10**6):
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    ckpt.step(step + 1)
+    time.sleep(0.02)
+"""
+"""The standby of attempt 0 never comes to restore()."""
+
+
+def test_a_rank_that_dies_before_its_first_beat(run: Run) -> None:
+    """It was released while it was building. Its launcher would tell of it after the grace, or at the others' end."""
+    run.start("--nproc", "2", "--grace", "1h", "--hang-timeout", "off", run.script(LATE))
+    pids: list[int] = until(lambda: [int(path.read_text()) for path in sorted(run.folder.glob("builds1.*"))][1:])
+    os.kill(int((run.folder / "builds0.1").read_text()), signal.SIGKILL)
+    until(lambda: run.events("attempt_started")[1:])
+    os.kill(pids[0], signal.SIGKILL)
+    run.until_event("first_step", 2)
+    assert run.verdicts() == [("killed", 1), ("killed", 1)]
+    run.cli("stop", "run", "--now")
+    assert run.wait() == 103
