@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
 
 def head(name: str, here: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """What a result begins with: when, where and how it was measured."""
-    asked = {key: value for key, value in vars(given).items() if key != "json"}
+    asked = {key: value for key, value in vars(given).items() if key not in ("json", "svg")}
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"benchmark": name, "date": when, "machine": here, "options": asked}
 

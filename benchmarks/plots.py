@@ -67,7 +67,8 @@ def goodput(result: dict[str, Any], path: Path) -> None:
         bar = (names.get(sample["side"], sample["side"]), 100 * sample["goodput"]["p50"], colours[sample["side"]])
         groups.setdefault(sample["every_s"], []).append(bar)
     rows = [(f"every {every:g} s", bars) for every, bars in sorted(groups.items())]
-    rounds = f"Medians of {result['options']['rounds']} rounds"
+    count = result["options"]["rounds"]
+    rounds = f"Medians of {count} rounds" if count > 1 else "One run of each"
     subtitle = f"{rounds}; 100 %: no failures, no saves, nobody supervises. {machine_line(result)}"
     axes = ("a random rank is killed", "goodput, %")
     svg.grouped(path, "Goodput against the failure rate", subtitle, axes, rows, "%")
