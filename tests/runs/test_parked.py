@@ -139,7 +139,20 @@ def test_parked_at_the_restore(run: Run) -> None:
     assert {cause for cause, _ in run.verdicts()} <= {"killed", "stopped"}
 
 
-BUILDS = """
+TRAINS = """
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ckpt = Checkpointer(model=model, optimizer=optimizer, park=True, every=None)
+for step in range(ckpt.restore(), 10**6):
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    ckpt.step(step + 1)
+    stepped()
+    time.sleep(0.02)
+"""
+"""The end of a program that tells of its steps by `stepped()`, some fifty a second."""
+BUILDS = (
+    """
 import json, os, subprocess, threading, time, torch
 from pathlib import Path
 from supervise import Checkpointer
@@ -157,18 +170,15 @@ if not Path("go").exists():
     child.kill()
     child.wait()
     os.kill(orphan, 9)
-model = torch.nn.Linear(2, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-ckpt = Checkpointer(model=model, optimizer=optimizer, park=True, every=None)
-for step in range(ckpt.restore(), 10**6):
-    model(torch.ones(2)).sum().backward()
-    optimizer.step()
-    ckpt.step(step + 1)
+
+def stepped():
     if not Path(f"pid{attempt}").exists():
         Path("newer").write_text(str(os.getpid()))
         Path("newer").replace(f"pid{attempt}")
-    time.sleep(0.02)
+
 """
+    + TRAINS
+)
 """A standby of it builds, with a thread, a child and an orphan, until there is a file `go`."""
 
 
@@ -206,7 +216,8 @@ def test_a_standby_builds_at_the_lowest_priority(run: Run) -> None:
     run.wait()
 
 
-LATE = """
+LATE = (
+    """
 import os, time, torch, torch.distributed as dist
 from pathlib import Path
 from supervise import Checkpointer
@@ -218,16 +229,11 @@ while attempt == "1":
     time.sleep(0.02)
 dist.init_process_group("gloo")
 torch.manual_seed(0)
-model = torch.nn.Linear(2, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-ckpt = Checkpointer(model=model, optimizer=optimizer, park=True, every=None)
-for step in range(ckpt.restore(), 10**6):
-    model(torch.ones(2)).sum().backward()
-    optimizer.step()
-    ckpt.step(step + 1)
-    time.sleep(0.02)
+stepped = bool
 """
-"""The standby of attempt 0 never comes to restore()."""
+    + TRAINS
+)
+"""The standby of attempt 0 never comes to restore(): it builds until it is killed."""
 
 
 def test_a_rank_that_dies_before_its_first_beat(run: Run) -> None:

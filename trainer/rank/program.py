@@ -21,7 +21,7 @@ _OURS = str(Path(__file__).parents[1])
 
 def loaded() -> list[tuple[str, int, int]]:
     """(path, bytes, ns of its last change) of the loaded modules that were not installed: sources and extensions."""
-    elsewhere = tuple(os.path.join(path, "") for path in _installed())  # noqa: PTH118 (a prefix)
+    elsewhere = installed()
     found: dict[str, tuple[int, int]] = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
@@ -38,11 +38,13 @@ def loaded() -> list[tuple[str, int, int]]:
     return [(path, *about) for path, about in found.items()]
 
 
-def _installed() -> set[str]:
+def installed() -> tuple[str, ...]:
+    """What the paths begin with of all that was installed, the standard library's and this package's among them."""
     paths = sysconfig.get_paths()
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    return {_OURS, *(paths[name] for name in names), *users, *(p for p in sys.path if p.endswith("-packages"))}
+    found = {_OURS, *(paths[name] for name in names), *users, *(p for p in sys.path if p.endswith("-packages"))}
+    return tuple(os.path.join(path, "") for path in found)  # noqa: PTH118 (a prefix)
 
 
 def leave(path: Path) -> None:

@@ -12,7 +12,6 @@ import importlib.abc
 import os
 import re
 import sys
-import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,13 +21,13 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from ...rundir.variables import LAUNCHERS
+from ..program import installed
 from . import fitness, rank_zero
-from .modules import Barred, is_installed
+from .modules import Barred
 from .variables import Reads, is_read
 
 _BOOTSTRAP: Any = importlib._bootstrap
 _OURS = __name__.partition(".")[0]
-_STANDARD = tuple(os.path.join(sysconfig.get_paths()[name], "") for name in ("stdlib", "platstdlib"))  # noqa: PTH118
 _OF_A_RANK = re.compile(LAUNCHERS.pattern + r"|SUPERVISE_.*")
 """The variables that a rank has and the fork server has not."""
 
@@ -60,7 +59,7 @@ class ImportWatch:
         self._habits = fitness.habits()
         self._reads = Reads(self._read)
         self._late = {variable: set(names) for variable, names in late.items()}
-        self._began = dict(os.environ)
+        self._began, self._installed = dict(os.environ), installed()
         self.reads: defaultdict[str, set[str]] = defaultdict(set)
         """For each module: the variables that its import has read, and that no import had set."""
 
@@ -193,8 +192,9 @@ class ImportWatch:
         if late:
             self._blame(name, f"reads {' and '.join(late)}, which the script sets before")
 
-        if (own := _not_installed(sys.modules.get(name))) is not None:
-            self._blame(name, f"reads {own}, which was not installed and may change")
+        origin = _origin(sys.modules.get(name))
+        if origin and name.partition(".")[0] not in sys.stdlib_module_names and not origin.startswith(self._installed):
+            self._blame(name, f"reads {origin}, which was not installed and may change")
 
     def _blame(self, name: str, what: str) -> None:
         self.causes[name] = f"{self.causes[name]}, {what}" if name in self.causes else f"its import {what}"
@@ -214,13 +214,10 @@ class _Bar(importlib.abc.MetaPathFinder):
         self._watch.bar(fullname)
 
 
-def _not_installed(module: Any) -> str | None:
-    """Its file, if that is neither of the standard library nor installed."""
+def _origin(module: Any) -> str:
+    """Its file; empty if it has none."""
     spec = getattr(module, "__spec__", None)
-    origin: str | None = getattr(spec, "origin", None) if getattr(spec, "has_location", False) else None
-    if origin is None or origin.startswith(_STANDARD) or module.__name__.partition(".")[0] in sys.stdlib_module_names:
-        return None
-    return None if is_installed(origin) else origin
+    return (spec.origin or "") if spec is not None and spec.has_location else ""
 
 
 def _absolute(name: str, globals: Any, level: int) -> str:

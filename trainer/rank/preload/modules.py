@@ -36,18 +36,10 @@ def third_party() -> list[str]:
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
         origin = getattr(spec, "origin", None) or ""
-        if (
-            is_installed(origin)
-            and getattr(spec, "name", None) == name
-            and name.partition(".")[0] not in sys.stdlib_module_names
-        ):
+        installed = origin.startswith(_OURS) or "-packages" + os.sep in origin
+        if installed and getattr(spec, "name", None) == name and name.partition(".")[0] not in sys.stdlib_module_names:
             names.append(name)
     return names[:_MOST]
-
-
-def is_installed(origin: str) -> bool:
-    """Whether the module of the file `origin` was installed, or is this package's: nobody changes it during a run."""
-    return origin.startswith(_OURS) or "-packages" + os.sep in origin
 
 
 class Barred(BaseException):
