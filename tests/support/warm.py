@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOM = "ROOM_FOR_ENVIRONMENTS"
@@ -159,12 +159,26 @@ class _ForkServer:
         self.returncode: int | None = None
 
 
+_kept: list[TextIO] = []
+"""Streams that would be flushed, under their locks, if they were collected."""
+
+
+def _anew(old: TextIO, fd: int) -> TextIO:
+    """A stream like `old`, with locks of its own."""
+    new = open(fd, "w", encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+    new.reconfigure(line_buffering=old.line_buffering, write_through=old.write_through)  # type: ignore[attr-defined]
+    return new
+
+
 def _serve(warm: Interpreter, command: list[str], streams: tuple[int, int, int], asked: dict[str, Any]) -> None:
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     if asked["start_new_session"]:
         os.setsid()
     os.chdir(asked["cwd"])
+    # A thread of the supervisor may have held the locks of its streams at the fork, and is not here to let them go.
+    _kept.extend([sys.stdout, sys.stderr])
+    sys.stdout, sys.stderr = _anew(sys.stdout, 1), _anew(sys.stderr, 2)
     warm.restore()
     _close_others(warm, *asked["pass_fds"])
     _default_signals()
